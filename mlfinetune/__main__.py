@@ -1,0 +1,5 @@
+"""`python -m mlfinetune`."""
+
+from mlfinetune.cli import main
+
+main()

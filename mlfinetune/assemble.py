@@ -1,0 +1,222 @@
+"""Config -> parts. The only reader of the whole config; parts take plain values."""
+
+import hashlib
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from mlfinetune import __version__
+from mlfinetune.config import Config
+from mlfinetune.data.loader import Loader
+from mlfinetune.data.manifest import Splits, read_splits
+from mlfinetune.errors import ConfigError, nearest
+from mlfinetune.fit import Settings
+from mlfinetune.loss import Loss, build_loss
+from mlfinetune.model import Tagger, load_pretrained
+from mlfinetune.optim import build_optimizer, lr_at
+from mlfinetune.records import (
+    NEGATIVE,
+    POSITIVE,
+    Checkpoint,
+    Manifest,
+    SourceOptions,
+    TransformSpec,
+)
+
+MAX_POS_WEIGHT = 100.0
+"""`pos_weight: auto` stops here: one picture in ten thousand must not outweigh the rest."""
+
+
+def source_options(config: Config) -> SourceOptions:
+    """How to read tables and folders."""
+    data = config.data
+    return SourceOptions(
+        images=data.images,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        label_columns=None if data.label_columns is None else tuple(data.label_columns),
+        label_delimiter=data.label_delimiter,
+        folder_labels=data.folder_labels,
+        empty_labels=data.empty_labels,
+        allow_outside_root=data.allow_outside_root,
+    )
+
+
+def splits(config: Config) -> Splits:
+    """The examples of train and val."""
+    data = config.data
+    return read_splits(
+        data.train,
+        data.val,
+        source_options(config),
+        val_fraction=data.val_fraction,
+        labels=data.labels,
+        seed=config.train.seed,
+    )
+
+
+def transform_spec(config: Config) -> TransformSpec:
+    """How pictures become input."""
+    return TransformSpec(
+        image_size=config.model.image_size,
+        resize=config.model.resize,
+        max_pixels=config.data.max_pixels,
+        crop_scale=config.augment.crop_scale,
+        horizontal_flip=config.augment.horizontal_flip,
+        color_jitter=config.augment.color_jitter,
+        rand_augment=config.augment.rand_augment,
+    )
+
+
+def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.device) -> Tagger:
+    """The tagger with its pretrained backbone, on the device.
+
+    Raises:
+        ConfigError: an unknown backbone, or batches that BatchNorm cannot train on.
+        WeightsError: the weights cannot be had, or do not fit.
+    """
+    settings = config.model
+    smallest = min(config.train.batch_size // config.train.accumulate, len(train))
+    if smallest <= 1 and spec.image_size <= 32 and not settings.freeze_backbone:
+        raise ConfigError(
+            "one picture of 32 px at a time gives BatchNorm one value a channel to learn from; "
+            "raise train.batch_size or model.image_size, or set model.freeze_backbone: true"
+        )
+    prior = label_log_odds(train) if settings.head_bias == "prior" else None
+    tagger = Tagger(
+        settings.backbone,
+        len(train.labels),
+        mean=spec.mean,
+        std=spec.std,
+        frozen=settings.freeze_backbone,
+        bias=prior,
+    )
+    if settings.weights is not None:
+        load_pretrained(tagger, settings.backbone, settings.weights)
+    return tagger.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:
+    """The tagger of a checkpoint, ready to predict."""
+    spec = checkpoint.transform
+    tagger = Tagger(checkpoint.backbone, len(checkpoint.labels), mean=spec.mean, std=spec.std)
+    tagger.load_state_dict(checkpoint.weights)
+    return tagger.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def loader(
+    config: Config,
+    manifest: Manifest,
+    spec: TransformSpec,
+    device: torch.device,
+    workers: int,
+    *,
+    train: bool,
+) -> Loader:
+    """Batches of a manifest, for training or for evaluation."""
+    return Loader(
+        manifest,
+        spec,
+        batch_size=config.train.batch_size,
+        workers=workers,
+        train_seed=config.train.seed if train else None,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def loss(config: Config, train: Manifest, device: torch.device) -> Loss:
+    """The loss with its weights on the device."""
+    weights = pos_weight(config.loss.pos_weight, train)
+    weights = None if weights is None else weights.to(device)
+    return build_loss(pos_weight=weights, label_smoothing=config.loss.label_smoothing)
+
+
+def optimizer(config: Config, tagger: Tagger) -> torch.optim.Optimizer:
+    """The optimizer of what trains."""
+    train = config.train
+    groups = tagger.parameter_groups(train.lr, train.head_lr, train.weight_decay)
+    return build_optimizer(groups, train.optimizer, train.momentum)
+
+
+def schedule(config: Config, steps: int) -> Any:
+    """Step -> share of the learning rates, over `steps` steps an epoch."""
+    total = steps * config.train.epochs
+    warmup = round(total * config.train.warmup_ratio)
+    return lambda step: lr_at(step, total, warmup)
+
+
+def settings(config: Config, device: torch.device, dtype: torch.dtype) -> Settings:
+    """How every training step is taken."""
+    return Settings(device, dtype, config.train.accumulate, config.train.clip_grad_norm)
+
+
+def checkpoint(
+    config: Config, tagger: Tagger, val: Manifest, spec: TransformSpec, epoch: int
+) -> Checkpoint:
+    """Everything that predicting needs, weights copied to the CPU."""
+    return Checkpoint(
+        weights={k: v.detach().to("cpu", copy=True) for k, v in tagger.state_dict().items()},
+        labels=val.labels,
+        transform=spec,
+        backbone=config.model.backbone,
+        threshold=0.5,
+        config=config.model_dump(mode="json"),
+        data_digest=data_digest(val),
+        epoch=epoch,
+        versions={
+            "mlfinetune": __version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    )
+
+
+def data_digest(manifest: Manifest) -> str:
+    """SHA-256 over names, labels and targets: do two runs speak of the same examples?"""
+    digest = hashlib.sha256(
+        "\0".join((*manifest.names, *manifest.labels.names)).encode(errors="surrogatepass")
+    )
+    digest.update(manifest.targets.tobytes())
+    return digest.hexdigest()
+
+
+def pos_weight(wanted: str | dict[str, float] | None, train: Manifest) -> Tensor | None:
+    """(L,) weights of the positive targets.
+
+    Args:
+        wanted: None; `auto`, the known negatives over the known positives of a label, at most
+            100, and 1 for a label without positives; or label -> weight, 1 for the others.
+        train: the training examples.
+
+    Raises:
+        ConfigError: a weight for a label that is not there.
+    """
+    if wanted is None:
+        return None
+    if wanted == "auto":
+        positives, negatives = _counts(train)
+        ratio = negatives / positives.clamp(min=1)
+        return torch.where(positives > 0, ratio, 1).clamp(max=MAX_POS_WEIGHT).float()
+    assert isinstance(wanted, dict)
+    column = train.labels.column
+    unknown = [name for name in wanted if name not in column]
+    if unknown:
+        hint = nearest(unknown[0], train.labels.names)
+        raise ConfigError(f"loss.pos_weight: no label '{unknown[0]}'{hint}")
+    weights = torch.ones(len(column))
+    for name, weight in wanted.items():
+        weights[column[name]] = weight
+    return weights
+
+
+def label_log_odds(train: Manifest) -> Tensor:
+    """(L,) log of positives over negatives, each counted one too many."""
+    positives, negatives = _counts(train)
+    return torch.log((positives + 1) / (negatives + 1)).float()
+
+
+def _counts(manifest: Manifest) -> tuple[Tensor, Tensor]:
+    targets = torch.from_numpy(manifest.targets)
+    return (targets == POSITIVE).sum(0).double(), (targets == NEGATIVE).sum(0).double()

@@ -1,0 +1,123 @@
+"""A checkpoint is one safetensors file, sealed by a SHA-256 over all of it.
+
+    header metadata {"mlfinetune": JSON of everything but the weights, with the digest}
+    tensors         the model's state dict
+
+The digest is of the whole file with 64 zeros in the digest's place, so that any flipped bit,
+wherever it falls, and any truncation is refused. Nothing is unpickled. Knows no model.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from mlfinetune.errors import CheckpointError
+from mlfinetune.records import Checkpoint, LabelSpace, TransformSpec
+from mlfinetune.rundir import write_atomic
+
+FORMAT = 1
+_KEY = "mlfinetune"
+_NO_DIGEST = "0" * 64
+_DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written (a full disk, no permission).
+    """
+    about = {
+        "sha256": _NO_DIGEST,
+        "format": FORMAT,
+        "labels": checkpoint.labels.names,
+        "transform": asdict(checkpoint.transform),
+        "backbone": checkpoint.backbone,
+        "threshold": checkpoint.threshold,
+        "config": checkpoint.config,
+        "data_digest": checkpoint.data_digest,
+        "epoch": checkpoint.epoch,
+        "versions": checkpoint.versions,
+    }
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
+    start, end = _digest_span(content, path)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    try:
+        write_atomic(path, content[:start] + digest + content[end:])
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, altered, cut short, or no checkpoint of ours.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    if content.startswith(_PICKLES):
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save), not a safetensors file; pickles can run code "
+            f"and are not loaded"
+        )
+    start, end = _digest_span(content, path)
+    blank = content[:start] + _NO_DIGEST.encode() + content[end:]
+    if hashlib.sha256(blank).hexdigest().encode() != content[start:end]:
+        raise CheckpointError(
+            f"{path} is damaged: its SHA-256 is not the one written in it; copy it again, "
+            f"or use another checkpoint"
+        )
+    try:
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        return _to_checkpoint(about, load_tensors(content), path)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of mlfinetune: {error!r}") from error
+
+
+def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
+    if about["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {about['format']}, this version reads {FORMAT}; "
+            f"it was written by mlfinetune {about['versions'].get('mlfinetune')}"
+        )
+    transform: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in about["transform"].items()
+    }
+    return Checkpoint(
+        weights=weights,
+        labels=LabelSpace(tuple(about["labels"])),
+        transform=TransformSpec(**transform),
+        backbone=about["backbone"],
+        threshold=about["threshold"],
+        config=about["config"],
+        data_digest=about["data_digest"],
+        epoch=about["epoch"],
+        versions=about["versions"],
+    )
+
+
+def _digest_span(content: bytes, path: Path) -> tuple[int, int]:
+    """Where the 64 characters of the digest stand: the first match, in the header."""
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > len(content) - 8:
+        raise CheckpointError(f"{path} is cut short, or no safetensors file")
+    found = _DIGEST.search(content, 8, 8 + length)
+    if found is None:
+        raise CheckpointError(
+            f"{path} is no checkpoint of mlfinetune, or is damaged: it holds no SHA-256"
+        )
+    return found.span(1)

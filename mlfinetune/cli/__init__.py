@@ -1,0 +1,58 @@
+"""The command line: one file a command; each parses, loads, calls one workflow, prints.
+
+Importing this loads no torch: commands import their workflow when they are called. Every
+MlfinetuneError ends here: its message on standard error, exit code 2.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mlfinetune import __version__
+from mlfinetune.cli.evaluate import evaluate
+from mlfinetune.cli.predict import predict
+from mlfinetune.cli.train import train
+from mlfinetune.errors import MlfinetuneError
+
+REPORT_TO = "a bug in mlfinetune; please report it with the lines above and your config"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(predict)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mlfinetune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Turn a pretrained ResNet into a multi-label image tagger."""
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 a bug, 2 yours to mend, 3 some inputs failed."""
+    try:
+        app()
+    except MlfinetuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `mlfinetune predict ... | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception:
+        print(REPORT_TO, file=sys.stderr)
+        raise

@@ -1,0 +1,38 @@
+"""`mlfinetune eval`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlfinetune.cli.train import DEVICE_HELP
+
+
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "-c", help="Run directory or checkpoint file.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Table or folder to score; default: the run's validation data."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Rows of this split column value.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Root of the table's paths; default: the table's folder.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for results; default: eval/.")
+    ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+) -> None:
+    """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
+    from mlfinetune.rundir import shown
+    from mlfinetune.runlog import RunLog
+    from mlfinetune.tables import summary
+    from mlfinetune.workflows import evaluate as workflow
+
+    log = RunLog()
+    asked = workflow.Asked(checkpoint.absolute(), data, split, images, output)
+    folder, table = workflow.run(asked, device, log)
+    print(summary(table))
+    log.say(f"results in {shown(folder)}")

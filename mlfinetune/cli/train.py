@@ -1,0 +1,44 @@
+"""`mlfinetune train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/ for recipes.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.lr=1e-4."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/NAME")
+    ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One batch of everything; leaves no files.")
+    ] = False,
+) -> None:
+    """Train on a labelled folder or table, and write a run directory."""
+    from mlfinetune.config import load
+
+    loaded = load(config, overrides or ())
+    if output is not None:
+        loaded = loaded.model_copy(update={"output": output.absolute()})
+
+    from mlfinetune.rundir import shown
+    from mlfinetune.runlog import RunLog
+    from mlfinetune.tables import summary
+    from mlfinetune.workflows import train as workflow
+
+    log = RunLog()
+    if dry_run:
+        workflow.dry_run(loaded, device, log)
+        print("dry run: one batch trained, scored and saved; nothing was left behind")
+        return
+    done = workflow.run(loaded, device, log)
+    print(summary(done.table))
+    log.say(f"results in {shown(done.run)}")

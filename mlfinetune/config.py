@@ -1,0 +1,348 @@
+"""The config: defaults <- YAML <- `key=value`, checked once, never changed after.
+
+    load(path, overrides) -> Config      every fault in one ConfigError, with its path and line
+    dump(config)          -> YAML text   that loads to the same Config
+
+YAML as `mlfinetune.yaml12` reads it: `1e-3` is a number, `no` and `off` are strings.
+Relative paths in the file are relative to the file, those in overrides to the current folder.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from mlfinetune import yaml12
+from mlfinetune.errors import ConfigError, listing, nearest
+from mlfinetune.yaml12 import Lines, Where, kind
+
+FilePath = Annotated[Path, Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: strict types, no unknown keys, frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the pictures and their labels are."""
+
+    train: FilePath = Field(description="CSV or TSV file, or a folder with one folder a label")
+    val: FilePath | None = Field(None, description="the same for validation")
+    val_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of train held out, stratified by label; 0.2 where neither "
+        "`val` nor a split column says which images are validation",
+    )
+    images: FilePath | None = Field(
+        None, description="root of the table's paths; default: the table's folder"
+    )
+    image_column: str | None = Field(None, description="default: found by its usual names")
+    label_column: str | None = Field(None, description="column with the delimited labels")
+    label_columns: list[str] | None = Field(None, description="one 0/1 column a label")
+    label_delimiter: str | None = Field(None, min_length=1, description="default: detected")
+    folder_labels: Literal["leaf", "path"] = Field(
+        "leaf", description="a/b/c.jpg has the label b (leaf), or a and b (path)"
+    )
+    labels: list[str] | None = Field(
+        None, min_length=1, description="labels in column order; default: those of train, sorted"
+    )
+    empty_labels: Literal["negative", "unknown", "error"] = Field(
+        "negative", description="what an empty label cell says of the labels"
+    )
+    allow_outside_root: bool = Field(
+        False, description="let paths be absolute or leave the image root"
+    )
+    max_pixels: int = Field(
+        89_000_000, gt=0, description="larger pictures are refused before they are decoded"
+    )
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Self:
+        if self.val is not None and self.val_fraction is not None:
+            raise ValueError("give val or val_fraction, not both")
+        if self.label_columns is not None and (self.label_column or self.label_delimiter):
+            raise ValueError("give label_columns, or label_column with label_delimiter, not both")
+        repeated = {x for x in self.labels or () if (self.labels or []).count(x) > 1}
+        if repeated:
+            raise ValueError(f"labels names {sorted(repeated)[0]!r} twice")
+        return self
+
+
+class ModelConfig(Section):
+    """The network and what it sees."""
+
+    backbone: str = Field("resnet50", description="a ResNet, ResNeXt or Wide ResNet of torchvision")
+    weights: str | None = Field(
+        "IMAGENET1K_V2", description="torchvision's name, a .pth or .safetensors file, or null"
+    )
+    freeze_backbone: bool = Field(False, description="train the head alone")
+    head_bias: Literal["zero", "prior"] = Field(
+        "zero", description="initial bias: 0, or each label's log-odds in train"
+    )
+    image_size: int = Field(224, ge=32, description="side of the square input in pixels")
+    resize: Literal["squash", "crop", "pad"] = Field(
+        "squash", description="how a picture becomes a square in evaluation and prediction"
+    )
+
+
+class AugmentConfig(Section):
+    """What training does to a picture; evaluation does none of it."""
+
+    crop_scale: Annotated[tuple[float, float], Field(strict=False)] = Field(
+        (0.35, 1.0), description="area share kept by the random resized crop, least and most"
+    )
+    horizontal_flip: Fraction = Field(0.5, description="probability of a mirror image")
+    color_jitter: Fraction = Field(
+        0.0, description="strength of brightness, contrast and saturation jitter"
+    )
+    rand_augment: int = Field(0, ge=0, le=10, description="RandAugment operations a picture")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        least, most = self.crop_scale
+        if not 0 < least <= most <= 1:
+            raise ValueError("crop_scale: wanted [least, most] with 0 < least <= most <= 1")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    epochs: int = Field(10, gt=0)
+    batch_size: int = Field(32, gt=0, description="images an optimizer step")
+    accumulate: int = Field(
+        1, gt=0, description="pieces a batch is computed in (gradient accumulation), to save memory"
+    )
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
+    head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
+    weight_decay: float = Field(0.01, ge=0, description="on weights, not on biases or BatchNorm")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    warmup_ratio: Fraction = Field(
+        0.1, description="share of all steps with a rising learning rate; then a cosine to 0"
+    )
+    clip_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    early_stopping: int | None = Field(
+        None, gt=0, description="stop after this many epochs without a better mAP; null: never"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware is fast at it"
+    )
+    workers: int | Literal["auto"] = Field("auto", description="processes that decode pictures")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _worker_count(self) -> Self:
+        if isinstance(self.workers, int) and self.workers < 0:
+            raise ValueError("workers: wanted auto, 0 or more")
+        return self
+
+
+class LossConfig(Section):
+    """The sigmoid cross entropy."""
+
+    pos_weight: Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="weight of positive targets: auto (negatives / positives), or a label map"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class Config(Section):
+    """The whole config."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    output: FilePath | None = Field(
+        None, description="run directory; default: runs/<config file's name>"
+    )
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and check a config; every path in the result is absolute.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` each, the value in YAML.
+
+    Raises:
+        ConfigError: all faults, each with its key and line.
+    """
+    tree, lines = _read(path)
+    faults: list[str] = []
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{path}: wanted keys and values at the top, found a {kind(tree)}")
+    tree = _rebase(tree or {}, path.absolute().parent)
+    for override in overrides:
+        faults += _override(tree, lines, override)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        faults += _explain(error.errors(), tree, lines)
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError(f"{path}: {count}\n{listing(faults)}")
+    if config.output is not None:
+        return config
+    return config.model_copy(update={"output": Path("runs").absolute() / path.stem})
+
+
+def dump(config: Config) -> str:
+    """The config as YAML that `load` reads back to an equal Config."""
+    tree = config.model_dump(mode="json")
+    return yaml12.dump(tree)
+
+
+def restore(tree: dict[str, Any]) -> Config:
+    """The Config of plain containers, as `Config.model_dump(mode="json")` gave them.
+
+    Raises:
+        ConfigError: they are another version's.
+    """
+    try:
+        return Config.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError(
+            f"the checkpoint's config is not of this version\n"
+            f"{listing(_explain(error.errors(), tree, {}))}"
+        ) from error
+
+
+def _read(path: Path) -> tuple[Any, Lines]:
+    try:
+        return yaml12.parse(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except yaml12.YamlFault as fault:
+        raise ConfigError(f"{path}{fault}") from fault
+
+
+# ---- paths and overrides ----------------------------------------------------------------
+
+_PATHS = (("data", "train"), ("data", "val"), ("data", "images"), ("model", "weights"), ("output",))
+_WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+def _rebase(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of `tree` with its relative paths made absolute from `folder`."""
+    tree = {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    for *section, key in _PATHS:
+        parent = tree.get(section[0]) if section else tree
+        value = parent.get(key) if isinstance(parent, dict) else None
+        if not isinstance(value, str) or not value:
+            continue
+        if key == "weights" and Path(value).suffix not in _WEIGHT_FILES:
+            continue
+        assert isinstance(parent, dict)
+        parent[key] = os.path.normpath(folder / Path(value).expanduser())
+    return tree
+
+
+def _override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
+    """Set one `a.b=value` in `tree`; the faults, if any."""
+    dotted, equals, value_text = text.partition("=")
+    if not equals or not all(dotted.split(".")):
+        return [f"override '{text}': wanted section.key=value"]
+    try:
+        value, _ = yaml12.parse(value_text)
+    except yaml12.YamlFault as fault:
+        return [f"override '{text}'{fault}"]
+    where = tuple(dotted.split("."))
+    layer: Any = value
+    for key in reversed(where):
+        layer = {key: layer}
+    layer = _rebase(layer, Path.cwd())
+    parent = tree
+    for key in where[:-1]:
+        if not isinstance(parent.setdefault(key, {}), dict):
+            parent[key] = {}
+        parent, layer = parent[key], layer[key]
+    parent[where[-1]] = layer[where[-1]]
+    for stale in [w for w in lines if w[: len(where)] == where]:
+        del lines[stale]
+    lines[where] = 0
+    return []
+
+
+# ---- faults in words --------------------------------------------------------------------
+
+
+def _explain(errors: list[ErrorDetails], tree: Any, lines: Lines) -> list[str]:
+    """One fault a key, in the file's order: its line, its path and what was wanted.
+
+    A union reports every branch that failed: branches are joined with `or`, and where one got
+    further into the document than the others, it alone speaks.
+    """
+    messages: dict[Where, dict[str, str]] = {}
+    for error in errors:
+        where = error["loc"] if error["type"] == "missing" else _place(error["loc"], tree)
+        wanted, got = _message(error)
+        messages.setdefault(where, {})[wanted] = got
+    faults = []
+    for where, parts in messages.items():
+        if any(other[: len(where)] == where and other != where for other in messages):
+            continue
+        line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
+        place = f"line {line}" if line else "override"
+        text = " or ".join(parts).replace(" or wanted ", " or ") + next(iter(parts.values()))
+        faults.append((line, f"{place}: {'.'.join(map(str, where)) or 'config'}: {text}"))
+    return [text for _, text in sorted(faults, key=lambda fault: fault[0])]
+
+
+def _place(loc: Where, tree: Any) -> Where:
+    """The part of a pydantic location that the document has; the rest names union branches."""
+    where: list[str | int] = []
+    for key in loc:
+        try:
+            tree = tree[key]
+        except (KeyError, IndexError, TypeError):
+            continue
+        where.append(key)
+    return tuple(where)
+
+
+_WANTED = {
+    "path_type": "path",
+    "model_type": "mapping of keys to values",
+    "dict_type": "mapping of keys to values",
+    "none_required": "null",
+}
+
+
+def _message(error: ErrorDetails) -> tuple[str, str]:
+    """What was wanted, and what stands there instead."""
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _keys(error["loc"][:-1])
+        hint = nearest(str(error["loc"][-1]), known)
+        return f"unknown key{hint}", "" if hint or not known else f"; known: {', '.join(known)}"
+    if kind == "missing":
+        return "this key is needed", ""
+    if kind == "value_error":
+        return str(context["error"]), ""
+    wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    wanted = _WANTED.get(kind, context.get("expected", wanted))
+    quote = "; quote it" if kind == "string_type" and isinstance(value, int | float) else ""
+    return f"wanted {wanted}", f", got {value!r}{quote}"
+
+
+def _keys(where: Where) -> list[str]:
+    """The keys of the section at `where`."""
+    model: Any = Config
+    for key in where:
+        fields = getattr(model, "model_fields", {})
+        model = fields[key].annotation if key in fields else None
+    return list(getattr(model, "model_fields", ()))

@@ -1,0 +1,129 @@
+"""Batches in an order that is a function of (seed, epoch).
+
+    train_order(n, seed, epoch) -> cut into batches -> Loader.epoch(k) -> Batch, Batch, ...
+    stream(paths)               -> batches in input order, in constant memory
+
+The number of worker processes changes speed and nothing else: the order is drawn here, and
+each picture's augmentation is seeded by (seed, epoch, index).
+"""
+
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from mlfinetune.data.dataset import Example, ImageDataset, PathDataset, collate, mix
+from mlfinetune.records import Batch, Manifest, TransformSpec
+
+
+def train_order(n: int, seed: int, epoch: int) -> list[int]:
+    """The permutation of n examples in an epoch."""
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    order: list[int] = torch.randperm(n, generator=generator).tolist()
+    return order
+
+
+def cut(order: list[int], batch_size: int) -> list[list[int]]:
+    """Batches of `batch_size`; a lone last example joins the batch before it.
+
+    BatchNorm cannot train on one example of one pixel, and a gradient of one is noise.
+    """
+    batches = [list(batch) for batch in _batched(order, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2] += batches.pop()
+    return batches
+
+
+class Loader:
+    """The batches of a manifest, epoch by epoch; worker processes live as long as it does."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        spec: TransformSpec,
+        *,
+        batch_size: int,
+        workers: int,
+        train_seed: int | None,
+        pin_memory: bool,
+    ) -> None:
+        """With `train_seed` examples are shuffled and augmented; with None neither."""
+        self.manifest = manifest
+        self._sampler = _EpochSampler(len(manifest), batch_size, train_seed)
+        dataset = ImageDataset(manifest, spec, train_seed)
+        self._loader = _data_loader(dataset, self._sampler, workers, pin_memory)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(self._sampler)
+
+    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        self._sampler.epoch = epoch
+        return iter(self._loader)
+
+
+def stream(
+    paths: Iterable[str], spec: TransformSpec, *, batch_size: int, workers: int, pin_memory: bool
+) -> Iterator[tuple[list[str], Batch]]:
+    """Paths, without end if need be -> (the paths of a batch, Batch) in input order.
+
+    A batch's indices count from its first path. Memory holds the batches under way alone.
+    """
+    under_way: deque[list[str]] = deque()
+
+    def keys() -> Iterator[list[tuple[int, str]]]:
+        for chunk in _batched(paths, batch_size):
+            under_way.append(list(chunk))
+            yield list(enumerate(chunk))
+
+    for batch in _data_loader(PathDataset(spec), keys(), workers, pin_memory):
+        yield under_way.popleft(), batch
+
+
+class _EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Yields the keys (epoch, index) of each batch of the epoch it is set to."""
+
+    def __init__(self, n: int, batch_size: int, train_seed: int | None) -> None:
+        self._n, self._batch_size, self._seed = n, batch_size, train_seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(cut(list(range(self._n)), self._batch_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = list(range(self._n))
+        if self._seed is not None:
+            order = train_order(self._n, self._seed, self.epoch)
+        for batch in cut(order, self._batch_size):
+            yield [(self.epoch, index) for index in batch]
+
+
+def _data_loader(dataset: Any, keys: Any, workers: int, pin_memory: bool) -> DataLoader[Example]:
+    return DataLoader(
+        dataset,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # else each epoch would draw from the global generator
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C goes to the whole group; the main process alone answers it, and ends workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """itertools.batched, which Python 3.11 lacks."""
+    iterator = iter(items)
+    while chunk := tuple(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,93 @@
+"""A decoded picture becomes the model's uint8 square; one TransformSpec says how.
+
+    (H, W, 3) uint8 -> eval_transform                  squash | crop | pad     -> (3, S, S) uint8
+                    -> train_transform(seed)           random crop, flip, ...  -> (3, S, S) uint8
+
+Normalisation is the model's: batches stay uint8 until they are on the device.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from mlfinetune.records import TransformSpec
+
+CROP_SHARE = 224 / 256
+"""`crop` keeps this share of the shorter side, torchvision's convention."""
+
+
+def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) -> (3, H, W), copied."""
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def eval_transform(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """(3, H, W) uint8 -> (3, S, S) uint8, the same every time."""
+    return {"squash": _squash, "crop": _center_crop, "pad": _pad}[spec.resize](spec)
+
+
+def train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
+    """(3, H, W) uint8 and a seed -> (3, S, S) uint8, a function of both."""
+    steps: list[torch.nn.Module] = [
+        v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale, antialias=True)
+        if spec.crop_scale != (1.0, 1.0)
+        else v2.Resize((spec.image_size, spec.image_size), antialias=True)
+    ]
+    if spec.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip(spec.horizontal_flip))
+    if spec.rand_augment:
+        steps.append(v2.RandAugment(num_ops=spec.rand_augment))
+    if spec.color_jitter:
+        steps.append(v2.ColorJitter(*[spec.color_jitter] * 3))
+    augment = v2.Compose(steps)
+
+    def apply(image: Tensor, seed: int) -> Tensor:
+        with _private_generator(seed):
+            out: Tensor = augment(image)
+        return out.contiguous()
+
+    return apply
+
+
+@contextmanager
+def _private_generator(seed: int) -> Iterator[None]:
+    """torchvision draws from the global CPU generator: lend it a seed, then put it back."""
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _squash(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    side = [spec.image_size, spec.image_size]
+    return lambda image: F.resize(image, side, antialias=True).contiguous()
+
+
+def _center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    shorter, side = [round(spec.image_size / CROP_SHARE)], [spec.image_size] * 2
+    return lambda image: F.center_crop(F.resize(image, shorter, antialias=True), side).contiguous()
+
+
+def _pad(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """The longer side fills the square; the rest has the mean colour, which normalises to 0."""
+    fill = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)[:, None, None]
+
+    def apply(image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        scale = spec.image_size / max(height, width)
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        top, left = (spec.image_size - size[0]) // 2, (spec.image_size - size[1]) // 2
+        out = fill.expand(3, spec.image_size, spec.image_size).clone()
+        out[:, top : top + size[0], left : left + size[1]] = F.resize(image, size, antialias=True)
+        return out
+
+    return apply

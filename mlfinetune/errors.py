@@ -1,0 +1,74 @@
+"""The errors that people can mend.
+
+    MlfinetuneError
+    ├── ConfigError       a YAML file or an override
+    ├── DataError         a table, a folder, a picture
+    │   └── ImageError    one file that cannot be decoded
+    ├── WeightsError      pretrained weights: download, file, shapes
+    ├── CheckpointError   a checkpoint or a run directory
+    ├── DeviceError       a device that is not there
+    └── TrainingError     a loss or gradient that is not finite
+
+Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches the family
+once and exits with 2; any other exception is a bug and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+SHOWN = 10
+
+
+class MlfinetuneError(Exception):
+    """Something the user can mend."""
+
+
+class ConfigError(MlfinetuneError):
+    """A config file or an override that cannot be used."""
+
+
+class DataError(MlfinetuneError):
+    """A table, folder or label that cannot be used."""
+
+
+class ImageError(DataError):
+    """One picture that cannot be decoded.
+
+    Attributes:
+        reason: why, without the file's name.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
+class WeightsError(MlfinetuneError):
+    """Pretrained weights that cannot be had or do not fit."""
+
+
+class CheckpointError(MlfinetuneError):
+    """A checkpoint or run directory that cannot be used."""
+
+
+class DeviceError(MlfinetuneError):
+    """A device that this machine lacks."""
+
+
+class TrainingError(MlfinetuneError):
+    """Training that cannot go on."""
+
+
+def listing(faults: Sequence[str]) -> str:
+    """Lines for a message: the first ten faults, the rest counted."""
+    lines = [f"  {fault}" for fault in faults[:SHOWN]]
+    if len(faults) > SHOWN:
+        lines.append(f"  ... and {len(faults) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the known name most like `name`, or nothing."""
+    by_case = {candidate.casefold().strip(): candidate for candidate in known}
+    close = get_close_matches(name.casefold().strip(), list(by_case), n=1, cutoff=0.6)
+    return f"; did you mean '{by_case[close[0]]}'?" if close else ""

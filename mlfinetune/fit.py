@@ -1,0 +1,149 @@
+"""Training: one step, and a generator of steps.
+
+    fit: for every batch of every epoch   train_step -> StepRecord
+
+A record is yielded one step late, when its loss and gradient norm are known to be finite:
+the check then waits for work that is already done, and the device never idles for it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mlfinetune.errors import DataError, TrainingError, listing
+from mlfinetune.records import Batch, StepRecord
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every step is taken.
+
+    Attributes:
+        device, dtype: where, and autocast's type (float32: no autocast).
+        accumulate: pieces a batch is computed in.
+        clip_grad_norm: largest gradient norm, or None.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    accumulate: int
+    clip_grad_norm: float | None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are still on the device."""
+
+    epoch: int
+    step: int
+    numbers: Tensor
+    lrs: tuple[float, ...]
+    batch: Batch
+
+    def record(self, last_in_epoch: bool, name_of: Callable[[int], str]) -> StepRecord:
+        loss, grad_norm = self.numbers.tolist()
+        if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
+            what = f"loss {loss:g}, gradient norm {grad_norm:g}"
+            names = [name_of(index) for index in self.batch.indices.tolist()]
+            raise TrainingError(
+                f"not finite at step {self.step} of epoch {self.epoch + 1}: {what}; lower "
+                f"train.lr or train.head_lr, or look at the pictures of that batch:\n"
+                f"{listing(names)}"
+            )
+        images = len(self.batch.indices)
+        lr, head_lr = self.lrs[0], self.lrs[-1]
+        return StepRecord(
+            self.epoch, self.step, loss, grad_norm, lr, head_lr, images, last_in_epoch
+        )
+
+
+def fit(
+    model: nn.Module,
+    epochs: Iterable[Iterable[Batch]],
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    settings: Settings,
+    name_of: Callable[[int], str],
+) -> Iterator[StepRecord]:
+    """Train, step by step; the model is in training mode at the start of every epoch.
+
+    Args:
+        model: (B, 3, S, S) uint8 -> (B, L) logits; is changed.
+        epochs: the batches of each epoch.
+        loss: `mlfinetune.loss.build_loss()`.
+        optimizer: its groups carry `initial_lr`.
+        schedule: step -> share of the initial learning rates.
+        settings: how to take a step.
+        name_of: index -> file name, for messages.
+
+    Raises:
+        DataError: a picture that cannot be decoded, by name.
+        TrainingError: a loss or gradient that is not finite, with step and file names.
+    """
+    step = 0
+    for epoch, batches in enumerate(epochs):
+        model.train()
+        pending: _Pending | None = None
+        for batch in batches:
+            if batch.failures:
+                raise DataError(_unreadable(batch, name_of))
+            lrs = _set_lrs(optimizer, schedule(step))
+            numbers = train_step(model, batch, loss, optimizer, settings)
+            if pending is not None:
+                yield pending.record(False, name_of)
+            pending = _Pending(epoch, step, numbers, lrs, batch)
+            step += 1
+        if pending is not None:
+            yield pending.record(True, name_of)
+
+
+def train_step(
+    model: nn.Module,
+    batch: Batch,
+    loss: Callable[..., Tensor],
+    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+) -> Tensor:
+    """Forward, backward, clip, step; no synchronisation with the device.
+
+    The batch's mean is over its known targets, however many pieces it is computed in.
+
+    Returns:
+        (2,) float32 on the device: the batch's loss, and its gradient norm before clipping.
+    """
+    images = batch.images.to(settings.device, non_blocking=True)
+    targets = batch.targets.to(settings.device, non_blocking=True)
+    known = (targets >= 0).sum().clamp(min=1)
+    total = torch.zeros((), device=settings.device)
+    optimizer.zero_grad(set_to_none=True)
+    pieces = min(settings.accumulate, len(images))
+    for some_images, some_targets in zip(
+        images.tensor_split(pieces), targets.tensor_split(pieces), strict=True
+    ):
+        with torch.autocast(
+            settings.device.type, settings.dtype, enabled=settings.dtype != torch.float32
+        ):
+            logits = model(some_images)
+        part = loss(logits, some_targets, reduction="sum") / known
+        torch.autograd.backward(part)
+        total += part.detach()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if settings.clip_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad_norm, norm)
+    optimizer.step()
+    return torch.stack([total, norm.float()])
+
+
+def _set_lrs(optimizer: torch.optim.Optimizer, share: float) -> tuple[float, ...]:
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["initial_lr"]
+    return tuple(group["lr"] for group in optimizer.param_groups)
+
+
+def _unreadable(batch: Batch, name_of: Callable[[int], str]) -> str:
+    faults = [f"{name_of(failure.index)}: {failure.reason}" for failure in batch.failures]
+    return f"{len(faults)} unreadable in one batch; repair them or take them out\n{listing(faults)}"

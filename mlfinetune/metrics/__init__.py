@@ -1,0 +1,1 @@
+"""ScoreTable -> MetricTable; scikit-learn computes."""

@@ -1,0 +1,216 @@
+"""The tagger: a torchvision ResNet without its last linear layer, and a new linear head.
+
+    images (B, 3, S, S) uint8 -> normalise -> features (B, F) -> head -> logits (B, L) float32
+
+The model returns logits; no sigmoid stands between it and the loss.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Self
+from urllib.error import URLError
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mlfinetune.errors import ConfigError, WeightsError, listing, nearest
+
+BACKBONES: tuple[str, ...] = tuple(
+    name
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
+)
+_WRAPPERS = ("state_dict", "model")
+_PREFIXES = ("module.", "features.")
+_HEADS = ("fc.", "head.")
+
+
+class Tagger(nn.Module):
+    """Backbone and head.
+
+    Attributes:
+        features: the backbone, (B, 3, S, S) float -> (B, F).
+        head: nn.Linear(F, L).
+        frozen: the backbone's parameters and BatchNorm statistics stay what they are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        labels: int,
+        *,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        frozen: bool = False,
+        bias: Tensor | None = None,
+    ) -> None:
+        """A tagger with random weights; the head is Kaiming-normal, its bias 0 or `bias`.
+
+        Raises:
+            ConfigError: no such backbone.
+        """
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise ConfigError(
+                f"model.backbone: no '{backbone}'{nearest(backbone, BACKBONES)}; "
+                f"known: {', '.join(BACKBONES)}"
+            )
+        self.features = torchvision.models.get_model(backbone, weights=None)
+        self.head = nn.Linear(self.features.fc.in_features, labels)
+        self.features.fc = nn.Identity()
+        nn.init.kaiming_normal_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if bias is not None:
+            self.head.bias.data.copy_(bias)
+        for name, values in (("mean", mean), ("std", std)):
+            scaled = 255 * torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, scaled, persistent=False)
+        self.frozen = frozen
+        self.features.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; a frozen backbone stays in evaluation mode, or BatchNorm would drift."""
+        super().train(mode)
+        if self.frozen:
+            self.features.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, L) float32 logits."""
+        x = (images.to(torch.float32) - self.mean) / self.std
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x = self.features(x)
+        with torch.autocast(x.device.type, enabled=False):  # 8-bit mantissas would tie scores
+            logits: Tensor = self.head(x.float())
+        return logits
+
+    def parameter_groups(
+        self, lr: float, head_lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups of what trains; biases and BatchNorm take no weight decay."""
+        groups = []
+        for part, part_lr in ((self.features, lr), (self.head, head_lr)):
+            parameters = [p for p in part.parameters() if p.requires_grad]
+            for decay, group in (
+                (weight_decay, [p for p in parameters if p.ndim > 1]),
+                (0.0, [p for p in parameters if p.ndim <= 1]),
+            ):
+                if group:
+                    groups.append({"params": group, "initial_lr": part_lr, "weight_decay": decay})
+        return groups
+
+
+# ---- pretrained weights -----------------------------------------------------------------
+
+
+def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
+    """Load the backbone's weights; the head keeps its own.
+
+    Args:
+        model: is changed.
+        backbone: torchvision's name.
+        weights: torchvision's name of a weight set, or a .pth or .safetensors file with
+            torchvision's keys; `fc`, a `module.` prefix and other float types are taken care of.
+
+    Raises:
+        WeightsError: the download failed, the file cannot be read, or it does not fit.
+    """
+    if Path(weights).suffix:
+        state = _read_file(Path(weights))
+    else:
+        known = {w.name: w for w in torchvision.models.get_model_weights(backbone)}
+        if weights not in known:
+            raise WeightsError(
+                f"model.weights: {backbone} has no '{weights}'{nearest(weights, list(known))}; "
+                f"known: {', '.join(known)}, a .pth or .safetensors file, or null"
+            )
+        state = download(known[weights].url)
+    _fit(model.features, _backbone_keys(state), weights)
+
+
+def download(url: str) -> dict[str, Tensor]:
+    """A state dict through torch.hub's cache; a fresh download's hash is checked.
+
+    Raises:
+        WeightsError: what was tried, where to put the file, which key to set.
+    """
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    file = cache / url.rpartition("/")[2]
+    advice = (
+        f"put the file at {file}, or set model.weights to a local .pth or .safetensors file, "
+        f"or to null for random weights"
+    )
+    try:
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, weights_only=True
+        )
+        return state
+    except Exception as error:
+        if file.exists():
+            raise WeightsError(
+                f"{file} (the cached copy of {url}) cannot be loaded: {_first_line(error)}; "
+                f"delete it to download it again"
+            ) from error
+        if not isinstance(error, OSError | RuntimeError | URLError | ValueError):
+            raise
+        raise WeightsError(f"cannot download {url}: {_first_line(error)}; {advice}") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"model.weights: no such file: {path}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"model.weights: {path} is no safetensors file: {error}") from error
+    except Exception as error:  # torch.load raises whatever its unpickler raises
+        raise WeightsError(
+            f"model.weights: {path} cannot be loaded as plain weights "
+            f"({_first_line(error)}); save its state_dict() alone, or as .safetensors"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+        raise WeightsError(f"model.weights: {path} holds no state dict of tensors")
+    return state
+
+
+def _backbone_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without wrappers' prefixes and without a head."""
+    for prefix in _PREFIXES:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
+
+
+def _fit(features: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    wanted = features.state_dict()
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    faults = [f"missing: {key}" for key in wanted if key not in state and key not in optional]
+    faults += [f"unknown: {key}" for key in state if key not in wanted]
+    faults += [
+        f"{key}: shape {tuple(state[key].shape)}, wanted {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    faults += [
+        f"{key}: holds values that are not finite"
+        for key in wanted
+        if key in state and not state[key].isfinite().all()
+    ]
+    if faults:
+        raise WeightsError(f"model.weights: {origin} does not fit\n{listing(faults)}")
+    features.load_state_dict({**{key: wanted[key] for key in optional}, **state})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

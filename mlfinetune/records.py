@@ -1,0 +1,284 @@
+"""Every noun that crosses a door, on one page.
+
+    Manifest -> Batch -> logits -> StepRecord
+                         logits -> ScoreTable -> MetricTable
+    Checkpoint = weights + LabelSpace + TransformSpec + config
+
+Frozen dataclasses; array and tensor types are named for the reader and the type checker
+alone, so that nothing here loads numpy or torch. Shapes: B images in a batch, N images in
+a set, L labels, S pixels on a side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
+"""The three states of a target. UNKNOWN is masked in the loss and in every metric."""
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels, in column order."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def column(self) -> dict[str, int]:
+        """Label -> its column."""
+        return {name: i for i, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to read a table or folder; the keys of the config's `data` section say what each does."""
+
+    images: Path | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_columns: tuple[str, ...] | None = None
+    label_delimiter: str | None = None
+    folder_labels: str = "leaf"
+    empty_labels: str = "negative"
+    allow_outside_root: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one table or folder says, before a run fixes the columns.
+
+    Attributes:
+        origin: the file or folder.
+        root: the folder that names are relative to.
+        names: N paths as they stand there.
+        places: N descriptions of where each name stands, as `line 12`.
+        targets: (N, L) int8 in {1, 0, -1}.
+        unnamed: (N,) int8: what a row says of a label that the table does not have: 0 where
+            rows list the labels that hold, -1 where nothing is said.
+        labels: what the L columns mean.
+        splits: N of `train`, `val`, `test`, or None where the table has no split column.
+        notes: what was seen and decided, for the user to read.
+        faults: what is wrong with it, a line each.
+    """
+
+    origin: Path
+    root: Path
+    names: tuple[str, ...]
+    places: tuple[str, ...]
+    targets: NDArray[np.int8]
+    unnamed: NDArray[np.int8]
+    labels: LabelSpace
+    splits: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The examples of one split.
+
+    Attributes:
+        root: the folder that names are relative to.
+        names: N paths as the user wrote them, relative to `root`.
+        targets: (N, L) int8 in {1, 0, -1}.
+        labels: what the L columns mean.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    targets: NDArray[np.int8]
+    labels: LabelSpace
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Where example `index` lies."""
+        return self.root / self.names[index]
+
+    def take(self, rows: list[int]) -> Manifest:
+        """The examples `rows`, in that order."""
+        names = tuple(self.names[row] for row in rows)
+        return Manifest(self.root, names, self.targets[rows], self.labels)
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """How a decoded picture becomes the model's input; stored in every checkpoint.
+
+    Attributes:
+        image_size: S, the side of the square that the model sees, in pixels.
+        resize: evaluation: `squash` the whole picture to the square, `crop` its centre, or `pad`.
+        max_pixels: a picture with more is refused before it is decoded.
+        mean, std: of the training set of the pretrained weights, for RGB in [0, 1].
+        crop_scale: training: bounds of the area share that a random resized crop keeps.
+        horizontal_flip: training: probability of a mirror image.
+        color_jitter: training: strength of brightness, contrast and saturation jitter, 0 to 1.
+        rand_augment: training: number of RandAugment operations a picture.
+    """
+
+    image_size: int
+    resize: str
+    max_pixels: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    horizontal_flip: float = 0.0
+    color_jitter: float = 0.0
+    rand_augment: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be decoded, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded pictures with their targets; undecodable ones stand in `failures` instead.
+
+    Attributes:
+        images: (B, 3, S, S) uint8.
+        targets: (B, L) int8 in {1, 0, -1}; (B, 0) where there are none (prediction).
+        indices: (B,) int64, the pictures' places in their manifest or input order.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    indices: torch.Tensor
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, already known to be finite.
+
+    Attributes:
+        epoch: from 0.
+        step: optimizer steps since the start, from 0.
+        loss: mean over the known targets of the batch.
+        grad_norm: before clipping.
+        lr, head_lr: learning rates of the step.
+        images: pictures in the batch.
+        last_in_epoch: True on the last step of an epoch.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    head_lr: float
+    images: int
+    last_in_epoch: bool
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """What the model said of every image of a set.
+
+    Attributes:
+        names: N image names, in manifest order.
+        logits: (N, L) float32.
+        targets: (N, L) int8 in {1, 0, -1}.
+        labels: what the L columns mean.
+    """
+
+    names: tuple[str, ...]
+    logits: NDArray[np.float32]
+    targets: NDArray[np.int8]
+    labels: LabelSpace
+
+
+@dataclass(frozen=True)
+class LabelMetrics:
+    """One label's numbers; None where the known targets leave a number undefined."""
+
+    label: str
+    positives: int
+    negatives: int
+    AP: float | None
+    precision: float | None
+    recall: float | None
+    F1: float | None
+    threshold: float
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """The numbers of one ScoreTable.
+
+    Attributes:
+        averages: name -> value in [0, 1], None where undefined.
+        per_label: in label order.
+        images: N.
+        labels_scored: labels with a positive and a negative, those that mAP averages over.
+    """
+
+    averages: dict[str, float | None]
+    per_label: tuple[LabelMetrics, ...]
+    images: int
+    labels_scored: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        fields = ("AP", "F1", "precision", "recall", "threshold", "positives", "negatives")
+        return {
+            **self.averages,
+            "images": self.images,
+            "labels": len(self.per_label),
+            "labels_scored": self.labels_scored,
+            "per_label": {
+                row.label: {name: getattr(row, name) for name in fields} for row in self.per_label
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that predicting needs, in one file.
+
+    Attributes:
+        weights: state dict of the whole model, on the CPU.
+        labels: column order of the head.
+        transform: how pictures become input.
+        backbone: torchvision's name of the network.
+        threshold: probability from which a label counts as present.
+        config: the resolved config of the run, as plain containers.
+        data_digest: SHA-256 over names and targets of the validation data.
+        epoch: epochs that had been trained.
+        versions: of mlfinetune, torch and torchvision, when it was written.
+    """
+
+    weights: dict[str, torch.Tensor]
+    labels: LabelSpace
+    transform: TransformSpec
+    backbone: str
+    threshold: float
+    config: dict[str, Any]
+    data_digest: str
+    epoch: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row of predict's output: (L,) float64 probabilities, or the reason there are none."""
+
+    name: str
+    probabilities: NDArray[np.float64] | None
+    error: str | None = None

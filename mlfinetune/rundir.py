@@ -1,0 +1,144 @@
+"""Every file name inside a run directory, and how a file gets there whole.
+
+runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
+              metrics.json  per_label.csv  predictions.csv  train.log
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from mlfinetune.errors import CheckpointError
+
+RUNS = Path("runs")
+CONFIG = "config.yaml"
+LABELS = "labels.txt"
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+HISTORY = "metrics.jsonl"
+METRICS = "metrics.json"
+PER_LABEL = "per_label.csv"
+PREDICTIONS = "predictions.csv"
+LOG = "train.log"
+EVAL = "eval"
+
+
+def claim(wanted: Path) -> Path:
+    """Make the run directory `wanted`, or `wanted-2`, `wanted-3` ... where it is taken.
+
+    Raises:
+        CheckpointError: the directory cannot be made.
+    """
+    number, candidate = 1, wanted
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            if candidate.is_dir() and not any(candidate.iterdir()):
+                return candidate
+            number += 1
+            candidate = wanted.with_name(f"{wanted.name}-{number}")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make the run directory {candidate}: {error.strerror}; "
+                f"choose another with --output"
+            ) from error
+
+
+def make(folder: Path) -> None:
+    """Make `folder` where it is missing.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def shown(path: Path) -> str:
+    """The path as the user would type it: from the current folder where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file for CSV that takes its place at `path` only when it is whole."""
+    with (
+        _replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that is renamed to it at the end, or removed on an error."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that `path`, a run directory or a file, stands for.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    if (path / BEST).is_file():
+        return path / BEST
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} holds no {BEST}; name a run directory that `mlfinetune train` finished, "
+            f"or a checkpoint file"
+        )
+    raise CheckpointError(f"no such checkpoint: {path}")
+
+
+def newest_finished(runs: Path = RUNS) -> Path:
+    """The checkpoint of the run under `runs` that finished last.
+
+    Raises:
+        CheckpointError: no run has finished.
+    """
+    finished = [p for p in runs.glob(f"*/{METRICS}") if (p.parent / BEST).is_file()]
+    if not finished:
+        raise CheckpointError(
+            f"no finished run under {runs.absolute()}; train one, or name one with --checkpoint"
+        )
+    return max(finished, key=lambda p: p.stat().st_mtime_ns).parent / BEST
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,117 @@
+"""What a run says while it runs: lines and bars on standard error, train.log, metrics.jsonl.
+
+Standard output is for results alone.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from mlfinetune import rundir
+from mlfinetune.records import Batch
+
+PLAIN_INTERVAL_S = 5.0
+
+
+class RunLog:
+    """Says things; with a run directory it also writes them down."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._run: Path | None = None
+        self._said: list[str] = []
+
+    def keep_in(self, run: Path) -> None:
+        """Write what was said so far, and what comes, to the run directory `run`."""
+        self._run = run
+        self._append(rundir.LOG, "".join(self._said))
+
+    def say(self, text: str) -> None:
+        """One line for the user, above any bar."""
+        tqdm.write(text, file=self._stream)
+        self._said.append(text + "\n")
+        if self._run is not None:
+            self._append(rundir.LOG, text + "\n")
+
+    def history(self, record: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self._run is not None:
+            self._append(rundir.HISTORY, json.dumps(record) + "\n")
+
+    @contextmanager
+    def bar(self, what: str, total: int | None) -> Iterator["Bar"]:
+        """Progress over `total` images: a bar on a terminal, else a line every few seconds."""
+        bar = Bar(what, total, self._stream)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+    def _append(self, name: str, text: str) -> None:
+        assert self._run is not None
+        with (self._run / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+class Bar:
+    """Counts images."""
+
+    def __init__(self, what: str, total: int | None, stream: TextIO) -> None:
+        self._terminal = stream.isatty()
+        self._stream, self._what, self._total = stream, what, total
+        self._started = self._shown = time.monotonic()
+        self.done = 0
+        self._tqdm = tqdm(
+            total=total,
+            desc=what,
+            unit=" images",
+            file=stream,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not self._terminal,
+        )
+
+    def update(self, images: int, note: str = "") -> None:
+        """`images` more are done."""
+        self.done += images
+        if self._terminal:
+            self._tqdm.set_postfix_str(note, refresh=False)
+            self._tqdm.update(images)
+        elif time.monotonic() - self._shown >= PLAIN_INTERVAL_S:
+            self._shown = time.monotonic()
+            print(f"{self._what}: {self._line()}{note and ', ' + note}", file=self._stream)
+            self._stream.flush()
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; each is counted when the next one is asked for."""
+        for batch in batches:
+            yield batch
+            self.update(len(batch.indices))
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._tqdm.close()
+
+    @property
+    def rate(self) -> float:
+        """Images a second so far."""
+        return self.done / max(time.monotonic() - self._started, 1e-9)
+
+    def _line(self) -> str:
+        if self._total is None:
+            return f"{self.done} images, {self.rate:.1f} images/s"
+        left = clock((self._total - self.done) / max(self.rate, 1e-9))
+        return f"{self.done}/{self._total} images, {self.rate:.1f} images/s, {left} left"
+
+
+def clock(seconds: float) -> str:
+    """75 -> 1:15."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

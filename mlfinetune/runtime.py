@@ -1,0 +1,114 @@
+"""The machine: device, precision, worker processes, seeds."""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mlfinetune.errors import DeviceError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` takes the first GPU there is, else the CPU.
+
+    Args:
+        wanted: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        DeviceError: this machine, or this build of torch, lacks it.
+    """
+    if wanted == "auto":
+        accelerated = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("mps" if torch.backends.mps.is_available() else accelerated)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise DeviceError(f"device '{wanted}': wanted auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        why = "was built without CUDA" if torch.version.cuda is None else "sees none"
+        count = torch.cuda.device_count()
+        raise DeviceError(
+            f"device '{wanted}': this machine has {count} CUDA GPUs that torch can use (torch "
+            f"{torch.__version__} {why if not count else 'sees no more'}); check nvidia-smi, "
+            f"or use --device cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"device '{wanted}': no Apple GPU here; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device '{wanted}': wanted auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type of the backbone's arithmetic, and why.
+
+    Args:
+        wanted: `auto`, `float32` or `bfloat16`; auto takes bfloat16 where the hardware is fast
+            at it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
+        device: where the model runs.
+    """
+    if wanted != "auto":
+        return getattr(torch, wanted), "as configured"
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        return (torch.bfloat16, "the GPU is fast at it") if fast else (torch.float32, "older GPU")
+    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpu_flags()]
+    if device.type == "cpu" and found:
+        return torch.bfloat16, f"the CPU has {found[0]}"
+    return torch.float32, "no fast bfloat16 here"
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The CPU's features as Linux names them; empty elsewhere."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((x.split() for x in lines if x.startswith("flags")), ()))
+
+
+def choose_workers(wanted: int | str, device: torch.device) -> int:
+    """Processes that decode pictures. `auto`: a GPU is fed by all cores, up to 16.
+
+    On a CPU one process decodes beside the model, which keeps the cores busy by itself.
+    """
+    if wanted != "auto":
+        return int(wanted)
+    cores = available_cores()
+    if device.type == "cpu":
+        return 1 if cores > 1 else 0
+    return min(16, cores)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's generators, from which weights are initialised."""
+    torch.manual_seed(seed)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's largest allocation, or on the CPU this process's largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+@contextmanager
+def device_faults() -> Iterator[None]:
+    """Running out of GPU memory becomes a DeviceError that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of GPU memory ({str(error).split('.')[0]}); halve train.batch_size, or keep it "
+            f"and set train.accumulate: 2"
+        ) from error

@@ -1,0 +1,1 @@
+"""One file a verb; `run()` reads like a table of contents."""

@@ -1,0 +1,79 @@
+"""`mlfinetune eval`: checkpoint -> examples -> ScoreTable -> MetricTable -> files."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlfinetune import assemble, checkpoint, config, rundir, runtime, tables
+from mlfinetune.data.manifest import read_one
+from mlfinetune.metrics.measure import measure
+from mlfinetune.records import Checkpoint, Manifest, MetricTable
+from mlfinetune.runlog import RunLog
+from mlfinetune.score import probabilities, score
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to evaluate; None where the command line says nothing."""
+
+    checkpoint: Path
+    data: Path | None = None
+    split: str | None = None
+    images: Path | None = None
+    output: Path | None = None
+
+
+def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]:
+    """Score the validation data of a checkpoint's run, or other data; write the results.
+
+    Returns:
+        The folder that was written, and the numbers.
+
+    Raises:
+        MlfinetuneError: a checkpoint, data or a device that cannot be used.
+    """
+    file = rundir.find_checkpoint(asked.checkpoint)
+    loaded = checkpoint.load(file)
+    settings = config.restore(loaded.config)
+    manifest, what = _examples(asked, settings, loaded, log)
+    device = runtime.choose_device(device_name)
+    dtype, why = runtime.choose_precision(settings.train.precision, device)
+    log.say(
+        f"checkpoint {rundir.shown(file)}, {what}; device {device}, "
+        f"precision {str(dtype).removeprefix('torch.')} ({why})"
+    )
+    workers = runtime.choose_workers(settings.train.workers, device)
+    batches = assemble.loader(settings, manifest, loaded.transform, device, workers, train=False)
+    tagger = assemble.model_of(loaded, device)
+    with runtime.device_faults(), log.bar("eval", len(manifest)) as bar:
+        scores = score(tagger, bar.over(batches.epoch()), manifest, device, dtype)
+        log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
+    table = measure(scores, loaded.threshold)
+    folder = asked.output or file.parent / rundir.EVAL
+    rundir.make(folder)
+    about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
+    about |= {"threshold_source": "fixed"}
+    tables.write_results(folder, table, scores.names, probabilities(scores.logits), about)
+    return folder, table
+
+
+def _examples(
+    asked: Asked, settings: config.Config, loaded: Checkpoint, log: RunLog
+) -> tuple[Manifest, str]:
+    """What to score, and its description."""
+    if asked.data is None and asked.split is None:
+        return _recorded(settings, loaded, log), "validation"
+    options = assemble.source_options(settings)
+    if asked.data is not None or asked.images is not None:
+        options = replace(options, images=asked.images)
+    source = asked.data or settings.data.train
+    manifest = read_one(source, asked.split, options, loaded.labels)
+    return manifest, str(source) + (f", split {asked.split}" if asked.split else "")
+
+
+def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manifest:
+    """The validation examples of the run, read again; says where they are not the same."""
+    data = settings.data.model_copy(update={"labels": list(loaded.labels.names)})
+    val = assemble.splits(settings.model_copy(update={"data": data})).val
+    if assemble.data_digest(val) != loaded.data_digest:
+        log.say("warning: the validation data has changed since training")
+    return val

@@ -1,0 +1,126 @@
+"""`mlfinetune predict`: paths -> batches -> probabilities -> rows, in order, in constant memory."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from mlfinetune import assemble, checkpoint, rundir, runtime
+from mlfinetune.data.images import is_image_name
+from mlfinetune.data.loader import stream
+from mlfinetune.data.sources.folder import walk
+from mlfinetune.errors import DataError
+from mlfinetune.model import Tagger
+from mlfinetune.records import Batch, Prediction
+from mlfinetune.runlog import Bar, RunLog
+from mlfinetune.score import forward, probabilities
+from mlfinetune.tables import FORMATS, Choice
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to predict, and how to write it; None where the command line says nothing."""
+
+    inputs: tuple[str, ...]
+    checkpoint: Path | None = None
+    format: str = "csv"
+    threshold: float | None = None
+    top: int | None = None
+    only_labels: bool = False
+    batch_size: int = 16
+    workers: int | str = "auto"
+    precision: str = "auto"
+
+
+def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunLog) -> list[str]:
+    """Write one row a picture to `output`, as they come.
+
+    Returns:
+        A line for each picture that could not be read.
+
+    Raises:
+        MlfinetuneError: inputs, checkpoint or device that cannot be used.
+    """
+    _check(asked.inputs)
+    file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
+    loaded = checkpoint.load(file)
+    device = runtime.choose_device(device_name)
+    dtype, _ = runtime.choose_precision(asked.precision, device)
+    threshold = loaded.threshold if asked.threshold is None else asked.threshold
+    log.say(
+        f"checkpoint {rundir.shown(file)}: {len(loaded.labels)} labels, threshold {threshold:g}; "
+        f"device {device}, precision {str(dtype).removeprefix('torch.')}"
+    )
+    writer = FORMATS[asked.format](
+        output, Choice(loaded.labels, threshold, asked.top), asked.only_labels
+    )
+    batches = stream(
+        expand(asked.inputs, stdin),
+        loaded.transform,
+        batch_size=asked.batch_size,
+        workers=runtime.choose_workers(asked.workers, device),
+        pin_memory=device.type == "cuda",
+    )
+    tagger, failed = assemble.model_of(loaded, device), []
+    with runtime.device_faults(), log.bar("predict", None) as bar:
+        for prediction in _predict(tagger, batches, device, dtype, bar):
+            writer.write(prediction)
+            if prediction.error is not None:
+                failed.append(f"{prediction.name}: {prediction.error}")
+        if not bar.done:
+            raise DataError(f"no pictures in {' '.join(asked.inputs)}")
+        log.say(f"{bar.done} images, {bar.rate:.1f} images/s")
+    return failed
+
+
+def expand(inputs: Iterable[str], stdin: TextIO) -> Iterator[str]:
+    """Files, folders, globs and `-` become the paths of pictures, one after the other.
+
+    Folders give their pictures in sorted order, by the endings of their names; files that are
+    named, by a glob too, are taken whatever their ending.
+    """
+    for item in inputs:
+        if item == STDIN:
+            yield from (name for line in stdin if (name := line.rstrip("\r\n")))
+        elif Path(item).is_dir():
+            yield from (str(path) for path in walk(Path(item)) if is_image_name(path))
+        elif Path(item).exists():
+            yield item
+        else:
+            found = sorted(glob.glob(item, recursive=True))
+            yield from (path for path in found if not Path(path).is_dir())
+
+
+def _check(inputs: Iterable[str]) -> None:
+    missing = [
+        item
+        for item in inputs
+        if item != STDIN and not Path(item).exists() and not glob.glob(item, recursive=True)
+    ]
+    if missing:
+        raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
+
+
+def _predict(
+    tagger: Tagger,
+    batches: Iterable[tuple[list[str], Batch]],
+    device: torch.device,
+    dtype: torch.dtype,
+    bar: Bar,
+) -> Iterator[Prediction]:
+    """One Prediction a path, in order."""
+    for names, batch in batches:
+        rows: dict[int, Prediction] = {
+            f.index: Prediction(names[f.index], None, f.reason) for f in batch.failures
+        }
+        if len(batch.indices):
+            scored = probabilities(forward(tagger, batch, device, dtype))
+            for index, row in zip(batch.indices.tolist(), scored, strict=True):
+                rows[index] = Prediction(names[index], row)
+        yield from (rows[index] for index in range(len(names)))
+        bar.update(len(names))
