@@ -16,7 +16,12 @@ from PIL import Image
 
 Mask = NDArray[np.bool_]
 
-COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (235, 205, 40)}
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 220),
+    "yellow": (235, 205, 40),
+}
 PATTERNS: dict[str, Callable[[Mask, Mask], Mask]] = {
     "solid": lambda x, y: np.ones_like(x, bool),
     "stripes": lambda x, y: x // 3 % 2 == 0,

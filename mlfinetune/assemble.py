@@ -1,10 +1,10 @@
 """Config -> parts. The only reader of the whole config; parts take plain values."""
 
 import hashlib
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from mlfinetune import __version__
@@ -168,7 +168,7 @@ def checkpoint(
         versions={
             "mlfinetune": __version__,
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
         },
     )
 

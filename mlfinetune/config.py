@@ -9,19 +9,36 @@ Relative paths in the file are relative to the file, those in overrides to the c
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from mlfinetune import yaml12
 from mlfinetune.errors import ConfigError, listing, nearest
 from mlfinetune.yaml12 import Lines, Where, kind
 
-FilePath = Annotated[Path, Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("wanted path, got ''")
+    return value
+
+
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
 
 
 class Section(BaseModel):
@@ -71,10 +88,15 @@ class DataConfig(Section):
             raise ValueError("give val or val_fraction, not both")
         if self.label_columns is not None and (self.label_column or self.label_delimiter):
             raise ValueError("give label_columns, or label_column with label_delimiter, not both")
-        repeated = {x for x in self.labels or () if (self.labels or []).count(x) > 1}
-        if repeated:
-            raise ValueError(f"labels names {sorted(repeated)[0]!r} twice")
         return self
+
+    @field_validator("labels", "label_columns")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        repeated = [name for name, count in Counter(value).items() if count > 1]
+        if repeated:
+            raise ValueError(f"names {repeated[0]!r} twice")
+        return value
 
 
 class ModelConfig(Section):
@@ -82,7 +104,9 @@ class ModelConfig(Section):
 
     backbone: str = Field("resnet50", description="a ResNet, ResNeXt or Wide ResNet of torchvision")
     weights: str | None = Field(
-        "IMAGENET1K_V2", description="torchvision's name, a .pth or .safetensors file, or null"
+        "IMAGENET1K_V2",
+        min_length=1,
+        description="torchvision's name, a .pth or .safetensors file, or null",
     )
     freeze_backbone: bool = Field(False, description="train the head alone")
     head_bias: Literal["zero", "prior"] = Field(
@@ -106,12 +130,12 @@ class AugmentConfig(Section):
     )
     rand_augment: int = Field(0, ge=0, le=10, description="RandAugment operations a picture")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        least, most = self.crop_scale
-        if not 0 < least <= most <= 1:
-            raise ValueError("crop_scale: wanted [least, most] with 0 < least <= most <= 1")
-        return self
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"wanted [least, most], 0 < least <= most <= 1, got {list(value)}")
+        return value
 
 
 class TrainConfig(Section):
@@ -137,14 +161,10 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware is fast at it"
     )
-    workers: int | Literal["auto"] = Field("auto", description="processes that decode pictures")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that decode pictures"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
-
-    @model_validator(mode="after")
-    def _worker_count(self) -> Self:
-        if isinstance(self.workers, int) and self.workers < 0:
-            raise ValueError("workers: wanted auto, 0 or more")
-        return self
 
 
 class LossConfig(Section):
@@ -183,7 +203,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     faults: list[str] = []
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: wanted keys and values at the top, found a {kind(tree)}")
-    tree = _rebase(tree or {}, path.absolute().parent)
+    tree = _rebase(tree or {}, path.absolute().parent, faults)
     for override in overrides:
         faults += _override(tree, lines, override)
     try:
@@ -236,7 +256,7 @@ _PATHS = (("data", "train"), ("data", "val"), ("data", "images"), ("model", "wei
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 
 
-def _rebase(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _rebase(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, Any]:
     """A copy of `tree` with its relative paths made absolute from `folder`."""
     tree = {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
     for *section, key in _PATHS:
@@ -247,7 +267,10 @@ def _rebase(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         if key == "weights" and Path(value).suffix not in _WEIGHT_FILES:
             continue
         assert isinstance(parent, dict)
-        parent[key] = os.path.normpath(folder / Path(value).expanduser())
+        try:
+            parent[key] = os.path.normpath(folder / Path(value).expanduser())
+        except RuntimeError as error:  # ~someone who is not there
+            faults.append(f"{'.'.join([*section, key])}: {value}: {error}")
     return tree
 
 
@@ -264,17 +287,24 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
     layer: Any = value
     for key in reversed(where):
         layer = {key: layer}
-    layer = _rebase(layer, Path.cwd())
+    faults: list[str] = []
+    layer = _rebase(layer, Path.cwd(), faults)
     parent = tree
-    for key in where[:-1]:
-        if not isinstance(parent.setdefault(key, {}), dict):
-            parent[key] = {}
+    for depth, key in enumerate(where[:-1]):
+        below = parent.get(key)
+        if not isinstance(below, dict):
+            if depth == 0 and below is not None:  # `train: 3` stays, and is reported
+                return faults
+            below = {}
+        parent[key] = dict(below)
         parent, layer = parent[key], layer[key]
     parent[where[-1]] = layer[where[-1]]
     for stale in [w for w in lines if w[: len(where)] == where]:
         del lines[stale]
     lines[where] = 0
-    return []
+    for depth in range(1, len(where)):
+        lines.setdefault(where[:depth], 0)
+    return faults
 
 
 # ---- faults in words --------------------------------------------------------------------
@@ -292,8 +322,9 @@ def _explain(errors: list[ErrorDetails], tree: Any, lines: Lines) -> list[str]:
         wanted, got = _message(error)
         messages.setdefault(where, {})[wanted] = got
     faults = []
+    above = {where[:depth] for where in messages for depth in range(len(where))}
     for where, parts in messages.items():
-        if any(other[: len(where)] == where and other != where for other in messages):
+        if where in above:
             continue
         line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
         place = f"line {line}" if line else "override"
@@ -336,7 +367,8 @@ def _message(error: ErrorDetails) -> tuple[str, str]:
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     wanted = _WANTED.get(kind, context.get("expected", wanted))
     quote = "; quote it" if kind == "string_type" and isinstance(value, int | float) else ""
-    return f"wanted {wanted}", f", got {value!r}{quote}"
+    got = repr(value)
+    return f"wanted {wanted}", f", got {got if len(got) <= 80 else got[:77] + '...'}{quote}"
 
 
 def _keys(where: Where) -> list[str]:

@@ -35,12 +35,16 @@ class ImageError(DataError):
     """One picture that cannot be decoded.
 
     Attributes:
+        name: the file.
         reason: why, without the file's name.
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.reason = reason
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
 
 
 class WeightsError(MlfinetuneError):

@@ -48,8 +48,8 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                problem = f"a {kind(key)} cannot be a key"
+            if not isinstance(key, str):
+                problem = f"a key must be text, not a {kind(key)} ({str(key)[:40]}); quote it"
             elif key in seen:
                 problem = f"the key '{key}' stands in line {seen[key]} already"
             else:
@@ -60,6 +60,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
+        if len(text) > 100:
+            raise yaml.MarkedYAMLError(
+                problem="a number of over 100 digits", problem_mark=node.start_mark
+            )
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         return int(text[2:] if base != 10 else text, base)
 
@@ -70,6 +74,11 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Double quotes keep the line breaks that YAML would fold."""
+        style = '"' if any(c in data for c in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
 
 _Loader.yaml_implicit_resolvers = {}  # else YAML 1.1's come first
 for _name, _pattern, _first in _SCALARS:
@@ -79,7 +88,14 @@ for _name, _pattern, _first in _SCALARS:
             re.compile(rf"^(?:{_pattern})$"),
             ["" if c == "\0" else c for c in _first],
         )
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _PLAIN
+}
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse(text: str) -> tuple[Any, Lines]:
@@ -102,7 +118,7 @@ def parse(text: str) -> tuple[Any, Lines]:
         raise YamlFault(f"{line}: {error.problem or error.context}") from error
     except RecursionError as error:
         raise YamlFault(": nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError) as error:
         raise YamlFault(f": {str(error).splitlines()[0]}") from error
 
 

@@ -73,8 +73,23 @@ def _squash(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
 
 
 def _center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """The shorter side scaled, then the centre cut out.
+
+    A picture much longer than wide is cut to its middle first: scaling all of a 1 x 5000 strip
+    would need gigabytes, for pixels that the crop drops.
+    """
     shorter, side = [round(spec.image_size / CROP_SHARE)], [spec.image_size] * 2
-    return lambda image: F.center_crop(F.resize(image, shorter, antialias=True), side).contiguous()
+
+    def apply(image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        short = min(height, width)
+        if max(height, width) > 2 * short:
+            kept = [min(n, 2 * short + n % 2) for n in (height, width)]
+            image = F.center_crop(image, kept)
+        out: Tensor = F.center_crop(F.resize(image, shorter, antialias=True), side)
+        return out.contiguous()
+
+    return apply
 
 
 def _pad(spec: TransformSpec) -> Callable[[Tensor], Tensor]:

@@ -42,7 +42,8 @@ def sigmoid_cross_entropy(
         where unknown targets give 0.
 
     Raises:
-        ValueError: shapes that differ, integer logits, or an unknown reduction.
+        ValueError: shapes that differ, a pos_weight of another shape, integer logits, or an
+            unknown reduction.
 
     Source: the log-sum-exp form of binary cross entropy; see `mlfinetune.loss.reference`.
     """
@@ -52,6 +53,10 @@ def sigmoid_cross_entropy(
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if pos_weight is not None and pos_weight.shape not in ((), logits.shape[-1:]):
+        raise ValueError(
+            f"pos_weight has shape {tuple(pos_weight.shape)}, wanted () or {logits.shape[-1:]}"
+        )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     loss: Tensor = FusedSigmoidCrossEntropy.apply(

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class FusedSigmoidCrossEntropy(torch.autograd.Function):
@@ -35,28 +34,32 @@ class FusedSigmoidCrossEntropy(torch.autograd.Function):
         """The loss; its gradient is saved."""
         x = logits if logits.dtype == torch.float64 else logits.float()
         known = targets >= 0
-        t = targets.to(x.dtype)
-        if label_smoothing:
-            t = t * (1 - label_smoothing) + label_smoothing / 2
-        to_positive = t if pos_weight is None else t * pos_weight.to(x.dtype)
-        to_positive, to_negative = torch.where(known, to_positive, 0), torch.where(known, 1 - t, 0)
+        t, s = targets.to(x.dtype), label_smoothing
+        to_positive, to_negative = t, 1 - t
+        if s:  # each side by itself: 1 - (t smoothed) would cancel
+            to_positive, to_negative = t * (1 - s) + s / 2, to_negative * (1 - s) + s / 2
+        if pos_weight is not None:
+            to_positive = to_positive * pos_weight.to(x.dtype)
+        to_positive = torch.where(known, to_positive, 0)
+        to_negative = torch.where(known, to_negative, 0)
 
         loss = _loss(x, to_positive, to_negative)
         scale = known.sum().clamp(min=1) if reduction == "mean" else None
         if ctx.needs_input_grad[0]:
             grad = _grad(x, to_positive, to_negative)
-            grad = grad if scale is None else grad.div_(scale)
-            ctx.save_for_backward(grad.to(logits.dtype))
+            ctx.save_for_backward(grad if scale is None else grad.div_(scale))
+            ctx.dtype = logits.dtype
         if reduction == "none":
             return loss
-        return loss.sum() if scale is None else loss.sum() / scale
+        return loss.sum() if scale is None else loss.div_(scale).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """The saved gradient, scaled."""
+        """The saved gradient, scaled, and rounded to the type of the logits last."""
+        if torch.is_grad_enabled():
+            raise RuntimeError("sigmoid_cross_entropy has no second derivative")
         (grad,) = ctx.saved_tensors
-        return (grad * grad_output).to(grad.dtype), None, None, None, None
+        return (grad * grad_output).to(ctx.dtype), None, None, None, None
 
 
 def _loss(x: Tensor, to_positive: Tensor, to_negative: Tensor) -> Tensor:

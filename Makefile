@@ -1,0 +1,73 @@
+# make demo   the whole road on drawn pictures: environment, data, train, eval, predict
+# make test   every check and every test
+# Both build .venv first, and do nothing again for files that have not changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CODE := $(shell find mlfinetune -name '*.py')
+CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '*.yaml') \
+           pyproject.toml README.md Makefile .ci/run
+
+.PHONY: demo test check bench gpu-check clean
+
+# ---- environment --------------------------------------------------------------------------
+
+# A constraint given through the environment reaches the build backend too.
+.venv/done: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --editable . --group dev
+	touch $@
+
+# ---- demo -----------------------------------------------------------------------------------
+
+demo: runs/demo/eval/metrics.json demo/predictions.csv
+	@echo
+	@echo "  pictures and tags        demo/images/  demo/tags.csv"
+	@echo "  the run                  runs/demo/    (best.safetensors, metrics.json, train.log)"
+	@echo "  numbers of each label    runs/demo/per_label.csv"
+	@echo "  evaluation               runs/demo/eval/"
+	@echo "  predictions              demo/predictions.csv, which begins:"
+	@echo
+	@head -n 4 demo/predictions.csv
+
+demo/tags.csv: .venv/done configs/demo_data.py
+	$(BIN)/python configs/demo_data.py demo
+
+runs/demo/metrics.json: demo/tags.csv configs/demo.yaml $(CODE)
+	rm -rf runs/demo
+	$(BIN)/mlfinetune train configs/demo.yaml
+	touch $@
+
+runs/demo/eval/metrics.json: runs/demo/metrics.json
+	$(BIN)/mlfinetune eval --checkpoint runs/demo
+
+demo/predictions.csv: runs/demo/metrics.json
+	$(BIN)/mlfinetune predict demo/images --checkpoint runs/demo -o $@
+
+# ---- checks ---------------------------------------------------------------------------------
+
+test: .venv/tested
+	@echo "every check and test has passed for these files (rm .venv/tested runs them again)"
+
+.venv/tested: .venv/done $(CHECKED)
+	$(MAKE) check
+	$(BIN)/python -m pytest
+	touch $@
+
+check: .venv/done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/done
+	$(BIN)/python benchmarks/help_time.py
+
+# On a machine with a GPU: the tests that need one, with whatever python3 has torch there.
+gpu-check:
+	$(PYTHON) -m pytest -m gpu -o addopts="" tests
+
+clean:
+	rm -rf .venv demo runs

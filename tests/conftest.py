@@ -1,0 +1,76 @@
+"""Small real pictures and runs, shared by the tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import demo_data
+import pytest
+import torch
+
+CONFIG = """\
+data:
+  train: tags.csv
+model:
+  backbone: resnet18
+  weights: null
+  image_size: 64
+augment:
+  crop_scale: [1.0, 1.0]
+train:
+  epochs: 1
+  batch_size: 8
+  lr: 1e-3
+  precision: float32
+  workers: 0
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with tags.csv, images/ (24 drawn pictures of 32 px) and pets.yaml."""
+    demo_data.write(tmp_path, count=24, size=32)
+    (tmp_path / "pets.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny run: pets.yaml, tags.csv, images/ and runs/pets/."""
+    folder = tmp_path_factory.mktemp("trained")
+    demo_data.write(folder, count=24, size=32)
+    (folder / "pets.yaml").write_text(CONFIG)
+    done = run_cli("train", "pets.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run_cli(
+    *arguments: str, cwd: Path, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`mlfinetune ...` as its own process."""
+    return subprocess.run(
+        [sys.executable, "-m", "mlfinetune", *arguments],
+        cwd=cwd,
+        input=stdin,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def cli() -> Run:
+    """`mlfinetune ...` as its own process: cli(*arguments, cwd=..., stdin=..., **environment)."""
+    return run_cli
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """GPU tests run where there is a GPU; `make gpu-check` runs them and nothing else."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
