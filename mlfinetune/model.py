@@ -6,6 +6,8 @@ The model returns logits; no sigmoid stands between it and the loss.
 """
 
 import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import URLError
@@ -148,9 +150,10 @@ def download(url: str) -> dict[str, Tensor]:
         f"or to null for random weights"
     )
     try:
-        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=True, weights_only=True
-        )
+        with redirect_stdout(sys.stderr):  # torch.hub announces the download on stdout
+            state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True
+            )
         return state
     except Exception as error:
         if file.exists():

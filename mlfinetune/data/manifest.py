@@ -122,13 +122,13 @@ def read_table(path: Path, options: SourceOptions) -> Table:
     """
     if path.is_dir():
         table = read_folder(path, options)
+    elif not path.exists():
+        raise DataError(f"no such file or folder: {path} (data.train, data.val or --data)")
     elif path.suffix.lower() in csv_table.SUFFIXES:
         table = read_csv(path, options)
-    elif path.exists():
+    else:
         known = ", ".join(sorted(csv_table.SUFFIXES))
         raise DataError(f"{path}: not a table ({known}) nor a folder of label folders")
-    else:
-        raise DataError(f"no such file or folder: {path} (data.train, data.val or --data)")
     faults = [*table.faults, *_path_faults(table, options.allow_outside_root)]
     table, conflicts = _join_repeats(table)
     faults += conflicts

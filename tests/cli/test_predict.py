@@ -1,0 +1,122 @@
+"""`mlfinetune predict` as a user runs it."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_predict_agrees_with_the_validation_scores(trained: Path, cli: Run) -> None:
+    """The probabilities of a picture are those that training wrote for it."""
+    run = rows((trained / "runs/pets/predictions.csv").read_text())
+    names = "".join(f"{row['image']}\n" for row in run)
+    done = cli("predict", "-", "-c", "runs/pets", cwd=trained, stdin=names)
+    assert done.returncode == 0, done.stderr
+    predicted = rows(done.stdout)
+    assert [row["image"] for row in predicted] == [row["image"] for row in run]
+    for ours, theirs in zip(predicted, run, strict=True):
+        for label in list(ours)[2:-1]:
+            assert float(ours[label]) == pytest.approx(float(theirs[label]), abs=0.01)
+
+
+def test_folders_files_and_globs_in_order(trained: Path, cli: Run) -> None:
+    """Inputs come out in the order they were given, folders sorted."""
+    done = cli(
+        "predict", "images/0003.png", "images/*2.jpg", "images", "-c", "runs/pets", cwd=trained
+    )
+    names = [row["image"] for row in rows(done.stdout)]
+    assert names[:4] == [f"images/{n}" for n in ("0003.png", "0002.jpg", "0012.jpg", "0022.jpg")]
+    assert names[4:] == sorted(names[4:])
+    assert len(names) == 4 + 24
+
+
+def test_the_newest_finished_run_is_used_and_named(trained: Path, cli: Run) -> None:
+    """Without --checkpoint the first line says which one it is."""
+    done = cli("predict", "images/0000.jpg", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("checkpoint runs/")
+
+
+def test_unreadable_pictures_have_a_row_and_code_3(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """Every input has its row, in order; the bad ones are named again at the end."""
+    good = (trained / "images/0000.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(good)
+    (tmp_path / "b.jpg").write_bytes(good[: len(good) // 2])
+    (tmp_path / "c.png").write_text("no picture")
+    (tmp_path / "d.jpg").write_bytes(good)
+    done = cli("predict", str(tmp_path), "-c", "runs/pets", "--format", "jsonl", cwd=trained)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 3
+    assert [Path(line["image"]).name for line in lines] == ["a.jpg", "b.jpg", "c.png", "d.jpg"]
+    assert ["error" in line for line in lines] == [False, True, True, False]
+    assert lines[0]["scores"] == pytest.approx(lines[3]["scores"], abs=1e-5)
+    assert "2 pictures could not be read" in done.stderr
+    assert "b.jpg" in done.stderr
+
+
+def test_the_file_ending_chooses_the_format(trained: Path, cli: Run) -> None:
+    """-o x.csv, x.jsonl and x.txt; another ending is asked about."""
+    for name in ("x.csv", "x.jsonl", "x.txt"):
+        assert cli("predict", "images/0000.jpg", "-o", name, cwd=trained).returncode == 0
+    assert rows((trained / "x.csv").read_text())[0]["image"] == "images/0000.jpg"
+    assert json.loads((trained / "x.jsonl").read_text())["image"] == "images/0000.jpg"
+    assert (trained / "x.txt").read_text().startswith("images/0000.jpg: ")
+    done = cli("predict", "images/0000.jpg", "-o", "x.xlsx", cwd=trained)
+    assert done.returncode == 2
+    assert ".csv" in done.stderr
+
+
+def test_top_threshold_and_only_labels(trained: Path, cli: Run) -> None:
+    """--top names the K best, --threshold 0 names all, --only-labels leaves the numbers out."""
+    arguments = ["predict", "images/0000.jpg", "--format", "jsonl"]
+    top = json.loads(cli(*arguments, "--top", "2", cwd=trained).stdout)
+    assert top["labels"] == sorted(top["scores"], key=lambda k: -top["scores"][k])[:2]
+    every = json.loads(cli(*arguments, "--threshold", "0", "--only-labels", cwd=trained).stdout)
+    assert len(every["labels"]) == len(top["scores"])
+    assert "scores" not in every
+
+
+def test_rows_are_written_as_they_come(trained: Path, cli: Run) -> None:
+    """A long list of one picture: every row is there, in order, whatever the batch size."""
+    names = "images/0000.jpg\nimages/0001.png\n" * 50
+    arguments = ["predict", "-", "-c", "runs/pets", "--batch-size", "7"]
+    done = cli(*arguments, cwd=trained, stdin=names)
+    assert [row["image"] for row in rows(done.stdout)] == names.split()
+
+
+def test_a_folder_without_pictures_is_an_error(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """Nothing to do is something to say."""
+    done = cli("predict", str(tmp_path), "-c", "runs/pets", cwd=trained)
+    assert done.returncode == 2
+    assert "no pictures in" in done.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error(trained: Path) -> None:
+    """`mlfinetune predict ... | head -n 1` ends quietly."""
+    command = (
+        f"{sys.executable} -m mlfinetune predict images images images -c runs/pets | head -n 1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=trained, capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("image,labels")
+
+
+def test_predict_needs_the_checkpoint_alone(trained: Path, process: Run, tmp_path: Path) -> None:
+    """A checkpoint file copied elsewhere, with no run, table or YAML beside it, predicts."""
+    shutil.copy(trained / "runs/pets/best.safetensors", tmp_path / "tagger.safetensors")
+    shutil.copy(trained / "images/0000.jpg", tmp_path)
+    done = process("predict", "0000.jpg", "-c", "tagger.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(done.stdout)) == 1
