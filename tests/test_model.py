@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -68,6 +69,13 @@ def state() -> State:
     for name, buffer in model.named_buffers():
         buffer.copy_(torch.tensor(7) if "tracked" in name else torch.rand_like(buffer) + 0.5)
     return copied(model)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that is gone after the test, for weights are large."""
+    with TemporaryDirectory() as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="module")
@@ -296,19 +304,19 @@ NESTED: dict[str, Change] = {
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize("form", FLAT)
 def test_backbone_weights_load(
-    tmp_path: Path, state: State, model: Tagger, form: str, ending: str
+    folder: Path, state: State, model: Tagger, form: str, ending: str
 ) -> None:
     """Both kinds of file load bitwise in every form people have, and the head stays."""
     head = copied(model.head)
-    load_pretrained(model, "resnet18", str(write(tmp_path / f"w{ending}", FLAT[form](state))))
+    load_pretrained(model, "resnet18", str(write(folder / f"w{ending}", FLAT[form](state))))
     assert same(copied(model.features), without("fc.weight", "fc.bias")(state))
     assert same(copied(model.head), head)
 
 
 @pytest.mark.parametrize("form", NESTED)
-def test_wrapped_weights_load(tmp_path: Path, state: State, model: Tagger, form: str) -> None:
+def test_wrapped_weights_load(folder: Path, state: State, model: Tagger, form: str) -> None:
     """A training script's file, with weights one level down, loads."""
-    load_pretrained(model, "resnet18", str(write(tmp_path / "w.pth", NESTED[form](state))))
+    load_pretrained(model, "resnet18", str(write(folder / "w.pth", NESTED[form](state))))
     assert same(copied(model.features), without("fc.weight", "fc.bias")(state))
 
 
@@ -322,34 +330,32 @@ def test_wrapped_weights_load(tmp_path: Path, state: State, model: Tagger, form:
     ],
 )
 def test_other_floats_become_float32(
-    tmp_path: Path, state: State, model: Tagger, dtype: torch.dtype, ending: str
+    folder: Path, state: State, model: Tagger, dtype: torch.dtype, ending: str
 ) -> None:
     """Weights stored in another type have their values, in float32."""
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    load_pretrained(model, "resnet18", str(write(tmp_path / f"w{ending}", cast)))
+    load_pretrained(model, "resnet18", str(write(folder / f"w{ending}", cast)))
     for name, value in model.features.state_dict().items():
         assert value.dtype == state[name].dtype
         assert torch.equal(value, cast[name].to(value.dtype))
 
 
-def test_counts_of_batches_may_be_missing(tmp_path: Path, state: State, model: Tagger) -> None:
+def test_counts_of_batches_may_be_missing(folder: Path, state: State, model: Tagger) -> None:
     """Old files lack num_batches_tracked; the counts stay what they were."""
-    path = write(tmp_path / "w.pth", without("num_batches_tracked")(state))
+    path = write(folder / "w.pth", without("num_batches_tracked")(state))
     load_pretrained(model, "resnet18", str(path))
     loaded = copied(model.features)
     assert all(value == 0 for name, value in loaded.items() if "tracked" in name)
     assert torch.equal(loaded["layer4.1.bn2.running_var"], state["layer4.1.bn2.running_var"])
 
 
-def test_a_checkpoint_of_ours_is_a_weights_file(
-    tmp_path: Path, state: State, model: Tagger
-) -> None:
+def test_a_checkpoint_of_ours_is_a_weights_file(folder: Path, state: State, model: Tagger) -> None:
     """best.safetensors of one run starts the next, whatever its labels were."""
     spec = TransformSpec(image_size=32, resize="squash", max_pixels=9)
     labels = LabelSpace(tuple("abcdefghi"))
     content = Checkpoint(as_own(state), labels, spec, "resnet18", 0.5, {}, "", 1, {})
-    checkpoint.save(tmp_path / "best.safetensors", content)
-    load_pretrained(model, "resnet18", str(tmp_path / "best.safetensors"))
+    checkpoint.save(folder / "best.safetensors", content)
+    load_pretrained(model, "resnet18", str(folder / "best.safetensors"))
     assert same(copied(model.features), without("fc.weight", "fc.bias")(state))
 
 
@@ -385,10 +391,10 @@ UNFIT: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("fault", UNFIT)
-def test_weights_that_do_not_fit_are_named(tmp_path: Path, shared: Tagger, fault: str) -> None:
+def test_weights_that_do_not_fit_are_named(folder: Path, shared: Tagger, fault: str) -> None:
     """The message holds the file and the key; the model stays as it was."""
     change, words = UNFIT[fault]
-    path, before = write(tmp_path / "w.pth", change(light("resnet18"))), copied(shared)
+    path, before = write(folder / "w.pth", change(light("resnet18"))), copied(shared)
     with pytest.raises(WeightsError) as caught:
         load_pretrained(shared, "resnet18", str(path))
     assert str(caught.value).startswith(f"model.weights: {path} does not fit\n")
@@ -396,10 +402,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, shared: Tagger, fault
     assert same(copied(shared), before)
 
 
-def test_ten_faults_are_shown_and_the_rest_counted(tmp_path: Path, shared: Tagger) -> None:
+def test_ten_faults_are_shown_and_the_rest_counted(folder: Path, shared: Tagger) -> None:
     """Weights of which 13 keys are wrong say so in ten lines and a count."""
     strangers = {f"stranger{i:02}": torch.zeros(1) for i in range(13)}
-    path = write(tmp_path / "w.pth", light("resnet18") | strangers)
+    path = write(folder / "w.pth", light("resnet18") | strangers)
     with pytest.raises(WeightsError) as caught:
         load_pretrained(shared, "resnet18", str(path))
     _, *shown, last = str(caught.value).splitlines()
@@ -407,25 +413,25 @@ def test_ten_faults_are_shown_and_the_rest_counted(tmp_path: Path, shared: Tagge
     assert last == "  ... and 3 more"
 
 
-def test_another_architecture_does_not_fit(tmp_path: Path, shared: Tagger) -> None:
+def test_another_architecture_does_not_fit(folder: Path, shared: Tagger) -> None:
     """A resnet50's file is no resnet18's."""
-    path = write(tmp_path / "w.pth", light("resnet50"))
+    path = write(folder / "w.pth", light("resnet50"))
     with pytest.raises(WeightsError, match=r"(?s)does not fit\n.*conv3.*\n.*and \d+ more$"):
         load_pretrained(shared, "resnet18", str(path))
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.ones(3)])
-def test_a_file_without_weights_says_so(tmp_path: Path, shared: Tagger, content: object) -> None:
+def test_a_file_without_weights_says_so(folder: Path, shared: Tagger, content: object) -> None:
     """Lists, numbers and lone tensors are no state dict."""
-    path = write(tmp_path / "w.pth", content)
+    path = write(folder / "w.pth", content)
     with pytest.raises(WeightsError, match=r"holds no state dict of tensors") as caught:
         load_pretrained(shared, "resnet18", str(path))
     assert str(path) in str(caught.value)
 
 
-def test_keys_that_are_no_names_are_refused(tmp_path: Path, shared: Tagger) -> None:
+def test_keys_that_are_no_names_are_refused(folder: Path, shared: Tagger) -> None:
     """Tensors numbered instead of named are an error with the file, not a crash."""
-    path = write(tmp_path / "w.pth", {0: torch.ones(3), 1: torch.ones(3)})
+    path = write(folder / "w.pth", {0: torch.ones(3), 1: torch.ones(3)})
     with pytest.raises(WeightsError) as caught:
         load_pretrained(shared, "resnet18", str(path))
     assert str(path) in str(caught.value)
@@ -434,11 +440,11 @@ def test_keys_that_are_no_names_are_refused(tmp_path: Path, shared: Tagger) -> N
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "folder"])
 def test_files_that_cannot_be_read_are_named(
-    tmp_path: Path, shared: Tagger, kind: str, ending: str
+    folder: Path, shared: Tagger, kind: str, ending: str
 ) -> None:
     """Whatever is wrong with a file, the message holds the key and the file."""
-    path = tmp_path / f"w{ending}"
-    whole = write(tmp_path / f"whole{ending}", {"conv1.weight": CONV}).read_bytes()
+    path = folder / f"w{ending}"
+    whole = write(folder / f"whole{ending}", {"conv1.weight": CONV}).read_bytes()
     contents = {"empty": b"", "text": b"<html>not found</html>\n", "truncated": whole[:-99]}
     if kind in contents:
         path.write_bytes(contents[kind])
@@ -482,9 +488,9 @@ PICKLES: dict[str, Callable[[Payload], bytes]] = {
 
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".safetensors"])
 @pytest.mark.parametrize("form", PICKLES)
-def test_no_weights_file_runs_code(tmp_path: Path, shared: Tagger, form: str, ending: str) -> None:
+def test_no_weights_file_runs_code(folder: Path, shared: Tagger, form: str, ending: str) -> None:
     """A pickle with a payload is refused, and the payload never runs."""
-    canary, path = tmp_path / "canary", tmp_path / f"w{ending}"
+    canary, path = folder / "canary", folder / f"w{ending}"
     path.write_bytes(PICKLES[form](Payload(canary)))
     with pytest.raises(WeightsError) as caught:
         load_pretrained(shared, "resnet18", str(path))
@@ -492,10 +498,10 @@ def test_no_weights_file_runs_code(tmp_path: Path, shared: Tagger, form: str, en
     assert not canary.exists()
 
 
-def test_the_payload_would_run(tmp_path: Path) -> None:
+def test_the_payload_would_run(folder: Path) -> None:
     """The payload of these tests works where someone unpickles it."""
-    pickle.loads(PICKLES["pickle 4"](Payload(tmp_path / "canary")))
-    assert (tmp_path / "canary").is_dir()
+    pickle.loads(PICKLES["pickle 4"](Payload(folder / "canary")))
+    assert (folder / "canary").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -552,11 +558,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of torch.hub's downloads, moved here; loopback needs no proxy."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return tmp_path / "torch" / "hub" / "checkpoints"
+    return folder / "torch" / "hub" / "checkpoints"
 
 
 @pytest.fixture
@@ -641,9 +647,9 @@ def test_no_connection_says_what_to_do(
     assert list(cache.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_made_says_what_to_do(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_says_what_to_do(server: Server, folder: Path) -> None:
     """A file where the cache should be is an error with the same advice."""
-    (tmp_path / "torch").write_text("in the way")
+    (folder / "torch").write_text("in the way")
     with pytest.raises(WeightsError, match=r"cannot download .* set model\.weights to a local"):
         download(server.url(NAME, ok(BODY, len(BODY))))
     assert server.asked == []
@@ -694,10 +700,10 @@ def test_a_bad_file_in_the_cache_is_named(server: Server, cache: Path, content: 
     assert (cache / NAME).read_bytes() == content
 
 
-def test_the_cache_runs_no_code(server: Server, cache: Path, tmp_path: Path) -> None:
+def test_the_cache_runs_no_code(server: Server, cache: Path, folder: Path) -> None:
     """A pickle with a payload in the cache is refused as one in a file."""
     cache.mkdir(parents=True)
-    (cache / NAME).write_bytes(PICKLES["zip"](Payload(tmp_path / "canary")))
+    (cache / NAME).write_bytes(PICKLES["zip"](Payload(folder / "canary")))
     with pytest.raises(WeightsError, match="cannot be loaded"):
         download(server.url(NAME, ok(BODY, len(BODY))))
-    assert not (tmp_path / "canary").exists()
+    assert not (folder / "canary").exists()

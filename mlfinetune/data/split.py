@@ -4,7 +4,6 @@ Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), by the package of
 """
 
 import numpy as np
-from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 from numpy.typing import NDArray
 
 from mlfinetune.records import POSITIVE
@@ -23,6 +22,9 @@ def stratified_split(
     Returns:
         Sorted indices of the training rows and of the held-out rows.
     """
+    # Here, because it loads scikit-learn, for a second in which predict would only wait.
+    from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
+
     n = len(targets)
     held_out = min(max(round(n * fraction), 1), n - 1)
     positive = targets == POSITIVE

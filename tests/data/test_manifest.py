@@ -175,7 +175,7 @@ def test_one_image_is_too_few_to_hold_out_some(tmp_path: Path) -> None:
 
 def test_images_of_one_label_each_leave_some_for_validation(tmp_path: Path) -> None:
     """Where no label has a second image, both sides still hold one."""
-    splits = split(tmp_path, listed(3, "cat|dog|fox"))
+    splits = split(tmp_path, listed(20, "|".join("abcdefghijklmnopqrst")))
     assert min(len(splits.train), len(splits.val)) >= 1
 
 
@@ -397,6 +397,14 @@ def test_in_lists_present_beats_unknown_beats_absent(tmp_path: Path) -> None:
     table = join(tmp_path, content, label_delimiter="|")
     assert table.labels.names == ("cat", "dog", "cow", "fox")
     assert states(table)["a.jpg"] == [1, 1, 0, -1]
+
+
+def test_an_unknown_row_beats_absent_for_labels_of_the_run_too(tmp_path: Path) -> None:
+    """Whether or not another row of its table happens to name them."""
+    val = write(tmp_path, "image,labels\nc.jpg,cat\nc.jpg,\n", "val.csv")
+    options = SourceOptions(empty_labels="unknown")
+    splits = read_splits(write(tmp_path, listed(2)), val, options)
+    assert states(splits.val) == {"c.jpg": [1, -1]}
 
 
 def test_in_label_columns_a_state_beats_a_blank(tmp_path: Path) -> None:

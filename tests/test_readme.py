@@ -1,0 +1,125 @@
+"""The README is true: its commands run, its configs load, its links between files hold."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from conftest import prepare
+
+from mlfinetune.config import load
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(command: str, cwd: Path, **environment: str) -> str:
+    """A shell command's standard output; it must succeed."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_command_block_is_known() -> None:
+    """Each bash block of the README is run by a test below."""
+    first_words = [[line.split()[:2] for line in block.splitlines()] for block in blocks("bash")]
+    assert first_words == [
+        [["make", "demo"], ["make", "test"]],
+        [["pip", "install"]],
+        [["mlfinetune", "train"], ["mlfinetune", "eval"], ["mlfinetune", "predict"]],
+    ]
+
+
+def test_make_demo_reaches_its_figure_and_shows_where_things_are() -> None:
+    """`make demo`: validation mAP of at least 0.95, and the names of what it left."""
+    out = run("make demo", ROOT)
+    metrics = json.loads((ROOT / "runs/demo/metrics.json").read_text())
+    assert metrics["mAP"] >= 0.95
+    evaluated = json.loads((ROOT / "runs/demo/eval/metrics.json").read_text())
+    assert evaluated["mAP"] == metrics["mAP"]
+    assert len((ROOT / "demo/predictions.csv").read_text().splitlines()) == 1001
+    for name in ("runs/demo/", "demo/predictions.csv", "per_label.csv"):
+        assert name in out
+    assert "nothing" not in run("make demo", ROOT)  # again: seconds, no training
+    assert "epoch" not in run("make demo 2>&1", ROOT)
+
+
+def test_make_test_runs_the_checks_and_these_tests() -> None:
+    """`make test` is what runs this; its recipe holds every check."""
+    recipe = run("make -n -B check .venv/tested", ROOT)
+    for command in ("ruff format --check", "ruff check", "mypy", "lint-imports", "-m pytest"):
+        assert command in recipe
+    assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_pip_install_gives_a_working_command(tmp_path: Path) -> None:
+    """A built and installed package answers, with every file that it needs."""
+    (command,) = blocks("bash")[1].splitlines()
+    assert command == "pip install ."
+    run(f"python -m pip install --quiet --no-deps --no-build-isolation --target {tmp_path} .", ROOT)
+    environment = {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+    assert "mlfinetune" in run(f"{tmp_path}/bin/mlfinetune --version", tmp_path, **environment)
+    where = run(
+        "python -P -c 'import mlfinetune; print(mlfinetune.__file__)'", tmp_path, **environment
+    )
+    assert where.startswith(str(tmp_path))
+
+
+def test_the_three_commands(tmp_path: Path) -> None:
+    """Train, eval and predict on the README's own two-line config, weights from the cache."""
+    prepare(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "photos")
+    table = tmp_path / "tags.csv"
+    table.write_text(table.read_text().replace("images/", "photos/"))
+    (tmp_path / "pets.yaml").write_text(blocks("yaml")[0])
+    cache = tmp_path / "torch/hub/checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(torchvision.models.resnet50().state_dict(), cache / "resnet50-11ad3fa6.pth")
+    out = run(blocks("bash")[2], tmp_path, TORCH_HOME=str(tmp_path / "torch"))
+    assert out.count("mAP over") == 2
+    assert (tmp_path / "runs/pets/eval/metrics.json").is_file()
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_the_configs_load(tmp_path: Path, text: str) -> None:
+    """Every YAML block is a whole config."""
+    (tmp_path / "pets.yaml").write_text(text)
+    assert load(tmp_path / "pets.yaml").data.train == tmp_path / "tags.csv"
+
+
+def test_the_example_names_every_default_as_it_is(tmp_path: Path) -> None:
+    """The config by example differs from the defaults in its paths alone."""
+    (tmp_path / "pets.yaml").write_text(blocks("yaml")[1])
+    (tmp_path / "bare.yaml").write_text("data: {train: tags.csv}")
+    example, bare = load(tmp_path / "pets.yaml"), load(tmp_path / "bare.yaml")
+    for section in ("model", "augment", "train", "loss"):
+        assert getattr(example, section) == getattr(bare, section)
+
+
+def test_the_file_map_names_every_room() -> None:
+    """Each top-level file and folder of the package stands in the map."""
+    rooms = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (ROOT / "mlfinetune").iterdir()
+        if path.name not in ("__init__.py", "__pycache__")
+    }
+    assert {room for room in rooms if room not in README} == set()

