@@ -95,7 +95,7 @@ def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.de
     )
     if settings.weights is not None:
         load_pretrained(tagger, settings.backbone, settings.weights)
-    return tagger.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return _placed(tagger, device)
 
 
 def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:
@@ -103,7 +103,14 @@ def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:
     spec = checkpoint.transform
     tagger = Tagger(checkpoint.backbone, len(checkpoint.labels), mean=spec.mean, std=spec.std)
     tagger.load_state_dict(checkpoint.weights)
-    return tagger.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return _placed(tagger, device).eval()
+
+
+def _placed(tagger: Tagger, device: torch.device) -> Tagger:
+    """On the device, convolutions in the layout that they are fast in."""
+    tagger.to(device)
+    tagger.to(memory_format=torch.channels_last)
+    return tagger
 
 
 def loader(

@@ -227,7 +227,10 @@ def test_the_summary_is_sorted_by_ap() -> None:
     assert zero.split() == ["zero", "0.0000", "0.0000", "1"]
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "猫" * 60, "a b " * 40, "\x1b[31m" * 30, "é" * 44])
+LONG = {"long": "x" * 300, "wide": "猫" * 60, "words": "a b " * 40, "red": "\x1b[31m" * 30}
+
+
+@pytest.mark.parametrize("name", LONG.values(), ids=LONG)
 def test_the_summary_fits_80_columns(name: str) -> None:
     """Long names, wide letters and control characters do not break the table."""
     text = summary(measured(label(name, 0.5, 10**9), label("short")))

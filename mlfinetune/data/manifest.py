@@ -98,20 +98,27 @@ def read_splits(
     return Splits(*sides, notes=tuple(notes + _label_notes(*sides)))
 
 
-def read_one(path: Path, split: str | None, options: SourceOptions, labels: LabelSpace) -> Manifest:
-    """The examples of one table, or of one split of it, in the columns of `labels`.
+def read_one(
+    path: Path, split: str | None, options: SourceOptions, labels: LabelSpace
+) -> tuple[Manifest, tuple[str, ...]]:
+    """The examples of one table, or of one split of it, in the columns of `labels`; and notes.
 
     Raises:
         DataError: bad rows, labels not in `labels`, or no rows in that split.
     """
     table = read_table(path, options)
+    notes = table.notes
     if split is not None:
         if table.splits is None:
             raise DataError(f"{path} has no split column, so it has no split '{split}'")
         table = _only(table, split)
+    elif table.splits is not None:
+        counts = Counter(table.splits)
+        seen = ", ".join(f"{counts[s]} {s}" for s in sorted(counts))
+        notes = (*notes, f"all splits are scored ({seen}); --split chooses one")
     if not table.names:
         raise DataError(f"{path}: no images" + (f" in split '{split}'" if split else ""))
-    return _align(table, labels)
+    return _align(table, labels), notes
 
 
 def read_table(path: Path, options: SourceOptions) -> Table:

@@ -66,7 +66,9 @@ def _examples(
     if asked.data is not None or asked.images is not None:
         options = replace(options, images=asked.images)
     source = asked.data or settings.data.train
-    manifest = read_one(source, asked.split, options, loaded.labels)
+    manifest, notes = read_one(source, asked.split, options, loaded.labels)
+    for note in notes:
+        log.say(note)
     return manifest, str(source) + (f", split {asked.split}" if asked.split else "")
 
 

@@ -33,8 +33,6 @@ class Asked:
     top: int | None = None
     only_labels: bool = False
     batch_size: int = 16
-    workers: int | str = "auto"
-    precision: str = "auto"
 
 
 def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunLog) -> list[str]:
@@ -50,7 +48,7 @@ def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunL
     file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
     loaded = checkpoint.load(file)
     device = runtime.choose_device(device_name)
-    dtype, _ = runtime.choose_precision(asked.precision, device)
+    dtype, _ = runtime.choose_precision("auto", device)
     threshold = loaded.threshold if asked.threshold is None else asked.threshold
     log.say(
         f"checkpoint {rundir.shown(file)}: {len(loaded.labels)} labels, threshold {threshold:g}; "
@@ -63,7 +61,7 @@ def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunL
         expand(asked.inputs, stdin),
         loaded.transform,
         batch_size=asked.batch_size,
-        workers=runtime.choose_workers(asked.workers, device),
+        workers=runtime.choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
     tagger, failed = assemble.model_of(loaded, device), []

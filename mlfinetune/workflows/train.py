@@ -44,17 +44,20 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's outcome."""
+    """One epoch's outcome; `number` counts from 1."""
 
     number: int
     table: MetricTable
     scores: ScoreTable
+    loss: float
+    images_per_s: float
+    seconds_left: float
 
-    @property
-    def rank(self) -> float:
-        """mAP; below every mAP where it is undefined."""
-        value = self.table.averages["mAP"]
-        return -1.0 if value is None else value
+    def beats(self, other: "_Epoch | None") -> bool:
+        """A higher mAP; where mAP is undefined the later epoch."""
+        ours = self.table.averages["mAP"]
+        theirs = None if other is None else other.table.averages["mAP"]
+        return theirs is None or (ours is not None and ours > theirs)
 
 
 def run(config: Config, device_name: str, log: RunLog) -> Trained:
@@ -97,10 +100,14 @@ def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Tra
     try:
         with runtime.device_faults():
             for epoch in _epochs(parts, log):
-                is_best = best is None or epoch.rank > best.rank
-                best = epoch if best is None or is_best else best
-                _save(parts, epoch, run, is_best)
-                if _should_stop(config, epoch, best):
+                if epoch.beats(best):
+                    best = epoch
+                _save(parts, epoch, run, is_best=epoch is best)
+                assert best is not None
+                log.say(_epoch_line(epoch, best, config))
+                if epoch.number - best.number >= (
+                    config.train.early_stopping or config.train.epochs
+                ):
                     log.say(f"early stop: no better mAP for {epoch.number - best.number} epochs")
                     break
     except KeyboardInterrupt:
@@ -108,13 +115,13 @@ def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Tra
         log.say(f"stopped by Ctrl-C; {saved}")
         raise
     assert best is not None
-    about = {"data": "validation", "epoch": best.number + 1, "threshold_source": "fixed"}
+    about = {"data": "validation", "epoch": best.number, "threshold_source": "fixed"}
     tables.write_results(
         run, best.table, best.scores.names, probabilities(best.scores.logits), about
     )
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
-        f"best epoch {best.number + 1} of {config.train.epochs}; "
+        f"best epoch {best.number} of {config.train.epochs}; "
         f"{clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
     return Trained(run, best.table)
@@ -153,26 +160,28 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
         assemble.settings(config, parts.device, parts.dtype),
         lambda index: str(splits.train.path(index)),
     )
-    best, started = -2.0, time.monotonic()
-    for number in range(epochs):
-        with log.bar(f"epoch {number + 1}/{epochs}", len(splits.train)) as bar:
+    started = time.monotonic()
+    for number in range(1, epochs + 1):
+        with log.bar(f"epoch {number}/{epochs}", len(splits.train)) as bar:
             loss, last = _consume(records, bar)
         with log.bar("validation", len(splits.val)) as val_bar:
             batches = val_bar.over(parts.val.epoch())
             scores = score(parts.tagger, batches, splits.val, parts.device, parts.dtype)
-        epoch = _Epoch(number, measure(scores), scores)
-        left = (time.monotonic() - started) / (number + 1) * (epochs - number - 1)
-        mark = " (best)" if epoch.rank > best else ""
-        best = max(best, epoch.rank)
-        log.say(
-            f"epoch {number + 1}/{epochs}  loss {loss:.4f}  mAP {max(epoch.rank, 0):.4f}{mark}  "
-            f"{bar.rate:.1f} images/s  {clock(left)} left"
-        )
-        log.history(
-            {**asdict(last), "epoch": number + 1, "loss": loss, "images_per_s": bar.rate}
-            | epoch.table.averages
-        )
-        yield epoch
+        table = measure(scores)
+        left = (time.monotonic() - started) / number * (epochs - number)
+        epoch = {"epoch": number, "loss": loss, "images_per_s": bar.rate, "seconds_left": left}
+        log.history({**asdict(last), **epoch, **table.averages})
+        yield _Epoch(number, table, scores, loss, bar.rate, left)
+
+
+def _epoch_line(epoch: _Epoch, best: _Epoch, config: Config) -> str:
+    value = epoch.table.averages["mAP"]
+    shown = "--" if value is None else f"{value:.4f}"
+    return (
+        f"epoch {epoch.number}/{config.train.epochs}  loss {epoch.loss:.4f}  mAP {shown}"
+        f"{' (best)' if epoch is best else ''}  {epoch.images_per_s:.1f} images/s  "
+        f"{clock(epoch.seconds_left)} left"
+    )
 
 
 def _consume(records: Iterator[StepRecord], bar: Bar) -> tuple[float, StepRecord]:
@@ -188,12 +197,7 @@ def _consume(records: Iterator[StepRecord], bar: Bar) -> tuple[float, StepRecord
 
 def _save(parts: _Parts, epoch: _Epoch, run: Path, is_best: bool) -> None:
     content = assemble.checkpoint(
-        parts.config, parts.tagger, parts.splits.val, parts.spec, epoch.number + 1
+        parts.config, parts.tagger, parts.splits.val, parts.spec, epoch.number
     )
     for name in (rundir.LAST, *([rundir.BEST] if is_best else [])):
         checkpoint.save(run / name, content)
-
-
-def _should_stop(config: Config, epoch: _Epoch, best: _Epoch) -> bool:
-    patience = config.train.early_stopping
-    return patience is not None and epoch.number - best.number >= patience

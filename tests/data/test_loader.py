@@ -119,7 +119,7 @@ def test_the_order_neither_reads_nor_moves_the_global_generator() -> None:
     [
         (9, 3, [3, 3, 3]),
         (10, 3, [3, 3, 4]),
-        (11, 3, [3, 3, 2]),
+        (11, 3, [3, 3, 3, 2]),
         (4, 3, [4]),
         (3, 2, [3]),
         (1, 3, [1]),

@@ -465,10 +465,17 @@ SPACE = LabelSpace(("fox", "dog", "cat"))
 
 def test_one_split_of_a_table_is_read_in_given_columns(tmp_path: Path) -> None:
     """The columns are a checkpoint's, not the table's."""
-    manifest = read_one(write(tmp_path, SPLIT), "val", SourceOptions(), SPACE)
+    manifest, notes = read_one(write(tmp_path, SPLIT), "val", SourceOptions(), SPACE)
     assert states(manifest) == {"d.jpg": [0, 1, 0], "f.jpg": [0, 0, 0]}
     assert manifest.labels is SPACE
-    assert len(read_one(tmp_path / "train.csv", None, SourceOptions(), SPACE)) == 6
+    assert notes[0] == "labels in column 'labels', separated by '|'"
+
+
+def test_all_splits_are_read_where_none_is_named(tmp_path: Path) -> None:
+    """And the user is told that they are, train among them."""
+    manifest, notes = read_one(write(tmp_path, SPLIT), None, SourceOptions(), SPACE)
+    assert len(manifest) == 6
+    assert notes[-1] == "all splits are scored (1 test, 3 train, 2 val); --split chooses one"
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:

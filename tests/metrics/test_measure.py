@@ -6,6 +6,7 @@ torchmetrics asks for more than the threshold and we for at least as much.
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_decisions_score_as_in_torchmetrics(case: Case) -> None:
         assert averages["macro_F1"] is None
         assert averages["micro_F1"] is None
         return
-    macro = {"num_labels": twice, "threshold": cut, "average": "macro"}
+    macro: dict[str, Any] = {"num_labels": twice, "threshold": cut, "average": "macro"}
     assert averages["macro_F1"] == near(tm.multilabel_f1_score(p, truth.long(), **macro))
     assert averages["CP"] == near(tm.multilabel_precision(p, truth.long(), **macro))
     assert averages["CR"] == near(tm.multilabel_recall(p, truth.long(), **macro))
@@ -137,7 +138,11 @@ def test_each_label_scores_as_in_torchmetrics(case: Case) -> None:
     defined = [row for row in rows if row.positives]
     assert all(row.F1 is row.precision is row.recall is None for row in rows if not row.positives)
     if defined:
-        how = {"num_labels": truth.shape[1], "threshold": case.threshold, "average": "none"}
+        how: dict[str, Any] = {
+            "num_labels": truth.shape[1],
+            "threshold": case.threshold,
+            "average": "none",
+        }
         f1 = tm.multilabel_f1_score(p, truth.long(), **how)
         precision = tm.multilabel_precision(p, truth.long(), **how)
         recall = tm.multilabel_recall(p, truth.long(), **how)
@@ -194,7 +199,7 @@ def test_averages_are_those_of_scikit_learn(case: Case) -> None:
     truth, p = columns(case, need_negative=False)
     if truth.shape[1]:
         said = (p >= case.threshold).astype(int)
-        how = {"average": "macro", "zero_division": 0}
+        how: dict[str, Any] = {"average": "macro", "zero_division": 0}
         assert averages["macro_F1"] == near(sk.f1_score(truth, said, **how), 1e-9)
         assert averages["CP"] == near(sk.precision_score(truth, said, **how), 1e-9)
         assert averages["CR"] == near(sk.recall_score(truth, said, **how), 1e-9)
@@ -226,7 +231,8 @@ def test_cf1_is_not_macro_f1() -> None:
 def test_cf1_is_the_harmonic_mean() -> None:
     """CP = 3/4 and CR = 1 make CF1 = 6/7, where macro F1 is 5/6."""
     averages = measure(scores([[1, 1], [0, 0]], [[1, 1], [1, -1]])).averages
-    assert (averages["CP"], averages["CR"]) == (0.75, 1.0)
+    assert averages["CP"] == 0.75
+    assert averages["CR"] == 1.0
     assert averages["CF1"] == pytest.approx(6 / 7)
     assert averages["macro_F1"] == pytest.approx(5 / 6)
 
