@@ -228,6 +228,7 @@ def test_the_summary_is_sorted_by_ap() -> None:
 
 
 LONG = {"long": "x" * 300, "wide": "猫" * 60, "words": "a b " * 40, "red": "\x1b[31m" * 30}
+LONG |= {"just fits": "é" * 44, "just too long": "é" * 45, "half as wide again": "é" * 66}
 
 
 @pytest.mark.parametrize("name", LONG.values(), ids=LONG)

@@ -204,7 +204,7 @@ def _join_repeats(table: Table) -> tuple[Table, list[str]]:
             faults.append(f"{places}: {name!r} is in different splits")
         if not listed and ((states == POSITIVE).any(0) & (states == NEGATIVE).any(0)).any():
             faults.append(f"{places}: {name!r} has the same label 1 and 0")
-        targets[rows[0]], unnamed[rows[0]] = _joined(states, listed), said.max()
+        targets[rows[0]], unnamed[rows[0]] = _joined(states, listed), said.min()
     note = f"{len(repeats)} images stand in several rows: their labels are joined"
     table = replace(table, targets=targets, unnamed=unnamed, notes=(*table.notes, note))
     return _take(table, [rows[0] for rows in rows_of.values()]), faults
@@ -261,8 +261,8 @@ def _label_space(table: Table, given: Sequence[str] | None) -> LabelSpace:
 def _natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sorts 2 before 10, and a before B."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    numbered = [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
-    return numbered, name
+    digits = [(p.lstrip("0"), p.isdecimal()) for p in parts]
+    return [(0, len(d), d) if number else (1, 0, d) for d, number in digits], name
 
 
 def _align(table: Table, space: LabelSpace) -> Manifest:

@@ -93,6 +93,15 @@ def test_the_split_column_makes_the_sides(tmp_path: Path) -> None:
     assert "split column: 1 test, 3 train, 2 val" in splits.notes
 
 
+def test_the_split_column_leaves_label_columns_as_they_are(tmp_path: Path) -> None:
+    """A column is a label of the run even where no training row has it."""
+    content = "image,dog,cat,split\na.jpg,1,0,train\nb.jpg,1,,train\nc.jpg,0,1,val\n"
+    splits = split(tmp_path, content)
+    assert splits.train.labels.names == ("cat", "dog")
+    assert states(splits.train) == {"a.jpg": [0, 1], "b.jpg": [-1, 1]}
+    assert states(splits.val) == {"c.jpg": [1, 0]}
+
+
 def test_is_valid_makes_the_sides(tmp_path: Path) -> None:
     """True is validation."""
     splits = split(tmp_path, "image,labels,is_valid\na.jpg,cat,False\nb.jpg,cat,True\n")

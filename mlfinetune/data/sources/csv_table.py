@@ -8,6 +8,7 @@ Read with `csv`, so that a label named NA stays a label. Every bad row is collec
 """
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def _read_rows(path: Path) -> _Rows:
             first = file.readline()
             file.seek(0)
             delimiter = "\t" if path.suffix.lower() == ".tsv" else _cell_delimiter(first)
-            return _collect(path, csv.reader(file, delimiter=delimiter))
+            return _collect(path, csv.reader(file, delimiter=delimiter, strict=True))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -165,7 +166,9 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 
 
 def _cell_delimiter(header: str) -> str:
-    return max(",;\t", key=header.count)
+    """The one that stands most often in the header, outside of quotes."""
+    bare = re.sub('"[^"]*"', "", header)
+    return max(",;\t", key=bare.count)
 
 
 def _splits(rows: _Rows) -> tuple[tuple[str, ...] | None, set[str]]:
@@ -188,14 +191,15 @@ def _splits(rows: _Rows) -> tuple[tuple[str, ...] | None, set[str]]:
 
 def _read_lists(rows: _Rows, column: str, options: SourceOptions, taken: set[str]) -> _Labels:
     cells = rows.column(column)
-    delimiter = options.label_delimiter or _label_delimiter(cells)
-    seen: dict[str, int] = {}
-    positive = [_columns_of(cell, delimiter, seen) for cell in cells]
     unknown_column = rows.find(None, (_UNKNOWN_COLUMN,), "")
-    unknown: list[list[int]] = []
+    unknown_cells: list[str] = []
     if unknown_column is not None and unknown_column not in {column, *taken}:
         taken = {*taken, unknown_column}
-        unknown = [_columns_of(cell, delimiter, seen) for cell in rows.column(unknown_column)]
+        unknown_cells = rows.column(unknown_column)
+    delimiter = options.label_delimiter or _label_delimiter([*cells, *unknown_cells])
+    seen: dict[str, int] = {}
+    positive = [_columns_of(cell, delimiter, seen) for cell in cells]
+    unknown = [_columns_of(cell, delimiter, seen) for cell in unknown_cells]
 
     targets = np.zeros((len(cells), len(seen)), np.int8)
     unnamed = np.zeros(len(cells), np.int8)

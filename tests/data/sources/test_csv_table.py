@@ -220,6 +220,7 @@ def test_label_columns_hold_present_absent_and_unknown(tmp_path: Path) -> None:
     assert states(table) == [[1, 0], [-1, -1], [-1, 1], [0, -1]]
     assert "one column a label, 2 labels" in table.notes
     assert "4 of 8 targets are blank or -1: unknown, masked" in table.notes
+    assert table.faults == ()
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,8 @@ def test_states_as_spreadsheets_and_pandas_write_them(
     tmp_path: Path, cell: str, state: int
 ) -> None:
     """A column of floats or of truth values says the same."""
-    assert states(read(tmp_path, f"image,cat\na,1\nb,{cell}\n"))[1] == [state]
+    table = read(tmp_path, f"image,cat\na,1\nb,{cell}\n")
+    assert (states(table)[1], table.faults) == ([state], ())
 
 
 def test_rows_with_label_columns_say_nothing_of_other_labels(tmp_path: Path) -> None:
@@ -409,7 +411,8 @@ def test_a_quote_that_never_ends_is_refused(tmp_path: Path) -> None:
 
 def test_tabs_separate_the_cells_of_a_tsv(tmp_path: Path) -> None:
     """By its ending, whatever the header holds; commas then separate labels."""
-    table = read(tmp_path, "image\tlabels\na.jpg\tcat,dog\nb,1.jpg\tcat\n", "t.TSV")
+    content = "image\tlabels\t1,2;3,4;5\na.jpg\tcat,dog\t\nb,1.jpg\tcat\t\n"
+    table = read(tmp_path, content, "t.TSV")
     assert positives(table) == {"a.jpg": {"cat", "dog"}, "b,1.jpg": {"cat"}}
 
 
