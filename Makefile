@@ -63,7 +63,7 @@ check: .venv/done
 	$(BIN)/lint-imports
 
 bench: .venv/done
-	$(BIN)/python benchmarks/help_time.py
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 # On a machine with a GPU: the tests that need one, with whatever python3 has torch there.
 gpu-check:

@@ -67,11 +67,6 @@ def load(path: Path) -> Checkpoint:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if content.startswith(_PICKLES):
-        raise CheckpointError(
-            f"{path} is a pickle (torch.save), not a safetensors file; pickles can run code "
-            f"and are not loaded"
-        )
     start, end = _digest_span(content, path)
     blank = content[:start] + _NO_DIGEST.encode() + content[end:]
     if hashlib.sha256(blank).hexdigest().encode() != content[start:end]:
@@ -83,7 +78,7 @@ def load(path: Path) -> Checkpoint:
         length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
         return _to_checkpoint(about, load_tensors(content), path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no checkpoint of mlfinetune: {error!r}") from error
 
 
@@ -114,6 +109,11 @@ def _digest_span(content: bytes, path: Path) -> tuple[int, int]:
     """Where the 64 characters of the digest stand: the first match, in the header."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
+        if content.startswith(_PICKLES):
+            raise CheckpointError(
+                f"{path} is a pickle (torch.save), not a safetensors file; pickles can run code "
+                f"and are not loaded"
+            )
         raise CheckpointError(f"{path} is cut short, or no safetensors file")
     found = _DIGEST.search(content, 8, 8 + length)
     if found is None:

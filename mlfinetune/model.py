@@ -8,9 +8,10 @@ The model returns logits; no sigmoid stands between it and the loss.
 import re
 import sys
 from contextlib import redirect_stdout
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Self
-from urllib.error import URLError
+from typing import Any, Self, TypeGuard
+from urllib.error import HTTPError
 
 import torch
 import torchvision
@@ -151,19 +152,26 @@ def download(url: str) -> dict[str, Tensor]:
     )
     try:
         with redirect_stdout(sys.stderr):  # torch.hub announces the download on stdout
-            state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            state = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", check_hash=True, weights_only=True
             )
-        return state
     except Exception as error:
+        if isinstance(error, HTTPError):
+            error.close()
         if file.exists():
-            raise WeightsError(
-                f"{file} (the cached copy of {url}) cannot be loaded: {_first_line(error)}; "
-                f"delete it to download it again"
-            ) from error
-        if not isinstance(error, OSError | RuntimeError | URLError | ValueError):
+            raise WeightsError(_bad_cache(file, url, _first_line(error))) from error
+        if not isinstance(error, OSError | RuntimeError | HTTPException | ValueError):
             raise
         raise WeightsError(f"cannot download {url}: {_first_line(error)}; {advice}") from error
+    if not _is_state(state):
+        raise WeightsError(_bad_cache(file, url, "it holds no state dict of tensors"))
+    return state
+
+
+def _bad_cache(file: Path, url: str, why: str) -> str:
+    return (
+        f"{file} (the cached copy of {url}) cannot be loaded: {why}; delete it to download it again"
+    )
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -183,9 +191,15 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+    if not _is_state(state):
         raise WeightsError(f"model.weights: {path} holds no state dict of tensors")
     return state
+
+
+def _is_state(state: object) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
 
 
 def _backbone_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,7 +222,7 @@ def _fit(features: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     faults += [
         f"{key}: holds values that are not finite"
         for key in wanted
-        if key in state and not state[key].isfinite().all()
+        if key in state and not state[key].float().isfinite().all()
     ]
     if faults:
         raise WeightsError(f"model.weights: {origin} does not fit\n{listing(faults)}")

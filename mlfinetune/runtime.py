@@ -1,6 +1,8 @@
 """The machine: device, precision, worker processes, seeds."""
 
+import ctypes
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,20 @@ from pathlib import Path
 import torch
 
 from mlfinetune.errors import DeviceError
+
+
+def prepare(wanted: str) -> torch.device:
+    """Choose the device, and set this process up for it.
+
+    Raises:
+        DeviceError: as `choose_device`.
+    """
+    device = choose_device(wanted)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    return device
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -24,23 +40,19 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "auto":
         accelerated = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device("mps" if torch.backends.mps.is_available() else accelerated)
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise DeviceError(f"device '{wanted}': wanted auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        why = "was built without CUDA" if torch.version.cuda is None else "sees none"
-        count = torch.cuda.device_count()
-        raise DeviceError(
-            f"device '{wanted}': this machine has {count} CUDA GPUs that torch can use (torch "
-            f"{torch.__version__} {why if not count else 'sees no more'}); check nvidia-smi, "
-            f"or use --device cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(f"device '{wanted}': no Apple GPU here; use --device cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
+    named = re.fullmatch(r"(cpu|mps|cuda)(?::(\d{1,9}))?", wanted, re.ASCII)
+    if named is None or (named[2] and named[1] != "cuda"):
         raise DeviceError(f"device '{wanted}': wanted auto, cpu, cuda, cuda:N or mps")
-    return device
+    if named[1] == "cuda" and int(named[2] or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        built = "built without CUDA" if torch.version.cuda is None else "built for CUDA"
+        raise DeviceError(
+            f"device '{wanted}': torch {torch.__version__}, {built}, sees {count} GPUs here; "
+            f"look at nvidia-smi, or use --device cpu"
+        )
+    if named[1] == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"device '{wanted}': no Apple GPU here; use --device cpu")
+    return torch.device(wanted)
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
@@ -87,6 +99,22 @@ def choose_workers(wanted: int | str, device: torch.device) -> int:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: a CPU step would else pay for fresh pages every time.
+
+    `benchmarks/allocator.py` measures it. Freed memory stays with the process until it ends;
+    a C library other than glibc is left as it is.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    mallopt(m_mmap_threshold, 2**30)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 2**28)
 
 
 def seed_everything(seed: int) -> None:

@@ -49,7 +49,7 @@ def score(
         logits.append(forward(model, batch, device, dtype))
         indices.append(batch.indices.numpy())
     order = np.argsort(np.concatenate(indices), kind="stable")
-    assert (np.concatenate(indices)[order] == np.arange(len(manifest))).all()
+    assert np.array_equal(np.concatenate(indices)[order], np.arange(len(manifest)))
     table = np.concatenate(logits)[order]
     return ScoreTable(manifest.names, table, manifest.targets, manifest.labels)
 

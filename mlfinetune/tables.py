@@ -6,6 +6,7 @@ Prediction  -> one row of CSV, JSONL or text, written as it comes
 
 import csv
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -45,9 +46,8 @@ def summary(table: MetricTable) -> str:
             if at == half:
                 lines.append(f"  ... {left_out} labels in between: see {rundir.PER_LABEL} ...")
             continue
-        name = printable(row.label)
-        name = name if len(name) <= 44 else name[:41] + "..."
-        lines.append(f"  {name:<44} {_number(row.AP):>7} {_number(row.F1):>7} {row.positives:>10}")
+        name = fitted(printable(row.label), 44)
+        lines.append(f"  {name} {_number(row.AP):>7} {_number(row.F1):>7} {row.positives:>10}")
     return "\n".join(lines)
 
 
@@ -82,7 +82,7 @@ def write_results(
             shown = ["" if x is None else f"{x:.6f}" for x in numbers]
             writer.writerow([inert(r.label), *shown, r.threshold, r.positives, r.negatives])
     content = json.dumps({**table.to_dict(), **about}, indent=2, ensure_ascii=False)
-    rundir.write_atomic(folder / rundir.METRICS, content.encode() + b"\n")
+    rundir.write_atomic(folder / rundir.METRICS, content.encode(errors="backslashreplace") + b"\n")
 
 
 def _number(value: float | None) -> str:
@@ -143,7 +143,7 @@ class JsonlWriter:
             row["labels"] = [names[at] for at in self._choice(prediction)]
             if self._wide:
                 row["scores"] = {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
-        self._file.write(json.dumps(row, ensure_ascii=_has_surrogates(prediction.name)) + "\n")
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 class TextWriter:
@@ -185,5 +185,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= c <= "\udfff" for c in text)
+def fitted(text: str, width: int) -> str:
+    """The text cut or filled to `width` columns of a terminal, where some characters take two."""
+    if _columns(text) > width:
+        while _columns(text) > width - 3:
+            text = text[:-1]
+        text += "..."
+    return text + " " * (width - _columns(text))
+
+
+def _columns(text: str) -> int:
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )

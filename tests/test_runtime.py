@@ -51,9 +51,9 @@ def test_cuda_is_taken_or_refused() -> None:
         assert choose_device("cuda").type == "cuda"
         return
     message = refusal("cuda")
-    assert message.startswith("device 'cuda': this machine has 0 CUDA GPUs that torch can use")
+    assert message.startswith("device 'cuda': torch ")
     assert torch.__version__ in message
-    assert message.endswith("check nvidia-smi, or use --device cpu")
+    assert message.endswith("look at nvidia-smi, or use --device cpu")
 
 
 @pytest.mark.parametrize("number", [GPUS, GPUS + 1, 127, 128, 255, 256, 999, 65536, 2**31, 10**20])

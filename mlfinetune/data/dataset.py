@@ -83,7 +83,11 @@ def collate(examples: list[Example]) -> Batch:
     images = (
         torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
     )
-    targets = np.stack([e.target for _, e in good]) if good else np.empty((0, 0), np.int8)
+    targets = (
+        np.stack([e.target for _, e in good])
+        if good
+        else np.empty((0, len(examples[0].target)), np.int8)
+    )
     indices = torch.tensor([e.index for _, e in good], dtype=torch.int64)
     return Batch(images, torch.from_numpy(targets), indices, failures)
 

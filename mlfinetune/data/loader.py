@@ -34,7 +34,8 @@ def cut(order: list[int], batch_size: int) -> list[list[int]]:
     """
     batches = [list(batch) for batch in _batched(order, batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
-        batches[-2] += batches.pop()
+        lone = batches.pop()
+        batches[-1] += lone
     return batches
 
 

@@ -9,6 +9,7 @@ was seen and decided.
 
 import os
 import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +164,8 @@ def _path_faults(table: Table, allow_outside_root: bool) -> list[str]:
 def _path_problem(root: str, name: str, folders: dict[str, str], allow_outside: bool) -> str | None:
     path = os.path.join(root, name)
     try:
-        os.stat(path)
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return "a folder, not a picture"
         folder = os.path.dirname(path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
@@ -236,7 +238,8 @@ def _only(table: Table, split: str) -> Table:
     own = _take(table, [row for row, name in enumerate(table.splits) if name == split])
     if (own.unnamed == UNKNOWN).all():  # one column a label: the columns are the labels
         return own
-    named = np.flatnonzero(((own.targets != NEGATIVE) & (own.unnamed == NEGATIVE)[:, None]).any(0))
+    masked = (own.targets == UNKNOWN) & (own.unnamed == NEGATIVE)[:, None]
+    named = np.flatnonzero(((own.targets == POSITIVE) | masked).any(0))
     names = tuple(table.labels.names[at] for at in named)
     return replace(own, targets=own.targets[:, named], labels=LabelSpace(names))
 

@@ -35,7 +35,7 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
     loaded = checkpoint.load(file)
     settings = config.restore(loaded.config)
     manifest, what = _examples(asked, settings, loaded, log)
-    device = runtime.choose_device(device_name)
+    device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(settings.train.precision, device)
     log.say(
         f"checkpoint {rundir.shown(file)}, {what}; device {device}, "

@@ -47,7 +47,7 @@ def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunL
     _check(asked.inputs)
     file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
     loaded = checkpoint.load(file)
-    device = runtime.choose_device(device_name)
+    device = runtime.prepare(device_name)
     dtype, _ = runtime.choose_precision("auto", device)
     threshold = loaded.threshold if asked.threshold is None else asked.threshold
     log.say(

@@ -128,7 +128,7 @@ def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Tra
 
 
 def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> _Parts:
-    device = runtime.choose_device(device_name)
+    device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(config.train.precision, device)
     workers = runtime.choose_workers(config.train.workers, device)
     runtime.seed_everything(config.train.seed)

@@ -211,6 +211,12 @@ def test_augmentation_differs_between_epochs_and_seeds(folder: Path) -> None:
     assert len(pictures) == 6 * N
 
 
+def test_augmentation_differs_between_the_pictures_of_an_epoch(folder: Path) -> None:
+    """One file in eight rows is drawn in eight ways."""
+    [batch] = loader(manifest(folder, *["0.png"] * 8), batch_size=8).epoch()
+    assert len({image.numpy().tobytes() for image in batch.images}) == 8
+
+
 def test_an_epoch_does_not_depend_on_those_before_it(folder: Path) -> None:
     """A resumed run sees what the whole run would have seen."""
     whole, resumed = loader(manifest(folder)), loader(manifest(folder))

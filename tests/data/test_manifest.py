@@ -416,6 +416,23 @@ def test_an_unknown_row_beats_absent_for_labels_of_the_run_too(tmp_path: Path) -
     assert states(splits.val) == {"c.jpg": [1, -1]}
 
 
+def test_a_joined_row_keeps_its_labels_under_a_split_column(tmp_path: Path) -> None:
+    """A label that only such a row has is still a label of the run."""
+    rows = "a.jpg,cat,train\na.jpg,,train\nb.jpg,dog,train\nc.jpg,cat,val\n"
+    table = write(tmp_path, f"image,labels,split\n{rows}")
+    splits = read_splits(table, None, SourceOptions(empty_labels="unknown"))
+    assert splits.train.labels.names == ("cat", "dog")
+    assert states(splits.train) == {"a.jpg": [1, -1], "b.jpg": [0, 1]}
+
+
+def test_a_label_that_is_only_unknown_in_train_is_a_label(tmp_path: Path) -> None:
+    """Under a split column too, so that val rows may have it."""
+    rows = "a.jpg,cat,fox,train\nb.jpg,cat,,train\nc.jpg,fox,,val\n"
+    splits = split(tmp_path, f"image,labels,unknown,split\n{rows}")
+    assert states(splits.train) == {"a.jpg": [1, -1], "b.jpg": [1, 0]}
+    assert states(splits.val) == {"c.jpg": [0, 1]}
+
+
 def test_in_label_columns_a_state_beats_a_blank(tmp_path: Path) -> None:
     """Two annotators who each saw half of it."""
     table = join(tmp_path, "image,cat,dog,fox\na.jpg,1,,\na.jpg,,0,\na.jpg,1,-1,\nb.jpg,0,0,0\n")

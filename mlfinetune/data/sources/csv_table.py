@@ -231,10 +231,10 @@ def _columns_of(cell: str, delimiter: str | None, seen: dict[str, int]) -> list[
 
 
 def _label_delimiter(cells: Sequence[str]) -> str | None:
-    """The first of | ; , that stands in a cell; a space only where words recur in many cells.
+    """The first of | ; , that stands in a cell; a space where words recur in many cells.
 
-    `haze primary` and `clear primary` share words, so they are lists; `hot dog` and
-    `ice cream` share none, so they are labels of two words.
+    Few words that make many cells are lists (`haze primary`, `clear primary`, `clear`); `hot dog`
+    and `ice cream` share none, so they are labels of two words. What was taken is printed.
     """
     for delimiter in DELIMITERS:
         if any(delimiter in cell for cell in cells):
@@ -258,12 +258,15 @@ def _read_columns(rows: _Rows, given: Sequence[str] | None, taken: set[str]) -> 
             f"(or data.label_column), or one 0/1 column a label (or data.label_columns); "
             f"columns: {_quoted(rows.header)}"
         )
+    hint = "" if given else "; if it is no label, name the labels in data.label_columns"
     targets = np.full((len(rows.cells), len(columns)), UNKNOWN, np.int8)
     for at, name in enumerate(columns):
         for row, cell in enumerate(rows.column(name)):
             state = _STATES.get(cell.casefold())
             if state is None:
-                rows.fault(row, f"{name} is '{cell}'; wanted 1, 0, or blank or -1 for unknown")
+                rows.fault(
+                    row, f"{name} is '{cell}'; wanted 1, 0, or blank or -1 for unknown{hint}"
+                )
             else:
                 targets[row, at] = state
     unnamed = np.full(len(rows.cells), UNKNOWN, np.int8)

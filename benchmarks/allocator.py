@@ -1,0 +1,78 @@
+"""ResNet-50 steps at 224 px on the CPU, with glibc's allocator as it comes and as we set it.
+
+python benchmarks/allocator.py  ->  benchmarks/results/allocator.json
+
+Each round runs both settings, each in a process of its own, in turn.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROUNDS, STEPS, BATCH = 5, 2, 16
+
+
+def worker(tuned: bool, frozen: bool) -> None:
+    """Print the images a second of a few steps after a warm-up."""
+    import torch
+
+    from mlfinetune import runtime
+    from mlfinetune.fit import Settings, train_step
+    from mlfinetune.loss import build_loss
+    from mlfinetune.model import Tagger
+    from mlfinetune.optim import build_optimizer
+    from mlfinetune.records import Batch
+
+    if tuned:
+        runtime.keep_freed_memory()
+    device = torch.device("cpu")
+    dtype, _ = runtime.choose_precision("auto", device)
+    tagger = Tagger("resnet50", 64, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=frozen)
+    tagger.to(memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(tagger.parameter_groups(1e-4, 1e-3, 0.01), "adamw", 0.9)
+    images = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(BATCH, 64, dtype=torch.int8), torch.arange(BATCH))
+    settings = Settings(device, dtype, 1, 1.0)
+    train_step(tagger, batch, build_loss(), optimizer, settings)
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        train_step(tagger, batch, build_loss(), optimizer, settings)
+    print(BATCH * STEPS / (time.perf_counter() - start))
+
+
+def measure(frozen: bool) -> dict[str, float]:
+    """Median images a second of both settings, and their ratio."""
+    rates: dict[str, list[float]] = {"as it comes": [], "tuned": []}
+    for _ in range(ROUNDS):
+        for name, values in rates.items():
+            command = [sys.executable, __file__, str(int(name == "tuned")), str(int(frozen))]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            values.append(float(done.stdout))
+    medians = {name: round(statistics.median(values), 2) for name, values in rates.items()}
+    return {**medians, "ratio": round(medians["tuned"] / medians["as it comes"], 2)}
+
+
+def main() -> None:
+    """Measure the head alone and everything, and write the result."""
+    result = {
+        "unit": "images/s",
+        "rounds": ROUNDS,
+        "batch": BATCH,
+        "machine": platform.machine(),
+        "frozen": measure(frozen=True),
+        "full": measure(frozen=False),
+    }
+    path = Path(__file__).parent / "results" / "allocator.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        worker(tuned=sys.argv[1] == "1", frozen=sys.argv[2] == "1")
+    else:
+        main()
