@@ -53,10 +53,9 @@ class _Epoch:
     images_per_s: float
     seconds_left: float
 
-    def beats(self, other: "_Epoch | None") -> bool:
+    def beats(self, other: "_Epoch") -> bool:
         """A higher mAP; where mAP is undefined the later epoch."""
-        ours = self.table.averages["mAP"]
-        theirs = None if other is None else other.table.averages["mAP"]
+        ours, theirs = self.table.averages["mAP"], other.table.averages["mAP"]
         return theirs is None or (ours is not None and ours > theirs)
 
 
@@ -90,41 +89,50 @@ def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Tra
     for note in splits.notes:
         log.say(note)
     parts = _assemble(config, splits, device_name, log)
-    assert config.output is not None
-    run = rundir.claim(config.output)
-    rundir.write_atomic(run / rundir.CONFIG, dump(config).encode())
-    rundir.write_atomic(run / rundir.LABELS, "\n".join([*splits.train.labels.names, ""]).encode())
-    log.keep_in(run)
-    log.say(f"run directory: {rundir.shown(run)}")
-    best: _Epoch | None = None
-    try:
-        with runtime.device_faults():
-            for epoch in _epochs(parts, log):
-                if epoch.beats(best):
-                    best = epoch
-                _save(parts, epoch, run, is_best=epoch is best)
-                assert best is not None
-                log.say(_epoch_line(epoch, best, config))
-                if epoch.number - best.number >= (
-                    config.train.early_stopping or config.train.epochs
-                ):
-                    log.say(f"early stop: no better mAP for {epoch.number - best.number} epochs")
-                    break
-    except KeyboardInterrupt:
-        saved = "nothing saved yet" if best is None else f"best so far: {run / rundir.BEST}"
-        log.say(f"stopped by Ctrl-C; {saved}")
-        raise
-    assert best is not None
+    run = _open_run(parts, log)
+    with runtime.device_faults():
+        best = _best_epoch(parts, run, log)
     about = {"data": "validation", "epoch": best.number, "threshold_source": "fixed"}
-    tables.write_results(
-        run, best.table, best.scores.names, probabilities(best.scores.logits), about
-    )
+    scores = probabilities(best.scores.logits)
+    tables.write_results(run, best.table, best.scores.names, scores, about)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
         f"best epoch {best.number} of {config.train.epochs}; "
         f"{clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
     return Trained(run, best.table)
+
+
+def _open_run(parts: _Parts, log: RunLog) -> Path:
+    """A run directory of its own, with the resolved config and the labels in it."""
+    assert parts.config.output is not None
+    run = rundir.claim(parts.config.output)
+    rundir.write_atomic(run / rundir.CONFIG, dump(parts.config).encode())
+    labels = "".join(f"{name}\n" for name in parts.splits.train.labels.names)
+    rundir.write_atomic(run / rundir.LABELS, labels.encode(errors="surrogateescape"))
+    log.keep_in(run)
+    log.say(f"run directory: {rundir.shown(run)}")
+    return run
+
+
+def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
+    """Train, saving every epoch; the best one, or the best so far where training stops early."""
+    train, best = parts.config.train, None
+    try:
+        for epoch in _epochs(parts, log):
+            best = epoch if best is None or epoch.beats(best) else best
+            _save(parts, epoch, run, is_best=epoch is best)
+            log.say(_epoch_line(epoch, best, train.epochs))
+            since = epoch.number - best.number
+            if train.early_stopping is not None and since >= train.early_stopping:
+                log.say(f"early stop: no better mAP for {since} epochs")
+                break
+    except KeyboardInterrupt:
+        saved = "nothing saved yet" if best is None else f"best so far: {run / rundir.BEST}"
+        log.say(f"stopped by Ctrl-C; {saved}")
+        raise
+    assert best is not None
+    return best
 
 
 def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> _Parts:
@@ -174,11 +182,11 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
         yield _Epoch(number, table, scores, loss, bar.rate, left)
 
 
-def _epoch_line(epoch: _Epoch, best: _Epoch, config: Config) -> str:
+def _epoch_line(epoch: _Epoch, best: _Epoch, epochs: int) -> str:
     value = epoch.table.averages["mAP"]
     shown = "--" if value is None else f"{value:.4f}"
     return (
-        f"epoch {epoch.number}/{config.train.epochs}  loss {epoch.loss:.4f}  mAP {shown}"
+        f"epoch {epoch.number}/{epochs}  loss {epoch.loss:.4f}  mAP {shown}"
         f"{' (best)' if epoch is best else ''}  {epoch.images_per_s:.1f} images/s  "
         f"{clock(epoch.seconds_left)} left"
     )

@@ -172,9 +172,10 @@ def _cell_delimiter(header: str) -> str:
 
 
 def _splits(rows: _Rows) -> tuple[tuple[str, ...] | None, set[str]]:
-    """What `split` or `is_valid` says of each row, and the column that said it."""
-    for column, meanings in (("split", _SPLITS), ("is_valid", _IS_VALID)):
-        name = rows.find(None, (column,), "")
+    """What `split`, else `is_valid`, says of each row; and the columns of these names."""
+    columns = {name for key in ("split", "is_valid") if (name := rows.find(None, (key,), ""))}
+    for key, meanings in (("split", _SPLITS), ("is_valid", _IS_VALID)):
+        name = rows.find(None, (key,), "")
         if name is None:
             continue
         splits = []
@@ -182,8 +183,8 @@ def _splits(rows: _Rows) -> tuple[tuple[str, ...] | None, set[str]]:
             if cell.casefold() not in meanings:
                 rows.fault(row, f"{name} is '{cell}'; wanted one of {', '.join(meanings)}")
             splits.append(meanings.get(cell.casefold(), "train"))
-        return tuple(splits), {name}
-    return None, set()
+        return tuple(splits), columns
+    return None, columns
 
 
 # ---- labels as a list -------------------------------------------------------------------

@@ -265,7 +265,10 @@ def test_given_label_columns_are_the_labels(tmp_path: Path) -> None:
 def test_a_bad_state_is_a_fault_at_its_line(tmp_path: Path) -> None:
     """A typo in a column of states is not a reason to drop the column."""
     table = read(tmp_path, "image,cat\na,1\nb,2\nc,yes\n")
-    wanted = "wanted 1, 0, or blank or -1 for unknown"
+    wanted = (
+        "wanted 1, 0, or blank or -1 for unknown; if it is no label, name the labels in "
+        "data.label_columns"
+    )
     assert table.faults == (f"line 3: cat is '2'; {wanted}", f"line 4: cat is 'yes'; {wanted}")
 
 
