@@ -8,6 +8,7 @@ CODE := $(shell find mlfinetune -name '*.py')
 CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '*.yaml') \
            pyproject.toml README.md Makefile .ci/run
 
+.DELETE_ON_ERROR:
 .PHONY: demo test check bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
@@ -67,7 +68,7 @@ bench: .venv/done
 
 # On a machine with a GPU: the tests that need one, with whatever python3 has torch there.
 gpu-check:
-	$(PYTHON) -m pytest -m gpu -o addopts="" tests
+	$(PYTHON) -m pytest -m gpu tests/test_gpu.py
 
 clean:
 	rm -rf .venv demo runs

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlfinetune import __version__
 from mlfinetune.config import Config
-from mlfinetune.data.loader import Loader
+from mlfinetune.data.loader import Loader, cut
 from mlfinetune.data.manifest import Splits, read_splits
 from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
@@ -78,8 +78,9 @@ def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.de
         WeightsError: the weights cannot be had, or do not fit.
     """
     settings = config.model
-    smallest = min(config.train.batch_size // config.train.accumulate, len(train))
-    if smallest <= 1 and spec.image_size <= 32 and not settings.freeze_backbone:
+    sizes = {len(batch) for batch in cut(list(range(len(train))), config.train.batch_size)}
+    smallest = min(size // min(config.train.accumulate, size) for size in sizes)
+    if smallest == 1 and spec.image_size <= 32 and not settings.freeze_backbone:
         raise ConfigError(
             "one picture of 32 px at a time gives BatchNorm one value a channel to learn from; "
             "raise train.batch_size or model.image_size, or set model.freeze_backbone: true"

@@ -51,10 +51,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
     start, end = _digest_span(content, path)
     digest = hashlib.sha256(content).hexdigest().encode()
-    try:
-        write_atomic(path, content[:start] + digest + content[end:])
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    write_atomic(path, content[:start] + digest + content[end:])
 
 
 def load(path: Path) -> Checkpoint:

@@ -253,7 +253,6 @@ def _read(path: Path) -> tuple[Any, Lines]:
 # ---- paths and overrides ----------------------------------------------------------------
 
 _PATHS = (("data", "train"), ("data", "val"), ("data", "images"), ("model", "weights"), ("output",))
-_WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def _rebase(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, Any]:
@@ -264,7 +263,7 @@ def _rebase(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, 
         value = parent.get(key) if isinstance(parent, dict) else None
         if not isinstance(value, str) or not value:
             continue
-        if key == "weights" and Path(value).suffix not in _WEIGHT_FILES:
+        if key == "weights" and not Path(value).suffix:  # one of torchvision's names
             continue
         assert isinstance(parent, dict)
         try:

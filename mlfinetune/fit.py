@@ -53,7 +53,7 @@ class _Pending:
                 f"{listing(names)}"
             )
         images = len(self.batch.indices)
-        lr, head_lr = self.lrs[0], self.lrs[-1]
+        lr, head_lr = self.lrs[0], self.lrs[-1]  # the same where the head alone trains
         return StepRecord(
             self.epoch, self.step, loss, grad_norm, lr, head_lr, images, last_in_epoch
         )

@@ -11,7 +11,7 @@ a set, L labels, S pixels on a side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,7 @@ class Table:
             rows list the labels that hold, -1 where nothing is said.
         labels: what the L columns mean.
         splits: N of `train`, `val`, `test`, or None where the table has no split column.
+        delimiter: what separates the labels in a cell, given or detected, where anything does.
         notes: what was seen and decided, for the user to read.
         faults: what is wrong with it, a line each.
     """
@@ -80,6 +81,7 @@ class Table:
     unnamed: NDArray[np.int8]
     labels: LabelSpace
     splits: tuple[str, ...] | None = None
+    delimiter: str | None = None
     notes: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
@@ -161,6 +163,10 @@ class Batch:
     targets: torch.Tensor
     indices: torch.Tensor
     failures: tuple[Failure, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory; DataLoader asks a batch for it by this name."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
 @dataclass(frozen=True)

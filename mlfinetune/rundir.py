@@ -38,8 +38,6 @@ def claim(wanted: Path) -> Path:
             candidate.mkdir(parents=True)
             return candidate
         except FileExistsError:
-            if candidate.is_dir() and not any(candidate.iterdir()):
-                return candidate
             number += 1
             candidate = wanted.with_name(f"{wanted.name}-{number}")
         except OSError as error:
@@ -58,7 +56,9 @@ def make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise CheckpointError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another with --output"
+        ) from error
 
 
 def shown(path: Path) -> str:
@@ -67,7 +67,11 @@ def shown(path: Path) -> str:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+    """Write `path` whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, no permission).
+    """
     with _replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -89,15 +93,20 @@ def writing(path: Path) -> Iterator[TextIO]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that is renamed to it at the end, or removed on an error."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
     os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -112,11 +121,11 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if path.is_file():
+    if os.path.isfile(path):  # unlike pathlib's, these take what cannot be read for absent
         return path
-    if (path / BEST).is_file():
+    if os.path.isfile(path / BEST):
         return path / BEST
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(
             f"{path} holds no {BEST}; name a run directory that `mlfinetune train` finished, "
             f"or a checkpoint file"

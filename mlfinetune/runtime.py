@@ -137,6 +137,6 @@ def device_faults() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"out of GPU memory ({str(error).split('.')[0]}); halve train.batch_size, or keep it "
-            f"and set train.accumulate: 2"
+            f"out of GPU memory ({str(error).split('.')[0]}); in training halve train.batch_size, "
+            f"or keep it and set train.accumulate: 2; predict has --batch-size"
         ) from error

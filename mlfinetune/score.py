@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mlfinetune.errors import DataError, listing
+from mlfinetune.errors import DataError, TrainingError, listing
 from mlfinetune.records import Batch, Manifest, ScoreTable
 
 
@@ -39,6 +39,7 @@ def score(
 
     Raises:
         DataError: pictures that cannot be decoded, by name.
+        TrainingError: scores that are not finite.
     """
     indices: list[NDArray[np.int64]] = []
     logits: list[NDArray[np.float32]] = []
@@ -51,6 +52,11 @@ def score(
     order = np.argsort(np.concatenate(indices), kind="stable")
     assert np.array_equal(np.concatenate(indices)[order], np.arange(len(manifest)))
     table = np.concatenate(logits)[order]
+    if bad := [manifest.names[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
+        raise TrainingError(
+            f"the scores of {len(bad)} pictures are not finite: the weights have diverged; lower "
+            f"train.lr and train.head_lr\n{listing(bad)}"
+        )
     return ScoreTable(manifest.names, table, manifest.targets, manifest.labels)
 
 

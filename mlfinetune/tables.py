@@ -81,7 +81,8 @@ def write_results(
             numbers = (r.AP, r.F1, r.precision, r.recall)
             shown = ["" if x is None else f"{x:.6f}" for x in numbers]
             writer.writerow([inert(r.label), *shown, r.threshold, r.positives, r.negatives])
-    content = json.dumps({**table.to_dict(), **about}, indent=2, ensure_ascii=False)
+    protocol = {"ap": "sklearn", "threshold_source": "fixed"}
+    content = json.dumps({**table.to_dict(), **protocol, **about}, indent=2, ensure_ascii=False)
     rundir.write_atomic(folder / rundir.METRICS, content.encode(errors="backslashreplace") + b"\n")
 
 
@@ -111,7 +112,11 @@ class CsvWriter:
     """image,labels,<label 1>,...,error: probabilities with 6 digits, inert in spreadsheets."""
 
     def __init__(self, file: TextIO, choice: Choice, only_labels: bool) -> None:
-        self._writer, self._choice, self._wide = csv.writer(file), choice, not only_labels
+        self._writer, self._choice, self._wide = (
+            csv.writer(file),
+            choice,
+            not only_labels,
+        )
         columns = [inert(name) for name in choice.labels.names] if self._wide else []
         self._blank = [""] * len(columns)
         self._writer.writerow(["image", "labels", *columns, "error"])

@@ -378,11 +378,11 @@ def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
     assert claimed == [tmp_path / "runs" / name for name in ("pets", "pets-2", "pets-3")]
 
 
-def test_a_file_takes_a_name_and_an_empty_folder_does_not(tmp_path: Path) -> None:
-    """An empty directory is claimed as it is; a file in the way is left alone."""
+def test_a_file_or_an_empty_folder_takes_a_name(tmp_path: Path) -> None:
+    """Another run may just have made the folder; a file in the way is left alone."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "pets").write_text("mine")
-    assert rundir.claim(tmp_path / "empty") == tmp_path / "empty"
+    assert rundir.claim(tmp_path / "empty") == tmp_path / "empty-2"
     assert rundir.claim(tmp_path / "pets") == tmp_path / "pets-2"
     assert (tmp_path / "pets").read_text() == "mine"
 

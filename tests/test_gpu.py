@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Run
 
+from mlfinetune.data.loader import Loader
 from mlfinetune.fit import Settings, train_step
 from mlfinetune.loss import build_loss, sigmoid_cross_entropy
 from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
 from mlfinetune.model import Tagger
 from mlfinetune.optim import build_optimizer
-from mlfinetune.records import Batch
+from mlfinetune.records import Batch, LabelSpace, Manifest, TransformSpec
 
 pytestmark = pytest.mark.gpu
 
@@ -52,6 +54,21 @@ def test_a_training_step_never_waits_for_the_device(accumulate: int) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert numbers.isfinite().all()
+
+
+def test_batches_arrive_in_pinned_memory(pictures: Path) -> None:
+    """Else the copy to the device would wait for the host."""
+    names = tuple(f"images/{n:04}.{'png' if n % 2 else 'jpg'}" for n in range(8))
+    manifest = Manifest(pictures, names, np.zeros((8, 2), np.int8), LabelSpace(("a", "b")))
+    loader = Loader(
+        manifest,
+        TransformSpec(32, "squash", 10**6),
+        batch_size=4,
+        workers=1,
+        train_seed=0,
+        pin_memory=True,
+    )
+    assert all(b.images.is_pinned() and b.targets.is_pinned() for b in loader.epoch())
 
 
 def test_train_eval_and_predict_on_the_gpu(pictures: Path, cli: Run) -> None:

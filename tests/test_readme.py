@@ -29,7 +29,7 @@ def run(command: str, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=cwd,
-        env={**os.environ, "PATH": path, **environment},
+        env={**os.environ, "PATH": path, "MAKEFLAGS": "", **environment},
         capture_output=True,
         text=True,
         timeout=900,

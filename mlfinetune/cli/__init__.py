@@ -4,7 +4,9 @@ Importing this loads no torch: commands import their workflow when they are call
 MlfinetuneError ends here: its message on standard error, exit code 2.
 """
 
+import io
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -15,7 +17,10 @@ from mlfinetune.cli.predict import predict
 from mlfinetune.cli.train import train
 from mlfinetune.errors import MlfinetuneError
 
-REPORT_TO = "a bug in mlfinetune; please report it with the lines above and your config"
+REPORT_TO = (
+    "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
+    "the command and the config"
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -45,14 +50,15 @@ def about(
 
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 a bug, 2 yours to mend, 3 some inputs failed."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # file names that are no UTF-8 go through
+            stream.reconfigure(errors=errors)
     try:
         app()
     except MlfinetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `mlfinetune predict ... | head`
-        sys.stderr.close()
-        sys.exit(0)
     except Exception:
+        traceback.print_exc()
         print(REPORT_TO, file=sys.stderr)
-        raise
+        sys.exit(1)

@@ -1,10 +1,11 @@
 """`mlfinetune predict`."""
 
+import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -60,16 +61,23 @@ def predict(
     asked = workflow.Asked(
         tuple(inputs), checkpoint, chosen, threshold, top, only_labels, batch_size
     )
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        file = output and output.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        failed = workflow.run(asked, sys.stdin, lambda: _open(output), device, log)
+    except BrokenPipeError:  # `mlfinetune predict ... | head`: its reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
     except OSError as error:
-        raise DataError(f"cannot write {output}: {error.strerror}") from error
-    with file or nullcontext(sys.stdout) as stream:
-        failed = workflow.run(asked, sys.stdin, stream, device, log)
+        where = error.filename or output or "standard output"
+        raise DataError(f"{where}: {error.strerror}") from error
     if failed:
         log.say(f"{len(failed)} pictures could not be read\n{listing(failed)}")
         raise typer.Exit(SOME_FAILED)
+
+
+def _open(output: Path | None) -> AbstractContextManager[TextIO]:
+    if output is None:
+        return nullcontext(sys.stdout)
+    return output.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _format(asked: Format | None, output: Path | None) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,10 @@ class ImageDataset(Dataset[Example]):
         self._train = train_transform(spec)
         self._eval = eval_transform(spec)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers that are not forked get the arguments, and build the transforms anew."""
+        return ImageDataset, (self.manifest, self.spec, self._seed)
+
     def __len__(self) -> int:
         return len(self.manifest)
 
@@ -65,6 +70,9 @@ class PathDataset(Dataset[Example]):
     def __init__(self, spec: TransformSpec) -> None:
         self.spec = spec
         self._eval = eval_transform(spec)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PathDataset, (self.spec,)
 
     def __getitem__(self, key: tuple[int, str]) -> Example:
         index, path = key

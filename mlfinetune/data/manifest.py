@@ -72,16 +72,17 @@ def read_splits(
     table = read_table(train, options)
     notes = [f"train: {note}" for note in table.notes]
     if val is not None:
-        other = read_table(val, options)
+        other = read_table(val, replace(options, label_delimiter=table.delimiter))
         notes += [f"val: {note}" for note in other.notes]
         own = _only(table, "train") if table.splits else table
         held_out = _only(other, "val") if other.splits else other
+        notes += [f"train: {_counts(table)}, train is used"] * bool(table.splits)
+        notes += [f"val: {_counts(other)}, val is used"] * bool(other.splits)
         notes += _overlap(own, held_out)
     elif table.splits is not None:
         if val_fraction is not None:
             raise DataError(f"{train} has a split column; remove data.val_fraction, or the column")
-        counts = Counter(table.splits)
-        notes.append("split column: " + ", ".join(f"{counts[s]} {s}" for s in sorted(counts)))
+        notes.append(_counts(table))
         own, held_out = _only(table, "train"), _only(table, "val")
     else:
         fraction = val_fraction or DEFAULT_VAL_FRACTION
@@ -114,9 +115,7 @@ def read_one(
             raise DataError(f"{path} has no split column, so it has no split '{split}'")
         table = _only(table, split)
     elif table.splits is not None:
-        counts = Counter(table.splits)
-        seen = ", ".join(f"{counts[s]} {s}" for s in sorted(counts))
-        notes = (*notes, f"all splits are scored ({seen}); --split chooses one")
+        notes = (*notes, f"{_counts(table)}: all are scored; --split chooses one")
     if not table.names:
         raise DataError(f"{path}: no images" + (f" in split '{split}'" if split else ""))
     return _align(table, labels), notes
@@ -128,9 +127,9 @@ def read_table(path: Path, options: SourceOptions) -> Table:
     Raises:
         DataError: all bad rows in one message.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         table = read_folder(path, options)
-    elif not path.exists():
+    elif not os.path.exists(path):
         raise DataError(f"no such file or folder: {path} (data.train, data.val or --data)")
     elif path.suffix.lower() in csv_table.SUFFIXES:
         table = read_csv(path, options)
@@ -244,6 +243,11 @@ def _only(table: Table, split: str) -> Table:
     return replace(own, targets=own.targets[:, named], labels=LabelSpace(names))
 
 
+def _counts(table: Table) -> str:
+    counts = Counter(table.splits)
+    return "split column: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts))
+
+
 def _overlap(train: Table, val: Table) -> list[str]:
     own = {os.path.normpath(train.root / name) for name in train.names}
     both = sum(os.path.normpath(val.root / name) in own for name in val.names)
@@ -278,7 +282,8 @@ def _align(table: Table, space: LabelSpace) -> Manifest:
     if strangers:
         faults = []
         for name in strangers:
-            rows = np.flatnonzero(table.targets[:, table.labels.column[name]] != NEGATIVE)
+            states = table.targets[:, table.labels.column[name]]
+            rows = np.flatnonzero(states == (POSITIVE if POSITIVE in states else UNKNOWN))
             first = f", first at {table.places[rows[0]]}" if rows.size else ""
             faults.append(f"'{name}': {rows.size} images{first}{nearest(name, space.names)}")
         raise DataError(

@@ -33,23 +33,25 @@ def eval_transform(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
 
 
 def train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
-    """(3, H, W) uint8 and a seed -> (3, S, S) uint8, a function of both."""
-    steps: list[torch.nn.Module] = [
-        v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale, antialias=True)
-        if spec.crop_scale != (1.0, 1.0)
-        else v2.Resize((spec.image_size, spec.image_size), antialias=True)
-    ]
+    """(3, H, W) uint8 and a seed -> (3, S, S) uint8, a function of both.
+
+    With a `crop_scale` of (1, 1) the picture becomes a square as in evaluation.
+    """
+    steps: list[torch.nn.Module] = []
+    whole = eval_transform(spec) if spec.crop_scale == (1.0, 1.0) else None
+    if whole is None:
+        steps.append(v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale, antialias=True))
     if spec.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip(spec.horizontal_flip))
     if spec.rand_augment:
         steps.append(v2.RandAugment(num_ops=spec.rand_augment))
     if spec.color_jitter:
         steps.append(v2.ColorJitter(*[spec.color_jitter] * 3))
-    augment = v2.Compose(steps)
+    augment = v2.Compose(steps or [v2.Identity()])
 
     def apply(image: Tensor, seed: int) -> Tensor:
         with _private_generator(seed):
-            out: Tensor = augment(image)
+            out: Tensor = augment(image if whole is None else whole(image))
         return out.contiguous()
 
     return apply

@@ -34,6 +34,8 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
     file = rundir.find_checkpoint(asked.checkpoint)
     loaded = checkpoint.load(file)
     settings = config.restore(loaded.config)
+    folder = asked.output or file.parent / rundir.EVAL
+    rundir.make(folder)
     manifest, what = _examples(asked, settings, loaded, log)
     device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(settings.train.precision, device)
@@ -43,15 +45,12 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
     )
     workers = runtime.choose_workers(settings.train.workers, device)
     batches = assemble.loader(settings, manifest, loaded.transform, device, workers, train=False)
-    tagger = assemble.model_of(loaded, device)
     with runtime.device_faults(), log.bar("eval", len(manifest)) as bar:
+        tagger = assemble.model_of(loaded, device)
         scores = score(tagger, bar.over(batches.epoch()), manifest, device, dtype)
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
     table = measure(scores, loaded.threshold)
-    folder = asked.output or file.parent / rundir.EVAL
-    rundir.make(folder)
     about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
-    about |= {"threshold_source": "fixed"}
     tables.write_results(folder, table, scores.names, probabilities(scores.logits), about)
     return folder, table
 

@@ -1,7 +1,9 @@
 """`mlfinetune predict`: paths -> batches -> probabilities -> rows, in order, in constant memory."""
 
 import glob
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -9,6 +11,7 @@ from typing import TextIO
 import torch
 
 from mlfinetune import assemble, checkpoint, rundir, runtime
+from mlfinetune.config import restore
 from mlfinetune.data.images import is_image_name
 from mlfinetune.data.loader import stream
 from mlfinetune.data.sources.folder import walk
@@ -35,8 +38,21 @@ class Asked:
     batch_size: int = 16
 
 
-def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunLog) -> list[str]:
-    """Write one row a picture to `output`, as they come.
+def run(
+    asked: Asked,
+    stdin: TextIO,
+    open_output: Callable[[], AbstractContextManager[TextIO]],
+    device_name: str,
+    log: RunLog,
+) -> list[str]:
+    """Write one row a picture, as they come.
+
+    Args:
+        asked: what to predict.
+        stdin: paths, where `-` is among the inputs.
+        open_output: opens the output; called when everything else is known to be usable.
+        device_name: as `runtime.prepare` takes it.
+        log: says what is done.
 
     Returns:
         A line for each picture that could not be read.
@@ -48,14 +64,11 @@ def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunL
     file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
     loaded = checkpoint.load(file)
     device = runtime.prepare(device_name)
-    dtype, _ = runtime.choose_precision("auto", device)
+    dtype, _ = runtime.choose_precision(restore(loaded.config).train.precision, device)
     threshold = loaded.threshold if asked.threshold is None else asked.threshold
     log.say(
         f"checkpoint {rundir.shown(file)}: {len(loaded.labels)} labels, threshold {threshold:g}; "
         f"device {device}, precision {str(dtype).removeprefix('torch.')}"
-    )
-    writer = FORMATS[asked.format](
-        output, Choice(loaded.labels, threshold, asked.top), asked.only_labels
     )
     batches = stream(
         expand(asked.inputs, stdin),
@@ -64,8 +77,10 @@ def run(asked: Asked, stdin: TextIO, output: TextIO, device_name: str, log: RunL
         workers=runtime.choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
-    tagger, failed = assemble.model_of(loaded, device), []
-    with runtime.device_faults(), log.bar("predict", None) as bar:
+    choice, failed = Choice(loaded.labels, threshold, asked.top), []
+    with runtime.device_faults(), open_output() as output, log.bar("predict", None) as bar:
+        tagger = assemble.model_of(loaded, device)
+        writer = FORMATS[asked.format](output, choice, asked.only_labels)
         for prediction in _predict(tagger, batches, device, dtype, bar):
             writer.write(prediction)
             if prediction.error is not None:
@@ -85,20 +100,20 @@ def expand(inputs: Iterable[str], stdin: TextIO) -> Iterator[str]:
     for item in inputs:
         if item == STDIN:
             yield from (name for line in stdin if (name := line.rstrip("\r\n")))
-        elif Path(item).is_dir():
+        elif os.path.isdir(item):
             yield from (str(path) for path in walk(Path(item)) if is_image_name(path))
-        elif Path(item).exists():
+        elif os.path.exists(item):
             yield item
         else:
             found = sorted(glob.glob(item, recursive=True))
-            yield from (path for path in found if not Path(path).is_dir())
+            yield from (path for path in found if not os.path.isdir(path))
 
 
 def _check(inputs: Iterable[str]) -> None:
     missing = [
         item
         for item in inputs
-        if item != STDIN and not Path(item).exists() and not glob.glob(item, recursive=True)
+        if item != STDIN and not os.path.exists(item) and not glob.glob(item, recursive=True)
     ]
     if missing:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")

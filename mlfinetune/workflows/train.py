@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -92,7 +92,7 @@ def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Tra
     run = _open_run(parts, log)
     with runtime.device_faults():
         best = _best_epoch(parts, run, log)
-    about = {"data": "validation", "epoch": best.number, "threshold_source": "fixed"}
+    about = {"data": "validation", "epoch": best.number}
     scores = probabilities(best.scores.logits)
     tables.write_results(run, best.table, best.scores.names, scores, about)
     peak = runtime.peak_memory(parts.device) / 2**30
@@ -177,8 +177,18 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
             scores = score(parts.tagger, batches, splits.val, parts.device, parts.dtype)
         table = measure(scores)
         left = (time.monotonic() - started) / number * (epochs - number)
-        epoch = {"epoch": number, "loss": loss, "images_per_s": bar.rate, "seconds_left": left}
-        log.history({**asdict(last), **epoch, **table.averages})
+        log.history(
+            {
+                "epoch": number,
+                "step": last.step + 1,
+                "loss": loss,
+                "grad_norm": last.grad_norm,
+                "lr": last.lr,
+                "head_lr": last.head_lr,
+                "images_per_s": bar.rate,
+                **table.averages,
+            }
+        )
         yield _Epoch(number, table, scores, loss, bar.rate, left)
 
 

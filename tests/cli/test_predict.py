@@ -103,14 +103,32 @@ def test_a_folder_without_pictures_is_an_error(trained: Path, cli: Run, tmp_path
 
 def test_a_reader_that_stops_early_is_no_error(trained: Path) -> None:
     """`mlfinetune predict ... | head -n 1` ends quietly."""
-    command = (
-        f"{sys.executable} -m mlfinetune predict images images images -c runs/pets | head -n 1"
-    )
+    predict = f"{sys.executable} -m mlfinetune predict images images images -c runs/pets"
+    command = predict + " --batch-size 1 | head -n 1; exit ${PIPESTATUS[0]}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=trained, capture_output=True, text=True, timeout=120
     )
+    assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("image,labels")
+
+
+def test_a_mistake_leaves_the_earlier_output_alone(trained: Path, cli: Run) -> None:
+    """The output is opened when inputs, checkpoint and device are known to be usable."""
+    (trained / "kept.csv").write_text("earlier")
+    for arguments in (("images", "-c", "runs/none"), ("none/",), ("images", "--device", "tpu")):
+        assert cli("predict", *arguments, "-o", "kept.csv", cwd=trained).returncode == 2
+    assert (trained / "kept.csv").read_text() == "earlier"
+
+
+def test_an_output_that_cannot_be_written_is_named(trained: Path, cli: Run) -> None:
+    """A folder that is not there, and a device that is full."""
+    done = cli("predict", "images", "-o", "no/such/folder/x.csv", cwd=trained)
+    assert done.returncode == 2
+    assert "no/such/folder/x.csv: No such file" in done.stderr
+    done = cli("predict", "images", "-o", "/dev/full", "--format", "csv", cwd=trained)
+    assert done.returncode == 2
+    assert "/dev/full: No space left" in done.stderr
 
 
 def test_predict_needs_the_checkpoint_alone(trained: Path, process: Run, tmp_path: Path) -> None:

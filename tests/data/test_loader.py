@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlfinetune.data.dataset import ImageDataset, collate, mix
+from mlfinetune.data.dataset import ImageDataset, PathDataset, collate, mix
 from mlfinetune.data.loader import Loader, cut, stream, train_order
 from mlfinetune.records import Batch, LabelSpace, Manifest, TransformSpec
 
@@ -389,3 +390,17 @@ def test_a_mixed_seed_knows_order_and_count() -> None:
     """Epoch 1 of seed 0 is not epoch 0 of seed 1."""
     seeds = [mix(), mix(0), mix(0, 0), mix(0, 1), mix(1, 0), mix(0, 1, 0), mix(0, 0, 1)]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_datasets_reach_workers_that_are_not_forked(tmp_path: Path) -> None:
+    """macOS and Python 3.14 pickle the dataset for their workers: the copy gives the same."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    labels = LabelSpace(("red",))
+    manifest = Manifest(tmp_path, ("a.png",), np.ones((1, 1), np.int8), labels)
+    transform = TransformSpec(32, "pad", 10**6, crop_scale=(0.3, 1.0))
+    for dataset, key in (
+        (ImageDataset(manifest, transform, 3), (1, 0)),
+        (PathDataset(transform), (0, str(tmp_path / "a.png"))),
+    ):
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(copy[key].image, dataset[key].image)

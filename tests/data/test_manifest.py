@@ -501,7 +501,7 @@ def test_all_splits_are_read_where_none_is_named(tmp_path: Path) -> None:
     """And the user is told that they are, train among them."""
     manifest, notes = read_one(write(tmp_path, SPLIT), None, SourceOptions(), SPACE)
     assert len(manifest) == 6
-    assert notes[-1] == "all splits are scored (1 test, 3 train, 2 val); --split chooses one"
+    assert notes[-1] == "split column: 1 test, 3 train, 2 val: all are scored; --split chooses one"
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -192,8 +192,8 @@ def test_another_seed_gives_other_bits(change: str) -> None:
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-def test_training_does_not_depend_on_the_evaluation_resize(resize: str) -> None:
-    """`resize` is about evaluation alone."""
+def test_random_crops_do_not_depend_on_the_evaluation_resize(resize: str) -> None:
+    """`resize` is about whole pictures."""
     out = train_transform(spec(resize=resize, **AUGMENTED))(noise(50, 80), 3)
     assert torch.equal(out, train_transform(spec(**AUGMENTED))(noise(50, 80), 3))
 
@@ -229,13 +229,14 @@ def test_an_error_gives_the_generator_back() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (1, 1), (97, 161), (1, 5000)])
-def test_without_augmentation_training_is_squash(height: int, width: int) -> None:
+def test_without_augmentation_training_is_evaluation(height: int, width: int, resize: str) -> None:
     """crop_scale (1, 1) and no flip: bit for bit what evaluation sees."""
     image = noise(height, width)
-    expected = eval_transform(spec(resize="squash"))(image)
+    expected = eval_transform(spec(resize=resize))(image)
     for seed in range(3):
-        assert torch.equal(train_transform(spec())(image, seed), expected)
+        assert torch.equal(train_transform(spec(resize=resize))(image, seed), expected)
 
 
 def test_a_certain_flip_is_the_mirror_image() -> None:

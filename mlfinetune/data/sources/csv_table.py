@@ -75,6 +75,7 @@ class _Labels:
     targets: NDArray[np.int8]
     unnamed: NDArray[np.int8]
     notes: tuple[str, ...]
+    delimiter: str | None = None
 
 
 def read_csv(path: Path, options: SourceOptions) -> Table:
@@ -112,6 +113,7 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
         unnamed=parsed.unnamed,
         labels=parsed.labels,
         splits=splits,
+        delimiter=parsed.delimiter,
         notes=parsed.notes,
         faults=tuple(f"line {line}: {text}" for line, text in sorted(rows.faults)),
     )
@@ -222,7 +224,7 @@ def _read_lists(rows: _Rows, column: str, options: SourceOptions, taken: set[str
         state = {"negative": "all labels absent", "unknown": "all labels unknown"}
         count = f"{len(empty)} {'row has' if len(empty) == 1 else 'rows have'} no label"
         notes.append(f"{count}: {state.get(options.empty_labels, 'refused')}")
-    return _Labels(LabelSpace(tuple(seen)), targets, unnamed, tuple(notes))
+    return _Labels(LabelSpace(tuple(seen)), targets, unnamed, tuple(notes), delimiter)
 
 
 def _columns_of(cell: str, delimiter: str | None, seen: dict[str, int]) -> list[int]:
