@@ -141,6 +141,7 @@ def read_table(path: Path, options: SourceOptions) -> Table:
     faults += conflicts
     if faults:
         count = "1 bad row" if len(faults) == 1 else f"{len(faults)} bad rows"
+        faults = sorted(faults, key=_natural)  # by line
         raise DataError(f"{path}: {count}, pictures under {table.root}\n{listing(faults)}")
     return table
 

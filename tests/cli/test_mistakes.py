@@ -71,6 +71,8 @@ def test_bad_rows_in_one_message(pictures: Path, cli: Run) -> None:
     (pictures / "tags.csv").write_text(table)
     done = cli("train", "pets.yaml", cwd=pictures)
     fails(done, "3 bad rows", "line 3", "line 4", "line 5: 3 cells")
+    shown = [line.split(":")[0] for line in done.stderr.splitlines() if "  line" in line]
+    assert shown == ["  line 3", "  line 4", "  line 5"]
 
 
 def test_one_image_without_validation(pictures: Path, cli: Run) -> None:
