@@ -114,6 +114,12 @@ def test_the_example_names_every_default_as_it_is(tmp_path: Path) -> None:
         assert getattr(example, section) == getattr(bare, section)
 
 
+def test_the_readme_shows_real_output() -> None:
+    """No block is a placeholder, and the table has the form that the program prints."""
+    assert all(len(block.splitlines()) > 1 for block in blocks("text"))
+    assert re.search(r"^  mAP       0\.9[5-9]\d\d     macro F1", README, re.MULTILINE)
+
+
 def test_the_file_map_names_every_room() -> None:
     """Each top-level file and folder of the package stands in the map."""
     rooms = {
