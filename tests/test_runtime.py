@@ -181,7 +181,7 @@ def test_peak_memory_is_in_bytes() -> None:
 
 def test_running_out_of_gpu_memory_says_what_to_change() -> None:
     """torch's error becomes one of ours, with the keys to set; others pass through."""
-    advice = r"Tried to .*; halve train\.batch_size, or .*accumulate: 2"
+    advice = r"Tried to .*; in training halve train\.batch_size, or .*accumulate: 2"
     with pytest.raises(DeviceError, match=advice), device_faults():
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB. GPU 0 has 1 GiB free.")
     with pytest.raises(RuntimeError, match="another"), device_faults():

@@ -1,5 +1,6 @@
 """Scoring: probabilities, the order of rows, every image once, evaluation mode."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from mlfinetune.errors import DataError
+from mlfinetune.errors import DataError, TrainingError
 from mlfinetune.model import Tagger
 from mlfinetune.records import Batch, Failure, LabelSpace, Manifest, ScoreTable
 from mlfinetune.score import forward, probabilities, score
@@ -152,3 +153,11 @@ def test_unreadable_pictures_are_named(model: Tagger, images: torch.Tensor) -> N
     assert head == "12 unreadable pictures in one batch"
     assert shown == [f"  /data/{i}.jpg: reason {i}" for i in range(10)]
     assert last == "  ... and 2 more"
+
+
+def test_scores_that_are_not_finite_stop_by_name(model: Tagger, images: torch.Tensor) -> None:
+    """Diverged weights are said to be so before a metric chokes on them."""
+    broken = copy.deepcopy(model)
+    broken.head.bias.data[0] = float("nan")
+    with pytest.raises(TrainingError, match="scores of 7 pictures are not finite"):
+        scored(broken, images, range(7))

@@ -87,7 +87,7 @@ def near(value: float | torch.Tensor | None, tolerance: float = 1e-6) -> object:
 # ---- torchmetrics -----------------------------------------------------------------------
 
 
-@settings(thorough, max_examples=400)
+@settings(thorough, max_examples=500)
 @given(case=cases((0, 1)))
 def test_average_precision_is_that_of_torchmetrics(case: Case) -> None:
     """mAP, micro AP and the AP of each label, over the labels where it is defined."""
@@ -107,7 +107,7 @@ def test_average_precision_is_that_of_torchmetrics(case: Case) -> None:
     assert result.averages["micro_AP"] == near(wanted)
 
 
-@settings(thorough, max_examples=400)
+@settings(thorough, max_examples=500)
 @given(case=cases((0, 1)))
 def test_decisions_score_as_in_torchmetrics(case: Case) -> None:
     """Macro and micro F1, precision and recall at several thresholds."""
@@ -129,7 +129,7 @@ def test_decisions_score_as_in_torchmetrics(case: Case) -> None:
     assert averages["OR"] == near(tm.binary_recall(pooled, truth, cut))
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=400)
 @given(case=cases((0, 1)))
 def test_each_label_scores_as_in_torchmetrics(case: Case) -> None:
     """F1, precision and recall of every label with a positive; None for the others."""
@@ -151,7 +151,7 @@ def test_each_label_scores_as_in_torchmetrics(case: Case) -> None:
         assert [row.recall for row in defined] * 2 == [near(value) for value in recall]
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=400)
 @given(case=cases((0, 1, -1)))
 def test_unknown_targets_are_masked_a_label(case: Case) -> None:
     """A label's numbers are those that torchmetrics finds in its known rows."""
@@ -168,7 +168,7 @@ def test_unknown_targets_are_masked_a_label(case: Case) -> None:
         assert found == [near(ap), near(f1)]
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=400)
 @given(case=cases((0, 1, -1)))
 def test_unknown_targets_are_masked_in_the_pool(case: Case) -> None:
     """Micro numbers are those of the known pairs, and nobody else's logits matter."""
