@@ -6,8 +6,10 @@ The model returns logits; no sigmoid stands between it and the loss.
 """
 
 import re
+import socket
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self, TypeGuard
@@ -26,6 +28,8 @@ BACKBONES: tuple[str, ...] = tuple(
     for name in torchvision.models.list_models(module=torchvision.models)
     if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
 )
+STALLED_S = 60.0
+"""A download that sends nothing for so long has failed."""
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "features.")
 _HEADS = ("fc.", "head.")
@@ -151,7 +155,8 @@ def download(url: str) -> dict[str, Tensor]:
         f"or to null for random weights"
     )
     try:
-        with redirect_stdout(sys.stderr):  # torch.hub announces the download on stdout
+        # torch.hub announces the download on stdout, and would wait for a stalled server for ever.
+        with redirect_stdout(sys.stderr), _socket_timeout(STALLED_S):
             state = torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", check_hash=True, weights_only=True
             )
@@ -166,6 +171,16 @@ def download(url: str) -> dict[str, Tensor]:
     if not _is_state(state):
         raise WeightsError(_bad_cache(file, url, "it holds no state dict of tensors"))
     return state
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _bad_cache(file: Path, url: str, why: str) -> str:

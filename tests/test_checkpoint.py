@@ -413,11 +413,12 @@ def test_no_checkpoint_is_an_error_with_the_path(tmp_path: Path) -> None:
 
 
 def finished(run: Path, seconds: int) -> Path:
-    """A run whose metrics.json was written at this time; its checkpoint, later."""
+    """A run with metrics.json of this time; the later, the older its checkpoint is."""
     run.mkdir(parents=True)
     for name in (rundir.METRICS, rundir.BEST):
         (run / name).touch()
     os.utime(run / rundir.METRICS, (seconds, seconds))
+    os.utime(run / rundir.BEST, (9999 - seconds, 9999 - seconds))
     return run / rundir.BEST
 
 
@@ -425,8 +426,7 @@ def test_the_newest_run_is_the_one_that_finished_last(tmp_path: Path) -> None:
     """The time of metrics.json decides, not the name, nor the time of the checkpoint."""
     finished(tmp_path / "z", 1000)
     newest = finished(tmp_path / "m", 3000)
-    older = finished(tmp_path / "a", 2000)
-    os.utime(older, (9000, 9000))
+    finished(tmp_path / "a", 2000)
     assert rundir.newest_finished(tmp_path) == newest
 
 

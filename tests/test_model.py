@@ -707,3 +707,13 @@ def test_the_cache_runs_no_code(server: Server, cache: Path, folder: Path) -> No
     with pytest.raises(WeightsError, match="cannot be loaded"):
         download(server.url(NAME, ok(BODY, len(BODY))))
     assert not (folder / "canary").exists()
+
+
+def test_a_server_that_stalls_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is accepted and never answered ends as a failed download."""
+    monkeypatch.setattr("mlfinetune.model.STALLED_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/{NAME}"
+        with pytest.raises(WeightsError, match="timed out"):
+            download(url)
+    assert socket.getdefaulttimeout() is None
