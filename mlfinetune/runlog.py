@@ -45,9 +45,12 @@ class RunLog:
             self._append(rundir.HISTORY, json.dumps(record) + "\n")
 
     @contextmanager
-    def bar(self, what: str, total: int | None) -> Iterator["Bar"]:
-        """Progress over `total` images: a bar on a terminal, else a line every few seconds."""
-        bar = Bar(what, total, self._stream)
+    def bar(self, what: str, total: int | None, shown: bool = True) -> Iterator["Bar"]:
+        """Progress over `total` images: a bar on a terminal, else a line every few seconds.
+
+        With `shown` false it only counts: the rows that go to the same screen tell enough.
+        """
+        bar = Bar(what, total, self._stream, shown)
         try:
             yield bar
         finally:
@@ -62,10 +65,10 @@ class RunLog:
 class Bar:
     """Counts images."""
 
-    def __init__(self, what: str, total: int | None, stream: TextIO) -> None:
-        self._terminal = stream.isatty()
+    def __init__(self, what: str, total: int | None, stream: TextIO, shown: bool = True) -> None:
+        self._shown, self._terminal = shown, shown and stream.isatty()
         self._stream, self._what, self._total = stream, what, total
-        self._started = self._shown = time.monotonic()
+        self._started = self._said = time.monotonic()
         self.done = 0
         self._tqdm = tqdm(
             total=total,
@@ -83,8 +86,8 @@ class Bar:
         if self._terminal:
             self._tqdm.set_postfix_str(note, refresh=False)
             self._tqdm.update(images)
-        elif time.monotonic() - self._shown >= PLAIN_INTERVAL_S:
-            self._shown = time.monotonic()
+        elif self._shown and time.monotonic() - self._said >= PLAIN_INTERVAL_S:
+            self._said = time.monotonic()
             print(f"{self._what}: {self._line()}{note and ', ' + note}", file=self._stream)
             self._stream.flush()
 

@@ -78,7 +78,11 @@ def run(
         pin_memory=device.type == "cuda",
     )
     choice, failed = Choice(loaded.labels, threshold, asked.top), []
-    with runtime.device_faults(), open_output() as output, log.bar("predict", None) as bar:
+    with (
+        runtime.device_faults(),
+        open_output() as output,
+        log.bar("predict", None, shown=not output.isatty()) as bar,
+    ):
         tagger = assemble.model_of(loaded, device)
         writer = FORMATS[asked.format](output, choice, asked.only_labels)
         for prediction in _predict(tagger, batches, device, dtype, bar):
