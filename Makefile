@@ -68,6 +68,7 @@ bench: .venv/done
 
 # On a machine with a GPU: the tests that need one, with whatever python3 has torch there.
 gpu-check:
+	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check needs a CUDA device; torch sees none')"
 	$(PYTHON) -m pytest -m gpu tests/test_gpu.py
 
 clean:

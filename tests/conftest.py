@@ -102,4 +102,5 @@ def run_process(
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """GPU tests run where there is a GPU; `make gpu-check` runs them and nothing else."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        # Without a device there is nothing to test; `make gpu-check` fails there, it skips nothing.
         pytest.skip("no CUDA device")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -346,7 +346,7 @@ def test_an_error_in_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text("old")
     with pytest.raises(TypeError), rundir.writing(path) as out:
-        out.writelines(["new", None])  # type: ignore[list-item]
+        out.writelines(cast(list[str], ["new", None]))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
