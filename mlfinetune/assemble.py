@@ -1,4 +1,4 @@
-"""Config -> parts. The only reader of the whole config; parts take plain values."""
+"""Config -> parts that need torch; parts take plain values. `examples.py` reads `data`."""
 
 import hashlib
 from importlib.metadata import version
@@ -10,51 +10,15 @@ from torch import Tensor
 from mlfinetune import __version__
 from mlfinetune.config import Config
 from mlfinetune.data.loader import Loader, cut
-from mlfinetune.data.manifest import Splits, read_splits
 from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
 from mlfinetune.loss import Loss, build_loss
 from mlfinetune.model import Tagger, load_pretrained
 from mlfinetune.optim import build_optimizer, lr_at
-from mlfinetune.records import (
-    NEGATIVE,
-    POSITIVE,
-    Checkpoint,
-    Manifest,
-    SourceOptions,
-    TransformSpec,
-)
+from mlfinetune.records import Checkpoint, Manifest, TransformSpec
 
 MAX_POS_WEIGHT = 100.0
 """`pos_weight: auto` stops here: one picture in ten thousand must not outweigh the rest."""
-
-
-def source_options(config: Config) -> SourceOptions:
-    """How to read tables and folders."""
-    data = config.data
-    return SourceOptions(
-        images=data.images,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        label_columns=None if data.label_columns is None else tuple(data.label_columns),
-        label_delimiter=data.label_delimiter,
-        folder_labels=data.folder_labels,
-        empty_labels=data.empty_labels,
-        allow_outside_root=data.allow_outside_root,
-    )
-
-
-def splits(config: Config) -> Splits:
-    """The examples of train and val."""
-    data = config.data
-    return read_splits(
-        data.train,
-        data.val,
-        source_options(config),
-        val_fraction=data.val_fraction,
-        labels=data.labels,
-        seed=config.train.seed,
-    )
 
 
 def transform_spec(config: Config) -> TransformSpec:
@@ -186,7 +150,8 @@ def data_digest(manifest: Manifest) -> str:
     digest = hashlib.sha256(
         "\0".join((*manifest.names, *manifest.labels.names)).encode(errors="surrogatepass")
     )
-    digest.update(manifest.targets.tobytes())
+    for _, block in manifest.targets.blocks():
+        digest.update(block.tobytes())
     return digest.hexdigest()
 
 
@@ -226,5 +191,5 @@ def label_log_odds(train: Manifest) -> Tensor:
 
 
 def _counts(manifest: Manifest) -> tuple[Tensor, Tensor]:
-    targets = torch.from_numpy(manifest.targets)
-    return (targets == POSITIVE).sum(0).double(), (targets == NEGATIVE).sum(0).double()
+    positives, negatives, _ = manifest.targets.counts()
+    return torch.from_numpy(positives).double(), torch.from_numpy(negatives).double()

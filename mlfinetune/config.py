@@ -23,11 +23,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from mlfinetune import yaml12
-from mlfinetune.errors import ConfigError, listing, nearest
-from mlfinetune.yaml12 import Lines, Where, kind
+from mlfinetune.errors import ConfigError, listing
+from mlfinetune.explain import explain
+from mlfinetune.yaml12 import Lines, kind
+
+SCHEMA = Path(__file__).with_name("config.schema.json")
+"""For editors, by way of a `# yaml-language-server: $schema=` line."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -50,14 +53,20 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the pictures and their labels are."""
 
-    train: FilePath = Field(description="CSV or TSV file, or a folder with one folder a label")
+    train: FilePath = Field(description="table, JSON, Parquet or folder of labelled pictures")
     val: FilePath | None = Field(None, description="the same for validation")
+    format: Literal["auto", "csv", "folder", "sidecar", "huggingface", "coco", "voc", "parquet"] = (
+        Field("auto", description="what `train` and `val` are; auto: detected, and printed")
+    )
     val_fraction: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="share of train held out, stratified by label; 0.2 where neither "
         "`val` nor a split column says which images are validation",
+    )
+    group_by: str | None = Field(
+        None, description="column whose rows of one value are held out together, or not at all"
     )
     images: FilePath | None = Field(
         None, description="root of the table's paths; default: the table's folder"
@@ -69,11 +78,27 @@ class DataConfig(Section):
     folder_labels: Literal["leaf", "path"] = Field(
         "leaf", description="a/b/c.jpg has the label b (leaf), or a and b (path)"
     )
+    difficult: Literal["ignore", "positive", "negative"] = Field(
+        "ignore", description="VOC: labels whose objects are all marked difficult"
+    )
     labels: list[str] | None = Field(
         None, min_length=1, description="labels in column order; default: those of train, sorted"
     )
+    rename_labels: dict[str, str] = Field(
+        {}, description="old name: new name; labels that get one name are joined"
+    )
+    ignore_labels: list[str] = Field([], description="labels to leave out, by their new names")
+    min_positives: int = Field(
+        0, ge=0, description="labels with fewer positive images in train are left out"
+    )
     empty_labels: Literal["negative", "unknown", "error"] = Field(
-        "negative", description="what an empty label cell says of the labels"
+        "negative", description="what an image without a label says of the labels"
+    )
+    unknown: Literal["ignore", "positive", "negative"] = Field(
+        "ignore", description="unknown targets are masked (ignore), or taken for 1 or 0"
+    )
+    bad_images: Literal["error", "skip"] = Field(
+        "error", description="missing and unreadable pictures stop the run, or are left out"
     )
     allow_outside_root: bool = Field(
         False, description="let paths be absolute or leave the image root"
@@ -90,7 +115,7 @@ class DataConfig(Section):
             raise ValueError("give label_columns, or label_column with label_delimiter, not both")
         return self
 
-    @field_validator("labels", "label_columns")
+    @field_validator("labels", "label_columns", "ignore_labels")
     @classmethod
     def _distinct(cls, value: list[str] | None) -> list[str] | None:
         repeated = [name for name, count in Counter(value).items() if count > 1]
@@ -209,7 +234,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += _explain(error.errors(), tree, lines)
+        faults += explain(error.errors(), tree, lines, Config)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{path}: {count}\n{listing(faults)}")
@@ -235,8 +260,13 @@ def restore(tree: dict[str, Any]) -> Config:
     except ValidationError as error:
         raise ConfigError(
             f"the checkpoint's config is not of this version\n"
-            f"{listing(_explain(error.errors(), tree, {}))}"
+            f"{listing(explain(error.errors(), tree, {}, Config))}"
         ) from error
+
+
+def schema() -> str:
+    """The JSON schema of the config; the file SCHEMA holds it."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
 def _read(path: Path) -> tuple[Any, Lines]:
@@ -304,76 +334,3 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
     for depth in range(1, len(where)):
         lines.setdefault(where[:depth], 0)
     return faults
-
-
-# ---- faults in words --------------------------------------------------------------------
-
-
-def _explain(errors: list[ErrorDetails], tree: Any, lines: Lines) -> list[str]:
-    """One fault a key, in the file's order: its line, its path and what was wanted.
-
-    A union reports every branch that failed: branches are joined with `or`, and where one got
-    further into the document than the others, it alone speaks.
-    """
-    messages: dict[Where, dict[str, str]] = {}
-    for error in errors:
-        where = error["loc"] if error["type"] == "missing" else _place(error["loc"], tree)
-        wanted, got = _message(error)
-        messages.setdefault(where, {})[wanted] = got
-    faults = []
-    above = {where[:depth] for where in messages for depth in range(len(where))}
-    for where, parts in messages.items():
-        if where in above:
-            continue
-        line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
-        place = f"line {line}" if line else "override"
-        text = " or ".join(parts).replace(" or wanted ", " or ") + next(iter(parts.values()))
-        faults.append((line, f"{place}: {'.'.join(map(str, where)) or 'config'}: {text}"))
-    return [text for _, text in sorted(faults, key=lambda fault: fault[0])]
-
-
-def _place(loc: Where, tree: Any) -> Where:
-    """The part of a pydantic location that the document has; the rest names union branches."""
-    where: list[str | int] = []
-    for key in loc:
-        try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            continue
-        where.append(key)
-    return tuple(where)
-
-
-_WANTED = {
-    "path_type": "path",
-    "model_type": "mapping of keys to values",
-    "dict_type": "mapping of keys to values",
-    "none_required": "null",
-}
-
-
-def _message(error: ErrorDetails) -> tuple[str, str]:
-    """What was wanted, and what stands there instead."""
-    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _keys(error["loc"][:-1])
-        hint = nearest(str(error["loc"][-1]), known)
-        return f"unknown key{hint}", "" if hint or not known else f"; known: {', '.join(known)}"
-    if kind == "missing":
-        return "this key is needed", ""
-    if kind == "value_error":
-        return str(context["error"]), ""
-    wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    wanted = _WANTED.get(kind, context.get("expected", wanted))
-    quote = "; quote it" if kind == "string_type" and isinstance(value, int | float) else ""
-    got = repr(value)
-    return f"wanted {wanted}", f", got {got if len(got) <= 80 else got[:77] + '...'}{quote}"
-
-
-def _keys(where: Where) -> list[str]:
-    """The keys of the section at `where`."""
-    model: Any = Config
-    for key in where:
-        fields = getattr(model, "model_fields", {})
-        model = fields[key].annotation if key in fields else None
-    return list(getattr(model, "model_fields", ()))

@@ -1,7 +1,7 @@
 """Every file name inside a run directory, and how a file gets there whole.
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
-              metrics.json  per_label.csv  predictions.csv  train.log
+              metrics.json  per_label.csv  predictions.csv  skipped.csv  train.log
 """
 
 import os
@@ -22,6 +22,7 @@ HISTORY = "metrics.jsonl"
 METRICS = "metrics.json"
 PER_LABEL = "per_label.csv"
 PREDICTIONS = "predictions.csv"
+SKIPPED = "skipped.csv"
 LOG = "train.log"
 EVAL = "eval"
 

@@ -57,7 +57,7 @@ def score(
             f"the scores of {len(bad)} pictures are not finite: the weights have diverged; lower "
             f"train.lr and train.head_lr\n{listing(bad)}"
         )
-    return ScoreTable(manifest.names, table, manifest.targets, manifest.labels)
+    return ScoreTable(manifest.names, table, manifest.targets[:], manifest.labels)
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

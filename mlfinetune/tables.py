@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune import rundir
-from mlfinetune.records import LabelSpace, MetricTable, Prediction
+from mlfinetune.records import LabelSpace, MetricTable, Prediction, Skipped
 
 WIDTH = 80
 SHOWN_LABELS = 40
@@ -84,6 +84,14 @@ def write_results(
     protocol = {"ap": "sklearn", "threshold_source": "fixed"}
     content = json.dumps({**table.to_dict(), **protocol, **about}, indent=2, ensure_ascii=False)
     rundir.write_atomic(folder / rundir.METRICS, content.encode(errors="backslashreplace") + b"\n")
+
+
+def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
+    """skipped.csv: every picture that was left out, and why."""
+    with rundir.writing(folder / rundir.SKIPPED) as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "place", "reason"])
+        writer.writerows([inert(one.name), inert(one.place), inert(one.reason)] for one in skipped)
 
 
 def _number(value: float | None) -> str:

@@ -34,6 +34,12 @@ train:
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What runs keep between them stays in the tests' own folder."""
+    os.environ["MLFINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder with tags.csv, images/ (24 drawn pictures of 32 px) and pets.yaml."""

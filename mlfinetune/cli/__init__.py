@@ -12,8 +12,11 @@ from typing import Annotated
 import typer
 
 from mlfinetune import __version__
+from mlfinetune.cli.check import check
 from mlfinetune.cli.evaluate import evaluate
+from mlfinetune.cli.init import init
 from mlfinetune.cli.predict import predict
+from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
 from mlfinetune.errors import MlfinetuneError
 
@@ -31,6 +34,9 @@ app = typer.Typer(
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(init)
+app.command()(check)
+app.command()(split)
 
 
 def _version(wanted: bool) -> None:

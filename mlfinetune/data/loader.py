@@ -4,19 +4,21 @@
     stream(paths)               -> batches in input order, in constant memory
 
 The number of worker processes changes speed and nothing else: the order is drawn here, and
-each picture's augmentation is seeded by (seed, epoch, index).
+each picture's augmentation is seeded by (seed, epoch, index). Paths go to the workers with each
+batch and targets are added here, so that starting a worker copies no manifest.
 """
 
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from mlfinetune.data.dataset import Example, ImageDataset, PathDataset, collate, mix
+from mlfinetune.data.dataset import Example, ImageDataset, Key, collate, mix
 from mlfinetune.records import Batch, Manifest, TransformSpec
 
 
@@ -53,9 +55,9 @@ class Loader:
         pin_memory: bool,
     ) -> None:
         """With `train_seed` examples are shuffled and augmented; with None neither."""
-        self.manifest = manifest
-        self._sampler = _EpochSampler(len(manifest), batch_size, train_seed)
-        dataset = ImageDataset(manifest, spec, train_seed)
+        self.manifest, self._pin_memory = manifest, pin_memory
+        self._sampler = _EpochSampler(manifest, batch_size, train_seed)
+        dataset = ImageDataset(spec, train_seed)
         self._loader = _data_loader(dataset, self._sampler, workers, pin_memory)
 
     @property
@@ -66,7 +68,12 @@ class Loader:
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
         self._sampler.epoch = epoch
-        return iter(self._loader)
+        batches = iter(self._loader)  # starts the workers now
+        return (self._with_targets(batch) for batch in batches)
+
+    def _with_targets(self, batch: Batch) -> Batch:
+        targets = torch.from_numpy(self.manifest.targets[batch.indices.numpy()])
+        return replace(batch, targets=targets.pin_memory() if self._pin_memory else targets)
 
 
 def stream(
@@ -78,31 +85,33 @@ def stream(
     """
     under_way: deque[list[str]] = deque()
 
-    def keys() -> Iterator[list[tuple[int, str]]]:
+    def keys() -> Iterator[list[Key]]:
         for chunk in _batched(paths, batch_size):
             under_way.append(list(chunk))
-            yield list(enumerate(chunk))
+            yield [(0, index, path) for index, path in enumerate(chunk)]
 
-    for batch in _data_loader(PathDataset(spec), keys(), workers, pin_memory):
+    for batch in _data_loader(ImageDataset(spec), keys(), workers, pin_memory):
         yield under_way.popleft(), batch
 
 
-class _EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Yields the keys (epoch, index) of each batch of the epoch it is set to."""
+class _EpochSampler(Sampler[list[Key]]):
+    """Yields the keys of each batch of the epoch it is set to."""
 
-    def __init__(self, n: int, batch_size: int, train_seed: int | None) -> None:
-        self._n, self._batch_size, self._seed = n, batch_size, train_seed
+    def __init__(self, manifest: Manifest, batch_size: int, train_seed: int | None) -> None:
+        self._manifest, self._batch_size, self._seed = manifest, batch_size, train_seed
+        self._steps = len(cut(list(range(len(manifest))), batch_size))
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(cut(list(range(self._n)), self._batch_size))
+        return self._steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = list(range(self._n))
+    def __iter__(self) -> Iterator[list[Key]]:
+        n = len(self._manifest)
+        order = list(range(n))
         if self._seed is not None:
-            order = train_order(self._n, self._seed, self.epoch)
+            order = train_order(n, self._seed, self.epoch)
         for batch in cut(order, self._batch_size):
-            yield [(self.epoch, index) for index in batch]
+            yield [(self.epoch, index, self._manifest.path(index)) for index in batch]
 
 
 def _data_loader(dataset: Any, keys: Any, workers: int, pin_memory: bool) -> DataLoader[Example]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlfinetune import assemble, checkpoint, config, rundir, runtime, tables
+from mlfinetune import assemble, checkpoint, config, examples, rundir, runtime, tables
 from mlfinetune.data.manifest import read_one
 from mlfinetune.metrics.measure import measure
 from mlfinetune.records import Checkpoint, Manifest, MetricTable
@@ -61,11 +61,14 @@ def _examples(
     """What to score, and its description."""
     if asked.data is None and asked.split is None:
         return _recorded(settings, loaded, log), "validation"
-    options = assemble.source_options(settings)
+    options = examples.source_options(settings)
     if asked.data is not None or asked.images is not None:
         options = replace(options, images=asked.images)
+    if asked.data is not None:
+        options = replace(options, format="auto")
     source = asked.data or settings.data.train
-    manifest, notes = read_one(source, asked.split, options, loaded.labels)
+    policy = examples.policy(settings, _scan_log(settings, log))
+    manifest, notes = read_one(source, asked.split, options, loaded.labels, policy)
     for note in notes:
         log.say(note)
     return manifest, str(source) + (f", split {asked.split}" if asked.split else "")
@@ -74,7 +77,13 @@ def _examples(
 def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manifest:
     """The validation examples of the run, read again; says where they are not the same."""
     data = settings.data.model_copy(update={"labels": list(loaded.labels.names)})
-    val = assemble.splits(settings.model_copy(update={"data": data})).val
+    settings = settings.model_copy(update={"data": data})
+    val = examples.splits(settings, _scan_log(settings, log)).val
     if assemble.data_digest(val) != loaded.data_digest:
         log.say("warning: the validation data has changed since training")
     return val
+
+
+def _scan_log(settings: config.Config, log: RunLog) -> RunLog | None:
+    """Pictures need a scan only where bad ones are to be left out: reading finds them too."""
+    return log if settings.data.bad_images == "skip" else None

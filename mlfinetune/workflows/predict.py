@@ -12,9 +12,8 @@ import torch
 
 from mlfinetune import assemble, checkpoint, rundir, runtime
 from mlfinetune.config import restore
-from mlfinetune.data.images import is_image_name
+from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.loader import stream
-from mlfinetune.data.sources.folder import walk
 from mlfinetune.errors import DataError
 from mlfinetune.model import Tagger
 from mlfinetune.records import Batch, Prediction

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mlfinetune import assemble, checkpoint, rundir, runtime, tables
+from mlfinetune import assemble, checkpoint, examples, rundir, runtime, tables
 from mlfinetune.config import Config, dump
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
@@ -65,12 +65,12 @@ def run(config: Config, device_name: str, log: RunLog) -> Trained:
     Raises:
         MlfinetuneError: data, weights, device or a loss that cannot be used.
     """
-    return _train(config, assemble.splits(config), device_name, log)
+    return _train(config, examples.splits(config, log), device_name, log)
 
 
 def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
     """One batch of everything: train, validate, save, write; no file is left."""
-    splits = assemble.splits(config)
+    splits = examples.splits(config, None)
     rows = list(range(config.train.batch_size))
     few = replace(
         splits,
@@ -88,7 +88,7 @@ def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Tra
     started = time.monotonic()
     for note in splits.notes:
         log.say(note)
-    parts = _assemble(config, splits, device_name, log)
+    parts = _assemble(examples.settled(config, splits), splits, device_name, log)
     run = _open_run(parts, log)
     with runtime.device_faults():
         best = _best_epoch(parts, run, log)
@@ -110,6 +110,8 @@ def _open_run(parts: _Parts, log: RunLog) -> Path:
     rundir.write_atomic(run / rundir.CONFIG, dump(parts.config).encode())
     labels = "".join(f"{name}\n" for name in parts.splits.train.labels.names)
     rundir.write_atomic(run / rundir.LABELS, labels.encode(errors="surrogateescape"))
+    if parts.splits.skipped:
+        tables.write_skipped(run, parts.splits.skipped)
     log.keep_in(run)
     log.say(f"run directory: {rundir.shown(run)}")
     return run

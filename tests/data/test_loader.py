@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlfinetune.data.dataset import ImageDataset, PathDataset, collate, mix
+from mlfinetune.data.dataset import ImageDataset, mix
 from mlfinetune.data.loader import Loader, cut, stream, train_order
+from mlfinetune.data.targets import Targets
 from mlfinetune.records import Batch, LabelSpace, Manifest, TransformSpec
 
 N = 11
@@ -48,7 +50,7 @@ def manifest(folder: Path, *names: str) -> Manifest:
     """The pictures named, or all eleven; the targets of row i are the bits of i."""
     names = names or tuple(f"{i}.png" for i in range(N))
     targets = np.array([[i >> bit & 1 for bit in range(4)] for i in range(len(names))], np.int8)
-    return Manifest(folder, names, targets, LabelSpace(("a", "b", "c", "d")))
+    return Manifest(folder, names, Targets.pack([targets], 4), LabelSpace(("a", "b", "c", "d")))
 
 
 def loader(
@@ -171,10 +173,10 @@ def test_a_batch_holds_uint8_pictures_int8_targets_and_int64_indices(folder: Pat
 def test_pictures_stand_beside_their_indices(folder: Path) -> None:
     """The picture at a place of the batch is the one of that index."""
     examples = manifest(folder)
-    dataset = ImageDataset(examples, PLAIN, None)
+    dataset = ImageDataset(PLAIN)
     for batch in loader(examples, PLAIN, train_seed=None).epoch():
         for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
-            wanted = dataset[0, index].image
+            wanted = dataset[0, index, examples.path(index)].image
             assert wanted is not None
             assert torch.equal(image, wanted)
 
@@ -182,7 +184,9 @@ def test_pictures_stand_beside_their_indices(folder: Path) -> None:
 def test_unknown_targets_pass_through(folder: Path) -> None:
     """-1 is still -1 in the batch."""
     examples = manifest(folder)
-    examples.targets[3] = [1, -1, 0, -1]
+    states = examples.targets[:]
+    states[3] = [1, -1, 0, -1]
+    examples = replace(examples, targets=Targets.pack([states], 4))
     batch = next(loader(examples, PLAIN, train_seed=None, batch_size=5).epoch())
     assert batch.targets[3].tolist() == [1, -1, 0, -1]
 
@@ -296,8 +300,8 @@ def test_a_batch_of_bad_pictures_holds_failures_alone(folder: Path, workers: int
 
 def test_a_batch_of_bad_pictures_still_has_its_label_columns(folder: Path) -> None:
     """(0, L) targets: batches can be joined without a special case."""
-    dataset = ImageDataset(manifest(folder, "text.png", "none.png"), PLAIN, None)
-    assert collate([dataset[0, 0], dataset[0, 1]]).targets.shape == (0, 4)
+    batch = next(loader(manifest(folder, "text.png", "none.png"), PLAIN).epoch())
+    assert batch.targets.shape == (0, 4)
 
 
 # ---- paths without end ------------------------------------------------------------------
@@ -395,12 +399,13 @@ def test_a_mixed_seed_knows_order_and_count() -> None:
 def test_datasets_reach_workers_that_are_not_forked(tmp_path: Path) -> None:
     """macOS and Python 3.14 pickle the dataset for their workers: the copy gives the same."""
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
-    labels = LabelSpace(("red",))
-    manifest = Manifest(tmp_path, ("a.png",), np.ones((1, 1), np.int8), labels)
     transform = TransformSpec(32, "pad", 10**6, crop_scale=(0.3, 1.0))
-    for dataset, key in (
-        (ImageDataset(manifest, transform, 3), (1, 0)),
-        (PathDataset(transform), (0, str(tmp_path / "a.png"))),
-    ):
-        copy = pickle.loads(pickle.dumps(dataset))
+    for dataset in (ImageDataset(transform, 3), ImageDataset(transform)):
+        copy, key = pickle.loads(pickle.dumps(dataset)), (1, 0, str(tmp_path / "a.png"))
         assert torch.equal(copy[key].image, dataset[key].image)
+
+
+def test_workers_are_given_no_manifest(folder: Path) -> None:
+    """However many images there are, what a worker that is not forked unpickles stays small."""
+    many = loader(manifest(folder, *(f"{i}.png" for i in range(50_000))))
+    assert len(pickle.dumps(many._loader.dataset)) < 2_000

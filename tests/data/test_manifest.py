@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlfinetune.data.manifest import Splits, read_one, read_splits, read_table
+from mlfinetune.data.manifest import Policy, Splits, read_one, read_splits, read_table
+from mlfinetune.data.rows import refuse
 from mlfinetune.errors import DataError
 from mlfinetune.records import LabelSpace, Manifest, SourceOptions, Table
 
@@ -36,7 +37,7 @@ def listed(n: int, labels: str = "cat|dog", start: int = 0) -> str:
 def split(folder: Path, train: str, val: str | None = None, **options: Any) -> Splits:
     """What read_splits makes of one or two tables."""
     val_path = None if val is None else write(folder, val, "val.csv")
-    return read_splits(write(folder, train), val_path, SourceOptions(), **options)
+    return read_splits(write(folder, train), val_path, SourceOptions(), Policy(**options))
 
 
 def refusal(folder: Path, train: str, val: str | None = None, **options: Any) -> str:
@@ -48,12 +49,19 @@ def refusal(folder: Path, train: str, val: str | None = None, **options: Any) ->
 
 def join(folder: Path, content: str, **options: Any) -> Table:
     """What read_table makes of a table."""
-    return read_table(write(folder, content), SourceOptions(**options))
+    return checked(write(folder, content), SourceOptions(**options))
+
+
+def checked(path: Path, options: SourceOptions) -> Table:
+    """The table at a path, if nothing is wrong with it."""
+    table = read_table(path, options)
+    refuse(table, table.faults)
+    return table
 
 
 def states(manifest: Manifest | Table) -> States:
     """Name -> targets."""
-    return dict(zip(manifest.names, manifest.targets.tolist(), strict=True))
+    return dict(zip(manifest.names, manifest.targets[:].tolist(), strict=True))
 
 
 # ---- where validation comes from --------------------------------------------------------
@@ -66,16 +74,17 @@ def test_two_files_are_the_two_sides(tmp_path: Path) -> None:
     assert states(splits.train) == {"a.jpg": [1, 1], "b.jpg": [0, 1]}
     assert states(splits.val) == {"c.jpg": [0, 1], "d.jpg": [1, 0]}
     assert splits.train.labels == splits.val.labels == LabelSpace(("cat", "dog"))
-    assert splits.notes[0].startswith("train: labels in column 'labels'")
-    assert splits.notes[1].startswith("val: labels in column 'labels'")
+    assert splits.notes[0] == "train: read as a CSV or TSV table"
+    assert splits.notes[1].startswith("train: labels in column 'labels'")
+    assert "val: 2 images found, all used" in splits.notes
 
 
 def test_two_files_may_lie_in_two_folders(tmp_path: Path) -> None:
     """Each table's names are relative to its own folder."""
     train, val = write(tmp_path / "1", listed(2)), write(tmp_path / "2", listed(2))
     splits = read_splits(train, val, SourceOptions())
-    assert splits.train.path(0) == tmp_path / "1" / "0.jpg"
-    assert splits.val.path(0) == tmp_path / "2" / "0.jpg"
+    assert splits.train.path(0) == str(tmp_path / "1" / "0.jpg")
+    assert splits.val.path(0) == str(tmp_path / "2" / "0.jpg")
     assert not any("warning" in note for note in splits.notes)
 
 
@@ -90,7 +99,7 @@ def test_the_split_column_makes_the_sides(tmp_path: Path) -> None:
     splits = split(tmp_path, SPLIT)
     assert states(splits.train) == {"a.jpg": [1, 0], "b.jpg": [0, 1], "c.jpg": [1, 1]}
     assert states(splits.val) == {"d.jpg": [0, 1], "f.jpg": [0, 0]}
-    assert "split column: 1 test, 3 train, 2 val" in splits.notes
+    assert "train: splits: 3 train, 2 val, 1 test" in splits.notes
 
 
 def test_the_split_column_leaves_label_columns_as_they_are(tmp_path: Path) -> None:
@@ -113,7 +122,7 @@ def test_a_fifth_is_held_out_where_nothing_is_said(tmp_path: Path) -> None:
     splits = split(tmp_path, listed(50))
     assert (len(splits.train), len(splits.val)) == (40, 10)
     assert len({*splits.train.names, *splits.val.names}) == 50
-    assert splits.val.targets.sum(0).tolist() == [5, 5]
+    assert splits.val.targets[:].sum(0).tolist() == [5, 5]
     wanted = "10 of 50 images held out for validation (val_fraction 0.2, stratified by label"
     assert any(note.startswith(f"{wanted}, seed 0)") for note in splits.notes)
 
@@ -138,14 +147,14 @@ def test_a_folder_is_split_like_a_table(tmp_path: Path) -> None:
             picture.parent.mkdir(exist_ok=True)
             picture.write_text(f"{label} {i}")
     splits = read_splits(tmp_path, None, SourceOptions())
-    assert splits.val.targets.sum(0).tolist() == [4, 4]
+    assert splits.val.targets[:].sum(0).tolist() == [4, 4]
     assert splits.val.labels.names == ("cat", "dog")
 
 
 def test_a_fraction_beside_a_split_column_is_refused(tmp_path: Path) -> None:
     """Two answers to one question; the message says which to drop."""
     message = refusal(tmp_path, SPLIT, val_fraction=0.2)
-    assert message.endswith("has a split column; remove data.val_fraction, or the column")
+    assert message.endswith("remove data.val_fraction, or the split")
 
 
 def test_split_columns_beside_a_val_file_choose_the_rows(tmp_path: Path) -> None:
@@ -210,8 +219,8 @@ def test_the_given_labels_are_the_columns(tmp_path: Path) -> None:
     splits = split(tmp_path, listed(10), labels=["fox", "dog", "cat"])
     assert splits.train.labels.names == ("fox", "dog", "cat")
     assert states(splits.train)[splits.train.names[0]][0] == 0
-    assert "1 labels without a positive in train cannot be learnt: fox" in splits.notes
-    assert "1 labels without a positive in val have no AP: fox" in splits.notes
+    assert "1 labels (fox) without a positive in train: cannot be learnt" in splits.notes
+    assert "1 labels (fox) without a positive in val: have no AP" in splits.notes
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
@@ -261,7 +270,7 @@ def test_a_column_that_val_lacks_is_unknown(tmp_path: Path) -> None:
     train = "image,cat,dog,fox\na.jpg,1,0,1\nb.jpg,0,1,0\n"
     splits = split(tmp_path, train, "image,fox,dog\nc.jpg,0,1\nd.jpg,1,\n")
     assert states(splits.val) == {"c.jpg": [-1, 1, 0], "d.jpg": [-1, -1, 1]}
-    assert "1 labels without a positive in val have no AP: cat" in splits.notes
+    assert "1 labels (cat) without a positive in val: have no AP" in splits.notes
 
 
 def test_an_unknown_row_is_unknown_for_every_label_of_the_run(tmp_path: Path) -> None:
@@ -275,9 +284,9 @@ def test_labels_without_a_positive_are_noted_ten_at_most(tmp_path: Path) -> None
     """The rest is counted."""
     labels = [f"l{i}" for i in range(14)]
     splits = split(tmp_path, listed(4), labels=["cat", "dog", *labels])
-    note = next(note for note in splits.notes if "in train cannot be learnt" in note)
-    assert note.startswith("14 labels without a positive in train cannot be learnt: l0, l1")
-    assert note.endswith("l9 and 4 more")
+    note = next(note for note in splits.notes if "cannot be learnt" in note)
+    assert note.startswith("14 labels (l0, l1, ")
+    assert note.endswith(", l9 and 4 more) without a positive in train: cannot be learnt")
 
 
 # ---- paths ------------------------------------------------------------------------------
@@ -308,7 +317,7 @@ PATHS = {
     "none.jpg": "no such file",
     "sub\\in.jpg": "no such file",
     "..\\out.jpg": "no such file",
-    "IN.JPG": "no such file",
+    "IN.JPG": "no such file; there is 'in.jpg'",
     "~/in.jpg": "no such file",
     "$HOME/in.jpg": "no such file",
     "file:///etc/passwd": "no such file",
@@ -326,9 +335,11 @@ def test_a_bad_path_is_refused_with_its_line(tmp_path: Path, name: str, why: str
     """Missing, or absolute, or out of the root by `..` or by a link."""
     table = write(hostile(tmp_path), f"image,labels\nin.jpg,x\n{name},x\n", touch=False)
     with pytest.raises(DataError) as caught:
-        read_table(table, SourceOptions())
+        checked(table, SourceOptions())
     first, line = str(caught.value).splitlines()
-    assert first == f"{table}: 1 bad row, pictures under {tmp_path / 'root'}"
+    what = "bad row" if "outside" in why else "missing or unreadable picture"
+    assert first.startswith(f"{table}: 1 {what}, pictures under {tmp_path / 'root'}")
+    assert first.endswith("; data.bad_images: skip leaves them out") == (what != "bad row")
     assert line == f"  line 3: {name!r}: {why}"
 
 
@@ -337,7 +348,7 @@ def test_all_bad_paths_stand_in_one_message(tmp_path: Path) -> None:
     rows = "".join(f"{name},x\nin.jpg,x\n" for name in [*PATHS, "a.jpg", "b.jpg", "c", "d", "e"])
     table = write(hostile(tmp_path), f"image,labels\n{rows}", touch=False)
     with pytest.raises(DataError) as caught:
-        read_table(table, SourceOptions())
+        checked(table, SourceOptions())
     first, *lines = str(caught.value).splitlines()
     assert "25 bad rows" in first
     assert [line.split(":")[0] for line in lines[:10]] == [f"  line {n}" for n in range(2, 22, 2)]
@@ -348,7 +359,7 @@ def test_all_bad_paths_stand_in_one_message(tmp_path: Path) -> None:
 def test_paths_that_stay_in_the_root_are_taken(tmp_path: Path, name: str) -> None:
     """However they get there."""
     table = write(hostile(tmp_path), f"image,labels\n{name},x\n", touch=False)
-    assert read_table(table, SourceOptions()).names == (name,)
+    assert checked(table, SourceOptions()).names == (name,)
 
 
 def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
@@ -357,7 +368,7 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(root)
     table = write(root, "image,labels\nsub/in.jpg,x\n", touch=False)
     options = SourceOptions(images=tmp_path / "alias")
-    assert read_table(table, options).root == tmp_path / "alias"
+    assert checked(table, options).root == tmp_path / "alias"
 
 
 def test_a_sibling_whose_name_begins_like_the_root_is_outside(tmp_path: Path) -> None:
@@ -367,7 +378,7 @@ def test_a_sibling_whose_name_begins_like_the_root_is_outside(tmp_path: Path) ->
     (tmp_path / "root-2" / "a.jpg").touch()
     table = write(root, "image,labels\n../root-2/a.jpg,x\n", touch=False)
     with pytest.raises(DataError, match="outside the image root"):
-        read_table(table, SourceOptions())
+        checked(table, SourceOptions())
 
 
 def test_paths_out_of_the_root_can_be_permitted(tmp_path: Path) -> None:
@@ -376,10 +387,10 @@ def test_paths_out_of_the_root_can_be_permitted(tmp_path: Path) -> None:
     rows = "".join(f"{name},x\n" for name in names)
     table = write(hostile(tmp_path), f"image,labels\n{rows}", touch=False)
     options = SourceOptions(allow_outside_root=True)
-    assert read_table(table, options).names == tuple(names)
+    assert checked(table, options).names == tuple(names)
     table.write_text(table.read_text() + "../none.jpg,x\n")
     with pytest.raises(DataError, match=r"line 6: '\.\./none\.jpg': no such file"):
-        read_table(table, options)
+        checked(table, options)
 
 
 # ---- repeated rows ----------------------------------------------------------------------
@@ -389,7 +400,7 @@ def test_rows_of_one_image_are_joined(tmp_path: Path) -> None:
     """It has the labels of all of them, at the place of the first."""
     table = join(tmp_path, "image,labels\na.jpg,cat\nb.jpg,dog\na.jpg,fox\na.jpg,cat\n")
     assert states(table) == {"a.jpg": [1, 0, 1], "b.jpg": [0, 1, 0]}
-    assert table.places == ("line 2", "line 3")
+    assert [table.place(row) for row in (0, 1)] == ["line 2", "line 3"]
     assert "1 images stand in several rows: their labels are joined" in table.notes
 
 
@@ -404,25 +415,17 @@ def test_in_lists_present_beats_unknown_beats_absent(tmp_path: Path) -> None:
     """A row that does not name a label does not contradict one that does."""
     content = "image,labels,unknown\na.jpg,cat,dog|fox\na.jpg,dog,\nb.jpg,cow,\n"
     table = join(tmp_path, content, label_delimiter="|")
-    assert table.labels.names == ("cat", "dog", "cow", "fox")
-    assert states(table)["a.jpg"] == [1, 1, 0, -1]
+    assert table.labels.names == ("dog", "fox", "cat", "cow")
+    assert states(table)["a.jpg"] == [1, -1, 1, 0]
 
 
-def test_an_unknown_row_beats_absent_for_labels_of_the_run_too(tmp_path: Path) -> None:
-    """Whether or not another row of its table happens to name them."""
-    val = write(tmp_path, "image,labels\nc.jpg,cat\nc.jpg,\n", "val.csv")
+def test_a_row_without_labels_adds_nothing_to_one_with_labels(tmp_path: Path) -> None:
+    """What empty rows say is asked of images, not of rows."""
+    content = "image,labels\na.jpg,cat\na.jpg,\nb.jpg,dog\nc.jpg,\n"
     options = SourceOptions(empty_labels="unknown")
-    splits = read_splits(write(tmp_path, listed(2)), val, options)
-    assert states(splits.val) == {"c.jpg": [1, -1]}
-
-
-def test_a_joined_row_keeps_its_labels_under_a_split_column(tmp_path: Path) -> None:
-    """A label that only such a row has is still a label of the run."""
-    rows = "a.jpg,cat,train\na.jpg,,train\nb.jpg,dog,train\nc.jpg,cat,val\n"
-    table = write(tmp_path, f"image,labels,split\n{rows}")
-    splits = read_splits(table, None, SourceOptions(empty_labels="unknown"))
-    assert splits.train.labels.names == ("cat", "dog")
-    assert states(splits.train) == {"a.jpg": [1, -1], "b.jpg": [0, 1]}
+    splits = read_splits(write(tmp_path, content), None, options)
+    every = states(splits.train) | states(splits.val)
+    assert every == {"a.jpg": [1, 0], "b.jpg": [0, 1], "c.jpg": [-1, -1]}
 
 
 def test_a_label_that_is_only_unknown_in_train_is_a_label(tmp_path: Path) -> None:
@@ -467,12 +470,11 @@ def test_images_in_both_files_are_warned_of(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     """The message names the endings that are."""
-    path = write(tmp_path, "{}", "train.json")
+    path = write(tmp_path, "{}", "train.xlsx")
     with pytest.raises(DataError) as caught:
-        read_table(path, SourceOptions())
-    assert str(caught.value) == (
-        f"{path}: not a table (.csv, .tsv, .txt) nor a folder of label folders"
-    )
+        checked(path, SourceOptions())
+    known = ".csv, .json, .jsonl, .parquet, .tsv, .txt"
+    assert str(caught.value) == f"{path}: wanted a file ending in {known}, or a folder"
 
 
 @pytest.mark.parametrize("name", ["none", "none.csv", "none/none.csv", "none.json"])
@@ -494,14 +496,15 @@ def test_one_split_of_a_table_is_read_in_given_columns(tmp_path: Path) -> None:
     manifest, notes = read_one(write(tmp_path, SPLIT), "val", SourceOptions(), SPACE)
     assert states(manifest) == {"d.jpg": [0, 1, 0], "f.jpg": [0, 0, 0]}
     assert manifest.labels is SPACE
-    assert notes[0] == "labels in column 'labels', separated by '|'"
+    assert notes[1] == "data: labels in column 'labels', separated by '|'"
+    assert "data: 6 images found = 2 used + 4 skipped (3 in split train, 1 in split test)" in notes
 
 
 def test_all_splits_are_read_where_none_is_named(tmp_path: Path) -> None:
     """And the user is told that they are, train among them."""
     manifest, notes = read_one(write(tmp_path, SPLIT), None, SourceOptions(), SPACE)
     assert len(manifest) == 6
-    assert notes[-1] == "split column: 1 test, 3 train, 2 val: all are scored; --split chooses one"
+    assert notes[-1] == "all splits are scored; --split chooses one"
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:

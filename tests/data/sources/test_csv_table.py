@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlfinetune.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from mlfinetune.data.labels import settle
 from mlfinetune.data.manifest import read_table
-from mlfinetune.data.sources.csv_table import IMAGE_COLUMNS, LABEL_COLUMNS, read_csv
+from mlfinetune.data.rows import refuse
+from mlfinetune.data.sources.csv_table import read_csv
 from mlfinetune.errors import DataError
 from mlfinetune.records import SourceOptions, Table
 
@@ -27,7 +30,8 @@ def write(folder: Path, content: str | bytes, name: str = "t.csv") -> Path:
 
 def read(folder: Path, content: str | bytes, name: str = "t.csv", **options: Any) -> Table:
     """The Table of a file with this content."""
-    return read_csv(write(folder, content, name), SourceOptions(**options))
+    given = SourceOptions(**options)
+    return settle(read_csv(write(folder, content, name), given), given)
 
 
 def refusal(folder: Path, content: str | bytes, name: str = "t.csv", **options: Any) -> str:
@@ -49,9 +53,21 @@ def bad_rows(folder: Path, content: str, **options: Any) -> list[str]:
     """The lines of the one message about bad rows; the pictures a.jpg to e.jpg exist."""
     for name in "abcde":
         (folder / f"{name}.jpg").touch()
+    given = SourceOptions(**options)
+    table = settle(read_table(write(folder, content), given), given)
     with pytest.raises(DataError) as caught:
-        read_table(write(folder, content), SourceOptions(**options))
+        refuse(table, table.faults)
     return str(caught.value).splitlines()
+
+
+def faults(table: Table) -> list[str]:
+    """What is wrong with it, in words."""
+    return [str(fault) for fault in table.faults]
+
+
+def places(table: Table) -> list[str]:
+    """Where its rows stand."""
+    return [table.place(row) for row in range(len(table))]
 
 
 def positives(table: Table) -> Labels:
@@ -65,7 +81,7 @@ def positives(table: Table) -> Labels:
 
 def states(table: Table) -> list[list[int]]:
     """The targets as plain lists."""
-    rows: list[list[int]] = table.targets.tolist()
+    rows: list[list[int]] = table.targets[:].tolist()
     return rows
 
 
@@ -155,22 +171,22 @@ def test_the_unknown_column_masks_labels(tmp_path: Path) -> None:
     """What a row lists under `unknown` is neither present nor absent."""
     content = "image,labels,Unknown\na.jpg,cat|dog,bird\nb.jpg,,cat|fox\nc.jpg,dog,\n"
     table = read(tmp_path, content)
-    assert table.labels.names == ("cat", "dog", "bird", "fox")
-    assert states(table) == [[1, 1, -1, 0], [-1, 0, 0, -1], [0, 1, 0, 0]]
+    assert table.labels.names == ("bird", "cat", "dog", "fox")
+    assert states(table) == [[-1, 1, 1, 0], [0, -1, 0, -1], [0, 0, 1, 0]]
     assert not any("not used" in note for note in table.notes)
 
 
 def test_a_delimiter_that_only_the_unknown_column_holds_is_seen(tmp_path: Path) -> None:
     """Both columns are lists of labels: what separates one separates the other."""
     table = read(tmp_path, "image,labels,unknown\na.jpg,cat,dog|fox\nb.jpg,dog,\nc.jpg,fox,\n")
-    assert table.labels.names == ("cat", "dog", "fox")
-    assert states(table)[0] == [1, -1, -1]
+    assert table.labels.names == ("dog", "fox", "cat")
+    assert states(table)[0] == [-1, -1, 1]
 
 
 def test_a_label_both_present_and_unknown_is_a_fault(tmp_path: Path) -> None:
     """A row cannot say both of one label."""
     table = read(tmp_path, "image,labels,unknown\na.jpg,cat|dog,dog|bird\n")
-    assert table.faults == ("line 2: 'dog' stands in labels and in unknown",)
+    assert faults(table) == ["line 2: 'dog' stands in labels and in unknown"]
 
 
 # ---- rows without a label ---------------------------------------------------------------
@@ -183,7 +199,7 @@ def test_empty_cells_mean_absent_by_default_and_are_counted(tmp_path: Path) -> N
     table = read(tmp_path, EMPTY)
     assert states(table) == [[1, 1], [0, 0], [0, 0], [0, 1]]
     assert table.unnamed.tolist() == [0, 0, 0, 0]
-    assert "2 rows have no label: all labels absent" in table.notes
+    assert "2 images have no label: all labels absent" in table.notes
 
 
 def test_empty_cells_can_mean_unknown(tmp_path: Path) -> None:
@@ -191,7 +207,7 @@ def test_empty_cells_can_mean_unknown(tmp_path: Path) -> None:
     table = read(tmp_path, EMPTY, empty_labels="unknown")
     assert states(table) == [[1, 1], [-1, -1], [-1, -1], [0, 1]]
     assert table.unnamed.tolist() == [0, -1, -1, 0]
-    assert "2 rows have no label: all labels unknown" in table.notes
+    assert "2 images have no label: all labels unknown" in table.notes
 
 
 def test_empty_cells_can_be_refused(tmp_path: Path) -> None:
@@ -199,15 +215,15 @@ def test_empty_cells_can_be_refused(tmp_path: Path) -> None:
     first, *lines = bad_rows(tmp_path, EMPTY, empty_labels="error")
     assert f"{tmp_path / 't.csv'}: 2 bad rows" in first
     assert lines == [
-        "  line 3: no label in column labels (data.empty_labels is error)",
-        "  line 4: no label in column labels (data.empty_labels is error)",
+        "  line 3: no label (data.empty_labels is error)",
+        "  line 4: no label (data.empty_labels is error)",
     ]
 
 
 def test_one_row_without_a_label_is_counted_in_the_singular(tmp_path: Path) -> None:
     """One row has, two rows have."""
     table = read(tmp_path, "image,labels\na.jpg,\nb.jpg,cat\n")
-    assert "1 row has no label: all labels absent" in table.notes
+    assert "1 image has no label: all labels absent" in table.notes
 
 
 # ---- one column a label -----------------------------------------------------------------
@@ -219,7 +235,7 @@ def test_label_columns_hold_present_absent_and_unknown(tmp_path: Path) -> None:
     assert table.labels.names == ("cat", "dog")
     assert states(table) == [[1, 0], [-1, -1], [-1, 1], [0, -1]]
     assert "one column a label, 2 labels" in table.notes
-    assert "4 of 8 targets are blank or -1: unknown, masked" in table.notes
+    assert "4 of 8 targets are blank or -1: unknown" in table.notes
     assert table.faults == ()
 
 
@@ -247,6 +263,13 @@ def test_columns_that_hold_no_states_are_named_as_unused(tmp_path: Path) -> None
     assert "columns not used: 'author', 'note'" in table.notes
 
 
+def test_a_column_of_numbers_is_no_label_for_a_0_or_1_in_it(tmp_path: Path) -> None:
+    """A width or an id among label columns: states must be half of what it holds."""
+    table = read(tmp_path, "image,cat,id\na,1,0\nb,0,1\nc,1,2\nd,,3\ne,0,4\n")
+    assert table.labels.names == ("cat",)
+    assert "columns not used: 'id'" in table.notes
+
+
 def test_columns_beside_a_list_are_named_as_unused(tmp_path: Path) -> None:
     """The note names what the list does not need."""
     table = read(tmp_path, "id,image,labels,width\n7,a.jpg,cat,640\n")
@@ -264,12 +287,12 @@ def test_given_label_columns_are_the_labels(tmp_path: Path) -> None:
 
 def test_a_bad_state_is_a_fault_at_its_line(tmp_path: Path) -> None:
     """A typo in a column of states is not a reason to drop the column."""
-    table = read(tmp_path, "image,cat\na,1\nb,2\nc,yes\n")
+    table = read(tmp_path, "image,cat\na,1\nb,2\nc,yes\nd,0\n")
     wanted = (
         "wanted 1, 0, or blank or -1 for unknown; if it is no label, name the labels in "
         "data.label_columns"
     )
-    assert table.faults == (f"line 3: cat is '2'; {wanted}", f"line 4: cat is 'yes'; {wanted}")
+    assert faults(table) == [f"line 3: cat is '2'; {wanted}", f"line 4: cat is 'yes'; {wanted}"]
 
 
 # ---- which column is what ---------------------------------------------------------------
@@ -353,11 +376,11 @@ def test_is_valid_splits_into_train_and_val(tmp_path: Path) -> None:
 def test_a_split_that_is_none_is_a_fault(tmp_path: Path) -> None:
     """The message says the word and those that are known."""
     table = read(tmp_path, "image,labels,split\na,x,train\nb,x,\nc,x,traim\n")
-    assert [fault.split(";")[0] for fault in table.faults] == [
+    assert [fault.split(";")[0] for fault in faults(table)] == [
         "line 3: split is ''",
         "line 4: split is 'traim'",
     ]
-    assert "wanted one of train, training, val" in table.faults[0]
+    assert "wanted one of train, training, val" in faults(table)[0]
 
 
 def test_no_split_column_no_splits(tmp_path: Path) -> None:
@@ -382,7 +405,7 @@ def test_line_ends_and_byte_order_marks_change_nothing(tmp_path: Path, end: str,
     """Excel's CRLF and BOM, and the line end of old Macs."""
     table = read(tmp_path, mark + end.join(["image,labels", "a.jpg,cat|dog", "b.jpg,dog", ""]))
     assert positives(table) == {"a.jpg": {"cat", "dog"}, "b.jpg": {"dog"}}
-    assert table.places == ("line 2", "line 3")
+    assert places(table) == ["line 2", "line 3"]
 
 
 def test_a_last_line_without_an_end_is_read(tmp_path: Path) -> None:
@@ -394,7 +417,7 @@ def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
     """They say nothing, and lines below keep their numbers."""
     table = read(tmp_path, "image,labels\n\na.jpg,x\n , \n\nb.jpg,y\n\n")
     assert table.names == ("a.jpg", "b.jpg")
-    assert table.places == ("line 3", "line 6")
+    assert places(table) == ["line 3", "line 6"]
     assert table.faults == ()
 
 
@@ -403,7 +426,7 @@ def test_quoted_cells_hold_commas_newlines_and_quotes(tmp_path: Path) -> None:
     content = 'image,labels\n"a, b.jpg","x ""1""|y\nz"\nc.jpg,w\n'
     table = read(tmp_path, content)
     assert positives(table) == {"a, b.jpg": {'x "1"', "y\nz"}, "c.jpg": {"w"}}
-    assert table.places == ("line 3", "line 4")
+    assert places(table) == ["line 3", "line 4"]
 
 
 def test_a_quote_that_never_ends_is_refused(tmp_path: Path) -> None:
@@ -490,7 +513,7 @@ def test_a_cell_beyond_the_limit_is_refused_with_its_line(tmp_path: Path) -> Non
 def test_nul_bytes_are_refused_with_their_line(tmp_path: Path) -> None:
     """No file has such a name."""
     first, line = bad_rows(tmp_path, "image,labels\na.jpg,x\nb\0.jpg,x\n")
-    assert "1 bad row" in first
+    assert "1 missing or unreadable picture" in first
     assert line == r"  line 3: 'b\x00.jpg': not a file name (it holds a NUL character)"
 
 
@@ -582,7 +605,7 @@ def test_any_text_is_a_table_or_a_data_error(folder: Path, text: str) -> None:
     read_or_refused = outcome(write(folder, text.encode("utf-8", "surrogatepass")))
     if isinstance(read_or_refused, Table):
         n, labels = read_or_refused.targets.shape
-        assert n == len(read_or_refused.names) == len(read_or_refused.places)
+        assert n == len(read_or_refused.names) == len(places(read_or_refused))
         assert labels == len(read_or_refused.labels)
     else:
         assert str(folder / "t.csv") in str(read_or_refused)

@@ -1,0 +1,256 @@
+"""What is wrong, or odd, in a data set: from tables and looked-at pictures to findings.
+
+pictures of each side -> copies across and within sides, look-alikes, sizes and modes
+labels of each side   -> spellings, labels that nothing can be learnt of, frequencies
+"""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from mlfinetune.records import POSITIVE, Finding, Manifest, Picture
+
+NEAR_BITS = 4
+"""Look-alikes differ in at most so many of the 128 bits of their difference hash."""
+
+_TYPO_RATIO = 10
+"""A rare label one letter off another that is so many times as frequent is a likely typo."""
+
+_TOP_PAIRS = 50
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture of one side of the data."""
+
+    side: str
+    name: str
+    picture: Picture
+
+
+# ---- pictures ---------------------------------------------------------------------------
+
+
+def copies(seen: Sequence[Seen]) -> list[Finding]:
+    """Files with the same bytes: across sides an error, within one a warning."""
+    groups: defaultdict[str, list[Seen]] = defaultdict(list)
+    for one in seen:
+        groups[one.picture.digest].append(one)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    across = [group for group in repeated if len({one.side for one in group}) > 1]
+    within = [group for group in repeated if len({one.side for one in group}) == 1]
+    return [
+        *_finding(
+            "error",
+            "copies_across_splits",
+            f"{len(across)} pictures stand in several splits (the same bytes): scores flatter",
+            [_group(group) for group in across],
+        ),
+        *_finding(
+            "warning",
+            "copies",
+            f"{len(within)} pictures stand in one split several times (the same bytes)",
+            [_group(group) for group in within],
+        ),
+    ]
+
+
+def look_alikes(seen: Sequence[Seen]) -> list[Finding]:
+    """Pictures of different bytes that look the same, such as a smaller or recompressed copy."""
+    by_digest = {one.picture.digest: one for one in seen}
+    firsts = list(by_digest.values())
+    pairs = near_pairs([one.picture.dhash for one in firsts], NEAR_BITS)
+    across: list[str] = []
+    within: list[str] = []
+    for a, b in pairs:
+        group = [firsts[a], firsts[b]]
+        (within if firsts[a].side == firsts[b].side else across).append(_group(group))
+    return [
+        *_finding(
+            "warning",
+            "look_alikes_across_splits",
+            f"{len(across)} pairs of pictures look the same in different splits",
+            across,
+        ),
+        *_finding(
+            "warning",
+            "look_alikes",
+            f"{len(within)} pairs of pictures look the same within a split",
+            within,
+        ),
+    ]
+
+
+def near_pairs(hashes: Sequence[str], bits: int) -> list[tuple[int, int]]:
+    """Pairs of hashes of 128 bits that differ in at most `bits` of them, fewer than 8.
+
+    Of 8 bands of 16 bits one at least is then the same in both: only pairs that share a band
+    are compared. Past a hundred hashes with one band the farthest in order are not.
+    """
+    assert bits < 8
+    if len(hashes) < 2:
+        return []
+    every = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 16)
+    found: set[tuple[int, int]] = set()
+    for band in every.view(np.uint16).T:
+        order = np.lexsort([*every.T, band])
+        for step in range(1, min(100, len(order))):
+            a, b = order[:-step], order[step:]
+            same = band[a] == band[b]
+            if not same.any():
+                break
+            a, b = a[same], b[same]
+            near = np.bitwise_count(every[a] ^ every[b]).sum(axis=1) <= bits
+            pairs = zip(a[near].tolist(), b[near].tolist(), strict=True)
+            found.update((min(pair), max(pair)) for pair in pairs)
+    return sorted(found)
+
+
+def oddities(seen: Sequence[Seen], smallest: int) -> list[Finding]:
+    """Pictures of which little is seen: parts of a file are not used, or there is not much."""
+    frames = [_group([one]) for one in seen if one.picture.frames_dropped]
+    small = [
+        f"{_group([one])}: {one.picture.width} x {one.picture.height}"
+        for one in seen
+        if min(one.picture.width, one.picture.height) < smallest
+    ]
+    return [
+        *_finding(
+            "warning",
+            "frames_dropped",
+            f"{len(frames)} files hold several frames or pages: the first is used",
+            frames,
+        ),
+        *_finding(
+            "warning", "small", f"{len(small)} pictures have a side under {smallest} px", small
+        ),
+    ]
+
+
+def picture_facts(seen: Sequence[Seen]) -> dict[str, Any]:
+    """Sizes, formats and modes."""
+    if not seen:
+        return {"count": 0}
+    sides = np.array([(one.picture.width, one.picture.height) for one in seen])
+    low, middle, high = np.percentile(sides, [0, 50, 100], axis=0, method="nearest").tolist()
+    return {
+        "count": len(seen),
+        "width": {"least": low[0], "median": middle[0], "most": high[0]},
+        "height": {"least": low[1], "median": middle[1], "most": high[1]},
+        "formats": _counted(one.picture.format for one in seen),
+        "modes": _counted(one.picture.mode for one in seen),
+        "turned_by_exif": sum(one.picture.turned for one in seen),
+    }
+
+
+# ---- labels -----------------------------------------------------------------------------
+
+
+def spellings(positives: Mapping[str, int]) -> list[Finding]:
+    """Labels that are probably one label; `positives` counts the images of each."""
+    forms: defaultdict[str, list[str]] = defaultdict(list)
+    for name in positives:
+        forms[_form(name)].append(name)
+    alike = [names for names in forms.values() if len(names) > 1]
+    items = [" / ".join(f"{name!r} ({positives[name]})" for name in names) for names in alike]
+    frequent: defaultdict[str, int] = defaultdict(int)
+    for name, count in positives.items():
+        frequent[_form(name)] = max(count, frequent[_form(name)])
+    typos = []
+    for form, count in frequent.items():
+        others = [o for o, n in frequent.items() if n >= _TYPO_RATIO * max(count, 1) and o != form]
+        if len(form) >= 5 and (close := get_close_matches(form, others, n=1, cutoff=0.85)):
+            typos.append(f"{forms[form][0]!r} ({count}): {forms[close[0]][0]!r}?")
+    hint = "; data.rename_labels joins them"
+    return [
+        *_finding(
+            "error",
+            "label_spellings",
+            f"{len(alike)} labels are spelled in several ways{hint}",
+            items,
+        ),
+        *_finding("warning", "label_typos", f"{len(typos)} labels may be typing errors", typos),
+    ]
+
+
+def unlearnable(sides: Mapping[str, Manifest]) -> list[Finding]:
+    """Labels without positives or without negatives in train (errors) or another side."""
+    findings = []
+    for side, manifest in sides.items():
+        positives, negatives, _ = manifest.targets.counts()
+        names = np.array(manifest.labels.names, object)
+        what = "cannot be learnt" if side == "train" else "have no AP"
+        severity = "error" if side == "train" else "warning"
+        for state, counts in (("positive", positives), ("negative", negatives)):
+            lacking = [repr(name) for name in names[counts == 0]]
+            text = f"{len(lacking)} labels have no {state} in {side}: they {what}"
+            findings += _finding(severity, f"no_{state}_in_{side}", text, lacking)
+    return findings
+
+
+def label_facts(sides: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Frequencies a side, images without a label, labels an image, pairs that come together."""
+    facts: dict[str, Any] = {"labels": {}, "sides": {}}
+    for side, manifest in sides.items():
+        positives, negatives, unknown = (x.tolist() for x in manifest.targets.counts())
+        for name, *counts in zip(manifest.labels.names, positives, negatives, unknown, strict=True):
+            facts["labels"].setdefault(name, {})[side] = dict(
+                zip(("positives", "negatives", "unknown"), counts, strict=True)
+            )
+        none = sum(
+            int((~(block == POSITIVE).any(axis=1)).sum()) for _, block in manifest.targets.blocks()
+        )
+        facts["sides"][side] = {
+            "images": len(manifest),
+            "without_label": none,
+            "labels_an_image": round(sum(positives) / max(1, len(manifest)), 2),
+        }
+    facts["together"] = together(sides["train"]) if "train" in sides else []
+    return facts
+
+
+def together(manifest: Manifest) -> list[dict[str, Any]]:
+    """The pairs of labels that come together most, by the share of the images that have either."""
+    n = len(manifest.labels)
+    both = np.zeros((n, n))
+    for _, block in manifest.targets.blocks():
+        held = (block == POSITIVE).astype(np.float32)
+        both += held.T @ held
+    alone = both.diagonal()
+    either = alone[:, None] + alone - both
+    share = np.triu(both / np.maximum(either, 1), k=1)
+    best = np.argsort(-share, axis=None, kind="stable")[:_TOP_PAIRS]
+    pairs: list[dict[str, Any]] = []
+    for a, b in zip(*np.unravel_index(best, share.shape), strict=True):
+        if share[a, b] > 0:
+            names = [manifest.labels.names[a], manifest.labels.names[b]]
+            pairs.append(
+                {"labels": names, "images": int(both[a, b]), "share": round(share[a, b], 4)}
+            )
+    return pairs
+
+
+# ---- words ------------------------------------------------------------------------------
+
+
+def _finding(severity: str, kind: str, message: str, items: Sequence[str]) -> list[Finding]:
+    return [Finding(severity, kind, message, tuple(items))] if items else []
+
+
+def _group(group: Iterable[Seen]) -> str:
+    return " = ".join(f"{one.side}: {one.name!r}" for one in group)
+
+
+def _form(name: str) -> str:
+    """The same for labels that differ in case, spaces, hyphens, underscores or Unicode form."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _counted(words: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(words).most_common())

@@ -1,0 +1,119 @@
+"""Do the names of a table lead to files below its root?
+
+names, a folder at a time -> one listing where a folder holds many, else a look at each
+-> the table with names as the disk spells them, and what is missing or out of bounds
+"""
+
+import os
+import stat
+import unicodedata
+from collections import defaultdict
+from dataclasses import replace
+from functools import cached_property
+
+from mlfinetune.records import Fault, Table
+
+_WORTH_LISTING = 32
+"""Names in one folder from which reading the folder is cheaper than looking each one up."""
+
+
+def check_paths(table: Table, allow_outside_root: bool) -> Table:
+    """Look at every file that the table names, without opening one; adds faults to the table.
+
+    A missing file is a fault of the picture; a name that leaves the root, by `..`, absolutely or
+    through a link, is one of the row. Names that are found only in another Unicode normalisation
+    (NFC, NFD) are taken as the disk spells them.
+    """
+    root = os.path.realpath(table.root)
+    by_folder: defaultdict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(table.names):
+        if name:
+            by_folder[os.path.dirname(name)].append(row)
+    faults: list[Fault] = list(table.faults)
+    respelled: dict[int, str] = {}
+    for below, rows in by_folder.items():
+        folder = _Folder(os.path.join(root, below), root, allow_outside_root)
+        listed = folder.files if len(rows) >= _WORTH_LISTING and folder.inside else frozenset()
+        for row in rows:
+            base = os.path.basename(table.names[row])
+            if base in listed:
+                continue
+            problem = folder.problem(base)
+            if problem == _NO_FILE and (other := folder.respelling(base)):
+                respelled[row] = os.path.join(below, other)
+            elif problem:
+                hint = folder.hint(base) if problem == _NO_FILE else ""
+                text = f"{table.names[row]!r}: {problem}{hint}"
+                faults.append(table.fault(row, text, picture=problem != _OUTSIDE))
+    if respelled:
+        names = tuple(respelled.get(row, name) for row, name in enumerate(table.names))
+        note = f"{len(respelled)} names are spelled on disk in another Unicode form (NFC, NFD)"
+        table = replace(table, names=names, notes=(*table.notes, note))
+    return replace(table, faults=tuple(faults))
+
+
+_NO_FILE = "no such file"
+_OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
+
+
+class _Folder:
+    """One folder that names lead to; read when that is needed."""
+
+    def __init__(self, path: str, root: str, allow_outside: bool) -> None:
+        self._path, self._root, self._allow_outside = path, root, allow_outside
+
+    @cached_property
+    def inside(self) -> bool:
+        """Is the folder below the root, or may it be anywhere?"""
+        return self._is_inside(self._path)
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """Names of the regular files in it."""
+        try:
+            with os.scandir(self._path) as entries:
+                return frozenset(e.name for e in entries if e.is_file(follow_symlinks=False))
+        except (OSError, ValueError):
+            return frozenset()
+
+    @cached_property
+    def _by_form(self) -> dict[str, str]:
+        return {unicodedata.normalize("NFC", name): name for name in self.files}
+
+    @cached_property
+    def _by_case(self) -> dict[str, str]:
+        return {name.casefold(): name for name in self.files}
+
+    def problem(self, base: str) -> str | None:
+        """What keeps the file from being read, as far as its name tells."""
+        path = os.path.join(self._path, base)
+        try:
+            mode = os.stat(path).st_mode
+            inside = self._is_inside(path) if os.path.islink(path) else self.inside
+        except FileNotFoundError:
+            return _NO_FILE
+        except OSError as error:
+            return error.strerror or str(error)
+        except ValueError:
+            return "not a file name (it holds a NUL character)"
+        if not inside:
+            return _OUTSIDE
+        if stat.S_ISDIR(mode):
+            return "a folder, not a picture"
+        return None if stat.S_ISREG(mode) else "not a regular file"
+
+    def respelling(self, base: str) -> str | None:
+        """The file whose name is the same letters in another normalisation."""
+        return self._by_form.get(unicodedata.normalize("NFC", base))
+
+    def hint(self, base: str) -> str:
+        """The file whose name differs in case alone, for the message."""
+        other = self._by_case.get(base.casefold())
+        return f"; there is {other!r}" if other else ""
+
+    def _is_inside(self, path: str) -> bool:
+        return (
+            self._allow_outside
+            or os.path.realpath(path).startswith(self._root.rstrip(os.sep) + os.sep)
+            or os.path.realpath(path) == self._root
+        )

@@ -1,0 +1,119 @@
+"""Pictures with a text file of tags beside each become a Table.
+
+    root/a/1.jpg   root/a/1.txt (`cat, hot dog`, or one tag a line)   root/2.jpg
+    -> a/1.jpg is a cat and a hot dog, 2.jpg has no label
+
+Pictures of one stem (1.jpg, 1.png) share their tags. Hidden files and folders are passed over.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from mlfinetune.data.columns import quoted
+from mlfinetune.data.images import is_image_name, walk
+from mlfinetune.data.targets import LabelLists
+from mlfinetune.errors import DataError
+from mlfinetune.records import NEGATIVE, Fault, SourceOptions, Table
+
+MAX_BYTES = 1_000_000
+"""A larger .txt is no list of tags."""
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
+"""A class and four numbers or more: boxes and outlines as YOLO writes them."""
+
+
+def is_sidecar(folder: Path) -> bool:
+    """Does any picture have a .txt of the same stem beside it?"""
+    texts = {_stem(path) for path in walk(folder) if _is_text(path)}
+    return bool(texts) and any(
+        is_image_name(path) and _stem(path) in texts for path in walk(folder)
+    )
+
+
+def read_sidecar(path: Path, options: SourceOptions) -> Table:
+    """Read pictures with the text files of tags beside them.
+
+    Raises:
+        DataError: there is no picture, or the text files hold boxes.
+        OSError: the folder cannot be read.
+    """
+    every = [file.relative_to(path) for file in walk(path)]
+    pictures = [file for file in every if is_image_name(file)]
+    if not pictures:
+        raise DataError(
+            f"{path}: no picture found; wanted pictures with a .txt of tags beside each, as "
+            f"1.jpg and 1.txt"
+        )
+    texts = {_stem(file): file for file in every if _is_text(file)}
+    lists, faults, lacking = LabelLists(), list[Fault](), 0
+    for row, picture in enumerate(pictures):
+        text = texts.get(_stem(picture))
+        found: list[str] | str = [] if text is None else _tags(path / text, options)
+        if isinstance(found, str):
+            faults.append(Fault(str(text), found, row))
+        lists.add(found if isinstance(found, list) else [])
+        lacking += text is None
+    return Table(
+        origin=path,
+        format="sidecar",
+        root=path,
+        names=tuple(map(str, pictures)),
+        targets=lists.targets(),
+        unnamed=np.full(len(pictures), NEGATIVE, np.int8),
+        labels=lists.labels,
+        delimiter=options.label_delimiter,
+        notes=tuple(_notes(every, pictures, texts, lacking)),
+        faults=tuple(faults),
+    )
+
+
+def _tags(path: Path, options: SourceOptions) -> list[str] | str:
+    """The tags in a file, or why they cannot be read."""
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            return f"{size:,} bytes are too many for tags; the limit is {MAX_BYTES:,}"
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        return error.strerror or str(error)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text (byte {error.object[error.start]:#04x}); save it as UTF-8"
+    if "\0" in text:
+        return "not UTF-8 text (it holds NUL characters); save it as UTF-8"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and all(map(_BOX.fullmatch, lines)):
+        raise DataError(
+            f"{path} holds boxes as YOLO writes them ('{lines[0][:60]}'), not tags; convert them "
+            f"to COCO JSON, or set data.format where the .txt files are not to be read"
+        )
+    delimiter = options.label_delimiter or ","
+    parts = (part.strip() for line in lines for part in line.split(delimiter))
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def _notes(
+    every: list[Path], pictures: list[Path], texts: dict[str, Path], lacking: int
+) -> list[str]:
+    notes = []
+    if lacking:
+        verb = "has" if lacking == 1 else "have"
+        notes.append(f"{lacking} of {len(pictures)} pictures {verb} no .txt: no labels")
+    stems = set(map(_stem, pictures))
+    alone = [str(text) for stem, text in texts.items() if stem not in stems]
+    if alone:
+        files = "1 .txt file has" if len(alone) == 1 else f"{len(alone)} .txt files have"
+        notes.append(f"{files} no picture: {quoted(alone)}")
+    if passed_over := len(every) - len(pictures) - len(texts):
+        notes.append(f"{passed_over} files that are no pictures by name: passed over")
+    return notes
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower() == ".txt"
+
+
+def _stem(path: Path) -> str:
+    return os.path.splitext(path)[0]

@@ -1,0 +1,133 @@
+"""(N, L) targets in {1, 0, -1}, two bits each: a million images of a thousand labels in 250 MB.
+
+LabelLists.add(row's labels) -> Targets       rows that name the labels that hold
+Targets.pack(dense blocks)   -> Targets       rows that say something of every label
+Targets[rows]                -> int8 (n, L)   what a batch needs
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfinetune.records import POSITIVE, UNKNOWN, LabelSpace
+
+_BLOCK = 2**23
+"""Bytes of the dense blocks that whole-table work goes through."""
+
+_STATES = np.array([0, 1, 0, -1], np.int8)
+"""Two bits -> state. 2 is free: readers mark with it what they could not read."""
+
+_UNPACKED = _STATES[np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3]
+"""(256, 4): a byte -> its four states."""
+
+
+class Targets:
+    """(N, L) states, unpacked where they are indexed."""
+
+    def __init__(self, packed: NDArray[np.uint8], labels: int) -> None:
+        """Take (N, ceil(L / 4)) bytes, the first label in the lowest bits."""
+        assert packed.shape[1] == -(-labels // 4)
+        self.packed, self._labels = packed, labels
+
+    @classmethod
+    def pack(cls, blocks: Iterable[NDArray[Any]], labels: int) -> "Targets":
+        """The rows of (n, L) int8 blocks, one after the other."""
+        width = -(-labels // 4)
+        packed = [np.empty((0, width), np.uint8), *(pack_codes(block & 3) for block in blocks)]
+        return cls(np.concatenate(packed), labels)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, L)."""
+        return len(self.packed), self._labels
+
+    def __getitem__(self, rows: Any) -> NDArray[np.int8]:
+        """(L,) for a number, (n, L) for a slice or an array of row numbers."""
+        states: NDArray[np.int8] = _UNPACKED[self.packed[rows]]
+        return states.reshape(*states.shape[:-2], 4 * states.shape[-2])[..., : self._labels]
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.int8]]]:
+        """(first row, (n, L) states) of all rows, a few megabytes at a time."""
+        step = max(1, _BLOCK // max(1, self._labels))
+        for start in range(0, len(self), step):
+            yield start, self[start : start + step]
+
+    def take(self, rows: Any) -> "Targets":
+        """The rows of those numbers, in that order."""
+        return Targets(self.packed[rows], self._labels)
+
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(L,) positives, negatives and unknowns."""
+        totals = np.zeros((3, self._labels), np.int64)
+        for _, block in self.blocks():
+            for at, state in enumerate((1, 0, -1)):
+                totals[at] += np.count_nonzero(block == state, axis=0)
+        return totals[0], totals[1], totals[2]
+
+    def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and column of every positive target, by rows."""
+        found = [np.empty((2, 0), np.int64)]
+        for start, block in self.blocks():
+            rows, columns = np.nonzero(block == POSITIVE)
+            found.append(np.stack([rows + start, columns]))
+        rows, columns = np.concatenate(found, axis=1)
+        return rows, columns
+
+
+def pack_codes(codes: NDArray[Any]) -> NDArray[np.uint8]:
+    """(n, L) numbers from 0 to 3 -> (n, ceil(L / 4)) bytes."""
+    rows, labels = codes.shape
+    quads = np.zeros((rows, -(-labels // 4), 4), np.uint8)
+    quads.reshape(rows, 4 * quads.shape[1])[:, :labels] = codes
+    packed: NDArray[np.uint8] = (
+        quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    )
+    return packed
+
+
+class LabelLists:
+    """Rows that name the labels that hold, as they are read."""
+
+    def __init__(self, labels: Iterable[str] = ()) -> None:
+        """With `labels` those have columns even where no row names them."""
+        self.column: dict[str, int] = {name: at for at, name in enumerate(labels)}
+        self._columns, self._states, self._ends = array("i"), array("b"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @property
+    def labels(self) -> LabelSpace:
+        """In order of first appearance."""
+        return LabelSpace(tuple(self.column))
+
+    def add(self, positive: Iterable[str], unknown: Iterable[str] = ()) -> None:
+        """One more row; a label that stands in both is positive."""
+        for state, names in ((UNKNOWN, unknown), (POSITIVE, positive)):
+            for name in names:
+                self._columns.append(self.column.setdefault(name, len(self.column)))
+                self._states.append(state)
+        self._ends.append(len(self._columns))
+
+    def targets(self) -> Targets:
+        """What the rows say; 0 of the labels that a row does not name."""
+        return Targets.pack(self._blocks(), len(self.column))
+
+    def _blocks(self) -> Iterator[NDArray[np.int8]]:
+        columns, states = np.asarray(self._columns), np.asarray(self._states)
+        ends = np.asarray(self._ends, dtype=np.int64)
+        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        step = max(1, _BLOCK // max(1, len(self.column)))
+        for first in range(0, len(ends), step):
+            last = min(first + step, len(ends))
+            own = slice(int(starts[first]), int(ends[last - 1]))
+            rows = np.repeat(np.arange(last - first), (ends - starts)[first:last])
+            block = np.zeros((last - first, len(self.column)), np.int8)
+            block[rows, columns[own]] = states[own]
+            yield block

@@ -1,0 +1,80 @@
+"""Config -> examples: tables read, pictures scanned, sides chosen. Needs no torch."""
+
+from collections.abc import Iterator, Sequence
+
+from mlfinetune.config import Config
+from mlfinetune.data.manifest import Policy, Splits, read_splits
+from mlfinetune.data.scan import Found, scan
+from mlfinetune.records import SourceOptions
+from mlfinetune.runlog import RunLog
+
+
+def source_options(config: Config) -> SourceOptions:
+    """How to read tables and folders."""
+    data = config.data
+    return SourceOptions(
+        format=data.format,
+        images=data.images,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        label_columns=None if data.label_columns is None else tuple(data.label_columns),
+        label_delimiter=data.label_delimiter,
+        group_by=data.group_by,
+        folder_labels=data.folder_labels,
+        difficult=data.difficult,
+        empty_labels=data.empty_labels,
+        unknown=data.unknown,
+        rename_labels=tuple(data.rename_labels.items()),
+        ignore_labels=tuple(data.ignore_labels),
+        allow_outside_root=data.allow_outside_root,
+    )
+
+
+def look(config: Config, paths: Sequence[str], log: RunLog) -> Iterator[Found]:
+    """What each picture is, with a bar; see `data.scan`."""
+    with log.bar("scan", len(paths)) as bar:
+        for found in scan(paths, config.data.max_pixels):
+            bar.update(1)
+            yield found
+
+
+def policy(config: Config, log: RunLog | None) -> Policy:
+    """What the run takes; pictures are scanned where there is a log to say so."""
+    data = config.data
+
+    def bad_pictures(paths: Sequence[str]) -> dict[int, str]:
+        assert log is not None
+        every = enumerate(look(config, paths, log))
+        return {at: found for at, found in every if isinstance(found, str)}
+
+    return Policy(
+        val_fraction=data.val_fraction,
+        labels=data.labels,
+        seed=config.train.seed,
+        min_positives=data.min_positives,
+        skip_bad=data.bad_images == "skip",
+        scan=None if log is None else bad_pictures,
+    )
+
+
+def splits(config: Config, log: RunLog | None) -> Splits:
+    """The examples of train and val.
+
+    Args:
+        config: names the data.
+        log: shows the scan of the pictures; None scans none.
+
+    Raises:
+        DataError: as `read_splits`.
+    """
+    data = config.data
+    return read_splits(data.train, data.val, source_options(config), policy(config, log))
+
+
+def settled(config: Config, found: Splits) -> Config:
+    """The config that gives the same examples without deciding anew: rare labels by name."""
+    if not found.rare:
+        return config
+    ignored = [*config.data.ignore_labels, *found.rare]
+    data = config.data.model_copy(update={"ignore_labels": ignored, "min_positives": 0})
+    return config.model_copy(update={"data": data})

@@ -1,0 +1,137 @@
+"""`mlfinetune init`: data -> what it holds -> a config that trains on it as it is."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfinetune import config, rundir
+from mlfinetune.config import Config, DataConfig
+from mlfinetune.data.manifest import Splits, read_table, split_tables
+from mlfinetune.data.rows import drop, refuse, scanned
+from mlfinetune.errors import ConfigError, listing
+from mlfinetune.examples import look, policy, source_options
+from mlfinetune.records import Skipped, Table
+from mlfinetune.runlog import RunLog
+
+_TEMPLATE = """\
+# yaml-language-server: $schema={schema}
+# {summary}
+# mlfinetune train {name}            every key: {schema}
+# mlfinetune check {name}            copies, look-alikes, odd labels
+
+data:
+  train: {train}
+  # format: {format}              detected; name it where the guess is wrong
+{val}
+  bad_images: {bad_images}{bad_why}
+  empty_labels: negative     # a picture without a label has none of them; or unknown, error
+  # min_positives: 10        # leave out labels with fewer pictures
+  # ignore_labels: []
+  # rename_labels: {{}}        # old: new; joins spellings
+
+model:
+  backbone: resnet50
+  weights: IMAGENET1K_V2     # torchvision's name, a file, or null for random weights
+  freeze_backbone: false     # true: the head alone, several times faster (raise head_lr to 1e-2)
+  image_size: 224
+  resize: squash             # squash | crop | pad
+
+train:
+  epochs: 10
+  batch_size: 32             # out of memory? halve it, or set accumulate: 2
+  lr: 1e-4                   # of the backbone
+  head_lr: 1e-3
+  # early_stopping: 3        # epochs without a better mAP
+  # seed: 0
+
+loss:
+  pos_weight: null           # auto: rare labels weigh more
+
+# output: runs/{stem}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The config that was written, and what was found, a line each."""
+
+    file: Path
+    lines: tuple[str, ...]
+
+
+def run(data: Path, output: Path | None, log: RunLog) -> Done:
+    """Write the config.
+
+    Raises:
+        MlfinetuneError: data that cannot be used, or a config that is there already.
+    """
+    stem = data.resolve().name if data.is_dir() else data.stem
+    file = output or Path(f"{stem or 'config'}.yaml")
+    if file.exists():
+        raise ConfigError(f"{file} is there already; choose another with --output")
+    plain = Config(data=DataConfig(train=data))
+    table, skipped = _usable(plain, read_table(data, source_options(plain)), log)
+    splits = split_tables(table, None, source_options(plain), policy(plain, None))
+    lines = _lines(table, splits, skipped)
+    text = _TEMPLATE.format(
+        schema=config.SCHEMA,
+        summary=f"{lines[0]}; {lines[1]}",
+        name=file.name,
+        stem=file.stem,
+        train=_yaml(os.path.relpath(data, file.absolute().parent)),
+        format=table.format,
+        val=_val(table),
+        bad_images="skip" if skipped else "error",
+        bad_why=f"           # {len(skipped)} cannot be read; error stops the run"
+        if skipped
+        else "",
+    )
+    rundir.write_atomic(file, text.encode(errors="surrogateescape"))
+    return Done(file, tuple(lines))
+
+
+def _usable(plain: Config, table: Table, log: RunLog) -> tuple[Table, list[Skipped]]:
+    """The rows whose pictures decode, and the others; rows that are wrong are refused."""
+    refuse(table, [fault for fault in table.faults if not fault.picture])
+    table, missing = drop(table)
+
+    def bad(paths: Sequence[str]) -> dict[int, str]:
+        every = enumerate(look(plain, paths, log))
+        return {at: found for at, found in every if isinstance(found, str)}
+
+    table, unreadable = drop(scanned(table, bad))
+    return table, [*missing, *unreadable]
+
+
+def _lines(table: Table, splits: Splits, skipped: list[Skipped]) -> list[str]:
+    positives, _, unknown = table.targets.counts()
+    share = positives.sum() / max(1, len(table))
+    masked = f", {unknown.sum()} unknown targets" if unknown.any() else ""
+    lines = [
+        f"{len(table)} pictures, {len(splits.train.labels)} labels, {share:.1f} a picture{masked}",
+        f"split: {len(splits.train)} to train, {len(splits.val)} to validate ({_how(table)})",
+        *table.notes,
+    ]
+    if skipped:
+        faults = [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
+        lines.append(f"{len(skipped)} pictures cannot be read: left out\n{listing(faults)}")
+    else:
+        lines.append("every picture can be read")
+    return lines
+
+
+def _how(table: Table) -> str:
+    return "as the data says" if table.splits else "a fifth held out, stratified by label"
+
+
+def _val(table: Table) -> str:
+    if table.splits:
+        return "  # val: the data says which pictures are for validation"
+    return "  val_fraction: 0.2          # held out, stratified by label; or val: another table"
+
+
+def _yaml(text: str) -> str:
+    """A quoted YAML string: JSON's are that."""
+    return json.dumps(text, ensure_ascii=False)
