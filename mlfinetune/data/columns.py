@@ -65,6 +65,7 @@ class Columns:
         repeated = sorted(name for name, times in Counter(header).items() if times > 1)
         if repeated:
             raise DataError(f"{path}: the header names {quoted(repeated)} more than once")
+        self._places = {name: at for at, name in enumerate(header)}
         image = self._find(options.image_column, IMAGE_COLUMNS, "image_column")
         if image is None:
             raise DataError(
@@ -161,7 +162,7 @@ class Columns:
         return given or next((by_name[name] for name in usual if name in by_name), None)
 
     def _at(self, name: str) -> int:
-        return self.header.index(name)
+        return self._places[name]
 
     def _side(self, cell: str) -> str:
         assert self._split is not None

@@ -5,7 +5,7 @@ path/train, path/val, path/test -> each read by itself -> one Table with splits
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mlfinetune.data.labels import align
 from mlfinetune.data.sources import coco, csv_table, folder, huggingface, parquet, sidecar, voc
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError
-from mlfinetune.records import LabelSpace, SourceOptions, Table
+from mlfinetune.records import Fault, LabelSpace, SourceOptions, Table
 
 READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "csv": ("a CSV or TSV table", csv_table.read_csv),
@@ -130,12 +130,19 @@ def _joined(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Tabl
         splits=tuple(sides[name] for name, part in tables.items() for _ in part.names),
         delimiter=parts[0].delimiter,
         notes=tuple(notes),
-        faults=tuple(
-            replace(fault, place=os.path.join(name, fault.place), row=None)
-            for name, part in tables.items()
-            for fault in part.faults
-        ),
+        groups=tuple(group for part in parts for group in part.groups or ()) or None,
+        faults=tuple(_moved_faults(tables)),
     )
+
+
+def _moved_faults(tables: dict[str, Table]) -> Iterator[Fault]:
+    """The faults of tables that stand one after the other."""
+    start = 0
+    for name, part in tables.items():
+        for fault in part.faults:
+            row = None if fault.row is None else start + fault.row
+            yield replace(fault, place=os.path.join(name, fault.place), row=row)
+        start += len(part)
 
 
 def _common_root(path: Path, parts: Iterable[Table]) -> Path:

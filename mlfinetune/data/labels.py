@@ -67,6 +67,10 @@ def align(table: Table, space: LabelSpace) -> Manifest:
         )
     if space.names == table.labels.names:
         return Manifest(table.root, table.names, table.targets, space)
+    if len(space) == len(table.labels):  # the same labels in another order
+        order = [table.labels.column[name] for name in space.names]
+        blocks = (block[:, order] for _, block in table.targets.blocks())
+        return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
     places = [space.column[name] for name in table.labels.names]
 
     def place(start: int, block: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -84,15 +88,14 @@ def only(table: Table, split: str) -> Table:
     own = table.take([row for row, name in enumerate(table.splits) if name == split])
     if (own.unnamed == UNKNOWN).all():  # one column a label: the columns are the labels
         return own
-    named = np.zeros(len(own.labels), bool)
-    for start, block in own.targets.blocks():
-        listed = own.unnamed[start : start + len(block), None] == NEGATIVE
-        named |= ((block == POSITIVE) | ((block == UNKNOWN) & listed)).any(axis=0)
-    return _columns(own, np.flatnonzero(named).tolist())
+    positives, _, unknown = own.targets.counts()
+    return _columns(own, np.flatnonzero(positives + unknown).tolist())
 
 
 def rare(table: Table, min_positives: int) -> list[str]:
     """Labels with fewer positive images than that."""
+    if not min_positives:
+        return []
     positives, _, _ = table.targets.counts()
     return [table.labels.names[at] for at in np.flatnonzero(positives < min_positives)]
 
@@ -100,7 +103,7 @@ def rare(table: Table, min_positives: int) -> list[str]:
 def without(table: Table, names: Collection[str]) -> Table:
     """The table without those labels; names that it does not have change nothing."""
     kept = [at for at, name in enumerate(table.labels.names) if name not in set(names)]
-    return table if len(kept) == len(table.labels) else _columns(table, kept)
+    return _columns(table, kept)
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -112,10 +115,7 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _empty_rows(table: Table, policy: str) -> Table:
     """What rows say that list the labels that hold, and list none."""
-    empty = table.unnamed == NEGATIVE
-    for start, block in table.targets.blocks():
-        empty[start : start + len(block)] &= ~(block == POSITIVE).any(axis=1)
-    rows = np.flatnonzero(empty)
+    rows = np.flatnonzero((table.unnamed == NEGATIVE) & ~table.targets.any_positive())
     if not rows.size:
         return table
     state = {"negative": "all labels absent", "unknown": "all labels unknown", "error": "refused"}
@@ -155,6 +155,8 @@ def joined_states(states: NDArray[np.int8], axis: int) -> NDArray[np.int8]:
 
 
 def _columns(table: Table, kept: list[int]) -> Table:
+    if len(kept) == len(table.labels):
+        return table
     blocks = (block[:, kept] for _, block in table.targets.blocks())
     names = tuple(table.labels.names[at] for at in kept)
     return replace(table, targets=Targets.pack(blocks, len(kept)), labels=LabelSpace(names))

@@ -28,14 +28,14 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
         if name:
-            by_folder[os.path.dirname(name)].append(row)
+            by_folder[name.rpartition(os.sep)[0]].append(row)
     faults: list[Fault] = list(table.faults)
     respelled: dict[int, str] = {}
     for below, rows in by_folder.items():
         folder = _Folder(os.path.join(root, below), root, allow_outside_root)
         listed = folder.files if len(rows) >= _WORTH_LISTING and folder.inside else frozenset()
         for row in rows:
-            base = os.path.basename(table.names[row])
+            base = table.names[row].rpartition(os.sep)[2]
             if base in listed:
                 continue
             problem = folder.problem(base)

@@ -23,6 +23,9 @@ _STATES = np.array([0, 1, 0, -1], np.int8)
 _UNPACKED = _STATES[np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3]
 """(256, 4): a byte -> its four states."""
 
+_FOUR_AT_ONCE = np.ascontiguousarray(_UNPACKED).view("<u4").ravel()
+"""(256,): the same as one number of four bytes, which numpy looks up several times faster."""
+
 
 class Targets:
     """(N, L) states, unpacked where they are indexed."""
@@ -49,8 +52,8 @@ class Targets:
 
     def __getitem__(self, rows: Any) -> NDArray[np.int8]:
         """(L,) for a number, (n, L) for a slice or an array of row numbers."""
-        states: NDArray[np.int8] = _UNPACKED[self.packed[rows]]
-        return states.reshape(*states.shape[:-2], 4 * states.shape[-2])[..., : self._labels]
+        states: NDArray[np.int8] = _FOUR_AT_ONCE[self.packed[rows]].view(np.int8)
+        return states[..., : self._labels]
 
     def blocks(self) -> Iterator[tuple[int, NDArray[np.int8]]]:
         """(first row, (n, L) states) of all rows, a few megabytes at a time."""
@@ -64,11 +67,21 @@ class Targets:
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(L,) positives, negatives and unknowns."""
-        totals = np.zeros((3, self._labels), np.int64)
-        for _, block in self.blocks():
-            for at, state in enumerate((1, 0, -1)):
-                totals[at] += np.count_nonzero(block == state, axis=0)
-        return totals[0], totals[1], totals[2]
+        bits = np.zeros((8, self.packed.shape[1]), np.int64)
+        for start in range(0, len(self), 255):  # a byte can count so many
+            rows = self.packed[start : start + 255]
+            for bit in range(8):
+                bits[bit] += (rows >> bit & 1).sum(axis=0, dtype=np.uint8)
+        low, high = (bits[at::2].T.ravel()[: self._labels] for at in (0, 1))
+        return low - high, len(self) - low, high
+
+    def any_positive(self) -> NDArray[np.bool_]:
+        """(N,) does a row have a label that holds?"""
+        found = np.zeros(len(self), bool)
+        for start in range(0, len(self), 4096):
+            rows = self.packed[start : start + 4096]
+            found[start : start + 4096] = (rows & ~(rows >> 1) & 0b01010101).any(axis=1)
+        return found
 
     def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row and column of every positive target, by rows."""
@@ -83,12 +96,11 @@ class Targets:
 def pack_codes(codes: NDArray[Any]) -> NDArray[np.uint8]:
     """(n, L) numbers from 0 to 3 -> (n, ceil(L / 4)) bytes."""
     rows, labels = codes.shape
-    quads = np.zeros((rows, -(-labels // 4), 4), np.uint8)
-    quads.reshape(rows, 4 * quads.shape[1])[:, :labels] = codes
-    packed: NDArray[np.uint8] = (
-        quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
-    )
-    return packed
+    padded = np.zeros((rows, -(-labels // 4) * 4), np.uint8)
+    padded[:, :labels] = codes
+    # Four bytes as a number: the product has them side by side, two bits each, in its top byte.
+    products = padded.view("<u4") * np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
+    return (products >> np.uint32(24)).astype(np.uint8)
 
 
 class LabelLists:
@@ -96,7 +108,8 @@ class LabelLists:
 
     def __init__(self, labels: Iterable[str] = ()) -> None:
         """With `labels` those have columns even where no row names them."""
-        self.column: dict[str, int] = {name: at for at, name in enumerate(labels)}
+        names = dict.fromkeys(labels)
+        self.column: dict[str, int] = {name: at for at, name in enumerate(names)}
         self._columns, self._states, self._ends = array("i"), array("b"), array("q")
 
     def __len__(self) -> int:

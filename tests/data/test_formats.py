@@ -292,7 +292,7 @@ def test_faults_in_split_folders_say_in_which(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        ["train/1.jpg", "car/2.jpg", "bus/3.jpg"],
+        ["train/1.jpg", "test/2.jpg", "car/3.jpg"],
         ["train/1.jpg"],
         ["val/1.jpg", "test/2.jpg"],
         ["train/1.jpg", "training/2.jpg"],

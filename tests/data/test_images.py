@@ -385,6 +385,35 @@ def test_floats_scale_by_their_range(
     assert np.abs(out[0, :, 0].astype(int) - levels).max() <= 1
 
 
+# ---- pictures of more than one block ----------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_the_parts_of_a_large_picture_fall_into_place(tmp_path: Path, orientation: int) -> None:
+    """Two blocks of rows, each turned by itself."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = gradient(1100, 1000)
+    stored = np.ascontiguousarray(STORED[orientation](large))
+    path = write(tmp_path, encoded(stored, "PNG", exif=exif, compress_level=0))
+    np.testing.assert_array_equal(decode(path, 1_100_000), large)
+
+
+def test_one_row_may_be_longer_than_a_block(tmp_path: Path) -> None:
+    """A row is cut into parts where it is as long as that."""
+    row = np.arange(1_200_000, dtype=np.uint32)[None].view(np.uint8).reshape(1, -1, 4)[..., :3]
+    path = write(tmp_path, encoded(np.ascontiguousarray(row), "PNG", compress_level=0))
+    np.testing.assert_array_equal(decode(path, row.size), row)
+
+
+def test_the_range_of_samples_is_that_of_the_whole_picture(tmp_path: Path) -> None:
+    """The brightest float stands in the last block, the darkest in the first."""
+    samples = np.zeros((1100, 1000), np.float32)
+    samples[0, 0], samples[-1, -1] = -100.0, 155.0
+    out = decode(write(tmp_path, encoded(Image.fromarray(samples), "TIFF")), samples.size)
+    assert out[[0, 5, -5, -1], [0, 5, -5, -1], 0].tolist() == [0, 100, 100, 255]
+
+
 # ---- several frames ---------------------------------------------------------------------
 
 

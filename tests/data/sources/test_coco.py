@@ -79,7 +79,7 @@ def test_an_image_has_the_categories_of_its_annotations(tmp_path: Path) -> None:
 
 def test_repeats_crowds_and_labels_of_whole_images_count(tmp_path: Path) -> None:
     """Two dogs are one label; a crowd of cats is cats; no box is needed."""
-    annotations = [*labelled((7, 3), (7, 3)), {"image_id": 9, "category_id": 90}]
+    annotations = [{"image_id": 9, "category_id": 90}, *labelled((7, 3), (7, 3))]
     annotations += [{**labelled((9, 1))[0], "iscrowd": 1, "segmentation": {"counts": [1, 2]}}]
     table = read(coco(tmp_path / "t.json", annotations=annotations))
     assert table.targets[:].tolist() == [[1, 0, 0], [0, 1, 1]]

@@ -116,6 +116,8 @@ def test_test_images_without_annotation_are_left_out(tmp_path: Path) -> None:
     assert table.splits == ("train", "val", "test")
     assert "1 of test.txt lack an annotation: left out" in table.notes
     assert table.faults == (Fault("Annotations/2.xml", "no such file", 1),)
+    alone = read(root / MAIN / "test.txt")
+    assert alone.faults == (Fault("Annotations/4.xml", "no such file", 1),)
 
 
 def test_an_image_in_two_lists_is_a_fault(tmp_path: Path) -> None:
@@ -251,8 +253,9 @@ def test_lines_of_class_files_that_say_nothing_are_faults(tmp_path: Path) -> Non
 
 
 def test_a_class_file_is_no_list(tmp_path: Path) -> None:
-    """The message says what to give."""
-    path = classes(tmp_path) / MAIN / "cat_train.txt"
+    """The message says what to give; a list may hold ids with blanks all the same."""
+    path = classes(tmp_path, train="a 1") / MAIN / "cat_train.txt"
+    assert read(path.with_name("train.txt")).names == ("JPEGImages/a 1.jpg",)
     said = f"{path}: about one class; give train.txt beside it, or {tmp_path}"
     assert refused(path) == said
 

@@ -1,0 +1,149 @@
+"""A table of 1,000,000 rows and 1,000 labels: seconds and memory to load it, and to start workers.
+
+    python benchmarks/load_million.py [--rows N] [--labels L]
+
+In a process of its own each: the table is read, every path is looked up, rows are joined, the
+sides are made. `list` has three labels a row in one column and a split column, `columns` has one
+0/1 column a label (a tenth of the rows, and the figure is given for those), `hold_out` leaves the
+split to the stratification. Peak memory is of the whole process, the interpreter's with it.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("results") / "load_million.json"
+FILES_A_FOLDER = 1000
+
+
+def main() -> None:
+    """Draw the tables, load each in a process of its own, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--labels", type=int, default=1_000)
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.load:
+        print(json.dumps(load(asked.load)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        names = files(root, asked.rows)
+        tables = {
+            "list": lists(root, names, asked.labels, split=True),
+            "hold_out": lists(root, names, asked.labels, split=False),
+            "columns": columns(root, names[: asked.rows // 10], asked.labels),
+        }
+        results = {"rows": asked.rows, "labels": asked.labels, "machine": platform.platform()}
+        for name, table in tables.items():
+            command = [sys.executable, __file__, "--load", str(table)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            results[name] = json.loads(done.stdout)
+            print(name, results[name])
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def files(root: Path, rows: int) -> list[str]:
+    """Empty files with the names of pictures, a thousand a folder."""
+    names = []
+    for start in range(0, rows, FILES_A_FOLDER):
+        below = f"{start // FILES_A_FOLDER:05}"
+        (root / below).mkdir()
+        for row in range(start, min(start + FILES_A_FOLDER, rows)):
+            names.append(f"{below}/{row:07}.jpg")
+            os.close(os.open(root / names[-1], os.O_CREAT))
+    return names
+
+
+def lists(root: Path, names: list[str], labels: int, split: bool) -> Path:
+    """Three labels a row, Zipf-like, in one column."""
+    rng = np.random.default_rng(0)
+    drawn = (rng.pareto(0.6, (len(names), 3)) * 3).astype(np.int64) % labels
+    path = root / f"lists-{split}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "labels", *["split"] * split])
+        for row, (name, three) in enumerate(zip(names, drawn.tolist(), strict=True)):
+            cell = "|".join(f"label {at}" for at in sorted(set(three)))
+            writer.writerow([name, cell, *["train" if row % 5 else "val"] * split])
+    return path
+
+
+def columns(root: Path, names: list[str], labels: int) -> Path:
+    """One column a label, half a percent of them 1."""
+    rng = np.random.default_rng(0)
+    path = root / "columns.csv"
+    with path.open("w", newline="") as file:
+        file.write(",".join(["image", *(f"label {at}" for at in range(labels))]) + "\n")
+        for name in names:
+            states = (rng.random(labels) < 0.005).astype(np.uint8) + ord("0")
+            file.write(f"{name},{','.join(states.tobytes().decode())}\n")
+    return path
+
+
+def load(table: Path) -> dict[str, float]:
+    """Seconds and GiB of read_splits, and of what a worker that is not forked is given."""
+    from mlfinetune.data.manifest import read_splits
+    from mlfinetune.records import SourceOptions
+
+    started = time.perf_counter()
+    splits = read_splits(table, None, SourceOptions())
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "images": len(splits.train) + len(splits.val),
+        "labels": len(splits.train.labels),
+        "seconds": round(seconds, 1),
+        "peak_GiB": round(peak, 2),
+        **workers(splits.train),
+    }
+
+
+def workers(manifest: object) -> dict[str, float]:
+    """Bytes that a spawned worker unpickles, and what two forked ones take for themselves."""
+    import pickle
+
+    from mlfinetune.data.loader import Loader
+    from mlfinetune.records import Manifest, TransformSpec
+
+    assert isinstance(manifest, Manifest)
+    spec = TransformSpec(224, "squash", 10**6)
+    loader = Loader(manifest, spec, batch_size=32, workers=2, train_seed=0, pin_memory=False)
+    started = time.perf_counter()
+    next(loader.epoch(), None)
+    seconds = time.perf_counter() - started
+    children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _parent(p) == os.getpid()]
+    private = sum(_private(pid) for pid in children) / max(1, len(children))
+    return {
+        "first_batch_s": round(seconds, 1),
+        "worker_pickle_bytes": len(pickle.dumps(loader._loader.dataset)),
+        "worker_private_MiB": round(private / 2**20),
+    }
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return -1
+
+
+def _private(pid: int) -> int:
+    """Bytes of a process that it shares with no other."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    lines = [line.split() for line in text.splitlines() if line.startswith("Private_Dirty")]
+    return sum(int(line[1]) for line in lines) * 1024
+
+
+if __name__ == "__main__":
+    main()
