@@ -167,9 +167,10 @@ class Columns:
     def _side(self, cell: str) -> str:
         assert self._split is not None
         meanings = SPLITS if self._split.casefold() == "split" else _IS_VALID
-        if cell.casefold() not in meanings:
+        side = meanings.get(cell.casefold())
+        if side is None:
             self.fault(f"{self._split} is '{cell}'; wanted one of {', '.join(meanings)}")
-        return meanings.get(cell.casefold(), "train")
+        return side or "train"
 
 
 class _Lists:
@@ -185,33 +186,36 @@ class _Lists:
         self.listed = (column,) if self._unknown is None else (column, self._unknown)
         self.needed = {*used, *self.listed}
         self._at = [columns.header.index(name) for name in self.listed]
-        self._cells: list[tuple[Cell, ...]] = []
+        self._cells: list[list[Cell]] = [[] for _ in self.listed]
 
     def add(self, cells: Sequence[Cell]) -> None:
-        own = tuple(cells[at] for at in self._at)
-        if any(isinstance(cell, dict) for cell in own):
-            self._columns.fault(f"{self._column} holds a nested value; wanted labels")
-            own = (None,) * len(own)
-        self._cells.append(own)
+        for kept, at in zip(self._cells, self._at, strict=True):
+            cell = cells[at]
+            if isinstance(cell, dict):
+                self._columns.fault(
+                    f"{self._columns.header[at]} holds a nested value; wanted labels"
+                )
+                cell = None
+            kept.append(cell)
 
     def result(self) -> tuple[LabelSpace, Targets, list[str]]:
-        if width := _bits([row[0] for row in self._cells]):
+        if width := _bits(self._cells[0]):
             raise DataError(
                 f"{self._columns.path}: all cells of '{self._column}' are lists of {width} zeros "
                 f"and ones; wanted lists of labels, or one 0/1 column a label"
             )
-        text = [cell for row in self._cells for cell in row if isinstance(cell, str)]
+        text = [cell for cells in self._cells for cell in cells if isinstance(cell, str)]
         if self.delimiter is None:
             self.delimiter = _label_delimiter(text)
         lists = LabelLists()
-        for row, cells in enumerate(self._cells):
-            positive, *unknown = (self._labels(cell) for cell in cells)
-            both = set(positive).intersection(*unknown) if unknown else set()
-            for label in sorted(both):
-                self._columns.fault(
-                    f"'{label}' stands in {self._column} and in {self._unknown}", row
-                )
-            lists.add(positive, *unknown)
+        for row, cells in enumerate(zip(*self._cells, strict=True)):
+            said = [self._labels(cell) for cell in cells]
+            if len(said) > 1:
+                for label in sorted(set(said[0]).intersection(said[1])):
+                    self._columns.fault(
+                        f"'{label}' stands in {self._column} and in {self._unknown}", row
+                    )
+            lists.add(*said)
         how = f"separated by {_named(self.delimiter)}" if self.delimiter else "one a row"
         if len(text) < sum(map(len, self._cells)):
             how = "as lists"
@@ -223,7 +227,7 @@ class _Lists:
             parts: Iterable[str] = cell.split(self.delimiter) if self.delimiter else [cell]
         else:
             parts = map(as_text, cell if isinstance(cell, list | tuple) else [cell])
-        return [label for part in parts if (label := part.strip())]
+        return list(filter(None, map(str.strip, parts)))
 
 
 class _States:

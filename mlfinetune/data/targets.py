@@ -110,10 +110,12 @@ class LabelLists:
         """With `labels` those have columns even where no row names them."""
         names = dict.fromkeys(labels)
         self.column: dict[str, int] = {name: at for at, name in enumerate(names)}
-        self._columns, self._states, self._ends = array("i"), array("b"), array("q")
+        # A state each: the columns of all rows, one row after the other, and where each row ends.
+        self._columns = {state: array("i") for state in (UNKNOWN, POSITIVE)}
+        self._ends = {state: array("q") for state in (UNKNOWN, POSITIVE)}
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends[POSITIVE])
 
     @property
     def labels(self) -> LabelSpace:
@@ -122,25 +124,25 @@ class LabelLists:
 
     def add(self, positive: Iterable[str], unknown: Iterable[str] = ()) -> None:
         """One more row; a label that stands in both is positive."""
+        number = self.column
         for state, names in ((UNKNOWN, unknown), (POSITIVE, positive)):
-            for name in names:
-                self._columns.append(self.column.setdefault(name, len(self.column)))
-                self._states.append(state)
-        self._ends.append(len(self._columns))
+            columns = self._columns[state]
+            columns.extend([number.setdefault(name, len(number)) for name in names])
+            self._ends[state].append(len(columns))
 
     def targets(self) -> Targets:
         """What the rows say; 0 of the labels that a row does not name."""
         return Targets.pack(self._blocks(), len(self.column))
 
     def _blocks(self) -> Iterator[NDArray[np.int8]]:
-        columns, states = np.asarray(self._columns), np.asarray(self._states)
-        ends = np.asarray(self._ends, dtype=np.int64)
-        starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
         step = max(1, _BLOCK // max(1, len(self.column)))
-        for first in range(0, len(ends), step):
-            last = min(first + step, len(ends))
-            own = slice(int(starts[first]), int(ends[last - 1]))
-            rows = np.repeat(np.arange(last - first), (ends - starts)[first:last])
+        for first in range(0, len(self), step):
+            last = min(first + step, len(self))
             block = np.zeros((last - first, len(self.column)), np.int8)
-            block[rows, columns[own]] = states[own]
+            for state, columns in self._columns.items():  # what holds is written last
+                ends = np.array(self._ends[state][max(0, first - 1) : last], dtype=np.int64)
+                starts = ends[:-1] if first else np.concatenate([[0], ends[:-1]])
+                ends = ends[1:] if first else ends
+                rows = np.repeat(np.arange(last - first), ends - starts)
+                block[rows, np.asarray(columns[starts[0] : ends[-1]])] = state
             yield block

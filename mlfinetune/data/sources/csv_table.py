@@ -84,7 +84,7 @@ def _reader(path: Path) -> Iterator["_csv.Reader"]:
 
 def _rows(reader: "_csv.Reader") -> Iterator[list[str]]:
     """Those that are not blank."""
-    return (cells for cells in reader if any(cell.strip() for cell in cells))
+    return (cells for cells in reader if any(map(str.strip, cells)))
 
 
 def _cell_delimiter(header: str) -> str:
