@@ -44,7 +44,7 @@ def main() -> None:
             "hold_out": lists(root, names, asked.labels, split=False),
             "columns": columns(root, names[: asked.rows // 10], asked.labels),
         }
-        results = {"rows": asked.rows, "labels": asked.labels, "machine": platform.platform()}
+        results = {"rows": asked.rows, "labels": asked.labels, "machine": platform.machine()}
         for name, table in tables.items():
             command = [sys.executable, __file__, "--load", str(table)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -45,6 +45,7 @@ def test_every_command_block_is_known() -> None:
         [["make", "demo"], ["make", "test"]],
         [["pip", "install"]],
         [["mlfinetune", "train"], ["mlfinetune", "eval"], ["mlfinetune", "predict"]],
+        [["mlfinetune", "init"], ["mlfinetune", "check"], ["mlfinetune", "split"]],
     ]
 
 
@@ -80,6 +81,7 @@ def test_pip_install_gives_a_working_command(tmp_path: Path) -> None:
         "python -P -c 'import mlfinetune; print(mlfinetune.__file__)'", tmp_path, **environment
     )
     assert where.startswith(str(tmp_path))
+    assert (tmp_path / "mlfinetune/config.schema.json").is_file()
 
 
 def test_the_three_commands(tmp_path: Path) -> None:
@@ -98,6 +100,15 @@ def test_the_three_commands(tmp_path: Path) -> None:
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25
 
 
+def test_the_commands_for_data_sets(tmp_path: Path) -> None:
+    """Init, check and split on a table of drawn pictures."""
+    prepare(tmp_path)
+    out = run(blocks("bash")[3], tmp_path)
+    assert "24 pictures, 8 labels" in out
+    assert load(tmp_path / "tags.yaml").data.train == tmp_path / "tags.csv"
+    assert (tmp_path / "tags.split.csv").read_text().startswith("image,labels,split")
+
+
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_the_configs_load(tmp_path: Path, text: str) -> None:
     """Every YAML block is a whole config."""
@@ -112,6 +123,8 @@ def test_the_example_names_every_default_as_it_is(tmp_path: Path) -> None:
     example, bare = load(tmp_path / "pets.yaml"), load(tmp_path / "bare.yaml")
     for section in ("model", "augment", "train", "loss"):
         assert getattr(example, section) == getattr(bare, section)
+    paths = {"train", "val", "images"}
+    assert example.data.model_dump(exclude=paths) == bare.data.model_dump(exclude=paths)
 
 
 def test_the_readme_shows_real_output() -> None:
