@@ -8,6 +8,7 @@ import torch
 from conftest import Run
 
 from mlfinetune.data.loader import Loader
+from mlfinetune.data.targets import Targets
 from mlfinetune.fit import Settings, train_step
 from mlfinetune.loss import build_loss, sigmoid_cross_entropy
 from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
@@ -59,7 +60,8 @@ def test_a_training_step_never_waits_for_the_device(accumulate: int) -> None:
 def test_batches_arrive_in_pinned_memory(pictures: Path) -> None:
     """Else the copy to the device would wait for the host."""
     names = tuple(f"images/{n:04}.{'png' if n % 2 else 'jpg'}" for n in range(8))
-    manifest = Manifest(pictures, names, np.zeros((8, 2), np.int8), LabelSpace(("a", "b")))
+    targets = Targets.pack([np.zeros((8, 2), np.int8)], 2)
+    manifest = Manifest(pictures, names, targets, LabelSpace(("a", "b")))
     loader = Loader(
         manifest,
         TransformSpec(32, "squash", 10**6),

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError, TrainingError
 from mlfinetune.model import Tagger
 from mlfinetune.records import Batch, Failure, LabelSpace, Manifest, ScoreTable
@@ -41,12 +42,12 @@ def manifest(count: int) -> Manifest:
     """As many images, each with its own targets."""
     targets = (np.arange(count * 3).reshape(count, 3) % 3 - 1).astype(np.int8)
     names = tuple(f"{i}.jpg" for i in range(count))
-    return Manifest(Path("/data"), names, targets, LabelSpace(("a", "b", "c")))
+    return Manifest(Path("/data"), names, Targets.pack([targets], 3), LabelSpace(("a", "b", "c")))
 
 
 def batches(images: torch.Tensor, *parts: Sequence[int]) -> list[Batch]:
     """One batch a part, with the images that it names."""
-    targets = torch.from_numpy(manifest(len(images)).targets)
+    targets = torch.from_numpy(manifest(len(images)).targets[:])
     return [Batch(images[list(p)], targets[list(p)], torch.tensor(p)) for p in parts]
 
 
@@ -92,7 +93,7 @@ def test_rows_come_back_in_the_order_of_the_manifest(
     table, of = scored(model, images, *parts), manifest(7)
     alone = np.concatenate([scored(model, images[i : i + 1], [0]).logits for i in range(7)])
     assert (table.names, table.labels) == (of.names, of.labels)
-    np.testing.assert_array_equal(table.targets, of.targets)
+    np.testing.assert_array_equal(table.targets, of.targets[:])
     np.testing.assert_allclose(table.logits, alone, atol=1e-5)
     assert (np.abs(np.diff(alone, axis=0)).max(axis=1) > 1e-3).all()
 

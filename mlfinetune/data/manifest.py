@@ -168,17 +168,20 @@ def _ready(
     table: Table, name: str, kept: Sequence[str], options: SourceOptions, policy: Policy
 ) -> tuple[Table, list[str], list[Skipped]]:
     """The usable rows of the splits that are `kept`, notes, and what was skipped."""
-    refuse(table, [f for f in table.faults if not (f.picture and policy.skip_bad)])
-    found = len(table)
-    splits = _split_counts(table)
+    found, splits = len(table), _split_counts(table)
+    table = _forgiven(table, kept)
+    if policy.scan is None or not all(fault.picture for fault in table.faults):
+        refuse(table, [f for f in table.faults if not (f.picture and policy.skip_bad)])
+    faults = table.faults
     table, skipped = drop(table)
     table, reasons = _of_splits(table, kept)
     if policy.scan is not None:
         table = scanned(table, policy.scan)
         if not policy.skip_bad:
-            refuse(table, table.faults)
+            both = [*faults, *table.faults]
+            refuse(table, sorted(both, key=lambda fault: natural(str(fault))))
         table, bad = drop(table)
-        skipped += bad
+        skipped = sorted([*skipped, *bad], key=lambda one: natural(one.place))
     table = settle(table, options)
     refuse(table, table.faults)
     reasons.update(_kind(one.reason) for one in skipped)
@@ -188,6 +191,15 @@ def _ready(
         lines = [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
         notes.append(f"{name}: skipped (data.bad_images)\n{listing(lines)}")
     return table, notes, skipped
+
+
+def _forgiven(table: Table, kept: Sequence[str]) -> Table:
+    """The table without the faults of pictures that are on no wanted side."""
+    sides = table.splits
+    if sides is None:
+        return table
+    own = (f for f in table.faults if not f.picture or f.row is None or sides[f.row] in kept)
+    return replace(table, faults=tuple(own))
 
 
 def _split_counts(table: Table) -> list[str]:

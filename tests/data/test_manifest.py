@@ -151,6 +151,28 @@ def test_a_folder_is_split_like_a_table(tmp_path: Path) -> None:
     assert splits.val.labels.names == ("cat", "dog")
 
 
+def test_a_missing_picture_of_another_split_is_no_fault(tmp_path: Path) -> None:
+    """Whoever trains may not have the pictures of the test; those of train and val are wanted."""
+    table = write(tmp_path, SPLIT)
+    (tmp_path / "e.jpg").unlink()  # of the test
+    splits = read_splits(table, None, SourceOptions())
+    assert "train: 6 images found = 5 used + 1 skipped (1 in split test)" in splits.notes
+    (tmp_path / "d.jpg").unlink()  # of val
+    with pytest.raises(DataError, match=r"line 5: 'd\.jpg': no such file"):
+        read_splits(table, None, SourceOptions())
+
+
+def test_missing_and_undecodable_pictures_stand_in_one_message(tmp_path: Path) -> None:
+    """One run names all of them, so that they are mended in one go."""
+    table = write(tmp_path, listed(5))
+    (tmp_path / "3.jpg").unlink()
+    with pytest.raises(DataError) as caught:
+        read_splits(table, None, SourceOptions(), Policy(scan=lambda paths: {1: "cut"}))
+    first, *lines = str(caught.value).splitlines()
+    assert "2 missing or unreadable pictures" in first
+    assert lines == ["  line 3: '1.jpg': cut", "  line 5: '3.jpg': no such file"]
+
+
 def test_a_fraction_beside_a_split_column_is_refused(tmp_path: Path) -> None:
     """Two answers to one question; the message says which to drop."""
     message = refusal(tmp_path, SPLIT, val_fraction=0.2)
