@@ -71,6 +71,11 @@ def listing(faults: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 label`, `2 labels`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the known name most like `name`, or nothing."""
     by_case = {candidate.casefold().strip(): candidate for candidate in known}

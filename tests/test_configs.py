@@ -16,8 +16,10 @@ def test_the_recipes_are_there() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_loads_and_opens_with_its_command(path: Path) -> None:
-    """The first line is the command that runs the recipe."""
-    assert path.read_text().startswith(f"# mlfinetune train configs/{path.name}")
+    """At its head: the schema for editors, and the command that runs it."""
+    schema, command, *_ = path.read_text().splitlines()
+    assert (path.parent / schema.removeprefix("# yaml-language-server: $schema=")).is_file()
+    assert command.startswith(f"# mlfinetune train configs/{path.name}")
     assert load(path).data.train.is_absolute()
 
 

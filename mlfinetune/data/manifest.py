@@ -24,7 +24,7 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.rows import Scan, drop, join_repeats, refuse, scanned
 from mlfinetune.data.split import stratified_split
 from mlfinetune.data.targets import Targets
-from mlfinetune.errors import DataError, listing, nearest
+from mlfinetune.errors import DataError, counted, listing, nearest
 from mlfinetune.records import LabelSpace, Manifest, Skipped, SourceOptions, Table
 
 DEFAULT_VAL_FRACTION = 0.2
@@ -224,9 +224,9 @@ def _ledger(found: int, used: int, reasons: Counter[str]) -> str:
     reasons = +reasons  # without zeros
     assert found == used + reasons.total()
     if not reasons:
-        return f"{found} images found, all used"
+        return f"{counted(found, 'image')} found, all used"
     parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{found} images found = {used} used + {reasons.total()} skipped ({parts})"
+    return f"{counted(found, 'image')} found = {used} used + {reasons.total()} skipped ({parts})"
 
 
 def _kind(reason: str) -> str:
@@ -313,4 +313,4 @@ def _label_notes(train: Manifest, val: Manifest) -> list[str]:
 
 def _shown(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-    return f"{len(labels)} labels ({', '.join(labels[:10])}{more})"
+    return f"{counted(len(labels), 'label')} ({', '.join(labels[:10])}{more})"

@@ -241,8 +241,8 @@ def test_the_given_labels_are_the_columns(tmp_path: Path) -> None:
     splits = split(tmp_path, listed(10), labels=["fox", "dog", "cat"])
     assert splits.train.labels.names == ("fox", "dog", "cat")
     assert states(splits.train)[splits.train.names[0]][0] == 0
-    assert "1 labels (fox) without a positive in train: cannot be learnt" in splits.notes
-    assert "1 labels (fox) without a positive in val: have no AP" in splits.notes
+    assert "1 label (fox) without a positive in train: cannot be learnt" in splits.notes
+    assert "1 label (fox) without a positive in val: have no AP" in splits.notes
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_column_that_val_lacks_is_unknown(tmp_path: Path) -> None:
     train = "image,cat,dog,fox\na.jpg,1,0,1\nb.jpg,0,1,0\n"
     splits = split(tmp_path, train, "image,fox,dog\nc.jpg,0,1\nd.jpg,1,\n")
     assert states(splits.val) == {"c.jpg": [-1, 1, 0], "d.jpg": [-1, -1, 1]}
-    assert "1 labels (cat) without a positive in val: have no AP" in splits.notes
+    assert "1 label (cat) without a positive in val: have no AP" in splits.notes
 
 
 def test_an_unknown_row_is_unknown_for_every_label_of_the_run(tmp_path: Path) -> None:
