@@ -29,19 +29,22 @@ def as_text(findings: Sequence[Finding], facts: dict[str, Any]) -> str:
     if facts["labels"]:
         lines += ["", *_sides(facts["sides"]), "", *_labels(facts["labels"]), *_pairs(facts)]
     for finding in findings:
-        lines += ["", f"{finding.severity}: {finding.message}", listing(finding.items)]
+        lines += ["", f"{finding.severity}: {finding.message}"]
+        lines += [listing(finding.items)] if finding.items else []
     errors = sum(finding.severity == "error" for finding in findings)
-    warnings = len(findings) - errors
-    verdict = f"{errors} kinds of errors, {warnings} of warnings" if findings else "clean"
+    kinds = [f"{n} kind{'s' * (n != 1)}" for n in (errors, len(findings) - errors)]
+    verdict = f"{kinds[0]} of errors, {kinds[1]} of warnings" if findings else "clean"
     return "\n".join(printable_lines([*lines, "", verdict]))
 
 
 def balance_text(balance: Balance) -> str:
-    """Sizes of the sides, and how far each label's share is from the wanted one."""
+    """Sizes of the sides, and how far each label's share is from that of all images."""
     sizes = ", ".join(f"{n} {side}" for side, n in zip(balance.sides, balance.sizes, strict=True))
     lines = [f"{sum(balance.sizes)} images: {sizes}", ""]
     lines.append(f"  {'label':<36} {'positives':>9} {'share held out':>15} {'by chance':>11}")
-    rows = sorted(balance.rows, key=lambda row: -abs(row.share - balance.wanted))
+    rows = sorted(
+        balance.rows, key=lambda row: (not row.positives, -abs(row.share - balance.wanted))
+    )
     for row in rows[:SHOWN_LABELS]:
         name = fitted(printable(row.label), 36)
         lines.append(f"  {name} {row.positives:>9} {row.share:>14.1%} {row.by_chance:>11.1%}")
@@ -50,7 +53,7 @@ def balance_text(balance: Balance) -> str:
     worst, chance = balance.worst
     lines += [
         "",
-        f"wanted {balance.wanted:.1%}; the worst label is {worst:.1%} off, "
+        f"of all images {balance.wanted:.1%} are held out; the worst label is {worst:.1%} off, "
         f"in a random split {chance:.1%}",
     ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mlfinetune.config import (
+    SCHEMA,
     AugmentConfig,
     Config,
     DataConfig,
@@ -18,6 +19,7 @@ from mlfinetune.config import (
     TrainConfig,
     dump,
     load,
+    schema,
 )
 from mlfinetune.errors import ConfigError
 
@@ -671,6 +673,12 @@ def test_a_dumped_config_means_the_same_elsewhere(
     (tmp_path / "run").mkdir()
     monkeypatch.chdir("/")
     assert load(write(tmp_path / "run", dump(config), "config.yaml")) == config
+
+
+def test_the_schema_that_ships_is_that_of_the_models() -> None:
+    """What editors check by is what `load` checks by; the message is how to mend it."""
+    mend = "python -c 'from mlfinetune import config; config.SCHEMA.write_text(config.schema())'"
+    assert SCHEMA.read_text() == schema(), mend
 
 
 # ---- anything at all --------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`mlfinetune init`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -21,4 +22,4 @@ def init(
     log = RunLog()
     done = workflow.run(data.absolute(), output, log)
     print("\n".join(done.lines))
-    log.say(f"written: {shown(done.file)}; next: mlfinetune train {shown(done.file)}")
+    log.say(f"written: {shown(done.file)}; next: mlfinetune train {quote(shown(done.file))}")

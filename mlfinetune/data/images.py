@@ -30,6 +30,9 @@ SUFFIXES = frozenset(
 VERSION = f"1-pillow-{PIL_VERSION}"
 """Changes where the same bytes may be judged or hashed otherwise."""
 
+TOO_LARGE = "pixels, more than data.max_pixels"
+"""Stands in the reason of a picture over the cap."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 0x0106
@@ -131,7 +134,7 @@ def _header(file: io.BufferedReader, path: Path, max_pixels: int) -> Image.Image
     if width * height > max_pixels:
         raise ImageError(
             str(path),
-            f"{width} x {height} pixels, more than data.max_pixels ({max_pixels:,}) allows",
+            f"{width} x {height} {TOO_LARGE} ({max_pixels:,}) allows",
         )
     _scale_transparency(image)
     return image

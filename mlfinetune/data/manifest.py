@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data import formats
 from mlfinetune.data.columns import SPLITS
+from mlfinetune.data.images import TOO_LARGE
 from mlfinetune.data.labels import align, label_space, natural, only, rare, settle, without
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.rows import Scan, drop, join_repeats, refuse, scanned
@@ -114,6 +115,11 @@ def split_tables(
         notes += _overlap(table, other)
     left_out = rare(table, policy.min_positives) if policy.labels is None else []
     if left_out:
+        if len(left_out) == len(table.labels):
+            raise DataError(
+                f"{table.origin}: every label has fewer than {policy.min_positives} positives "
+                f"(data.min_positives): none is left"
+            )
         notes.append(f"{_shown(left_out)}: fewer than {policy.min_positives} positives, left out")
         table, other = without(table, left_out), other and without(other, left_out)
     sides = _sides(table, other, policy, notes)
@@ -230,7 +236,8 @@ def _ledger(found: int, used: int, reasons: Counter[str]) -> str:
 
 
 def _kind(reason: str) -> str:
-    return reason.split(" (")[0].split(";")[0]
+    """The reason without what is this picture's own."""
+    return "too large" if TOO_LARGE in reason else reason.split(" (")[0].split(";")[0]
 
 
 def _check_names(options: SourceOptions, *tables: Table | None) -> None:
@@ -256,6 +263,11 @@ def _sides(
 ) -> tuple[Manifest, Manifest]:
     """Train and val in the same columns; says how they came to be."""
     if other is None and table.splits is None:
+        if len(table) < 2:
+            raise DataError(
+                f"{table.origin}: {counted(len(table), 'image')} is too few to hold out some for "
+                f"validation; give data.val, or more images"
+            )
         space = label_space(table, policy.labels)
         return _hold_out(align(table, space), table, policy, notes)
     if other is None:
@@ -270,11 +282,6 @@ def _sides(
 def _hold_out(
     whole: Manifest, table: Table, policy: Policy, notes: list[str]
 ) -> tuple[Manifest, Manifest]:
-    if len(whole) < 2:
-        raise DataError(
-            f"{table.origin}: {len(whole)} image is too few to hold out some for validation; "
-            f"give data.val, or more images"
-        )
     fraction = policy.val_fraction or DEFAULT_VAL_FRACTION
     side = sides(whole.targets, table.groups, (fraction,), policy.seed)
     train, val = (np.flatnonzero(side == at).tolist() for at in (0, 1))

@@ -3,18 +3,20 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from mlfinetune import examples
 from mlfinetune.config import Config
 from mlfinetune.data import doctor
 from mlfinetune.data.doctor import Seen
-from mlfinetune.data.labels import settle
+from mlfinetune.data.labels import natural, settle
 from mlfinetune.data.manifest import Splits, read_tables, split_tables
 from mlfinetune.data.rows import drop, scanned
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, Finding, Manifest, Picture, SourceOptions, Table
+from mlfinetune.records import Finding, Manifest, Picture, SourceOptions, Table
 from mlfinetune.runlog import RunLog
 
 SMALLEST = 32
@@ -41,69 +43,102 @@ def run(config: Config, log: RunLog) -> Checked:
         DataError: a table that cannot be read as a whole.
     """
     options = examples.source_options(config)
-    tables = [t for t in read_tables(config.data.train, config.data.val, options) if t is not None]
     pictures: dict[str, Picture] = {}
-    sound = [_looked_at(config, table, pictures, log) for table in tables]
-    findings = [finding for table, faults in sound for finding in _faults(table, faults)]
-    usable = [table for table, _ in sound]
-    splits, more = _split(config, usable, options)
+    tables = [
+        _looked_at(config, table, pictures, log)
+        for table in read_tables(config.data.train, config.data.val, options)
+        if table is not None
+    ]
+    usable = [drop(table)[0] for table in tables]
+    splits, more = _split(config, tables, options)
     sides = {} if splits is None else {"train": splits.train, "val": splits.val}
     seen = [Seen(side, name, pictures[path]) for side, name, path in _by_side(usable, sides)]
-    findings += [
+    findings = [
+        *(finding for table in tables for finding in _faults(table, config.data.bad_images)),
         *more,
         *doctor.copies(seen),
         *doctor.spellings(_positives(usable, options)),
         *doctor.unlearnable(sides),
+        *_unlabelled(usable, sides),
         *doctor.look_alikes(seen),
         *doctor.oddities(seen, SMALLEST),
     ]
     findings.sort(key=lambda finding: finding.severity != "error")
     notes = splits.notes if splits else [note for table in usable for note in table.notes]
-    facts = {"notes": list(notes), "pictures": doctor.picture_facts(seen)}
+    told = [note for note in notes if "\n" not in note]  # a list of files is among the findings
+    facts = {"notes": told, "pictures": doctor.picture_facts(seen)}
     return Checked(tuple(findings), facts | doctor.label_facts(sides))
 
 
-def _looked_at(
-    config: Config, table: Table, pictures: dict[str, Picture], log: RunLog
-) -> tuple[Table, list[Fault]]:
-    """The sound rows of a table, and what is wrong with the others; fills `pictures` by path."""
-    rest, _ = drop(table)
+def _looked_at(config: Config, table: Table, pictures: dict[str, Picture], log: RunLog) -> Table:
+    """The table with all that is wrong with it; fills `pictures` by path."""
+    faulty = {fault.row for fault in table.faults}
 
     def look(paths: Sequence[str]) -> dict[int, str]:
+        rows = [row for row in range(len(paths)) if row not in faulty]
         bad = {}
-        for at, found in enumerate(examples.look(config, paths, log)):
+        looks = examples.look(config, [paths[row] for row in rows], log)
+        for row, found in zip(rows, looks, strict=True):
             if isinstance(found, str):
-                bad[at] = found
+                bad[row] = found
             else:
-                pictures[paths[at]] = found
+                pictures[paths[row]] = found
         return bad
 
-    rest = scanned(rest, look)
-    return drop(rest)[0], [*table.faults, *rest.faults]
+    table = scanned(table, look)
+    settled = settle(table, examples.source_options(config))
+    faults = sorted(settled.faults, key=lambda fault: natural(str(fault)))
+    return replace(table, faults=tuple(faults))
 
 
-def _faults(table: Table, faults: Sequence[Fault]) -> Iterator[Finding]:
-    rows = tuple(str(fault) for fault in faults if not fault.picture)
-    pictures = tuple(str(fault) for fault in faults if fault.picture)
+def _faults(table: Table, bad_images: str) -> Iterator[Finding]:
+    rows = tuple(str(fault) for fault in table.faults if not fault.picture)
+    pictures = tuple(str(fault) for fault in table.faults if fault.picture)
     if rows:
-        yield Finding("error", "bad_rows", f"{table.origin}: {len(rows)} bad rows", rows)
+        count = "1 bad row" if len(rows) == 1 else f"{len(rows)} bad rows"
+        yield Finding("error", "bad_rows", f"{table.origin}: {count}", rows)
     if pictures:
-        text = f"{table.origin}: {len(pictures)} pictures are missing or cannot be read"
-        yield Finding("error", "unreadable", text, pictures)
+        count = "1 picture is" if len(pictures) == 1 else f"{len(pictures)} pictures are"
+        text = f"{table.origin}: {count} missing or unreadable"
+        severity = "error" if bad_images == "error" else "warning"
+        yield Finding(severity, "unreadable", text, pictures)
+
+
+def _unlabelled(tables: Sequence[Table], sides: dict[str, Manifest]) -> Iterator[Finding]:
+    """Images without a label, in train and val."""
+    places = {os.path.join(t.root, n): t.place(r) for t in tables for r, n in enumerate(t.names)}
+    items = []
+    for side, manifest in sides.items():
+        for row in np.flatnonzero(~manifest.targets.any_positive()).tolist():
+            name, place = manifest.names[row], places[manifest.path(row)]
+            items.append(f"{side}: {name!r}" + (f", {place}" if place != name else ""))
+    if items:
+        count = "1 image has" if len(items) == 1 else f"{len(items)} images have"
+        yield Finding("warning", "unlabelled", f"{count} no label", tuple(items))
 
 
 def _split(
-    config: Config, tables: list[Table], options: SourceOptions
+    config: Config, tables: Sequence[Table], options: SourceOptions
 ) -> tuple[Splits | None, list[Finding]]:
-    """The sides as training would have them, or why there are none."""
-    policy = examples.policy(config, None)
-    table, other = (*tables, None)[:2]
+    """The sides as training would have them without the bad rows, or why there are none."""
+    policy = replace(examples.policy(config, None), skip_bad=True)
+    table, other = (*(_skipping(table) for table in tables), None)[:2]
     assert table is not None
     try:
         return split_tables(table, other, options, policy), []
     except DataError as error:
         first, *rest = str(error).split("\n")
         return None, [Finding("error", "unusable", first, tuple(line.strip() for line in rest))]
+
+
+def _skipping(table: Table) -> Table:
+    """The table with every bad row as one to skip, so that the count of images adds up."""
+    faults = [
+        fault if fault.picture else replace(fault, text="bad row", picture=True)
+        for fault in table.faults
+        if fault.row is not None
+    ]
+    return replace(table, faults=tuple(faults))
 
 
 def _by_side(tables: Sequence[Table], sides: dict[str, Manifest]) -> Iterator[tuple[str, str, str]]:

@@ -35,8 +35,8 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
     loaded = checkpoint.load(file)
     settings = config.restore(loaded.config)
     folder = asked.output or file.parent / rundir.EVAL
-    rundir.make(folder)
     manifest, what = _examples(asked, settings, loaded, log)
+    rundir.make(folder)
     device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(settings.train.precision, device)
     log.say(
@@ -78,7 +78,10 @@ def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manif
     """The validation examples of the run, read again; says where they are not the same."""
     data = settings.data.model_copy(update={"labels": list(loaded.labels.names)})
     settings = settings.model_copy(update={"data": data})
-    val = examples.splits(settings, _scan_log(settings, log)).val
+    found = examples.splits(settings, _scan_log(settings, log))
+    val = found.val
+    for note in found.notes if found.skipped else ():
+        log.say(note)
     if assemble.data_digest(val) != loaded.data_digest:
         log.say("warning: the validation data has changed since training")
     return val

@@ -1,29 +1,31 @@
 """`mlfinetune init`: data -> what it holds -> a config that trains on it as it is."""
 
-import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlfinetune import config, rundir
 from mlfinetune.config import Config, DataConfig
+from mlfinetune.data.labels import natural
 from mlfinetune.data.manifest import Splits, read_table, split_tables
 from mlfinetune.data.rows import drop, refuse, scanned
 from mlfinetune.errors import ConfigError, listing
 from mlfinetune.examples import look, policy, source_options
 from mlfinetune.records import Skipped, Table
 from mlfinetune.runlog import RunLog
+from mlfinetune.tables import printable
 
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # {summary}
-# mlfinetune train {name}            every key: {schema}
+# mlfinetune train {name}            every key is in the schema above
 # mlfinetune check {name}            copies, look-alikes, odd labels
 
 data:
   train: {train}
-  # format: {format}              detected; name it where the guess is wrong
+  # format: {format}              # detected; name it where the guess is wrong
 {val}
   bad_images: {bad_images}{bad_why}
   empty_labels: negative     # a picture without a label has none of them; or unknown, error
@@ -49,7 +51,7 @@ train:
 loss:
   pos_weight: null           # auto: rare labels weigh more
 
-# output: runs/{stem}
+# output: {output}
 """
 
 
@@ -78,8 +80,8 @@ def run(data: Path, output: Path | None, log: RunLog) -> Done:
     text = _TEMPLATE.format(
         schema=config.SCHEMA,
         summary=f"{lines[0]}; {lines[1]}",
-        name=file.name,
-        stem=file.stem,
+        name=printable(shlex.quote(file.name)),
+        output=_yaml(f"runs/{file.stem}"),
         train=_yaml(os.path.relpath(data, file.absolute().parent)),
         format=table.format,
         val=_val(table),
@@ -102,21 +104,24 @@ def _usable(plain: Config, table: Table, log: RunLog) -> tuple[Table, list[Skipp
         return {at: found for at, found in every if isinstance(found, str)}
 
     table, unreadable = drop(scanned(table, bad))
-    return table, [*missing, *unreadable]
+    return table, sorted([*missing, *unreadable], key=lambda one: natural(one.place))
 
 
 def _lines(table: Table, splits: Splits, skipped: list[Skipped]) -> list[str]:
     positives, _, unknown = table.targets.counts()
     share = positives.sum() / max(1, len(table))
+    tests = (table.splits or ()).count("test")
     masked = f", {unknown.sum()} unknown targets" if unknown.any() else ""
     lines = [
         f"{len(table)} pictures, {len(splits.train.labels)} labels, {share:.1f} a picture{masked}",
-        f"split: {len(splits.train)} to train, {len(splits.val)} to validate ({_how(table)})",
+        f"split: {len(splits.train)} to train, {len(splits.val)} to validate"
+        f"{f', {tests} to test' if tests else ''} ({_how(table)})",
         *table.notes,
     ]
     if skipped:
         faults = [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
-        lines.append(f"{len(skipped)} pictures cannot be read: left out\n{listing(faults)}")
+        count = "1 more picture" if len(skipped) == 1 else f"{len(skipped)} more pictures"
+        lines.append(f"{count} cannot be read, to be skipped\n{listing(faults)}")
     else:
         lines.append("every picture can be read")
     return lines
@@ -128,10 +133,11 @@ def _how(table: Table) -> str:
 
 def _val(table: Table) -> str:
     if table.splits:
-        return "  # val: the data says which pictures are for validation"
+        return "  # the data says which pictures are for validation"
     return "  val_fraction: 0.2          # held out, stratified by label; or val: another table"
 
 
 def _yaml(text: str) -> str:
-    """A quoted YAML string: JSON's are that."""
-    return json.dumps(text, ensure_ascii=False)
+    """A quoted YAML string; what is not to be seen stands in escapes."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'

@@ -2,7 +2,8 @@
 
 import csv
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,15 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune import rundir
+from mlfinetune.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.manifest import read_table, sides
 from mlfinetune.data.rows import drop, refuse
 from mlfinetune.data.sources.csv_table import copy_with_column
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.records import POSITIVE, UNKNOWN, Balance, LabelShare, SourceOptions, Table
+from mlfinetune.records import (
+    NEGATIVE,
+    POSITIVE,
+    UNKNOWN,
+    Balance,
+    LabelShare,
+    SourceOptions,
+    Table,
+)
 from mlfinetune.runlog import RunLog
 
 COLUMN = "split"
-_DELIMITERS = "|;,"
+_DELIMITER = "|"
+_STATES = {POSITIVE: "1", NEGATIVE: "0", UNKNOWN: ""}
 
 
 @dataclass(frozen=True)
@@ -49,64 +60,109 @@ def run(asked: Asked, log: RunLog) -> Done:
         MlfinetuneError: data that cannot be split, or a file that is there already.
     """
     names, fractions = _wanted(asked)
-    output = asked.output or asked.data.with_name(f"{asked.data.stem}.split.csv")
-    if output.exists():
-        raise ConfigError(f"{output} is there already; choose another with --output")
     options = SourceOptions(group_by=asked.group_by, images=asked.images, allow_outside_root=True)
     table = read_table(asked.data, options)
+    output = _output(asked, table)
     refuse(table, [fault for fault in table.faults if not fault.picture])
     if table.splits is not None:
         raise DataError(f"{asked.data} tells train from val already; train on it as it is")
+    if asked.group_by is not None and table.groups is None:
+        raise ConfigError(f"--group-by {asked.group_by}: {asked.data} has no columns")
     for note in table.notes:
         log.say(note)
     if table.faults:
-        log.say(f"warning: {len(drop(table)[1])} pictures are not where the table says")
+        missing = len(drop(table)[1])
+        count = "1 picture is" if missing == 1 else f"{missing} pictures are"
+        log.say(f"warning: {count} not where the table says")
     if len(table) < len(names):
         raise DataError(f"{asked.data}: {len(table)} images are too few for {len(names)} sides")
     side = sides(table.targets, table.groups, fractions, asked.seed)
-    _write(output, table, [names[at] for at in side], options)
-    if table.root.absolute() != output.absolute().parent:
-        log.say(f"its paths are relative to {table.root}: set data.images to it")
+    for at, name in enumerate(names):
+        if at not in side:
+            raise DataError(f"{asked.data}: groups ({asked.group_by}) are too large for {name}")
+    root = _write(output, table, [names[at] for at in side], options)
+    if root != output.absolute().parent:
+        log.say(f"its paths are relative to {root}: set data.images to it")
     return Done(output, _balance(table, side, names, asked.seed))
+
+
+def _output(asked: Asked, table: Table) -> Path:
+    """Where the table is to go: beside the one that it copies, else beside the data."""
+    beside = table.origin if table.format == "csv" else asked.data
+    stem = beside.name if beside.is_dir() else beside.stem
+    output = asked.output or beside.with_name(f"{stem}.split.csv")
+    if output.suffix.lower() != ".csv":
+        raise ConfigError(f"--output {output}: wanted a name that ends in .csv")
+    if output.exists():
+        raise ConfigError(f"{output} is there already; choose another with --output")
+    return output
 
 
 def _wanted(asked: Asked) -> tuple[list[str], list[float]]:
     """The sides, and the shares of those after train."""
-    shares = {"val": asked.val, "test": asked.test}
-    shares = {name: share for name, share in shares.items() if share}
-    if not shares or sum(shares.values()) >= 1:
+    if not (asked.val > 0 and asked.test >= 0 and asked.val + asked.test < 1):
         raise ConfigError(
             f"--val {asked.val:g} --test {asked.test:g}: wanted shares above 0 that leave some "
             f"images to train on"
         )
+    shares = {"val": asked.val, "test": asked.test}
+    shares = {name: share for name, share in shares.items() if share}
     return ["train", *shares], list(shares.values())
 
 
-def _write(output: Path, table: Table, side: Sequence[str], options: SourceOptions) -> None:
-    of = {os.path.normpath(name): s for name, s in zip(table.names, side, strict=True)}
+def _write(output: Path, table: Table, side: Sequence[str], options: SourceOptions) -> Path:
+    """Write the table; the folder that its paths are relative to."""
+    root, folder = table.root.absolute(), output.absolute().parent
+    if table.format == "csv":
+        with rundir.writing(output) as file:
+            copy_with_column(table.origin, options, COLUMN, _by_name(table.names, side), file)
+        return root
+    base = folder if root.is_relative_to(folder) else root
+    prefix = os.path.relpath(root, base)
+    listed = not any(_DELIMITER in name for name in table.labels.names)
+    header = ["labels", "unknown"] if listed else _headers(table)
     with rundir.writing(output) as file:
-        if table.format == "csv":
-            copy_with_column(
-                table.origin, options, COLUMN, lambda name: of[os.path.normpath(name)], file
-            )
-            return
         writer = csv.writer(file)
-        delimiter = next(
-            (d for d in _DELIMITERS if not any(d in x for x in table.labels.names)), ""
-        )
-        if not delimiter:
-            raise DataError(f"{table.origin}: labels hold each of {_DELIMITERS}: none can separate")
-        writer.writerow(["image", "labels", "unknown", COLUMN])
+        writer.writerow(["image", *header, COLUMN])
         for start, block in table.targets.blocks():
             for row, states in enumerate(block, start):
-                lists = [_cell(table, states == state, delimiter) for state in (POSITIVE, UNKNOWN)]
-                writer.writerow([table.names[row], *lists, side[row]])
+                name = os.path.normpath(os.path.join(prefix, table.names[row]))
+                cells = _lists(table, states) if listed else [_STATES[x] for x in states.tolist()]
+                writer.writerow([name, *cells, side[row]])
+    return base
 
 
-def _cell(table: Table, chosen: NDArray[np.bool_], delimiter: str) -> str:
-    """Labels in one cell; with one alone the delimiter still shows, so that it is detected."""
-    names = [table.labels.names[at] for at in np.flatnonzero(chosen)]
-    return delimiter.join(names) + delimiter * (len(names) == 1)
+def _lists(table: Table, states: NDArray[np.int8]) -> list[str]:
+    """The labels that hold, and the unknown ones; the delimiter stays, so that it is detected."""
+    lists = []
+    for state in (POSITIVE, UNKNOWN):
+        names = [table.labels.names[at] for at in np.flatnonzero(states == state)]
+        lists.append(_DELIMITER.join(names) + _DELIMITER * (len(names) == 1))
+    return lists
+
+
+def _headers(table: Table) -> tuple[str, ...]:
+    """The labels as columns, where they hold the delimiter."""
+    names = table.labels.names
+    taken = {*IMAGE_COLUMNS, *LABEL_COLUMNS, COLUMN, "is_valid"}
+    if clash := [name for name in names if name.casefold() in taken]:
+        raise DataError(
+            f"{table.origin}: some labels hold '{_DELIMITER}', so each would have a column; "
+            f"'{clash[0]}' is the name of another one"
+        )
+    return names
+
+
+def _by_name(names: Sequence[str], side: Sequence[str]) -> Callable[[str], str]:
+    """The side of an image as its cell names it: names may be spelled otherwise on disk."""
+    of = {os.path.normpath(n): s for n, s in zip(names, side, strict=True)}
+    forms = {unicodedata.normalize("NFC", name): s for name, s in of.items()}
+
+    def find(cell: str) -> str:
+        name = os.path.normpath(cell)
+        return of[name] if name in of else forms[unicodedata.normalize("NFC", name)]
+
+    return find
 
 
 def _balance(table: Table, side: NDArray[np.int8], names: Sequence[str], seed: int) -> Balance:

@@ -70,7 +70,7 @@ def run(config: Config, device_name: str, log: RunLog) -> Trained:
 
 def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
     """One batch of everything: train, validate, save, write; no file is left."""
-    splits = examples.splits(config, None)
+    splits = examples.splits(config, log if config.data.bad_images == "skip" else None)
     rows = list(range(config.train.batch_size))
     few = replace(
         splits,

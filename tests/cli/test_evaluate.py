@@ -66,3 +66,24 @@ def test_labels_that_the_checkpoint_lacks_are_named(trained: Path, cli: Run) -> 
     done = cli("eval", "-c", "runs/pets", "--data", "typo.csv", cwd=trained)
     assert done.returncode == 2
     assert "'gren': 1 images, first at line 2; did you mean 'green'?" in done.stderr
+
+
+def test_data_that_cannot_be_read_leaves_no_folder(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """Results of nothing would look like results."""
+    out = tmp_path / "out"
+    (tmp_path / "other.csv").write_text("image,labels\nnone.jpg,red\n")
+    arguments = ("-c", "runs/pets", "--data", str(tmp_path / "other.csv"), "-o", str(out))
+    done = cli("eval", *arguments, cwd=trained)
+    assert done.returncode == 2
+    assert "line 2: 'none.jpg': no such file" in done.stderr
+    assert not out.exists()
+
+
+def test_a_run_that_skipped_pictures_says_so_again(pictures: Path, cli: Run) -> None:
+    """Else its numbers would seem to be of all pictures."""
+    (pictures / "images/0003.png").write_text("no picture")
+    done = cli("train", "pets.yaml", "data.bad_images=skip", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    done = cli("eval", "-c", "runs/pets", cwd=pictures)
+    assert "24 images found = 23 used + 1 skipped" in done.stderr
+    assert "line 5: 'images/0003.png'" in done.stderr

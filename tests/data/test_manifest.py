@@ -173,6 +173,20 @@ def test_missing_and_undecodable_pictures_stand_in_one_message(tmp_path: Path) -
     assert lines == ["  line 3: '1.jpg': cut", "  line 5: '3.jpg': no such file"]
 
 
+def test_min_positives_must_leave_a_label(tmp_path: Path) -> None:
+    """The message says the key, not that there are no labels."""
+    message = refusal(tmp_path, listed(4), min_positives=9)
+    assert "every label has fewer than 9 positives (data.min_positives)" in message
+
+
+@pytest.mark.parametrize(("rows", "count"), [(0, "0 images is"), (1, "1 image is")])
+def test_too_few_images_are_refused_before_their_labels(
+    tmp_path: Path, rows: int, count: str
+) -> None:
+    """A header alone lacks images first of all."""
+    assert f"{count} too few to hold out some" in refusal(tmp_path, listed(rows))
+
+
 def test_a_fraction_beside_a_split_column_is_refused(tmp_path: Path) -> None:
     """Two answers to one question; the message says which to drop."""
     message = refusal(tmp_path, SPLIT, val_fraction=0.2)

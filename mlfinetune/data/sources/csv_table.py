@@ -56,7 +56,10 @@ def copy_with_column(
         header = next(rows)
         image = Columns(path, [cell.strip() for cell in header], options).image
         at = [cell.strip() for cell in header].index(image)
-        writer.writerow([*header, name])
+        # Another delimiter must not be taken for the comma; see _cell_delimiter.
+        odd = any(mark in cell for cell in header for mark in ";\t")
+        first = csv.writer(out, quoting=csv.QUOTE_ALL) if odd else writer
+        first.writerow([*header, name])
         writer.writerows([*cells, value(cells[at].strip())] for cells in rows)
 
 
