@@ -15,13 +15,21 @@ def folder(name: str) -> Path:
     Raises:
         DataError: it cannot be made.
     """
-    general = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(os.environ.get("MLFINETUNE_CACHE") or Path(general) / "mlfinetune") / name
     try:
+        path = _root() / name
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise DataError(
-            f"cannot make the cache folder {path}: {error.strerror}; "
+            f"cannot make the cache folder ({why.rstrip('.')}); "
             f"set MLFINETUNE_CACHE to a folder that can be written"
         ) from error
     return path
+
+
+def _root() -> Path:
+    if own := os.environ.get("MLFINETUNE_CACHE"):
+        return Path(own)
+    if general := os.environ.get("XDG_CACHE_HOME"):
+        return Path(general, "mlfinetune")
+    return Path.home() / ".cache" / "mlfinetune"  # RuntimeError: the user has no home

@@ -9,7 +9,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,9 @@ FEW_STEPS = 16
 
 _TYPO_RATIO = 10
 """A rare label one letter off another that is so many times as frequent is a likely typo."""
+
+_LONGEST = 40
+"""Letters of a label in which typing errors are looked for: sentences would fill the memory."""
 
 _TOP_PAIRS = 50
 
@@ -168,14 +170,19 @@ def spellings(positives: Mapping[str, int]) -> list[Finding]:
         forms[_form(name)].append(name)
     alike = [names for names in forms.values() if len(names) > 1]
     items = [" / ".join(f"{name!r} ({positives[name]})" for name in names) for names in alike]
-    frequent: defaultdict[str, int] = defaultdict(int)
-    for name, count in positives.items():
-        frequent[_form(name)] = max(count, frequent[_form(name)])
+    frequent = {form: max(positives[name] for name in names) for form, names in forms.items()}
+    by_gap: defaultdict[str, list[str]] = defaultdict(list)
+    short = [form for form in frequent if len(form) <= _LONGEST]
+    for form in short:
+        for gap in _gaps(form):
+            by_gap[gap].append(form)
     typos = []
-    for form, count in frequent.items():
-        others = [o for o, n in frequent.items() if n >= _TYPO_RATIO * max(count, 1) and o != form]
-        if len(form) >= 5 and (close := get_close_matches(form, others, n=1, cutoff=0.85)):
-            typos.append(f"{forms[form][0]!r} ({count}): {forms[close[0]][0]!r}?")
+    for form in short:
+        count = frequent[form]
+        close = {other for gap in _gaps(form) for other in by_gap[gap]}
+        likely = max(close, key=lambda other: (frequent[other], other), default=form)
+        if len(form) >= 5 and frequent[likely] >= _TYPO_RATIO * max(count, 1):
+            typos.append(f"{forms[form][0]!r} ({count}): {forms[likely][0]!r}?")
     hint = "; data.rename_labels joins them"
     return [
         *_finding(
@@ -258,7 +265,24 @@ def _group(group: Iterable[Seen]) -> str:
 
 def _form(name: str) -> str:
     """The same for labels that differ in case, spaces, hyphens, underscores or Unicode form."""
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+    form = unicodedata.normalize("NFKC", name).casefold().strip()
+    form = re.sub(r"(^|(?<=[0-9]))[\s_-]+(?=[0-9])", "\0", form)  # -1 is not 1, nor 1-2 12
+    return re.sub(r"[\s_-]+", "", form) or name
+
+
+def _gaps(form: str) -> set[str]:
+    """Shared by two forms where one letter is missing, added or replaced, or two are swapped.
+
+    Digits count things: label 12 is no misspelt label 13.
+    """
+    letters = [at for at, letter in enumerate(form) if not letter.isdecimal()]
+    gaps = {f"{form[:at]}\0{form[at:]}" for at in range(len(form) + 1)}
+    gaps |= {f"{form[:at]}\0{form[at + 1 :]}" for at in letters}
+    for at in letters:
+        if form[at + 1 : at + 2] and not form[at + 1].isdecimal():
+            pair = "".join(sorted(form[at : at + 2]))
+            gaps.add(f"{form[:at]}\0\0{pair}{form[at + 2 :]}")
+    return gaps
 
 
 def _counted(words: Iterable[str]) -> dict[str, int]:

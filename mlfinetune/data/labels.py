@@ -78,7 +78,7 @@ def align(table: Table, space: LabelSpace) -> Manifest:
         wide[:, places] = block
         return wide
 
-    blocks = (place(start, block) for start, block in table.targets.blocks())
+    blocks = (place(start, block) for start, block in table.targets.blocks(len(space)))
     return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
 
 

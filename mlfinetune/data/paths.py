@@ -28,23 +28,25 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
         if name:
-            by_folder[name.rpartition(os.sep)[0]].append(row)
+            by_folder[name[: name.rfind(os.sep) + 1]].append(row)
     faults: list[Fault] = list(table.faults)
     respelled: dict[int, str] = {}
     for below, rows in by_folder.items():
-        folder = _Folder(os.path.join(root, below), root, allow_outside_root)
-        listed = folder.files if len(rows) >= _WORTH_LISTING and folder.inside else frozenset()
+        spelled = _as_on_disk(root, below)
+        folder = _Folder(os.path.join(root, spelled), root, allow_outside_root)
+        listed = folder.entries if len(rows) >= _WORTH_LISTING else {}
         for row in rows:
-            base = table.names[row].rpartition(os.sep)[2]
-            if base in listed:
-                continue
-            problem = folder.problem(base)
+            name = table.names[row]
+            base = name[len(below) :]
+            problem = None if listed.get(base) else folder.problem(base)
             if problem == _NO_FILE and (other := folder.respelling(base)):
-                respelled[row] = os.path.join(below, other)
-            elif problem:
+                base, problem = other, folder.problem(other)
+            if problem:
                 hint = folder.hint(base) if problem == _NO_FILE else ""
-                text = f"{table.names[row]!r}: {problem}{hint}"
+                text = f"{name!r}: {problem}{hint}"
                 faults.append(table.fault(row, text, picture=problem != _OUTSIDE))
+            elif spelled + base != name:
+                respelled[row] = spelled + base
     if respelled:
         names = tuple(respelled.get(row, name) for row, name in enumerate(table.names))
         note = f"{len(respelled)} names are spelled on disk in another Unicode form (NFC, NFD)"
@@ -54,6 +56,20 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
 
 _NO_FILE = "no such file"
 _OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
+
+
+def _as_on_disk(root: str, below: str) -> str:
+    """A folder's name; where it is found only in another Unicode normalisation, that one."""
+    if below.isascii() or os.path.lexists(os.path.join(root, below)):
+        return below
+    spelled = ""
+    for part in below.split(os.sep)[:-1]:
+        parent = os.path.join(root, spelled)
+        if not os.path.lexists(os.path.join(parent, part)) and os.path.isdir(parent):
+            forms = {unicodedata.normalize("NFC", name): name for name in os.listdir(parent)}
+            part = forms.get(unicodedata.normalize("NFC", part), part)
+        spelled += part + os.sep
+    return spelled
 
 
 class _Folder:
@@ -68,21 +84,23 @@ class _Folder:
         return self._is_inside(self._path)
 
     @cached_property
-    def files(self) -> frozenset[str]:
-        """Names of the regular files in it."""
+    def entries(self) -> dict[str, bool]:
+        """Name -> is it a regular file? Nothing of a folder outside."""
+        if not self.inside:
+            return {}
         try:
             with os.scandir(self._path) as entries:
-                return frozenset(e.name for e in entries if e.is_file(follow_symlinks=False))
+                return {e.name: e.is_file(follow_symlinks=False) for e in entries}
         except (OSError, ValueError):
-            return frozenset()
+            return {}
 
     @cached_property
     def _by_form(self) -> dict[str, str]:
-        return {unicodedata.normalize("NFC", name): name for name in self.files}
+        return {unicodedata.normalize("NFC", name): name for name in sorted(self.entries)}
 
     @cached_property
     def _by_case(self) -> dict[str, str]:
-        return {name.casefold(): name for name in self.files}
+        return {name.casefold(): name for name in sorted(self.entries)}
 
     def problem(self, base: str) -> str | None:
         """What keeps the file from being read, as far as its name tells."""
@@ -95,7 +113,8 @@ class _Folder:
         except OSError as error:
             return error.strerror or str(error)
         except ValueError:
-            return "not a file name (it holds a NUL character)"
+            what = "a NUL character" if "\0" in path else "half of a character"
+            return f"not a file name (it holds {what})"
         if not inside:
             return _OUTSIDE
         if stat.S_ISDIR(mode):
@@ -109,11 +128,13 @@ class _Folder:
     def hint(self, base: str) -> str:
         """The file whose name differs in case alone, for the message."""
         other = self._by_case.get(base.casefold())
-        return f"; there is {other!r}" if other else ""
+        return f"; there is {other!r}" if other and self.problem(other) is None else ""
 
     def _is_inside(self, path: str) -> bool:
-        return (
-            self._allow_outside
-            or os.path.realpath(path).startswith(self._root.rstrip(os.sep) + os.sep)
-            or os.path.realpath(path) == self._root
-        )
+        if self._allow_outside:
+            return True
+        try:
+            real = os.path.realpath(path)
+        except ValueError:  # no file name
+            return False
+        return real == self._root or real.startswith(self._root.rstrip(os.sep) + os.sep)

@@ -66,7 +66,12 @@ def join_repeats(table: Table) -> Table:
     if len(rows_of) == len(table):
         return table
     firsts = {row: rows[0] for rows in rows_of.values() for row in rows}
-    faults = [replace(f, row=f.row if f.row is None else firsts[f.row]) for f in table.faults]
+    told = {f.row for f in table.faults if f.picture}
+    faults = [
+        replace(f, row=f.row if f.row is None else firsts[f.row])
+        for f in table.faults
+        if not (f.picture and f.row is not None and firsts[f.row] in told - {f.row})
+    ]
     packed, unnamed, joined = table.targets.packed.copy(), table.unnamed.copy(), 0
     for rows in rows_of.values():
         if len(rows) == 1:

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Thread
 
 from mlfinetune.data import cache
 from mlfinetune.data.images import VERSION, inspect
@@ -28,10 +29,13 @@ _CHUNK = 2048
 _WORTH_PROCESSES = 64
 """Pictures to decode from which starting processes pays."""
 
-_OVERSIZED = "pixels, more than"
+_CRASHED = "the decoder crashed on it, or ran out of memory"
 
 Found = Picture | str
 """A picture, or why it cannot be used."""
+
+_Look = tuple[Found, bool]
+"""What was found, and whether that holds as long as the file does not change."""
 
 
 def scan(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
@@ -44,57 +48,105 @@ def scan(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
     Raises:
         DataError: the cache cannot be written.
     """
-    with ExitStack() as stack:
-        store = stack.enter_context(_Store(max_pixels))
-        pool: ProcessPoolExecutor | None = None
+    with _Store(max_pixels) as store, _Decoders(max_pixels) as decoders:
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
             stamps = [_stamp(path) for path in chunk]
             known = store.find(chunk, stamps)
             wanted = [at for at in range(len(chunk)) if at not in known]
-            if pool is None and len(wanted) >= _WORTH_PROCESSES:
-                pool = stack.enter_context(_pool(_cores()))
-            fresh = _looked_at([chunk[at] for at in wanted], max_pixels, pool)
+            fresh = decoders.look([chunk[at] for at in wanted])
+            lasting = []
             for at in range(len(chunk)):
                 if at not in known:
-                    known[at] = next(fresh)
+                    known[at], lasts = next(fresh)
+                    if lasts:
+                        lasting.append((chunk[at], stamps[at], known[at]))
                 yield known[at]
-            store.keep([(chunk[at], stamps[at], known[at]) for at in wanted])
+            store.keep(lasting)
 
 
-def _looked_at(
-    paths: list[str], max_pixels: int, pool: ProcessPoolExecutor | None
-) -> Iterator[Found]:
-    look = partial(_look, max_pixels=max_pixels)
-    done = 0
+def _look(path: str, max_pixels: int) -> _Look:
     try:
-        for found in map(look, paths) if pool is None else pool.map(look, paths, chunksize=8):
-            done += 1
-            yield found
-    except BrokenProcessPool:  # a decoder has crashed: each by itself, to tell which
-        for path in paths[done:]:
-            yield _look_alone(path, max_pixels)
-
-
-def _look(path: str, max_pixels: int) -> Found:
-    try:
-        return inspect(Path(path), max_pixels)
+        return inspect(Path(path), max_pixels), True
     except ImageError as error:
-        return error.reason
+        # Only what a decoder says of the content lasts: not the cap, rights, or a lack of memory.
+        cause = error.__cause__
+        passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+        return error.reason, cause is not None and not passing
 
 
-def _look_alone(path: str, max_pixels: int) -> Found:
-    with _pool(1) as pool:
+# ---- processes --------------------------------------------------------------------------
+
+
+class _Decoders:
+    """Processes that look at pictures: started once that pays, anew after one has died."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._look = partial(_look, max_pixels=max_pixels)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "_Decoders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def look(self, paths: list[str]) -> Iterator[_Look]:
+        """Each file, in order."""
+        if self._pool is None and len(paths) < _WORTH_PROCESSES:
+            yield from map(self._look, paths)
+            return
+        done = 0
         try:
-            return pool.submit(_look, path, max_pixels).result()
+            for found in self._results(_cores(), paths):
+                done += 1
+                yield found
         except BrokenProcessPool:
-            return "the decoder crashed on it, or ran out of memory"
+            self._stop()
+            yield from self._look_in_turn(paths[done:])
+
+    def _look_in_turn(self, paths: list[str]) -> Iterator[_Look]:
+        """One process: where it dies, the first file without a result is the cause."""
+        while paths:
+            done = 0
+            try:
+                for found in self._results(1, paths):
+                    done += 1
+                    yield found
+            except BrokenProcessPool:
+                done += 1
+                yield _CRASHED, False
+            self._stop()
+            paths = paths[done:]
+
+    def _results(self, processes: int, paths: list[str]) -> Iterator[_Look]:
+        if self._pool is None:
+            # Spawned, not forked: training has torch's threads running by then.
+            context = get_context("spawn")
+            lifeline, self._lifeline = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(processes, context, _begin, (lifeline,))
+        # Ctrl-C is for this process: those that map starts inherit that it is blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.map(self._look, paths, chunksize=4 if processes > 1 else 1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._lifeline.close()
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
-def _pool(processes: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: training has torch's threads running by then.
-    context = get_context("spawn")
-    return ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+def _begin(lifeline: Connection) -> None:
+    """In a new process: end when the one that started it does."""
+    Thread(target=_end, args=(lifeline,), daemon=True).start()
+
+
+def _end(lifeline: Connection) -> None:
+    wait([lifeline])  # its other end is closed, by hand or with the process that held it
+    os._exit(0)
 
 
 def _cores() -> int:
@@ -124,10 +176,16 @@ class _Store:
 
     def __enter__(self) -> "_Store":
         try:
-            self._open()
-        except sqlite3.DatabaseError:  # not a database: it is a cache, and starts anew
-            self._file.unlink(missing_ok=True)
-            self._open()
+            try:
+                self._open()
+            except sqlite3.OperationalError:  # in use, or out of reach
+                raise
+            except sqlite3.DatabaseError:  # not a database: it is a cache, and starts anew
+                self._connection.close()
+                self._file.unlink(missing_ok=True)
+                self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(error) from error
         return self
 
     def _open(self) -> None:
@@ -140,7 +198,13 @@ class _Store:
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
         self._connection.close()
         if kind is not None and issubclass(kind, sqlite3.Error):
-            raise DataError(f"{error}: the cache {self._file} cannot be used; delete it")
+            raise self._unusable(error)
+
+    def _unusable(self, error: object) -> DataError:
+        return DataError(
+            f"{error}: the cache {self._file} cannot be used; "
+            f"delete it, or set MLFINETUNE_CACHE to a folder that can be written"
+        )
 
     def find(self, paths: Sequence[str], stamps: Sequence[_Stamp]) -> dict[int, Found]:
         """Number in `paths` -> what is known of the file as it is now."""
@@ -157,7 +221,7 @@ class _Store:
         return known
 
     def keep(self, rows: list[tuple[str, _Stamp, Found]]) -> None:
-        """Remember them; not those whose verdict another `max_pixels` may change."""
+        """Remember them."""
         kept = [
             (
                 os.fsencode(path),
@@ -165,7 +229,7 @@ class _Store:
                 json.dumps(found if isinstance(found, str) else asdict(found)),
             )
             for path, stamp, found in rows
-            if stamp is not None and not (isinstance(found, str) and _OVERSIZED in found)
+            if stamp is not None
         ]
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")

@@ -55,9 +55,9 @@ class Targets:
         states: NDArray[np.int8] = _FOUR_AT_ONCE[self.packed[rows]].view(np.int8)
         return states[..., : self._labels]
 
-    def blocks(self) -> Iterator[tuple[int, NDArray[np.int8]]]:
-        """(first row, (n, L) states) of all rows, a few megabytes at a time."""
-        step = max(1, _BLOCK // max(1, self._labels))
+    def blocks(self, labels: int = 0) -> Iterator[tuple[int, NDArray[np.int8]]]:
+        """(first row, (n, L) states) of all rows, a few megabytes of them, or of (n, labels)."""
+        step = max(1, _BLOCK // max(1, labels, self._labels))
         for start in range(0, len(self), step):
             yield start, self[start : start + step]
 
