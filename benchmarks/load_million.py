@@ -94,7 +94,7 @@ def columns(root: Path, names: list[str], labels: int) -> Path:
 def load(table: Path) -> dict[str, float]:
     """Seconds and GiB of read_splits, and of what a worker that is not forked is given."""
     from mlfinetune.data.manifest import read_splits
-    from mlfinetune.records import SourceOptions
+    from mlfinetune.survey import SourceOptions
 
     started = time.perf_counter()
     splits = read_splits(table, None, SourceOptions())

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from mlfinetune.config import Config
 from mlfinetune.data.manifest import Policy, Splits, read_splits
 from mlfinetune.data.scan import Found, scan
-from mlfinetune.records import SourceOptions
 from mlfinetune.runlog import RunLog
+from mlfinetune.survey import SourceOptions
 
 
 def source_options(config: Config) -> SourceOptions:

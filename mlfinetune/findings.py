@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlfinetune.errors import listing
-from mlfinetune.records import Balance, Finding
+from mlfinetune.survey import Balance, Finding
 from mlfinetune.tables import fitted, printable
 
 SHOWN_LABELS = 20

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune import rundir
-from mlfinetune.records import LabelSpace, MetricTable, Prediction, Skipped
+from mlfinetune.records import LabelSpace, MetricTable, Prediction
+from mlfinetune.survey import Skipped
 
 WIDTH = 80
 SHOWN_LABELS = 40

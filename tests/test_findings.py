@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlfinetune.findings import as_json, as_text, balance_text
-from mlfinetune.records import Balance, Finding, LabelShare
+from mlfinetune.survey import Balance, Finding, LabelShare
 
 SIZES = {"least": 8, "median": 40, "most": 999}
 PICTURES = {

@@ -18,15 +18,8 @@ import numpy as np
 
 from mlfinetune.data.targets import LabelLists, Targets, pack_codes
 from mlfinetune.errors import DataError, nearest
-from mlfinetune.records import (
-    NEGATIVE,
-    POSITIVE,
-    UNKNOWN,
-    Fault,
-    LabelSpace,
-    SourceOptions,
-    Table,
-)
+from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 IMAGE_COLUMNS = ("image", "image_path", "filename", "file_name", "path", "file", "fname")
 LABEL_COLUMNS = ("labels", "label", "tags", "classes")

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlfinetune.records import POSITIVE, Finding, Manifest, Picture
+from mlfinetune.records import POSITIVE, Manifest
+from mlfinetune.survey import Finding, Picture
 
 NEAR_BITS = 4
 """Look-alikes differ in at most so many of the 128 bits of their difference hash.

@@ -16,7 +16,8 @@ from mlfinetune.data.labels import align
 from mlfinetune.data.sources import coco, csv_table, folder, huggingface, parquet, sidecar, voc
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, LabelSpace, SourceOptions, Table
+from mlfinetune.records import LabelSpace
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "csv": ("a CSV or TSV table", csv_table.read_csv),

@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL import __version__ as PIL_VERSION
 
 from mlfinetune.errors import ImageError
-from mlfinetune.records import Picture
+from mlfinetune.survey import Picture
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}

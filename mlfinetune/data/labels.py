@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError, listing, nearest
-from mlfinetune.records import (
-    NEGATIVE,
-    POSITIVE,
-    UNKNOWN,
-    LabelSpace,
-    Manifest,
-    SourceOptions,
-    Table,
-)
+from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Manifest
+from mlfinetune.survey import SourceOptions, Table
 
 
 def settle(table: Table, options: SourceOptions) -> Table:

@@ -26,7 +26,8 @@ from mlfinetune.data.rows import Scan, drop, join_repeats, refuse, scanned
 from mlfinetune.data.split import stratified_split
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError, counted, listing, nearest
-from mlfinetune.records import LabelSpace, Manifest, Skipped, SourceOptions, Table
+from mlfinetune.records import LabelSpace, Manifest
+from mlfinetune.survey import Skipped, SourceOptions, Table
 
 DEFAULT_VAL_FRACTION = 0.2
 
@@ -113,7 +114,7 @@ def split_tables(
         other, more_notes, more = _ready(other, "val", ("val",), options, policy)
         notes, skipped = notes + more_notes, skipped + more
         notes += _overlap(table, other)
-    left_out = rare(table, policy.min_positives) if policy.labels is None else []
+    left_out = rare(_to_train(table), policy.min_positives) if policy.labels is None else []
     if left_out:
         if len(left_out) == len(table.labels):
             raise DataError(
@@ -197,6 +198,13 @@ def _ready(
         lines = [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
         notes.append(f"{name}: skipped (data.bad_images)\n{listing(lines)}")
     return table, notes, skipped
+
+
+def _to_train(table: Table) -> Table:
+    """The rows to train on, or those that both sides are made of; with all labels."""
+    if table.splits is None:
+        return table
+    return table.take([row for row, name in enumerate(table.splits) if name == "train"])
 
 
 def _forgiven(table: Table, kept: Sequence[str]) -> Table:

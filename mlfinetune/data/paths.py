@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property
 
-from mlfinetune.records import Fault, Table
+from mlfinetune.survey import Fault, Table
 
 _WORTH_LISTING = 32
 """Names in one folder from which reading the folder is cheaper than looking each one up."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mlfinetune.data.labels import joined_states
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError, listing
-from mlfinetune.records import NEGATIVE, POSITIVE, Fault, Skipped, Table
+from mlfinetune.records import NEGATIVE, POSITIVE
+from mlfinetune.survey import Fault, Skipped, Table
 
 Scan = Callable[[Sequence[str]], dict[int, str]]
 """Paths -> number in them -> why that picture cannot be used."""

@@ -23,7 +23,7 @@ from threading import Thread
 from mlfinetune.data import cache
 from mlfinetune.data.images import VERSION, inspect
 from mlfinetune.errors import DataError, ImageError
-from mlfinetune.records import Picture
+from mlfinetune.survey import Picture
 
 _CHUNK = 2048
 _WORTH_PROCESSES = 64

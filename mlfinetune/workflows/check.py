@@ -16,8 +16,9 @@ from mlfinetune.data.labels import natural, settle
 from mlfinetune.data.manifest import Splits, read_tables, split_tables
 from mlfinetune.data.rows import drop, scanned
 from mlfinetune.errors import DataError
-from mlfinetune.records import Finding, Manifest, Picture, SourceOptions, Table
+from mlfinetune.records import Manifest
 from mlfinetune.runlog import RunLog
+from mlfinetune.survey import Finding, Picture, SourceOptions, Table
 
 SMALLEST = 32
 """Pixels on a side under which a picture is pointed out."""

@@ -13,8 +13,8 @@ from mlfinetune.data.manifest import Splits, read_table, split_tables
 from mlfinetune.data.rows import drop, refuse, scanned
 from mlfinetune.errors import ConfigError, listing
 from mlfinetune.examples import look, policy, source_options
-from mlfinetune.records import Skipped, Table
 from mlfinetune.runlog import RunLog
+from mlfinetune.survey import Skipped, Table
 from mlfinetune.tables import printable
 
 _TEMPLATE = """\

@@ -16,16 +16,9 @@ from mlfinetune.data.manifest import read_table, sides
 from mlfinetune.data.rows import drop, refuse
 from mlfinetune.data.sources.csv_table import copy_with_column
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.records import (
-    NEGATIVE,
-    POSITIVE,
-    UNKNOWN,
-    Balance,
-    LabelShare,
-    SourceOptions,
-    Table,
-)
+from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.runlog import RunLog
+from mlfinetune.survey import Balance, LabelShare, SourceOptions, Table
 
 COLUMN = "split"
 _DELIMITER = "|"

@@ -16,7 +16,8 @@ from test_mistakes import fails
 from test_train import tree_digest
 
 from mlfinetune.data.manifest import read_splits
-from mlfinetune.records import Manifest, SourceOptions
+from mlfinetune.records import Manifest
+from mlfinetune.survey import SourceOptions
 
 Cells = list[list[str]]
 

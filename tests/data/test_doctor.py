@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mlfinetune.data import doctor
 from mlfinetune.data.doctor import Seen
 from mlfinetune.data.targets import Targets
-from mlfinetune.records import Finding, LabelSpace, Manifest, Picture
+from mlfinetune.records import LabelSpace, Manifest
+from mlfinetune.survey import Finding, Picture
 
 LIVELY = "0123456789abcdef" * 2
 """A hash of 64 steps."""

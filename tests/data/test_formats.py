@@ -12,7 +12,7 @@ import pytest
 from mlfinetune.data.formats import READERS, detect, read
 from mlfinetune.data.paths import check_paths
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 COCO = json.dumps(
     {

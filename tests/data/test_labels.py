@@ -13,7 +13,8 @@ from mlfinetune.config import DataConfig
 from mlfinetune.data.labels import align, label_space, natural, only, rare, settle, without
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError
-from mlfinetune.records import LabelSpace, SourceOptions, Table
+from mlfinetune.records import LabelSpace
+from mlfinetune.survey import SourceOptions, Table
 
 LISTED, SAID = 0, -1
 

@@ -10,7 +10,8 @@ import pytest
 from mlfinetune.data.manifest import Policy, Splits, read_one, read_splits, read_table
 from mlfinetune.data.rows import refuse
 from mlfinetune.errors import DataError
-from mlfinetune.records import LabelSpace, Manifest, SourceOptions, Table
+from mlfinetune.records import LabelSpace, Manifest
+from mlfinetune.survey import SourceOptions, Table
 
 States = dict[str, list[int]]
 
@@ -171,6 +172,15 @@ def test_missing_and_undecodable_pictures_stand_in_one_message(tmp_path: Path) -
     first, *lines = str(caught.value).splitlines()
     assert "2 missing or unreadable pictures" in first
     assert lines == ["  line 3: '1.jpg': cut", "  line 5: '3.jpg': no such file"]
+
+
+def test_min_positives_counts_images_to_train_on(tmp_path: Path) -> None:
+    """Those of val do not make a label learnable."""
+    train = "a.jpg,cat|dog,train\nb.jpg,cat|dog,train\nc.jpg,cat|fox,train\n"
+    val = "d.jpg,fox|cow|cat,val\ne.jpg,fox|cow,val\n"
+    splits = split(tmp_path, f"image,labels,split\n{train}{val}", min_positives=2)
+    assert splits.train.labels.names == ("cat", "dog")
+    assert splits.rare == ("fox", "cow")
 
 
 def test_min_positives_must_leave_a_label(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from mlfinetune.data.rows import drop, join_repeats, refuse, scanned
 from mlfinetune.data.scan import scan
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, LabelSpace, SourceOptions, Table
+from mlfinetune.records import LabelSpace
 from mlfinetune.runlog import RunLog
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 NO_PICTURE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
 

@@ -20,7 +20,7 @@ from PIL import Image
 from mlfinetune.data.images import VERSION, decode, inspect
 from mlfinetune.data.scan import Found, scan
 from mlfinetune.errors import DataError, ImageError
-from mlfinetune.records import Picture
+from mlfinetune.survey import Picture
 
 CAP = 89_000_000
 NO_PICTURE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE, Fault, SourceOptions, Table
+from mlfinetune.records import NEGATIVE
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 _ROBOFLOW = "_annotations.coco.json"
 _SPLIT_FILE = re.compile(r"instances_(train|val|valid|test)[-_]?(\d*)\.json")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from mlfinetune.data.columns import Columns
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 if TYPE_CHECKING:
     import _csv

@@ -17,7 +17,8 @@ import numpy as np
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE, SourceOptions, Table
+from mlfinetune.records import NEGATIVE
+from mlfinetune.survey import SourceOptions, Table
 
 
 def read_folder(root: Path, options: SourceOptions) -> Table:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlfinetune.data.columns import Columns
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, SourceOptions, Table
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 Object = dict[str, Any]
 

@@ -26,7 +26,7 @@ from mlfinetune.data import cache
 from mlfinetune.data.columns import SPLITS, Columns
 from mlfinetune.data.images import is_image_name
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, SourceOptions, Table
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 Cells = dict[str, list[Any]]
 Classes = dict[str, list[str]]

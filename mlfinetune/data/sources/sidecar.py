@@ -16,7 +16,8 @@ from mlfinetune.data.columns import quoted
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE, Fault, SourceOptions, Table
+from mlfinetune.records import NEGATIVE
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 MAX_BYTES = 1_000_000
 """A larger .txt is no list of tags."""

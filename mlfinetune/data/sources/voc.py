@@ -22,7 +22,8 @@ import numpy as np
 from mlfinetune.data.images import is_image_name
 from mlfinetune.data.targets import LabelLists, Targets
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, Fault, LabelSpace, SourceOptions, Table
+from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 _SPLITS = ("train", "val", "test")
 _MAX_XML = 10 * 2**20

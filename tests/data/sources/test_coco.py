@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlfinetune.data.sources.coco import is_coco, read_coco
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, SourceOptions, Table
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 POLYGON = {"segmentation": [[1.5, 2.0, 3.0, 4.0, 5.0, 6.0]], "bbox": [1, 2, 3, 4], "area": 2.5}
 IMAGES = [{"id": 7, "file_name": "a.jpg", "height": 4}, {"id": 9, "file_name": "b.jpg"}]

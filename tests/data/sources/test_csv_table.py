@@ -16,7 +16,7 @@ from mlfinetune.data.manifest import read_table
 from mlfinetune.data.rows import refuse
 from mlfinetune.data.sources.csv_table import read_csv
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 Labels = dict[str, set[str]]
 

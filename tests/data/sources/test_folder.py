@@ -12,7 +12,7 @@ from mlfinetune.data.manifest import read_splits, read_table
 from mlfinetune.data.rows import refuse
 from mlfinetune.data.sources.folder import read_folder
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 Labels = dict[str, set[str]]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlfinetune.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.sources.huggingface import read_huggingface
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 GOOD = '{"file_name": "a.jpg", "labels": ["cat"]}'
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mlfinetune.data.sources.parquet import is_parquet, read_parquet
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 """Hugging Face datasets' Image feature."""

@@ -7,7 +7,7 @@ import pytest
 
 from mlfinetune.data.sources.sidecar import MAX_BYTES, is_sidecar, read_sidecar
 from mlfinetune.errors import DataError
-from mlfinetune.records import SourceOptions, Table
+from mlfinetune.survey import SourceOptions, Table
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> Path:

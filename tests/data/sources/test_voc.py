@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlfinetune.data.sources.voc import is_voc, read_voc
 from mlfinetune.errors import DataError
-from mlfinetune.records import Fault, SourceOptions, Table
+from mlfinetune.survey import Fault, SourceOptions, Table
 
 MAIN = "ImageSets/Main"
 
