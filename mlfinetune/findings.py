@@ -4,12 +4,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mlfinetune.errors import listing
+from mlfinetune.errors import counted, listing
 from mlfinetune.survey import Balance, Finding
 from mlfinetune.tables import fitted, printable
 
 SHOWN_LABELS = 20
 SHOWN_PAIRS = 5
+WIDEST = 300
+"""Letters of an item that the text shows: the JSON has all."""
 
 
 def as_json(findings: Sequence[Finding], facts: dict[str, Any]) -> str:
@@ -30,10 +32,12 @@ def as_text(findings: Sequence[Finding], facts: dict[str, Any]) -> str:
         lines += ["", *_sides(facts["sides"]), "", *_labels(facts["labels"]), *_pairs(facts)]
     for finding in findings:
         lines += ["", f"{finding.severity}: {finding.message}"]
-        lines += [listing(finding.items)] if finding.items else []
+        shown = [item if len(item) <= WIDEST else item[:WIDEST] + "..." for item in finding.items]
+        lines += [listing(shown)] if shown else []
     errors = sum(finding.severity == "error" for finding in findings)
-    kinds = [f"{n} kind{'s' * (n != 1)}" for n in (errors, len(findings) - errors)]
-    verdict = f"{kinds[0]} of errors, {kinds[1]} of warnings" if findings else "clean"
+    found = {"error": errors, "warning": len(findings) - errors}
+    kinds = [f"{counted(n, 'kind')} of {word}s" for word, n in found.items() if n]
+    verdict = ", ".join(kinds) or "clean"
     return "\n".join(printable_lines([*lines, "", verdict]))
 
 

@@ -47,8 +47,8 @@ def finding(severity: str, items: int) -> Finding:
     ("errors", "warnings", "verdict"),
     [
         (0, 0, "clean"),
-        (1, 0, "1 kind of errors, 0 kinds of warnings"),
-        (0, 2, "0 kinds of errors, 2 kinds of warnings"),
+        (1, 0, "1 kind of errors"),
+        (0, 2, "2 kinds of warnings"),
         (2, 1, "2 kinds of errors, 1 kind of warnings"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlfinetune.errors import counted
 from mlfinetune.records import POSITIVE, Manifest
 from mlfinetune.survey import Finding, Picture
 
@@ -37,11 +38,16 @@ _TOP_PAIRS = 50
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture of one side of the data."""
+    """A picture of one side of the data, and where its row stands."""
 
     side: str
     name: str
     picture: Picture
+    place: str = ""
+
+    def __str__(self) -> str:
+        where = f" ({self.place})" if self.place not in ("", self.name) else ""
+        return f"{self.side}: {self.name!r}{where}"
 
 
 # ---- pictures ---------------------------------------------------------------------------
@@ -59,13 +65,13 @@ def copies(seen: Sequence[Seen]) -> list[Finding]:
         *_finding(
             "error",
             "copies_across_splits",
-            f"{len(across)} pictures stand in several splits (the same bytes): scores flatter",
+            f"{counted(len(across), 'picture')} in several splits (the same bytes): scores flatter",
             [_group(group) for group in across],
         ),
         *_finding(
             "warning",
             "copies",
-            f"{len(within)} pictures stand in one split several times (the same bytes)",
+            f"{counted(len(within), 'picture')} several times in one split (the same bytes)",
             [_group(group) for group in within],
         ),
     ]
@@ -87,13 +93,13 @@ def look_alikes(seen: Sequence[Seen]) -> list[Finding]:
         *_finding(
             "warning",
             "look_alikes_across_splits",
-            f"{len(across)} pairs of pictures look the same in different splits",
+            f"{counted(len(across), 'pair')} of pictures in different splits that look the same",
             across,
         ),
         *_finding(
             "warning",
             "look_alikes",
-            f"{len(within)} pairs of pictures look the same within a split",
+            f"{counted(len(within), 'pair')} of pictures in one split that look the same",
             within,
         ),
     ]
@@ -136,11 +142,14 @@ def oddities(seen: Sequence[Seen], smallest: int) -> list[Finding]:
         *_finding(
             "warning",
             "frames_dropped",
-            f"{len(frames)} files hold several frames or pages: the first is used",
+            f"{counted(len(frames), 'file')} with several frames or pages: the first is used",
             frames,
         ),
         *_finding(
-            "warning", "small", f"{len(small)} pictures have a side under {smallest} px", small
+            "warning",
+            "small",
+            f"{counted(len(small), 'picture')} with a side under {smallest} px",
+            small,
         ),
     ]
 
@@ -189,10 +198,15 @@ def spellings(positives: Mapping[str, int]) -> list[Finding]:
         *_finding(
             "error",
             "label_spellings",
-            f"{len(alike)} labels are spelled in several ways{hint}",
+            f"{counted(len(alike), 'label')} with several spellings{hint}",
             items,
         ),
-        *_finding("warning", "label_typos", f"{len(typos)} labels may be typing errors", typos),
+        *_finding(
+            "warning",
+            "label_typos",
+            f"{counted(len(typos), 'label')} with the look of typing errors",
+            typos,
+        ),
     ]
 
 
@@ -202,11 +216,11 @@ def unlearnable(sides: Mapping[str, Manifest]) -> list[Finding]:
     for side, manifest in sides.items():
         positives, negatives, _ = manifest.targets.counts()
         names = np.array(manifest.labels.names, object)
-        what = "cannot be learnt" if side == "train" else "have no AP"
+        what = "nothing to learn" if side == "train" else "no AP"
         severity = "error" if side == "train" else "warning"
         for state, counts in (("positive", positives), ("negative", negatives)):
             lacking = [repr(name) for name in names[counts == 0]]
-            text = f"{len(lacking)} labels have no {state} in {side}: they {what}"
+            text = f"{counted(len(lacking), 'label')} without a {state} in {side}: {what}"
             findings += _finding(severity, f"no_{state}_in_{side}", text, lacking)
     return findings
 
@@ -220,9 +234,7 @@ def label_facts(sides: Mapping[str, Manifest]) -> dict[str, Any]:
             facts["labels"].setdefault(name, {})[side] = dict(
                 zip(("positives", "negatives", "unknown"), counts, strict=True)
             )
-        none = sum(
-            int((~(block == POSITIVE).any(axis=1)).sum()) for _, block in manifest.targets.blocks()
-        )
+        none = int((~manifest.targets.any_positive()).sum())
         facts["sides"][side] = {
             "images": len(manifest),
             "without_label": none,
@@ -261,7 +273,7 @@ def _finding(severity: str, kind: str, message: str, items: Sequence[str]) -> li
 
 
 def _group(group: Iterable[Seen]) -> str:
-    return " = ".join(f"{one.side}: {one.name!r}" for one in group)
+    return " = ".join(map(str, group))
 
 
 def _form(name: str) -> str:

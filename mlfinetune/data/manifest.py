@@ -273,7 +273,7 @@ def _sides(
     if other is None and table.splits is None:
         if len(table) < 2:
             raise DataError(
-                f"{table.origin}: {counted(len(table), 'image')} is too few to hold out some for "
+                f"{table.origin}: {counted(len(table), 'image')}: too few to hold out some for "
                 f"validation; give data.val, or more images"
             )
         space = label_space(table, policy.labels)

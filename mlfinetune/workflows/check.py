@@ -15,7 +15,7 @@ from mlfinetune.data.doctor import Seen
 from mlfinetune.data.labels import natural, settle
 from mlfinetune.data.manifest import Splits, read_tables, split_tables
 from mlfinetune.data.rows import drop, scanned
-from mlfinetune.errors import DataError
+from mlfinetune.errors import DataError, counted
 from mlfinetune.records import Manifest
 from mlfinetune.runlog import RunLog
 from mlfinetune.survey import Finding, Picture, SourceOptions, Table
@@ -53,14 +53,18 @@ def run(config: Config, log: RunLog) -> Checked:
     usable = [drop(table)[0] for table in tables]
     splits, more = _split(config, tables, options)
     sides = {} if splits is None else {"train": splits.train, "val": splits.val}
-    seen = [Seen(side, name, pictures[path]) for side, name, path in _by_side(usable, sides)]
+    places = [{name: t.place(row) for row, name in enumerate(t.names)} for t in usable]
+    seen = [
+        Seen(side, name, pictures[path], places[at][name])
+        for side, at, name, path in _by_side(usable, sides)
+    ]
     findings = [
         *(finding for table in tables for finding in _faults(table, config.data.bad_images)),
         *more,
         *doctor.copies(seen),
         *doctor.spellings(_positives(usable, options)),
         *doctor.unlearnable(sides),
-        *_unlabelled(usable, sides),
+        *_unlabelled({"train": places[0], "val": places[-1]}, sides),
         *doctor.look_alikes(seen),
         *doctor.oddities(seen, SMALLEST),
     ]
@@ -96,26 +100,25 @@ def _faults(table: Table, bad_images: str) -> Iterator[Finding]:
     rows = tuple(str(fault) for fault in table.faults if not fault.picture)
     pictures = tuple(str(fault) for fault in table.faults if fault.picture)
     if rows:
-        count = "1 bad row" if len(rows) == 1 else f"{len(rows)} bad rows"
-        yield Finding("error", "bad_rows", f"{table.origin}: {count}", rows)
+        text = f"{table.origin}: {counted(len(rows), 'bad row')}"
+        yield Finding("error", "bad_rows", text, rows)
     if pictures:
-        count = "1 picture is" if len(pictures) == 1 else f"{len(pictures)} pictures are"
-        text = f"{table.origin}: {count} missing or unreadable"
+        text = f"{table.origin}: {counted(len(pictures), 'missing or unreadable picture')}"
         severity = "error" if bad_images == "error" else "warning"
         yield Finding(severity, "unreadable", text, pictures)
 
 
-def _unlabelled(tables: Sequence[Table], sides: dict[str, Manifest]) -> Iterator[Finding]:
+def _unlabelled(places: dict[str, dict[str, str]], sides: dict[str, Manifest]) -> Iterator[Finding]:
     """Images without a label, in train and val."""
-    places = {os.path.join(t.root, n): t.place(r) for t in tables for r, n in enumerate(t.names)}
     items = []
     for side, manifest in sides.items():
         for row in np.flatnonzero(~manifest.targets.any_positive()).tolist():
-            name, place = manifest.names[row], places[manifest.path(row)]
-            items.append(f"{side}: {name!r}" + (f", {place}" if place != name else ""))
+            name = manifest.names[row]
+            place = places[side][name]
+            items.append(f"{side}: {name!r}" + (f" ({place})" if place != name else ""))
     if items:
-        count = "1 image has" if len(items) == 1 else f"{len(items)} images have"
-        yield Finding("warning", "unlabelled", f"{count} no label", tuple(items))
+        text = f"{counted(len(items), 'image')} without a label"
+        yield Finding("warning", "unlabelled", text, tuple(items))
 
 
 def _split(
@@ -142,18 +145,20 @@ def _skipping(table: Table) -> Table:
     return replace(table, faults=tuple(faults))
 
 
-def _by_side(tables: Sequence[Table], sides: dict[str, Manifest]) -> Iterator[tuple[str, str, str]]:
-    """(side, name, path) of every picture; rows of the test split too."""
+def _by_side(
+    tables: Sequence[Table], sides: dict[str, Manifest]
+) -> Iterator[tuple[str, int, str, str]]:
+    """(side, number of its table, name, path) of every picture; rows of the test split too."""
     placed: set[str] = set()
-    for side, manifest in sides.items():
-        for at, name in enumerate(manifest.names):
-            placed.add(manifest.path(at))
-            yield side, name, manifest.path(at)
-    for table, usual in zip(tables, ("train", "val"), strict=False):
+    for at, (side, manifest) in zip((0, -1), sides.items(), strict=False):
+        for row, name in enumerate(manifest.names):
+            placed.add(manifest.path(row))
+            yield side, at, name, manifest.path(row)
+    for at, (table, usual) in enumerate(zip(tables, ("train", "val"), strict=False)):
         for row, name in enumerate(table.names):
             path = os.path.join(table.root, name)
             if path not in placed:
-                yield table.splits[row] if table.splits else usual, name, path
+                yield table.splits[row] if table.splits else usual, at, name, path
 
 
 def _positives(tables: Sequence[Table], options: SourceOptions) -> Counter[str]:

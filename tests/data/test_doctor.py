@@ -268,8 +268,8 @@ def test_labels_without_both_states_are_told_by_side() -> None:
         "no_negative_in_val": ("'a'", "'b'"),
     }
     assert [finding.severity for finding in findings] == ["error"] * 2 + ["warning"] * 2
-    assert findings[0].message == "1 labels have no positive in train: they cannot be learnt"
-    assert findings[3].message == "2 labels have no negative in val: they have no AP"
+    assert findings[0].message == "1 label without a positive in train: nothing to learn"
+    assert findings[3].message == "2 labels without a negative in val: no AP"
     assert doctor.unlearnable({"train": side("a", [1], [0])}) == []
 
 

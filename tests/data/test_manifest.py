@@ -189,12 +189,12 @@ def test_min_positives_must_leave_a_label(tmp_path: Path) -> None:
     assert "every label has fewer than 9 positives (data.min_positives)" in message
 
 
-@pytest.mark.parametrize(("rows", "count"), [(0, "0 images is"), (1, "1 image is")])
+@pytest.mark.parametrize(("rows", "count"), [(0, "0 images"), (1, "1 image")])
 def test_too_few_images_are_refused_before_their_labels(
     tmp_path: Path, rows: int, count: str
 ) -> None:
     """A header alone lacks images first of all."""
-    assert f"{count} too few to hold out some" in refusal(tmp_path, listed(rows))
+    assert f"{count}: too few to hold out some" in refusal(tmp_path, listed(rows))
 
 
 def test_a_fraction_beside_a_split_column_is_refused(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_table_without_labels_or_rows_is_refused(tmp_path: Path, content: str)
 def test_one_image_is_too_few_to_hold_out_some(tmp_path: Path) -> None:
     """The message says what to give instead; two images are enough."""
     message = refusal(tmp_path, listed(1))
-    assert "1 image is too few to hold out some for validation; give data.val" in message
+    assert "1 image: too few to hold out some for validation; give data.val" in message
     splits = split(tmp_path, listed(2, "cat"))
     assert (len(splits.train), len(splits.val)) == (1, 1)
 
