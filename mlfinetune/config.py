@@ -89,7 +89,7 @@ class DataConfig(Section):
     )
     ignore_labels: list[str] = Field([], description="labels to leave out, by their new names")
     min_positives: int = Field(
-        0, ge=0, description="labels with fewer positive images in train are left out"
+        0, ge=0, description="labels with fewer positive images in `train` are left out"
     )
     empty_labels: Literal["negative", "unknown", "error"] = Field(
         "negative", description="what an image without a label says of the labels"
@@ -113,7 +113,16 @@ class DataConfig(Section):
             raise ValueError("give val or val_fraction, not both")
         if self.label_columns is not None and (self.label_column or self.label_delimiter):
             raise ValueError("give label_columns, or label_column with label_delimiter, not both")
+        if self.labels is not None and self.min_positives:
+            raise ValueError("give labels or min_positives, not both")
         return self
+
+    @field_validator("rename_labels")
+    @classmethod
+    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+        if blank := [old for old, new in value.items() if not new.strip() or new != new.strip()]:
+            raise ValueError(f"{blank[0]!r}: wanted a new name without space around it")
+        return value
 
     @field_validator("labels", "label_columns", "ignore_labels")
     @classmethod
@@ -249,19 +258,29 @@ def dump(config: Config) -> str:
     return yaml12.dump(tree)
 
 
-def restore(tree: dict[str, Any]) -> Config:
+def restore(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The Config of plain containers, as `Config.model_dump(mode="json")` gave them.
 
+    Args:
+        tree: from a checkpoint.
+        overrides: as `load` takes them.
+
     Raises:
-        ConfigError: they are another version's.
+        ConfigError: they are another version's, or an override has faults.
     """
+    lines: Lines = {}
+    faults: list[str] = []
+    tree = dict(tree)
+    for override in overrides:
+        faults += _override(tree, lines, override)
     try:
-        return Config.model_validate_json(json.dumps(tree))
+        config = Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(
-            f"the checkpoint's config is not of this version\n"
-            f"{listing(explain(error.errors(), tree, {}, Config))}"
-        ) from error
+        faults += explain(error.errors(), tree, lines, Config)
+    if not faults:
+        return config
+    what = "overrides" if overrides else "the checkpoint's config is not of this version"
+    raise ConfigError(f"{what}\n{listing(faults)}")
 
 
 def schema() -> str:
@@ -269,7 +288,12 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
+_DATA = {".csv", ".tsv", ".jsonl", ".parquet"}
+
+
 def _read(path: Path) -> tuple[Any, Lines]:
+    if path.is_dir() or (path.suffix.lower() in _DATA and path.is_file()):
+        raise ConfigError(f"{path} is data, no config: `mlfinetune init {path}` writes one for it")
     try:
         return yaml12.parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -1,6 +1,7 @@
 """Config -> examples: tables read, pictures scanned, sides chosen. Needs no torch."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mlfinetune.config import Config
 from mlfinetune.data.manifest import Policy, Splits, read_splits
@@ -72,9 +73,11 @@ def splits(config: Config, log: RunLog | None) -> Splits:
 
 
 def settled(config: Config, found: Splits) -> Config:
-    """The config that gives the same examples without deciding anew: rare labels by name."""
-    if not found.rare:
-        return config
-    ignored = [*config.data.ignore_labels, *found.rare]
-    data = config.data.model_copy(update={"ignore_labels": ignored, "min_positives": 0})
-    return config.model_copy(update={"data": data})
+    """The config with what the data decided: rare labels by name, what separates labels."""
+    update: dict[str, Any] = {}
+    if found.rare:
+        ignored = [*config.data.ignore_labels, *found.rare]
+        update = {"ignore_labels": ignored, "min_positives": 0}
+    if found.delimiter is not None:
+        update["label_delimiter"] = found.delimiter
+    return config.model_copy(update={"data": config.data.model_copy(update=update)})

@@ -24,6 +24,10 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder for results; default: eval/.")
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Such as data.ignore_labels=[other]."),
+    ] = None,
 ) -> None:
     """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
     from mlfinetune.rundir import shown
@@ -32,7 +36,9 @@ def evaluate(
     from mlfinetune.workflows import evaluate as workflow
 
     log = RunLog()
-    asked = workflow.Asked(checkpoint.absolute(), data, split, images, output)
+    asked = workflow.Asked(
+        checkpoint.absolute(), data, split, images, output, tuple(overrides or ())
+    )
     folder, table = workflow.run(asked, device, log)
     print(summary(table))
     log.say(f"results in {shown(folder)}")

@@ -8,6 +8,7 @@ Cells are text, as CSV has it, or values, as JSON and Parquet have them. Rows ar
 time and kept as names, label cells and two bits a state. Every bad row is collected.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
@@ -29,13 +30,19 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     "test": "test",
 }
-_IS_VALID = {**dict.fromkeys(("1", "true"), "val"), **dict.fromkeys(("0", "false"), "train")}
+_IS_VALID = {
+    **dict.fromkeys(("1", "1.0", "true"), "val"),
+    **dict.fromkeys(("0", "0.0", "false"), "train"),
+}
 _UNKNOWN_COLUMN = "unknown"
 _STATES = {
     **dict.fromkeys(("1", "1.0", "true"), POSITIVE),
     **dict.fromkeys(("0", "0.0", "false"), NEGATIVE),
     **dict.fromkeys(("", "-1", "-1.0", "nan", "na", "none", "null"), UNKNOWN),
 }
+_LIST_ITEM = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"][^,]*)""")
+"""A quoted or bare item of a list in text."""
+
 _BAD = 2
 _CHUNK_ROWS = 4096
 _KEPT_BAD_CELLS = 1000
@@ -55,7 +62,7 @@ class Columns:
                 stands twice.
         """
         self.path, self.header, self._options = path, tuple(header), options
-        repeated = sorted(name for name, times in Counter(header).items() if times > 1)
+        repeated = sorted(name for name, times in Counter(header).items() if times > 1 and name)
         if repeated:
             raise DataError(f"{path}: the header names {quoted(repeated)} more than once")
         self._places = {name: at for at, name in enumerate(header)}
@@ -85,7 +92,7 @@ class Columns:
         column = self._find(options.label_column, LABEL_COLUMNS, "label_column")
         if column is not None:
             return _Lists(self, column, used, options.label_delimiter)
-        candidates = [name for name in self.header if name not in used]
+        candidates = [name for name in self.header if name and name not in used]
         return _States(self, candidates, used, given=False)
 
     @property
@@ -197,6 +204,7 @@ class _Lists:
                 f"{self._columns.path}: all cells of '{self._column}' are lists of {width} zeros "
                 f"and ones; wanted lists of labels, or one 0/1 column a label"
             )
+        self._cells = [_written_lists(cells) for cells in self._cells]
         text = [cell for cells in self._cells for cell in cells if isinstance(cell, str)]
         if self.delimiter is None:
             self.delimiter = _label_delimiter(text)
@@ -209,6 +217,13 @@ class _Lists:
                         f"'{label}' stands in {self._column} and in {self._unknown}", row
                     )
             lists.add(*said)
+        if self._unknown is not None:
+            named = {x.casefold() for cell in self._cells[1] for x in self._labels(cell)}
+            if named and named <= _STATES.keys():
+                raise DataError(
+                    f"{self._columns.path}: column '{self._unknown}' holds "
+                    f"{quoted(sorted(named))}; wanted the labels that nobody looked for"
+                )
         how = f"separated by {_named(self.delimiter)}" if self.delimiter else "one a row"
         if len(text) < sum(map(len, self._cells)):
             how = "as lists"
@@ -338,6 +353,19 @@ def _label_delimiter(cells: Sequence[str]) -> str | None:
     return " " if any(" " in cell for cell in whole) and len(words) < len(whole) else None
 
 
+def _written_lists(cells: list[Cell]) -> list[Cell]:
+    """Cells that are lists as Python or JSON writes them, ['cat', 'dog'], as lists."""
+    written = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
+    if not written or not all(cell[0] == "[" and cell[-1] == "]" for cell in written):
+        return cells
+    return [
+        ["".join(found) for found in _LIST_ITEM.findall(cell.strip()[1:-1])]
+        if isinstance(cell, str)
+        else cell
+        for cell in cells
+    ]
+
+
 def _bits(cells: Sequence[Cell]) -> int:
     """The length of the lists where all are states in label order, else 0."""
     if len(cells) < 2 or not all(isinstance(cell, list) for cell in cells):
@@ -348,7 +376,7 @@ def _bits(cells: Sequence[Cell]) -> int:
 
 
 def _unused(columns: Columns, used: set[str]) -> list[str]:
-    unused = [name for name in columns.header if name not in used]
+    unused = [name for name in columns.header if name and name not in used]
     return [f"columns not used: {quoted(unused)}"] if unused else []
 
 

@@ -35,6 +35,9 @@ _LONGEST = 40
 
 _TOP_PAIRS = 50
 
+MOST_PAIRS = 20_000
+"""Look-alikes that are listed."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -105,11 +108,12 @@ def look_alikes(seen: Sequence[Seen]) -> list[Finding]:
     ]
 
 
-def near_pairs(hashes: Sequence[str], bits: int) -> list[tuple[int, int]]:
+def near_pairs(hashes: Sequence[str], bits: int, most: int = MOST_PAIRS) -> list[tuple[int, int]]:
     """Pairs of hashes of 128 bits that differ in at most `bits` of them, fewer than 8.
 
     Of 8 bands of 16 bits one at least is then the same in both: only pairs that share a band
-    are compared. Past a hundred hashes with one band the farthest in order are not.
+    are compared. Past a hundred hashes with one band the farthest in order are not; past `most`
+    pairs, as frames of a film have, none more are looked for.
     """
     assert bits < 8
     if len(hashes) < 2:
@@ -127,6 +131,8 @@ def near_pairs(hashes: Sequence[str], bits: int) -> list[tuple[int, int]]:
             near = np.bitwise_count(every[a] ^ every[b]).sum(axis=1) <= bits
             pairs = zip(a[near].tolist(), b[near].tolist(), strict=True)
             found.update((min(pair), max(pair)) for pair in pairs)
+            if len(found) >= most:
+                return sorted(found)[:most]
     return sorted(found)
 
 

@@ -47,7 +47,7 @@ def read(path: Path, options: SourceOptions) -> Table:
     try:
         sides = _split_folders(path) if options.format in _IN_SPLIT_FOLDERS else {}
         if sides:
-            return _joined(path, {name: read(path / name, options) for name in sides}, sides)
+            return _joined(path, _read_each(path, sides, options), sides)
         format = detect(path) if options.format == "auto" else options.format
         words, reader = READERS[format]
         source = _table_in(path) if format in _TABLES else path
@@ -102,13 +102,29 @@ _IN_SPLIT_FOLDERS = ("auto", "csv", "folder", "sidecar", "huggingface", "coco", 
 
 
 def _split_folders(path: Path) -> dict[str, str]:
-    """Folder name -> split, where all the folders in `path` are splits and one is for training."""
+    """Folder name -> split, where folders in `path` are named for training and another split."""
     if not path.is_dir() or _table_in(path) != path:
         return {}
-    names = [e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith(".")]
-    sides = {name: SPLITS[name.casefold()] for name in sorted(names) if name.casefold() in SPLITS}
-    whole = len(sides) == len(names) and len(set(sides.values())) == len(sides)
-    return sides if whole and "train" in sides.values() and len(sides) > 1 else {}
+    if voc.is_voc(path) or coco.is_coco(path):  # their folders have such names too
+        return {}
+    names = sorted(_folders(path))
+    sides = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
+    each_once = len(set(sides.values())) == len(sides)
+    return sides if each_once and "train" in sides.values() and len(sides) > 1 else {}
+
+
+def _folders(path: Path) -> list[str]:
+    return [e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith(".")]
+
+
+def _read_each(path: Path, sides: dict[str, str], options: SourceOptions) -> dict[str, Table]:
+    """A table a folder; labels in cells are separated as in the training folder."""
+    tables = {}
+    for name in sorted(sides, key=lambda name: sides[name] != "train"):
+        tables[name] = read(path / name, options)
+        if tables[name].delimiter is not None:
+            options = replace(options, label_delimiter=tables[name].delimiter)
+    return {name: tables[name] for name in sides}
 
 
 def _joined(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Table:
@@ -118,7 +134,9 @@ def _joined(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Tabl
     space = LabelSpace(tuple(dict.fromkeys(x for part in parts for x in part.labels.names)))
     blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
     counts = ", ".join(f"{len(tables[name])} in {name}/" for name in sides)
+    others = sorted(f"{name}/" for name in set(_folders(path)) - set(sides))
     notes = [f"split folders: {counts}"]
+    notes += [f"not read, beside them: {', '.join(others)}"] * bool(others)
     notes += [f"{name}/: {note}" for name, part in tables.items() for note in part.notes]
     return Table(
         origin=path,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import Targets
-from mlfinetune.errors import DataError, listing, nearest
+from mlfinetune.errors import SHOWN, DataError, counted, listing, nearest
 from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Manifest
 from mlfinetune.survey import SourceOptions, Table
 
@@ -46,18 +46,7 @@ def align(table: Table, space: LabelSpace) -> Manifest:
     Raises:
         DataError: the table has labels that `space` lacks.
     """
-    strangers = [name for name in table.labels.names if name not in space.column]
-    if strangers:
-        faults = []
-        for name in strangers:
-            rows = _rows_of(table, table.labels.column[name])
-            first = f", first at {table.place(int(rows[0]))}" if rows.size else ""
-            faults.append(f"'{name}': {rows.size} images{first}{nearest(name, space.names)}")
-        raise DataError(
-            f"{table.origin}: labels that training does not know (its labels come from "
-            f"data.labels, else from the training rows; data.ignore_labels leaves labels out, "
-            f"data.rename_labels joins spellings)\n{listing(faults)}"
-        )
+    table = _without_strangers(table, space)
     if space.names == table.labels.names:
         return Manifest(table.root, table.names, table.targets, space)
     if len(space) == len(table.labels):  # the same labels in another order
@@ -75,13 +64,40 @@ def align(table: Table, space: LabelSpace) -> Manifest:
     return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
 
 
+def _without_strangers(table: Table, space: LabelSpace) -> Table:
+    """The table without labels that it declares, that no image has, and that `space` lacks.
+
+    Raises:
+        DataError: images have labels that `space` lacks, or those have columns of their own.
+    """
+    strangers = [name for name in table.labels.names if name not in space.column]
+    if not strangers:
+        return table
+    positives, _, unknown = table.targets.counts()
+    listed = bool((table.unnamed == NEGATIVE).any())
+    known = positives + unknown
+    named = [x for x in strangers if known[table.labels.column[x]] or not listed]
+    if not named:
+        return without(table, strangers)
+    faults = []
+    for name in named[:SHOWN]:
+        rows = _rows_of(table, table.labels.column[name])
+        first = f", first at {table.place(int(rows[0]))}" if rows.size else ""
+        faults.append(f"'{name}': {counted(rows.size, 'image')}{first}{nearest(name, space.names)}")
+    raise DataError(
+        f"{table.origin}: labels that training does not know; data.ignore_labels leaves labels "
+        f"out, data.rename_labels joins spellings\n{listing([*faults, *named[SHOWN:]])}"
+    )
+
+
 def only(table: Table, split: str) -> Table:
     """The rows of one split; of listed labels, those that these rows name."""
     assert table.splits is not None
     own = table.take([row for row, name in enumerate(table.splits) if name == split])
     if (own.unnamed == UNKNOWN).all():  # one column a label: the columns are the labels
         return own
-    positives, _, unknown = own.targets.counts()
+    positives, _, _ = own.targets.counts()
+    _, _, unknown = own.targets.take(own.unnamed == NEGATIVE).counts()  # not of empty rows
     return _columns(own, np.flatnonzero(positives + unknown).tolist())
 
 

@@ -62,6 +62,8 @@ class Splits:
         notes: what was seen and decided.
         skipped: pictures that were found and are not used because they cannot be.
         rare: labels left out for `min_positives`.
+        delimiter: what separates the labels in a cell of train, where anything does.
+        drawn: val was held out of train, so that another table would give another val.
     """
 
     train: Manifest
@@ -69,6 +71,8 @@ class Splits:
     notes: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
     rare: tuple[str, ...] = ()
+    delimiter: str | None = None
+    drawn: bool = False
 
 
 def read_splits(
@@ -92,7 +96,8 @@ def read_tables(
     table = read_table(train, options)
     if val is None:
         return table, None
-    return table, read_table(val, replace(options, label_delimiter=table.delimiter))
+    delimiter = table.delimiter or options.label_delimiter
+    return table, read_table(val, replace(options, label_delimiter=delimiter, group_by=None))
 
 
 def split_tables(
@@ -103,13 +108,19 @@ def split_tables(
     Raises:
         DataError: as `read_splits`.
     """
-    if other is None and table.splits is not None and policy.val_fraction is not None:
+    told = table.splits is not None and "val" in table.splits
+    if other is None and told and policy.val_fraction is not None:
         raise DataError(
             f"{table.origin} says which images are val; remove data.val_fraction, or the split"
         )
+    if options.group_by is not None and table.groups is None:
+        raise DataError(f"{table.origin}: data.group_by wants a table with such a column")
     _check_names(options, table, other)
-    own = ("train", "val") if other is None else ("train",)
+    own = ("train", "val") if other is None and told else ("train",)
+    delimiter = table.delimiter
     table, notes, skipped = _ready(table, "train", own, options, policy)
+    if own == ("train",):
+        table = replace(table, splits=None)
     if other is not None:
         other, more_notes, more = _ready(other, "val", ("val",), options, policy)
         notes, skipped = notes + more_notes, skipped + more
@@ -123,9 +134,10 @@ def split_tables(
             )
         notes.append(f"{_shown(left_out)}: fewer than {policy.min_positives} positives, left out")
         table, other = without(table, left_out), other and without(other, left_out)
+    drawn = other is None and table.splits is None
     sides = _sides(table, other, policy, notes)
-    notes += _label_notes(*sides)
-    return Splits(*sides, notes=tuple(notes), skipped=tuple(skipped), rare=tuple(left_out))
+    notes += [*_groups_apart(table), *_label_notes(*sides)]
+    return Splits(*sides, tuple(notes), tuple(skipped), tuple(left_out), delimiter, drawn)
 
 
 def read_one(
@@ -140,7 +152,7 @@ def read_one(
     Raises:
         DataError: bad rows, labels not in `labels`, or no rows in that split.
     """
-    table = read_table(path, options)
+    table = read_table(path, replace(options, group_by=None))
     notes: list[str] = []
     if split is not None:
         if table.splits is None:
@@ -152,7 +164,18 @@ def read_one(
     table, said, _ = _ready(table, "data", kept, options, policy)
     if not table.names:
         raise DataError(f"{path}: no images" + (f" in split '{split}'" if split else ""))
+    if not table.labels.names:
+        raise DataError(f"{path}: no image has a label: there is nothing to score against")
     return align(table, labels), (*said, *notes)
+
+
+def read_val(
+    path: Path, options: SourceOptions, labels: LabelSpace, policy: Policy
+) -> tuple[Manifest, tuple[str, ...]]:
+    """The examples of a run's table of validation, as `read_splits` takes them; and notes."""
+    table = read_table(path, replace(options, group_by=None))
+    table, notes, _ = _ready(table, "val", ("val",), options, policy)
+    return align(table, labels), tuple(notes)
 
 
 def read_table(path: Path, options: SourceOptions) -> Table:
@@ -189,14 +212,19 @@ def _ready(
             refuse(table, sorted(both, key=lambda fault: natural(str(fault))))
         table, bad = drop(table)
         skipped = sorted([*skipped, *bad], key=lambda one: natural(one.place))
+    lines = listing([f"{one.place}: {one.name!r}: {one.reason}" for one in skipped])
+    if skipped and not len(table):
+        raise DataError(
+            f"{table.origin}: none of {counted(found, 'image')} can be used, pictures under "
+            f"{table.root} (data.images)\n{lines}"
+        )
     table = settle(table, options)
     refuse(table, table.faults)
     reasons.update(_kind(one.reason) for one in skipped)
     said = [*table.notes, *splits, _ledger(found, len(table), reasons)]
     notes = [f"{name}: {note}" for note in said]
     if skipped:
-        lines = [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
-        notes.append(f"{name}: skipped (data.bad_images)\n{listing(lines)}")
+        notes.append(f"{name}: skipped (data.bad_images)\n{lines}")
     return table, notes, skipped
 
 
@@ -250,13 +278,14 @@ def _kind(reason: str) -> str:
 
 def _check_names(options: SourceOptions, *tables: Table | None) -> None:
     """Labels to ignore or to rename that no table has are typing errors."""
-    known = {name for table in tables if table is not None for name in table.labels.names}
-    known |= {new for _, new in options.rename_labels}
-    asked = [("rename_labels", old) for old, _ in options.rename_labels]
-    asked += [("ignore_labels", name) for name in options.ignore_labels]
+    old = {name for table in tables if table is not None for name in table.labels.names}
+    renames = dict(options.rename_labels)
+    new = {renames.get(name, name) for name in old}
+    asked = [("rename_labels", name, old) for name in renames]
+    asked += [("ignore_labels", name, new) for name in options.ignore_labels]
     faults = [
         f"data.{key}: no label '{name}' in the data{nearest(name, sorted(known))}"
-        for key, name in asked
+        for key, name, known in asked
         if name not in known
     ]
     if faults:
@@ -307,8 +336,22 @@ def sides(
     targets: Targets, groups: Sequence[str] | None, fractions: Sequence[float], seed: int
 ) -> NDArray[np.int8]:
     """(N,) 0 for train, 1, 2 ... for the sides with those shares, stratified by label."""
-    numbers = None if groups is None else np.unique(np.array(groups), return_inverse=True)[1]
+    numbers = None
+    if groups is not None:  # a blank cell is a group of its own
+        named = [group or f"\0{row}" for row, group in enumerate(groups)]
+        numbers = np.unique(np.array(named), return_inverse=True)[1]
     return stratified_split(*targets.positives(), *targets.shape, fractions, seed, numbers)
+
+
+def _groups_apart(table: Table) -> list[str]:
+    """A warning where the data itself puts rows of one group on both sides."""
+    if table.groups is None or table.splits is None:
+        return []
+    of: dict[str, set[str]] = {name: set() for name in ("train", "val")}
+    for group, side in zip(table.groups, table.splits, strict=True):
+        of[side].add(group)
+    both = len(of["train"] & of["val"] - {""})
+    return [f"warning: {counted(both, 'group')} in train and in val: scores flatter"] * bool(both)
 
 
 def _overlap(train: Table, val: Table) -> list[str]:
@@ -323,6 +366,11 @@ def _label_notes(train: Manifest, val: Manifest) -> list[str]:
         lacking = [side.labels.names[at] for at in np.flatnonzero(side.targets.counts()[0] == 0)]
         if lacking:
             notes.append(f"{_shown(lacking)} without a positive in {name}: {what}")
+    positives, negatives, unknown = train.targets.counts()
+    lacking = [train.labels.names[at] for at in np.flatnonzero((negatives == 0) & (positives > 0))]
+    if lacking:
+        hint = "; if unknown means no, set data.unknown: negative" if unknown.any() else ""
+        notes.append(f"{_shown(lacking)} without a negative in train: cannot be learnt{hint}")
     return notes
 
 

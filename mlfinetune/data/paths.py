@@ -42,7 +42,9 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
             if problem == _NO_FILE and (other := folder.respelling(base)):
                 base, problem = other, folder.problem(other)
             if problem:
-                hint = folder.hint(base) if problem == _NO_FILE else ""
+                hint = ""
+                if problem == _NO_FILE:
+                    hint = folder.hint(base) or _turned_slashes(root, name)
                 text = f"{name!r}: {problem}{hint}"
                 faults.append(table.fault(row, text, picture=problem != _OUTSIDE))
             elif spelled + base != name:
@@ -56,6 +58,14 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
 
 _NO_FILE = "no such file"
 _OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
+
+
+def _turned_slashes(root: str, name: str) -> str:
+    """The file that a name of Windows means, for the message."""
+    other = name.replace("\\", "/")
+    found = other != name and ".." not in other.split("/") and not other.startswith("/")
+    found = found and os.path.isfile(os.path.join(root, other))
+    return f"; there is {other!r}: write / for \\" if found else ""
 
 
 def _as_on_disk(root: str, below: str) -> str:

@@ -42,7 +42,7 @@ def scan(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
     """What each file is, in order.
 
     Args:
-        paths: absolute.
+        paths: of the files, absolute or from the current folder.
         max_pixels: as `images.decode` takes it.
 
     Raises:
@@ -50,7 +50,7 @@ def scan(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
     """
     with _Store(max_pixels) as store, _Decoders(max_pixels) as decoders:
         for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
+            chunk = [os.path.abspath(path) for path in paths[start : start + _CHUNK]]
             stamps = [_stamp(path) for path in chunk]
             known = store.find(chunk, stamps)
             wanted = [at for at in range(len(chunk)) if at not in known]

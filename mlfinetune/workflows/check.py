@@ -18,7 +18,7 @@ from mlfinetune.data.rows import drop, scanned
 from mlfinetune.errors import DataError, counted
 from mlfinetune.records import Manifest
 from mlfinetune.runlog import RunLog
-from mlfinetune.survey import Finding, Picture, SourceOptions, Table
+from mlfinetune.survey import Fault, Finding, Picture, SourceOptions, Table
 
 SMALLEST = 32
 """Pixels on a side under which a picture is pointed out."""
@@ -98,14 +98,26 @@ def _looked_at(config: Config, table: Table, pictures: dict[str, Picture], log: 
 
 def _faults(table: Table, bad_images: str) -> Iterator[Finding]:
     rows = tuple(str(fault) for fault in table.faults if not fault.picture)
-    pictures = tuple(str(fault) for fault in table.faults if fault.picture)
     if rows:
         text = f"{table.origin}: {counted(len(rows), 'bad row')}"
         yield Finding("error", "bad_rows", text, rows)
-    if pictures:
-        text = f"{table.origin}: {counted(len(pictures), 'missing or unreadable picture')}"
-        severity = "error" if bad_images == "error" else "warning"
-        yield Finding(severity, "unreadable", text, pictures)
+    stops = "error" if bad_images == "error" else "warning"
+    bad = [fault for fault in table.faults if fault.picture]
+    for severity, kind, where, of_test in (
+        (stops, "unreadable", "", False),
+        ("warning", "unreadable_in_test", " of the test", True),
+    ):
+        pictures = tuple(str(fault) for fault in bad if _in_test(table, fault) == of_test)
+        if pictures:
+            count = counted(len(pictures), "missing or unreadable picture")
+            yield Finding(severity, kind, f"{table.origin}: {count}{where}", pictures)
+
+
+def _in_test(table: Table, fault: Fault) -> bool:
+    """Is it a row that neither trains nor validates?"""
+    if table.splits is None or fault.row is None:
+        return False
+    return table.splits[fault.row] == "test"
 
 
 def _unlabelled(places: dict[str, dict[str, str]], sides: dict[str, Manifest]) -> Iterator[Finding]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlfinetune import assemble, checkpoint, config, examples, rundir, runtime, tables
-from mlfinetune.data.manifest import read_one
+from mlfinetune.data.manifest import read_one, read_val
+from mlfinetune.errors import DataError
 from mlfinetune.metrics.measure import measure
 from mlfinetune.records import Checkpoint, Manifest, MetricTable
 from mlfinetune.runlog import RunLog
@@ -20,6 +21,7 @@ class Asked:
     split: str | None = None
     images: Path | None = None
     output: Path | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]:
@@ -33,7 +35,7 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
     """
     file = rundir.find_checkpoint(asked.checkpoint)
     loaded = checkpoint.load(file)
-    settings = config.restore(loaded.config)
+    settings = config.restore(loaded.config, asked.overrides)
     folder = asked.output or file.parent / rundir.EVAL
     manifest, what = _examples(asked, settings, loaded, log)
     rundir.make(folder)
@@ -59,13 +61,14 @@ def _examples(
     asked: Asked, settings: config.Config, loaded: Checkpoint, log: RunLog
 ) -> tuple[Manifest, str]:
     """What to score, and its description."""
+    if asked.images is not None:
+        data = settings.data.model_copy(update={"images": asked.images.absolute()})
+        settings = settings.model_copy(update={"data": data})
     if asked.data is None and asked.split is None:
         return _recorded(settings, loaded, log), "validation"
     options = examples.source_options(settings)
-    if asked.data is not None or asked.images is not None:
-        options = replace(options, images=asked.images)
     if asked.data is not None:
-        options = replace(options, format="auto")
+        options = replace(options, images=asked.images, format="auto")
     source = asked.data or settings.data.train
     policy = examples.policy(settings, _scan_log(settings, log))
     manifest, notes = read_one(source, asked.split, options, loaded.labels, policy)
@@ -75,14 +78,29 @@ def _examples(
 
 
 def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manifest:
-    """The validation examples of the run, read again; says where they are not the same."""
+    """The validation examples of the run, read again; says where they are not the same.
+
+    Raises:
+        DataError: validation was held out of data that has changed.
+    """
     data = settings.data.model_copy(update={"labels": list(loaded.labels.names)})
     settings = settings.model_copy(update={"data": data})
-    found = examples.splits(settings, _scan_log(settings, log))
-    val = found.val
-    for note in found.notes if found.skipped else ():
+    scan, drawn = _scan_log(settings, log), False
+    if data.val is not None:
+        options, policy = examples.source_options(settings), examples.policy(settings, scan)
+        val, notes = read_val(data.val, options, loaded.labels, policy)
+    else:
+        found = examples.splits(settings, scan)
+        val, notes, drawn = found.val, found.notes, found.drawn
+    for note in notes if data.bad_images == "skip" else ():
         log.say(note)
     if assemble.data_digest(val) != loaded.data_digest:
+        if drawn:
+            raise DataError(
+                f"{data.train} has changed since training: which of its images were held out then "
+                f"cannot be told; score others with --data. `mlfinetune split` writes a table that "
+                f"keeps its sides"
+            )
         log.say("warning: the validation data has changed since training")
     return val
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mlfinetune import config, rundir
 from mlfinetune.config import Config, DataConfig
 from mlfinetune.data.labels import natural
 from mlfinetune.data.manifest import Splits, read_table, split_tables
 from mlfinetune.data.rows import drop, refuse, scanned
-from mlfinetune.errors import ConfigError, listing
+from mlfinetune.errors import SHOWN, ConfigError, DataError, counted, listing
 from mlfinetune.examples import look, policy, source_options
 from mlfinetune.runlog import RunLog
 from mlfinetune.survey import Skipped, Table
@@ -30,6 +32,7 @@ data:
   bad_images: {bad_images}{bad_why}
   empty_labels: negative     # a picture without a label has none of them; or unknown, error
   # min_positives: 10        # leave out labels with fewer pictures
+  # unknown: ignore          # unknown targets (blank cells) are masked; negative takes them for no
   # ignore_labels: []
   # rename_labels: {{}}        # old: new; joins spellings
 
@@ -84,7 +87,7 @@ def run(data: Path, output: Path | None, log: RunLog) -> Done:
         output=_yaml(f"runs/{file.stem}"),
         train=_yaml(os.path.relpath(data, file.absolute().parent)),
         format=table.format,
-        val=_val(table),
+        val=_val(splits),
         bad_images="skip" if skipped else "error",
         bad_why=f"           # {len(skipped)} cannot be read; error stops the run"
         if skipped
@@ -104,7 +107,18 @@ def _usable(plain: Config, table: Table, log: RunLog) -> tuple[Table, list[Skipp
         return {at: found for at, found in every if isinstance(found, str)}
 
     table, unreadable = drop(scanned(table, bad))
-    return table, sorted([*missing, *unreadable], key=lambda one: natural(one.place))
+    skipped = sorted([*missing, *unreadable], key=lambda one: natural(one.place))
+    if skipped and not len(table):
+        raise DataError(
+            f"{table.origin}: none of {counted(len(skipped), 'picture')} can be read, looked for "
+            f"under {table.root}; a config can name another folder (data.images)\n"
+            f"{listing(_faults(skipped))}"
+        )
+    return table, skipped
+
+
+def _faults(skipped: Sequence[Skipped]) -> list[str]:
+    return [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
 
 
 def _lines(table: Table, splits: Splits, skipped: list[Skipped]) -> list[str]:
@@ -115,24 +129,35 @@ def _lines(table: Table, splits: Splits, skipped: list[Skipped]) -> list[str]:
     lines = [
         f"{len(table)} pictures, {len(splits.train.labels)} labels, {share:.1f} a picture{masked}",
         f"split: {len(splits.train)} to train, {len(splits.val)} to validate"
-        f"{f', {tests} to test' if tests else ''} ({_how(table)})",
+        f"{f', {tests} to test' if tests else ''} ({_how(splits)})",
         *table.notes,
+        _labels(splits),
+        *(note for note in splits.notes if "without a" in note),
     ]
     if skipped:
-        faults = [f"{one.place}: {one.name!r}: {one.reason}" for one in skipped]
         count = "1 more picture" if len(skipped) == 1 else f"{len(skipped)} more pictures"
-        lines.append(f"{count} cannot be read, to be skipped\n{listing(faults)}")
+        lines.append(f"{count} cannot be read, to be skipped\n{listing(_faults(skipped))}")
     else:
         lines.append("every picture can be read")
     return lines
 
 
-def _how(table: Table) -> str:
-    return "as the data says" if table.splits else "a fifth held out, stratified by label"
+def _labels(splits: Splits) -> str:
+    """The most frequent labels with their images: what is no label shows here."""
+    positives = splits.train.targets.counts()[0] + splits.val.targets.counts()[0]
+    most = np.argsort(-positives, kind="stable")
+    names = splits.train.labels.names
+    shown = [f"{names[at]!r} ({positives[at]})" for at in most[:SHOWN]]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"labels: {', '.join(shown)}{more}"
 
 
-def _val(table: Table) -> str:
-    if table.splits:
+def _how(splits: Splits) -> str:
+    return "a fifth held out, stratified by label" if splits.drawn else "as the data says"
+
+
+def _val(splits: Splits) -> str:
+    if not splits.drawn:
         return "  # the data says which pictures are for validation"
     return "  val_fraction: 0.2          # held out, stratified by label; or val: another table"
 

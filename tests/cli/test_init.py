@@ -11,7 +11,7 @@ import torch
 import torchvision
 from conftest import Run, prepare
 from test_mistakes import fails
-from test_split import classes, coco, lines, metadata, sidecar, table, voc
+from test_split_command import classes, coco, lines, metadata, sidecar, table, voc
 from test_train import tree_digest
 
 from mlfinetune import config

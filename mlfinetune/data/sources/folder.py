@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlfinetune.data.columns import SPLITS
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
@@ -39,6 +40,11 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
     lists = LabelLists()
     for group in groups:
         lists.add(sorted({label for file in group for label in _labels(file, options)}))
+    if lists.labels.names and {name.casefold() for name in lists.labels.names} <= SPLITS.keys():
+        raise DataError(
+            f"{root}: the folders that hold pictures are named {', '.join(lists.labels.names)}: "
+            f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels"
+        )
     notes = [f"{len(lists.labels)} labels by folder names (folder_labels: {options.folder_labels})"]
     if merged := len(files) - len(groups):
         notes.append(f"{merged} files repeat another's content: one image with the labels of all")

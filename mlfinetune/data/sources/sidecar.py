@@ -28,11 +28,12 @@ _BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
 
 
 def is_sidecar(folder: Path) -> bool:
-    """Does any picture have a .txt of the same stem beside it?"""
+    """Does at least half of the pictures have a .txt of the same stem beside it?"""
     texts = {_stem(path) for path in walk(folder) if _is_text(path)}
-    return bool(texts) and any(
-        is_image_name(path) and _stem(path) in texts for path in walk(folder)
-    )
+    if not texts:
+        return False
+    tagged = [_stem(path) in texts for path in walk(folder) if is_image_name(path)]
+    return 0 < len(tagged) <= 2 * sum(tagged)
 
 
 def read_sidecar(path: Path, options: SourceOptions) -> Table:
