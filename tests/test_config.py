@@ -218,9 +218,27 @@ def test_control_characters_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["absent.yaml", "folder"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    """A missing file and a folder are errors with the path and the system's reason."""
+    """A missing file with the system's reason; of a folder, that `init` makes a config for it."""
     (tmp_path / "folder").mkdir()
-    assert fault(tmp_path / name).startswith(f"cannot read the config {tmp_path / name}: ")
+    words = {
+        "absent.yaml": "cannot read the config",
+        "folder": "is data, no config: `mlfinetune init",
+    }
+    assert str(tmp_path / name) in fault(tmp_path / name)
+    assert words[name] in fault(tmp_path / name)
+
+
+def test_a_table_is_no_config(tmp_path: Path) -> None:
+    """The first thing to try is `train tags.csv`: the message says what to do."""
+    path = write(tmp_path, "image,labels", "tags.csv")
+    assert fault(path).endswith(f"`mlfinetune init {path}` writes one for it")
+
+
+@pytest.mark.parametrize("name", ["", " ", "dog "])
+def test_new_names_of_labels_are_names(tmp_path: Path, name: str) -> None:
+    """A label of no letters would be a column of its own."""
+    text = f"data: {{train: a.csv, rename_labels: {{Dog: '{name}'}}}}"
+    assert "wanted a new name" in fault(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mlfinetune.data.columns import SPLITS
+from mlfinetune.data.images import is_image_name
 from mlfinetune.data.labels import align
 from mlfinetune.data.sources import coco, csv_table, folder, huggingface, parquet, sidecar, voc
 from mlfinetune.data.targets import Targets
@@ -110,7 +111,13 @@ def _split_folders(path: Path) -> dict[str, str]:
     names = sorted(_folders(path))
     sides = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
     each_once = len(set(sides.values())) == len(sides)
-    return sides if each_once and "train" in sides.values() and len(sides) > 1 else {}
+    if not each_once or "train" not in sides.values() or len(sides) < 2:
+        return {}
+    # Beside other folders of pictures `train` and `test` may be labels: of trains, of tests.
+    labels = len(sides) < len(names) and any(
+        is_image_name(Path(base)) for name in sides for base in os.listdir(path / name)
+    )
+    return {} if labels else sides
 
 
 def _folders(path: Path) -> list[str]:

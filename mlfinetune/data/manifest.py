@@ -10,12 +10,11 @@ was seen and decided, and found = used + skipped.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlfinetune.data import formats
 from mlfinetune.data.columns import SPLITS
@@ -23,8 +22,7 @@ from mlfinetune.data.images import TOO_LARGE
 from mlfinetune.data.labels import align, label_space, natural, only, rare, settle, without
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.rows import Scan, drop, join_repeats, refuse, scanned
-from mlfinetune.data.split import stratified_split
-from mlfinetune.data.targets import Targets
+from mlfinetune.data.split import sides
 from mlfinetune.errors import DataError, counted, listing, nearest
 from mlfinetune.records import LabelSpace, Manifest
 from mlfinetune.survey import Skipped, SourceOptions, Table
@@ -43,6 +41,8 @@ class Policy:
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
         scan: finds bad pictures; None finds those alone that are no files.
+        contents: path -> a number that files of the same bytes share, as far as the scan has seen
+            them: what is held out is held out with its copies.
     """
 
     val_fraction: float | None = None
@@ -51,6 +51,7 @@ class Policy:
     min_positives: int = 0
     skip_bad: bool = False
     scan: Scan | None = None
+    contents: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -320,27 +321,24 @@ def _hold_out(
     whole: Manifest, table: Table, policy: Policy, notes: list[str]
 ) -> tuple[Manifest, Manifest]:
     fraction = policy.val_fraction or DEFAULT_VAL_FRACTION
-    side = sides(whole.targets, table.groups, (fraction,), policy.seed)
+    seen = policy.contents
+    contents = [seen.get(whole.path(row), -1 - row) for row in range(len(whole))] if seen else []
+    copies = len(contents) - len(set(contents))
+    together = contents if copies else None
+    side = sides(whole.targets, table.groups, (fraction,), policy.seed, together)
+    if together and len(set(side.tolist())) == 1:  # nothing but copies: they cannot stay together
+        notes.append("warning: copies of the same bytes in train and in val: scores flatter")
+        side, copies = sides(whole.targets, table.groups, (fraction,), policy.seed), 0
     train, val = (np.flatnonzero(side == at).tolist() for at in (0, 1))
     if not train or not val:
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
     grouped = "" if table.groups is None else ", groups kept whole"
+    grouped += f", {counted(copies, 'picture')} beside a copy of the same bytes" * bool(copies)
     notes.append(
         f"{len(val)} of {len(whole)} images held out for validation (val_fraction {fraction:g}, "
         f"stratified by label{grouped}, seed {policy.seed})"
     )
     return whole.take(train), whole.take(val)
-
-
-def sides(
-    targets: Targets, groups: Sequence[str] | None, fractions: Sequence[float], seed: int
-) -> NDArray[np.int8]:
-    """(N,) 0 for train, 1, 2 ... for the sides with those shares, stratified by label."""
-    numbers = None
-    if groups is not None:  # a blank cell is a group of its own
-        named = [group or f"\0{row}" for row, group in enumerate(groups)]
-        numbers = np.unique(np.array(named), return_inverse=True)[1]
-    return stratified_split(*targets.positives(), *targets.shape, fractions, seed, numbers)
 
 
 def _groups_apart(table: Table) -> list[str]:

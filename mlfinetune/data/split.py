@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.targets import Targets
+
 Ints = NDArray[np.int64]
 Unit = list[tuple[int, int]]  # label and number of positives, rarest label first, images last
 
@@ -117,3 +119,39 @@ def _deal(labels: Ints, counts: Ints, want: Ints, rng: np.random.Generator) -> N
         held = cells[starts[unit] : ends[unit]].tolist()
         dealt[unit] = sides.give(sides.best(held), held)
     return dealt
+
+
+def sides(
+    targets: Targets,
+    groups: Sequence[str] | None,
+    fractions: Sequence[float],
+    seed: int,
+    contents: Sequence[int] | None = None,
+) -> NDArray[np.int8]:
+    """(N,) 0 for train, 1, 2 ... for the sides with those shares, stratified by label.
+
+    Images of one group, and those whose `contents` are equal, are on one side.
+    """
+    numbers = None
+    if groups is not None:  # a blank cell is a group of its own
+        named = [group or f"\0{row}" for row, group in enumerate(groups)]
+        numbers = np.unique(np.array(named), return_inverse=True)[1]
+    if contents is not None:
+        own = np.unique(np.array(contents), return_inverse=True)[1]
+        numbers = own if numbers is None else _components(numbers, own)
+    return stratified_split(*targets.positives(), *targets.shape, fractions, seed, numbers)
+
+
+def _components(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) numbers that rows share which either partition puts together, by whatever chain."""
+    numbers = first
+    while True:
+        least = np.full(second.max() + 1, len(first))
+        np.minimum.at(least, second, numbers)
+        joined = least[second]
+        least = np.full(first.max() + 1, len(first))
+        np.minimum.at(least, first, joined)
+        joined = least[first]
+        if np.array_equal(joined, numbers):
+            return np.unique(joined, return_inverse=True)[1]
+        numbers = joined

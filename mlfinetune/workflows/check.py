@@ -51,7 +51,7 @@ def run(config: Config, log: RunLog) -> Checked:
         if table is not None
     ]
     usable = [drop(table)[0] for table in tables]
-    splits, more = _split(config, tables, options)
+    splits, more = _split(config, tables, options, pictures)
     sides = {} if splits is None else {"train": splits.train, "val": splits.val}
     places = [{name: t.place(row) for row, name in enumerate(t.names)} for t in usable]
     seen = [
@@ -134,10 +134,14 @@ def _unlabelled(places: dict[str, dict[str, str]], sides: dict[str, Manifest]) -
 
 
 def _split(
-    config: Config, tables: Sequence[Table], options: SourceOptions
+    config: Config,
+    tables: Sequence[Table],
+    options: SourceOptions,
+    pictures: dict[str, Picture],
 ) -> tuple[Splits | None, list[Finding]]:
     """The sides as training would have them without the bad rows, or why there are none."""
-    policy = replace(examples.policy(config, None), skip_bad=True)
+    contents = {path: examples.content_number(picture) for path, picture in pictures.items()}
+    policy = replace(examples.policy(config, None), skip_bad=True, contents=contents)
     table, other = (*(_skipping(table) for table in tables), None)[:2]
     assert table is not None
     try:

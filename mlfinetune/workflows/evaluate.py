@@ -90,7 +90,7 @@ def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manif
         options, policy = examples.source_options(settings), examples.policy(settings, scan)
         val, notes = read_val(data.val, options, loaded.labels, policy)
     else:
-        found = examples.splits(settings, scan)
+        found = examples.splits(settings, log)  # copies are held out together: it must know them
         val, notes, drawn = found.val, found.notes, found.drawn
     for note in notes if data.bad_images == "skip" else ():
         log.say(note)

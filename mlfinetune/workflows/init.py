@@ -78,7 +78,7 @@ def run(data: Path, output: Path | None, log: RunLog) -> Done:
         raise ConfigError(f"{file} is there already; choose another with --output")
     plain = Config(data=DataConfig(train=data))
     table, skipped = _usable(plain, read_table(data, source_options(plain)), log)
-    splits = split_tables(table, None, source_options(plain), policy(plain, None))
+    splits = split_tables(table, None, source_options(plain), policy(plain, log))
     lines = _lines(table, splits, skipped)
     text = _TEMPLATE.format(
         schema=config.SCHEMA,

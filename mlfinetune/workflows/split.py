@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from mlfinetune import rundir
 from mlfinetune.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
-from mlfinetune.data.manifest import read_table, sides
+from mlfinetune.data.manifest import read_table
 from mlfinetune.data.rows import drop, refuse
 from mlfinetune.data.sources.csv_table import copy_with_column
+from mlfinetune.data.split import sides
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.runlog import RunLog

@@ -44,20 +44,56 @@ def test_eval_scores_other_data(trained: Path, cli: Run) -> None:
     assert json.loads((trained / "other/metrics.json").read_text())["images"] == 7
 
 
-def test_eval_says_that_the_validation_data_changed(
-    trained: Path, cli: Run, tmp_path: Path
-) -> None:
-    """Figures on other data than the run's are not passed off as the run's."""
+def test_eval_does_not_hold_out_anew(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """Another table would hold out other pictures, some of them trained on."""
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
-    rows = (trained / "tags.csv").read_text().splitlines()
+    rows = (copy / "tags.csv").read_text().splitlines()
+    shutil.rmtree(copy / "images")
     try:
         (trained / "tags.csv").write_text("\n".join(rows[:-4]))
         done = cli("eval", "-c", "runs/pets", "-o", str(tmp_path / "out"), cwd=trained)
     finally:
         shutil.copy(copy / "tags.csv", trained / "tags.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has changed since training" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_validation_is_all_that_eval_needs(pictures: Path, cli: Run) -> None:
+    """Its change is told of; the pictures of training may be gone."""
+    header, *rows = (pictures / "tags.csv").read_text().splitlines()
+    (pictures / "val.csv").write_text("\n".join([header, *rows[:8]]))
+    (pictures / "train.csv").write_text("\n".join([header, *rows[8:]]))
+    sides = ("data.train=train.csv", "data.val=val.csv", "data.label_delimiter=null")
+    assert cli("train", "pets.yaml", *sides, cwd=pictures).returncode == 0
+    (pictures / "train.csv").unlink()
+    done = cli("eval", "-c", "runs/pets", cwd=pictures)
+    assert "8 images, mAP over" in done.stdout, done.stderr
+    assert "changed" not in done.stderr
+    (pictures / "val.csv").write_text("\n".join([header, *rows[:7]]))
+    assert "validation data has changed" in cli("eval", "-c", "runs/pets", cwd=pictures).stderr
+
+
+def test_labels_of_other_data_are_separated_as_in_training(trained: Path, cli: Run) -> None:
+    """What a cell means does not depend on which other cells stand beside it."""
+    table = 'image,labels\nimages/0000.jpg,red\nimages/0001.png,"blue, red"\n'
+    (trained / "odd.csv").write_text(table)
+    done = cli("eval", "-c", "runs/pets", "--data", "odd.csv", cwd=trained)
+    assert done.returncode == 2
+    assert "'blue, red': 1 image, first at line 3" in done.stderr
+
+
+def test_eval_takes_overrides_and_another_folder_of_pictures(trained: Path, cli: Run) -> None:
+    """What its messages advise can be done."""
+    (trained / "more.csv").write_text("image,labels\nimages/0000.jpg,red|pink\nno.jpg,blue\n")
+    arguments = ("eval", "-c", "runs/pets", "--data", "more.csv", "-o", "more")
+    assert "'pink'" in cli(*arguments, "data.bad_images=skip", cwd=trained).stderr
+    done = cli(*arguments, "data.bad_images=skip", "data.ignore_labels=[pink]", cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert "warning: the validation data has changed" in done.stderr
+    assert "1 images" in done.stdout
+    assert cli("eval", "-c", "runs/pets", "--images", "none", cwd=trained).returncode == 2
+    assert "unknown key" in cli(*arguments, "data.colour=1", cwd=trained).stderr
 
 
 def test_labels_that_the_checkpoint_lacks_are_named(trained: Path, cli: Run) -> None:
@@ -65,7 +101,7 @@ def test_labels_that_the_checkpoint_lacks_are_named(trained: Path, cli: Run) -> 
     (trained / "typo.csv").write_text("image,labels\nimages/0000.jpg,gren|red\n")
     done = cli("eval", "-c", "runs/pets", "--data", "typo.csv", cwd=trained)
     assert done.returncode == 2
-    assert "'gren': 1 images, first at line 2; did you mean 'green'?" in done.stderr
+    assert "'gren': 1 image, first at line 2; did you mean 'green'?" in done.stderr
 
 
 def test_data_that_cannot_be_read_leaves_no_folder(trained: Path, cli: Run, tmp_path: Path) -> None:

@@ -289,17 +289,28 @@ def test_faults_in_split_folders_say_in_which(tmp_path: Path) -> None:
     assert places == [os.path.join("test", "line 2"), os.path.join("train", "line 2")]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["train/1.jpg", "test/2.jpg", "car/3.jpg"],
-        ["train/1.jpg"],
-        ["val/1.jpg", "test/2.jpg"],
-        ["train/1.jpg", "training/2.jpg"],
-    ],
-)
-def test_labels_that_are_called_as_splits_are_labels(tmp_path: Path, names: list[str]) -> None:
-    """Folders are splits where all of them are, each its own, and one is for training."""
+def test_labels_that_are_called_as_splits_are_labels(tmp_path: Path) -> None:
+    """Pictures of trains beside those of cars."""
+    names = ["train/1.jpg", "test/2.jpg", "car/3.jpg"]
     table = read_tree(tmp_path, {name: name for name in names})
     assert table.splits is None
-    assert set(table.labels.names) == {name.split("/")[0] for name in names}
+    assert set(table.labels.names) == {"train", "test", "car"}
+
+
+def test_folders_beside_the_splits_are_told_of(tmp_path: Path) -> None:
+    """A folder of samples does not make labels of train and val."""
+    names = ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "sample/4.jpg"]
+    table = read_tree(tmp_path, {name: name for name in names})
+    assert table.splits == ("train", "train", "val")
+    assert set(table.labels.names) == {"cat", "dog"}
+    assert "not read, beside them: sample/" in table.notes
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train/1.jpg"], ["val/1.jpg", "test/2.jpg"], ["train/1.jpg", "training/2.jpg"]],
+)
+def test_splits_are_no_labels(tmp_path: Path, names: list[str]) -> None:
+    """Pictures without labels, or boxes elsewhere as YOLO's: nothing to learn from."""
+    with pytest.raises(DataError, match="splits, not labels"):
+        read_tree(tmp_path, {name: name for name in names})

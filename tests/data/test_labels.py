@@ -215,7 +215,7 @@ def test_labels_that_the_run_lacks_are_listed() -> None:
         align(before, LabelSpace(("a", "cat")))
     assert str(caught.value).splitlines()[1:] == [
         "  'catt': 2 images, first at line 3; did you mean 'cat'?",
-        "  'fox': 1 images, first at line 4",
+        "  'fox': 1 image, first at line 4",
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mlfinetune.data.labels import align
 from mlfinetune.data.manifest import Policy, Splits, read_one, read_splits, read_table
 from mlfinetune.data.rows import refuse
 from mlfinetune.errors import DataError
@@ -210,11 +211,58 @@ def test_split_columns_beside_a_val_file_choose_the_rows(tmp_path: Path) -> None
     assert (splits.train.names, splits.val.names) == (("xa.jpg",), ("yb.jpg",))
 
 
-@pytest.mark.parametrize(("word", "lacking"), [("train", "val"), ("val", "train")])
-def test_a_side_without_an_image_is_refused(tmp_path: Path, word: str, lacking: str) -> None:
+def test_data_without_an_image_to_train_on_is_refused(tmp_path: Path) -> None:
     """The message names the file and the side."""
-    message = refusal(tmp_path, f"image,labels,split\na.jpg,cat,{word}\nb.jpg,cat,test\n")
-    assert message == f"{tmp_path / 'train.csv'} has no image for {lacking}"
+    message = refusal(tmp_path, "image,labels,split\na.jpg,cat,val\nb.jpg,cat,test\n")
+    assert message == f"{tmp_path / 'train.csv'} has no image for train"
+
+
+def test_train_and_test_without_val_hold_out_of_train(tmp_path: Path) -> None:
+    """As many data sets come; the test is left alone."""
+    rows = "".join(f"{n}.jpg,cat,{'test' if n > 9 else 'train'}\n" for n in range(14))
+    splits = split(tmp_path, f"image,labels,split\n{rows}", val_fraction=0.3)
+    assert (len(splits.train), len(splits.val), splits.drawn) == (7, 3, True)
+    assert "train: 14 images found = 10 used + 4 skipped (4 in split test)" in splits.notes
+
+
+def test_empty_rows_that_are_unknown_name_no_labels(tmp_path: Path) -> None:
+    """A label that only val has stays an error, whatever empty rows say."""
+    rows = "a.jpg,cat,train\nb.jpg,,train\nc.jpg,cta,val\nd.jpg,zebra,test\n"
+    table = write(tmp_path, f"image,labels,split\n{rows}")
+    with pytest.raises(DataError, match=r"'cta': 1 image, first at line 4; did you mean 'cat'"):
+        read_splits(table, None, SourceOptions(empty_labels="unknown"))
+
+
+def test_a_blank_group_is_a_group_of_its_own(tmp_path: Path) -> None:
+    """Pictures of nobody known are not all of one person."""
+    rows = "".join(f"{n}.jpg,cat,{n if n < 4 else ''}\n" for n in range(20))
+    table = write(tmp_path, f"image,labels,patient\n{rows}")
+    splits = read_splits(table, None, SourceOptions(group_by="patient"))
+    assert len(splits.val) == 4
+
+
+def test_groups_on_both_sides_are_told_of(tmp_path: Path) -> None:
+    """Where the data splits itself nobody moves its rows."""
+    rows = "a.jpg,cat,train,1\nb.jpg,dog,train,2\nc.jpg,cat|dog,val,1\n"
+    table = write(tmp_path, f"image,labels,split,patient\n{rows}")
+    splits = read_splits(table, None, SourceOptions(group_by="patient"))
+    assert "warning: 1 group in train and in val: scores flatter" in splits.notes
+
+
+def test_labels_without_a_negative_are_noted_with_the_cure(tmp_path: Path) -> None:
+    """Blank often means no in a table that a person typed."""
+    splits = split(
+        tmp_path, "image,cat,dog\n" + "".join(f"{n}.jpg,1,{'1' * (n % 2)}\n" for n in range(9))
+    )
+    note = next(note for note in splits.notes if "without a negative" in note)
+    assert note.endswith("if unknown means no, set data.unknown: negative")
+
+
+def test_categories_that_no_image_of_val_has_are_no_strangers(tmp_path: Path) -> None:
+    """COCO declares all its categories in every file."""
+    table = checked(write(tmp_path, "image,labels\na.jpg,cat\nb.jpg,dog\n"), SourceOptions())
+    few = table.take([0])
+    assert align(few, LabelSpace(("cat",))).targets[:].tolist() == [[1]]
 
 
 def test_an_empty_val_file_is_refused(tmp_path: Path) -> None:
@@ -276,7 +324,7 @@ def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
     assert first.startswith(f"{tmp_path / 'val.csv'}: labels that training does not know")
     assert lines == [
         "  'Dgo': 2 images, first at line 3; did you mean 'dog'?",
-        "  'fox': 1 images, first at line 3",
+        "  'fox': 1 image, first at line 3",
     ]
 
 
@@ -288,7 +336,7 @@ def test_a_label_of_another_case_is_another_label(tmp_path: Path) -> None:
 def test_a_label_that_only_val_rows_have_is_refused(tmp_path: Path) -> None:
     """One file with a split column is held to the same."""
     message = refusal(tmp_path, SPLIT.replace("f.jpg,,val", "f.jpg,dgo,val"))
-    assert message.splitlines()[1:] == ["  'dgo': 1 images, first at line 7; did you mean 'dog'?"]
+    assert message.splitlines()[1:] == ["  'dgo': 1 image, first at line 7; did you mean 'dog'?"]
 
 
 def test_a_label_that_only_test_rows_have_is_no_matter(tmp_path: Path) -> None:
@@ -301,7 +349,7 @@ def test_a_label_that_only_test_rows_have_is_no_matter(tmp_path: Path) -> None:
 def test_a_label_that_the_given_labels_lack_is_refused(tmp_path: Path, val: str | None) -> None:
     """data.labels is complete, or the user is told."""
     message = refusal(tmp_path, listed(4), val, labels=["catt", "dog"])
-    assert "its labels come from data.labels" in message
+    assert "labels that training does not know" in message
     assert "  'cat': 2 images, first at line 2; did you mean 'catt'?" in message
 
 
@@ -361,7 +409,7 @@ PATHS = {
     "/etc/passwd": OUTSIDE,
     "//etc/passwd": OUTSIDE,
     "none.jpg": "no such file",
-    "sub\\in.jpg": "no such file",
+    "sub\\in.jpg": "no such file; there is 'sub/in.jpg': write / for \\",
     "..\\out.jpg": "no such file",
     "IN.JPG": "no such file; there is 'in.jpg'",
     "~/in.jpg": "no such file",
@@ -565,7 +613,7 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_labels_that_the_columns_lack_are_refused(tmp_path: Path) -> None:
     """A checkpoint cannot be scored on labels that it does not know."""
-    with pytest.raises(DataError, match=r"'cow': 1 images, first at line 2"):
+    with pytest.raises(DataError, match=r"'cow': 1 image, first at line 2"):
         read_one(write(tmp_path, "image,labels\na.jpg,cow\n"), None, SourceOptions(), SPACE)
 
 
@@ -595,3 +643,20 @@ def test_no_file_of_the_user_is_changed(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             read_splits(path, None, SourceOptions())
     assert digest(tmp_path) == before
+
+
+# ---- copies -----------------------------------------------------------------------------
+
+
+def test_copies_are_held_out_together(tmp_path: Path) -> None:
+    """A picture in validation is not trained on under another name, whatever its group."""
+    rows = "".join(f"{n}.jpg,{'cat' if n % 3 else 'dog'},{n // 5}\n" for n in range(40))
+    table = write(tmp_path, f"image,labels,patient\n{rows}")
+    contents = {str(tmp_path / f"{n}.jpg"): n % 20 for n in range(40)}  # n and n + 20
+    for options in (SourceOptions(), SourceOptions(group_by="patient")):
+        splits = read_splits(table, None, options, Policy(contents=contents, val_fraction=0.3))
+        train, val = ({int(n[:-4]) % 20 for n in side.names} for side in (splits.train, splits.val))
+        assert (train & val, len(train | val)) == (set(), 20)
+        assert any("20 pictures beside a copy of the same bytes" in note for note in splits.notes)
+    groups = [{int(n[:-4]) // 5 for n in side.names} for side in (splits.train, splits.val)]
+    assert groups[0] & groups[1] == set()

@@ -16,7 +16,7 @@ from mlfinetune.data.manifest import Policy, Splits, read_splits, read_table
 from mlfinetune.data.rows import drop, join_repeats, refuse, scanned
 from mlfinetune.data.scan import scan
 from mlfinetune.data.targets import Targets
-from mlfinetune.errors import DataError
+from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.records import LabelSpace
 from mlfinetune.runlog import RunLog
 from mlfinetune.survey import Fault, SourceOptions, Table
@@ -215,10 +215,9 @@ def test_rare_labels_are_left_out_and_stay_out(folder: Path, head: str) -> None:
 
 
 def test_given_labels_are_not_rare(folder: Path) -> None:
-    """Who lists the labels has decided."""
-    write(folder, *(f"{n}.jpg,{'a' if n else 'b'}" for n in range(20)))
-    found = examples.splits(config(folder, labels="[b, a]", min_positives=5), None)
-    assert (found.train.labels.names, found.rare) == (("b", "a"), ())
+    """Who lists the labels has decided: both keys at once are refused."""
+    with pytest.raises(ConfigError, match="give labels or min_positives, not both"):
+        config(folder, labels="[b, a]", min_positives=5)
 
 
 def test_bad_images_is_a_key_of_the_config(

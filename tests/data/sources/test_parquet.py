@@ -359,7 +359,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
     """In a process where it cannot be imported."""
     (tmp_path / "pyarrow.py").write_text("raise ImportError('not installed')")
     code = (
-        "from pathlib import Path; from mlfinetune.records import SourceOptions\n"
+        "from pathlib import Path; from mlfinetune.survey import SourceOptions\n"
         "from mlfinetune.data.sources.parquet import read_parquet\n"
         "read_parquet(Path('t.parquet'), SourceOptions())"
     )
