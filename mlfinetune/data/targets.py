@@ -87,7 +87,8 @@ class Targets:
         """Row and column of every positive target, by rows."""
         found = [np.empty((2, 0), np.int64)]
         for start, block in self.blocks():
-            rows, columns = np.nonzero(block == POSITIVE)
+            flat = np.flatnonzero(block == POSITIVE)  # much faster than two dimensions at once
+            rows, columns = np.divmod(flat, self._labels)
             found.append(np.stack([rows + start, columns]))
         rows, columns = np.concatenate(found, axis=1)
         return rows, columns
