@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -99,7 +98,9 @@ def load(table: Path) -> dict[str, float]:
     started = time.perf_counter()
     splits = read_splits(table, None, SourceOptions())
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not ru_maxrss, which begins with that of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    peak = int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1]) / 2**20
     return {
         "images": len(splits.train) + len(splits.val),
         "labels": len(splits.train.labels),
