@@ -12,7 +12,7 @@ from mlfinetune.config import Config
 from mlfinetune.data.loader import Loader, cut
 from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
-from mlfinetune.loss import Loss, build_loss
+from mlfinetune.loss import Loss, build_loss, choose_backend
 from mlfinetune.model import Tagger, load_pretrained
 from mlfinetune.optim import build_optimizer, lr_at
 from mlfinetune.records import Checkpoint, Manifest, TransformSpec
@@ -98,11 +98,27 @@ def loader(
     )
 
 
-def loss(config: Config, train: Manifest, device: torch.device) -> Loss:
-    """The loss with its weights on the device."""
-    weights = pos_weight(config.loss.pos_weight, train)
-    weights = None if weights is None else weights.to(device)
-    return build_loss(pos_weight=weights, label_smoothing=config.loss.label_smoothing)
+def loss(config: Config, train: Manifest, device: torch.device) -> tuple[Loss, str]:
+    """The loss with its weights on the device, and what there is to say of it.
+
+    Raises:
+        ConfigError: a weight for a label that is not there, or a backend that cannot be had.
+    """
+    wanted = config.loss
+    try:
+        backend, why = choose_backend(wanted.backend, device)
+    except ValueError as error:
+        raise ConfigError(f"loss.{error}") from error
+    weights = pos_weight(wanted.pos_weight, train)
+    built = build_loss(
+        wanted.name,
+        pos_weight=None if weights is None else weights.to(device),
+        label_smoothing=wanted.label_smoothing,
+        backend=backend,
+        **wanted.settings,
+    )
+    settings = "".join(f", {key} {value:g}" for key, value in wanted.settings.items())
+    return built, f"loss {wanted.name}{settings}; backend {backend} ({why})"
 
 
 def optimizer(config: Config, tagger: Tagger) -> torch.optim.Optimizer:

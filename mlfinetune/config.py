@@ -202,12 +202,46 @@ class TrainConfig(Section):
 
 
 class LossConfig(Section):
-    """The sigmoid cross entropy."""
+    """The sigmoid cross entropy and its relatives."""
 
+    name: Literal["sce", "asl", "focal"] = Field(
+        "sce", description="sigmoid cross entropy, asymmetric loss, focal loss"
+    )
     pos_weight: Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="weight of positive targets: auto (negatives / positives), or a label map"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    gamma_neg: float | None = Field(None, ge=0, description="of asl: fades easy negatives; 4")
+    gamma_pos: float | None = Field(None, ge=0, description="of asl: fades easy positives; 1")
+    clip: float | None = Field(
+        None, ge=0, lt=1, description="of asl: negatives below this probability count nothing; 0.05"
+    )
+    gamma: float | None = Field(None, ge=0, description="of focal: fades easy targets; 2")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="of focal: weight of positives, 1 - alpha of negatives; 0.25"
+    )
+    backend: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="auto: Triton's kernel on a GPU, plain torch elsewhere"
+    )
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> Self:
+        for key in (
+            key for name, keys in LOSS_SETTINGS.items() if name != self.name for key in keys
+        ):
+            if getattr(self, key) is not None:
+                (owner,) = (name for name, keys in LOSS_SETTINGS.items() if key in keys)
+                raise ValueError(f"{key} is a setting of {owner}, and name is {self.name}")
+        return self
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What was given for this loss; the loss itself has the defaults."""
+        keys = LOSS_SETTINGS.get(self.name, ())
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+
+LOSS_SETTINGS = {"asl": ("gamma_neg", "gamma_pos", "clip"), "focal": ("gamma", "alpha")}
 
 
 class Config(Section):

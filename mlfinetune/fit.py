@@ -127,7 +127,7 @@ def train_step(
             settings.device.type, settings.dtype, enabled=settings.dtype != torch.float32
         ):
             logits = model(some_images)
-        part = loss(logits, some_targets, reduction="sum") / known
+        part = loss(logits, some_targets, divisor=known)
         torch.autograd.backward(part)
         total += part.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -313,7 +313,7 @@ def test_exactly_ten_faults_are_all_shown(tmp_path: Path) -> None:
 def test_without_a_near_key_the_known_ones_are_listed(tmp_path: Path) -> None:
     """A key like no other gets the section's keys."""
     message = fault(write(tmp_path, f"{DATA}loss: {{qqqq: 1}}"))
-    assert "line 2: loss.qqqq: unknown key; known: pos_weight, label_smoothing" in message
+    assert "line 2: loss.qqqq: unknown key; known: name, pos_weight, label_smoothing" in message
 
 
 @pytest.mark.parametrize("key", ["Train", "TRAIN", " train "])

@@ -1,6 +1,6 @@
-"""The loss: `sigmoid_cross_entropy`, and `build_loss` that binds its settings.
+"""The loss: `sigmoid_cross_entropy` and its relatives, and `build_loss` that binds their settings.
 
-logits (B, L), targets (B, L) in [0, 1] or -1  ->  scalar, or (B, L) with reduction="none"
+logits (..., L), targets (..., L) in [0, 1] or -1  ->  scalar, or (..., L) with reduction="none"
 """
 
 from collections.abc import Callable
@@ -9,12 +9,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mlfinetune.loss.fused import FusedSigmoidCrossEntropy
+from mlfinetune.loss.operator import choose_backend, fused
+from mlfinetune.loss.reference import Form
 
-__all__ = ["Loss", "build_loss", "sigmoid_cross_entropy"]
+__all__ = [
+    "Loss",
+    "asymmetric_loss",
+    "build_loss",
+    "choose_backend",
+    "focal_loss",
+    "sigmoid_cross_entropy",
+]
 
 Loss = Callable[..., Tensor]
-"""loss(logits, targets, reduction=...) -> Tensor."""
+"""loss(logits, targets, divisor=...) -> Tensor."""
 
 
 def sigmoid_cross_entropy(
@@ -24,6 +32,8 @@ def sigmoid_cross_entropy(
     pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
+    divisor: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Numerically stable sigmoid cross entropy; unknown targets are masked.
 
@@ -33,20 +43,135 @@ def sigmoid_cross_entropy(
     Args:
         logits: (..., L) floating point; a sigmoid must not have been applied.
         targets: the shape of `logits`; values in [0, 1] (soft ones too), negative is unknown.
+            Integers and booleans are 0, 1 or -1.
         pos_weight: (L,) or a scalar tensor: weight of the positive part of each label's loss.
         label_smoothing: s in [0, 1): targets become t*(1-s) + s/2.
         reduction: "mean" over the known targets (0 where none is known), "sum", or "none".
+        divisor: scalar tensor on the device of the logits: what "mean" divides by in place of
+            the count of its own known targets, where the batch is a piece of a larger one.
+        backend: "auto" (Triton's kernel on a GPU, plain torch elsewhere), "triton" or "torch".
 
     Returns:
         A float32 (float64 for float64 logits) scalar, or the shape of `logits` for "none",
-        where unknown targets give 0.
+        where unknown targets give 0. It can be differentiated once, and once only.
 
     Raises:
-        ValueError: shapes that differ, a pos_weight of another shape, integer logits, or an
-            unknown reduction.
+        ValueError: shapes that differ, a pos_weight of another shape, integer logits, settings
+            out of range, or a backend that cannot be had.
 
     Source: the log-sum-exp form of binary cross entropy; see `mlfinetune.loss.reference`.
     """
+    form = Form(label_smoothing=label_smoothing)
+    return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
+
+
+def asymmetric_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    divisor: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Asymmetric loss: easy negatives fade with `gamma_neg`, those below `clip` count nothing.
+
+    With p = sigmoid(x), a positive costs (1-p)^gamma_pos * -log(p) and a negative
+    p_m^gamma_neg * -log(1-p_m), where p_m = max(p - clip, 0). Gammas and clip of 0 give
+    `sigmoid_cross_entropy`. The gradient is that of the whole expression.
+
+    Args:
+        gamma_neg, gamma_pos: focusing exponents, at least 0.
+        clip: in [0, 1).
+        Others: as `sigmoid_cross_entropy`, which also says what is returned and raised.
+
+    Source: Ben-Baruch et al. 2021, Asymmetric Loss for Multi-Label Classification.
+    """
+    form = Form(label_smoothing, gamma_neg, gamma_pos, clip)
+    return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
+
+
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: float | None = 0.25,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    divisor: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Focal loss: what is classified well already fades with `gamma`.
+
+    With p = sigmoid(x), a positive costs alpha * (1-p)^gamma * -log(p) and a negative
+    (1-alpha) * p^gamma * -log(1-p).
+
+    Args:
+        gamma: focusing exponent, at least 0.
+        alpha: in (0, 1), the share of positives; None weighs both sides by 1.
+        Others: as `sigmoid_cross_entropy`, which also says what is returned and raised.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection.
+    """
+    form = Form(label_smoothing, gamma, gamma)
+    if alpha is not None:
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha must be in (0, 1), got {alpha}")
+        share = logits.new_full((), alpha, dtype=torch.float64)
+        pos_weight = share if pos_weight is None else share * pos_weight
+        form = form._replace(negative_weight=1 - alpha)
+    return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
+
+
+def build_loss(
+    name: str = "sce",
+    *,
+    pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    backend: str = "auto",
+    **settings: float,
+) -> Loss:
+    """The loss with its settings bound: call it with (logits, targets, divisor=...).
+
+    Args:
+        name: "sce", "asl" or "focal".
+        pos_weight: (L,) on the device of the logits, or None.
+        label_smoothing: in [0, 1).
+        backend: "auto", "triton" or "torch".
+        settings: of `asymmetric_loss` or `focal_loss`.
+    """
+    if pos_weight is not None and not torch.isfinite(pos_weight).all():
+        raise ValueError("pos_weight must be finite")
+    losses: dict[str, Loss] = {
+        "sce": sigmoid_cross_entropy,
+        "asl": asymmetric_loss,
+        "focal": focal_loss,
+    }
+    return partial(
+        losses[name],
+        pos_weight=pos_weight,
+        label_smoothing=label_smoothing,
+        backend=backend,
+        **settings,
+    )
+
+
+def _loss(
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    form: Form,
+    reduction: str,
+    divisor: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Check, choose the backend, and compute in two dimensions."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ")
     if not logits.is_floating_point():
@@ -57,21 +182,17 @@ def sigmoid_cross_entropy(
         raise ValueError(
             f"pos_weight has shape {tuple(pos_weight.shape)}, wanted () or {logits.shape[-1:]}"
         )
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    loss: Tensor = FusedSigmoidCrossEntropy.apply(
-        logits, targets, pos_weight, label_smoothing, reduction
-    )
-    return loss
-
-
-def build_loss(pos_weight: Tensor | None = None, label_smoothing: float = 0.0) -> Loss:
-    """The loss with its settings bound: call it with (logits, targets, reduction=...).
-
-    Args:
-        pos_weight: (L,) on the device of the logits, or None.
-        label_smoothing: in [0, 1).
-    """
-    if pos_weight is not None and not torch.isfinite(pos_weight).all():
-        raise ValueError("pos_weight must be finite")
-    return partial(sigmoid_cross_entropy, pos_weight=pos_weight, label_smoothing=label_smoothing)
+    if not 0 <= form.label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {form.label_smoothing}")
+    if not (form.gamma_neg >= 0 and form.gamma_pos >= 0 and 0 <= form.clip < 1):
+        raise ValueError(
+            f"gammas must be at least 0 and clip in [0, 1), got gamma_neg {form.gamma_neg}, "
+            f"gamma_pos {form.gamma_pos}, clip {form.clip}"
+        )
+    backend, _ = choose_backend(backend, logits.device, logits.dtype)
+    if logits.dim() == 2:
+        return fused(logits, targets, pos_weight, divisor, form, reduction, backend)
+    labels = logits.shape[-1] if logits.dim() else 1
+    flat = logits.reshape(-1, labels), targets.reshape(-1, labels)
+    loss = fused(*flat, pos_weight, divisor, form, reduction, backend)
+    return loss.reshape(logits.shape) if reduction == "none" else loss

@@ -1,20 +1,52 @@
-"""The definition of the loss, in plain differentiable torch: oracle, baseline, slow path.
+"""The definition of the loss family, in plain differentiable torch: oracle and baseline.
 
-For a logit x and a target t in [0, 1]:
+For a logit x and a target t in [0, 1] the sigmoid cross entropy is
 
     loss(x, t) = max(x, 0) - t*x + log1p(exp(-|x|))
 
 which is -t*log(sigmoid(x)) - (1-t)*log(1 - sigmoid(x)) without its overflow. With
-softplus(x) = max(x, 0) + log1p(exp(-|x|)) it is the same as the form below for w = 1, in which
-nothing cancels, not even in the derivative, and to which a weight w on positives belongs:
+softplus(x) = max(x, 0) + log1p(exp(-|x|)) it is the same as the form below for w = v = 1, in which
+nothing cancels, not even in the derivative, and to which weights of the two sides belong:
 
-    loss(x, t) = (1-t)*softplus(x) + w*t*softplus(-x)
+    loss(x, t) = v*(1-t) * softplus(x) + w*t * softplus(-x)
 
 `log1p`, because `log(1 + y)` loses small y and the gradient with it.
+
+Its relatives multiply each side by a focusing factor that fades easy examples. With p = sigmoid(x),
+q = 1 - p and p_m = max(p - clip, 0):
+
+    loss(x, t) = v*(1-t) * p_m^gamma_neg * -log(1 - p_m)  +  w*t * q^gamma_pos * softplus(-x)
+
+Gammas and clip of 0 give the plain loss; equal gammas with w = alpha, v = 1 - alpha the focal loss.
+The derivative is the true one: the focusing factor is a part of it.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Form(NamedTuple):
+    """Which member of the family.
+
+    Attributes:
+        label_smoothing: s; targets become t*(1-s) + s/2.
+        gamma_neg, gamma_pos: focusing exponents of the two sides.
+        clip: probability by which negatives are shifted; at or below it they count nothing.
+        negative_weight: v.
+    """
+
+    label_smoothing: float = 0.0
+    gamma_neg: float = 0.0
+    gamma_pos: float = 0.0
+    clip: float = 0.0
+    negative_weight: float = 1.0
+
+    @property
+    def focused(self) -> bool:
+        """Is there a focusing factor, or a clip?"""
+        return bool(self.gamma_neg or self.gamma_pos or self.clip)
 
 
 def sigmoid_cross_entropy_reference(
@@ -23,21 +55,44 @@ def sigmoid_cross_entropy_reference(
     *,
     pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    gamma_neg: float = 0.0,
+    gamma_pos: float = 0.0,
+    clip: float = 0.0,
+    negative_weight: float = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The same contract as `mlfinetune.loss.sigmoid_cross_entropy`, computed term by term.
+    """The whole family: `mlfinetune.loss.sigmoid_cross_entropy` and relatives, term by term.
 
     Works in the type of `logits`: give float64 for an oracle.
+
+    Source: the log-sum-exp form of binary cross entropy; Lin et al. 2017, Focal Loss for Dense
+    Object Detection; Ben-Baruch et al. 2021, Asymmetric Loss for Multi-Label Classification.
     """
     known = targets >= 0
     t = torch.where(known, targets.to(logits.dtype), 0)
     s, w = label_smoothing, 1 if pos_weight is None else pos_weight.to(logits.dtype)
     to_positive, to_negative = t * (1 - s) + s / 2, (1 - t) * (1 - s) + s / 2
-    loss = to_negative * _softplus(logits) + w * to_positive * _softplus(-logits)
+    loss = negative_weight * to_negative * _negative(logits, gamma_neg, clip)
+    loss = loss + w * to_positive * _positive(logits, gamma_pos)
     loss = torch.where(known, loss, 0)
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.sum() / known.sum().clamp(min=1)
+
+
+def _positive(x: Tensor, gamma: float) -> Tensor:
+    """q^gamma * softplus(-x), where log(q) = -softplus(x)."""
+    return torch.exp(-gamma * _softplus(x)) * _softplus(-x)
+
+
+def _negative(x: Tensor, gamma: float, clip: float) -> Tensor:
+    """p_m^gamma * -log(1 - p_m)."""
+    if not clip:
+        return torch.exp(-gamma * _softplus(-x)) * _softplus(x)
+    p = torch.sigmoid(x)
+    above = p > clip
+    p_m = torch.where(above, p - clip, 0.5)  # any value whose derivative is finite
+    return torch.where(above, -(p_m**gamma) * torch.log1p(-p_m), 0)
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -161,10 +161,12 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
 
 def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
+    loss, about = assemble.loss(config, splits.train, parts.device)
+    log.say(about)
     records = fit(
         parts.tagger,
         (parts.train.epoch(number) for number in range(epochs)),
-        assemble.loss(config, splits.train, parts.device),
+        loss,
         assemble.optimizer(config, parts.tagger),
         assemble.schedule(config, parts.train.steps),
         assemble.settings(config, parts.device, parts.dtype),
@@ -173,7 +175,7 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     started = time.monotonic()
     for number in range(1, epochs + 1):
         with log.bar(f"epoch {number}/{epochs}", len(splits.train)) as bar:
-            loss, last = _consume(records, bar)
+            mean_loss, last = _consume(records, bar)
         with log.bar("validation", len(splits.val)) as val_bar:
             batches = val_bar.over(parts.val.epoch())
             scores = score(parts.tagger, batches, splits.val, parts.device, parts.dtype)
@@ -183,7 +185,7 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
             {
                 "epoch": number,
                 "step": last.step + 1,
-                "loss": loss,
+                "loss": mean_loss,
                 "grad_norm": last.grad_norm,
                 "lr": last.lr,
                 "head_lr": last.head_lr,
@@ -191,7 +193,7 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
                 **table.averages,
             }
         )
-        yield _Epoch(number, table, scores, loss, bar.rate, left)
+        yield _Epoch(number, table, scores, mean_loss, bar.rate, left)
 
 
 def _epoch_line(epoch: _Epoch, best: _Epoch, epochs: int) -> str:

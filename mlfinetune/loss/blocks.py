@@ -1,0 +1,293 @@
+"""Value and gradient of the loss family with plain torch operations, block by block.
+
+    logits (N, L), targets (N, L)  ->  loss, its gradient for the logits
+
+A block and its temporaries stay in cache, so that memory is read once and written once, and the
+gradient is computed beside the loss. float32 inside, float64 for float64 logits.
+
+Where every target is 0, 1 or unknown and nothing is weighted, with z = x for a negative and -x for
+a positive,
+
+    loss = softplus(z) = max(z, 0) + log1p(e)      d loss / dz = sigmoid(z)      e = exp(-|z|)
+
+Of all these log1p only the sum is wanted, and log1p(a) + log1p(b) = log1p(a + b + a*b): a sum of
+terms of one sign, in which no small a is lost. Halves of the block are joined so, five times over
+(no product of 32 factors below 2 overflows), and one log1p serves 32 logits.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from mlfinetune.loss.reference import Form
+
+BLOCK = 2**19
+"""Elements: fewer and the number of operations shows, more and memory does (measured)."""
+SMALL = 2**14
+"""Elements below which the time of a call is not arithmetic but the number of operations."""
+PLAIN = Form()
+_KEPT = threading.local()
+
+
+def gradient_dtype(logits: torch.dtype, reduction: str) -> torch.dtype:
+    """The type in which a gradient waits for its last factor.
+
+    That of the logits, so that nothing is converted; but a factor comes too late for what float16
+    has rounded to 0 (a GradScaler's is 65536), and one an element is worth a better type.
+    """
+    if logits == torch.float16 or (reduction == "none" and logits == torch.bfloat16):
+        return torch.float32
+    return logits
+
+
+def value_and_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    divisor: Tensor | None,
+    form: Form,
+    reduction: str,
+    gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient, divided by the divisor already.
+
+    Args:
+        logits, targets: (N, L).
+        pos_weight: (L,), () or None.
+        divisor: () what the mean divides by; None: the count of known targets.
+        form: which member of the family.
+        reduction: "mean", "sum" or "none".
+        gradient: is it wanted? Else an empty tensor is given.
+
+    Returns:
+        The loss, () or (N, L), float32 (float64 for float64 logits); the gradient, (N, L) or
+        (0,), in `gradient_dtype`.
+    """
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    saved = gradient_dtype(logits.dtype, reduction)
+    if reduction == "none" or logits.device.type != "cpu":
+        known = (targets >= 0).to(dtype)
+        values, slopes = elementwise(logits.to(dtype), targets, known, pos_weight, form)
+        if reduction == "mean":
+            count = known.sum().clamp(min=1) if divisor is None else divisor
+            values, slopes = values.div_(count), slopes.div_(count)
+        values = values if reduction == "none" else values.sum()
+        return values, slopes.to(saved) if gradient else slopes.new_empty(0, dtype=saved)
+    masked = targets.dtype.is_signed and targets.numel() > 0 and int(targets.amin()) < 0
+    scale = 1.0
+    if reduction == "mean":
+        scale = 1 / float(_count(targets, masked) if divisor is None else divisor)
+    grad = torch.empty(logits.shape if gradient else 0, dtype=saved)
+    if pos_weight is None and form == PLAIN and _is_hard(targets):
+        small = logits.numel() < SMALL
+        losses = partial(_hard_and_few if small else _hard, masked=masked, dtype=dtype, scale=scale)
+    else:
+        losses = partial(
+            _any, masked=masked, dtype=dtype, scale=scale, weight=pos_weight, form=form
+        )
+    total = 0.0
+    for x, t, into in _blocks(logits, targets, grad if gradient else None):
+        total += losses(x, t, into)
+    return torch.scalar_tensor(total * scale, dtype=dtype), grad
+
+
+def _count(targets: Tensor, masked: bool) -> int:
+    """Known targets, at least 1."""
+    if not masked:
+        return max(1, targets.numel())
+    return max(1, sum(int((t >= 0).sum()) for _, t, _ in _blocks(targets, targets, None)))
+
+
+def _blocks(
+    logits: Tensor, targets: Tensor, grad: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Some rows of each at a time."""
+    if logits.numel() <= BLOCK:
+        yield logits, targets, grad
+        return
+    rows = max(1, max(BLOCK, BLOCK // 4 * torch.get_num_threads()) // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        block = slice(start, start + rows)
+        yield logits[block], targets[block], None if grad is None else grad[block]
+
+
+# ---- every block: the sum of its losses; its gradient, times the scale, goes into `grad` -----
+
+
+def _any(
+    x: Tensor,
+    targets: Tensor,
+    grad: Tensor | None,
+    *,
+    masked: bool,
+    dtype: torch.dtype,
+    scale: float,
+    weight: Tensor | None,
+    form: Form,
+) -> float:
+    """Soft, weighted, smoothed, focused."""
+    known = (targets >= 0).to(dtype) if masked else None
+    buffers = iter(_buffers(x.shape, dtype))
+    values, slopes = elementwise(x.to(dtype), targets, known, weight, form, buffers)
+    if grad is not None:
+        grad.copy_(slopes.mul_(scale))
+    return _sum(values)
+
+
+def _hard_and_few(
+    x: Tensor,
+    targets: Tensor,
+    grad: Tensor | None,
+    *,
+    masked: bool,
+    dtype: torch.dtype,
+    scale: float,
+) -> float:
+    """Targets of 0, 1 and -1, with the fewest operations."""
+    sign = _sign(targets).to(dtype)
+    known = targets >= 0 if masked else None
+    if known is not None:
+        sign.mul_(known)
+    z = x * sign
+    losses = softplus(z, 1, 40)
+    if grad is not None:
+        torch.mul(z.sigmoid_(), sign.mul_(scale), out=z if grad.dtype != dtype else grad)
+        if grad.dtype != dtype:
+            grad.copy_(z)
+    return _sum(losses if known is None else losses.mul_(known))
+
+
+def _hard(
+    x: Tensor,
+    targets: Tensor,
+    grad: Tensor | None,
+    *,
+    masked: bool,
+    dtype: torch.dtype,
+    scale: float,
+) -> float:
+    """Targets of 0, 1 and -1, with the least arithmetic, in buffers that are kept."""
+    sign, a, b, z, *_ = _buffers(x.shape, dtype)
+    sign.copy_(_sign(targets))
+    known = (targets + 1).clamp_(max=1) if masked else None
+    if known is not None:
+        sign.mul_(known)
+    z = grad if grad is not None and grad.dtype == dtype else z
+    torch.mul(x, sign, out=z)
+    total = _sum(torch.clamp(z, min=0, out=a))
+    chance = z.sigmoid_()
+    rest = torch.sub(1, chance, out=a)
+    e = torch.minimum(chance, rest, out=b).div_(torch.maximum(chance, rest, out=rest))
+    total += _sum(_joined((e if known is None else e.mul_(known)).view(-1)).log1p_())
+    if grad is not None:
+        chance.mul_(sign).mul_(scale)
+        if grad is not z:
+            grad.copy_(chance)
+    return total
+
+
+def _sign(targets: Tensor) -> Tensor:
+    """1 for 0, -1 for 1."""
+    if targets.dtype in (torch.bool, torch.uint8):
+        targets = targets.view(torch.int8)
+    return torch.rsub(targets, 1, alpha=2)
+
+
+def _buffers(shape: torch.Size, dtype: torch.dtype) -> list[Tensor]:
+    """Seven buffers of this thread, of at most 2 MiB each in float32."""
+    kept: dict[torch.dtype, list[Tensor]] = _KEPT.__dict__.setdefault("buffers", {})
+    if dtype not in kept:
+        with torch.inference_mode(False):
+            kept[dtype] = [torch.empty(0, dtype=dtype) for _ in range(7)]
+    return [buffer.resize_(shape) for buffer in kept[dtype]]
+
+
+def elementwise(
+    x: Tensor,
+    targets: Tensor,
+    known: Tensor | None,
+    pos_weight: Tensor | None,
+    form: Form,
+    buffers: Iterator[Tensor | None] = repeat(None),  # noqa: B008 (endless, holds nothing)
+) -> tuple[Tensor, Tensor]:
+    """Every target's loss and slope; any device, no synchronisation.
+
+    Args:
+        x: (N, L) logits, float32 or float64.
+        known: (N, L) in the type of x, 1 for known targets and 0 for others; None: all are.
+        buffers: what temporaries and results are written into; None: fresh memory.
+        Others: as for `value_and_gradient`.
+    """
+    s = form.label_smoothing
+    into = next(buffers)
+    to_positive = targets.to(x.dtype, copy=True) if into is None else into.copy_(targets)
+    to_negative = torch.sub(1, to_positive, out=next(buffers))
+    if s:  # each side by itself: 1 - (t smoothed) would cancel
+        to_positive.mul_(1 - s).add_(s / 2)
+        to_negative.mul_(1 - s).add_(s / 2)
+    if form.negative_weight != 1:
+        to_negative.mul_(form.negative_weight)
+    if pos_weight is not None:
+        to_positive.mul_(pos_weight.to(x.dtype))
+    if known is not None:
+        to_positive.mul_(known)
+        to_negative.mul_(known)
+
+    p = torch.sigmoid(x, out=next(buffers))
+    q = torch.neg(x, out=next(buffers)).sigmoid_()
+    above = torch.maximum(p, q, out=next(buffers))
+    tail = torch.minimum(p, q, out=next(buffers)).div_(above).log1p_()  # log1p(exp(-|x|))
+    above = torch.clamp(x, min=0, out=above).add_(tail)  # softplus(x)
+    below = tail.sub_(torch.clamp(x, max=0, out=next(buffers)))  # softplus(-x)
+    if not form.focused:
+        values = above.mul_(to_negative).addcmul_(below, to_positive)
+        return values, p.mul_(to_negative).addcmul_(q, to_positive, value=-1)
+    fade = torch.exp(-form.gamma_pos * above)  # q^gamma
+    positive = fade * below
+    rise = fade * (form.gamma_pos * p * below + q)
+    negative, slope = _negative(p, q, above, below, form)
+    values = negative.mul_(to_negative).addcmul_(positive, to_positive)
+    return values, slope.mul_(to_negative).addcmul_(rise, to_positive, value=-1)
+
+
+def _negative(
+    p: Tensor, q: Tensor, above: Tensor, below: Tensor, form: Form
+) -> tuple[Tensor, Tensor]:
+    """p_m^gamma * -log(1 - p_m), and its slope."""
+    gamma = form.gamma_neg
+    if not form.clip:
+        fade = torch.exp(-gamma * below)  # p^gamma
+        return fade * above, fade * (gamma * q * above + p)
+    p_m = (p - form.clip).clamp_(min=0)
+    counts = p_m > 0
+    p_m.masked_fill_(~counts, 0.5)  # any value that divides; what it gives is taken out below
+    fade = p_m.pow(gamma).mul_(counts)
+    surprise = -torch.log1p(-p_m)
+    return fade * surprise, fade * p * q * (gamma * surprise / p_m + 1 / (1 - p_m))
+
+
+def _is_hard(targets: Tensor) -> bool:
+    """Is every target 0, 1 or -1?"""
+    return not targets.is_floating_point() or not targets.frac().any()
+
+
+def _joined(e: Tensor) -> Tensor:
+    """Fewer numbers with the same sum of log1p, in place: pairs become a + b + a*b."""
+    for _ in range(5):
+        half = len(e) // 2
+        a, b = e[-half:], e[:half]
+        b.addcmul_(a, b).add_(a)
+        e = e[: len(e) - half]
+    return e
+
+
+def _sum(values: Tensor) -> float:
+    """A finite mean must not overflow on its way through the sum."""
+    total = float(values.sum())
+    return total if math.isfinite(total) else float(values.double().sum())

@@ -1,0 +1,260 @@
+"""The loss family as one Triton kernel: logits and targets read once, the gradient written once.
+
+With e = exp(-|x|), which is at most 1,
+
+    p = sigmoid(x) = (1 if x >= 0 else e) / (1 + e)        softplus(x)  = max(x, 0)  + log1p(e)
+    q = 1 - p      = (e if x >= 0 else 1) / (1 + e)        softplus(-x) = max(-x, 0) + log1p(e)
+    log1p(e) = 2 atanh(s) = 2 (s + s^3/3 + s^5/5 + ...),  s = e / (2 + e) <= 1/3
+
+and one division serves both 1/(1+e) and 1/(2+e). float32 inside.
+
+    flat elements  ->  tiles of BLOCK  ->  PROGRAMS programs, each every PROGRAMS-th tile
+    each program   ->  its sum of losses and count of known targets
+    last           ->  their sums, in one order: by the program itself where it is the only one,
+                       else by a second launch of a single program. No atomics, so the same bits.
+
+A mean needs the count of known targets before the gradient is written. Either it is given, or the
+gradient is divided by the count of all, and the correction all/known is left to `rescale_`, which
+touches nothing where grad_output * correction is 1: one read of the targets is enough.
+
+Arithmetic per element: about 30 floating-point operations, 2 of them of the special-function unit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlfinetune.loss.blocks import gradient_dtype
+from mlfinetune.loss.reference import Form
+
+SINGLE = 8192
+"""Elements that one program takes, in one launch."""
+TILE, PROGRAMS = 2048, 4096
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOG2_E_REST = tl.constexpr(1.92596299e-8)
+"""log2(e) without LOG2_E rounded to float32."""
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _exp_minus(magnitude):
+    """exp(-magnitude); the rounding error of the power, which large ones feel, is added back."""
+    power = magnitude * -LOG2_E
+    lost = tl.fma(magnitude, -LOG2_E, -power) - magnitude * LOG2_E_REST
+    return tl.exp2(power) * (1.0 + lost * LN_2)
+
+
+@triton.jit
+def _pieces(x):
+    """p, q, softplus(x), softplus(-x)."""
+    e = _exp_minus(tl.abs(x))
+    inverse = 1.0 / ((1.0 + e) * (2.0 + e))
+    large = inverse * (2.0 + e)  # 1 / (1 + e)
+    small = e * large
+    s = e * inverse * (1.0 + e)  # e / (2 + e)
+    s2 = s * s
+    series = 1.0 / 11 + s2 * (1.0 / 13)  # the next term, s^14 / 15, is below a quarter of eps
+    series = 1.0 / 9 + s2 * series
+    series = 1.0 / 7 + s2 * series
+    series = 1.0 / 5 + s2 * series
+    series = 1.0 / 3 + s2 * series
+    tail = 2.0 * (s + s * s2 * series)
+    positive = x >= 0
+    p = tl.where(positive, large, small)
+    q = tl.where(positive, small, large)
+    return p, q, tl.maximum(x, 0.0) + tail, tl.maximum(-x, 0.0) + tail
+
+
+@triton.jit
+def _clipped(p, q, gamma, clip):
+    """p_m^gamma * -log(1 - p_m) and its slope, for p_m = max(p - clip, 0)."""
+    counts = p > clip
+    p_m = tl.where(counts, p - clip, 0.5)
+    rest = 1.0 - p_m
+    # -log1p(-p_m): what the subtraction rounded away is divided out again
+    surprise = tl.where(
+        rest == 1.0, p_m, -tl.log(rest) * (p_m / tl.where(rest == 1.0, 1.0, 1.0 - rest))
+    )
+    fade = tl.exp(gamma * tl.log(p_m))
+    slope = fade * p * q * (gamma * surprise / p_m + 1.0 / rest)
+    return tl.where(counts, fade * surprise, 0.0), tl.where(counts, slope, 0.0)
+
+
+@triton.jit
+def _element(
+    x, t, weight, smoothing, gamma_neg, gamma_pos, clip, negative_weight,
+    SMOOTHED: tl.constexpr, FOCUSED: tl.constexpr, CLIPPED: tl.constexpr,
+):  # fmt: skip
+    """Loss and slope of known targets."""
+    to_positive, to_negative = t, 1.0 - t
+    if SMOOTHED:
+        to_positive = t * (1.0 - smoothing) + 0.5 * smoothing
+        to_negative = to_negative * (1.0 - smoothing) + 0.5 * smoothing
+    to_positive, to_negative = to_positive * weight, to_negative * negative_weight
+    p, q, above, below = _pieces(x)
+    if FOCUSED:
+        fade = tl.exp(-gamma_pos * above)
+        positive, rise = fade * below, fade * (gamma_pos * p * below + q)
+        if CLIPPED:
+            negative, slope = _clipped(p, q, gamma_neg, clip)
+        else:
+            fade = tl.exp(-gamma_neg * below)
+            negative, slope = fade * above, fade * (gamma_neg * q * above + p)
+    else:
+        positive, rise, negative, slope = below, q, above, p
+    return to_negative * negative + to_positive * positive, to_negative * slope - to_positive * rise
+
+
+@triton.jit
+def _forward(
+    logits, targets, weights, divisor, grad, values, partial_loss, partial_known, loss, correction,
+    n, columns, x_row, x_column, t_row, t_column, w_step,
+    scale, smoothing, gamma_neg, gamma_pos, clip, negative_weight,
+    STRIDED: tl.constexpr, WEIGHTED: tl.constexpr, DIVIDED: tl.constexpr, MEAN: tl.constexpr,
+    ELEMENTWISE: tl.constexpr, GRADIENT: tl.constexpr, SMOOTHED: tl.constexpr,
+    FOCUSED: tl.constexpr, CLIPPED: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    if DIVIDED:
+        scale = 1.0 / tl.load(divisor).to(tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    known_count = tl.zeros([BLOCK], tl.int32)
+    for tile in range(program, tl.cdiv(tl.cast(n, tl.int64), BLOCK), PROGRAMS):
+        i = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < n
+        row = i // columns  # no work where neither strides nor weights need it
+        column = i - row * columns
+        x_at, t_at = i, i
+        if STRIDED:
+            x_at, t_at = row * x_row + column * x_column, row * t_row + column * t_column
+        x = tl.load(logits + x_at, mask=inside, other=0.0).to(tl.float32)
+        t = tl.load(targets + t_at, mask=inside, other=0).to(tl.float32)
+        weight = 1.0
+        if WEIGHTED:
+            weight = tl.load(weights + column * w_step, mask=inside, other=0.0).to(tl.float32)
+        known = inside & (t >= 0)
+        value, slope = _element(
+            x, t, weight, smoothing, gamma_neg, gamma_pos, clip, negative_weight,
+            SMOOTHED, FOCUSED, CLIPPED,
+        )  # fmt: skip
+        value = tl.where(known, value * scale, 0.0)
+        if ELEMENTWISE:
+            tl.store(values + i, value, mask=inside)
+        else:
+            total += value
+            known_count += known.to(tl.int32)
+        if GRADIENT:
+            slope = tl.where(known, slope * scale, 0.0)
+            tl.store(grad + i, slope.to(grad.dtype.element_ty), mask=inside)
+    if ELEMENTWISE:
+        if program == 0:
+            tl.store(correction, 1.0)
+    elif PROGRAMS == 1:
+        _write(tl.sum(total), tl.sum(known_count).to(tl.float32), n, loss, correction, MEAN)
+    else:
+        tl.store(partial_loss + program, tl.sum(total))
+        tl.store(partial_known + program, tl.sum(known_count))
+
+
+@triton.jit
+def _finish(
+    partial_loss, partial_known, loss, correction, n, MEAN: tl.constexpr, PROGRAMS: tl.constexpr
+):
+    i = tl.arange(0, PROGRAMS)
+    known = tl.sum(tl.load(partial_known + i).to(tl.int64)).to(tl.float32)
+    _write(tl.sum(tl.load(partial_loss + i)), known, n, loss, correction, MEAN)
+
+
+@triton.jit
+def _write(total, known, n, loss, correction, MEAN: tl.constexpr):
+    """The loss, and what the gradient lacks."""
+    factor = 1.0
+    if MEAN:
+        factor = tl.cast(n, tl.float32) / tl.maximum(known, 1.0)
+    tl.store(loss, total * factor)
+    tl.store(correction, factor)
+
+
+@triton.jit
+def _rescale(grad, grad_output, correction, n, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr):
+    factor = tl.load(grad_output).to(tl.float32) * tl.load(correction)
+    if factor != 1.0:
+        for tile in range(tl.program_id(0), tl.cdiv(tl.cast(n, tl.int64), BLOCK), PROGRAMS):
+            i = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            inside = i < n
+            scaled = tl.load(grad + i, mask=inside, other=0.0).to(tl.float32) * factor
+            tl.store(grad + i, scaled.to(grad.dtype.element_ty), mask=inside)
+
+
+def value_and_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    divisor: Tensor | None,
+    form: Form,
+    reduction: str,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, its gradient, and the factor () that the gradient lacks.
+
+    Args:
+        As `blocks.value_and_gradient`; logits float32, bfloat16 or float16.
+
+    Returns:
+        The loss, () or (N, L) float32; the gradient, (N, L) or (0,); the factor, () float32.
+    """
+    n, columns = logits.numel(), logits.shape[1]
+    each = reduction == "none"
+    saved = gradient_dtype(logits.dtype, reduction)
+    grad = torch.empty(logits.shape if gradient else 0, dtype=saved, device=logits.device)
+    loss = logits.new_empty(logits.shape if each else (), dtype=torch.float32)
+    correction = logits.new_empty((), dtype=torch.float32)
+    if targets.dtype == torch.bool:
+        targets = targets.view(torch.uint8)
+    mean = reduction == "mean"
+    scale = 1 / max(n, 1) if mean else 1.0
+    programs = 1 if n <= SINGLE else min(PROGRAMS, triton.next_power_of_2(triton.cdiv(n, TILE)))
+    block = max(1024, triton.next_power_of_2(n)) if programs == 1 else TILE
+    partial_loss = logits.new_empty(programs, dtype=torch.float32)
+    partial_known = logits.new_empty(programs, dtype=torch.int32)
+    with _on(logits):
+        _forward[(programs,)](
+            logits, targets, pos_weight, divisor, grad, loss, partial_loss, partial_known, loss,
+            correction, n, columns, *logits.stride(), *targets.stride(),
+            pos_weight.stride(0) if pos_weight is not None and pos_weight.dim() else 0,
+            scale, form.label_smoothing, form.gamma_neg, form.gamma_pos, form.clip,
+            form.negative_weight,
+            STRIDED=not (logits.is_contiguous() and targets.is_contiguous()),
+            WEIGHTED=pos_weight is not None,
+            DIVIDED=mean and divisor is not None,
+            MEAN=mean and divisor is None,
+            ELEMENTWISE=each,
+            GRADIENT=gradient,
+            SMOOTHED=form.label_smoothing > 0,
+            FOCUSED=form.focused,
+            CLIPPED=bool(form.clip),
+            BLOCK=block,
+            PROGRAMS=programs,
+            num_warps=max(4, block // 512) if programs == 1 else 4,
+        )  # fmt: skip
+        if not each and programs > 1:
+            _finish[(1,)](
+                partial_loss, partial_known, loss, correction, n,
+                MEAN=mean and divisor is None, PROGRAMS=programs,
+            )  # fmt: skip
+    return loss, grad, correction
+
+
+def rescale_(grad: Tensor, grad_output: Tensor, correction: Tensor) -> None:
+    """grad *= grad_output * correction, in place; the device sees whether that is 1."""
+    n = grad.numel()
+    programs = min(1024, max(1, triton.cdiv(n, TILE)))
+    with _on(grad):
+        _rescale[(programs,)](grad, grad_output, correction, n, BLOCK=TILE, PROGRAMS=programs)
+    torch.autograd.graph.increment_version(grad)
+
+
+def _on(tensor: Tensor) -> torch.cuda.device:
+    """Launches go to the tensor's own GPU; on a CPU, where kernels are interpreted, to none."""
+    return torch.cuda.device(tensor.device if tensor.device.type == "cuda" else -1)
