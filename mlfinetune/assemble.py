@@ -20,6 +20,9 @@ from mlfinetune.records import Checkpoint, Manifest, TransformSpec
 MAX_POS_WEIGHT = 100.0
 """`pos_weight: auto` stops here: one picture in ten thousand must not outweigh the rest."""
 
+MANY_LABELS = 10_000
+"""From here on the gradient of the whole head is not kept: at 2,048 features, 82 MB and more."""
+
 
 def transform_spec(config: Config) -> TransformSpec:
     """How pictures become input."""
@@ -57,10 +60,16 @@ def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.de
         std=spec.std,
         frozen=settings.freeze_backbone,
         bias=prior,
+        chunked=head_in_chunks(config, train),
     )
     if settings.weights is not None:
         load_pretrained(tagger, settings.backbone, settings.weights)
     return _placed(tagger, device)
+
+
+def head_in_chunks(config: Config, train: Manifest) -> bool:
+    """Are the labels so many that the head's weights are stepped chunk by chunk?"""
+    return len(train.labels) >= MANY_LABELS and config.train.accumulate == 1
 
 
 def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:

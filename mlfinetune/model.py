@@ -20,6 +20,7 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from mlfinetune.errors import ConfigError, WeightsError, listing, nearest
 
@@ -30,9 +31,51 @@ BACKBONES: tuple[str, ...] = tuple(
 )
 STALLED_S = 60.0
 """A download that sends nothing for so long has failed."""
+CHUNK = 1024
+"""Labels whose weights are stepped together (measured: `benchmarks/large_head.py`)."""
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "features.")
 _HEADS = ("fc.", "head.")
+
+
+class ChunkedLinear(nn.Module):
+    """A linear layer for very many labels, its weight in chunks of labels.
+
+    What nn.Linear computes and, in a state dict, what it holds: `weight` (L, F) and `bias` (L,).
+    Each chunk is a parameter of its own, so that an optimizer may step it as soon as its gradient
+    is there, and no gradient of the whole weight has to exist.
+
+    Attributes:
+        chunks: (at most CHUNK, F) each.
+        bias: (L,).
+    """
+
+    def __init__(self, features: int, labels: int) -> None:
+        """Kaiming-normal weights, bias 0."""
+        super().__init__()
+        sizes = [min(CHUNK, labels - start) for start in range(0, labels, CHUNK)]
+        self.chunks = nn.ParameterList(torch.empty(size, features) for size in sizes)
+        self.bias = nn.Parameter(torch.zeros(labels))
+        for chunk in self.chunks:
+            nn.init.kaiming_normal_(chunk)
+        self.register_state_dict_post_hook(self._join)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(self._part)  # type: ignore[no-untyped-call]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) -> (B, L)."""
+        return torch.cat([linear(features, chunk) for chunk in self.chunks], 1).add_(self.bias)
+
+    @staticmethod
+    def _join(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, _: Any) -> None:
+        names = [f"{prefix}chunks.{i}" for i in range(len(module.chunks))]
+        state[f"{prefix}weight"] = torch.cat([state.pop(name) for name in names])
+
+    @staticmethod
+    def _part(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        weight = state.pop(f"{prefix}weight", None)
+        if weight is not None:
+            parts = weight.split([len(chunk) for chunk in module.chunks])  # type: ignore[no-untyped-call]
+            state.update({f"{prefix}chunks.{i}": part for i, part in enumerate(parts)})
 
 
 class Tagger(nn.Module):
@@ -40,7 +83,7 @@ class Tagger(nn.Module):
 
     Attributes:
         features: the backbone, (B, 3, S, S) float -> (B, F).
-        head: nn.Linear(F, L).
+        head: nn.Linear(F, L), or ChunkedLinear.
         frozen: the backbone's parameters and BatchNorm statistics stay what they are.
     """
 
@@ -56,8 +99,17 @@ class Tagger(nn.Module):
         std: tuple[float, float, float],
         frozen: bool = False,
         bias: Tensor | None = None,
+        chunked: bool = False,
     ) -> None:
         """A tagger with random weights; the head is Kaiming-normal, its bias 0 or `bias`.
+
+        Args:
+            backbone: torchvision's name.
+            labels: L.
+            mean, std: of the pictures' channels, from 0 to 1.
+            frozen: train the head alone.
+            bias: (L,), the head's first bias.
+            chunked: the head's weight is stepped chunk by chunk, during the backward pass.
 
         Raises:
             ConfigError: no such backbone.
@@ -69,10 +121,15 @@ class Tagger(nn.Module):
                 f"known: {', '.join(BACKBONES)}"
             )
         self.features = torchvision.models.get_model(backbone, weights=None)
-        self.head = nn.Linear(self.features.fc.in_features, labels)
+        width = self.features.fc.in_features
         self.features.fc = nn.Identity()
-        nn.init.kaiming_normal_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head: nn.Linear | ChunkedLinear
+        if chunked:
+            self.head = ChunkedLinear(width, labels)
+        else:
+            self.head = nn.Linear(width, labels)
+            nn.init.kaiming_normal_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         if bias is not None:
             self.head.bias.data.copy_(bias)
         for name, values in (("mean", mean), ("std", std)):
@@ -101,16 +158,19 @@ class Tagger(nn.Module):
     def parameter_groups(
         self, lr: float, head_lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Optimizer groups of what trains; biases and BatchNorm take no weight decay."""
-        groups = []
+        """Optimizer groups of what trains; biases and BatchNorm take no weight decay.
+
+        A group that `optim.build_optimizer` is to step in the backward pass says `in_backward`.
+        """
+        groups: list[dict[str, Any]] = []
         for part, part_lr in ((self.features, lr), (self.head, head_lr)):
             parameters = [p for p in part.parameters() if p.requires_grad]
-            for decay, group in (
-                (weight_decay, [p for p in parameters if p.ndim > 1]),
-                (0.0, [p for p in parameters if p.ndim <= 1]),
-            ):
+            weights = [p for p in parameters if p.ndim > 1]
+            others = [p for p in parameters if p.ndim <= 1]
+            for decay, group in ((weight_decay, weights), (0.0, others)):
                 if group:
                     groups.append({"params": group, "initial_lr": part_lr, "weight_decay": decay})
+                    groups[-1]["in_backward"] = isinstance(part, ChunkedLinear) and group is weights
         return groups
 
 

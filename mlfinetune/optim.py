@@ -1,9 +1,11 @@
 """The optimizer, and its learning rate as a pure function of the step."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def build_optimizer(
@@ -11,16 +13,44 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW or SGD over groups that carry `initial_lr` and `weight_decay`.
 
+    The parameters of a group with `in_backward` are each stepped as soon as their gradient is
+    complete, in the backward pass, and the gradient is dropped: no clipping, no accumulation.
+
     Args:
         groups: as `Tagger.parameter_groups` gives them.
         name: `adamw` or `sgd`.
         momentum: of sgd, with Nesterov's update where it is not 0.
     """
     groups = [{**group, "lr": group["initial_lr"]} for group in groups]
+    optimizer: torch.optim.SGD | torch.optim.AdamW
     if name == "sgd":
-        return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0)
-    device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(groups, fused=device in ("cpu", "cuda"))
+        optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0)
+    else:
+        device = groups[0]["params"][0].device.type
+        optimizer = torch.optim.AdamW(groups, fused=device in ("cpu", "cuda"))
+    for group in optimizer.param_groups:
+        if group.get("in_backward"):
+            _step_in_backward(optimizer, group)
+    return optimizer
+
+
+def _step_in_backward(
+    optimizer: torch.optim.SGD | torch.optim.AdamW, group: dict[str, Any]
+) -> None:
+    """The optimizer's own rate and state, a parameter at a time.
+
+    `optimizer.step()` passes over these parameters: by then they have no gradient.
+    """
+
+    def step(alone: torch.optim.Optimizer, parameter: Tensor) -> None:
+        alone.state = optimizer.state
+        alone.param_groups[0]["lr"] = group["lr"]
+        alone.step()
+        parameter.grad = None
+
+    for parameter in group["params"]:
+        alone = type(optimizer)([{**group, "params": [parameter]}])
+        parameter.register_post_accumulate_grad_hook(partial(step, alone))
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:

@@ -154,6 +154,11 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
         f"device {device}, precision {str(dtype).removeprefix('torch.')} ({why}), "
         f"{workers} decoding processes"
     )
+    if assemble.head_in_chunks(config, splits.train):
+        log.say(
+            "the head is large: its weights are updated chunk by chunk in the backward pass, and "
+            "train.clip_grad_norm does not bound them"
+        )
     train = assemble.loader(config, splits.train, spec, device, workers, train=True)
     val = assemble.loader(config, splits.val, spec, device, workers, train=False)
     return _Parts(config, splits, spec, tagger, train, val, device, dtype)
