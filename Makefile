@@ -66,10 +66,14 @@ check: .venv/done
 bench: .venv/done
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# On a machine with a GPU: the tests that need one, with whatever python3 has torch there.
+# On a machine with a GPU, with whatever python3 has torch there: the tests that need one, those of
+# the kernel, compiled now, and the benchmarks of the loss and the large head.
 gpu-check:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check needs a CUDA device; torch sees none')"
-	$(PYTHON) -m pytest -m gpu tests/test_gpu.py
+	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/loss
+	$(PYTHON) benchmarks/loss_accuracy.py
+	$(PYTHON) benchmarks/loss_speed.py
+	$(PYTHON) benchmarks/large_head.py
 
 clean:
 	rm -rf .venv demo runs

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlfinetune import __version__
-from mlfinetune.config import Config
+from mlfinetune.config import LOSS_SETTINGS, Config
 from mlfinetune.data.loader import Loader, cut
 from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
@@ -119,14 +119,15 @@ def loss(config: Config, train: Manifest, device: torch.device) -> tuple[Loss, s
     except ValueError as error:
         raise ConfigError(f"loss.{error}") from error
     weights = pos_weight(wanted.pos_weight, train)
+    given = {key: getattr(wanted, key) for key in LOSS_SETTINGS.get(wanted.name, ())}
     built = build_loss(
         wanted.name,
         pos_weight=None if weights is None else weights.to(device),
         label_smoothing=wanted.label_smoothing,
         backend=backend,
-        **wanted.settings,
+        **{key: value for key, value in given.items() if value is not None},
     )
-    settings = "".join(f", {key} {value:g}" for key, value in wanted.settings.items())
+    settings = "".join(f", {key} {built.keywords[key]:g}" for key in given)
     return built, f"loss {wanted.name}{settings}; backend {backend} ({why})"
 
 

@@ -234,13 +234,8 @@ class LossConfig(Section):
                 raise ValueError(f"{key} is a setting of {owner}, and name is {self.name}")
         return self
 
-    @property
-    def settings(self) -> dict[str, float]:
-        """What was given for this loss; the loss itself has the defaults."""
-        keys = LOSS_SETTINGS.get(self.name, ())
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
-
+# The losses themselves have the defaults.
 LOSS_SETTINGS = {"asl": ("gamma_neg", "gamma_pos", "clip"), "focal": ("gamma", "alpha")}
 
 

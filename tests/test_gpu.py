@@ -39,6 +39,47 @@ def test_the_loss_on_the_gpu_is_the_reference(dtype: torch.dtype) -> None:
     torch.testing.assert_close(grad.cpu().double(), wanted_grad, rtol=bound, atol=1e-7)
 
 
+def test_more_elements_than_32_bits_count() -> None:
+    """2^31 logits and some: the last row has its loss and its gradient."""
+    rows, columns = 2**17 + 1, 2**14
+    logits = torch.zeros(rows, columns, device="cuda", dtype=torch.bfloat16)
+    targets = torch.full((rows, columns), -1, device="cuda", dtype=torch.int8)
+    logits[-1], targets[-1] = 3.0, 0
+    loss = sigmoid_cross_entropy(logits.requires_grad_(), targets, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(columns * np.log1p(np.exp(3)), rel=1e-4)
+    assert grad[-1].float().mean().item() == pytest.approx(1 / (1 + np.exp(-3)), rel=1e-2)
+    assert not grad[:-1].any()
+
+
+def test_a_small_batch_takes_one_launch() -> None:
+    """Forward is one kernel; backward one that sees that nothing is left to do."""
+    logits = torch.randn(64, 80, device="cuda", requires_grad=True)
+    targets = torch.randint(0, 2, (64, 80), device="cuda", dtype=torch.int8)
+    sigmoid_cross_entropy(logits, targets).backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        loss = sigmoid_cross_entropy(logits, targets)
+        torch.cuda.synchronize()
+    launches = [event.name for event in profile.events() if "Memcpy" not in event.name]
+    assert len([name for name in launches if name == "_forward"]) == 1, launches
+    assert len(launches) == 1, launches
+    assert loss.isfinite()
+
+
+def test_compiled_code_calls_the_kernel() -> None:
+    """torch.compile has no graph break around it, and gives the same gradient."""
+    layer = torch.nn.Linear(16, 80, device="cuda")
+    features = torch.randn(64, 16, device="cuda")
+    targets = torch.randint(-1, 2, (64, 80), device="cuda", dtype=torch.int8)
+
+    def loss() -> torch.Tensor:
+        return sigmoid_cross_entropy(layer(features), targets, backend="triton")
+
+    wanted = torch.autograd.grad(loss(), layer.weight)[0]
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(), layer.weight)[0]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_training_step_never_waits_for_the_device(accumulate: int) -> None:
     """CUDA's own check: no synchronising call in forward, backward, clipping and step."""

@@ -136,8 +136,8 @@ def build_loss(
     label_smoothing: float = 0.0,
     backend: str = "auto",
     **settings: float,
-) -> Loss:
-    """The loss with its settings bound: call it with (logits, targets, divisor=...).
+) -> "partial[Tensor]":
+    """The loss with all its settings bound: call it with (logits, targets, divisor=...).
 
     Args:
         name: "sce", "asl" or "focal".
@@ -148,18 +148,10 @@ def build_loss(
     """
     if pos_weight is not None and not torch.isfinite(pos_weight).all():
         raise ValueError("pos_weight must be finite")
-    losses: dict[str, Loss] = {
-        "sce": sigmoid_cross_entropy,
-        "asl": asymmetric_loss,
-        "focal": focal_loss,
-    }
-    return partial(
-        losses[name],
-        pos_weight=pos_weight,
-        label_smoothing=label_smoothing,
-        backend=backend,
-        **settings,
-    )
+    losses = {"sce": sigmoid_cross_entropy, "asl": asymmetric_loss, "focal": focal_loss}
+    function: Callable[..., Tensor] = losses[name]
+    common = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "backend": backend}
+    return partial(function, **{**(function.__kwdefaults__ or {}), **common, **settings})
 
 
 def _loss(

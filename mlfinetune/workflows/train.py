@@ -13,6 +13,7 @@ from mlfinetune.config import Config, dump
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
 from mlfinetune.fit import fit
+from mlfinetune.loss import Loss
 from mlfinetune.metrics.measure import measure
 from mlfinetune.model import Tagger
 from mlfinetune.records import MetricTable, ScoreTable, StepRecord, TransformSpec
@@ -36,6 +37,7 @@ class _Parts:
     splits: Splits
     spec: TransformSpec
     tagger: Tagger
+    loss: Loss
     train: Loader
     val: Loader
     device: torch.device
@@ -159,19 +161,19 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
             "the head is large: its weights are updated chunk by chunk in the backward pass, and "
             "train.clip_grad_norm does not bound them"
         )
+    loss, about = assemble.loss(config, splits.train, device)
+    log.say(about)
     train = assemble.loader(config, splits.train, spec, device, workers, train=True)
     val = assemble.loader(config, splits.val, spec, device, workers, train=False)
-    return _Parts(config, splits, spec, tagger, train, val, device, dtype)
+    return _Parts(config, splits, spec, tagger, loss, train, val, device, dtype)
 
 
 def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
-    loss, about = assemble.loss(config, splits.train, parts.device)
-    log.say(about)
     records = fit(
         parts.tagger,
         (parts.train.epoch(number) for number in range(epochs)),
-        loss,
+        parts.loss,
         assemble.optimizer(config, parts.tagger),
         assemble.schedule(config, parts.train.steps),
         assemble.settings(config, parts.device, parts.dtype),
