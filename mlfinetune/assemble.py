@@ -12,7 +12,7 @@ from mlfinetune.config import LOSS_SETTINGS, Config
 from mlfinetune.data.loader import Loader, cut
 from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
-from mlfinetune.loss import Loss, build_loss, choose_backend
+from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.model import Tagger, load_pretrained
 from mlfinetune.optim import build_optimizer, lr_at
 from mlfinetune.records import Checkpoint, Manifest, TransformSpec
@@ -118,16 +118,23 @@ def loss(config: Config, train: Manifest, device: torch.device) -> tuple[Loss, s
         backend, why = choose_backend(wanted.backend, device)
     except ValueError as error:
         raise ConfigError(f"loss.{error}") from error
+    fault = try_triton(device) if backend == "triton" else None
+    if fault and wanted.backend == "triton":
+        raise ConfigError(
+            f"loss.backend 'triton' does not run here: {fault}; use 'auto' or 'torch'"
+        )
+    if fault:
+        backend, why = "torch", f"Triton's kernel does not run here: {fault}"
     weights = pos_weight(wanted.pos_weight, train)
-    given = {key: getattr(wanted, key) for key in LOSS_SETTINGS.get(wanted.name, ())}
+    own = {key: getattr(wanted, key) for key in LOSS_SETTINGS.get(wanted.name, ())}
     built = build_loss(
         wanted.name,
         pos_weight=None if weights is None else weights.to(device),
         label_smoothing=wanted.label_smoothing,
         backend=backend,
-        **{key: value for key, value in given.items() if value is not None},
+        **own,
     )
-    settings = "".join(f", {key} {built.keywords[key]:g}" for key in given)
+    settings = "".join(f", {key} {value:g}" for key, value in own.items())
     return built, f"loss {wanted.name}{settings}; backend {backend} ({why})"
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -224,19 +225,29 @@ class LossConfig(Section):
         "auto", description="auto: Triton's kernel on a GPU, plain torch elsewhere"
     )
 
-    @model_validator(mode="after")
-    def _own_settings(self) -> Self:
-        for key in (
-            key for name, keys in LOSS_SETTINGS.items() if name != self.name for key in keys
-        ):
-            if getattr(self, key) is not None:
-                (owner,) = (name for name, keys in LOSS_SETTINGS.items() if key in keys)
-                raise ValueError(f"{key} is a setting of {owner}, and name is {self.name}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, tree: Any) -> Any:
+        """A run's config says the values it ran with, whatever later versions do by default."""
+        if not isinstance(tree, dict):
+            return tree
+        defaults = LOSS_SETTINGS.get(tree.get("name", "sce"), {})
+        return {**tree, **{k: v for k, v in defaults.items() if tree.get(k) is None}}
+
+    @field_validator("gamma_neg", "gamma_pos", "clip", "gamma", "alpha")
+    @classmethod
+    def _belongs(cls, value: float | None, info: ValidationInfo) -> float | None:
+        name = info.data.get("name")
+        if value is not None and name and info.field_name not in LOSS_SETTINGS.get(name, {}):
+            (owner,) = (name for name, keys in LOSS_SETTINGS.items() if info.field_name in keys)
+            raise ValueError(f"belongs to {owner}; take it out, or set loss.name: {owner}")
+        return value
 
 
-# The losses themselves have the defaults.
-LOSS_SETTINGS = {"asl": ("gamma_neg", "gamma_pos", "clip"), "focal": ("gamma", "alpha")}
+LOSS_SETTINGS = {
+    "asl": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+    "focal": {"gamma": 2.0, "alpha": 0.25},
+}
 
 
 class Config(Section):

@@ -68,14 +68,19 @@ class ChunkedLinear(nn.Module):
     @staticmethod
     def _join(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, _: Any) -> None:
         names = [f"{prefix}chunks.{i}" for i in range(len(module.chunks))]
-        state[f"{prefix}weight"] = torch.cat([state.pop(name) for name in names])
+        # On the CPU: the whole weight may not fit beside its chunks where they are.
+        state[f"{prefix}weight"] = torch.cat([state.pop(name).cpu() for name in names])
 
     @staticmethod
-    def _part(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    def _part(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         weight = state.pop(f"{prefix}weight", None)
-        if weight is not None:
-            parts = weight.split([len(chunk) for chunk in module.chunks])  # type: ignore[no-untyped-call]
-            state.update({f"{prefix}chunks.{i}": part for i, part in enumerate(parts)})
+        sizes = [len(chunk) for chunk in module.chunks]
+        if weight is None or len(weight) != sum(sizes):
+            found = "none" if weight is None else f"{tuple(weight.shape)}"
+            rest[-1].append(f"{prefix}weight: wanted {sum(sizes)} rows, found {found}")
+            return
+        parts = weight.split(sizes)  # type: ignore[no-untyped-call]
+        state.update({f"{prefix}chunks.{i}": part for i, part in enumerate(parts)})
 
 
 class Tagger(nn.Module):

@@ -1,6 +1,7 @@
 """The optimizer, and its learning rate as a pure function of the step."""
 
 import math
+import weakref
 from functools import partial
 from typing import Any
 
@@ -28,29 +29,28 @@ def build_optimizer(
     else:
         device = groups[0]["params"][0].device.type
         optimizer = torch.optim.AdamW(groups, fused=device in ("cpu", "cuda"))
-    for group in optimizer.param_groups:
+    for index, group in enumerate(optimizer.param_groups):
         if group.get("in_backward"):
-            _step_in_backward(optimizer, group)
+            for parameter in group["params"]:
+                hook = partial(_step_alone, weakref.ref(optimizer), index)
+                parameter.register_post_accumulate_grad_hook(hook)
     return optimizer
 
 
-def _step_in_backward(
-    optimizer: torch.optim.SGD | torch.optim.AdamW, group: dict[str, Any]
+def _step_alone(
+    reference: "weakref.ref[torch.optim.SGD | torch.optim.AdamW]", index: int, parameter: Tensor
 ) -> None:
-    """The optimizer's own rate and state, a parameter at a time.
+    """One parameter's step, with its group's settings of now and the optimizer's own state.
 
-    `optimizer.step()` passes over these parameters: by then they have no gradient.
+    `optimizer.step()` passes over the parameter: by then it has no gradient.
     """
-
-    def step(alone: torch.optim.Optimizer, parameter: Tensor) -> None:
-        alone.state = optimizer.state
-        alone.param_groups[0]["lr"] = group["lr"]
-        alone.step()
-        parameter.grad = None
-
-    for parameter in group["params"]:
-        alone = type(optimizer)([{**group, "params": [parameter]}])
-        parameter.register_post_accumulate_grad_hook(partial(step, alone))
+    optimizer = reference()
+    if optimizer is None:
+        return
+    alone = type(optimizer)([{**optimizer.param_groups[index], "params": [parameter]}])
+    alone.state = optimizer.state
+    alone.step()
+    parameter.grad = None
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:

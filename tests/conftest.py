@@ -11,6 +11,9 @@ import demo_data
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # before triton is imported: its kernels are then interpreted
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from mlfinetune.cli import main
 
 ENVIRONMENT = {"NO_COLOR": "1", "COLUMNS": "100"}

@@ -2,12 +2,14 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch import Tensor
 
 from mlfinetune.config import (
     SCHEMA,
@@ -22,6 +24,7 @@ from mlfinetune.config import (
     schema,
 )
 from mlfinetune.errors import ConfigError
+from mlfinetune.loss import asymmetric_loss, focal_loss
 
 DATA = "data: {train: train.csv}\n"
 
@@ -728,3 +731,66 @@ def test_any_override_is_taken_or_a_config_error(folder: Path, override: str) ->
     path = write(folder, DATA)
     result = outcome(path, override)
     assert isinstance(result, Config) or str(path) in str(result)
+
+
+# ---- the loss ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("{gamma_neg: 2}", "loss.gamma_neg: belongs to asl; take it out, or set loss.name: asl"),
+        (
+            "{name: focal, clip: 0.1}",
+            "loss.clip: belongs to asl; take it out, or set loss.name: asl",
+        ),
+        (
+            "{name: asl, alpha: 0.5}",
+            "loss.alpha: belongs to focal; take it out, or set loss.name: focal",
+        ),
+    ],
+)
+def test_a_setting_of_another_loss_is_refused(tmp_path: Path, loss: str, words: str) -> None:
+    """A setting that would have no effect is a fault that names its owner."""
+    message = fault(write(tmp_path, f"{DATA}loss: {loss}"))
+    assert words in message
+    assert ": 1 fault\n  line 2: loss" in message
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("{name: bce}", "loss.name: wanted 'sce', 'asl' or 'focal', got 'bce'"),
+        ("{backend: cuda}", "loss.backend: wanted 'auto', 'triton' or 'torch', got 'cuda'"),
+        ("{name: asl, gamma_neg: -1}", "loss.gamma_neg"),
+        ("{name: asl, clip: 1}", "loss.clip"),
+        ("{name: focal, alpha: 0}", "loss.alpha"),
+        ("{name: focal, gamma: .inf}", "loss.gamma"),
+    ],
+)
+def test_settings_of_the_loss_out_of_range_are_refused(
+    tmp_path: Path, loss: str, words: str
+) -> None:
+    """Before any data is read, with the key."""
+    assert f"line 2: {words}" in fault(write(tmp_path, f"{DATA}loss: {loss}"))
+
+
+@pytest.mark.parametrize(("name", "function"), [("asl", asymmetric_loss), ("focal", focal_loss)])
+def test_a_resolved_loss_says_its_defaults(
+    tmp_path: Path, name: str, function: Callable[..., Tensor]
+) -> None:
+    """Those of the loss itself; 0 is a setting, not a missing one."""
+    loss = load(write(tmp_path, f"{DATA}loss: {{name: {name}}}")).loss
+    for key in ("gamma_neg", "gamma_pos", "clip", "gamma", "alpha"):
+        assert getattr(loss, key) == (function.__kwdefaults__ or {}).get(key)
+    assert load(write(tmp_path, f"{DATA}loss: {{name: asl, clip: 0}}")).loss.clip == 0
+    assert load(write(tmp_path, DATA)).loss.gamma is None
+
+
+@pytest.mark.parametrize(
+    "loss", ["{name: asl, gamma_neg: 0, clip: 0.1}", "{name: focal, alpha: 0.5, backend: torch}"]
+)
+def test_a_dumped_loss_loads_as_it_was(tmp_path: Path, loss: str) -> None:
+    """The resolved config of a run reproduces its loss."""
+    config = load(write(tmp_path, f"{DATA}loss: {loss}"))
+    assert load(write(tmp_path, dump(config), "config.yaml")) == config

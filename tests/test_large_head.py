@@ -1,6 +1,8 @@
 """A head of very many labels: chunks of its weight, stepped in the backward pass."""
 
 import csv
+import gc
+import weakref
 from copy import deepcopy
 from pathlib import Path
 
@@ -125,6 +127,39 @@ def test_the_optimizer_s_state_holds_every_chunk() -> None:
     optimizer.load_state_dict(state)
     train_step(made, batch(1), build_loss(), optimizer, settings)
     assert torch.equal(made.state_dict()["head.weight"], wanted)
+
+
+def test_a_rate_of_0_moves_nothing_after_loading() -> None:
+    """The chunks follow the groups that the optimizer has now."""
+    made = tagger(True).train()
+    settings = Settings(torch.device("cpu"), torch.float32, 1, None)
+    optimizer = build_optimizer(made.parameter_groups(1e-3, 1e-2, 0.0), "sgd", 0.9)
+    train_step(made, batch(0), build_loss(), optimizer, settings)
+    optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = made.state_dict()["head.weight"]
+    train_step(made, batch(1), build_loss(), optimizer, settings)
+    assert torch.equal(made.state_dict()["head.weight"], before)
+
+
+def test_a_finished_run_leaves_no_weights_behind() -> None:
+    """Model and optimizer go with their last reference."""
+    made = tagger(True).train()
+    optimizer = build_optimizer(made.parameter_groups(1e-3, 1e-2, 0.0), "adamw", 0.9)
+    settings = Settings(torch.device("cpu"), torch.float32, 1, None)
+    train_step(made, batch(0), build_loss(), optimizer, settings)
+    assert isinstance(made.head, ChunkedLinear)
+    alive = [weakref.ref(chunk) for chunk in made.head.chunks]
+    del made, optimizer
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 3
+
+
+def test_weights_of_another_size_are_named() -> None:
+    """As nn.Linear does."""
+    with pytest.raises(RuntimeError, match=r"weight: wanted 11 rows, found \(12, 5\)"):
+        ChunkedLinear(5, LABELS).load_state_dict(nn.Linear(5, 12).state_dict(), strict=False)
 
 
 def test_ten_thousand_labels_train_and_predict(tmp_path: Path, cli: Run) -> None:

@@ -3,13 +3,14 @@
 logits (..., L), targets (..., L) in [0, 1] or -1  ->  scalar, or (..., L) with reduction="none"
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from mlfinetune.loss.operator import choose_backend, fused
+from mlfinetune.loss.operator import choose_backend, fused, try_triton
 from mlfinetune.loss.reference import Form
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "choose_backend",
     "focal_loss",
     "sigmoid_cross_entropy",
+    "try_triton",
 ]
 
 Loss = Callable[..., Tensor]
@@ -42,22 +44,22 @@ def sigmoid_cross_entropy(
 
     Args:
         logits: (..., L) floating point; a sigmoid must not have been applied.
-        targets: the shape of `logits`; values in [0, 1] (soft ones too), negative is unknown.
-            Integers and booleans are 0, 1 or -1.
+        targets: the shape of `logits`; values in [0, 1] (soft ones too), negative or NaN is
+            unknown. No gradient is computed for them, nor for pos_weight.
         pos_weight: (L,) or a scalar tensor: weight of the positive part of each label's loss.
         label_smoothing: s in [0, 1): targets become t*(1-s) + s/2.
         reduction: "mean" over the known targets (0 where none is known), "sum", or "none".
-        divisor: scalar tensor on the device of the logits: what "mean" divides by in place of
-            the count of its own known targets, where the batch is a piece of a larger one.
+        divisor: positive scalar tensor: what "mean" divides by in place of the count of its own
+            known targets, where the batch is a piece of a larger one.
         backend: "auto" (Triton's kernel on a GPU, plain torch elsewhere), "triton" or "torch".
 
     Returns:
         A float32 (float64 for float64 logits) scalar, or the shape of `logits` for "none",
-        where unknown targets give 0. It can be differentiated once, and once only.
+        where unknown targets give 0. Its gradient can be taken once ("none" and float64: again).
 
     Raises:
-        ValueError: shapes that differ, a pos_weight of another shape, integer logits, settings
-            out of range, or a backend that cannot be had.
+        ValueError: shapes or devices that differ, integer logits, targets or weights that need a
+            gradient, settings out of range, or a backend that cannot be had.
 
     Source: the log-sum-exp form of binary cross entropy; see `mlfinetune.loss.reference`.
     """
@@ -123,7 +125,8 @@ def focal_loss(
     if alpha is not None:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must be in (0, 1), got {alpha}")
-        share = logits.new_full((), alpha, dtype=torch.float64)
+        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        share = logits.new_full((), alpha, dtype=exact)
         pos_weight = share if pos_weight is None else share * pos_weight
         form = form._replace(negative_weight=1 - alpha)
     return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
@@ -136,8 +139,8 @@ def build_loss(
     label_smoothing: float = 0.0,
     backend: str = "auto",
     **settings: float,
-) -> "partial[Tensor]":
-    """The loss with all its settings bound: call it with (logits, targets, divisor=...).
+) -> Loss:
+    """The loss with its settings bound: call it with (logits, targets, divisor=...).
 
     Args:
         name: "sce", "asl" or "focal".
@@ -146,12 +149,20 @@ def build_loss(
         backend: "auto", "triton" or "torch".
         settings: of `asymmetric_loss` or `focal_loss`.
     """
-    if pos_weight is not None and not torch.isfinite(pos_weight).all():
-        raise ValueError("pos_weight must be finite")
-    losses = {"sce": sigmoid_cross_entropy, "asl": asymmetric_loss, "focal": focal_loss}
-    function: Callable[..., Tensor] = losses[name]
-    common = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "backend": backend}
-    return partial(function, **{**(function.__kwdefaults__ or {}), **common, **settings})
+    if pos_weight is not None and not (torch.isfinite(pos_weight) & (pos_weight >= 0)).all():
+        raise ValueError("pos_weight must be finite and not negative")
+    losses: dict[str, Loss] = {
+        "sce": sigmoid_cross_entropy,
+        "asl": asymmetric_loss,
+        "focal": focal_loss,
+    }
+    return partial(
+        losses[name],
+        pos_weight=pos_weight,
+        label_smoothing=label_smoothing,
+        backend=backend,
+        **settings,
+    )
 
 
 def _loss(
@@ -170,21 +181,39 @@ def _loss(
         raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if pos_weight is not None and pos_weight.shape not in ((), logits.shape[-1:]):
-        raise ValueError(
-            f"pos_weight has shape {tuple(pos_weight.shape)}, wanted () or {logits.shape[-1:]}"
-        )
-    if not 0 <= form.label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {form.label_smoothing}")
-    if not (form.gamma_neg >= 0 and form.gamma_pos >= 0 and 0 <= form.clip < 1):
-        raise ValueError(
-            f"gammas must be at least 0 and clip in [0, 1), got gamma_neg {form.gamma_neg}, "
-            f"gamma_pos {form.gamma_pos}, clip {form.clip}"
-        )
+    _check_given("targets", targets, logits, logits.shape)
+    _check_given("pos_weight", pos_weight, logits, logits.shape[-1:])
+    _check_given("divisor", divisor, logits, ())
+    _check_form(form)
     backend, _ = choose_backend(backend, logits.device, logits.dtype)
     if logits.dim() == 2:
         return fused(logits, targets, pos_weight, divisor, form, reduction, backend)
     labels = logits.shape[-1] if logits.dim() else 1
-    flat = logits.reshape(-1, labels), targets.reshape(-1, labels)
+    shape = math.prod(logits.shape[:-1]), labels
+    flat = logits.reshape(shape), targets.reshape(shape)
     loss = fused(*flat, pos_weight, divisor, form, reduction, backend)
     return loss.reshape(logits.shape) if reduction == "none" else loss
+
+
+def _check_given(name: str, given: Tensor | None, logits: Tensor, shape: tuple[int, ...]) -> None:
+    """A constant, of this shape or a scalar, beside the logits."""
+    if given is None:
+        return
+    if given.dim() and given.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(given.shape)}, wanted () or {tuple(shape)}")
+    if given.device != logits.device:
+        raise ValueError(f"{name} is on {given.device}, and logits are on {logits.device}")
+    if given.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} needs a gradient, and none is computed for it: detach it")
+
+
+def _check_form(form: Form) -> None:
+    """Settings in their ranges."""
+    if not 0 <= form.label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {form.label_smoothing}")
+    if not (0 <= form.gamma_neg < math.inf and 0 <= form.gamma_pos < math.inf):
+        raise ValueError(
+            f"gammas must be at least 0, got gamma_neg {form.gamma_neg}, gamma_pos {form.gamma_pos}"
+        )
+    if not 0 <= form.clip < 1:
+        raise ValueError(f"clip must be in [0, 1), got {form.clip}")

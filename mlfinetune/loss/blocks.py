@@ -17,9 +17,10 @@ terms of one sign, in which no small a is lost. Halves of the block are joined s
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,29 +73,31 @@ def value_and_gradient(
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     saved = gradient_dtype(logits.dtype, reduction)
     if reduction == "none" or logits.device.type != "cpu":
-        known = (targets >= 0).to(dtype)
-        values, slopes = elementwise(logits.to(dtype), targets, known, pos_weight, form)
+        unknown = ~(targets >= 0)
+        x = logits.to(dtype).contiguous()
+        values, slopes = elementwise(x, targets, unknown, pos_weight, form)
         if reduction == "mean":
-            count = known.sum().clamp(min=1) if divisor is None else divisor
+            count = (~unknown).sum().clamp(min=1) if divisor is None else divisor
             values, slopes = values.div_(count), slopes.div_(count)
         values = values if reduction == "none" else values.sum()
         return values, slopes.to(saved) if gradient else slopes.new_empty(0, dtype=saved)
-    masked = targets.dtype.is_signed and targets.numel() > 0 and int(targets.amin()) < 0
+    masked = targets.dtype.is_signed and targets.numel() > 0 and not float(targets.amin()) >= 0
     scale = 1.0
     if reduction == "mean":
-        scale = 1 / float(_count(targets, masked) if divisor is None else divisor)
-    grad = torch.empty(logits.shape if gradient else 0, dtype=saved)
+        scale = 1 / _count(targets, masked) if divisor is None else float(divisor.reciprocal())
+    grad = torch.empty(logits.shape if gradient else 0, dtype=saved, device=logits.device)
+    settings: dict[str, Any] = {"masked": masked, "dtype": dtype, "scale": scale}
+    every: Callable[..., float] = partial(_any, **settings, weight=pos_weight, form=form)
+    losses = every
     if pos_weight is None and form == PLAIN and _is_hard(targets):
-        small = logits.numel() < SMALL
-        losses = partial(_hard_and_few if small else _hard, masked=masked, dtype=dtype, scale=scale)
-    else:
-        losses = partial(
-            _any, masked=masked, dtype=dtype, scale=scale, weight=pos_weight, form=form
-        )
+        losses = partial(_hard_and_few if logits.numel() < SMALL else _hard, **settings)
     total = 0.0
-    for x, t, into in _blocks(logits, targets, grad if gradient else None):
-        total += losses(x, t, into)
-    return torch.scalar_tensor(total * scale, dtype=dtype), grad
+    for block in _blocks(logits, targets, grad if gradient else None):
+        part = losses(*block)
+        if masked and not math.isfinite(part):  # perhaps of logits whose targets are unknown
+            part = every(*block)
+        total += part
+    return torch.scalar_tensor(total * scale, dtype=dtype, device=logits.device), grad
 
 
 def _count(targets: Tensor, masked: bool) -> int:
@@ -132,9 +135,9 @@ def _any(
     form: Form,
 ) -> float:
     """Soft, weighted, smoothed, focused."""
-    known = (targets >= 0).to(dtype) if masked else None
-    buffers = iter(_buffers(x.shape, dtype))
-    values, slopes = elementwise(x.to(dtype), targets, known, weight, form, buffers)
+    unknown = ~(targets >= 0) if masked else None
+    buffers = iter(_buffers(x, dtype))
+    values, slopes = elementwise(x.to(dtype), targets, unknown, weight, form, buffers)
     if grad is not None:
         grad.copy_(slopes.mul_(scale))
     return _sum(values)
@@ -173,9 +176,9 @@ def _hard(
     scale: float,
 ) -> float:
     """Targets of 0, 1 and -1, with the least arithmetic, in buffers that are kept."""
-    sign, a, b, z, *_ = _buffers(x.shape, dtype)
+    sign, a, b, z, *_ = _buffers(x, dtype)
     sign.copy_(_sign(targets))
-    known = (targets + 1).clamp_(max=1) if masked else None
+    known = (targets + 1).clamp_(0, 1) if masked else None
     if known is not None:
         sign.mul_(known)
     z = grad if grad is not None and grad.dtype == dtype else z
@@ -199,19 +202,21 @@ def _sign(targets: Tensor) -> Tensor:
     return torch.rsub(targets, 1, alpha=2)
 
 
-def _buffers(shape: torch.Size, dtype: torch.dtype) -> list[Tensor]:
-    """Seven buffers of this thread, of at most 2 MiB each in float32."""
+def _buffers(like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Seven buffers of the size of a block, which this thread keeps for the next one."""
     kept: dict[torch.dtype, list[Tensor]] = _KEPT.__dict__.setdefault("buffers", {})
+    if type(like) is not Tensor:  # a subclass may be a tracer's
+        return [torch.empty_like(like, dtype=dtype) for _ in range(7)]
     if dtype not in kept:
         with torch.inference_mode(False):
-            kept[dtype] = [torch.empty(0, dtype=dtype) for _ in range(7)]
-    return [buffer.resize_(shape) for buffer in kept[dtype]]
+            kept[dtype] = [torch.empty(0, dtype=dtype, device="cpu") for _ in range(7)]
+    return [buffer.resize_(like.shape) for buffer in kept[dtype]]
 
 
 def elementwise(
     x: Tensor,
     targets: Tensor,
-    known: Tensor | None,
+    unknown: Tensor | None,
     pos_weight: Tensor | None,
     form: Form,
     buffers: Iterator[Tensor | None] = repeat(None),  # noqa: B008 (endless, holds nothing)
@@ -220,7 +225,7 @@ def elementwise(
 
     Args:
         x: (N, L) logits, float32 or float64.
-        known: (N, L) in the type of x, 1 for known targets and 0 for others; None: all are.
+        unknown: (N, L) bool: whose loss and slope are 0, whatever else is there; None: none is.
         buffers: what temporaries and results are written into; None: fresh memory.
         Others: as for `value_and_gradient`.
     """
@@ -235,9 +240,6 @@ def elementwise(
         to_negative.mul_(form.negative_weight)
     if pos_weight is not None:
         to_positive.mul_(pos_weight.to(x.dtype))
-    if known is not None:
-        to_positive.mul_(known)
-        to_negative.mul_(known)
 
     p = torch.sigmoid(x, out=next(buffers))
     q = torch.neg(x, out=next(buffers)).sigmoid_()
@@ -247,13 +249,22 @@ def elementwise(
     below = tail.sub_(torch.clamp(x, max=0, out=next(buffers)))  # softplus(-x)
     if not form.focused:
         values = above.mul_(to_negative).addcmul_(below, to_positive)
-        return values, p.mul_(to_negative).addcmul_(q, to_positive, value=-1)
+        slopes = p.mul_(to_negative).addcmul_(q, to_positive, value=-1)
+        return _without(unknown, values, slopes)
     fade = torch.exp(-form.gamma_pos * above)  # q^gamma
     positive = fade * below
     rise = fade * (form.gamma_pos * p * below + q)
     negative, slope = _negative(p, q, above, below, form)
     values = negative.mul_(to_negative).addcmul_(positive, to_positive)
-    return values, slope.mul_(to_negative).addcmul_(rise, to_positive, value=-1)
+    slopes = slope.mul_(to_negative).addcmul_(rise, to_positive, value=-1)
+    return _without(unknown, values, slopes)
+
+
+def _without(unknown: Tensor | None, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    if unknown is not None:
+        values.masked_fill_(unknown, 0)
+        slopes.masked_fill_(unknown, 0)
+    return values, slopes
 
 
 def _negative(
@@ -268,12 +279,13 @@ def _negative(
     counts = p_m > 0
     p_m.masked_fill_(~counts, 0.5)  # any value that divides; what it gives is taken out below
     fade = p_m.pow(gamma).mul_(counts)
-    surprise = -torch.log1p(-p_m)
-    return fade * surprise, fade * p * q * (gamma * surprise / p_m + 1 / (1 - p_m))
+    rest = torch.where(p_m > 0.5, q + form.clip, 1 - p_m)  # 1 - p_m would lose a small q
+    surprise = -torch.where(p_m > 0.5, rest.log(), torch.log1p(-p_m))
+    return fade * surprise, fade * p * q * (gamma * surprise / p_m + 1 / rest)
 
 
 def _is_hard(targets: Tensor) -> bool:
-    """Is every target 0, 1 or -1?"""
+    """Is every target a whole number: 0, 1, or negative and unknown?"""
     return not targets.is_floating_point() or not targets.frac().any()
 
 

@@ -40,6 +40,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def _exp_minus(magnitude):
     """exp(-magnitude); the rounding error of the power, which large ones feel, is added back."""
+    magnitude = tl.where(magnitude > 200.0, 200.0, magnitude)  # exp(-200) is 0; NaN stays NaN
     power = magnitude * -LOG2_E
     lost = tl.fma(magnitude, -LOG2_E, -power) - magnitude * LOG2_E_REST
     return tl.exp2(power) * (1.0 + lost * LN_2)
@@ -71,11 +72,11 @@ def _clipped(p, q, gamma, clip):
     """p_m^gamma * -log(1 - p_m) and its slope, for p_m = max(p - clip, 0)."""
     counts = p > clip
     p_m = tl.where(counts, p - clip, 0.5)
-    rest = 1.0 - p_m
-    # -log1p(-p_m): what the subtraction rounded away is divided out again
-    surprise = tl.where(
-        rest == 1.0, p_m, -tl.log(rest) * (p_m / tl.where(rest == 1.0, 1.0, 1.0 - rest))
-    )
+    likely = p_m > 0.5
+    rest = tl.where(likely, q + clip, 1.0 - p_m)  # 1 - p_m would lose a small q
+    # where p_m is small, what the subtraction rounded away is divided out again: log1p(-p_m)
+    lost = tl.where(likely | (rest == 1.0), 1.0, p_m / tl.where(rest == 1.0, 1.0, 1.0 - rest))
+    surprise = tl.where(rest == 1.0, p_m, -tl.log(rest) * lost)
     fade = tl.exp(gamma * tl.log(p_m))
     slope = fade * p * q * (gamma * surprise / p_m + 1.0 / rest)
     return tl.where(counts, fade * surprise, 0.0), tl.where(counts, slope, 0.0)
@@ -237,11 +238,12 @@ def value_and_gradient(
             BLOCK=block,
             PROGRAMS=programs,
             num_warps=max(4, block // 512) if programs == 1 else 4,
+            enable_fp_fusion=True,
         )  # fmt: skip
         if not each and programs > 1:
             _finish[(1,)](
                 partial_loss, partial_known, loss, correction, n,
-                MEAN=mean and divisor is None, PROGRAMS=programs,
+                MEAN=mean and divisor is None, PROGRAMS=programs, enable_fp_fusion=True,
             )  # fmt: skip
     return loss, grad, correction
 
@@ -251,8 +253,9 @@ def rescale_(grad: Tensor, grad_output: Tensor, correction: Tensor) -> None:
     n = grad.numel()
     programs = min(1024, max(1, triton.cdiv(n, TILE)))
     with _on(grad):
-        _rescale[(programs,)](grad, grad_output, correction, n, BLOCK=TILE, PROGRAMS=programs)
-    torch.autograd.graph.increment_version(grad)
+        _rescale[(programs,)](
+            grad, grad_output, correction, n, BLOCK=TILE, PROGRAMS=programs, enable_fp_fusion=True
+        )
 
 
 def _on(tensor: Tensor) -> torch.cuda.device:

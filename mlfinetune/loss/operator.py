@@ -6,6 +6,9 @@
 The gradient is computed in the forward pass. The factor that it still lacks is known in backward;
 where it is 1 nothing is touched, and the device decides that, without a synchronisation.
 
+There is no second derivative, and asking for one is an error (compiled code, where another term has
+one, does not notice).
+
 torch.compile calls the operator mlfinetune::sigmoid_cross_entropy; eager code calls what is behind
 it through an autograd.Function, because the dispatcher costs as much as a small batch's arithmetic.
 """
@@ -56,6 +59,19 @@ def _lacks(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "does not compute in float64"
     return None if _HAS_TRITON else "needs the package triton, which is not installed"
+
+
+def try_triton(device: torch.device) -> str | None:
+    """Why Triton's kernel does not run on the device, or None; it is compiled and run once."""
+    from mlfinetune.loss import kernel
+
+    one = torch.zeros(1, 1, device=device)
+    try:
+        kernel.value_and_gradient(one, one, None, None, Form(), "mean", True)
+    except Exception as error:  # no C compiler, no Python.h, a GPU too old: whatever it raises
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    return None
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -114,22 +130,21 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, rest: tuple[Any, ...]) -> Tensor:
         loss, grad, correction = _forward(logits, *rest)
         ctx.save_for_backward(grad, correction)
-        ctx.backend, ctx.dtype = rest[-2], logits.dtype
+        ctx.backend, ctx.dtype, ctx.taken = rest[-2], logits.dtype, False
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         _refuse_second_derivative()
-        try:
-            grad, correction = ctx.saved_tensors
-        except RuntimeError as error:
+        if ctx.taken:
             raise RuntimeError(
-                "the gradient of this loss was taken before; compute the loss again for another"
-            ) from error
+                "the gradient of this loss was taken before, and given away; compute the loss again"
+            )
+        grad, correction = ctx.saved_tensors
         if grad_output.dim() or grad.dtype == torch.float64:  # gradcheck takes it again and again
-            grad = grad * grad_output
-        else:
-            _rescale_(grad, grad_output, correction, ctx.backend)
+            return (grad * grad_output).to(ctx.dtype), None
+        ctx.taken = True
+        _rescale_(grad, grad_output, correction, ctx.backend)
         return grad.to(ctx.dtype), None
 
 
@@ -214,6 +229,9 @@ def fused(
         )[0]
         return loss
     if not gradient:
-        return _forward(logits, targets, pos_weight, divisor, form, reduction, backend, False)[0]
+        with torch.no_grad():
+            return _forward(logits, targets, pos_weight, divisor, form, reduction, backend, False)[
+                0
+            ]
     loss = _Eager.apply(logits, (targets, pos_weight, divisor, form, reduction, backend, True))
     return loss

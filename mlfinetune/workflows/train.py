@@ -158,8 +158,8 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
     )
     if assemble.head_in_chunks(config, splits.train):
         log.say(
-            "the head is large: its weights are updated chunk by chunk in the backward pass, and "
-            "train.clip_grad_norm does not bound them"
+            "the head is large: its weights are updated chunk by chunk in the backward pass; "
+            "train.clip_grad_norm does not bound them, and grad_norm does not count them"
         )
     loss, about = assemble.loss(config, splits.train, device)
     log.say(about)

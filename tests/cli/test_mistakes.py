@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Run
 
 
@@ -85,6 +86,17 @@ def test_a_gpu_that_is_not_there(pictures: Path, cli: Run) -> None:
     """What torch sees, and the flag that goes on without."""
     done = cli("train", "pets.yaml", "--device", "cuda", cwd=pictures, CUDA_VISIBLE_DEVICES="")
     fails(done, "device 'cuda'", "--device cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU there is nothing to refuse")
+def test_a_kernel_that_cannot_run(
+    pictures: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key, the reason, and what to set instead; no run directory is left."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = cli("train", "pets.yaml", "loss.backend=triton", cwd=pictures)
+    fails(done, "loss.backend 'triton'", "needs a GPU", "'auto' or 'torch'")
+    assert not (pictures / "runs").exists()
 
 
 def test_weights_that_cannot_be_downloaded(pictures: Path, process: Run) -> None:
