@@ -85,12 +85,16 @@ def value_and_gradient(
     scale = 1.0
     if reduction == "mean":
         scale = 1 / _count(targets, masked) if divisor is None else float(divisor.reciprocal())
-    grad = torch.empty(logits.shape if gradient else 0, dtype=saved, device=logits.device)
+    hard = pos_weight is None and form == PLAIN and _is_hard(targets)
+    if hard and logits.numel() < SMALL:
+        total, grad = _hard_and_few(logits, targets, masked, scale, dtype)
+        if not masked or math.isfinite(total):
+            loss = torch.scalar_tensor(total * scale, dtype=dtype, device=logits.device)
+            return loss, grad.to(saved) if gradient else grad.new_empty(0, dtype=saved)
     settings: dict[str, Any] = {"masked": masked, "dtype": dtype, "scale": scale}
     every: Callable[..., float] = partial(_any, **settings, weight=pos_weight, form=form)
-    losses = every
-    if pos_weight is None and form == PLAIN and _is_hard(targets):
-        losses = partial(_hard_and_few if logits.numel() < SMALL else _hard, **settings)
+    losses = partial(_hard, **settings) if hard else every
+    grad = torch.empty(logits.shape if gradient else 0, dtype=saved, device=logits.device)
     total = 0.0
     for block in _blocks(logits, targets, grad if gradient else None):
         part = losses(*block)
@@ -98,6 +102,23 @@ def value_and_gradient(
             part = every(*block)
         total += part
     return torch.scalar_tensor(total * scale, dtype=dtype, device=logits.device), grad
+
+
+def _hard_and_few(
+    x: Tensor, targets: Tensor, masked: bool, scale: float, dtype: torch.dtype
+) -> tuple[float, Tensor]:
+    """The sum of the losses for targets of 0, 1 and -1, and its gradient times the scale.
+
+    With the fewest operations: their number is the time of a small batch.
+    """
+    sign = _sign(targets).to(dtype)
+    known = targets >= 0 if masked else None
+    if known is not None:
+        sign.mul_(known)
+    z = x * sign
+    losses = softplus(z, 1, 40)
+    total = _sum(losses if known is None else losses.mul_(known))
+    return total, z.sigmoid_().mul_(sign.mul_(scale))
 
 
 def _count(targets: Tensor, masked: bool) -> int:
@@ -141,29 +162,6 @@ def _any(
     if grad is not None:
         grad.copy_(slopes.mul_(scale))
     return _sum(values)
-
-
-def _hard_and_few(
-    x: Tensor,
-    targets: Tensor,
-    grad: Tensor | None,
-    *,
-    masked: bool,
-    dtype: torch.dtype,
-    scale: float,
-) -> float:
-    """Targets of 0, 1 and -1, with the fewest operations."""
-    sign = _sign(targets).to(dtype)
-    known = targets >= 0 if masked else None
-    if known is not None:
-        sign.mul_(known)
-    z = x * sign
-    losses = softplus(z, 1, 40)
-    if grad is not None:
-        torch.mul(z.sigmoid_(), sign.mul_(scale), out=z if grad.dtype != dtype else grad)
-        if grad.dtype != dtype:
-            grad.copy_(z)
-    return _sum(losses if known is None else losses.mul_(known))
 
 
 def _hard(
