@@ -62,8 +62,9 @@ def worker(kind: str, chunk: int, batch: int, optimizer_name: str) -> None:
         if GPU:
             torch.cuda.synchronize()
 
-    stays = sum(p.numel() for p in head.parameters()) * 4 * (2 if optimizer_name == "sgd" else 3)
-    before = stays if GPU else _memory("VmRSS") + stays // 2 * (1 if optimizer_name == "sgd" else 2)
+    weights_bytes = 4 * sum(p.numel() for p in head.parameters())
+    state_bytes = weights_bytes * {"sgd": 1, "adamw": 2}[optimizer_name]
+    before = state_bytes + (weights_bytes if GPU else _memory("VmRSS"))
     seconds = []
     for _ in range(STEPS + 1):
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ if not torch.cuda.is_available():  # before triton is imported: its kernels are 
     os.environ["TRITON_INTERPRET"] = "1"
 
 from mlfinetune.cli import main
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Started in the background by a shell: processes would inherit it, and not hear Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENVIRONMENT = {"NO_COLOR": "1", "COLUMNS": "100"}
 CONFIG = """\
