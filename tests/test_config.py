@@ -11,18 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from mlfinetune.config import (
-    SCHEMA,
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    TrainConfig,
-    dump,
-    load,
-    schema,
-)
+from mlfinetune.config import SCHEMA, Config, DataConfig, dump, load, schema
+from mlfinetune.config.sections import AugmentConfig, LossConfig, ModelConfig, TrainConfig
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import asymmetric_loss, focal_loss
 
