@@ -1,0 +1,247 @@
+"""The config's sections: every key, its type, its default and what it means.
+
+Strict types, unknown keys are errors, nothing changes after. `mlfinetune.config` reads and writes.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("wanted path, got ''")
+    return value
+
+
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
+
+
+class Section(BaseModel):
+    """A part of the config: strict types, no unknown keys, frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the pictures and their labels are."""
+
+    train: FilePath = Field(description="table, JSON, Parquet or folder of labelled pictures")
+    val: FilePath | None = Field(None, description="the same for validation")
+    format: Literal["auto", "csv", "folder", "sidecar", "huggingface", "coco", "voc", "parquet"] = (
+        Field("auto", description="what `train` and `val` are; auto: detected, and printed")
+    )
+    val_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of train held out, stratified by label; 0.2 where neither "
+        "`val` nor a split column says which images are validation",
+    )
+    group_by: str | None = Field(
+        None, description="column whose rows of one value are held out together, or not at all"
+    )
+    images: FilePath | None = Field(
+        None, description="root of the table's paths; default: the table's folder"
+    )
+    image_column: str | None = Field(None, description="default: found by its usual names")
+    label_column: str | None = Field(None, description="column with the delimited labels")
+    label_columns: list[str] | None = Field(None, description="one 0/1 column a label")
+    label_delimiter: str | None = Field(None, min_length=1, description="default: detected")
+    folder_labels: Literal["leaf", "path"] = Field(
+        "leaf", description="a/b/c.jpg has the label b (leaf), or a and b (path)"
+    )
+    difficult: Literal["ignore", "positive", "negative"] = Field(
+        "ignore", description="VOC: labels whose objects are all marked difficult"
+    )
+    labels: list[str] | None = Field(
+        None, min_length=1, description="labels in column order; default: those of train, sorted"
+    )
+    rename_labels: dict[str, str] = Field(
+        {}, description="old name: new name; labels that get one name are joined"
+    )
+    ignore_labels: list[str] = Field([], description="labels to leave out, by their new names")
+    min_positives: int = Field(
+        0, ge=0, description="labels with fewer positive images in `train` are left out"
+    )
+    empty_labels: Literal["negative", "unknown", "error"] = Field(
+        "negative", description="what an image without a label says of the labels"
+    )
+    unknown: Literal["ignore", "positive", "negative"] = Field(
+        "ignore", description="unknown targets are masked (ignore), or taken for 1 or 0"
+    )
+    bad_images: Literal["error", "skip"] = Field(
+        "error", description="missing and unreadable pictures stop the run, or are left out"
+    )
+    allow_outside_root: bool = Field(
+        False, description="let paths be absolute or leave the image root"
+    )
+    max_pixels: int = Field(
+        89_000_000, gt=0, description="larger pictures are refused before they are decoded"
+    )
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Self:
+        if self.val is not None and self.val_fraction is not None:
+            raise ValueError("give val or val_fraction, not both")
+        if self.label_columns is not None and (self.label_column or self.label_delimiter):
+            raise ValueError("give label_columns, or label_column with label_delimiter, not both")
+        if self.labels is not None and self.min_positives:
+            raise ValueError("give labels or min_positives, not both")
+        return self
+
+    @field_validator("rename_labels")
+    @classmethod
+    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+        if blank := [old for old, new in value.items() if not new.strip() or new != new.strip()]:
+            raise ValueError(f"{blank[0]!r}: wanted a new name without space around it")
+        return value
+
+    @field_validator("labels", "label_columns", "ignore_labels")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        repeated = [name for name, count in Counter(value).items() if count > 1]
+        if repeated:
+            raise ValueError(f"names {repeated[0]!r} twice")
+        return value
+
+
+class ModelConfig(Section):
+    """The network and what it sees."""
+
+    backbone: str = Field("resnet50", description="a ResNet, ResNeXt or Wide ResNet of torchvision")
+    weights: str | None = Field(
+        "IMAGENET1K_V2",
+        min_length=1,
+        description="torchvision's name, a .pth or .safetensors file, or null",
+    )
+    freeze_backbone: bool = Field(False, description="train the head alone")
+    head_bias: Literal["zero", "prior"] = Field(
+        "zero", description="initial bias: 0, or each label's log-odds in train"
+    )
+    image_size: int = Field(224, ge=32, description="side of the square input in pixels")
+    resize: Literal["squash", "crop", "pad"] = Field(
+        "squash", description="how a picture becomes a square in evaluation and prediction"
+    )
+
+
+class AugmentConfig(Section):
+    """What training does to a picture; evaluation does none of it."""
+
+    crop_scale: Annotated[tuple[float, float], Field(strict=False)] = Field(
+        (0.35, 1.0), description="area share kept by the random resized crop, least and most"
+    )
+    horizontal_flip: Fraction = Field(0.5, description="probability of a mirror image")
+    color_jitter: Fraction = Field(
+        0.0, description="strength of brightness, contrast and saturation jitter"
+    )
+    rand_augment: int = Field(0, ge=0, le=10, description="RandAugment operations a picture")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"wanted [least, most], 0 < least <= most <= 1, got {list(value)}")
+        return value
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    epochs: int = Field(10, gt=0)
+    batch_size: int = Field(32, gt=0, description="images an optimizer step")
+    accumulate: int = Field(
+        1, gt=0, description="pieces a batch is computed in (gradient accumulation), to save memory"
+    )
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
+    head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
+    weight_decay: float = Field(0.01, ge=0, description="on weights, not on biases or BatchNorm")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    warmup_ratio: Fraction = Field(
+        0.1, description="share of all steps with a rising learning rate; then a cosine to 0"
+    )
+    clip_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    early_stopping: int | None = Field(
+        None, gt=0, description="stop after this many epochs without a better mAP; null: never"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware is fast at it"
+    )
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="processes that decode pictures"
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class LossConfig(Section):
+    """The sigmoid cross entropy and its relatives."""
+
+    name: Literal["sce", "asl", "focal"] = Field(
+        "sce", description="sigmoid cross entropy, asymmetric loss, focal loss"
+    )
+    pos_weight: Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="weight of positive targets: auto (negatives / positives), or a label map"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    gamma_neg: float | None = Field(None, ge=0, description="of asl: fades easy negatives; 4")
+    gamma_pos: float | None = Field(None, ge=0, description="of asl: fades easy positives; 1")
+    clip: float | None = Field(
+        None, ge=0, lt=1, description="of asl: negatives below this probability count nothing; 0.05"
+    )
+    gamma: float | None = Field(None, ge=0, description="of focal: fades easy targets; 2")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="of focal: weight of positives, 1 - alpha of negatives; 0.25"
+    )
+    backend: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="auto: Triton's kernel on a GPU, plain torch elsewhere"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, tree: Any) -> Any:
+        """A run's config says the values it ran with, whatever later versions do by default."""
+        if not isinstance(tree, dict):
+            return tree
+        defaults = LOSS_SETTINGS.get(tree.get("name", "sce"), {})
+        return {**tree, **{k: v for k, v in defaults.items() if tree.get(k) is None}}
+
+    @field_validator("gamma_neg", "gamma_pos", "clip", "gamma", "alpha")
+    @classmethod
+    def _belongs(cls, value: float | None, info: ValidationInfo) -> float | None:
+        name = info.data.get("name")
+        if value is not None and name and info.field_name not in LOSS_SETTINGS.get(name, {}):
+            (owner,) = (name for name, keys in LOSS_SETTINGS.items() if info.field_name in keys)
+            raise ValueError(f"belongs to {owner}; take it out, or set loss.name: {owner}")
+        return value
+
+
+LOSS_SETTINGS = {
+    "asl": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+    "focal": {"gamma": 2.0, "alpha": 0.25},
+}
+
+
+class Config(Section):
+    """The whole config."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    output: FilePath | None = Field(
+        None, description="run directory; default: runs/<config file's name>"
+    )
