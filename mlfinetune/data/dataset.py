@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mlfinetune.data.images import decode
-from mlfinetune.data.transforms import eval_transform, to_tensor, train_transform
+from mlfinetune.data.jpeg import decoder
+from mlfinetune.data.transforms import eval_transform, least_side, to_tensor, train_transform
 from mlfinetune.errors import ImageError
 from mlfinetune.records import Batch, Failure, TransformSpec
 
@@ -44,6 +45,8 @@ class ImageDataset(Dataset[Example]):
         self._seed = train_seed
         self._train = train_transform(spec)
         self._eval = eval_transform(spec)
+        self._least = least_side(spec, training=train_seed is not None)
+        self._jpeg, _ = decoder()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers that are not forked get the arguments, and build the transforms anew."""
@@ -52,7 +55,7 @@ class ImageDataset(Dataset[Example]):
     def __getitem__(self, key: Key) -> Example:
         epoch, index, path = key
         try:
-            image = to_tensor(decode(Path(path), self.spec.max_pixels))
+            image = to_tensor(decode(Path(path), self.spec.max_pixels, self._least, self._jpeg))
         except ImageError as error:
             return Example(index, None, error.reason)
         if self._seed is None:

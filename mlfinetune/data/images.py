@@ -1,6 +1,7 @@
 """A picture file becomes RGB uint8. The one place that knows Pillow.
 
     file -> format check -> size cap -> first frame -> 8-bit RGB on white -> EXIF turn
+                                     -> a plain JPEG: the fast decoder, where one is given
 
 Formats: JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF. Whatever a decoder raises becomes an
 ImageError with the file's name. Pixels are converted a block at a time: beside the decoded
@@ -9,10 +10,11 @@ picture and the result there are only a few megabytes.
 
 import hashlib
 import io
+import os
 import stat
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,10 @@ _TIFF_PHOTOMETRIC = 0x0106
 _BLOCK = 1 << 20  # pixels
 _THUMBNAIL = 128  # pixels a side, the least that a JPEG is decoded to for its hash
 _NOISE = 2  # grey levels
+_MEBIBYTE = 1 << 20
+
+JpegDecoder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""The bytes of an upright JPEG (n,) -> (H, W, 3) RGB; raises where it cannot."""
 
 _Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -77,12 +83,17 @@ def walk(root: Path) -> Iterator[Path]:
             yield entry
 
 
-def decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+def decode(
+    path: Path, max_pixels: int, least: int | None = None, jpeg: JpegDecoder | None = None
+) -> NDArray[np.uint8]:
     """Read one picture.
 
     Args:
         path: the file.
         max_pixels: width times height above which the file is refused undecoded.
+        least: where both sides of a JPEG stay at least this long, and whole, it comes at 1/8,
+            1/4 or 1/2 of its size, scaled as it is decoded; None: always at full size.
+        jpeg: decodes plain JPEGs faster than Pillow. What it refuses, Pillow judges.
 
     Returns:
         (H, W, 3) uint8 RGB: upright by its EXIF orientation, alpha composited on white,
@@ -92,7 +103,11 @@ def decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         ImageError: the file cannot be read, for whatever reason.
     """
     with _reading(path) as file, _header(file, path, max_pixels) as image:
-        return _pixels(image)
+        scale = _scale(image.size, least)
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))  # JPEG alone heeds it
+        pixels = _fast(image, file, jpeg) if jpeg and scale == 1 else None
+        return _pixels(image) if pixels is None else pixels
 
 
 def inspect(path: Path, max_pixels: int) -> Picture:
@@ -157,6 +172,32 @@ def _survey(
         facts["turned"] = before != 1 or _orientation(image) != 1
         facts["frames_dropped"] = _more_frames(image)
         return facts, pixels
+
+
+def _scale(size: tuple[int, int], least: int | None) -> int:
+    """By how much both sides can be divided; a remainder would stretch the picture."""
+    if least is None:
+        return 1
+    scales = (8, 4, 2)
+    fit = (s for s in scales if all(side % s == 0 and side >= s * least for side in size))
+    return next(fit, 1)
+
+
+def _fast(
+    image: Image.Image, file: io.BufferedReader, jpeg: JpegDecoder
+) -> NDArray[np.uint8] | None:
+    """What `jpeg` makes of a plain JPEG; None: Pillow has to decode or refuse it."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) != 1:
+        return None
+    width, height = image.size
+    # No picture needs more bytes: a file with gigabytes behind its picture stays on disk.
+    size = min(os.fstat(file.fileno()).st_size, 3 * width * height + _MEBIBYTE)
+    content = np.empty(size, np.uint8)
+    file.seek(0)
+    with suppress(Exception):  # whatever a decoder raises; Pillow's reason is the one to show
+        pixels = jpeg(content[: file.readinto(content.data)])
+        return pixels if pixels.shape == (height, width, 3) else None
+    return None
 
 
 def _more_frames(image: Image.Image) -> bool:

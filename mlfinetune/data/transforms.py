@@ -3,9 +3,12 @@
     (H, W, 3) uint8 -> eval_transform                  squash | crop | pad     -> (3, S, S) uint8
                     -> train_transform(seed)           random crop, flip, ...  -> (3, S, S) uint8
 
-Normalisation is the model's: batches stay uint8 until they are on the device.
+Normalisation is the model's: batches stay uint8 until they are on the device. Pixels stay
+interleaved, as decoders give them, until they are few: torch resizes such uint8 with AVX2 at
+once, where planes would be interleaved, and a big picture copied, first.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,10 +24,26 @@ from mlfinetune.records import TransformSpec
 CROP_SHARE = 224 / 256
 """`crop` keeps this share of the shorter side, torchvision's convention."""
 
+_SPARE = 2  # a picture scaled down while it is decoded keeps twice the pixels a side it needs
+_NARROWEST = 3 / 4  # width to height of RandomResizedCrop's crops, or the other way round
+
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) -> (3, H, W), copied."""
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    """(H, W, 3) -> (3, H, W), a view."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def least_side(spec: TransformSpec, *, training: bool) -> int:
+    """Pixels a side that a picture must keep, so that decoding it smaller does not show.
+
+    Twice what the resize asks for, on both sides; in training of the smallest random crop.
+    """
+    if training and spec.crop_scale != (1.0, 1.0):
+        smallest_crop = math.sqrt(spec.crop_scale[0] * _NARROWEST)  # share of the shorter side
+        return math.ceil(_SPARE * spec.image_size / smallest_crop)
+    if spec.resize == "crop":
+        return _SPARE * round(spec.image_size / CROP_SHARE)
+    return _SPARE * spec.image_size
 
 
 def eval_transform(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
@@ -37,10 +56,10 @@ def train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
 
     With a `crop_scale` of (1, 1) the picture becomes a square as in evaluation.
     """
-    steps: list[torch.nn.Module] = []
+    steps: list[Callable[[Tensor], Tensor]] = []
     whole = eval_transform(spec) if spec.crop_scale == (1.0, 1.0) else None
     if whole is None:
-        steps.append(v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale, antialias=True))
+        steps.append(random_crop(spec))
     if spec.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip(spec.horizontal_flip))
     if spec.rand_augment:
@@ -53,6 +72,26 @@ def train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
         with _private_generator(seed):
             out: Tensor = augment(image if whole is None else whole(image))
         return out.contiguous()
+
+    return apply
+
+
+def random_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """(3, H, W) -> (3, S, S): RandomResizedCrop, drawn from torch's global generator.
+
+    The crop's place is drawn as a share of the room around it, where torchvision draws a whole
+    number of pixels: a picture that was scaled as it was decoded is cropped at the same place,
+    but for rounding.
+    """
+    crops = v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale)
+
+    def apply(image: Tensor) -> Tensor:
+        box = crops.make_params([image])
+        height, width = F.get_size(image)
+        box["top"] = int(torch.rand(()).item() * (height - box["height"] + 1))
+        box["left"] = int(torch.rand(()).item() * (width - box["width"] + 1))
+        out: Tensor = F.resized_crop(image, **box, size=[spec.image_size] * 2, antialias=True)
+        return out
 
     return apply
 

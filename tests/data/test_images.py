@@ -536,6 +536,169 @@ def test_an_image_error_crosses_processes() -> None:
     assert (str(twin), twin.reason) == ("a.jpg: no such file", "no such file")
 
 
+# ---- a faster decoder for plain JPEGs ---------------------------------------------------
+
+PLAIN: dict[str, dict[str, Any]] = {"JPEG": {}, "grey": {"mode": "L"}}
+PARTICULAR: dict[str, dict[str, Any]] = {
+    "CMYK": {"mode": "CMYK"},
+    "turned": {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0"},
+    "MPO": {"kind": "MPO", "save_all": True, "append_images": [Image.fromarray(gradient())]},
+    "PNG": {"kind": "PNG"},
+    "16 bits": {"kind": "PNG", "mode": "I;16"},
+}
+
+
+def special(kind: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
+    """The bytes of one of the pictures above."""
+    grey = Image.fromarray(gradient()).convert("L")
+    if mode == "I;16":
+        return encoded(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), kind, **options)
+    return encoded(Image.fromarray(gradient()).convert(mode), kind, **options)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *PARTICULAR])
+def test_plain_jpegs_alone_go_to_the_decoder(tmp_path: Path, name: str) -> None:
+    """Its answer is taken as it is; any other picture is Pillow's, which knows what to do."""
+    content = special(**(PLAIN | PARTICULAR)[name])
+    path, given = write(tmp_path, content), []
+    answer = np.full((24, 40, 3), 7, np.uint8)
+
+    def decoder(content: Pixels) -> Pixels:
+        given.append(content.tobytes())
+        return answer
+
+    pixels = decode(path, MAX_PIXELS, None, decoder)
+    assert given == ([content] if name in PLAIN else [])
+    np.testing.assert_array_equal(pixels, answer if given else decode(path, MAX_PIXELS))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError])
+def test_what_the_decoder_refuses_pillow_decodes(tmp_path: Path, error: type[Exception]) -> None:
+    """Whatever it raises, the picture is the one that Pillow alone gives."""
+
+    def decoder(content: Pixels) -> Pixels:
+        raise error("not mine")
+
+    path = write(tmp_path, encoded(gradient(), "JPEG"))
+    pixels = decode(path, MAX_PIXELS, None, decoder)
+    np.testing.assert_array_equal(pixels, decode(path, MAX_PIXELS))
+
+
+def test_a_picture_of_another_size_than_its_header_is_not_taken(tmp_path: Path) -> None:
+    """The size that the cap was checked with is the size that comes back."""
+    path = write(tmp_path, encoded(gradient(), "JPEG"))
+    pixels = decode(path, MAX_PIXELS, None, lambda content: gradient(240, 400))
+    np.testing.assert_array_equal(pixels, decode(path, MAX_PIXELS))
+
+
+def test_the_cap_comes_before_the_decoder(tmp_path: Path) -> None:
+    """A picture over the cap is refused with the same words, whole or scaled, undecoded."""
+    path, given = write(tmp_path, encoded(gradient(), "JPEG")), []
+
+    def decoder(content: Pixels) -> Pixels:
+        given.append(len(content))
+        return gradient()
+
+    for least in (None, 1):
+        with pytest.raises(ImageError) as caught:
+            decode(path, 24 * 40 - 1, least, decoder)
+        assert caught.value.reason == fault(path, 24 * 40 - 1)
+    assert not given
+
+
+def test_what_lies_behind_a_picture_stays_on_disk(tmp_path: Path) -> None:
+    """Gigabytes behind a small JPEG are not read for the decoder."""
+    path, given = write(tmp_path, encoded(gradient(), "JPEG")), []
+    os.truncate(path, 1 << 33)
+
+    def decoder(content: Pixels) -> Pixels:
+        given.append(len(content))
+        return gradient()
+
+    np.testing.assert_array_equal(decode(path, MAX_PIXELS, None, decoder), gradient())
+    assert 0 < given[0] < 2 << 20
+
+
+# ---- JPEGs at less than their size ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("least", "size"),
+    [
+        (1, (48, 80)),
+        (48, (48, 80)),
+        (49, (96, 160)),
+        (96, (96, 160)),
+        (97, (192, 320)),
+        (193, None),
+    ],
+)
+def test_a_jpeg_keeps_the_least_side(
+    tmp_path: Path, least: int, size: tuple[int, int] | None
+) -> None:
+    """It comes at 1/8, 1/4, 1/2 or 1/1: the smallest whose sides are all long enough."""
+    path = write(tmp_path, encoded(gradient(384, 640), "JPEG"))
+    pixels, size = decode(path, MAX_PIXELS, least), size or (384, 640)
+    assert pixels.shape == (*size, 3)
+    assert difference(pixels, gradient(*size)) < 12
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((388, 644), (97, 161)), ((386, 640), (193, 320)), ((385, 640), None)]
+)
+def test_a_jpeg_is_divided_without_remainder(
+    tmp_path: Path, size: tuple[int, int], wanted: tuple[int, int] | None
+) -> None:
+    """Half a pixel too many would stretch the picture by as much."""
+    path = write(tmp_path, encoded(gradient(*size), "JPEG"))
+    assert decode(path, MAX_PIXELS, 1).shape[:2] == (wanted or size)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_smaller_jpeg_is_turned_all_the_same(tmp_path: Path, orientation: int) -> None:
+    """The sides change places, the picture stands upright."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](gradient(240, 400)))
+    path = write(tmp_path, encoded(stored, "JPEG", exif=exif))
+    assert difference(decode(path, MAX_PIXELS, 100), gradient(120, 200)) <= 8
+
+
+@pytest.mark.parametrize("name", ["CMYK", "MPO", "grey"])
+def test_particular_jpegs_are_scaled_too(tmp_path: Path, name: str) -> None:
+    """All that libjpeg decodes it can decode at half the size."""
+    path = write(tmp_path, special(**(PLAIN | PARTICULAR)[name]))
+    halves = decode(path, MAX_PIXELS).reshape(12, 2, 20, 2, 3).mean((1, 3))
+    assert np.abs(decode(path, MAX_PIXELS, 12) - halves).max() < 4
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "GIF"])
+def test_other_formats_keep_their_size(tmp_path: Path, kind: str) -> None:
+    """Only JPEGs can be decoded at less."""
+    path = write(tmp_path, encoded(gradient(), kind))
+    np.testing.assert_array_equal(decode(path, MAX_PIXELS, 1), decode(path, MAX_PIXELS))
+
+
+@pytest.mark.parametrize("least", [None, 12, 13])
+def test_the_decoder_has_the_pictures_of_full_size(tmp_path: Path, least: int | None) -> None:
+    """What is scaled down Pillow does, the rest the decoder, from the same bytes."""
+    path = write(tmp_path, encoded(gradient(), "JPEG"))
+    answer = np.zeros((12, 20, 3) if least == 12 else (24, 40, 3), np.uint8)
+    pixels = decode(path, MAX_PIXELS, least, lambda content: answer)
+    assert pixels.shape == answer.shape
+    assert (pixels is answer) == (least != 12)
+
+
+def test_a_truncated_jpeg_fails_alike_at_any_size(tmp_path: Path) -> None:
+    """Scaled or not, half a file is refused with the same words."""
+    content = encoded(gradient(300, 500), "JPEG")
+    path = write(tmp_path, content[: len(content) // 2])
+    for least in (1, 100):
+        with pytest.raises(ImageError) as caught:
+            decode(path, MAX_PIXELS, least)
+        assert caught.value.reason == fault(path)
+
+
 # ---- damage -----------------------------------------------------------------------------
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

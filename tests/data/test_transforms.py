@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
-from mlfinetune.data.transforms import eval_transform, to_tensor, train_transform
+from mlfinetune.data.transforms import (
+    eval_transform,
+    least_side,
+    random_crop,
+    to_tensor,
+    train_transform,
+)
 from mlfinetune.records import TransformSpec
 
 SIDE = 64
@@ -57,15 +64,54 @@ def marked() -> Tensor:
 # ---- evaluation -------------------------------------------------------------------------
 
 
-def test_to_tensor_puts_channels_first_and_copies() -> None:
-    """(H, W, 3) becomes (3, H, W), and the array stays its owner's."""
+def test_to_tensor_puts_channels_first_uncopied() -> None:
+    """(H, W, 3) becomes (3, H, W): the same memory, read the other way."""
     pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
-    pixels.setflags(write=False)
     tensor = to_tensor(pixels)
     assert tensor.shape == (3, 2, 4)
     assert tensor[2, 1, 3] == pixels[1, 3, 2]
-    tensor.zero_()
-    assert pixels.sum() > 0
+    assert tensor.data_ptr() == pixels.ctypes.data
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (97, 161), (1, 300), (480, 641)])
+def test_interleaved_pixels_give_the_bits_of_planes(resize: str, size: tuple[int, int]) -> None:
+    """How a picture lies in memory changes speed and nothing else."""
+    planes = noise(*size)
+    pixels = to_tensor(planes.permute(1, 2, 0).contiguous().numpy())
+    assert torch.equal(
+        eval_transform(spec(resize=resize))(pixels), eval_transform(spec(resize=resize))(planes)
+    )
+    for changes in ({}, AUGMENTED):
+        transform = train_transform(spec(resize=resize, **changes))
+        assert torch.equal(transform(pixels, 3), transform(planes, 3))
+        assert transform(pixels, 3).is_contiguous()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("resize", "wanted"), [("squash", 64), ("crop", 73), ("pad", 64)])
+def test_a_picture_may_come_at_twice_the_size_asked_for(
+    resize: str, wanted: int, training: bool
+) -> None:
+    """Whole pictures, training's too where nothing is cropped: twice what the resize makes."""
+    assert least_side(spec(resize=resize), training=training) == 2 * wanted
+    assert least_side(spec(resize=resize, crop_scale=(0.2, 0.9)), training=False) == 2 * wanted
+
+
+@pytest.mark.parametrize("crop_scale", [(0.05, 0.05), (0.35, 1.0), (0.9, 0.9)])
+@pytest.mark.parametrize("aspect", [1.0, 1.33, 3.0])
+def test_no_random_crop_has_less_than_twice_the_square(
+    crop_scale: tuple[float, float], aspect: float
+) -> None:
+    """Of a picture decoded no smaller than least_side; and no bound is needlessly high."""
+    augmented = spec(crop_scale=crop_scale)
+    least = least_side(augmented, training=True)
+    crops = v2.RandomResizedCrop(SIDE, scale=crop_scale)
+    picture = torch.empty(3, least, round(least * aspect))
+    boxes = [crops.make_params([picture]) for _ in range(400)]
+    sides = [min(box["height"], box["width"]) for box in boxes]
+    assert min(sides) >= 2 * SIDE - 1
+    assert least <= 2 * SIDE / (0.75 * crop_scale[0]) ** 0.5 + 1
 
 
 @pytest.mark.parametrize("resize", RESIZES)
@@ -279,6 +325,24 @@ def test_training_gives_the_square(change: str, size: tuple[int, int]) -> None:
         assert out.shape == (3, SIDE, SIDE)
         assert out.dtype == torch.uint8
         assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("size", [(300, 300), (256, 401), (700, 240)])
+def test_a_picture_at_half_its_size_is_cropped_at_the_same_place(size: tuple[int, int]) -> None:
+    """Ramps show where it begins and ends; rounding seldom makes it another crop altogether."""
+    transform = train_transform(spec(crop_scale=(0.2, 0.9)))
+    down, across = (torch.linspace(0, 255, n).to(torch.uint8) for n in size)
+    full = torch.stack([down[:, None].expand(size), across.expand(size), across.expand(size)])
+    half = v2.functional.resize(full, [-(-n // 2) for n in size], antialias=True)
+    apart = [(transform(full, i).float() - transform(half, i)).abs().mean() for i in range(60)]
+    assert sum(off < 2.5 for off in apart) >= 57
+
+
+def test_crops_reach_every_edge() -> None:
+    """The place of a crop is drawn from all the room there is, its last pixel too."""
+    image, crop = noise(3, 2), random_crop(spec(crop_scale=(1 / 6, 1 / 6)))
+    corners = {tuple(crop(image)[:, 0, 0].tolist()) for _ in range(200)}
+    assert corners == {tuple(image[:, y, x].tolist()) for y in range(3) for x in range(2)}
 
 
 def test_colour_jitter_changes_colours_alone() -> None:
