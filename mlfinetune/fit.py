@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mlfinetune.errors import DataError, TrainingError, listing
+from mlfinetune.errors import TrainingError, listing
 from mlfinetune.records import Batch, StepRecord
 
 
@@ -53,10 +53,8 @@ class _Pending:
                 f"{listing(names)}"
             )
         images = len(self.batch.indices)
-        lr, head_lr = self.lrs[0], self.lrs[-1]  # the same where the head alone trains
-        return StepRecord(
-            self.epoch, self.step, loss, grad_norm, lr, head_lr, images, last_in_epoch
-        )
+        rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}  # one where the head alone trains
+        return StepRecord(self.epoch, self.step, loss, grad_norm, rates, images, last_in_epoch)
 
 
 def fit(
@@ -71,7 +69,7 @@ def fit(
     """Train, step by step; the model is in training mode at the start of every epoch.
 
     Args:
-        model: (B, 3, S, S) uint8 -> (B, L) logits; is changed.
+        model: the batches' images -> (B, L) logits; is changed.
         epochs: the batches of each epoch.
         loss: `mlfinetune.loss.build_loss()`.
         optimizer: its groups carry `initial_lr`.
@@ -88,8 +86,7 @@ def fit(
         model.train()
         pending: _Pending | None = None
         for batch in batches:
-            if batch.failures:
-                raise DataError(_unreadable(batch, name_of))
+            batch.require_all(name_of)
             lrs = _set_lrs(optimizer, schedule(step))
             numbers = train_step(model, batch, loss, optimizer, settings)
             if pending is not None:
@@ -142,8 +139,3 @@ def _set_lrs(optimizer: torch.optim.Optimizer, share: float) -> tuple[float, ...
     for group in optimizer.param_groups:
         group["lr"] = share * group["initial_lr"]
     return tuple(group["lr"] for group in optimizer.param_groups)
-
-
-def _unreadable(batch: Batch, name_of: Callable[[int], str]) -> str:
-    faults = [f"{name_of(failure.index)}: {failure.reason}" for failure in batch.failures]
-    return f"{len(faults)} unreadable in one batch; repair them or take them out\n{listing(faults)}"

@@ -53,6 +53,7 @@ class ChunkedLinear(nn.Module):
     def __init__(self, features: int, labels: int) -> None:
         """Kaiming-normal weights, bias 0."""
         super().__init__()
+        self.in_features = features
         sizes = [min(CHUNK, labels - start) for start in range(0, labels, CHUNK)]
         self.chunks = nn.ParameterList(torch.empty(size, features) for size in sizes)
         self.bias = nn.Parameter(torch.zeros(labels))
@@ -150,12 +151,17 @@ class Tagger(nn.Module):
             self.features.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> (B, L) float32 logits."""
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, F) features, in autocast's type where it is on."""
         x = (images.to(torch.float32) - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            x = self.features(x)
+            features: Tensor = self.features(x)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, L) float32 logits."""
+        x = self.embed(images)
         with torch.autocast(x.device.type, enabled=False):  # 8-bit mantissas would tie scores
             logits: Tensor = self.head(x.float())
         return logits

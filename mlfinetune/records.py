@@ -12,10 +12,13 @@ a set, L labels, S pixels on a side.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mlfinetune.errors import DataError, listing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +114,7 @@ class Batch:
     """Decoded pictures with their targets; undecodable ones stand in `failures` instead.
 
     Attributes:
-        images: (B, 3, S, S) uint8.
+        images: (B, 3, S, S) uint8; or (B, F) float32, a frozen backbone's features.
         targets: (B, L) int8 in {1, 0, -1}; (B, 0) where there are none (prediction).
         indices: (B,) int64, the pictures' places in their manifest or input order.
     """
@@ -120,6 +123,15 @@ class Batch:
     targets: torch.Tensor
     indices: torch.Tensor
     failures: tuple[Failure, ...] = ()
+
+    def require_all(self, name_of: Callable[[int], str]) -> None:
+        """Raise a DataError that names the pictures that could not be decoded, if any."""
+        if self.failures:
+            faults = [f"{name_of(failure.index)}: {failure.reason}" for failure in self.failures]
+            raise DataError(
+                f"{len(faults)} unreadable in one batch; repair them or take them out\n"
+                f"{listing(faults)}"
+            )
 
     def pin_memory(self) -> Batch:
         """In page-locked memory; DataLoader asks a batch for it by this name."""
@@ -135,7 +147,7 @@ class StepRecord:
         step: optimizer steps since the start, from 0.
         loss: mean over the known targets of the batch.
         grad_norm: before clipping.
-        lr, head_lr: learning rates of the step.
+        rates: `lr` and `head_lr` of the step, or the `l2` that the head was solved with.
         images: pictures in the batch.
         last_in_epoch: True on the last step of an epoch.
     """
@@ -144,8 +156,7 @@ class StepRecord:
     step: int
     loss: float
     grad_norm: float
-    lr: float
-    head_lr: float
+    rates: dict[str, float]
     images: int
     last_in_epoch: bool
 

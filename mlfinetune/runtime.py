@@ -130,6 +130,17 @@ def peak_memory(device: torch.device) -> int:
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
+def spare_memory(device: torch.device) -> int:
+    """Bytes that are free on the GPU, or on this machine; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
 @contextmanager
 def device_faults() -> Iterator[None]:
     """Running out of GPU memory becomes a DeviceError that says what to change."""

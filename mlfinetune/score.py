@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mlfinetune.errors import DataError, TrainingError, listing
+from mlfinetune.errors import TrainingError, listing
 from mlfinetune.records import Batch, Manifest, ScoreTable
 
 
@@ -44,9 +44,7 @@ def score(
     indices: list[NDArray[np.int64]] = []
     logits: list[NDArray[np.float32]] = []
     for batch in batches:
-        if batch.failures:
-            faults = [f"{manifest.path(f.index)}: {f.reason}" for f in batch.failures]
-            raise DataError(f"{len(faults)} unreadable pictures in one batch\n{listing(faults)}")
+        batch.require_all(manifest.path)
         logits.append(forward(model, batch, device, dtype))
         indices.append(batch.indices.numpy())
     order = np.argsort(np.concatenate(indices), kind="stable")

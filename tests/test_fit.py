@@ -91,7 +91,7 @@ def test_fit_yields_every_step_and_marks_the_last_of_an_epoch() -> None:
     )
     assert [(r.epoch, r.step) for r in records] == [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5)]
     assert [r.last_in_epoch for r in records] == [False, False, True] * 2
-    assert [r.lr for r in records] == [2.0 / (s + 1) for s in range(6)]
+    assert [r.rates["lr"] for r in records] == [2.0 / (s + 1) for s in range(6)]
     assert {r.images for r in records} == {7}
 
 

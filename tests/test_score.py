@@ -151,7 +151,7 @@ def test_unreadable_pictures_are_named(model: Tagger, images: torch.Tensor) -> N
     with pytest.raises(DataError) as caught:
         score(model, [bad], manifest(12), CPU, torch.float32)
     head, *shown, last = str(caught.value).splitlines()
-    assert head == "12 unreadable pictures in one batch"
+    assert head == "12 unreadable in one batch; repair them or take them out"
     assert shown == [f"  /data/{i}.jpg: reason {i}" for i in range(10)]
     assert last == "  ... and 2 more"
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mlfinetune import __version__
+from mlfinetune.cli.cache import cache
 from mlfinetune.cli.check import check
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.init import init
@@ -37,6 +38,7 @@ app.command()(predict)
 app.command()(init)
 app.command()(check)
 app.command()(split)
+app.command()(cache)
 
 
 def _version(wanted: bool) -> None:

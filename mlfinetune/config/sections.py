@@ -165,7 +165,17 @@ class TrainConfig(Section):
     accumulate: int = Field(
         1, gt=0, description="pieces a batch is computed in (gradient accumulation), to save memory"
     )
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["auto", "adamw", "sgd", "lbfgs"] = Field(
+        "auto",
+        description="lbfgs solves for the head of a frozen backbone, to convergence; "
+        "auto: lbfgs where features are computed once, else adamw",
+    )
+    cache_features: Literal["auto", "off"] = Field(
+        "auto", description="auto: a frozen backbone's features are computed once, and kept"
+    )
+    cache_views: int = Field(
+        2, gt=0, description="of a picture: itself, its mirror image, then random crops"
+    )
     lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
     weight_decay: float = Field(0.01, ge=0, description="on weights, not on biases or BatchNorm")
@@ -245,3 +255,13 @@ class Config(Section):
     output: FilePath | None = Field(
         None, description="run directory; default: runs/<config file's name>"
     )
+
+    @model_validator(mode="after")
+    def _solvable(self) -> Self:
+        keeps = self.model.freeze_backbone and self.train.cache_features != "off"
+        if self.train.optimizer == "lbfgs" and not keeps:
+            raise ValueError(
+                "train.optimizer: lbfgs works on kept features alone; set "
+                "model.freeze_backbone: true and train.cache_features: auto, or use adamw or sgd"
+            )
+        return self

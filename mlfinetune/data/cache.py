@@ -16,7 +16,7 @@ def folder(name: str) -> Path:
         DataError: it cannot be made.
     """
     try:
-        path = _root() / name
+        path = root() / name
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -27,7 +27,8 @@ def folder(name: str) -> Path:
     return path
 
 
-def _root() -> Path:
+def root() -> Path:
+    """The folder of all kinds; it may not exist yet."""
     if own := os.environ.get("MLFINETUNE_CACHE"):
         return Path(own)
     if general := os.environ.get("XDG_CACHE_HOME"):

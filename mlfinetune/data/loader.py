@@ -53,10 +53,14 @@ class Loader:
         workers: int,
         train_seed: int | None,
         pin_memory: bool,
+        rows: list[int] | None = None,
     ) -> None:
-        """With `train_seed` examples are shuffled and augmented; with None neither."""
+        """With `train_seed` examples are shuffled and augmented; with None neither.
+
+        `rows` names the examples, in order and unshuffled, where not all of them are wanted.
+        """
         self.manifest, self._pin_memory = manifest, pin_memory
-        self._sampler = _EpochSampler(manifest, batch_size, train_seed)
+        self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows)
         dataset = ImageDataset(spec, train_seed)
         self._loader = _data_loader(dataset, self._sampler, workers, pin_memory)
 
@@ -97,9 +101,12 @@ def stream(
 class _EpochSampler(Sampler[list[Key]]):
     """Yields the keys of each batch of the epoch it is set to."""
 
-    def __init__(self, manifest: Manifest, batch_size: int, train_seed: int | None) -> None:
-        self._manifest, self._batch_size, self._seed = manifest, batch_size, train_seed
-        self._steps = len(cut(list(range(len(manifest))), batch_size))
+    def __init__(
+        self, manifest: Manifest, batch_size: int, train_seed: int | None, rows: list[int] | None
+    ) -> None:
+        self._manifest, self._batch_size = manifest, batch_size
+        self._seed, self._rows = train_seed, rows
+        self._steps = len(cut(rows or list(range(len(manifest))), batch_size))
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -107,8 +114,8 @@ class _EpochSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         n = len(self._manifest)
-        order = list(range(n))
-        if self._seed is not None:
+        order = self._rows or list(range(n))
+        if self._seed is not None and self._rows is None:
             order = train_order(n, self._seed, self.epoch)
         for batch in cut(order, self._batch_size):
             yield [(self.epoch, index, self._manifest.path(index)) for index in batch]

@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mlfinetune import assemble, checkpoint, examples, rundir, runtime, tables
 from mlfinetune.config import Config, dump
+from mlfinetune.data import cache
+from mlfinetune.data.features import FeatureLoader
+from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
 from mlfinetune.fit import fit
@@ -19,6 +23,10 @@ from mlfinetune.model import Tagger
 from mlfinetune.records import MetricTable, ScoreTable, StepRecord, TransformSpec
 from mlfinetune.runlog import Bar, RunLog, clock
 from mlfinetune.score import probabilities, score
+from mlfinetune.solve import STRENGTHS, solve
+
+PATIENCE = 2
+"""Weaker penalties without a better mAP, after which no weaker one is tried."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +39,30 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a run is made of."""
+    """What a run is made of; `net` is what trains on the batches: the tagger, or its head."""
 
     config: Config
     splits: Splits
     spec: TransformSpec
     tagger: Tagger
+    net: nn.Module
     loss: Loss
-    train: Loader
-    val: Loader
+    train: Loader | FeatureLoader
+    val: Loader | FeatureLoader
     device: torch.device
     dtype: torch.dtype
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's outcome; `number` counts from 1."""
+    """One epoch's outcome, or one solution's; `number` counts from 1, `name` is for people."""
 
     number: int
+    name: str
     table: MetricTable
     scores: ScoreTable
     loss: float
-    images_per_s: float
-    seconds_left: float
+    speed: str
 
     def beats(self, other: "_Epoch") -> bool:
         """A higher mAP; where mAP is undefined the later epoch."""
@@ -67,7 +76,8 @@ def run(config: Config, device_name: str, log: RunLog) -> Trained:
     Raises:
         MlfinetuneError: data, weights, device or a loss that cannot be used.
     """
-    return _train(config, examples.splits(config, log), device_name, log)
+    kept = cache.folder("features") if assemble.features_once(config) else None
+    return _train(config, examples.splits(config, log), device_name, kept, log)
 
 
 def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
@@ -83,24 +93,27 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
         once = config.train.model_copy(update={"epochs": 1})
         output = Path(folder) / "dry-run"
         config = config.model_copy(update={"train": once, "output": output})
-        return _train(config, few, device_name, log)
+        return _train(config, few, device_name, Path(folder) / "features", log)
 
 
-def _train(config: Config, splits: Splits, device_name: str, log: RunLog) -> Trained:
+def _train(
+    config: Config, splits: Splits, device_name: str, kept: Path | None, log: RunLog
+) -> Trained:
     started = time.monotonic()
     for note in splits.notes:
         log.say(note)
     parts = _assemble(examples.settled(config, splits), splits, device_name, log)
     run = _open_run(parts, log)
     with runtime.device_faults():
+        if kept is not None and assemble.features_once(config):
+            parts = _on_features(parts, kept, log)
         best = _best_epoch(parts, run, log)
     about = {"data": "validation", "epoch": best.number}
     scores = probabilities(best.scores.logits)
     tables.write_results(run, best.table, best.scores.names, scores, about)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
-        f"best epoch {best.number} of {config.train.epochs}; "
-        f"{clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
+        f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
     return Trained(run, best.table)
 
@@ -121,15 +134,17 @@ def _open_run(parts: _Parts, log: RunLog) -> Path:
 
 def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
     """Train, saving every epoch; the best one, or the best so far where training stops early."""
-    train, best = parts.config.train, None
+    best = None
+    solves = assemble.solves(parts.config, parts.splits.train)
+    patience = parts.config.train.early_stopping or (PATIENCE if solves else None)
     try:
-        for epoch in _epochs(parts, log):
+        for epoch in _solutions(parts, log) if solves else _epochs(parts, log):
             best = epoch if best is None or epoch.beats(best) else best
             _save(parts, epoch, run, is_best=epoch is best)
-            log.say(_epoch_line(epoch, best, train.epochs))
+            log.say(_epoch_line(epoch, best))
             since = epoch.number - best.number
-            if train.early_stopping is not None and since >= train.early_stopping:
-                log.say(f"early stop: no better mAP for {since} epochs")
+            if patience is not None and since >= patience:
+                log.say(f"early stop: no better mAP for {since} {'steps' if solves else 'epochs'}")
                 break
     except KeyboardInterrupt:
         saved = "nothing saved yet" if best is None else f"best so far: {run / rundir.BEST}"
@@ -154,7 +169,7 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
         f"{config.model.backbone} with {config.model.weights or 'random weights'}"
         f"{', frozen' if config.model.freeze_backbone else ''}; "
         f"device {device}, precision {str(dtype).removeprefix('torch.')} ({why}), "
-        f"{workers} decoding processes"
+        f"{workers} decoding processes; {decoder()[1]}"
     )
     if assemble.head_in_chunks(config, splits.train):
         log.say(
@@ -165,13 +180,24 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
     log.say(about)
     train = assemble.loader(config, splits.train, spec, device, workers, train=True)
     val = assemble.loader(config, splits.val, spec, device, workers, train=False)
-    return _Parts(config, splits, spec, tagger, loss, train, val, device, dtype)
+    return _Parts(config, splits, spec, tagger, tagger, loss, train, val, device, dtype)
+
+
+def _on_features(parts: _Parts, kept: Path, log: RunLog) -> _Parts:
+    """The same run on the features of a frozen backbone, which are computed once."""
+    config, device = parts.config, parts.device
+    workers = runtime.choose_workers(config.train.workers, device)
+    embedder = assemble.embedder(config, parts.tagger, parts.spec, device, parts.dtype, workers)
+    store = assemble.feature_store(kept, parts.tagger, parts.spec, config.model.backbone, embedder)
+    room = runtime.spare_memory(device) // 2
+    train, val = assemble.feature_loaders(config, parts.splits, embedder, store, device, room, log)
+    return replace(parts, net=parts.tagger.head, train=train, val=val, dtype=torch.float32)
 
 
 def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
     records = fit(
-        parts.tagger,
+        parts.net,
         (parts.train.epoch(number) for number in range(epochs)),
         parts.loss,
         assemble.optimizer(config, parts.tagger),
@@ -181,35 +207,60 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     )
     started = time.monotonic()
     for number in range(1, epochs + 1):
-        with log.bar(f"epoch {number}/{epochs}", len(splits.train)) as bar:
+        name = f"epoch {number}/{epochs}"
+        with log.bar(name, len(splits.train)) as bar:
             mean_loss, last = _consume(records, bar)
-        with log.bar("validation", len(splits.val)) as val_bar:
-            batches = val_bar.over(parts.val.epoch())
-            scores = score(parts.tagger, batches, splits.val, parts.device, parts.dtype)
-        table = measure(scores)
+        table, scores = _validate(parts, log)
         left = (time.monotonic() - started) / number * (epochs - number)
-        log.history(
-            {
-                "epoch": number,
-                "step": last.step + 1,
-                "loss": mean_loss,
-                "grad_norm": last.grad_norm,
-                "lr": last.lr,
-                "head_lr": last.head_lr,
-                "images_per_s": bar.rate,
-                **table.averages,
-            }
-        )
-        yield _Epoch(number, table, scores, mean_loss, bar.rate, left)
+        speed = f"{bar.rate:.1f} images/s  {clock(left)} left"
+        _history(log, number, last, mean_loss, bar.rate, table)
+        yield _Epoch(number, name, table, scores, mean_loss, speed)
 
 
-def _epoch_line(epoch: _Epoch, best: _Epoch, epochs: int) -> str:
+def _solutions(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
+    """The head solved for, with an ever weaker penalty."""
+    assert isinstance(parts.train, FeatureLoader)
+    assert isinstance(parts.tagger.head, nn.Linear)
+    sweep = parts.train.sweep
+    with log.bar("solving for the head", None) as bar:
+        records = solve(parts.tagger.head, lambda: bar.over(sweep()), parts.loss)
+        for number, record in enumerate(records, 1):
+            table, scores = _validate(parts, log)
+            name = f"l2 {record.rates['l2']:.2g} ({number}/{len(STRENGTHS)})"
+            _history(log, number, record, record.loss, bar.rate, table)
+            yield _Epoch(number, name, table, scores, record.loss, f"{record.step + 1} passes")
+
+
+def _validate(parts: _Parts, log: RunLog) -> tuple[MetricTable, ScoreTable]:
+    with log.bar("validation", len(parts.splits.val)) as bar:
+        batches = bar.over(parts.val.epoch())
+        scores = score(parts.net, batches, parts.splits.val, parts.device, parts.dtype)
+    return measure(scores), scores
+
+
+def _history(
+    log: RunLog, number: int, last: StepRecord, loss: float, rate: float, table: MetricTable
+) -> None:
+    """A line of metrics.jsonl."""
+    log.history(
+        {
+            "epoch": number,
+            "step": last.step + 1,
+            "loss": loss,
+            "grad_norm": last.grad_norm,
+            **last.rates,
+            "images_per_s": rate,
+            **table.averages,
+        }
+    )
+
+
+def _epoch_line(epoch: _Epoch, best: _Epoch) -> str:
     value = epoch.table.averages["mAP"]
     shown = "--" if value is None else f"{value:.4f}"
     return (
-        f"epoch {epoch.number}/{epochs}  loss {epoch.loss:.4f}  mAP {shown}"
-        f"{' (best)' if epoch is best else ''}  {epoch.images_per_s:.1f} images/s  "
-        f"{clock(epoch.seconds_left)} left"
+        f"{epoch.name}  loss {epoch.loss:.4f}  mAP {shown}"
+        f"{' (best)' if epoch is best else ''}  {epoch.speed}"
     )
 
 

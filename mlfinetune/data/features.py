@@ -1,0 +1,237 @@
+"""A frozen backbone's features: computed once for every picture, kept, and read as batches.
+
+    manifest, views -> keys -> Store.find -> what is not there: load -> embed -> Store.add
+                                          -> Features (N, F) a view -> FeatureLoader -> Batch
+
+A view is the picture, its mirror image, or what training would see of it in some epoch. The key of
+a row is the file (path, size, modification time) and the view; all else that features depend on
+(weights, evaluation's transform, precision) names the store's folder.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlfinetune.data.dataset import mix
+from mlfinetune.data.loader import cut, train_order
+from mlfinetune.data.store import Keys, Positions, Store, key_of, need_room
+from mlfinetune.records import Batch, Manifest, TransformSpec
+
+_FLUSH_ROWS, _FLUSH_S = 32768, 60.0
+"""Rows and seconds after which what was computed is written: a crash loses no more."""
+_SWEEP = 8192
+"""Examples in a batch where their number changes nothing but speed."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture is looked at.
+
+    Attributes:
+        mirrored: as its mirror image.
+        epoch: as training sees it in this epoch; None: as evaluation does.
+    """
+
+    mirrored: bool = False
+    epoch: int | None = None
+
+
+PLAIN = View()
+
+
+def views(spec: TransformSpec, wanted: int) -> tuple[View, ...]:
+    """At most `wanted` views that differ: the picture, its mirror image, then random ones.
+
+    A mirror image is one where training flips; random ones there are where it crops or colours.
+    """
+    found = [PLAIN, View(mirrored=True)] if spec.horizontal_flip else [PLAIN]
+    if spec.crop_scale != (1.0, 1.0) or spec.rand_augment or spec.color_jitter:
+        found += [View(epoch=epoch) for epoch in range(len(found), wanted)]
+    return tuple(found[:wanted])
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What makes features.
+
+    Attributes:
+        embed: (B, 3, S, S) uint8, anywhere -> (B, F) features.
+        width: F.
+        dtype: of the features.
+        load: (examples, which of them, view) -> their batches, in any order.
+        spec, seed: of the random views.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    width: int
+    dtype: torch.dtype
+    load: Callable[[Manifest, list[int], View], Iterable[Batch]]
+    spec: TransformSpec
+    seed: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one picture's features."""
+        return self.width * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The rows of one view of a manifest: their keys, and which of them are missing."""
+
+    view: View
+    keys: Keys
+    missing: Positions
+
+
+def missing(
+    store: Store, manifest: Manifest, views: Sequence[View], embedder: Embedder
+) -> list[Wanted]:
+    """What the store has of these views, verified, and what it lacks."""
+    wanted = []
+    for view in views:
+        keys = _keys(manifest, view, embedder)
+        found = store.find(keys)
+        store.verify(found[found >= 0])
+        wanted.append(Wanted(view, keys, np.flatnonzero(store.find(keys) < 0)))
+    return wanted
+
+
+def compute(
+    store: Store, manifest: Manifest, wanted: Sequence[Wanted], embedder: Embedder
+) -> Iterator[int]:
+    """Compute and keep what is missing; yields how many rows are done, batch by batch.
+
+    The picture and its mirror image are of one decoding.
+
+    Raises:
+        DataError: a picture that cannot be decoded, or too little room on the disk.
+    """
+    rows = sum(len(one.missing) for one in wanted)
+    need_room(store.folder, rows * (embedder.row_bytes + 24), "keeping features")
+    whole = [one for one in wanted if one.view.epoch is None]
+    for group in [whole, *([one] for one in wanted if one.view.epoch is not None)]:
+        lacking: set[int] = set().union(*(one.missing.tolist() for one in group))
+        if lacking:
+            batches = embedder.load(manifest, sorted(lacking), group[0].view)
+            yield from _compute_together(store, manifest, group, batches, embedder)
+
+
+def _compute_together(
+    store: Store,
+    manifest: Manifest,
+    group: Sequence[Wanted],
+    batches: Iterable[Batch],
+    embedder: Embedder,
+) -> Iterator[int]:
+    """The views of a group, from one decoding."""
+    keys: list[Keys] = []
+    values: list[bytes] = []
+    written = time.monotonic()
+    for batch in batches:
+        batch.require_all(manifest.path)
+        for one in group:
+            images = batch.images.flip(-1) if one.view.mirrored else batch.images
+            features = embedder.embed(images).to(embedder.dtype).cpu().contiguous()
+            keys.append(one.keys[batch.indices.numpy()])
+            values += [row.tobytes() for row in features.view(torch.uint8).numpy()]
+        if len(values) >= _FLUSH_ROWS or time.monotonic() - written > _FLUSH_S:
+            store.add(np.concatenate(keys), values)
+            keys, values, written = [], [], time.monotonic()
+        yield len(batch.indices) * len(group)
+    if values:
+        store.add(np.concatenate(keys), values)
+
+
+def _keys(manifest: Manifest, view: View, embedder: Embedder) -> Keys:
+    """(N,) the keys of one view; a file that is not there has one too, and is never found."""
+    keys = np.empty(len(manifest), np.uint64)
+    for index in range(len(manifest)):
+        path = os.path.abspath(manifest.path(index))
+        try:
+            status = os.stat(path)
+            stamp = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            stamp = (-1, -1)
+        look = "mirror" if view.mirrored else "plain"
+        if view.epoch is not None:
+            look = f"{mix(embedder.seed, view.epoch, index)} {embedder.spec}"
+        keys[index] = key_of(path, *stamp, look)
+    return keys
+
+
+class Features:
+    """(N, F) features of one view, in the manifest's order.
+
+    In memory, on the device, where they take at most `room` bytes; else read as they are asked for.
+    """
+
+    def __init__(
+        self, store: Store, wanted: Wanted, embedder: Embedder, device: torch.device, room: int
+    ) -> None:
+        """Every row must be in the store."""
+        self._store, self._device = store, device
+        self._width, self._dtype = embedder.row_bytes, embedder.dtype
+        self._positions = store.find(wanted.keys)
+        assert (self._positions >= 0).all()
+        self._whole: Tensor | None = None
+        if len(self._positions) * self._width <= room:
+            self._whole = self._read(self._positions)
+
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        """(n, F) float32 on the device."""
+        if self._whole is None:
+            return self._read(self._positions[rows]).float()
+        return self._whole[torch.tensor(rows, device=self._device)].float()
+
+    def _read(self, positions: Positions) -> Tensor:
+        features = torch.from_numpy(self._store.rows(positions, self._width))
+        return features.view(self._dtype).to(self._device)
+
+
+class FeatureLoader:
+    """Batches of features with the face of a `Loader`: epoch e has view e, or e modulo their count.
+
+    Order and batches are a Loader's, so that a head trained on either sees the same.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        features: Sequence[Features],
+        *,
+        batch_size: int,
+        train_seed: int | None,
+    ) -> None:
+        """With `train_seed` examples are shuffled by (seed, epoch); with None they are not."""
+        self.manifest, self._features = manifest, features
+        self._batch_size, self._seed = batch_size, train_seed
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(cut(list(range(len(self.manifest))), self._batch_size))
+
+    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        n = len(self.manifest)
+        order = list(range(n)) if self._seed is None else train_order(n, self._seed, epoch)
+        features = self._features[epoch % len(self._features)]
+        for rows in cut(order, self._batch_size):
+            yield self._batch(features, rows)
+
+    def sweep(self) -> Iterator[Batch]:
+        """Every view of every example once, in order, in large batches."""
+        n = len(self.manifest)
+        for features in self._features:
+            for start in range(0, n, _SWEEP):
+                yield self._batch(features, list(range(start, min(n, start + _SWEEP))))
+
+    def _batch(self, features: Features, rows: list[int]) -> Batch:
+        targets = torch.from_numpy(self.manifest.targets[np.array(rows)])
+        return Batch(features[rows], targets, torch.tensor(rows))
