@@ -1,7 +1,8 @@
 """Config -> parts that need torch; parts take plain values. `examples.py` reads `data`."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from mlfinetune import __version__
 from mlfinetune.config import LOSS_SETTINGS, Config
 from mlfinetune.data import images
+from mlfinetune.data.decoded import Copies, opened
 from mlfinetune.data.features import (
     PLAIN,
     Embedder,
@@ -23,7 +25,7 @@ from mlfinetune.data.features import (
     views,
 )
 from mlfinetune.data.jpeg import decoder
-from mlfinetune.data.loader import Loader, cut
+from mlfinetune.data.loader import Loader, cut, small_copies
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.store import Store, key_of
 from mlfinetune.errors import ConfigError, nearest
@@ -31,6 +33,7 @@ from mlfinetune.fit import Settings
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.model import Tagger, load_pretrained
 from mlfinetune.optim import build_optimizer, lr_at
+from mlfinetune.packed import pack
 from mlfinetune.records import Batch, Checkpoint, Manifest, TransformSpec
 from mlfinetune.runlog import RunLog
 
@@ -57,6 +60,12 @@ def transform_spec(config: Config) -> TransformSpec:
     )
 
 
+def batch_size(config: Config) -> int:
+    """Images a step; `tune` has settled it where it was `auto`."""
+    assert config.train.batch_size != "auto"
+    return config.train.batch_size
+
+
 def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.device) -> Tagger:
     """The tagger with its pretrained backbone, on the device.
 
@@ -65,7 +74,7 @@ def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.de
         WeightsError: the weights cannot be had, or do not fit.
     """
     settings = config.model
-    sizes = {len(batch) for batch in cut(list(range(len(train))), config.train.batch_size)}
+    sizes = {len(batch) for batch in cut(list(range(len(train))), batch_size(config))}
     smallest = min(size // min(config.train.accumulate, size) for size in sizes)
     if smallest == 1 and spec.image_size <= 32 and not settings.freeze_backbone:
         raise ConfigError(
@@ -113,6 +122,23 @@ def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:
     return _placed(tagger, device).eval()
 
 
+def serving(
+    tagger: Tagger, side: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tagger, str]:
+    """The tagger as it infers fastest: on the CPU with a packed backbone, as it is elsewhere.
+
+    Args:
+        side: of the pictures, in pixels.
+
+    Returns:
+        What to score with (weights that change later do not reach it), and a word for the log.
+    """
+    if device.type != "cpu":
+        return tagger.eval(), "as trained"
+    packed, how = pack(tagger.features, dtype, side)
+    return tagger.serving(packed), how
+
+
 def _placed(tagger: Tagger, device: torch.device) -> Tagger:
     """On the device, convolutions in the layout that they are fast in."""
     tagger.to(device)
@@ -133,11 +159,25 @@ def loader(
     return Loader(
         manifest,
         spec,
-        batch_size=config.train.batch_size,
+        batch_size=batch_size(config),
         workers=workers,
         train_seed=config.train.seed if train else None,
         pin_memory=device.type == "cuda",
     )
+
+
+@contextmanager
+def image_copies(
+    config: Config, train: Manifest, spec: TransformSpec, root: Path | None, log: RunLog
+) -> Iterator[Copies | None]:
+    """Small copies of train's large pictures, missing ones made first; None: this run has none."""
+    once, epochs = features_once(config), config.train.epochs
+    with opened(config.data.cache_images, train, spec, epochs, once, root) as found:
+        log.say(found.why)
+        with log.bar("small copies of large pictures", len(found.lacking)) as bar:
+            for done in found.fill(small_copies(found.lacking, spec, config.train.workers)):
+                bar.update(done)
+        yield found.copies
 
 
 def feature_loaders(
@@ -172,7 +212,7 @@ def feature_loaders(
         kept = [Features(store, one, embedder, device, room // (2 * len(looks))) for one in wanted]
         seed = config.train.seed if what == "train" else None
         loaders.append(
-            FeatureLoader(examples, kept, batch_size=config.train.batch_size, train_seed=seed)
+            FeatureLoader(examples, kept, batch_size=batch_size(config), train_seed=seed)
         )
     return loaders[0], loaders[1]
 
@@ -198,7 +238,7 @@ def embedder(
     workers: int,
 ) -> Embedder:
     """What makes the features of the frozen backbone."""
-    model = tagger.eval()
+    model, _ = serving(tagger, spec.image_size, device, dtype)
 
     def embed(pictures: Tensor) -> Tensor:
         with (
@@ -211,7 +251,7 @@ def embedder(
         return Loader(
             manifest,
             spec,
-            batch_size=config.train.batch_size,
+            batch_size=batch_size(config),
             workers=workers,
             train_seed=None if view.epoch is None else config.train.seed,
             pin_memory=device.type == "cuda",

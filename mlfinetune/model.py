@@ -5,6 +5,7 @@
 The model returns logits; no sigmoid stands between it and the loss.
 """
 
+import copy
 import re
 import socket
 import sys
@@ -150,6 +151,15 @@ class Tagger(nn.Module):
         if self.frozen:
             self.features.eval()
         return self
+
+    def serving(self, features: nn.Module) -> "Tagger":
+        """The same tagger with another way to compute features, in evaluation mode.
+
+        It shares the head, and is for inference alone: `self` stays what trains and is saved.
+        """
+        other = copy.copy(self)
+        other._modules = {**self._modules, "features": features}
+        return other.eval()
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, F) features, in autocast's type where it is on."""

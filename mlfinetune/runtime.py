@@ -130,6 +130,14 @@ def peak_memory(device: torch.device) -> int:
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
 def spare_memory(device: torch.device) -> int:
     """Bytes that are free on the GPU, or on this machine; 0 where nobody says."""
     if device.type == "cuda":

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mlfinetune import __version__
+from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
 from mlfinetune.cli.check import check
 from mlfinetune.cli.evaluate import evaluate
@@ -38,6 +39,7 @@ app.command()(predict)
 app.command()(init)
 app.command()(check)
 app.command()(split)
+app.command()(bench)
 app.command()(cache)
 
 

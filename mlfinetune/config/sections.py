@@ -92,6 +92,12 @@ class DataConfig(Section):
         89_000_000, gt=0, description="larger pictures are refused before they are decoded"
     )
 
+    cache_images: Literal["auto", "off", "ram", "disk"] = Field(
+        "auto",
+        description="training reads small copies of large pictures, made once: kept on disk for "
+        "other runs, or in ram for this one; auto: on disk where it pays, and printed",
+    )
+
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
         if self.val is not None and self.val_fraction is not None:
@@ -161,7 +167,11 @@ class TrainConfig(Section):
     """Optimisation."""
 
     epochs: int = Field(10, gt=0)
-    batch_size: int = Field(32, gt=0, description="images an optimizer step")
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        32,
+        description="images an optimizer step; auto: tried before training, the largest power of "
+        "two up to 512 that fits into a GPU, the fastest of 8 to 64 on a CPU",
+    )
     accumulate: int = Field(
         1, gt=0, description="pieces a batch is computed in (gradient accumulation), to save memory"
     )
@@ -191,7 +201,7 @@ class TrainConfig(Section):
         "auto", description="auto: bfloat16 where the hardware is fast at it"
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="processes that decode pictures"
+        "auto", description="processes that decode pictures; auto: as many as the model asks for"
     )
     seed: int = Field(0, ge=0, lt=2**63)
 

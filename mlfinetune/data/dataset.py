@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mlfinetune.data.decoded import Copies
 from mlfinetune.data.images import decode
 from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.transforms import eval_transform, least_side, to_tensor, train_transform
@@ -39,10 +42,18 @@ class Example:
 class ImageDataset(Dataset[Example]):
     """Pictures by their paths."""
 
-    def __init__(self, spec: TransformSpec, train_seed: int | None = None) -> None:
-        """With `train_seed` pictures are augmented by (seed, epoch, index); None: evaluation."""
+    def __init__(
+        self, spec: TransformSpec, train_seed: int | None = None, copies: Copies | None = None
+    ) -> None:
+        """With `train_seed` pictures are augmented by (seed, epoch, index); None: evaluation.
+
+        With `copies`, those of large pictures are read in place of the files; training alone.
+        """
         self.spec = spec
         self._seed = train_seed
+        self._copies: Copies | None = None
+        if copies is not None:
+            self.read_copies(copies)
         self._train = train_transform(spec)
         self._eval = eval_transform(spec)
         self._least = least_side(spec, training=train_seed is not None)
@@ -50,17 +61,28 @@ class ImageDataset(Dataset[Example]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Workers that are not forked get the arguments, and build the transforms anew."""
-        return ImageDataset, (self.spec, self._seed)
+        return ImageDataset, (self.spec, self._seed, self._copies)
+
+    def read_copies(self, copies: Copies) -> None:
+        """From now on; a worker that is already running does not hear of it."""
+        assert self._seed is not None, "evaluation reads the files themselves"
+        self._copies = copies
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index, path = key
         try:
-            image = to_tensor(decode(Path(path), self.spec.max_pixels, self._least, self._jpeg))
+            image = to_tensor(self._pixels(path))
         except ImageError as error:
             return Example(index, None, error.reason)
         if self._seed is None:
             return Example(index, self._eval(image))
         return Example(index, self._train(image, mix(self._seed, epoch, index)))
+
+    def _pixels(self, path: str) -> NDArray[np.uint8]:
+        small = None if self._copies is None else self._copies.read(path)
+        if small is not None:
+            return small
+        return decode(Path(path), self.spec.max_pixels, self._least, self._jpeg)
 
 
 def collate(examples: list[Example]) -> Batch:

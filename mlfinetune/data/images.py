@@ -42,6 +42,7 @@ _BLOCK = 1 << 20  # pixels
 _THUMBNAIL = 128  # pixels a side, the least that a JPEG is decoded to for its hash
 _NOISE = 2  # grey levels
 _MEBIBYTE = 1 << 20
+_QUALITY = 95  # of JPEGs that are written, 4:2:0; benchmarks/image_store.py weighs it
 
 JpegDecoder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """The bytes of an upright JPEG (n,) -> (H, W, 3) RGB; raises where it cannot."""
@@ -108,6 +109,29 @@ def decode(
             image.draft(None, (image.width // scale, image.height // scale))  # JPEG alone heeds it
         pixels = _fast(image, file, jpeg) if jpeg and scale == 1 else None
         return _pixels(image) if pixels is None else pixels
+
+
+def size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """Width and height by the header, EXIF's turn not heeded.
+
+    Raises:
+        ImageError: the file cannot be read, or has more pixels than `max_pixels`.
+    """
+    with _reading(path) as file, _header(file, path, max_pixels) as image:
+        return image.size
+
+
+def encode(pixels: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) RGB -> a JPEG of high quality; no side may be longer than 65,500 pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def decode_jpeg(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A JpegDecoder for what `encode` wrote, where there is no faster one."""
+    with Image.open(io.BytesIO(content.data), formats=("JPEG",)) as image:
+        return np.array(image)
 
 
 def inspect(path: Path, max_pixels: int) -> Picture:

@@ -2,6 +2,7 @@
 
     train_order(n, seed, epoch) -> cut into batches -> Loader.epoch(k) -> Batch, Batch, ...
     stream(paths)               -> batches in input order, in constant memory
+    small_copies(items)         -> copies of large pictures, in input order
 
 The number of worker processes changes speed and nothing else: the order is drawn here, and
 each picture's augmentation is seeded by (seed, epoch, index). Paths go to the workers with each
@@ -10,16 +11,20 @@ batch and targets are added here, so that starting a worker copies no manifest.
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from mlfinetune.data.dataset import Example, ImageDataset, Key, collate, mix
+from mlfinetune.data.dataset import ImageDataset, Key, collate, mix
+from mlfinetune.data.decoded import Copies, CopyMaker, Item, Made
 from mlfinetune.records import Batch, Manifest, TransformSpec
+
+_AT_ONCE = 8
+"""Pictures that a worker makes copies of before it hands them over."""
 
 
 def train_order(n: int, seed: int, epoch: int) -> list[int]:
@@ -61,13 +66,17 @@ class Loader:
         """
         self.manifest, self._pin_memory = manifest, pin_memory
         self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows)
-        dataset = ImageDataset(spec, train_seed)
-        self._loader = _data_loader(dataset, self._sampler, workers, pin_memory)
+        self._dataset = ImageDataset(spec, train_seed)
+        self._loader = _data_loader(self._dataset, self._sampler, workers, pin_memory)
 
     @property
     def steps(self) -> int:
         """Batches in an epoch."""
         return len(self._sampler)
+
+    def read_copies(self, copies: Copies) -> None:
+        """Training, before its first epoch: read small copies of large pictures, where kept."""
+        self._dataset.read_copies(copies)
 
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -98,6 +107,19 @@ def stream(
         yield under_way.popleft(), batch
 
 
+def small_copies(
+    items: Sequence[Item], spec: TransformSpec, workers: int | Literal["auto"]
+) -> Iterator[list[Made]]:
+    """The copies of pictures, made by worker processes, a few at a time.
+
+    `auto`: a process for each core that torch uses, up to 16; no model keeps them busy yet.
+    """
+    if items:
+        count = workers if isinstance(workers, int) else min(16, torch.get_num_threads())
+        batches = list(_batched(items, _AT_ONCE))
+        yield from _data_loader(CopyMaker(spec), batches, count, False, list)
+
+
 class _EpochSampler(Sampler[list[Key]]):
     """Yields the keys of each batch of the epoch it is set to."""
 
@@ -121,7 +143,13 @@ class _EpochSampler(Sampler[list[Key]]):
             yield [(self.epoch, index, self._manifest.path(index)) for index in batch]
 
 
-def _data_loader(dataset: Any, keys: Any, workers: int, pin_memory: bool) -> DataLoader[Example]:
+def _data_loader(
+    dataset: Any,
+    keys: Any,
+    workers: int,
+    pin_memory: bool,
+    collate: Callable[[list[Any]], Any] = collate,
+) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=keys,

@@ -48,7 +48,9 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
     workers = runtime.choose_workers(settings.train.workers, device)
     batches = assemble.loader(settings, manifest, loaded.transform, device, workers, train=False)
     with runtime.device_faults(), log.bar("eval", len(manifest)) as bar:
-        tagger = assemble.model_of(loaded, device)
+        tagger, _ = assemble.serving(
+            assemble.model_of(loaded, device), loaded.transform.image_size, device, dtype
+        )
         scores = score(tagger, bar.over(batches.epoch()), manifest, device, dtype)
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
     table = measure(scores, loaded.threshold)

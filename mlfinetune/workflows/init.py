@@ -39,7 +39,7 @@ data:
 model:
   backbone: resnet50
   weights: IMAGENET1K_V2     # torchvision's name, a file, or null for random weights
-  freeze_backbone: false     # true: the head alone, several times faster (raise head_lr to 1e-2)
+  freeze_backbone: false     # true: the head alone, on features computed once; no rate to tune
   image_size: 224
   resize: squash             # squash | crop | pad
 

@@ -65,9 +65,12 @@ def run(
     device = runtime.prepare(device_name)
     dtype, _ = runtime.choose_precision(restore(loaded.config).train.precision, device)
     threshold = loaded.threshold if asked.threshold is None else asked.threshold
+    tagger, how = assemble.serving(
+        assemble.model_of(loaded, device), loaded.transform.image_size, device, dtype
+    )
     log.say(
         f"checkpoint {rundir.shown(file)}: {len(loaded.labels)} labels, threshold {threshold:g}; "
-        f"device {device}, precision {str(dtype).removeprefix('torch.')}"
+        f"device {device}, precision {str(dtype).removeprefix('torch.')}, {how}"
     )
     batches = stream(
         expand(asked.inputs, stdin),
@@ -82,7 +85,6 @@ def run(
         open_output() as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
-        tagger = assemble.model_of(loaded, device)
         writer = FORMATS[asked.format](output, choice, asked.only_labels)
         for prediction in _predict(tagger, batches, device, dtype, bar):
             writer.write(prediction)

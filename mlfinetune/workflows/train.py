@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mlfinetune import assemble, checkpoint, examples, rundir, runtime, tables
+from mlfinetune import assemble, checkpoint, examples, rundir, runtime, tables, tune
 from mlfinetune.config import Config, dump
 from mlfinetune.data import cache
 from mlfinetune.data.features import FeatureLoader
@@ -23,10 +23,10 @@ from mlfinetune.model import Tagger
 from mlfinetune.records import MetricTable, ScoreTable, StepRecord, TransformSpec
 from mlfinetune.runlog import Bar, RunLog, clock
 from mlfinetune.score import probabilities, score
-from mlfinetune.solve import STRENGTHS, solve
+from mlfinetune.solve import STRENGTHS, Solver
 
 PATIENCE = 2
-"""Weaker penalties without a better mAP, after which no weaker one is tried."""
+"""Weaker penalties in a row without a better mAP, after which no weaker one is tried."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,33 @@ def run(config: Config, device_name: str, log: RunLog) -> Trained:
         MlfinetuneError: data, weights, device or a loss that cannot be used.
     """
     kept = cache.folder("features") if assemble.features_once(config) else None
-    return _train(config, examples.splits(config, log), device_name, kept, log)
+    return _train(config, examples.splits(config, log), device_name, kept, None, log)
 
 
 def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
     """One batch of everything: train, validate, save, write; no file is left."""
     splits = examples.splits(config, log if config.data.bad_images == "skip" else None)
-    rows = list(range(config.train.batch_size))
+    rows = list(range(tune.settled_or(config, tune.UNTRIED)))
     few = replace(
         splits,
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
     )
     with tempfile.TemporaryDirectory() as folder:
-        once = config.train.model_copy(update={"epochs": 1})
+        once = config.train.model_copy(update={"epochs": 1, "batch_size": len(rows)})
         output = Path(folder) / "dry-run"
         config = config.model_copy(update={"train": once, "output": output})
-        return _train(config, few, device_name, Path(folder) / "features", log)
+        kept = Path(folder)
+        return _train(config, few, device_name, kept / "features", kept / "images", log)
 
 
 def _train(
-    config: Config, splits: Splits, device_name: str, kept: Path | None, log: RunLog
+    config: Config,
+    splits: Splits,
+    device_name: str,
+    kept: Path | None,
+    images: Path | None,
+    log: RunLog,
 ) -> Trained:
     started = time.monotonic()
     for note in splits.notes:
@@ -107,7 +113,11 @@ def _train(
     with runtime.device_faults():
         if kept is not None and assemble.features_once(config):
             parts = _on_features(parts, kept, log)
-        best = _best_epoch(parts, run, log)
+        with assemble.image_copies(parts.config, splits.train, parts.spec, images, log) as copies:
+            if copies is not None:
+                assert isinstance(parts.train, Loader)
+                parts.train.read_copies(copies)
+            best = _best_epoch(parts, run, log)
     about = {"data": "validation", "epoch": best.number}
     scores = probabilities(best.scores.logits)
     tables.write_results(run, best.table, best.scores.names, scores, about)
@@ -136,7 +146,7 @@ def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
     """Train, saving every epoch; the best one, or the best so far where training stops early."""
     best = None
     solves = assemble.solves(parts.config, parts.splits.train)
-    patience = parts.config.train.early_stopping or (PATIENCE if solves else None)
+    patience = None if solves else parts.config.train.early_stopping
     try:
         for epoch in _solutions(parts, log) if solves else _epochs(parts, log):
             best = epoch if best is None or epoch.beats(best) else best
@@ -144,7 +154,7 @@ def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
             log.say(_epoch_line(epoch, best))
             since = epoch.number - best.number
             if patience is not None and since >= patience:
-                log.say(f"early stop: no better mAP for {since} {'steps' if solves else 'epochs'}")
+                log.say(f"early stop: no better mAP for {since} epochs")
                 break
     except KeyboardInterrupt:
         saved = "nothing saved yet" if best is None else f"best so far: {run / rundir.BEST}"
@@ -157,7 +167,9 @@ def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
 def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> _Parts:
     device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(config.train.precision, device)
-    workers = runtime.choose_workers(config.train.workers, device)
+    with runtime.device_faults():
+        config, tried = tune.batch_size(config, splits.train, device, dtype)
+        workers, why_workers = tune.workers(config, splits.train, device, dtype)
     runtime.seed_everything(config.train.seed)
     spec = assemble.transform_spec(config)
     tagger = assemble.model(config, splits.train, spec, device)
@@ -169,8 +181,10 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
         f"{config.model.backbone} with {config.model.weights or 'random weights'}"
         f"{', frozen' if config.model.freeze_backbone else ''}; "
         f"device {device}, precision {str(dtype).removeprefix('torch.')} ({why}), "
-        f"{workers} decoding processes; {decoder()[1]}"
+        f"{workers} decoding processes ({why_workers}); {decoder()[1]}"
     )
+    if tried is not None:
+        log.say(tried)
     if assemble.head_in_chunks(config, splits.train):
         log.say(
             "the head is large: its weights are updated chunk by chunk in the backward pass; "
@@ -218,23 +232,40 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
 
 
 def _solutions(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
-    """The head solved for, with an ever weaker penalty."""
+    """The head solved for: an ever weaker penalty, and more iterations while they help."""
     assert isinstance(parts.train, FeatureLoader)
     assert isinstance(parts.tagger.head, nn.Linear)
-    sweep = parts.train.sweep
+    sweep, number, bests = parts.train.sweep, 0, list[_Epoch]()
     with log.bar("solving for the head", None) as bar:
-        records = solve(parts.tagger.head, lambda: bar.over(sweep()), parts.loss)
-        for number, record in enumerate(records, 1):
-            table, scores = _validate(parts, log)
-            name = f"l2 {record.rates['l2']:.2g} ({number}/{len(STRENGTHS)})"
-            _history(log, number, record, record.loss, bar.rate, table)
-            yield _Epoch(number, name, table, scores, record.loss, f"{record.step + 1} passes")
+        solver = Solver(parts.tagger.head, lambda: bar.over(sweep()), parts.loss)
+        for l2 in STRENGTHS:
+            here: _Epoch | None = None
+            for record in solver.path(l2):
+                number += 1
+                table, scores = _validate(parts, log)
+                _history(log, number, record, record.loss, bar.rate, table)
+                name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
+                speed = f"{record.step + 1} passes"
+                now = _Epoch(number, name, table, scores, record.loss, speed)
+                yield now
+                if here is not None and not now.beats(here):
+                    break
+                here = now
+            assert here is not None
+            bests.append(here)
+            if len(bests) > PATIENCE and not any(
+                one.beats(bests[-PATIENCE - 1]) for one in bests[-PATIENCE:]
+            ):
+                break
 
 
 def _validate(parts: _Parts, log: RunLog) -> tuple[MetricTable, ScoreTable]:
+    net, device, dtype = parts.net, parts.device, parts.dtype
+    if isinstance(net, Tagger):
+        net, _ = assemble.serving(net, parts.spec.image_size, device, dtype)
     with log.bar("validation", len(parts.splits.val)) as bar:
         batches = bar.over(parts.val.epoch())
-        scores = score(parts.net, batches, parts.splits.val, parts.device, parts.dtype)
+        scores = score(net, batches, parts.splits.val, device, dtype)
     return measure(scores), scores
 
 

@@ -1,0 +1,77 @@
+"""Full fine-tuning on a CPU with 0, 1 and 2 decoding processes beside the model.
+
+PYTHONPATH=configs python benchmarks/cpu_workers.py  ->  benchmarks/results/cpu_workers.json
+
+Real steps behind the real loader, in turns; each turn starts its processes anew and is timed once
+they are warm. Images/s are of wall time, for decoding goes on in other processes: run it on a
+machine that does nothing else.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import demo_data
+import torch
+
+from mlfinetune import assemble, config, examples, runtime, tune
+from mlfinetune.records import Manifest
+
+WARM = 3
+CPU = torch.device("cpu")
+RESULTS = Path(__file__).parent / "results" / "cpu_workers.json"
+
+
+def one_turn(
+    settings: config.Config, train: Manifest, parts: tune.Rehearsal, workers: int, steps: int
+) -> float:
+    """Images a second of `steps` training steps, after WARM of them."""
+    spec = assemble.transform_spec(settings)
+    loader = assemble.loader(settings, train, spec, CPU, workers, train=True)
+    batches = tune.endless(loader)
+    for batch in islice(batches, WARM):
+        parts.step(batch)
+    started = time.perf_counter()
+    images = sum(parts.step(batch) for batch in islice(batches, steps))
+    return images / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6)
+    options = parser.parse_args()
+    runtime.keep_freed_memory()
+    dtype, _ = runtime.choose_precision("auto", CPU)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        demo_data.write(Path(folder), count=200, size=480)
+        Path(folder, "c.yaml").write_text("data: {train: tags.csv}\n")
+        for backbone, side in (("resnet18", 112), ("resnet18", 224), ("resnet50", 224)):
+            own = [f"model={{backbone: {backbone}, weights: null, image_size: {side}}}"]
+            settings = config.load(Path(folder, "c.yaml"), [*own, "train.batch_size=8"])
+            train = examples.splits(settings, None).train
+            parts = tune.rehearsal(settings, train, CPU, dtype)
+            found: dict[int, list[float]] = {0: [], 1: [], 2: []}
+            for _ in range(options.rounds):
+                for workers, rates in found.items():
+                    rates.append(one_turn(settings, train, parts, workers, options.steps))
+            rows.append(
+                {"backbone": backbone, "image_size": side}
+                | {
+                    f"workers_{workers}": round(median(rates), 2)
+                    for workers, rates in found.items()
+                }
+            )
+            print(rows[-1], flush=True)
+    cores = runtime.available_cores()
+    RESULTS.write_text(json.dumps({"cores": cores, "images_per_s": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Small copies of large pictures against the pictures themselves, as training reads them.
+
+python benchmarks/image_store.py  ->  benchmarks/results/image_store.json
+
+file: `data.dataset.ImageDataset` decodes the picture, takes a random crop and makes it 224 px.
+copy: the same with `data.decoded.Copies`, its look-up and checksum included. raw: what reading
+uncompressed pixels of the same size would cost. fill: a copy made and written. Rates are images a
+second of CPU time on one core, the median of rounds that take turns; files are in the system's
+memory. `pays after`: epochs from which filling and reading cost less than the files. `difference`
+is the mean absolute difference of pixels, of 255, between the training views of the file at full
+size and of the copy, with the same seeds; `contrast`: what copies keep of the mean difference
+between neighbouring pixels.
+"""
+
+import itertools
+import json
+import statistics
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from decode import photograph
+
+from mlfinetune.data.dataset import ImageDataset, mix
+from mlfinetune.data.decoded import Copies, CopyMaker, Made, bound
+from mlfinetune.data.images import decode
+from mlfinetune.data.jpeg import decoder
+from mlfinetune.data.targets import Targets
+from mlfinetune.data.transforms import to_tensor, train_transform
+from mlfinetune.records import LabelSpace, Manifest, TransformSpec
+
+SIZES = ((500, 375), (1000, 750), (1500, 1000), (4000, 3000))
+ROUNDS, PIXELS_A_ROUND, PICTURES, SEEDS = 7, 2e7, 4, 8
+SPEC = TransformSpec(224, "squash", 10**9, crop_scale=(0.35, 1.0), horizontal_flip=0.5)
+
+
+def manifest(folder: Path, width: int, height: int) -> Manifest:
+    """Pictures made here: noise whose detail falls off as in photographs, quality 91, 4:2:0."""
+    names = tuple(f"{width}-{i}.jpg" for i in range(PICTURES))
+    for i, name in enumerate(names):
+        photograph(width, height, i).save(folder / name, quality=91, subsampling="4:2:0")
+    targets = Targets.pack([np.zeros((PICTURES, 1), np.int8)], 1)
+    return Manifest(folder, names, targets, LabelSpace(("a",)))
+
+
+def rates(ways: dict[str, Callable[[int], object]], calls: int) -> dict[str, float]:
+    """Calls a second of CPU time, the median of rounds that take turns."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):
+        for name, way in ways.items():
+            start = time.process_time()
+            for call in range(calls):
+                way(call)
+            if turn:  # the first is a warm-up
+                found[name].append(calls / (time.process_time() - start))
+    return {name: round(statistics.median(values), 1) for name, values in found.items()}
+
+
+def likeness(examples: Manifest, copies: Copies) -> dict[str, float]:
+    """Views of the copies against views of the files at full size, with the same seeds."""
+    train, jpeg = train_transform(SPEC), decoder()[0]
+    differences, contrasts = [], []
+    for index in range(PICTURES):
+        small = copies.read(examples.path(index))
+        assert small is not None
+        whole = decode(Path(examples.path(index)), SPEC.max_pixels, None, jpeg)
+        for seed in range(SEEDS):
+            ours, theirs = (
+                train(to_tensor(pixels), mix(seed, 0, index)).float() for pixels in (small, whole)
+            )
+            differences.append(float((ours - theirs).abs().mean()))
+            edges = [view.diff(dim=-1).abs().mean() for view in (ours, theirs)]
+            contrasts.append(float(edges[0] / edges[1]))
+    return {
+        "difference": round(statistics.mean(differences), 3),
+        "contrast": round(statistics.mean(contrasts), 3),
+    }
+
+
+def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
+    """One size of pictures."""
+    examples = manifest(folder, width, height)
+    copies = Copies(folder / "store", SPEC)
+    items = copies.missing(examples)
+    made = [CopyMaker(SPEC)[item] for item in items]
+    sum(copies.fill([made]))
+    paths = [examples.path(index) for index in range(PICTURES)]
+    train, maker = train_transform(SPEC), CopyMaker(SPEC)
+    files, ours = ImageDataset(SPEC, 0), ImageDataset(SPEC, 0, copies)
+    ways: dict[str, Callable[[int], object]] = {
+        "file": lambda call: files[call, 0, paths[call % PICTURES]],
+        "copy": lambda call: ours[call, 0, paths[call % PICTURES]],
+    }
+    sizes = [Path(path).stat().st_size for path in paths]
+    row: dict[str, Any] = {"bytes of the file": round(statistics.mean(sizes))}
+    pixels = [copies.read(path) for path in paths]
+    if raw := [small for small in pixels if small is not None]:
+        row |= {
+            "bytes of the copy": round(statistics.mean(len(one.value or b"") for one in made)),
+            "bytes of raw pixels": round(statistics.mean(small.nbytes for small in raw)),
+        }
+
+        def read_raw(call: int) -> object:
+            small = raw[call % PICTURES]
+            return zlib.crc32(small.data), train(to_tensor(small.copy()), call)
+
+        ways["raw"] = read_raw
+    calls = max(PICTURES, round(PIXELS_A_ROUND / width / height))
+    spare, kept = Copies(folder / "spare", SPEC), itertools.count()
+
+    def fill(call: int) -> None:
+        """Make a copy; a round's last call writes them all."""
+        waiting.append(replace(maker[items[call % PICTURES]], key=next(kept)))
+        if call == calls - 1:
+            sum(spare.fill([waiting]))
+            waiting.clear()
+
+    waiting: list[Made] = []
+    ways["fill"] = fill
+    row |= rates(ways, calls)
+    if raw:
+        saved = 1 / row["file"] - 1 / row["copy"]
+        row["times as fast"] = round(row["copy"] / row["file"], 1)
+        row["pays after"] = round(1 / row["fill"] / saved, 1)
+        row |= likeness(examples, copies)
+    return row
+
+
+def main() -> None:
+    """Make the pictures, measure, write, print."""
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"unit": "images/s a core", "rounds": ROUNDS, "bound": bound(SPEC)}
+    for width, height in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            row = measure(Path(folder), width, height)
+        result[f"{width} x {height}"] = row
+        print(f"{width} x {height}", row)
+    path = Path(__file__).parent / "results" / "image_store.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

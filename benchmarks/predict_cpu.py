@@ -1,0 +1,206 @@
+"""ResNet-50 features at 224 px on the CPU: what a user would write, and what `packed.pack` makes.
+
+python benchmarks/predict_cpu.py  ->  benchmarks/results/predict_cpu.json
+
+eager float32: torchvision's network, NCHW, glibc's allocator as it comes. All others run with the
+allocator as the package sets it (`runtime.keep_freed_memory`), channels_last: autocast, the same
+network under bfloat16 autocast; folded, BatchNorm in the convolutions, plain operators; packed,
+fused operators and weights laid out for them, in both types. The two allocators need a process
+each; the two processes take turns, batch by batch, and never run at once. On one core the rates
+count CPU time, on all cores wall time; each is the median of the rounds after one that warms up.
+`ratio` is over eager float32 at its own best batch, on as many cores. The largest difference of
+probabilities is against float32, under a random head whose logits have a deviation of about 2.
+The one-core peak of a large matrix product in either type says what there is to be had.
+"""
+
+import copy
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mlfinetune import runtime
+from mlfinetune.packed import Packed, pack
+
+BATCHES, BATCHES_ALL_CORES, ROUNDS, SIDE = (1, 8, 16, 32), (1, 8, 16), 5, 224
+EAGER = "eager float32"
+BF16 = torch.bfloat16
+PROCESSES = ("as it comes", "kept")
+
+
+def backbone() -> nn.Module:
+    """The same random weights in every process, BatchNorm with statistics of its own."""
+    torch.manual_seed(0)
+    net = torchvision.models.get_model("resnet50", weights=None).eval().requires_grad_(False)
+    net.fc = nn.Identity()
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 1.5)
+        norm.weight.uniform_(0.2, 0.6)
+    return net
+
+
+def folded(net: nn.Module, dtype: torch.dtype) -> Packed:
+    """What serves where there are no fused operators."""
+    torch.backends.mkldnn.enabled = False
+    plain, _ = pack(net, dtype, SIDE)
+    torch.backends.mkldnn.enabled = True
+    return plain
+
+
+def variants() -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Any]]:
+    """Everything that runs in the process that keeps freed memory, and how packing went."""
+    net = backbone()
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+
+    def autocast(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", BF16):
+            return last(x)
+
+    found: dict[str, Callable[[Tensor], Tensor]] = {"autocast bfloat16": autocast}
+    about: dict[str, Any] = {}
+    for dtype in (torch.float32, BF16):
+        name = str(dtype).removeprefix("torch.")
+        found[f"folded {name}"] = folded(net, dtype)
+        start = time.perf_counter()
+        found[f"packed {name}"], why = pack(net, dtype, SIDE)
+        about[f"packed {name}"] = {"build s": round(time.perf_counter() - start, 2), "why": why}
+    with torch.inference_mode():
+        for name, run in found.items():
+            about.setdefault(name, {})["difference"] = difference(net, run)
+    return found, about
+
+
+def difference(net: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
+    """The largest difference of probabilities, over 8 pictures and 64 labels."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 3, SIDE, SIDE, generator=generator)
+    expected = net(x)
+    head = torch.randn(expected.shape[1], 64, generator=generator)
+    head *= 2 / expected.norm(dim=1).mean()
+    x = x.contiguous(memory_format=torch.channels_last)
+    return round(
+        ((run(x).float() @ head).sigmoid() - (expected @ head).sigmoid()).abs().max().item(), 5
+    )
+
+
+def worker(process: str) -> None:
+    """Answer every line `batch cores` on stdin with the seconds of every variant, as JSON."""
+    if process == "kept":
+        runtime.keep_freed_memory()
+        runs, about = variants()
+    else:
+        runs, about = {EAGER: backbone()}, {}
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        batch, cores = map(int, line.split())
+        torch.set_num_threads(cores)
+        clock = time.process_time if cores == 1 else time.perf_counter
+        x = torch.randn(batch, 3, SIDE, SIDE)
+        if process == "kept":
+            x = x.contiguous(memory_format=torch.channels_last)
+        seconds = {}
+        with torch.inference_mode():
+            for name, run in runs.items():
+                start = clock()
+                run(x)
+                seconds[name] = clock() - start
+        print(json.dumps(seconds), flush=True)
+
+
+def peak(dtype: torch.dtype, size: int = 2048) -> float:
+    """GFLOP/s of a matrix product on one core."""
+    torch.set_num_threads(1)
+    a, seconds = torch.randn(size, size).to(dtype), []
+    for _ in range(ROUNDS + 1):
+        start = time.process_time()
+        a @ a
+        seconds.append(time.process_time() - start)
+    return round(2 * size**3 / statistics.median(seconds[1:]) / 1e9)
+
+
+def measure(workers: list[subprocess.Popen[str]], cores: int) -> dict[str, dict[int, float]]:
+    """Images a second of every variant at every batch."""
+    rates: dict[str, dict[int, float]] = {}
+    for batch in BATCHES if cores == 1 else BATCHES_ALL_CORES:
+        seconds: dict[str, list[float]] = {}
+        for turn in range(ROUNDS + 1):
+            for process in workers:
+                for name, value in ask(process, f"{batch} {cores}").items():
+                    if turn:
+                        seconds.setdefault(name, []).append(value)
+        for name, values in seconds.items():
+            rates.setdefault(name, {})[batch] = round(batch / statistics.median(values), 1)
+    return rates
+
+
+def ask(process: subprocess.Popen[str], question: str = "") -> Any:
+    """A line there, if any, and a line back."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if question:
+        process.stdin.write(question + "\n")
+        process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def table(rates: dict[str, dict[int, float]], cores: int) -> dict[str, Any]:
+    """The rates beside their ratios, printed."""
+    best = max(rates[EAGER].values())
+    print(f"\n{cores} core{'s' * (cores > 1)}, images/s (ratio), batch {[*rates[EAGER]]}")
+    for name, by_batch in rates.items():
+        cells = (f"{rate:7.1f} ({rate / best:4.2f})" for rate in by_batch.values())
+        print(f"{name:18}", *cells)
+    return {
+        name: {
+            "images/s": by_batch,
+            "ratio": {batch: round(rate / best, 2) for batch, rate in by_batch.items()},
+        }
+        for name, by_batch in rates.items()
+    }
+
+
+def main() -> None:
+    """Measure, write, print."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, process],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in PROCESSES
+    ]
+    about = {name: value for process in workers for name, value in ask(process).items()}
+    cores = runtime.available_cores()
+    fast = sorted(runtime.cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    result = {
+        "unit": "images/s",
+        "rounds": ROUNDS,
+        "machine": f"{platform.machine()}, {cores} cores, {', '.join(fast) or 'no bfloat16'}",
+        "torch": torch.__version__,
+        "matrix product, GFLOP/s a core": {"float32": peak(torch.float32), "bfloat16": peak(BF16)},
+        "about": about,
+        "cores": {str(n): table(measure(workers, n), n) for n in sorted({1, cores})},
+    }
+    for process in workers:
+        process.communicate()
+    print(json.dumps({key: result[key] for key in result if key != "cores"}, indent=2))
+    path = Path(__file__).parent / "results" / "predict_cpu.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        worker(sys.argv[1])
+    else:
+        main()
