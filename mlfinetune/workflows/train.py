@@ -236,6 +236,10 @@ def _solutions(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     assert isinstance(parts.train, FeatureLoader)
     assert isinstance(parts.tagger.head, nn.Linear)
     sweep, number, bests = parts.train.sweep, 0, list[_Epoch]()
+    log.say(
+        "the head is solved for by L-BFGS: train.epochs, rates, weight_decay and early_stopping do "
+        "not apply; train.optimizer: adamw would heed them"
+    )
     with log.bar("solving for the head", None) as bar:
         solver = Solver(parts.tagger.head, lambda: bar.over(sweep()), parts.loss)
         for l2 in STRENGTHS:

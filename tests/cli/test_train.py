@@ -128,6 +128,7 @@ def test_each_setting_trains(pictures: Path, cli: Run, setting: str) -> None:
 def test_early_stopping_ends_the_run(pictures: Path, cli: Run) -> None:
     """Where mAP can't get better, training ends after the epochs it was given."""
     settings = ["train.epochs=9", "train.early_stopping=2", "train.lr=1e-12", "train.head_lr=1e-12"]
+    settings.append("train.optimizer=adamw")
     done = cli("train", "pets.yaml", *settings, "model.freeze_backbone=true", cwd=pictures)
     history = (pictures / "runs/pets/metrics.jsonl").read_text().splitlines()
     assert len(history) == 3
