@@ -1,7 +1,7 @@
 """Config -> parts that need torch; parts take plain values. `examples.py` reads `data`."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -12,36 +12,19 @@ from torch import Tensor
 
 from mlfinetune import __version__
 from mlfinetune.config import LOSS_SETTINGS, Config
-from mlfinetune.data import images
 from mlfinetune.data.decoded import Copies, opened
-from mlfinetune.data.features import (
-    PLAIN,
-    Embedder,
-    FeatureLoader,
-    Features,
-    View,
-    compute,
-    missing,
-    views,
-)
-from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.loader import Loader, cut, small_copies
-from mlfinetune.data.manifest import Splits
-from mlfinetune.data.store import Store, key_of
 from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.model import Tagger, load_pretrained
 from mlfinetune.optim import build_optimizer, lr_at
 from mlfinetune.packed import pack
-from mlfinetune.records import Batch, Checkpoint, Manifest, TransformSpec
+from mlfinetune.records import Checkpoint, Manifest, TransformSpec
 from mlfinetune.runlog import RunLog
 
 MAX_POS_WEIGHT = 100.0
 """`pos_weight: auto` stops here: one picture in ten thousand must not outweigh the rest."""
-
-FEATURES_VERSION = 1
-"""Goes up where the same weights and pictures give other features."""
 
 MANY_LABELS = 10_000
 """From here on the gradient of the whole head is not kept: at 2,048 features, 82 MB and more."""
@@ -178,103 +161,6 @@ def image_copies(
             for done in found.fill(small_copies(found.lacking, spec, config.train.workers)):
                 bar.update(done)
         yield found.copies
-
-
-def feature_loaders(
-    config: Config,
-    splits: Splits,
-    embedder: Embedder,
-    store: Store,
-    device: torch.device,
-    room: int,
-    log: RunLog,
-) -> tuple[FeatureLoader, FeatureLoader]:
-    """Batches of features for train and val: what is not kept yet is computed.
-
-    Args:
-        embedder: what makes features.
-        store: where they are kept.
-        room: bytes that features may take in the device's memory.
-        log: says what is reused, and why not.
-
-    Raises:
-        DataError: a picture that cannot be decoded, or too little room on the disk.
-    """
-    sides = (splits.train, views(embedder.spec, config.train.cache_views)), (splits.val, (PLAIN,))
-    new, loaders = not len(store), []
-    for (examples, looks), what in zip(sides, ("train", "val"), strict=True):
-        wanted = missing(store, examples, looks, embedder)
-        lacking = sum(len(one.missing) for one in wanted)
-        log.say(_reuse(what, len(examples) * len(looks), lacking, len(looks), new, store))
-        with log.bar(f"features of {what}", lacking) as bar:
-            for rows in compute(store, examples, wanted, embedder):
-                bar.update(rows)
-        kept = [Features(store, one, embedder, device, room // (2 * len(looks))) for one in wanted]
-        seed = config.train.seed if what == "train" else None
-        loaders.append(
-            FeatureLoader(examples, kept, batch_size=batch_size(config), train_seed=seed)
-        )
-    return loaders[0], loaders[1]
-
-
-def _reuse(what: str, rows: int, lacking: int, looks: int, new: bool, store: Store) -> str:
-    """What is reused, and why the rest is not."""
-    each = f" ({looks} views a picture)" if looks > 1 else ""
-    text = f"features of {what}: {rows} wanted{each}, {rows - lacking} kept from before"
-    if not lacking:
-        return text
-    why = "none kept for these weights and settings" if new else "new or changed pictures or views"
-    if store.damaged:
-        why += f", {store.damaged} damaged files deleted"
-    return f"{text}, {lacking} to compute ({why})"
-
-
-def embedder(
-    config: Config,
-    tagger: Tagger,
-    spec: TransformSpec,
-    device: torch.device,
-    dtype: torch.dtype,
-    workers: int,
-) -> Embedder:
-    """What makes the features of the frozen backbone."""
-    model, _ = serving(tagger, spec.image_size, device, dtype)
-
-    def embed(pictures: Tensor) -> Tensor:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-        ):
-            return model.embed(pictures.to(device, non_blocking=True))
-
-    def load(manifest: Manifest, rows: list[int], view: View) -> Iterable[Batch]:
-        return Loader(
-            manifest,
-            spec,
-            batch_size=batch_size(config),
-            workers=workers,
-            train_seed=None if view.epoch is None else config.train.seed,
-            pin_memory=device.type == "cuda",
-            rows=rows,
-        ).epoch(view.epoch or 0)
-
-    return Embedder(embed, tagger.head.in_features, dtype, load, spec, config.train.seed)
-
-
-def feature_store(
-    root: Path, tagger: Tagger, spec: TransformSpec, backbone: str, embedder: Embedder
-) -> Store:
-    """The store of these features: all that they depend on, but for the picture, names it."""
-    weights = hashlib.sha256()
-    for name, tensor in tagger.features.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    looks = (spec.image_size, spec.resize, *spec.mean, *spec.std, images.VERSION, decoder()[1])
-    made = (FEATURES_VERSION, backbone, weights.hexdigest(), embedder.dtype, torch.__version__)
-    key = key_of(*made, *looks)
-    folder = root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return Store(folder)
 
 
 def loss(config: Config, train: Manifest, device: torch.device) -> tuple[Loss, str]:

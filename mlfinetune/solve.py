@@ -9,7 +9,7 @@ written as w = inverse(R') u / sqrt(h), where R R' = C + l2 v I and v is the mea
 feature: in u the curvature is 1 there in all directions, and L-BFGS needs tens of passes where it
 would need thousands. The objective of a label is
 
-    mean loss + l2/2 * h * v * ||w||^2
+    loss over its known targets / known targets of an average label + l2/2 * h * v * ||w||^2
 
 so that a strength l2 means the same for every backbone and for rare and frequent labels. All
 start from zero weights, and biases at the labels' log-odds. Few iterations are close to linear
@@ -125,8 +125,9 @@ class _Problem:
     ) -> None:
         self._head, self._batches, self._loss, self._facts = head, batches, loss, facts
         self._penalty = l2 * facts.variance
-        eye = torch.eye(len(facts.mean), device=facts.mean.device)
-        self._factor = torch.linalg.cholesky(facts.covariance + self._penalty * eye)
+        exact = facts.covariance.double()  # features go together: float32 may lose definiteness
+        exact.diagonal().add_(self._penalty)
+        self._factor = torch.linalg.cholesky(exact).to(facts.covariance.dtype)
         self._inner = torch.zeros_like(head.weight, requires_grad=True)
         self._bias = facts.log_odds.clone().requires_grad_()
         self.parameters = [self._inner, self._bias]
@@ -157,8 +158,8 @@ class _Problem:
         self.loss = float(total)
         if not abs(self.loss) < float("inf"):
             raise TrainingError(
-                f"not finite while the head was solved for: loss {self.loss:g}; the features of "
-                f"some pictures are not finite, or train.optimizer: adamw has to serve"
+                f"not finite while the head was solved for: loss {self.loss:g}; "
+                f"set train.optimizer: adamw"
             )
         return total * labels + ridge.detach()
 
@@ -191,6 +192,8 @@ def _survey(batches: Batches, device: torch.device) -> _Facts:
         centred = batch.images - mean
         covariance += centred.T @ centred
     covariance /= images
+    if not covariance.isfinite().all():
+        raise TrainingError("features or their squares are not finite: look at model.weights")
     share = (positives + 1) / (positives + negatives + 2)
     return _Facts(
         mean,

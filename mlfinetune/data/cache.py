@@ -8,23 +8,42 @@ from pathlib import Path
 
 from mlfinetune.errors import DataError
 
+KINDS = ("features", "images", "parquet", "scan")
+"""What is kept, a folder each; anything else beside them is not ours."""
 
-def folder(name: str) -> Path:
-    """The folder of one kind of cached things; made where it is missing.
+
+def folder(kind: str) -> Path:
+    """The folder of one of KINDS; made where it is missing.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    assert kind in KINDS
+    try:
+        path = root() / kind
+    except RuntimeError as error:
+        raise _no_folder(str(error)) from error
+    return made(path)
+
+
+def made(path: Path) -> Path:
+    """A folder of the cache, made where it is missing.
 
     Raises:
         DataError: it cannot be made.
     """
     try:
-        path = root() / name
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise DataError(
-            f"cannot make the cache folder ({why.rstrip('.')}); "
-            f"set MLFINETUNE_CACHE to a folder that can be written"
-        ) from error
+    except OSError as error:
+        raise _no_folder(f"{error.filename}: {error.strerror}") from error
     return path
+
+
+def _no_folder(why: str) -> DataError:
+    return DataError(
+        f"cannot make the cache folder ({why.rstrip('.')}); "
+        f"set MLFINETUNE_CACHE to a folder that can be written"
+    )
 
 
 def root() -> Path:

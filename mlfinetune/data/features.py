@@ -23,7 +23,10 @@ from mlfinetune.data.store import Keys, Positions, Store, key_of, need_room
 from mlfinetune.records import Batch, Manifest, TransformSpec
 
 _FLUSH_ROWS, _FLUSH_S = 32768, 60.0
-"""Rows and seconds after which what was computed is written: a crash loses no more."""
+"""Rows and seconds after which what was computed is written: a crash loses no more.
+
+Seconds grow to a twentieth of what was spent, so that files stay few.
+"""
 _SWEEP = 8192
 """Examples in a batch where their number changes nothing but speed."""
 
@@ -65,6 +68,7 @@ class Embedder:
         dtype: of the features.
         load: (examples, which of them, view) -> their batches, in any order.
         spec, seed: of the random views.
+        how: what else decides the last bits of features: device, operators.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -73,6 +77,7 @@ class Embedder:
     load: Callable[[Manifest, list[int], View], Iterable[Batch]]
     spec: TransformSpec
     seed: int
+    how: str = ""
 
     @property
     def row_bytes(self) -> int:
@@ -93,13 +98,14 @@ def missing(
     store: Store, manifest: Manifest, views: Sequence[View], embedder: Embedder
 ) -> list[Wanted]:
     """What the store has of these views, verified, and what it lacks."""
-    wanted = []
-    for view in views:
-        keys = _keys(manifest, view, embedder)
-        found = store.find(keys)
-        store.verify(found[found >= 0])
-        wanted.append(Wanted(view, keys, np.flatnonzero(store.find(keys) < 0)))
-    return wanted
+    keyed = [(view, _keys(manifest, view, embedder)) for view in views]
+    damaged = -1
+    while damaged < store.damaged:  # a file that is deleted may hold rows of every view
+        damaged = store.damaged
+        for _, keys in keyed:
+            found = store.find(keys)
+            store.verify(found[found >= 0])
+    return [Wanted(view, keys, np.flatnonzero(store.find(keys) < 0)) for view, keys in keyed]
 
 
 def compute(
@@ -112,8 +118,8 @@ def compute(
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    rows = sum(len(one.missing) for one in wanted)
-    need_room(store.folder, rows * (embedder.row_bytes + 24), "keeping features")
+    if rows := sum(len(one.missing) for one in wanted):
+        need_room(store.folder, rows * (embedder.row_bytes + 24), "keeping features")
     whole = [one for one in wanted if one.view.epoch is None]
     for group in [whole, *([one] for one in wanted if one.view.epoch is not None)]:
         lacking: set[int] = set().union(*(one.missing.tolist() for one in group))
@@ -130,20 +136,28 @@ def _compute_together(
     embedder: Embedder,
 ) -> Iterator[int]:
     """The views of a group, from one decoding."""
+    lacking = np.zeros((len(group), len(manifest)), bool)
+    for row, one in zip(lacking, group, strict=True):
+        row[one.missing] = True
     keys: list[Keys] = []
     values: list[bytes] = []
-    written = time.monotonic()
+    started = written = time.monotonic()
     for batch in batches:
         batch.require_all(manifest.path)
-        for one in group:
-            images = batch.images.flip(-1) if one.view.mirrored else batch.images
-            features = embedder.embed(images).to(embedder.dtype).cpu().contiguous()
-            keys.append(one.keys[batch.indices.numpy()])
-            values += [row.tobytes() for row in features.view(torch.uint8).numpy()]
-        if len(values) >= _FLUSH_ROWS or time.monotonic() - written > _FLUSH_S:
+        indices, before = batch.indices.numpy(), len(values)
+        for row, one in zip(lacking, group, strict=True):
+            new = row[indices]
+            if new.any():
+                images = batch.images[torch.from_numpy(new)]
+                features = embedder.embed(images.flip(-1) if one.view.mirrored else images)
+                features = features.to(embedder.dtype).cpu().contiguous()
+                keys.append(one.keys[indices[new]])
+                values += [value.tobytes() for value in features.view(torch.uint8).numpy()]
+        yield len(values) - before
+        now = time.monotonic()
+        if len(values) >= _FLUSH_ROWS or now - written > max(_FLUSH_S, (now - started) / 20):
             store.add(np.concatenate(keys), values)
-            keys, values, written = [], [], time.monotonic()
-        yield len(batch.indices) * len(group)
+            keys, values, written = [], [], now
     if values:
         store.add(np.concatenate(keys), values)
 

@@ -17,6 +17,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -63,7 +64,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError where the index is not what the name says."""
-        self.path = path
+        self.path, self.live = path, True
         content: Any = np.memmap(path, np.uint8, "r")
         n = int.from_bytes(content[:8].tobytes(), "little")
         start = 8 + 24 * n
@@ -92,35 +93,54 @@ class _File:
 class Store:
     """Values of one kind, in one folder.
 
+    A position stays good as long as the store is open: what is deleted stays mapped.
+
     Attributes:
         damaged: files that were found damaged, and deleted.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder that exists."""
+        """Open a folder that exists.
+
+        Raises:
+            DataError: a file in it cannot be read.
+        """
         self.folder, self.damaged = folder, 0
         self._files: list[_File] = []
         for path in sorted(folder.iterdir()):
-            if path.suffix == SUFFIX:
-                try:
-                    self._files.append(_File(path))
-                except (ValueError, OSError):
-                    self._delete(path)
-            elif time.time() - path.stat().st_mtime > _STALE_S:
-                path.unlink(missing_ok=True)
-        os.utime(folder)  # when it was last used, for `mlfinetune cache`
+            with suppress(FileNotFoundError):  # another process has renamed or deleted it
+                if path.suffix == SUFFIX:
+                    self._open(path)
+                elif time.time() - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
+        with suppress(OSError):  # somebody else's folder is read all the same
+            os.utime(folder)  # when it was last used, for `mlfinetune cache`
         self._index()
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._files.append(_File(path))
+        except ValueError:
+            self._delete(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DataError(f"cannot read {path} in the cache: {error.strerror}") from error
 
     def _delete(self, path: Path) -> None:
         self.damaged += 1
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
     def _index(self) -> None:
         """Every key in order, and where its value is."""
         self._starts = np.cumsum([0, *(len(file.keys) for file in self._files)])
-        keys = np.concatenate([np.zeros(0, np.uint64), *(file.keys for file in self._files)])
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        live = [(i, file) for i, file in enumerate(self._files) if file.live]
+        keys = np.concatenate([np.zeros(0, np.uint64), *(file.keys for _, file in live)])
+        places = [np.zeros(0, np.int64)]
+        places += [np.arange(self._starts[i], self._starts[i + 1]) for i, _ in live]
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._places = keys[order], np.concatenate(places)[order]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -130,22 +150,19 @@ class Store:
         if not len(self):
             return np.full(len(keys), -1, np.int64)
         at = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
-        return np.where(self._keys[at] == keys, self._order[at], -1)
+        return np.where(self._keys[at] == keys, self._places[at], -1)
 
     def verify(self, positions: Positions) -> None:
         """Read these values; a file with one that is not what was written is deleted.
 
-        Positions that were found before are no longer valid then: find them again.
+        Its keys are not found from then on, or found in another file: verify those.
         """
-        bad = [
-            file
-            for file, _, inside in self._parts(positions)
-            if not all(file.sound(at) for at in inside.tolist())
-        ]
-        for file in bad:
-            self._delete(file.path)
-            self._files.remove(file)
-        if bad:
+        before = self.damaged
+        for file, _, inside in self._parts(positions):
+            if not all(file.sound(at) for at in inside.tolist()):
+                file.live = False
+                self._delete(file.path)
+        if self.damaged > before:
             self._index()
 
     def get(self, position: int) -> Bytes | None:

@@ -1,7 +1,9 @@
 """`mlfinetune cache`: what is kept outside of runs, how much of it, when it was last used."""
 
 import shutil
+import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +33,24 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[Kept]]:
 
     Args:
         clear: delete it.
-        kinds: of these kinds alone; empty: of all.
+        kinds: some of `cache.KINDS`; empty: all.
 
     Raises:
         DataError: there is no such kind, or something cannot be deleted.
     """
     root = cache.root()
-    there = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    names = [path.name for path in there]
     for kind in kinds:
-        if kind not in names:
-            raise DataError(f"nothing of the kind '{kind}' in {root}{nearest(kind, names)}")
-    chosen = [path for path in there if not kinds or path.name in kinds]
-    kept = [_look(entry, path.name) for path in chosen for entry in sorted(path.iterdir())]
+        if kind not in cache.KINDS:
+            raise DataError(
+                f"the cache has no kind '{kind}'{nearest(kind, cache.KINDS)}; "
+                f"known: {', '.join(cache.KINDS)}"
+            )
+    kept = [
+        _look(entry, kind)
+        for kind in cache.KINDS
+        if (not kinds or kind in kinds) and (root / kind).is_dir()
+        for entry in sorted((root / kind).iterdir())
+    ]
     if clear:
         for one in kept:
             _delete(one.path)
@@ -51,10 +58,13 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[Kept]]:
 
 
 def _look(path: Path, kind: str) -> Kept:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    stats = [file.stat() for file in files]
-    used = max([path.stat().st_mtime, *(stat.st_mtime for stat in stats)])
-    return Kept(path, kind, sum(stat.st_size for stat in stats), time.time() - used)
+    size, used = 0, 0.0
+    for entry in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            status = entry.lstat()
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            used = max(used, status.st_mtime)
+    return Kept(path, kind, size, time.time() - used)
 
 
 def _delete(path: Path) -> None:

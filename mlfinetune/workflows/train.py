@@ -1,5 +1,6 @@
 """`mlfinetune train`: config -> examples -> parts -> epochs of (fit, score, save) -> results."""
 
+import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mlfinetune import assemble, checkpoint, examples, rundir, runtime, tables, tune
+from mlfinetune import assemble, checkpoint, examples, frozen, rundir, runtime, tables, tune
 from mlfinetune.config import Config, dump
 from mlfinetune.data import cache
 from mlfinetune.data.features import FeatureLoader
@@ -150,7 +151,10 @@ def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
     try:
         for epoch in _solutions(parts, log) if solves else _epochs(parts, log):
             best = epoch if best is None or epoch.beats(best) else best
-            _save(parts, epoch, run, is_best=epoch is best)
+            if not solves:
+                _save(parts, epoch, run, is_best=epoch is best)
+            elif epoch is best:
+                head = copy.deepcopy(parts.tagger.head.state_dict())
             log.say(_epoch_line(epoch, best))
             since = epoch.number - best.number
             if patience is not None and since >= patience:
@@ -161,6 +165,9 @@ def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
         log.say(f"stopped by Ctrl-C; {saved}")
         raise
     assert best is not None
+    if solves:  # a few seconds in all: nothing is lost that is not soon found again
+        parts.tagger.head.load_state_dict(head)
+        _save(parts, best, run, is_best=True)
     return best
 
 
@@ -201,10 +208,10 @@ def _on_features(parts: _Parts, kept: Path, log: RunLog) -> _Parts:
     """The same run on the features of a frozen backbone, which are computed once."""
     config, device = parts.config, parts.device
     workers = runtime.choose_workers(config.train.workers, device)
-    embedder = assemble.embedder(config, parts.tagger, parts.spec, device, parts.dtype, workers)
-    store = assemble.feature_store(kept, parts.tagger, parts.spec, config.model.backbone, embedder)
+    embedder = frozen.embedder(config, parts.tagger, parts.spec, device, parts.dtype, workers)
+    store = frozen.open_store(kept, parts.tagger, parts.spec, config.model.backbone, embedder)
     room = runtime.spare_memory(device) // 2
-    train, val = assemble.feature_loaders(config, parts.splits, embedder, store, device, room, log)
+    train, val = frozen.loaders(config, parts.splits, embedder, store, device, room, log)
     return replace(parts, net=parts.tagger.head, train=train, val=val, dtype=torch.float32)
 
 

@@ -1,0 +1,143 @@
+"""A frozen backbone: Config -> batches of its features, which are computed once and kept.
+
+open_store -> loaders: what is kept already, what has to be computed -> FeatureLoader a side
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mlfinetune import assemble
+from mlfinetune.config import Config
+from mlfinetune.data import cache, images
+from mlfinetune.data.features import (
+    PLAIN,
+    Embedder,
+    FeatureLoader,
+    Features,
+    View,
+    compute,
+    missing,
+    views,
+)
+from mlfinetune.data.jpeg import decoder
+from mlfinetune.data.loader import Loader
+from mlfinetune.data.manifest import Splits
+from mlfinetune.data.store import Store, key_of
+from mlfinetune.errors import counted
+from mlfinetune.model import Tagger
+from mlfinetune.records import Batch, Manifest, TransformSpec
+from mlfinetune.runlog import RunLog
+
+VERSION = 1
+"""Goes up where the same weights and pictures give other features."""
+
+
+def loaders(
+    config: Config,
+    splits: Splits,
+    embedder: Embedder,
+    store: Store,
+    device: torch.device,
+    room: int,
+    log: RunLog,
+) -> tuple[FeatureLoader, FeatureLoader]:
+    """Batches of features for train and val: what is not kept yet is computed.
+
+    Args:
+        embedder: what makes features.
+        store: where they are kept.
+        room: bytes that features may take in the device's memory.
+        log: says what is reused, and why not.
+
+    Raises:
+        DataError: a picture that cannot be decoded, or too little room on the disk.
+    """
+    sides = (splits.train, views(embedder.spec, config.train.cache_views)), (splits.val, (PLAIN,))
+    new, found = not len(store), list[FeatureLoader]()
+    for (examples, looks), what in zip(sides, ("train", "val"), strict=True):
+        damaged = store.damaged
+        wanted = missing(store, examples, looks, embedder)
+        lacking = sum(len(one.missing) for one in wanted)
+        damaged = store.damaged - (0 if what == "train" else damaged)
+        log.say(_reuse(what, len(examples), len(looks), lacking, new, damaged))
+        with log.bar(f"features of {what}", lacking) as bar:
+            for rows in compute(store, examples, wanted, embedder):
+                bar.update(rows)
+        kept = [Features(store, one, embedder, device, room // (2 * len(looks))) for one in wanted]
+        seed = config.train.seed if what == "train" else None
+        size = assemble.batch_size(config)
+        found.append(FeatureLoader(examples, kept, batch_size=size, train_seed=seed))
+    return found[0], found[1]
+
+
+def _reuse(what: str, images: int, looks: int, lacking: int, new: bool, damaged: int) -> str:
+    """What is reused, and why the rest is not."""
+    rows = images * looks
+    each = f" ({counted(images, 'picture')} x {looks} views)" if looks > 1 else ""
+    text = f"features of {what}: {rows} wanted{each}, {rows - lacking} kept from before"
+    if not lacking:
+        return text
+    why = "new or changed pictures or views"
+    if new:
+        why = "none kept for these weights and settings"
+    if damaged:
+        why = f"{counted(damaged, 'damaged file')} deleted"
+    return f"{text}, {lacking} to compute ({why})"
+
+
+def embedder(
+    config: Config,
+    tagger: Tagger,
+    spec: TransformSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    workers: int,
+) -> Embedder:
+    """What makes the features of the frozen backbone."""
+    model, how = assemble.serving(tagger, spec.image_size, device, dtype)
+
+    def embed(pictures: Tensor) -> Tensor:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+        ):
+            return model.embed(pictures.to(device, non_blocking=True))
+
+    def load(manifest: Manifest, rows: list[int], view: View) -> Iterable[Batch]:
+        return Loader(
+            manifest,
+            spec,
+            batch_size=assemble.batch_size(config),
+            workers=workers,
+            train_seed=None if view.epoch is None else config.train.seed,
+            pin_memory=device.type == "cuda",
+            rows=rows,
+        ).epoch(view.epoch or 0)
+
+    return Embedder(
+        embed,
+        tagger.head.in_features,
+        dtype,
+        load,
+        spec,
+        config.train.seed,
+        how=f"{device.type}, {how}",
+    )
+
+
+def open_store(
+    root: Path, tagger: Tagger, spec: TransformSpec, backbone: str, embedder: Embedder
+) -> Store:
+    """The store of these features: all that they depend on, but for the picture, names it."""
+    weights = hashlib.sha256()
+    for name, tensor in tagger.features.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    looks = (spec.image_size, spec.resize, *spec.mean, *spec.std, images.VERSION, decoder()[1])
+    made = (VERSION, backbone, weights.hexdigest(), embedder.dtype, torch.__version__, embedder.how)
+    key = key_of(*made, *looks)
+    return Store(cache.made(root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"))

@@ -1,0 +1,330 @@
+"""`mlfinetune train` with a frozen backbone: its features are computed once, and kept."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, prepare, run_process
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.models import resnet18
+
+from mlfinetune import checkpoint
+
+Train = Callable[..., str]
+OFF, ADAMW = "train.cache_features=off", "train.optimizer=adamw"
+PLAIN = "augment.horizontal_flip=0"
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a ResNet-18, BatchNorm's statistics not those of a new one."""
+    torch.manual_seed(7)
+    model = resnet18().train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 32, 32))
+    path = tmp_path_factory.mktemp("weights") / "backbone.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+def frozen(backbone: Path) -> tuple[str, ...]:
+    """Overrides."""
+    return (f"model.weights={backbone}", "model.freeze_backbone=true", "model.image_size=32")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
+    """The folder of a first run, in one/; what it kept is in cache/."""
+    folder = prepare(tmp_path_factory.mktemp("first"))
+    environment = {"MLFINETUNE_CACHE": str(folder / "cache")}
+    arguments = ("train", "pets.yaml", *frozen(backbone), "-o", "one")
+    done = run_process(*arguments, cwd=folder, **environment)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def kept(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the first run kept, a copy for one test."""
+    shutil.copytree(first / "cache", tmp_path / "cache")
+    monkeypatch.setenv("MLFINETUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+@pytest.fixture
+def train(first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path) -> Train:
+    """Another run, in the test's folder: train(NAME, *overrides) gives what it said."""
+
+    def run(name: str, *overrides: str) -> str:
+        arguments = ("train", "pets.yaml", *frozen(backbone), *overrides)
+        done = cli(*arguments, "-o", str(tmp_path / name), cwd=first)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return run
+
+
+def head(run: Path) -> dict[str, Tensor]:
+    """The weights of the last epoch's head."""
+    weights = checkpoint.load(run / "last.safetensors").weights
+    return {name: weights[name] for name in ("head.weight", "head.bias")}
+
+
+def metrics(run: Path) -> dict[str, object]:
+    """metrics.json."""
+    content: dict[str, object] = json.loads((run / "metrics.json").read_text())
+    return content
+
+
+def history(run: Path, *keys: str) -> list[list[float]]:
+    """These numbers of every epoch."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [[json.loads(line)[key] for key in keys] for line in lines]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Heads, epochs and metrics of two runs.
+
+    But for rounding, which AdamW makes large where a gradient is all but 0: by one part in a
+    hundred of the rate at most.
+    """
+    torch.testing.assert_close(head(one), head(two), atol=1e-4, rtol=1e-4)
+    numbers = [history(run, "loss", "grad_norm", "mAP", "step") for run in (one, two)]
+    torch.testing.assert_close(
+        torch.tensor(numbers[0]), torch.tensor(numbers[1]), rtol=1e-4, atol=0
+    )
+    assert metrics(one)["per_label"] == metrics(two)["per_label"]
+
+
+# ---- the same head ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (ADAMW,),
+        ("train.optimizer=sgd", "train.accumulate=3"),
+        (ADAMW, "loss.name=asl", "model.head_bias=prior", "train.batch_size=18"),
+    ],
+)
+def test_kept_features_train_the_head_that_pictures_train(
+    train: Train, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """Without augmentation every view is the same: order, batches, schedule and steps are too."""
+    common = (*settings, PLAIN, "train.epochs=3", "train.head_lr=1e-2")
+    for name, *own in (("kept",), ("read", OFF)):
+        said = train(name, *common, *own)
+        assert ("features of train" in said) == (name == "kept")
+    assert_same(tmp_path / "kept", tmp_path / "read")
+
+
+def test_bfloat16_is_kept_as_it_is_computed(train: Train, tmp_path: Path) -> None:
+    """The head sees the values that it would see, in half the bytes."""
+    common = (ADAMW, PLAIN, "train.precision=bfloat16", "train.epochs=2")
+    train("kept", *common)
+    train("read", *common, OFF)
+    torch.testing.assert_close(head(tmp_path / "kept"), head(tmp_path / "read"), atol=5e-3, rtol=0)
+
+
+def test_eval_finds_the_metrics_of_training(first: Path, cli: Run, tmp_path: Path) -> None:
+    """It reads pictures, where training read what is kept."""
+    assert cli("eval", "-c", "one", "-o", str(tmp_path / "again"), cwd=first).returncode == 0
+    ours, again = metrics(first / "one"), metrics(tmp_path / "again")
+    assert ours["per_label"] == again["per_label"]
+    assert ours["mAP"] == again["mAP"]
+
+
+def backbone_of(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights without the head."""
+    weights = checkpoint.load(path).weights
+    return {key: value for key, value in weights.items() if not key.startswith("head.")}
+
+
+@pytest.mark.parametrize("settings", [None, (ADAMW,), (ADAMW, OFF)])
+def test_the_backbone_stays_bit_for_bit(
+    train: Train, first: Path, tmp_path: Path, backbone: Path, settings: tuple[str, ...] | None
+) -> None:
+    """Parameters and BatchNorm's buffers, in both checkpoints."""
+    if settings is not None:
+        train("one", *settings, "train.epochs=2")
+    given = load_file(backbone)
+    for name in ("best", "last"):
+        weights = backbone_of((first if settings is None else tmp_path) / f"one/{name}.safetensors")
+        assert len(weights) == len(given) - 2  # without fc
+        for key, value in weights.items():
+            assert torch.equal(value, given[key.removeprefix("features.")]), key
+
+
+def test_the_solved_head_fits_better_than_epochs(train: Train, first: Path, tmp_path: Path) -> None:
+    """The point of it: no rate to tune."""
+    train("stepped", ADAMW, "train.epochs=5")
+    solved, stepped = (history(run, "loss") for run in (first / "one", tmp_path / "stepped"))
+    assert min(solved) < min(stepped)
+
+
+# ---- what is reused, and what is said ---------------------------------------------------
+
+
+def computed(said: str) -> dict[str, list[int]]:
+    """Of train and val: rows wanted, kept from before, computed."""
+    found = re.findall(r"features of (\w+): (\d+) wanted.*?, (\d+) kept(?:.*?, (\d+) to)?", said)
+    return {what: [int(number or 0) for number in numbers] for what, *numbers in found}
+
+
+def test_the_second_run_computes_nothing(train: Train, first: Path, tmp_path: Path) -> None:
+    """Both runs say what is reused, and why not; the same features give the same head."""
+    said = (first / "one/train.log").read_text()
+    assert computed(said) == {"train": [38, 0, 38], "val": [5, 0, 5]}
+    assert "(19 pictures x 2 views)" in said
+    assert "(none kept for these weights and settings)" in said
+    assert computed(train("two")) == {"train": [38, 38, 0], "val": [5, 5, 0]}
+    assert torch.equal(head(first / "one")["head.weight"], head(tmp_path / "two")["head.weight"])
+
+
+def test_settings_of_the_head_reuse_everything(train: Train) -> None:
+    """Loss, optimizer, rates, batches."""
+    others = ("loss.name=asl", "train.head_lr=3e-3", "train.batch_size=5", "train.weight_decay=0.1")
+    assert computed(train("two", ADAMW, *others)) == {"train": [38, 38, 0], "val": [5, 5, 0]}
+
+
+def test_a_changed_picture_is_computed_alone(
+    pictures: Path, backbone: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And said to be new or changed."""
+    monkeypatch.setenv("MLFINETUNE_CACHE", str(pictures / "cache"))
+    command = ("train", "pets.yaml", *frozen(backbone), ADAMW)
+    assert cli(*command, cwd=pictures).returncode == 0
+    with Image.open(pictures / "images/0003.png") as image:
+        image.rotate(90).save(pictures / "images/0003.png")
+    said = cli(*command, cwd=pictures).stderr
+    assert sum(new for _, _, new in computed(said).values()) in (1, 2)  # a view of val, or two
+    assert "new or changed pictures or views" in said
+
+
+def test_weights_count_by_their_content(train: Train, backbone: Path, tmp_path: Path) -> None:
+    """A copy under another name is the same backbone; a changed number makes another one."""
+    shutil.copy(backbone, tmp_path / "copy.safetensors")
+    weights = load_file(backbone)
+    weights["layer4.1.bn2.running_var"][5] *= 1.001
+    save_file(weights, tmp_path / "other.safetensors")
+    for name, known in (("copy", 5), ("other", 0)):
+        said = train(name, f"model.weights={tmp_path / name}.safetensors", ADAMW)
+        assert computed(said)["val"] == [5, known, 5 - known]
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.image_size=40", "model.resize=pad", "train.precision=bfloat16"]
+)
+def test_other_settings_of_the_backbone_reuse_nothing(train: Train, setting: str) -> None:
+    """They give other features."""
+    assert computed(train("two", setting, ADAMW)) == {"train": [38, 0, 38], "val": [5, 0, 5]}
+
+
+def test_another_holdout_computes_what_was_never_wanted(train: Train) -> None:
+    """Pictures that change sides keep their rows; val had no mirror images."""
+    found = computed(train("two", ADAMW, "train.seed=5"))
+    assert found["val"] == [5, 5, 0]
+    wanted, known, new = found["train"]
+    assert (wanted, known + new) == (38, 38)
+    assert 1 <= new <= 5  # their pictures are kept, their mirror images are not
+
+
+def test_switched_off_nothing_is_kept(train: Train, kept: Path) -> None:
+    """No folder, no line."""
+    shutil.rmtree(kept)
+    assert computed(train("run", OFF)) == {}
+    assert not kept.exists()
+
+
+# ---- damage -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["value", "index", "cut"])
+def test_a_damaged_store_is_rebuilt(
+    train: Train, first: Path, tmp_path: Path, kept: Path, how: str
+) -> None:
+    """The damage is said, what it held is computed anew, and the head is the same."""
+    sizes = sorted(path.stat().st_size for path in kept.glob("*/*.store"))
+    assert len(sizes) == 2
+    for path in kept.glob("*/*.store"):
+        content = bytearray(path.read_bytes())
+        content[{"value": -7, "index": 20}.get(how, 0)] ^= 1
+        path.write_bytes(content[: len(content) // 2] if how == "cut" else content)
+    said = train("two")
+    assert computed(said) == {"train": [38, 0, 38], "val": [5, 0, 5]}
+    assert "damaged" in said
+    assert sorted(path.stat().st_size for path in kept.glob("*/*.store")) == sizes
+    torch.testing.assert_close(head(first / "one"), head(tmp_path / "two"), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_cache_that_cannot_be_written_is_an_error_to_mend(
+    first: Path, backbone: Path, kept: Path, cli: Run, tmp_path: Path, depth: int
+) -> None:
+    """A file where the folder of features should be, or the folder of these features."""
+    in_the_way = next(kept.iterdir()) if depth else kept
+    shutil.rmtree(in_the_way)
+    in_the_way.write_text("in the way")
+    arguments = ("train", "pets.yaml", *frozen(backbone), "-o", str(tmp_path / "run"))
+    done = cli(*arguments, cwd=first)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert in_the_way.name in done.stderr
+
+
+# ---- mistakes, and runs that leave nothing ----------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [(), ("model.freeze_backbone=true", OFF)])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_lbfgs_needs_kept_features(
+    pictures: Path, cli: Run, overrides: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    """The error names the keys to set, and no run directory is left."""
+    done = cli("train", "pets.yaml", "train.optimizer=lbfgs", *overrides, *more, cwd=pictures)
+    assert done.returncode == 2
+    for part in ("train.optimizer", "model.freeze_backbone: true", "train.cache_features: auto"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (pictures / "runs").exists()
+
+
+@pytest.mark.parametrize("setting", ["train.optimizer=lbfgs", ADAMW])
+def test_a_dry_run_keeps_no_features(pictures: Path, kept: Path, cli: Run, setting: str) -> None:
+    """One batch of everything, and neither cache nor run is there afterwards."""
+    shutil.rmtree(kept)
+    arguments = ("model.freeze_backbone=true", "model.image_size=32", setting, "--dry-run")
+    done = cli("train", "pets.yaml", *arguments, cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert not kept.exists()
+    assert not (pictures / "runs").exists()
+
+
+def test_a_bad_picture_is_named(pictures: Path, cli: Run) -> None:
+    """As in training on pictures; skipped ones have no features."""
+    (pictures / "images/0003.png").write_text("no picture")
+    arguments = ("train", "pets.yaml", "model.freeze_backbone=true", ADAMW)
+    done = cli(*arguments, cwd=pictures)
+    assert (done.returncode, "0003.png" in done.stderr) == (2, True)
+    done = cli(*arguments, "data.bad_images=skip", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert sum(wanted for wanted, _, _ in computed(done.stderr).values()) in (41, 42)
+
+
+def test_weights_that_overflow_are_an_error_to_mend(
+    first: Path, kept: Path, backbone: Path, tmp_path: Path, cli: Run
+) -> None:
+    """Features that are not finite: exit code 2, and no traceback."""
+    weights = load_file(backbone)
+    weights["layer4.1.bn2.weight"] *= 1e38
+    save_file(weights, tmp_path / "huge.safetensors")
+    arguments = ("train", "pets.yaml", *frozen(tmp_path / "huge.safetensors"))
+    done = cli(*arguments, "-o", str(tmp_path / "run"), cwd=first)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "not finite" in done.stderr
