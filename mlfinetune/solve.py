@@ -1,6 +1,6 @@
 """The head by itself, without a learning rate: full-batch L-BFGS at a path of ridge penalties.
 
-    Solver(head, batches, loss).path(l2)   10, 30, 100 iterations -> StepRecord each, head changed
+    Solver(head, batches, loss).path(l2)   after 3, 10, 30, 100 iterations: StepRecord, head changed
 
 On features that do not change the loss of a linear head is convex (`sce`), so its curvature can be
 bounded once. With C the covariance of the features and h = p(1-p) the variance of a label whose
@@ -14,10 +14,10 @@ would need thousands. The objective of a label is
 so that a strength l2 means the same for every backbone and for rare and frequent labels. All
 start from zero weights, and biases at the labels' log-odds. Few iterations are close to linear
 discriminant analysis, many to the penalised optimum: with noisy tags the former score better
-(measured: `benchmarks/frozen_head.py`), so both are offered, and validation chooses.
+(measured: `benchmarks/head_path.py`), so both are offered, and validation chooses.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from mlfinetune.errors import TrainingError
 from mlfinetune.records import Batch, StepRecord
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-ITERATIONS = (10, 30, 100)
+ITERATIONS = (3, 10, 30, 100)
 
 Batches = Callable[[], Iterable[Batch]]
 """One pass over all examples, the same each time; `images` are features (B, F) float32."""
@@ -71,11 +71,15 @@ class Solver:
         self._facts = _survey(batches, head.weight.device)
         self.passes = 2
 
-    def path(self, l2: float) -> Iterator[StepRecord]:
+    def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
         """The head after some and after more iterations at one strength, from the start.
 
+        Args:
+            l2: the strength.
+            stops: numbers of iterations, rising.
+
         Yields:
-            A record at each of ITERATIONS, while the head holds that solution: `rates` says l2 and
+            A record at each of `stops`, while the head holds that solution: `rates` says l2 and
             iterations, `loss` is without the penalty, `step` counts passes over the examples.
 
         Raises:
@@ -86,7 +90,7 @@ class Solver:
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
         done = 0
-        for number, iterations in enumerate(ITERATIONS):
+        for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
             optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]

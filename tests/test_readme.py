@@ -46,6 +46,7 @@ def test_every_command_block_is_known() -> None:
         [["pip", "install"]],
         [["mlfinetune", "train"], ["mlfinetune", "eval"], ["mlfinetune", "predict"]],
         [["mlfinetune", "init"], ["mlfinetune", "check"], ["mlfinetune", "split"]],
+        [["mlfinetune", "bench"], ["mlfinetune", "cache"], ["mlfinetune", "cache"]],
     ]
 
 
@@ -107,6 +108,19 @@ def test_the_commands_for_data_sets(tmp_path: Path) -> None:
     assert "24 pictures, 8 labels" in out
     assert load(tmp_path / "tags.yaml").data.train == tmp_path / "tags.csv"
     assert (tmp_path / "tags.split.csv").read_text().startswith("image,labels,split")
+
+
+def test_the_commands_for_speed(tmp_path: Path) -> None:
+    """Bench names what holds the run back; the cache is listed, and its features cleared."""
+    prepare(tmp_path)
+    config = "{data: {train: tags.csv}, model: {weights: null, image_size: 64}}"
+    (tmp_path / "pets.yaml").write_text(config)
+    features = tmp_path / "cache/features/some"
+    features.mkdir(parents=True)
+    out = run(blocks("bash")[4], tmp_path, MLFINETUNE_CACHE=str(tmp_path / "cache"))
+    assert "held back by" in out
+    assert "features/some" in out
+    assert not features.exists()
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

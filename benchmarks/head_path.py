@@ -1,0 +1,60 @@
+"""The head of a frozen backbone along L-BFGS's path: which penalty, after how many iterations?
+
+    python benchmarks/head_path.py --train train.csv --val val.csv --images images --weights FILE
+
+mAP and macro F1 (at 0.5) on validation, by strength and iterations, beyond where a run would stop.
+Prints a table; writes benchmarks/results/head_path.json. Features come from the cache, or go there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlfinetune import assemble, examples, frozen, runtime
+from mlfinetune.config import load
+from mlfinetune.data import cache
+from mlfinetune.metrics.measure import measure
+from mlfinetune.runlog import RunLog
+from mlfinetune.score import score
+from mlfinetune.solve import STRENGTHS, Solver
+
+STOPS = (1, 3, 10, 30, 100)
+CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"
+RESULT = Path(__file__).parent / "results" / "head_path.json"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("train", "val", "images", "weights"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    asked = parser.parse_args()
+    data = [f"data.{key}={getattr(asked, key)}" for key in ("train", "val", "images")]
+    config, log = load(CONFIG, [*data, f"model.weights={asked.weights}"]), RunLog()
+    device = runtime.prepare("cpu")
+    dtype, _ = runtime.choose_precision("auto", device)
+    splits, spec = examples.splits(config, log), assemble.transform_spec(config)
+    tagger = assemble.model(config, splits.train, spec, device)
+    maker = frozen.embedder(config, tagger, spec, device, dtype, workers=1)
+    store = frozen.open_store(cache.folder("features"), tagger, spec, "resnet50", maker)
+    room = runtime.spare_memory(device) // 2
+    train, val = frozen.loaders(config, splits, maker, store, device, room, log)
+    loss, _ = assemble.loss(config, splits.train, device)
+    solver = Solver(tagger.head, train.sweep, loss)
+    rows: list[dict[str, Any]] = []
+    for l2 in STRENGTHS:
+        for record in solver.path(l2, STOPS):
+            scores = score(tagger.head, val.epoch(), splits.val, device, torch.float32)
+            averages = measure(scores).averages
+            found = {name: averages[name] for name in ("mAP", "macro_F1")}
+            rows.append({**record.rates, "loss": record.loss, **found})
+            values = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            print(f"l2 {l2:<6g} {record.rates['iterations']:>3g} iterations  {values}", flush=True)
+    RESULT.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
