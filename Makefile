@@ -67,10 +67,12 @@ bench: .venv/done
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 # On a machine with a GPU, with whatever python3 has torch there: the tests that need one, those of
-# the kernel, compiled now, and the benchmarks of the loss and the large head.
+# the kernel, compiled now, and the benchmarks of steps, decoding, the loss and the large head.
 gpu-check:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check needs a CUDA device; torch sees none')"
 	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/loss
+	$(PYTHON) benchmarks/train_step.py --device cuda --batch 256 --steps 20
+	$(PYTHON) benchmarks/decode.py
 	$(PYTHON) benchmarks/loss_accuracy.py
 	$(PYTHON) benchmarks/loss_speed.py
 	$(PYTHON) benchmarks/large_head.py

@@ -1,5 +1,6 @@
 """What only a CUDA device can show; `make gpu-check` runs these."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from conftest import Run
 
+from mlfinetune.config import load
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.targets import Targets
 from mlfinetune.fit import Settings, train_step
@@ -15,6 +17,7 @@ from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
 from mlfinetune.model import Tagger
 from mlfinetune.optim import build_optimizer
 from mlfinetune.records import Batch, LabelSpace, Manifest, TransformSpec
+from mlfinetune.solve import Solver
 
 pytestmark = pytest.mark.gpu
 
@@ -126,3 +129,41 @@ def test_train_eval_and_predict_on_the_gpu(pictures: Path, cli: Run) -> None:
         for name in ("cuda", "cpu")
     )
     assert len(on_gpu.splitlines()) == len(on_cpu.splitlines()) == 25
+
+
+def test_a_frozen_run_on_the_gpu_keeps_its_features(pictures: Path, cli: Run) -> None:
+    """The head is solved for there, a second run computes nothing, and eval agrees."""
+    settings = ("model.freeze_backbone=true", "train.precision=float32", "train.seed=1")
+    for output in ("one", "two"):
+        done = cli("train", "pets.yaml", *settings, "--device", "cuda", "-o", output, cwd=pictures)
+        assert done.returncode == 0, done.stderr
+    first, again = (json.loads((pictures / o / "metrics.json").read_text()) for o in ("one", "two"))
+    done = cli("eval", "--checkpoint", "one", "--device", "cuda", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((pictures / "one/eval/metrics.json").read_text())
+    assert again["mAP"] == pytest.approx(first["mAP"], abs=1e-3)
+    assert scored["mAP"] == pytest.approx(first["mAP"], abs=1e-3)
+
+
+def test_the_solver_on_the_gpu_is_the_solver_on_the_cpu() -> None:
+    """The same head, whichever device the features are on."""
+    features, targets = torch.randn(200, 32), torch.randint(-1, 2, (200, 5), dtype=torch.int8)
+    heads = []
+    for device in ("cpu", "cuda"):
+        head = torch.nn.Linear(32, 5, device=device)
+        batch = Batch(features.to(device), targets.to(device), torch.arange(200))
+        solver = Solver(head, lambda batch=batch: [batch], build_loss())
+        list(solver.path(0.1))
+        heads.append(head.weight.detach().cpu())
+    torch.testing.assert_close(heads[1], heads[0], rtol=1e-2, atol=1e-3)
+
+
+def test_the_largest_batch_that_fits_is_found(pictures: Path, cli: Run) -> None:
+    """`batch_size: auto` ends in a number in the run's config, and bench runs on the GPU."""
+    arguments = ("pets.yaml", "train.batch_size=auto", "--device", "cuda")
+    done = cli("train", *arguments, "-o", "auto", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert load(pictures / "auto/config.yaml").train.batch_size in (8, 16, 32)
+    done = cli("bench", *arguments, cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert "copy to the GPU" in done.stdout

@@ -1,0 +1,113 @@
+"""A training step of ResNet-50 at 224 px: as it is usually written, and as ours takes it.
+
+python benchmarks/train_step.py [--device cuda]  ->  benchmarks/results/train_step_{cpu,cuda}.json
+
+usual: float32, NCHW, AdamW as it comes, BCEWithLogitsLoss, on a CPU glibc's allocator as it comes.
+ours: `fit.train_step` as `train` sets it up: the precision that `auto` chooses, channels_last, the
+fused loss and optimizer, the allocator told to keep freed memory. ours compiled: the same with the
+backbone under torch.compile. Each is a process of its own; they run in turn, ROUNDS times; images/s
+are medians, without the first steps. A compiled backbone's first step is shown by itself.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mlfinetune import runtime
+from mlfinetune.fit import Settings, train_step
+from mlfinetune.loss import build_loss
+from mlfinetune.model import Tagger
+from mlfinetune.optim import build_optimizer
+from mlfinetune.records import Batch
+
+ROUNDS, LABELS = 5, 64
+WAYS = ("usual", "ours", "ours compiled")
+RESULTS = Path(__file__).parent / "results"
+
+
+def worker(way: str, name: str, size: int, steps: int) -> None:
+    """Print the images a second of some steps, and the seconds of the first."""
+    device = torch.device(name) if way == "usual" else runtime.prepare(name)
+    tagger = Tagger("resnet50", LABELS, mean=(0.5,) * 3, std=(0.2,) * 3).to(device).train()
+    images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8, device=device)
+    targets = torch.zeros(size, LABELS, dtype=torch.int8, device=device)
+    batch = Batch(images, targets, torch.arange(size))
+    if way == "usual":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(tagger.parameters(), 1e-4)
+        loss, known = torch.nn.BCEWithLogitsLoss(), targets.float()
+        mean, std = tagger.mean, tagger.std
+
+        def step() -> None:
+            optimizer.zero_grad()
+            features = tagger.features((images.float() - mean) / std)
+            loss(tagger.head(features), known).backward()
+            optimizer.step()
+    else:
+        tagger.to(memory_format=torch.channels_last)
+        if way == "ours compiled":
+            tagger.features.compile()
+        optimizer = build_optimizer(tagger.parameter_groups(1e-4, 1e-3, 0.01), "adamw", 0.9)
+        dtype, _ = runtime.choose_precision("auto", device)
+        settings = Settings(device, dtype, 1, None)
+
+        def step() -> None:
+            train_step(tagger, batch, build_loss(), optimizer, settings)
+
+    def timed(count: int) -> float:
+        runtime.wait_for(device)
+        start = time.perf_counter()
+        for _ in range(count):
+            step()
+        runtime.wait_for(device)
+        return time.perf_counter() - start
+
+    first = timed(1)
+    timed(1)
+    print(json.dumps([size * steps / timed(steps), first]))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--worker", choices=WAYS)
+    asked = parser.parse_args()
+    if asked.worker:
+        worker(asked.worker, asked.device, asked.batch, asked.steps)
+        return
+    found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for _ in range(ROUNDS):
+        for way, runs in found.items():
+            command = [sys.executable, __file__, "--worker", way, "--device", asked.device]
+            command += ["--batch", str(asked.batch), "--steps", str(asked.steps)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{way}: {done.stderr.strip().splitlines()[-1]}")
+            else:
+                runs.append(json.loads(done.stdout))
+    usual = statistics.median(rate for rate, _ in found["usual"])
+    rows = []
+    for way, runs in found.items():
+        if runs:
+            rate, first = (statistics.median(column) for column in zip(*runs, strict=True))
+            rows.append(
+                {"way": way, "images/s": rate, "ratio": rate / usual, "first step s": first}
+            )
+            print(f"{way:<14} {rate:8.2f} images/s  {rate / usual:5.2f}x  first step {first:.1f} s")
+    about = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    kind = torch.device(asked.device).type
+    result = {**about, "batch": asked.batch, "rows": rows}
+    (RESULTS / f"train_step_{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
