@@ -56,7 +56,14 @@ def loaders(
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    sides = (splits.train, views(embedder.spec, config.train.cache_views)), (splits.val, (PLAIN,))
+    wished = config.train.cache_views
+    seen = views(embedder.spec, wished)
+    if len(seen) < wished:
+        log.say(
+            f"train.cache_views {wished}: augment makes only {counted(len(seen), 'view')} of a "
+            f"picture (itself, its mirror image, then random crops and colours)"
+        )
+    sides = (splits.train, seen), (splits.val, (PLAIN,))
     new, found = not len(store), list[FeatureLoader]()
     for (examples, looks), what in zip(sides, ("train", "val"), strict=True):
         damaged = store.damaged

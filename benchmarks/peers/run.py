@@ -154,7 +154,11 @@ def command(name: str, task: job.Job, python: Path) -> list[str]:
         "train.precision": "bfloat16" if task.bf16 else "float32",
     }
     if name == UNCACHED:
-        keys["train.cache_features"] = "off"
+        keys |= {
+            "train.cache_features": "off",
+            "train.head_lr": "1e-2",
+            "train.weight_decay": "0.1",
+        }
     overrides = [f"{key}={value}" for key, value in keys.items()]
     config = str(HERE / f"mlfinetune_{task.task}.yaml")
     run = ["-m", "mlfinetune", "train", config, *overrides, "-o", f"{task.folder}/run"]

@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 
 from mlfinetune.data import cache, images
 from mlfinetune.data.jpeg import decoder
-from mlfinetune.data.store import Store, key_of, need_room
+from mlfinetune.data.store import Store, key_of, key_of_file, need_room
 from mlfinetune.data.transforms import least_side, to_tensor
 from mlfinetune.errors import DataError, ImageError, counted, listing
 from mlfinetune.records import Manifest, TransformSpec
@@ -247,7 +247,7 @@ class Copies:
     def missing(self, manifest: Manifest) -> list[Item]:
         """The pictures that were never looked at, each once; a file that is not there is one."""
         paths = [manifest.path(index) for index in range(len(manifest))]
-        keys = np.array([_key(path) for path in paths], np.uint64)
+        keys = np.array([key_of_file(path) for path in paths], np.uint64)
         lacking = np.flatnonzero(self._store.find(keys) < 0)
         return list({int(keys[row]): paths[row] for row in lacking.tolist()}.items())
 
@@ -286,7 +286,7 @@ class Copies:
 
         A damaged copy is made anew by the next run.
         """
-        position = int(self._store.find(np.array([_key(path)], np.uint64))[0])
+        position = int(self._store.find(np.array([key_of_file(path)], np.uint64))[0])
         value = self._store.get(position) if position >= 0 else None
         if value is None or not len(value):
             return None
@@ -332,16 +332,6 @@ def _copy_size(size: tuple[int, int], side: int) -> tuple[int, int] | None:
     small = (round(size[0] * scale), round(size[1] * scale))
     worth = math.prod(size) >= _LARGE * math.prod(small) and max(small) <= _LONGEST
     return small if worth else None
-
-
-def _key(path: str) -> int:
-    """A file that is not there has one too, and is never found."""
-    path = os.path.abspath(path)
-    try:
-        status = os.stat(path)
-    except OSError:
-        return key_of(path)
-    return key_of(path, status.st_size, status.st_mtime_ns)
 
 
 def _require_all(batch: Sequence[Made]) -> None:

@@ -8,7 +8,6 @@ a row is the file (path, size, modification time) and the view; all else that fe
 (weights, evaluation's transform, precision) names the store's folder.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from mlfinetune.data.dataset import mix
 from mlfinetune.data.loader import cut, train_order
-from mlfinetune.data.store import Keys, Positions, Store, key_of, need_room
+from mlfinetune.data.store import Keys, Positions, Store, key_of_file, need_room
 from mlfinetune.records import Batch, Manifest, TransformSpec
 
 _FLUSH_ROWS, _FLUSH_S = 32768, 60.0
@@ -163,19 +162,13 @@ def _compute_together(
 
 
 def _keys(manifest: Manifest, view: View, embedder: Embedder) -> Keys:
-    """(N,) the keys of one view; a file that is not there has one too, and is never found."""
+    """(N,) the keys of one view."""
     keys = np.empty(len(manifest), np.uint64)
+    look = "mirror" if view.mirrored else "plain"
     for index in range(len(manifest)):
-        path = os.path.abspath(manifest.path(index))
-        try:
-            status = os.stat(path)
-            stamp = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            stamp = (-1, -1)
-        look = "mirror" if view.mirrored else "plain"
         if view.epoch is not None:
             look = f"{mix(embedder.seed, view.epoch, index)} {embedder.spec}"
-        keys[index] = key_of(path, *stamp, look)
+        keys[index] = key_of_file(manifest.path(index), look)
     return keys
 
 

@@ -328,3 +328,10 @@ def test_weights_that_overflow_are_an_error_to_mend(
     done = cli(*arguments, "-o", str(tmp_path / "run"), cwd=first)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "not finite" in done.stderr
+
+
+def test_fewer_views_than_wanted_are_said(train: Train) -> None:
+    """Without random crops there are no more than the picture and its mirror image."""
+    said = train("run", "train.cache_views=5", "augment.crop_scale=[1, 1]")
+    assert "train.cache_views 5: augment makes only 2 views of a picture" in said
+    assert "cache_views" not in train("again", "train.cache_views=2")
