@@ -97,6 +97,21 @@ def solves(config: Config, train: Manifest) -> bool:
     return wanted == "lbfgs" or (wanted == "auto" and features_once(config) and small)
 
 
+def solves_first(config: Config, train: Manifest) -> bool:
+    """Does fine-tuning start from a head that is solved for?
+
+    Raises:
+        ConfigError: it should, but there are too many labels.
+    """
+    wanted = config.train.solve_head_first
+    if wanted and len(train.labels) >= MANY_LABELS:
+        raise ConfigError(
+            f"train.solve_head_first: L-BFGS keeps twenty copies of the head, too many for "
+            f"{len(train.labels)} labels; below {MANY_LABELS} it is possible"
+        )
+    return wanted
+
+
 def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:
     """The tagger of a checkpoint, ready to predict."""
     spec = checkpoint.transform

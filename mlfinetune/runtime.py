@@ -4,10 +4,12 @@ import ctypes
 import os
 import re
 import resource
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -147,6 +149,36 @@ def spare_memory(device: torch.device) -> int:
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises KeyboardInterrupt as ever; calling what is yielded raises it once more.
+
+    Python prints and drops what is raised in a destructor or in a callback from C: without the
+    second chance a run would go on, and its user could not tell. Where Ctrl-C is ignored or has
+    another handler, it stays so.
+    """
+    heard = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if heard:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The machine: which device, precision and number of processes are chosen, and why not."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mlfinetune.runtime import (
     choose_workers,
     cpu_flags,
     device_faults,
+    interrupts,
     peak_memory,
     seed_everything,
 )
@@ -186,3 +188,46 @@ def test_running_out_of_gpu_memory_says_what_to_change() -> None:
         raise torch.OutOfMemoryError("Tried to allocate 2 GiB. GPU 0 has 1 GiB free.")
     with pytest.raises(RuntimeError, match="another"), device_faults():
         raise RuntimeError("another")
+
+
+# ---- Ctrl-C -----------------------------------------------------------------------------
+
+
+class Drops:
+    """Its destructor is interrupted, and Python drops what is raised there."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_python_drops_is_raised_at_the_next_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C in a destructor must not be lost."""
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+    with interrupts() as heard:
+        heard()
+        Drops()
+        assert dropped == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt):
+            heard()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_is_raised_at_once() -> None:
+    """What waits for a slow disk is interrupted too."""
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """`nohup` and a shell's background jobs mean it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts() as heard:
+            signal.raise_signal(signal.SIGINT)
+            heard()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

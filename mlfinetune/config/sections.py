@@ -186,6 +186,10 @@ class TrainConfig(Section):
     cache_views: int = Field(
         2, gt=0, description="of a picture: itself, its mirror image, then random crops"
     )
+    solve_head_first: bool = Field(
+        False,
+        description="fine-tuning starts from the head that is best on the pretrained backbone",
+    )
     lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
     weight_decay: float = Field(0.01, ge=0, description="on weights, not on biases or BatchNorm")
@@ -268,6 +272,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _solvable(self) -> Self:
+        if self.train.solve_head_first and self.model.freeze_backbone:
+            raise ValueError(
+                "train.solve_head_first is for fine-tuning: with model.freeze_backbone: true the "
+                "head is solved for and kept; take one of them out"
+            )
         keeps = self.model.freeze_backbone and self.train.cache_features != "off"
         if self.train.optimizer == "lbfgs" and not keeps:
             raise ValueError(

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,8 +77,7 @@ def run(config: Config, device_name: str, log: RunLog) -> Trained:
     Raises:
         MlfinetuneError: data, weights, device or a loss that cannot be used.
     """
-    kept = cache.folder("features") if assemble.features_once(config) else None
-    return _train(config, examples.splits(config, log), device_name, kept, None, log)
+    return _train(config, examples.splits(config, log), device_name, None, None, log)
 
 
 def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
@@ -110,15 +109,19 @@ def _train(
     for note in splits.notes:
         log.say(note)
     parts = _assemble(examples.settled(config, splits), splits, device_name, log)
+    first = assemble.solves_first(config, splits.train)
     run = _open_run(parts, log)
+    start = None
     with runtime.device_faults():
-        if kept is not None and assemble.features_once(config):
+        if assemble.features_once(config):
             parts = _on_features(parts, kept, log)
+        elif first:
+            start = _solved_first(parts, kept, log)
         with assemble.image_copies(parts.config, splits.train, parts.spec, images, log) as copies:
             if copies is not None:
                 assert isinstance(parts.train, Loader)
                 parts.train.read_copies(copies)
-            best = _best_epoch(parts, run, log)
+            best = _best(parts, start, run, log)
     about = {"data": "validation", "epoch": best.number}
     scores = probabilities(best.scores.logits)
     tables.write_results(run, best.table, best.scores.names, scores, about)
@@ -143,31 +146,72 @@ def _open_run(parts: _Parts, log: RunLog) -> Path:
     return run
 
 
-def _best_epoch(parts: _Parts, run: Path, log: RunLog) -> _Epoch:
-    """Train, saving every epoch; the best one, or the best so far where training stops early."""
-    best = None
-    solves = assemble.solves(parts.config, parts.splits.train)
-    patience = None if solves else parts.config.train.early_stopping
+def _best(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> _Epoch:
+    """What the run ends with, saved: the best solution for the head, or the best epoch."""
+    if not assemble.solves(parts.config, parts.splits.train):
+        return _best_epoch(parts, start, run, log)
+    log.say(
+        "the head is solved for by L-BFGS: train.epochs, rates, weight_decay and early_stopping do "
+        "not apply; train.optimizer: adamw would heed them"
+    )
+    best = _solved(parts, log)
+    _save(parts, best, run, is_best=True)
+    return best
+
+
+def _best_epoch(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> _Epoch:
+    """Train, saving every epoch; the best one, or the best so far where training stops early.
+
+    `start`: what the tagger is before it trains, if that is worth keeping.
+    """
+    best = start
+    if start is not None:
+        _save(parts, start, run, is_best=True)
+    patience = parts.config.train.early_stopping
+    if isinstance(parts.val, Loader):
+        parts.val.begin()
     try:
-        for epoch in _solutions(parts, log) if solves else _epochs(parts, log):
-            best = epoch if best is None or epoch.beats(best) else best
-            if not solves:
+        with runtime.interrupts() as heard:
+            for epoch in _epochs(parts, heard, log):
+                best = epoch if best is None or epoch.beats(best) else best
                 _save(parts, epoch, run, is_best=epoch is best)
-            elif epoch is best:
-                head = copy.deepcopy(parts.tagger.head.state_dict())
-            log.say(_epoch_line(epoch, best))
-            since = epoch.number - best.number
-            if patience is not None and since >= patience:
-                log.say(f"early stop: no better mAP for {since} epochs")
-                break
+                log.say(_epoch_line(epoch, best))
+                heard()
+                since = epoch.number - best.number
+                if patience is not None and since >= patience:
+                    log.say(f"early stop: no better mAP for {since} epochs")
+                    break
     except KeyboardInterrupt:
         saved = "nothing saved yet" if best is None else f"best so far: {run / rundir.BEST}"
         log.say(f"stopped by Ctrl-C; {saved}")
         raise
     assert best is not None
-    if solves:  # a few seconds in all: nothing is lost that is not soon found again
-        parts.tagger.head.load_state_dict(head)
-        _save(parts, best, run, is_best=True)
+    return best
+
+
+def _solved_first(parts: _Parts, kept: Path | None, log: RunLog) -> _Epoch:
+    """The tagger with the best head for its backbone as it is, as the epoch before the first."""
+    found = _solved(_on_features(parts, kept, log), log)
+    log.say(f"training starts from the head of {found.name}, mAP {_map(found)}")
+    return replace(found, number=0, name="the solved head, before training")
+
+
+def _solved(parts: _Parts, log: RunLog) -> _Epoch:
+    """The best of the head's solutions, which the head holds afterwards.
+
+    Nothing is saved in between: a few seconds in all, on features that are kept.
+    """
+    best, weights = None, dict[str, torch.Tensor]()
+    try:
+        for one in _solutions(parts, log):
+            if best is None or one.beats(best):
+                best, weights = one, copy.deepcopy(parts.tagger.head.state_dict())
+            log.say(_epoch_line(one, best))
+    except KeyboardInterrupt:
+        log.say("stopped by Ctrl-C; nothing saved yet")
+        raise
+    assert best is not None
+    parts.tagger.head.load_state_dict(weights)
     return best
 
 
@@ -204,18 +248,22 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
     return _Parts(config, splits, spec, tagger, tagger, loss, train, val, device, dtype)
 
 
-def _on_features(parts: _Parts, kept: Path, log: RunLog) -> _Parts:
-    """The same run on the features of a frozen backbone, which are computed once."""
+def _on_features(parts: _Parts, kept: Path | None, log: RunLog) -> _Parts:
+    """The same run on the features of its backbone as it is, which are computed once.
+
+    `kept`: the folder of stores; None: that of all runs.
+    """
     config, device = parts.config, parts.device
     workers = runtime.choose_workers(config.train.workers, device)
     embedder = frozen.embedder(config, parts.tagger, parts.spec, device, parts.dtype, workers)
-    store = frozen.open_store(kept, parts.tagger, parts.spec, config.model.backbone, embedder)
+    root = kept or cache.folder("features")
+    store = frozen.open_store(root, parts.tagger, parts.spec, config.model.backbone, embedder)
     room = runtime.spare_memory(device) // 2
     train, val = frozen.loaders(config, parts.splits, embedder, store, device, room, log)
     return replace(parts, net=parts.tagger.head, train=train, val=val, dtype=torch.float32)
 
 
-def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
+def _epochs(parts: _Parts, heard: Callable[[], None], log: RunLog) -> Iterator[_Epoch]:
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
     records = fit(
         parts.net,
@@ -230,7 +278,7 @@ def _epochs(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     for number in range(1, epochs + 1):
         name = f"epoch {number}/{epochs}"
         with log.bar(name, len(splits.train)) as bar:
-            mean_loss, last = _consume(records, bar)
+            mean_loss, last = _consume(records, heard, bar)
         table, scores = _validate(parts, log)
         left = (time.monotonic() - started) / number * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {clock(left)} left"
@@ -243,10 +291,6 @@ def _solutions(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
     assert isinstance(parts.train, FeatureLoader)
     assert isinstance(parts.tagger.head, nn.Linear)
     sweep, number, bests = parts.train.sweep, 0, list[_Epoch]()
-    log.say(
-        "the head is solved for by L-BFGS: train.epochs, rates, weight_decay and early_stopping do "
-        "not apply; train.optimizer: adamw would heed them"
-    )
     with log.bar("solving for the head", None) as bar:
         solver = Solver(parts.tagger.head, lambda: bar.over(sweep()), parts.loss)
         for l2 in STRENGTHS:
@@ -254,7 +298,8 @@ def _solutions(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
             for record in solver.path(l2):
                 number += 1
                 table, scores = _validate(parts, log)
-                _history(log, number, record, record.loss, bar.rate, table)
+                if not parts.config.train.solve_head_first:  # then epochs are the history
+                    _history(log, number, record, record.loss, bar.rate, table)
                 name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
                 speed = f"{record.step + 1} passes"
                 now = _Epoch(number, name, table, scores, record.loss, speed)
@@ -298,18 +343,22 @@ def _history(
 
 
 def _epoch_line(epoch: _Epoch, best: _Epoch) -> str:
+    mark = " (best)" if epoch is best else ""
+    return f"{epoch.name}  loss {epoch.loss:.4f}  mAP {_map(epoch)}{mark}  {epoch.speed}"
+
+
+def _map(epoch: _Epoch) -> str:
     value = epoch.table.averages["mAP"]
-    shown = "--" if value is None else f"{value:.4f}"
-    return (
-        f"{epoch.name}  loss {epoch.loss:.4f}  mAP {shown}"
-        f"{' (best)' if epoch is best else ''}  {epoch.speed}"
-    )
+    return "--" if value is None else f"{value:.4f}"
 
 
-def _consume(records: Iterator[StepRecord], bar: Bar) -> tuple[float, StepRecord]:
+def _consume(
+    records: Iterator[StepRecord], heard: Callable[[], None], bar: Bar
+) -> tuple[float, StepRecord]:
     """The steps of one epoch: their mean loss an image, and the last record."""
     total = 0.0
     for record in records:
+        heard()
         total += record.loss * record.images
         bar.update(record.images, f"loss {record.loss:.4f}")
         if record.last_in_epoch:

@@ -335,3 +335,58 @@ def test_fewer_views_than_wanted_are_said(train: Train) -> None:
     said = train("run", "train.cache_views=5", "augment.crop_scale=[1, 1]")
     assert "train.cache_views 5: augment makes only 2 views of a picture" in said
     assert "cache_views" not in train("again", "train.cache_views=2")
+
+
+# ---- fine-tuning from a solved head -----------------------------------------------------
+
+FINETUNE = ("model.freeze_backbone=false", "train.solve_head_first=true")
+
+
+def test_fine_tuning_starts_from_the_head_that_a_frozen_run_ends_with(
+    train: Train, first: Path, tmp_path: Path
+) -> None:
+    """Rates of all but nothing leave it, and the backbone, what they were; features are reused."""
+    rates = ("train.lr=1e-12", "train.head_lr=1e-12", "train.weight_decay=0")
+    said = train("tuned", *FINETUNE, *rates)
+    assert all(lacking == 0 for _, _, lacking in computed(said).values())
+    assert re.search(r"training starts from the head of l2 .* iterations, mAP ", said)
+    torch.testing.assert_close(head(tmp_path / "tuned"), head(first / "one"), atol=1e-6, rtol=0)
+    assert len(history(tmp_path / "tuned", "loss")) == 1  # of the epoch
+
+
+def test_fine_tuning_is_never_worse_than_where_it_started(
+    train: Train, first: Path, tmp_path: Path
+) -> None:
+    """Rates that ruin the model: the solved head stays the best, and is what the run reports."""
+    said = train("ruined", *FINETUNE, "train.lr=1", "train.head_lr=10", "train.epochs=2")
+    assert "best: the solved head, before training" in said
+    assert metrics(tmp_path / "ruined")["mAP"] == metrics(first / "one")["mAP"]
+    best, wanted = (
+        checkpoint.load(run / "best.safetensors") for run in (tmp_path / "ruined", first / "one")
+    )
+    assert best.epoch == 0
+    torch.testing.assert_close(best.weights, wanted.weights)
+
+
+def test_a_dry_run_solves_the_head_too(first: Path, backbone: Path, cli: Run) -> None:
+    """And leaves nothing."""
+    arguments = ("train", "pets.yaml", *frozen(backbone), *FINETUNE, "--dry-run")
+    done = cli(*arguments, cwd=first)
+    assert done.returncode == 0, done.stderr
+    assert "training starts from the head of" in done.stderr
+    assert not (first / "runs").exists()
+
+
+def test_what_solving_first_cannot_do_is_said(
+    first: Path, backbone: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a frozen backbone, or with very many labels."""
+    solve = ("train", "pets.yaml", *frozen(backbone), "train.solve_head_first=true")
+    done = cli(*solve, cwd=first)
+    assert done.returncode == 2
+    assert "train.solve_head_first is for fine-tuning" in done.stderr
+    monkeypatch.setattr("mlfinetune.assemble.MANY_LABELS", 8)
+    done = cli(*solve, *FINETUNE, cwd=first)
+    assert done.returncode == 2
+    assert "too many for 8 labels" in done.stderr
+    assert not (first / "runs").exists()
