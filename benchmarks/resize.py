@@ -4,7 +4,8 @@
 
 Frozen: the head is solved for on features of each `model.resize`, and of 1, 2 and 4 views a picture
 (itself; its mirror image; two random crops). Fine-tuned: a run for each lower bound of
-`augment.crop_scale`, each scored with every `model.resize`. Runs are processes of the command line.
+`augment.crop_scale`, from the solved head, and one from a Kaiming-initialised head; the last epoch
+of each is scored with every `model.resize`. Runs are processes of the command line.
 Prints a table; writes benchmarks/results/resize.json. Takes an hour on two cores; `--rows` and
 `--epochs` shorten the fine-tuned half, `--only frozen` leaves it out.
 """
@@ -24,6 +25,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 RESULT = Path(__file__).parent / "results" / "resize.json"
 RESIZES = ("squash", "crop", "pad")
 SCALES = (0.08, 0.35, 0.7, 1.0)
+DEFAULT_SCALE = 0.35
 
 
 def mlfinetune(*arguments: str) -> None:
@@ -41,8 +43,8 @@ def train(config: str, data: list[str], output: Path, *settings: str) -> float:
 
 
 def scored(run: Path, resize: str, folder: Path) -> float:
-    """The mAP of a run's best checkpoint with another resize."""
-    content = checkpoint.load(run / "best.safetensors")
+    """The mAP of a run's last checkpoint with another resize."""
+    content = checkpoint.load(run / "last.safetensors")
     file = folder / f"{resize}.safetensors"
     transform = replace(content.transform, resize=resize)
     checkpoint.save(file, replace(content, transform=transform))
@@ -75,15 +77,18 @@ def frozen(data: list[str], folder: Path) -> dict[str, float]:
 
 
 def finetuned(data: list[str], folder: Path, epochs: int) -> dict[str, dict[str, float]]:
-    """mAP by crop scale and resize."""
+    """mAP by head, crop scale and resize."""
     found: dict[str, dict[str, float]] = {}
-    for scale in SCALES:
-        run = folder / f"scale-{scale}"
+    ways = [("solved", scale) for scale in SCALES] + [("kaiming", DEFAULT_SCALE)]
+    for head, scale in ways:
+        name = f"{head} head, crops of {scale} to 1"
+        run = folder / name
         settings = [f"augment.crop_scale=[{scale}, 1.0]", f"train.epochs={epochs}"]
+        settings += ["train.early_stopping=null", f"train.solve_head_first={head == 'solved'}"]
         train("finetune.yaml", data, run, *settings)
-        found[str(scale)] = {resize: scored(run, resize, folder) for resize in RESIZES}
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in found[str(scale)].items())
-        print(f"fine-tuned  crops of {scale} to 1    mAP {shown}", flush=True)
+        found[name] = {resize: scored(run, resize, folder) for resize in RESIZES}
+        shown = "  ".join(f"{resize} {value:.4f}" for resize, value in found[name].items())
+        print(f"fine-tuned  {name:<32} mAP {shown}", flush=True)
     return found
 
 
