@@ -63,8 +63,16 @@ check: .venv/done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Benchmarks that draw their own data; then those that ask for real pictures, where
+# DATA=folder (train.csv, val.csv, images/) and WEIGHTS=backbone.safetensors name some.
 bench: .venv/done
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $$(grep -L 'required=True' benchmarks/*.py); do \
+		PYTHONPATH=configs $(BIN)/python $$script || exit 1; done
+ifdef DATA
+	for script in $$(grep -l 'required=True' benchmarks/*.py); do \
+		$(BIN)/python $$script --train $(DATA)/train.csv --val $(DATA)/val.csv \
+			--images $(DATA)/images --weights $(WEIGHTS) || exit 1; done
+endif
 
 # On a machine with a GPU, with whatever python3 has torch there: the tests that need one, those of
 # the kernel, compiled now, and the benchmarks of steps, decoding, the loss and the large head.

@@ -103,9 +103,11 @@ def main() -> None:
                 {"way": way, "images/s": rate, "ratio": rate / usual, "first step s": first}
             )
             print(f"{way:<14} {rate:8.2f} images/s  {rate / usual:5.2f}x  first step {first:.1f} s")
-    about = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     kind = torch.device(asked.device).type
-    result = {**about, "batch": asked.batch, "rows": rows}
+    fast = sorted(runtime.cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    cores = f"{platform.machine()}, {runtime.available_cores()} cores, {', '.join(fast)}"
+    machine = torch.cuda.get_device_name() if kind == "cuda" else cores
+    result = {"machine": machine, "torch": torch.__version__, "batch": asked.batch, "rows": rows}
     (RESULTS / f"train_step_{kind}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
