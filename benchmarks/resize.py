@@ -63,6 +63,12 @@ def few(table: Path, rows: int, folder: Path) -> Path:
     return target
 
 
+def names(table: Path) -> set[str]:
+    """The labels of a table."""
+    with table.open(newline="", encoding="utf-8") as file:
+        return {label for row in csv.DictReader(file) for label in row["labels"].split("|")}
+
+
 def frozen(data: list[str], folder: Path) -> dict[str, float]:
     """mAP by resize and views."""
     found = {}
@@ -101,16 +107,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning")
     parser.add_argument("--only", choices=("frozen", "finetuned"))
     asked = parser.parse_args()
-    shared = [f"data.images={asked.images}", f"model.weights={asked.weights}"]
+    shared = [f"data.images={asked.images.absolute()}", f"model.weights={asked.weights.absolute()}"]
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if asked.only != "finetuned":
-            data = [f"data.train={asked.train}", f"data.val={asked.val}", *shared]
+            data = [
+                f"data.train={asked.train.absolute()}",
+                f"data.val={asked.val.absolute()}",
+                *shared,
+            ]
             result["frozen"] = frozen(data, folder)
         if asked.only != "frozen":
             train_rows = few(asked.train, asked.rows, folder)
-            data = [f"data.train={train_rows}", f"data.val={asked.val}", *shared]
+            unseen = sorted(names(asked.val) - names(train_rows))
+            data = [f"data.train={train_rows}", f"data.val={asked.val.absolute()}", *shared]
+            data.append(f"data.ignore_labels={json.dumps(unseen)}")
             result["rows"], result["epochs"] = asked.rows, asked.epochs
             result["finetuned"] = finetuned(data, folder, asked.epochs)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -6,7 +6,7 @@ Standard output is for results alone.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +26,7 @@ class RunLog:
         self._stream = stream or sys.stderr
         self._run: Path | None = None
         self._said: list[str] = []
+        self._listeners: list[Callable[[int, dict[str, float]], None]] = []
 
     def keep_in(self, run: Path) -> None:
         """Write what was said so far, and what comes, to the run directory `run`."""
@@ -39,10 +40,17 @@ class RunLog:
         if self._run is not None:
             self._append(rundir.LOG, text + "\n")
 
+    def also_to(self, write: Callable[[int, dict[str, float]], None]) -> None:
+        """Give each epoch's numbers to `write` too."""
+        self._listeners.append(write)
+
     def history(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl, of the epoch `record["epoch"]`; None: undefined."""
         if self._run is not None:
             self._append(rundir.HISTORY, json.dumps(record) + "\n")
+        numbers = {k: float(x) for k, x in record.items() if k != "epoch" and x is not None}
+        for write in self._listeners:
+            write(record["epoch"], numbers)
 
     @contextmanager
     def bar(self, what: str, total: int | None, shown: bool = True) -> Iterator["Bar"]:

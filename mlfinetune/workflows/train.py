@@ -10,7 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mlfinetune import assemble, checkpoint, examples, frozen, rundir, runtime, tables, tune
+from mlfinetune import (
+    assemble,
+    checkpoint,
+    examples,
+    frozen,
+    rundir,
+    runtime,
+    tables,
+    trackers,
+    tune,
+)
 from mlfinetune.config import Config, dump
 from mlfinetune.data import cache
 from mlfinetune.data.features import FeatureLoader
@@ -90,7 +100,8 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
         val=splits.val.take(rows[: len(splits.val)]),
     )
     with tempfile.TemporaryDirectory() as folder:
-        once = config.train.model_copy(update={"epochs": 1, "batch_size": len(rows)})
+        few_steps = {"epochs": 1, "batch_size": len(rows), "trackers": []}
+        once = config.train.model_copy(update=few_steps)
         output = Path(folder) / "dry-run"
         config = config.model_copy(update={"train": once, "output": output})
         kept = Path(folder)
@@ -106,13 +117,19 @@ def _train(
     log: RunLog,
 ) -> Trained:
     started = time.monotonic()
+    trackers.require(config.train.trackers)
     for note in splits.notes:
         log.say(note)
     parts = _assemble(examples.settled(config, splits), splits, device_name, log)
     first = assemble.solves_first(config, splits.train)
     run = _open_run(parts, log)
     start = None
-    with runtime.device_faults():
+    content = parts.config.model_dump(mode="json")
+    with (
+        runtime.device_faults(),
+        trackers.opened(config.train.trackers, run, content) as write,
+    ):
+        log.also_to(write)
         if assemble.features_once(config):
             parts = _on_features(parts, kept, log)
         elif first:
@@ -343,7 +360,7 @@ def _history(
 
 
 def _epoch_line(epoch: _Epoch, best: _Epoch) -> str:
-    mark = " (best)" if epoch is best else ""
+    mark = " (best)" if epoch is best else f" (best {_map(best)})"
     return f"{epoch.name}  loss {epoch.loss:.4f}  mAP {_map(epoch)}{mark}  {epoch.speed}"
 
 
