@@ -3,12 +3,10 @@
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from mlfinetune import (
     assemble,
@@ -23,21 +21,13 @@ from mlfinetune import (
 )
 from mlfinetune.config import Config, dump
 from mlfinetune.data import cache
-from mlfinetune.data.features import FeatureLoader
 from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
-from mlfinetune.fit import fit
-from mlfinetune.loss import Loss
-from mlfinetune.metrics.measure import measure
-from mlfinetune.model import Tagger
-from mlfinetune.records import MetricTable, ScoreTable, StepRecord, TransformSpec
-from mlfinetune.runlog import Bar, RunLog, clock
-from mlfinetune.score import probabilities, score
-from mlfinetune.solve import STRENGTHS, Solver
-
-PATIENCE = 2
-"""Weaker penalties in a row without a better mAP, after which no weaker one is tried."""
+from mlfinetune.epochs import Outcome, Parts, epochs, solutions
+from mlfinetune.records import MetricTable
+from mlfinetune.runlog import RunLog, clock
+from mlfinetune.score import probabilities
 
 
 @dataclass(frozen=True)
@@ -46,39 +36,6 @@ class Trained:
 
     run: Path
     table: MetricTable
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a run is made of; `net` is what trains on the batches: the tagger, or its head."""
-
-    config: Config
-    splits: Splits
-    spec: TransformSpec
-    tagger: Tagger
-    net: nn.Module
-    loss: Loss
-    train: Loader | FeatureLoader
-    val: Loader | FeatureLoader
-    device: torch.device
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """One epoch's outcome, or one solution's; `number` counts from 1, `name` is for people."""
-
-    number: int
-    name: str
-    table: MetricTable
-    scores: ScoreTable
-    loss: float
-    speed: str
-
-    def beats(self, other: "_Epoch") -> bool:
-        """A higher mAP; where mAP is undefined the later epoch."""
-        ours, theirs = self.table.averages["mAP"], other.table.averages["mAP"]
-        return theirs is None or (ours is not None and ours > theirs)
 
 
 def run(config: Config, device_name: str, log: RunLog) -> Trained:
@@ -149,7 +106,7 @@ def _train(
     return Trained(run, best.table)
 
 
-def _open_run(parts: _Parts, log: RunLog) -> Path:
+def _open_run(parts: Parts, log: RunLog) -> Path:
     """A run directory of its own, with the resolved config and the labels in it."""
     assert parts.config.output is not None
     run = rundir.claim(parts.config.output)
@@ -163,7 +120,7 @@ def _open_run(parts: _Parts, log: RunLog) -> Path:
     return run
 
 
-def _best(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> _Epoch:
+def _best(parts: Parts, start: Outcome | None, run: Path, log: RunLog) -> Outcome:
     """What the run ends with, saved: the best solution for the head, or the best epoch."""
     if not assemble.solves(parts.config, parts.splits.train):
         return _best_epoch(parts, start, run, log)
@@ -176,7 +133,7 @@ def _best(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> _Epoch
     return best
 
 
-def _best_epoch(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> _Epoch:
+def _best_epoch(parts: Parts, start: Outcome | None, run: Path, log: RunLog) -> Outcome:
     """Train, saving every epoch; the best one, or the best so far where training stops early.
 
     `start`: what the tagger is before it trains, if that is worth keeping.
@@ -189,7 +146,7 @@ def _best_epoch(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> 
         parts.val.begin()
     try:
         with runtime.interrupts() as heard:
-            for epoch in _epochs(parts, heard, log):
+            for epoch in epochs(parts, heard, log):
                 best = epoch if best is None or epoch.beats(best) else best
                 _save(parts, epoch, run, is_best=epoch is best)
                 log.say(_epoch_line(epoch, best))
@@ -206,21 +163,21 @@ def _best_epoch(parts: _Parts, start: _Epoch | None, run: Path, log: RunLog) -> 
     return best
 
 
-def _solved_first(parts: _Parts, kept: Path | None, log: RunLog) -> _Epoch:
+def _solved_first(parts: Parts, kept: Path | None, log: RunLog) -> Outcome:
     """The tagger with the best head for its backbone as it is, as the epoch before the first."""
     found = _solved(_on_features(parts, kept, log), log)
     log.say(f"training starts from the head of {found.name}, mAP {_map(found)}")
     return replace(found, number=0, name="the solved head, before training")
 
 
-def _solved(parts: _Parts, log: RunLog) -> _Epoch:
+def _solved(parts: Parts, log: RunLog) -> Outcome:
     """The best of the head's solutions, which the head holds afterwards.
 
     Nothing is saved in between: a few seconds in all, on features that are kept.
     """
     best, weights = None, dict[str, torch.Tensor]()
     try:
-        for one in _solutions(parts, log):
+        for one in solutions(parts, log):
             if best is None or one.beats(best):
                 best, weights = one, copy.deepcopy(parts.tagger.head.state_dict())
             log.say(_epoch_line(one, best))
@@ -232,7 +189,7 @@ def _solved(parts: _Parts, log: RunLog) -> _Epoch:
     return best
 
 
-def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> _Parts:
+def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> Parts:
     device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(config.train.precision, device)
     with runtime.device_faults():
@@ -262,10 +219,10 @@ def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> 
     log.say(about)
     train = assemble.loader(config, splits.train, spec, device, workers, train=True)
     val = assemble.loader(config, splits.val, spec, device, workers, train=False)
-    return _Parts(config, splits, spec, tagger, tagger, loss, train, val, device, dtype)
+    return Parts(config, splits, spec, tagger, tagger, loss, train, val, device, dtype)
 
 
-def _on_features(parts: _Parts, kept: Path | None, log: RunLog) -> _Parts:
+def _on_features(parts: Parts, kept: Path | None, log: RunLog) -> Parts:
     """The same run on the features of its backbone as it is, which are computed once.
 
     `kept`: the folder of stores; None: that of all runs.
@@ -280,110 +237,17 @@ def _on_features(parts: _Parts, kept: Path | None, log: RunLog) -> _Parts:
     return replace(parts, net=parts.tagger.head, train=train, val=val, dtype=torch.float32)
 
 
-def _epochs(parts: _Parts, heard: Callable[[], None], log: RunLog) -> Iterator[_Epoch]:
-    config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
-    records = fit(
-        parts.net,
-        (parts.train.epoch(number) for number in range(epochs)),
-        parts.loss,
-        assemble.optimizer(config, parts.tagger),
-        assemble.schedule(config, parts.train.steps),
-        assemble.settings(config, parts.device, parts.dtype),
-        lambda index: str(splits.train.path(index)),
-    )
-    started = time.monotonic()
-    for number in range(1, epochs + 1):
-        name = f"epoch {number}/{epochs}"
-        with log.bar(name, len(splits.train)) as bar:
-            mean_loss, last = _consume(records, heard, bar)
-        table, scores = _validate(parts, log)
-        left = (time.monotonic() - started) / number * (epochs - number)
-        speed = f"{bar.rate:.1f} images/s  {clock(left)} left"
-        _history(log, number, last, mean_loss, bar.rate, table)
-        yield _Epoch(number, name, table, scores, mean_loss, speed)
-
-
-def _solutions(parts: _Parts, log: RunLog) -> Iterator[_Epoch]:
-    """The head solved for: an ever weaker penalty, and more iterations while they help."""
-    assert isinstance(parts.train, FeatureLoader)
-    assert isinstance(parts.tagger.head, nn.Linear)
-    sweep, number, bests = parts.train.sweep, 0, list[_Epoch]()
-    with log.bar("solving for the head", None) as bar:
-        solver = Solver(parts.tagger.head, lambda: bar.over(sweep()), parts.loss)
-        for l2 in STRENGTHS:
-            here: _Epoch | None = None
-            for record in solver.path(l2):
-                number += 1
-                table, scores = _validate(parts, log)
-                if not parts.config.train.solve_head_first:  # then epochs are the history
-                    _history(log, number, record, record.loss, bar.rate, table)
-                name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
-                speed = f"{record.step + 1} passes"
-                now = _Epoch(number, name, table, scores, record.loss, speed)
-                yield now
-                if here is not None and not now.beats(here):
-                    break
-                here = now
-            assert here is not None
-            bests.append(here)
-            if len(bests) > PATIENCE and not any(
-                one.beats(bests[-PATIENCE - 1]) for one in bests[-PATIENCE:]
-            ):
-                break
-
-
-def _validate(parts: _Parts, log: RunLog) -> tuple[MetricTable, ScoreTable]:
-    net, device, dtype = parts.net, parts.device, parts.dtype
-    if isinstance(net, Tagger):
-        net, _ = assemble.serving(net, parts.spec.image_size, device, dtype)
-    with log.bar("validation", len(parts.splits.val)) as bar:
-        batches = bar.over(parts.val.epoch())
-        scores = score(net, batches, parts.splits.val, device, dtype)
-    return measure(scores), scores
-
-
-def _history(
-    log: RunLog, number: int, last: StepRecord, loss: float, rate: float, table: MetricTable
-) -> None:
-    """A line of metrics.jsonl."""
-    log.history(
-        {
-            "epoch": number,
-            "step": last.step + 1,
-            "loss": loss,
-            "grad_norm": last.grad_norm,
-            **last.rates,
-            "images_per_s": rate,
-            **table.averages,
-        }
-    )
-
-
-def _epoch_line(epoch: _Epoch, best: _Epoch) -> str:
+def _epoch_line(epoch: Outcome, best: Outcome) -> str:
     mark = " (best)" if epoch is best else f" (best {_map(best)})"
     return f"{epoch.name}  loss {epoch.loss:.4f}  mAP {_map(epoch)}{mark}  {epoch.speed}"
 
 
-def _map(epoch: _Epoch) -> str:
+def _map(epoch: Outcome) -> str:
     value = epoch.table.averages["mAP"]
     return "--" if value is None else f"{value:.4f}"
 
 
-def _consume(
-    records: Iterator[StepRecord], heard: Callable[[], None], bar: Bar
-) -> tuple[float, StepRecord]:
-    """The steps of one epoch: their mean loss an image, and the last record."""
-    total = 0.0
-    for record in records:
-        heard()
-        total += record.loss * record.images
-        bar.update(record.images, f"loss {record.loss:.4f}")
-        if record.last_in_epoch:
-            return total / bar.done, record
-    raise AssertionError("an epoch without steps")
-
-
-def _save(parts: _Parts, epoch: _Epoch, run: Path, is_best: bool) -> None:
+def _save(parts: Parts, epoch: Outcome, run: Path, is_best: bool) -> None:
     content = assemble.checkpoint(
         parts.config, parts.tagger, parts.splits.val, parts.spec, epoch.number
     )
