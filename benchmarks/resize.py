@@ -18,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 from mlfinetune import checkpoint
 
@@ -93,6 +94,7 @@ def finetuned(data: list[str], folder: Path, epochs: int) -> dict[str, dict[str,
         settings += ["train.early_stopping=null", f"train.solve_head_first={head == 'solved'}"]
         train("finetune.yaml", data, run, *settings)
         found[name] = {resize: scored(run, resize, folder) for resize in RESIZES}
+        rmtree(run)
         shown = "  ".join(f"{resize} {value:.4f}" for resize, value in found[name].items())
         print(f"fine-tuned  {name:<32} mAP {shown}", flush=True)
     return found
