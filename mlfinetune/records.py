@@ -186,6 +186,7 @@ class LabelMetrics:
     positives: int
     negatives: int
     AP: float | None
+    AUROC: float | None
     precision: float | None
     recall: float | None
     F1: float | None
@@ -197,22 +198,25 @@ class MetricTable:
     """The numbers of one ScoreTable.
 
     Attributes:
-        averages: name -> value in [0, 1], None where undefined.
+        averages: name -> value in [0, 1] (coverage: [0, L]), None where undefined.
         per_label: in label order.
         images: N.
         labels_scored: labels with a positive and a negative, those that mAP averages over.
+        ap: the protocol of every AP: sklearn, voc_interpolated or voc_11point.
     """
 
     averages: dict[str, float | None]
     per_label: tuple[LabelMetrics, ...]
     images: int
     labels_scored: int
+    ap: str = "sklearn"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of metrics.json."""
-        fields = ("AP", "F1", "precision", "recall", "threshold", "positives", "negatives")
+        fields = ("AP", "AUROC", "F1", "precision", "recall", "threshold", "positives", "negatives")
         return {
             **self.averages,
+            "ap": self.ap,
             "images": self.images,
             "labels": len(self.per_label),
             "labels_scored": self.labels_scored,

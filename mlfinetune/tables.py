@@ -75,14 +75,13 @@ def write_results(
             csv_writer.write(Prediction(name, row))
     with rundir.writing(folder / rundir.PER_LABEL) as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["label", "AP", "F1", "precision", "recall", "threshold", "positives", "negatives"]
-        )
+        rates = ("AP", "F1", "precision", "recall", "AUROC")
+        writer.writerow(["label", *rates, "threshold", "positives", "negatives"])
         for r in table.per_label:
-            numbers = (r.AP, r.F1, r.precision, r.recall)
+            numbers = [getattr(r, name) for name in rates]
             shown = ["" if x is None else f"{x:.6f}" for x in numbers]
             writer.writerow([inert(r.label), *shown, r.threshold, r.positives, r.negatives])
-    protocol = {"ap": "sklearn", "threshold_source": "fixed"}
+    protocol = {"threshold_source": "fixed"}
     content = json.dumps({**table.to_dict(), **protocol, **about}, indent=2, ensure_ascii=False)
     rundir.write_atomic(folder / rundir.METRICS, content.encode(errors="backslashreplace") + b"\n")
 

@@ -195,14 +195,15 @@ def test_printable_keeps_what_can_be_seen() -> None:
 
 def label(name: str, ap: float | None = 0.5, positives: int = 1) -> LabelMetrics:
     """One label's numbers."""
-    return LabelMetrics(name, positives, 1, ap, ap, ap, ap, 0.5)
+    return LabelMetrics(name, positives, 1, ap, ap, ap, ap, ap, 0.5)
 
 
 def measured(*rows: LabelMetrics) -> MetricTable:
     """A table with these labels."""
     names = ("mAP", "micro_AP", "macro_F1", "micro_F1", "CP", "CR", "CF1", "OP", "OR", "OF1")
     averages: dict[str, float | None] = {name: at / 10 for at, name in enumerate(names)}
-    return MetricTable(averages, rows, 10**7, sum(r.AP is not None for r in rows))
+    scored = sum(r.AP is not None for r in rows)
+    return MetricTable(averages, rows, 10**7, scored, "voc_11point")
 
 
 def width(line: str) -> int:
@@ -275,6 +276,7 @@ def test_metrics_json_has_the_keys_of_the_contract(tmp_path: Path) -> None:
     promised = {"mAP", "micro_AP", "macro_F1", "micro_F1", "CF1", "OF1", "labels_scored", "images"}
     assert content.keys() >= promised | {"per_label", "data", "epoch"}
     assert (content["CF1"], content["labels_scored"], content["images"]) == (0.6, 1, 10**7)
+    assert (content["ap"], content["threshold_source"]) == ("voc_11point", "fixed")
     cat, dog = content["per_label"]["cat"], content["per_label"]['"dög"\n']
     assert cat.items() >= {"AP": 0.25, "F1": 0.25, "threshold": 0.5, "positives": 7}.items()
     assert dog.items() >= {"AP": None, "F1": None, "threshold": 0.5, "positives": 0}.items()
@@ -284,9 +286,10 @@ def test_per_label_csv_has_a_row_a_label(tmp_path: Path) -> None:
     """In label order, undefined cells empty, names inert."""
     results(tmp_path, label("cat", 0.25, 7), label("=dog", None, 0))
     header, cat, dog = cells((tmp_path / rundir.PER_LABEL).read_bytes().decode())
-    assert header[:3] + header[5:7] == ["label", "AP", "F1", "threshold", "positives"]
-    assert cat == ["cat", "0.250000", "0.250000", "0.250000", "0.250000", "0.5", "7", "1"]
-    assert dog == ["'=dog", "", "", "", "", "0.5", "0", "1"]
+    rates = ["AP", "F1", "precision", "recall", "AUROC"]
+    assert header == ["label", *rates, "threshold", "positives", "negatives"]
+    assert cat == ["cat", *["0.250000"] * 5, "0.5", "7", "1"]
+    assert dog == ["'=dog", *[""] * 5, "0.5", "0", "1"]
 
 
 def test_predictions_csv_is_what_predict_writes(tmp_path: Path) -> None:

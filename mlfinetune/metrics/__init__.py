@@ -1,1 +1,1 @@
-"""ScoreTable -> MetricTable; scikit-learn computes."""
+"""ScoreTable -> MetricTable, as scikit-learn defines the numbers."""

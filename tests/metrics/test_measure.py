@@ -1,87 +1,21 @@
-"""The numbers of a ScoreTable against torchmetrics and scikit-learn, and by hand.
-
-The logits of generated cases lie 1/4 apart or tie, and never near a threshold, where
-torchmetrics asks for more than the threshold and we for at least as much.
-"""
+"""The numbers of a ScoreTable against torchmetrics and scikit-learn, and by hand."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.classification as tm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from scipy.special import expit
+from score_cases import Case, cases, columns, near, scores, table, thorough
 from sklearn import metrics as sk
 
 from mlfinetune.metrics.measure import measure
-from mlfinetune.records import LabelSpace, MetricTable, ScoreTable
 
-THRESHOLDS = (0.5, 0.05, 0.3, 0.7, 0.9)
-thorough = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@dataclass(frozen=True)
-class Case:
-    """(N, L) targets and logits, and a threshold."""
-
-    targets: NDArray[np.int8]
-    logits: NDArray[np.float32]
-    threshold: float
-
-    def measured(self) -> MetricTable:
-        """What is under test."""
-        return measure(table(self.targets, self.logits), self.threshold)
-
-    def probabilities(self) -> NDArray[np.float64]:
-        """(N, L), apart wherever the logits are."""
-        return np.asarray(expit(self.logits.astype(np.float64)))
-
-
-def table(targets: NDArray[np.int8], logits: NDArray[np.float32]) -> ScoreTable:
-    """Images and labels with numbers for names."""
-    names = tuple(f"{i}.jpg" for i in range(len(targets)))
-    labels = LabelSpace(tuple(f"label {i}" for i in range(targets.shape[1])))
-    return ScoreTable(names, logits, targets, labels)
-
-
-def scores(targets: list[list[int]], logits: list[list[float]]) -> ScoreTable:
-    """A table from rows."""
-    return table(np.array(targets, np.int8), np.array(logits, np.float32))
-
-
-@st.composite
-def cases(draw: st.DrawFn, states: tuple[int, ...]) -> Case:
-    """1 to 30 images, 1 to 6 labels, from all tied to all apart."""
-    shape = draw(st.tuples(st.integers(1, 30), st.integers(1, 6)))
-    steps = draw(st.sampled_from((0, 1, 20)))
-    levels = draw(arrays(np.int8, shape, elements=st.integers(-steps, steps)))
-    targets = draw(arrays(np.int8, shape, elements=st.sampled_from(states)))
-    logits = (levels / 4 + 0.125).astype(np.float32)
-    return Case(targets, logits, draw(st.sampled_from(THRESHOLDS)))
-
-
-def columns(case: Case, need_negative: bool) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Targets and probabilities of the labels that have a positive (and a negative), twice over.
-
-    Means are the same with every label counted twice, and an only label becomes a matrix that
-    both libraries take for several labels.
-    """
-    chosen = (case.targets == 1).any(axis=0)
-    if need_negative:
-        chosen &= (case.targets == 0).any(axis=0)
-    wanted = np.tile(np.flatnonzero(chosen), 2)
-    return case.targets[:, wanted], case.probabilities()[:, wanted]
-
-
-def near(value: float | torch.Tensor | None, tolerance: float = 1e-6) -> object:
-    """This value, or undefined."""
-    return None if value is None else pytest.approx(float(value), abs=tolerance)
+WITHIN_IMAGES = {"exact_match", "hamming_loss", "LRAP", "ranking_loss", "coverage"}
 
 
 # ---- torchmetrics -----------------------------------------------------------------------
@@ -115,18 +49,17 @@ def test_decisions_score_as_in_torchmetrics(case: Case) -> None:
     truth, p = (torch.from_numpy(part) for part in columns(case, need_negative=False))
     twice, cut = truth.shape[1], case.threshold
     if not twice:
-        assert averages["macro_F1"] is None
-        assert averages["micro_F1"] is None
+        assert averages["macro_F1"] is averages["micro_F1"] is averages["macro_recall"] is None
         return
     macro: dict[str, Any] = {"num_labels": twice, "threshold": cut, "average": "macro"}
     assert averages["macro_F1"] == near(tm.multilabel_f1_score(p, truth.long(), **macro))
-    assert averages["CP"] == near(tm.multilabel_precision(p, truth.long(), **macro))
-    assert averages["CR"] == near(tm.multilabel_recall(p, truth.long(), **macro))
+    assert averages["macro_precision"] == near(tm.multilabel_precision(p, truth.long(), **macro))
+    assert averages["macro_recall"] == near(tm.multilabel_recall(p, truth.long(), **macro))
     pooled = torch.from_numpy(case.probabilities()).flatten()
     truth = torch.from_numpy(case.targets).flatten().long()
     assert averages["micro_F1"] == near(tm.binary_f1_score(pooled, truth, cut))
-    assert averages["OP"] == near(tm.binary_precision(pooled, truth, cut))
-    assert averages["OR"] == near(tm.binary_recall(pooled, truth, cut))
+    assert averages["micro_precision"] == near(tm.binary_precision(pooled, truth, cut))
+    assert averages["micro_recall"] == near(tm.binary_recall(pooled, truth, cut))
 
 
 @settings(thorough, max_examples=400)
@@ -189,23 +122,104 @@ def test_unknown_targets_are_masked_in_the_pool(case: Case) -> None:
 
 @settings(thorough, max_examples=300)
 @given(case=cases((0, 1)))
-def test_averages_are_those_of_scikit_learn(case: Case) -> None:
-    """On fully known data its functions give the same numbers, called directly."""
+def test_rankings_are_those_of_scikit_learn(case: Case) -> None:
+    """mAP, weighted mAP, macro AUROC and micro AP from its functions, called directly."""
     averages = case.measured().averages
     truth, p = columns(case, need_negative=True)
-    if truth.shape[1]:
-        wanted = sk.average_precision_score(truth, p, average="macro")
-        assert averages["mAP"] == near(wanted, 1e-9)
-    truth, p = columns(case, need_negative=False)
-    if truth.shape[1]:
-        said = (p >= case.threshold).astype(int)
-        how: dict[str, Any] = {"average": "macro", "zero_division": 0}
-        assert averages["macro_F1"] == near(sk.f1_score(truth, said, **how), 1e-9)
-        assert averages["CP"] == near(sk.precision_score(truth, said, **how), 1e-9)
-        assert averages["CR"] == near(sk.recall_score(truth, said, **how), 1e-9)
-        truth, said = case.targets.ravel(), case.probabilities().ravel() >= case.threshold
-        wanted = sk.f1_score(truth, said, zero_division=0)
-        assert averages["micro_F1"] == averages["OF1"] == near(wanted, 1e-9)
+    names = ("mAP", "weighted_mAP", "macro_AUROC")
+    if not truth.shape[1]:
+        assert [averages[name] for name in names] == [None] * 3
+        return
+    wanted = [sk.average_precision_score(truth, p, average=how) for how in ("macro", "weighted")]
+    wanted.append(sk.roc_auc_score(truth, p, average="macro"))
+    assert [averages[name] for name in names] == [near(value, 1e-12) for value in wanted]
+    pooled = sk.average_precision_score(case.targets.ravel(), case.logits.ravel())
+    assert averages["micro_AP"] == near(pooled, 1e-12)
+
+
+@settings(thorough, max_examples=300)
+@given(case=cases((0, 1)))
+def test_decisions_are_those_of_scikit_learn(case: Case) -> None:
+    """Precision, recall and F1 over labels and over pairs, where there is a positive."""
+    averages = case.measured().averages
+    there = (case.targets == 1).any(axis=0)
+    if there.any():
+        truth, said = np.tile(case.targets[:, there], 2), np.tile(case.said()[:, there], 2)
+        assert said_by(averages, "macro") == rates(truth, said, "macro")
+        truth, said = case.targets.reshape(-1, 1), case.said().reshape(-1, 1)
+        assert said_by(averages, "micro") == rates(np.tile(truth, 2), np.tile(said, 2), "micro")
+
+
+def said_by(averages: dict[str, float | None], kind: str) -> list[float | None]:
+    """Precision, recall and F1 of this kind."""
+    return [averages[f"{kind}_{name}"] for name in ("precision", "recall", "F1")]
+
+
+def rates(truth: NDArray[Any], said: NDArray[Any], average: str) -> list[object]:
+    """The same from scikit-learn."""
+    found = sk.precision_recall_fscore_support(truth, said, average=average, zero_division=0)
+    return [near(value, 1e-12) for value in found[:3]]
+
+
+@settings(thorough, max_examples=300)
+@given(case=cases((0, 1, -1)))
+def test_a_label_has_the_numbers_of_scikit_learn(case: Case) -> None:
+    """AP to the last bit, AUROC, precision, recall and F1, over its known rows."""
+    for at, row in enumerate(case.measured().per_label):
+        known = case.targets[:, at] != -1
+        truth, x = case.targets[known, at], case.logits[known, at]
+        if 0 < truth.sum() < len(truth):
+            wanted = [sk.average_precision_score(truth, x), near(sk.roc_auc_score(truth, x), 1e-12)]
+            assert wanted == [row.AP, row.AUROC]
+        else:
+            assert row.AP is row.AUROC is None
+        if truth.sum():
+            found = [row.precision, row.recall, row.F1]
+            assert found == rates(truth, case.said()[known, at], "binary")
+
+
+@settings(thorough, max_examples=300)
+@given(case=cases((0, 1, -1)))
+def test_the_literature_decides_at_a_half(case: Case) -> None:
+    """CP CR OP OR OF1 are macro and micro numbers at 0.5, whatever the threshold; CF1 is theirs."""
+    averages = case.measured().averages
+    half = Case(case.targets, case.logits, 0.5).measured().averages
+    assert [averages[name] for name in ("CP", "CR")] == said_by(half, "macro")[:2]
+    assert [averages[name] for name in ("OP", "OR", "OF1")] == said_by(half, "micro")
+    cp, cr = averages["CP"], averages["CR"]
+    if cp is not None and cr is not None:
+        assert averages["CF1"] == near(2 * cp * cr / (cp + cr) if cp + cr else 0, 1e-12)
+
+
+@settings(thorough, max_examples=300)
+@given(case=cases((0, 1, -1)))
+def test_top3_predicts_the_three_highest_known_labels(case: Case) -> None:
+    """The same numbers as those of logits that say so; of tied labels the earlier."""
+    top = np.full(case.logits.shape, -1, np.float32)
+    for row, (x, t) in enumerate(zip(case.logits, case.targets, strict=True)):
+        known = np.flatnonzero(t != -1)
+        top[row, sorted(known, key=lambda label: (-x[label], label))[:3]] = 1
+    averages, wanted = case.measured().averages, Case(case.targets, top, 0.5).measured().averages
+    names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+    assert [averages[f"{name}_top3"] for name in names] == [wanted[name] for name in names]
+
+
+@settings(thorough, max_examples=200)
+@given(case=cases((0, 1, -1)), data=st.data())
+def test_each_label_has_its_threshold(case: Case, data: st.DataObject) -> None:
+    """With (L,) thresholds a label's row is that of its threshold for all."""
+    size = case.targets.shape[1]
+    limits = data.draw(
+        st.lists(st.sampled_from((0.0, 0.3, 0.5, 0.9, 1.0)), min_size=size, max_size=size)
+    )
+    result = measure(table(case.targets, case.logits), np.array(limits))
+    for at, limit in enumerate(limits):
+        alone = measure(table(case.targets, case.logits), limit)
+        assert result.per_label[at] == alone.per_label[at]
+    shifted = np.where(case.probabilities() >= limits, 1, -1).astype(np.float32)
+    wanted = measure(table(case.targets, shifted)).averages
+    for name in ("macro_F1", "micro_F1", "samples_F1", "exact_match", "hamming_loss"):
+        assert result.averages[name] == wanted[name]
 
 
 @settings(thorough, max_examples=100)
@@ -241,7 +255,8 @@ def test_ap_is_not_interpolated() -> None:
     """Positives at ranks 1, 3 and 4 of 5: (1 + 2/3 + 3/4) / 3."""
     result = measure(scores([[1], [0], [1], [1], [0]], [[5], [4], [3], [2], [1]]))
     assert result.averages["mAP"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
-    assert result.per_label[0].AP == result.averages["micro_AP"] == result.averages["mAP"]
+    assert result.averages["mAP"] == result.per_label[0].AP
+    assert result.averages["micro_AP"] == pytest.approx(result.averages["mAP"], abs=1e-15)
 
 
 def test_the_undefined_is_none_and_counts_nowhere() -> None:
@@ -257,10 +272,45 @@ def test_the_undefined_is_none_and_counts_nowhere() -> None:
 
 @pytest.mark.parametrize("state", [0, -1])
 def test_without_a_positive_every_average_is_none(state: int) -> None:
-    """Nothing but negatives or unknowns defines nothing."""
+    """Nothing but negatives or unknowns defines nothing but the numbers within images."""
     result = measure(scores([[state, state]] * 3, [[0, 1]] * 3))
-    assert set(result.averages.values()) == {None}
+    defined = {name for name, value in result.averages.items() if value is not None}
+    assert defined == (WITHIN_IMAGES if state == 0 else set())
     assert result.labels_scored == 0
+
+
+def test_no_image_has_no_number() -> None:
+    """An empty table is undefined, not a fault."""
+    result = measure(table(np.zeros((0, 2), np.int8), np.zeros((0, 2), np.float32)))
+    assert set(result.averages.values()) == {None}
+    assert [row.AUROC for row in result.per_label] == [None, None]
+
+
+@pytest.mark.parametrize(("threshold", "recall", "hamming"), [(0.0, 1.0, 0.5), (1.0, 0.0, 0.5)])
+def test_thresholds_of_0_and_1(threshold: float, recall: float, hamming: float) -> None:
+    """0 predicts everything, 1 nothing, even of saturated logits."""
+    result = measure(scores([[1], [0]], [[1e30], [-1e30]]), threshold)
+    assert result.averages["micro_recall"] == recall
+    assert result.averages["hamming_loss"] == hamming
+    assert result.averages["CF1"] == 1.0
+
+
+def test_weighted_map_counts_positives() -> None:
+    """APs of 1 and 2/3 with one and two positives: (1 + 4/3) / 3; the AUROCs are 1 and 0."""
+    result = measure(scores([[1, 0], [0, 1], [0, 1]], [[1, 9], [0, 2], [0, 2]]))
+    assert [row.AP for row in result.per_label] == [1.0, pytest.approx(2 / 3)]
+    assert [row.AUROC for row in result.per_label] == [1.0, 0.0]
+    assert result.averages["weighted_mAP"] == pytest.approx((1 + 2 * 2 / 3) / 3)
+    assert result.averages["macro_AUROC"] == 0.5
+
+
+def test_the_protocol_is_written_beside_the_numbers() -> None:
+    """`ap` reaches every AP, labels' and pooled, and the content of metrics.json."""
+    told = scores([[1], [0], [1], [1], [0]], [[5], [4], [3], [2], [1]])
+    for ap, wanted in {"voc_interpolated": (1 + 3 / 4 + 3 / 4) / 3, "voc_11point": 37 / 44}.items():
+        result = measure(told, ap=ap)
+        assert result.averages["mAP"] == result.averages["micro_AP"] == pytest.approx(wanted)
+        assert result.to_dict()["ap"] == result.ap == ap
 
 
 def test_never_right_is_zero_not_undefined() -> None:
@@ -315,9 +365,12 @@ def test_the_numbers_are_json(case: Case) -> None:
     assert (content["images"], content["labels"]) == case.targets.shape
     assert content["labels_scored"] == result.labels_scored
     assert {name: content[name] for name in result.averages} == result.averages
+    coverage = result.averages.pop("coverage")
+    assert coverage is None or 0 <= coverage <= case.targets.shape[1]
     assert all(value is None or 0 <= value <= 1 for value in result.averages.values())
     assert list(content["per_label"]) == [row.label for row in result.per_label]
     for row in result.per_label:
         one = content["per_label"][row.label]
-        assert (one["AP"], one["F1"], one["threshold"]) == (row.AP, row.F1, case.threshold)
+        assert (one["AP"], one["AUROC"], one["F1"]) == (row.AP, row.AUROC, row.F1)
+        assert one["threshold"] == case.threshold
         assert (one["positives"], one["negatives"]) == (row.positives, row.negatives)
