@@ -123,8 +123,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """By the interval of mAP: `b is better`, `a is better`, or that nothing can be told."""
-        return {1: "b is better", -1: "a is better", 0: NO_DIFFERENCE}[self.averages["mAP"].sign]
+        """By the interval of mAP: B is better, A is better, or that nothing can be told."""
+        return {1: "B is better", -1: "A is better", 0: NO_DIFFERENCE}[self.averages["mAP"].sign]
 
 
 def intervals(

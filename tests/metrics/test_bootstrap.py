@@ -217,7 +217,7 @@ def test_the_better_one_is_told_from_either_side() -> None:
     good = drawn(600, 6, seed=0)
     bad = noisier(good, 2.0, seed=1)
     up, down = compared(bad, good), compared(good, bad)
-    assert (up.verdict, down.verdict) == ("b is better", "a is better")
+    assert (up.verdict, down.verdict) == ("B is better", "A is better")
     assert (up.wins, up.losses) == (down.losses, down.wins) == (6, 0)
     for name in bootstrap.AVERAGES:
         low, high = up.averages[name].interval or (0, 0)
