@@ -16,8 +16,12 @@ NAMES = {"mAP": "mAP", "macro_F1": "macro F1", "micro_F1": "micro F1"}
 
 
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Run directory, or a folder that eval wrote.")],
-    run_b: Annotated[Path, typer.Argument(help="The one that is compared with it.")],
+    run_a: Annotated[
+        Path, typer.Argument(metavar="RUN_A", help="Run directory, or a folder that eval wrote.")
+    ],
+    run_b: Annotated[
+        Path, typer.Argument(metavar="RUN_B", help="The one that is compared with it.")
+    ],
     resamples: Annotated[
         int, typer.Option(min=20, help="How many times the images are drawn again.")
     ] = 1000,
