@@ -1,7 +1,7 @@
 """Every file name inside a run directory, and how a file gets there whole.
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
-              metrics.json  per_label.csv  predictions.csv  skipped.csv  train.log
+              metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  train.log
 """
 
 import os
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from mlfinetune.errors import CheckpointError
 
@@ -22,6 +22,7 @@ HISTORY = "metrics.jsonl"
 METRICS = "metrics.json"
 PER_LABEL = "per_label.csv"
 PREDICTIONS = "predictions.csv"
+SCORES = "scores.npz"
 SKIPPED = "skipped.csv"
 LOG = "train.log"
 EVAL = "eval"
@@ -73,8 +74,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         CheckpointError: it cannot be written (a full disk, no permission).
     """
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with writing_bytes(path) as file:
         file.write(content)
+
+
+@contextmanager
+def writing_bytes(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes its place at `path` only when it is whole, as in `write_atomic`."""
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,12 +1,16 @@
 """Results for people and for other programs: CSV, JSONL, text of 80 columns.
 
 MetricTable -> summary text, metrics.json, per_label.csv
+ScoreTable  -> scores.npz and back, exactly
 Prediction  -> one row of CSV, JSONL or text, written as it comes
 """
 
 import csv
+import itertools
 import json
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune import rundir
-from mlfinetune.records import LabelSpace, MetricTable, Prediction
+from mlfinetune.errors import CheckpointError
+from mlfinetune.records import (
+    NEGATIVE,
+    POSITIVE,
+    UNKNOWN,
+    LabelSpace,
+    MetricTable,
+    Prediction,
+    ScoreTable,
+)
 from mlfinetune.survey import Skipped
 
 WIDTH = 80
@@ -96,6 +109,96 @@ def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
 
 def _number(value: float | None) -> str:
     return "    --" if value is None else f"{value:.4f}"
+
+
+# ---- scores -----------------------------------------------------------------------------
+
+
+def write_scores(folder: Path, scores: ScoreTable) -> None:
+    """scores.npz: logits, targets, names and labels as they are, for `compare`.
+
+    Texts are UTF-8 in one array, surrogates as they are, and their N + 1 offsets in another: no
+    pickle, and no name takes the room of the longest.
+    """
+    names, names_at = _packed(scores.names)
+    labels, labels_at = _packed(scores.labels.names)
+    with rundir.writing_bytes(folder / rundir.SCORES) as file:
+        np.savez(
+            file,
+            logits=scores.logits,
+            targets=scores.targets,
+            names=names,
+            names_at=names_at,
+            labels=labels,
+            labels_at=labels_at,
+        )
+
+
+def read_scores(folder: Path) -> ScoreTable:
+    """What `write_scores` wrote.
+
+    Raises:
+        CheckpointError: there is no such file, or it is damaged or foreign.
+    """
+    path = folder / rundir.SCORES
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
+        with np.load(path, allow_pickle=False) as file:
+            names, labels = _texts(file, "names"), _texts(file, "labels")
+            shape = (len(names), len(labels))
+            logits = _array(file, "logits", np.float32, shape)
+            targets = _array(file, "targets", np.int8, shape)
+            _refuse(len(set(labels)) < len(labels), "a label stands twice")
+            _refuse(not np.isfinite(logits).all(), "logits are not finite")
+            _refuse(not np.isin(targets, (POSITIVE, NEGATIVE, UNKNOWN)).all(), "odd targets")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no such file: {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except _FOREIGN as error:
+        raise CheckpointError(f"{path} is damaged, or not from mlfinetune: {error}") from error
+    return ScoreTable(names, logits, targets, LabelSpace(labels))
+
+
+_FOREIGN = (
+    zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, NotImplementedError,
+    RuntimeError, MemoryError,
+)  # fmt: skip
+"""What zipfile and numpy raise where a file isn't what its name says."""
+
+
+def _array(file: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """A member of this type and shape, where None is any length."""
+    array: NDArray[Any] = file[name]
+    fits = len(array.shape) == len(shape) and all(
+        wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
+    )
+    _refuse(array.dtype != dtype or not fits, f"{name} is {array.dtype} {array.shape}")
+    return array
+
+
+def _packed(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of all texts, and where each begins and the last ends."""
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    at = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return np.frombuffer(b"".join(parts), np.uint8), at
+
+
+def _texts(file: Any, name: str) -> tuple[str, ...]:
+    """Texts from their bytes and offsets."""
+    content = _array(file, name, np.uint8, (None,)).tobytes()
+    at = _array(file, f"{name}_at", np.int64, (None,)).tolist()
+    pairs = list(itertools.pairwise(at))
+    _refuse(at[:1] != [0] or at[-1] != len(content), f"odd offsets of {name}")
+    _refuse(any(start > end for start, end in pairs), f"odd offsets of {name}")
+    return tuple(content[start:end].decode("utf-8", "surrogatepass") for start, end in pairs)
+
+
+def _refuse(wrong: bool, reason: str) -> None:
+    if wrong:
+        raise ValueError(reason)
 
 
 # ---- predictions ------------------------------------------------------------------------

@@ -1,17 +1,31 @@
 """What people and spreadsheets read: CSV, JSONL and text rows, the summary, the result files."""
 
+import contextlib
 import csv
 import io
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlfinetune import rundir
-from mlfinetune.records import LabelMetrics, LabelSpace, MetricTable, Prediction
-from mlfinetune.tables import FORMATS, Choice, inert, printable, summary, write_results
+from mlfinetune.errors import CheckpointError
+from mlfinetune.records import LabelMetrics, LabelSpace, MetricTable, Prediction, ScoreTable
+from mlfinetune.tables import (
+    FORMATS,
+    Choice,
+    inert,
+    printable,
+    read_scores,
+    summary,
+    write_results,
+    write_scores,
+)
 
 LABELS = LabelSpace(("cat", "dog", "bird"))
 FORMULAS = [
@@ -315,3 +329,92 @@ def test_names_that_are_no_unicode_can_be_written(tmp_path: Path) -> None:
     results(tmp_path, label("caf\udce9"), label("dog"))
     content = json.loads((tmp_path / rundir.METRICS).read_text("utf-8"))
     assert list(content["per_label"]) == ["caf\udce9", "dog"]
+
+
+# ---- scores -----------------------------------------------------------------------------
+
+
+def scored(*names: str, labels: tuple[str, ...] = ("cat", "dog")) -> ScoreTable:
+    """A table whose probabilities would be all 1."""
+    logits = 50 + np.arange(len(names) * len(labels), dtype=np.float32) / 7
+    shape = (len(names), len(labels))
+    targets = np.resize(np.array([1, 0, -1], np.int8), shape)
+    return ScoreTable(names, logits.reshape(shape), targets, LabelSpace(labels))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(st.text(st.characters()), max_size=5),
+    labels=st.lists(st.text(st.characters()), max_size=3, unique=True),
+)
+def test_scores_come_back_as_they_were(tmp_path: Path, names: list[str], labels: list[str]) -> None:
+    """Logits to the bit, and any text, surrogates and NUL included."""
+    table = scored(*names, "\udcff\0.jpg", labels=tuple(labels))
+    write_scores(tmp_path, table)
+    again = read_scores(tmp_path)
+    assert (again.names, again.labels) == (table.names, table.labels)
+    assert again.logits.tobytes() == table.logits.tobytes()
+    assert again.targets.tobytes() == table.targets.tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == [rundir.SCORES]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_scores_are_refused_or_whole(tmp_path: Path, data: st.DataObject) -> None:
+    """One flipped bit, or a file cut short, never gives other numbers."""
+    write_scores(tmp_path, scored("a.jpg", "b.jpg"))
+    path = tmp_path / rundir.SCORES
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointError):
+        again, wanted = read_scores(tmp_path), scored("a.jpg", "b.jpg")
+        assert (again.names, again.labels) == (wanted.names, wanted.labels)
+        assert again.logits.tobytes() == wanted.logits.tobytes()
+        assert again.targets.tobytes() == wanted.targets.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "reason"),
+    [
+        ("logits", np.zeros((2, 2)), "logits is float64"),
+        ("logits", np.zeros((3, 2), np.float32), r"logits is float32 \(3, 2\)"),
+        ("logits", np.full((2, 2), np.nan, np.float32), "not finite"),
+        ("targets", np.full((2, 2), 2, np.int8), "odd targets"),
+        ("targets", np.array([[{}, 1], [0, 1]], object), "pickle"),
+        ("names_at", np.array([0, 9, 5], np.int64), "odd offsets of names"),
+        ("labels_at", np.array([], np.int64), "odd offsets of labels"),
+        ("labels", np.frombuffer(b"catcat", np.uint8), "stands twice"),
+        ("labels", None, "labels"),
+    ],
+)
+def test_foreign_scores_are_refused(
+    tmp_path: Path, member: str, value: np.ndarray[Any, Any] | None, reason: str
+) -> None:
+    """An archive of other arrays is told from ours, and the file is named."""
+    write_scores(tmp_path, scored("a.jpg", "b.jpg"))
+    path = tmp_path / rundir.SCORES
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays.pop(member)
+    np.savez(path, **arrays, **({} if value is None else {member: value}))
+    with pytest.raises(CheckpointError, match=f"scores.npz is damaged.*{reason}"):
+        read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"image,labels\n"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Empty, cut short, another file, a folder, or none at all."""
+    path = tmp_path / rundir.SCORES
+    with pytest.raises(CheckpointError, match=f"no such file: {path}"):
+        read_scores(tmp_path)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged, or not from mlfinetune"):
+        read_scores(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_scores(tmp_path)

@@ -15,6 +15,7 @@ from mlfinetune import __version__
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
 from mlfinetune.cli.check import check
+from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.init import init
 from mlfinetune.cli.predict import predict
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(predict)
 app.command()(init)
 app.command()(check)

@@ -55,6 +55,7 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
     table = measure(scores, loaded.threshold)
     about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
+    tables.write_scores(folder, scores)
     tables.write_results(folder, table, scores.names, probabilities(scores.logits), about)
     return folder, table
 

@@ -98,6 +98,7 @@ def _train(
             best = _best(parts, start, run, log)
     about = {"data": "validation", "epoch": best.number}
     scores = probabilities(best.scores.logits)
+    tables.write_scores(run, best.scores)
     tables.write_results(run, best.table, best.scores.names, scores, about)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(

@@ -22,6 +22,7 @@ FILES = {
     "metrics.json",
     "per_label.csv",
     "predictions.csv",
+    "scores.npz",
     "train.log",
 }
 
