@@ -152,6 +152,21 @@ def test_intervals_hold_the_population_value() -> None:
     assert min(hits.values()) >= 33
 
 
+def test_the_interval_of_map_has_no_bias_of_rare_labels() -> None:
+    """With 6 positives a label plain percentiles are too high for half of the samples."""
+    wanted = measure(drawn(100_000, 20, seed=0, share=0.02)).averages["mAP"]
+    plain = lowered = 0
+    for seed in range(1, 41):
+        scores = drawn(300, 20, seed, share=0.02)
+        ranked, cuts = bootstrap._ranked(scores, [0.5] * 20), [0.5] * 20
+        (found,) = bootstrap._resampled([ranked], 300, 200, 0)
+        low, high = bootstrap._interval(found.averages()["mAP"]) or (0, 0)
+        plain += low <= wanted <= high
+        low, high = intervals(scores, cuts, 200).averages["mAP"] or (0, 0)
+        lowered += low <= wanted <= high
+    assert plain < 30 <= lowered
+
+
 def test_more_images_make_narrower_intervals() -> None:
     """Sixteen times the images, a quarter of the width."""
     widths = []
