@@ -21,7 +21,7 @@ from PIL import Image
 
 from mlfinetune import checkpoint
 from mlfinetune.model import Tagger
-from mlfinetune.records import Checkpoint, LabelSpace, TransformSpec
+from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 
 ROUNDS = 9
 COMMAND = str(Path(sys.executable).with_name("mlfinetune"))
@@ -34,7 +34,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
     labels = LabelSpace(tuple(f"label {i}" for i in range(64)))
     tagger = Tagger("resnet50", len(labels), mean=spec.mean, std=spec.std)
     config = {"data": {"train": "none.csv"}}
-    content = Checkpoint(tagger.state_dict(), labels, spec, "resnet50", 0.5, config, "", 1, {})
+    plain = Decision.plain(len(labels))
+    content = Checkpoint(tagger.state_dict(), labels, spec, "resnet50", plain, config, "", 1, {})
     checkpoint.save(folder / "best.safetensors", content)
     Image.effect_noise((500, 375), 50).convert("RGB").save(folder / "picture.jpg")
     predict = ["predict", "picture.jpg", "--checkpoint", "best.safetensors", "--device", "cpu"]

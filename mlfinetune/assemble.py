@@ -20,7 +20,7 @@ from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.model import Tagger, load_pretrained
 from mlfinetune.optim import build_optimizer, lr_at
 from mlfinetune.packed import pack
-from mlfinetune.records import Checkpoint, Manifest, TransformSpec
+from mlfinetune.records import Checkpoint, Decision, Manifest, TransformSpec
 from mlfinetune.runlog import RunLog
 
 MAX_POS_WEIGHT = 100.0
@@ -237,7 +237,7 @@ def checkpoint(
         labels=val.labels,
         transform=spec,
         backbone=config.model.backbone,
-        threshold=0.5,
+        decision=Decision.plain(len(val.labels)),
         config=config.model_dump(mode="json"),
         data_digest=data_digest(val),
         epoch=epoch,

@@ -19,10 +19,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mlfinetune.errors import CheckpointError
-from mlfinetune.records import Checkpoint, LabelSpace, TransformSpec
+from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 from mlfinetune.rundir import write_atomic
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "mlfinetune"
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
@@ -41,7 +41,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "labels": checkpoint.labels.names,
         "transform": asdict(checkpoint.transform),
         "backbone": checkpoint.backbone,
-        "threshold": checkpoint.threshold,
+        "decision": asdict(checkpoint.decision),
         "config": checkpoint.config,
         "data_digest": checkpoint.data_digest,
         "epoch": checkpoint.epoch,
@@ -94,12 +94,20 @@ def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -
         labels=LabelSpace(tuple(about["labels"])),
         transform=TransformSpec(**transform),
         backbone=about["backbone"],
-        threshold=about["threshold"],
+        decision=_decision(about["decision"], len(about["labels"])),
         config=about["config"],
         data_digest=about["data_digest"],
         epoch=about["epoch"],
         versions=about["versions"],
     )
+
+
+def _decision(about: dict[str, Any], labels: int) -> Decision:
+    """Raises ValueError where it is not of so many labels."""
+    lists = {k: tuple(map(float, about[k])) for k in ("thresholds", "slope", "intercept")}
+    if any(len(values) != labels for values in lists.values()):
+        raise ValueError("the decision is not of these labels")
+    return Decision(how=str(about["how"]), calibration=str(about["calibration"]), **lists)
 
 
 def _digest_span(content: bytes, path: Path) -> tuple[int, int]:

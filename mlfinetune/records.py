@@ -2,7 +2,7 @@
 
     Manifest -> Batch -> logits -> StepRecord
                          logits -> ScoreTable -> MetricTable
-    Checkpoint = weights + LabelSpace + TransformSpec + config
+    Checkpoint = weights + LabelSpace + TransformSpec + Decision + config
 
 Frozen dataclasses; array and tensor types are named for the reader and the type checker
 alone, so that nothing here loads numpy or torch. Shapes: B images in a batch, N images in
@@ -227,6 +227,55 @@ class MetricTable:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """A ScoreTable judged: what a folder of results says.
+
+    Attributes:
+        scores: its logits calibrated.
+        table: the numbers, at the decision's thresholds.
+        facts: what else metrics.json says, as plain containers: what fitted the thresholds,
+            `cross_fitted` numbers, `intervals`, `calibration`.
+    """
+
+    scores: ScoreTable
+    table: MetricTable
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What makes a probability and a yes or no of a logit; fitted on validation.
+
+    Attributes:
+        how: of the thresholds: fixed, global, per_label or precision.
+        thresholds: (L,) calibrated probabilities from which a label counts as present; 1: never.
+        calibration: none, temperature or platt.
+        slope, intercept: (L,) calibrated logit = slope * logit + intercept.
+    """
+
+    how: str
+    thresholds: tuple[float, ...]
+    calibration: str
+    slope: tuple[float, ...]
+    intercept: tuple[float, ...]
+
+    @classmethod
+    def plain(cls, labels: int, threshold: float = 0.5) -> Decision:
+        """One threshold for all labels, logits as they are."""
+        return cls("fixed", (threshold,) * labels, "none", (1.0,) * labels, (0.0,) * labels)
+
+    def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, L) -> (N, L)."""
+        if self.calibration == "none":
+            return logits
+        lines = zip(logits.T, self.slope, self.intercept, strict=True)
+        out = logits.copy()
+        for at, (column, slope, intercept) in enumerate(lines):
+            out[:, at] = slope * column.astype("float64") + intercept
+        return out
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """All that predicting needs, in one file.
 
@@ -235,7 +284,7 @@ class Checkpoint:
         labels: column order of the head.
         transform: how pictures become input.
         backbone: torchvision's name of the network.
-        threshold: probability from which a label counts as present.
+        decision: how its logits become labels.
         config: the resolved config of the run, as plain containers.
         data_digest: SHA-256 over names and targets of the validation data.
         epoch: epochs that had been trained.
@@ -246,7 +295,7 @@ class Checkpoint:
     labels: LabelSpace
     transform: TransformSpec
     backbone: str
-    threshold: float
+    decision: Decision
     config: dict[str, Any]
     data_digest: str
     epoch: int

@@ -1,6 +1,6 @@
 """Results for people and for other programs: CSV, JSONL, text of 80 columns.
 
-MetricTable -> summary text, metrics.json, per_label.csv
+Verdict     -> summary text, metrics.json, per_label.csv
 ScoreTable  -> scores.npz and back, exactly
 Prediction  -> one row of CSV, JSONL or text, written as it comes
 """
@@ -25,9 +25,9 @@ from mlfinetune.records import (
     POSITIVE,
     UNKNOWN,
     LabelSpace,
-    MetricTable,
     Prediction,
     ScoreTable,
+    Verdict,
 )
 from mlfinetune.survey import Skipped
 
@@ -39,8 +39,9 @@ _FORMULA_STARTS = tuple("=+-@\t\r\n\0＝＋－＠")
 # ---- metrics ----------------------------------------------------------------------------
 
 
-def summary(table: MetricTable) -> str:
+def summary(verdict: Verdict) -> str:
     """The numbers as a table of at most 80 columns, labels by falling AP."""
+    table = verdict.table
     a = table.averages
     lines = [
         f"{table.images} images, mAP over {table.labels_scored} of {len(table.per_label)} labels",
@@ -49,6 +50,7 @@ def summary(table: MetricTable) -> str:
         f"     CF1  {_number(a['CF1'])}",
         f"  micro AP  {_number(a['micro_AP'])}     micro F1  {_number(a['micro_F1'])}"
         f"     OF1  {_number(a['OF1'])}",
+        *_how_sure(verdict.facts),
         "",
         f"  {'label':<44} {'AP':>7} {'F1':>7} {'positives':>10}",
     ]
@@ -66,37 +68,40 @@ def summary(table: MetricTable) -> str:
 
 
 def write_results(
-    folder: Path,
-    table: MetricTable,
-    names: Sequence[str],
-    scores: NDArray[np.float64],
-    about: dict[str, Any],
+    folder: Path, verdict: Verdict, probabilities: NDArray[np.float64], about: dict[str, Any]
 ) -> None:
-    """predictions.csv, per_label.csv, and last metrics.json, which marks the folder complete.
+    """scores.npz, predictions.csv, per_label.csv, and last metrics.json: the folder is complete.
 
     Args:
         folder: exists.
-        table: the numbers.
-        names, scores: N images with their (N, L) probabilities.
-        about: what was measured, and how; goes into metrics.json.
+        verdict: the numbers.
+        probabilities: (N, L) of the verdict's scores.
+        about: what was measured; goes into metrics.json.
     """
-    labels = LabelSpace(tuple(row.label for row in table.per_label))
-    choice = Choice(labels, table.per_label[0].threshold, None)
+    table, scores = verdict.table, verdict.scores
+    write_scores(folder, scores)
+    choice = Choice(scores.labels, [row.threshold for row in table.per_label], None)
     with rundir.writing(folder / rundir.PREDICTIONS) as file:
         csv_writer = CsvWriter(file, choice, only_labels=False)
-        for name, row in zip(names, scores, strict=True):
+        for name, row in zip(scores.names, probabilities, strict=True):
             csv_writer.write(Prediction(name, row))
     with rundir.writing(folder / rundir.PER_LABEL) as file:
         writer = csv.writer(file)
         rates = ("AP", "F1", "precision", "recall", "AUROC")
-        writer.writerow(["label", *rates, "threshold", "positives", "negatives"])
+        ends = [f"{name}_{end}" for name in ("AP", "F1") for end in ("low", "high")]
+        writer.writerow(["label", *rates, "threshold", "positives", "negatives", *ends])
         for r in table.per_label:
-            numbers = [getattr(r, name) for name in rates]
-            shown = ["" if x is None else f"{x:.6f}" for x in numbers]
-            writer.writerow([inert(r.label), *shown, r.threshold, r.positives, r.negatives])
-    protocol = {"threshold_source": "fixed"}
-    content = json.dumps({**table.to_dict(), **protocol, **about}, indent=2, ensure_ascii=False)
-    rundir.write_atomic(folder / rundir.METRICS, content.encode(errors="backslashreplace") + b"\n")
+            intervals = verdict.facts["intervals"]["per_label"][r.label]
+            bounds = [x for name in ("AP", "F1") for x in intervals[name] or (None, None)]
+            numbers, shown_bounds = (
+                ["" if x is None else f"{x:.6f}" for x in values]
+                for values in ([getattr(r, name) for name in rates], bounds)
+            )
+            counts = (r.positives, r.negatives)
+            writer.writerow([inert(r.label), *numbers, r.threshold, *counts, *shown_bounds])
+    content = {**table.to_dict(), **verdict.facts, **about}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    rundir.write_atomic(folder / rundir.METRICS, text.encode(errors="backslashreplace") + b"\n")
 
 
 def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
@@ -105,6 +110,24 @@ def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
         writer = csv.writer(file)
         writer.writerow(["image", "place", "reason"])
         writer.writerows([inert(one.name), inert(one.place), inert(one.reason)] for one in skipped)
+
+
+def _how_sure(facts: dict[str, Any]) -> list[str]:
+    """Intervals, and what the thresholds of the F1s were fitted on."""
+    names = {"mAP": "mAP", "macro_F1": "macro F1", "micro_F1": "micro F1"}
+    intervals = {name: facts["intervals"][key] for key, name in names.items()}
+    ranges = [f"{name} {x[0]:.3f} to {x[1]:.3f}" for name, x in intervals.items() if x]
+    lines = [f"  95 %      {', '.join(ranges)}"] if ranges else []
+    honest = facts.get("cross_fitted")
+    if honest:
+        lines.append(
+            f"  F1 are at thresholds fitted on these images ({facts['threshold_source']}); "
+            f"on others\n            macro F1 {_number(honest['macro_F1'])}, "
+            f"micro F1 {_number(honest['micro_F1'])} (cross-fitted)"
+        )
+    elif facts["fitted_on"] == "other images":
+        lines.append(f"  F1 are at the checkpoint's thresholds ({facts['threshold_source']})")
+    return lines
 
 
 def _number(value: float | None) -> str:
@@ -205,10 +228,13 @@ def _refuse(wrong: bool, reason: str) -> None:
 
 
 class Choice:
-    """Which labels a row names: those over the threshold, or the K most probable."""
+    """Which labels a row names: those over their thresholds, or the K most probable."""
 
-    def __init__(self, labels: LabelSpace, threshold: float, top: int | None) -> None:
-        self.labels, self._threshold, self._top = labels, threshold, top
+    def __init__(self, labels: LabelSpace, thresholds: Sequence[float], top: int | None) -> None:
+        """(L,) `thresholds`; of 1: never."""
+        self.labels, self._top = labels, top
+        self._thresholds = np.array(thresholds)
+        self._thresholds[self._thresholds >= 1] = np.inf
 
     def __call__(self, prediction: Prediction) -> list[int]:
         """Columns; by falling probability where the K best were asked for."""
@@ -216,7 +242,7 @@ class Choice:
         assert p is not None
         if self._top is not None:
             return [int(at) for at in np.argsort(-p, kind="stable")[: self._top]]
-        return [int(at) for at in np.flatnonzero(p >= self._threshold)]
+        return [int(at) for at in np.flatnonzero(p >= self._thresholds)]
 
 
 class CsvWriter:

@@ -23,7 +23,7 @@ from mlfinetune import checkpoint
 from mlfinetune.errors import ConfigError, WeightsError
 from mlfinetune.model import BACKBONES, Tagger, download, load_pretrained
 from mlfinetune.optim import build_optimizer
-from mlfinetune.records import Checkpoint, LabelSpace, TransformSpec
+from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 State = dict[str, Tensor]
@@ -353,7 +353,9 @@ def test_a_checkpoint_of_ours_is_a_weights_file(folder: Path, state: State, mode
     """best.safetensors of one run starts the next, whatever its labels were."""
     spec = TransformSpec(image_size=32, resize="squash", max_pixels=9)
     labels = LabelSpace(tuple("abcdefghi"))
-    content = Checkpoint(as_own(state), labels, spec, "resnet18", 0.5, {}, "", 1, {})
+    content = Checkpoint(
+        as_own(state), labels, spec, "resnet18", Decision.plain(len(labels)), {}, "", 1, {}
+    )
     checkpoint.save(folder / "best.safetensors", content)
     load_pretrained(model, "resnet18", str(folder / "best.safetensors"))
     assert same(copied(model.features), without("fc.weight", "fc.bias")(state))

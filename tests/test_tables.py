@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
-from mlfinetune.records import LabelMetrics, LabelSpace, MetricTable, Prediction, ScoreTable
+from mlfinetune.records import (
+    LabelMetrics,
+    LabelSpace,
+    MetricTable,
+    Prediction,
+    ScoreTable,
+    Verdict,
+)
 from mlfinetune.tables import (
     FORMATS,
     Choice,
@@ -57,7 +64,7 @@ def written(
     """What a format makes of the rows, in a file as `predict` opens it."""
     bytes_ = io.BytesIO()
     with io.TextIOWrapper(bytes_, "utf-8", errors="backslashreplace", newline="") as file:
-        writer = FORMATS[format](file, Choice(labels, 0.5, top), only_labels)
+        writer = FORMATS[format](file, Choice(labels, [0.5] * len(labels), top), only_labels)
         for prediction in rows:
             writer.write(prediction)
         file.flush()
@@ -212,12 +219,21 @@ def label(name: str, ap: float | None = 0.5, positives: int = 1) -> LabelMetrics
     return LabelMetrics(name, positives, 1, ap, ap, ap, ap, ap, 0.5)
 
 
-def measured(*rows: LabelMetrics) -> MetricTable:
-    """A table with these labels."""
+def measured(*rows: LabelMetrics, **facts: Any) -> Verdict:
+    """The verdict on two images of these labels."""
     names = ("mAP", "micro_AP", "macro_F1", "micro_F1", "CP", "CR", "CF1", "OP", "OR", "OF1")
     averages: dict[str, float | None] = {name: at / 10 for at, name in enumerate(names)}
     scored = sum(r.AP is not None for r in rows)
-    return MetricTable(averages, rows, 10**7, scored, "voc_11point")
+    table = MetricTable(averages, rows, 10**7, scored, "voc_11point")
+    logits = np.zeros((2, len(rows)), np.float32)
+    labels = LabelSpace(tuple(r.label for r in rows))
+    scores = ScoreTable(("b.jpg", "=a.jpg"), logits, logits.astype(np.int8), labels)
+    intervals = {"mAP": (0.25, 0.75), "macro_F1": (0.125, 1.0), "micro_F1": None}
+    per_label = {r.label: {"AP": r.AP and (0.125, 0.5), "F1": None} for r in rows}
+    known = {"threshold_source": "fixed", "fitted_on": "nothing"}
+    return Verdict(
+        scores, table, {**known, "intervals": intervals | {"per_label": per_label}, **facts}
+    )
 
 
 def width(line: str) -> int:
@@ -230,7 +246,21 @@ def test_the_summary_has_the_numbers() -> None:
     text = summary(measured(label("cat"), label("dog", None)))
     assert text.startswith("10000000 images, mAP over 1 of 2 labels\n")
     numbers = "mAP 0.0000 macro F1 0.2000 CF1 0.6000 micro AP 0.1000 micro F1 0.3000 OF1 0.9000"
-    assert numbers in " ".join(text.split())
+    assert f"{numbers} 95 % mAP 0.250 to 0.750, macro F1 0.125 to 1.000 label" in " ".join(
+        text.split()
+    )
+
+
+def test_the_summary_says_what_the_thresholds_were_fitted_on() -> None:
+    """F1s of the images that fitted them never stand alone."""
+    fitted = {"threshold_source": "per_label", "fitted_on": "the same images"}
+    honest = {"macro_F1": 0.125, "micro_F1": None}
+    text = summary(measured(label("cat"), **fitted, cross_fitted=honest))
+    assert "fitted on these images (per_label)" in text
+    assert "macro F1 0.1250, micro F1     -- (cross-fitted)" in text
+    assert max(width(line) for line in text.splitlines()) <= 80
+    text = summary(measured(label("cat"), threshold_source="global", fitted_on="other images"))
+    assert "F1 are at the checkpoint's thresholds (global)" in text
 
 
 def test_the_summary_is_sorted_by_ap() -> None:
@@ -275,12 +305,10 @@ def test_forty_labels_are_all_shown(count: int) -> None:
 # ---- result files -----------------------------------------------------------------------
 
 
-def results(folder: Path, *rows: LabelMetrics) -> MetricTable:
+def results(folder: Path, *rows: LabelMetrics) -> None:
     """The result files of two images."""
-    table = measured(*rows)
-    scores = np.array([[0.75] * len(rows), [0.25] * len(rows)])
-    write_results(folder, table, ["b.jpg", "=a.jpg"], scores, {"data": "validation", "epoch": 3})
-    return table
+    probabilities = np.array([[0.75] * len(rows), [0.25] * len(rows)])
+    write_results(folder, measured(*rows), probabilities, {"data": "validation", "epoch": 3})
 
 
 def test_metrics_json_has_the_keys_of_the_contract(tmp_path: Path) -> None:
@@ -301,9 +329,10 @@ def test_per_label_csv_has_a_row_a_label(tmp_path: Path) -> None:
     results(tmp_path, label("cat", 0.25, 7), label("=dog", None, 0))
     header, cat, dog = cells((tmp_path / rundir.PER_LABEL).read_bytes().decode())
     rates = ["AP", "F1", "precision", "recall", "AUROC"]
-    assert header == ["label", *rates, "threshold", "positives", "negatives"]
-    assert cat == ["cat", *["0.250000"] * 5, "0.5", "7", "1"]
-    assert dog == ["'=dog", *[""] * 5, "0.5", "0", "1"]
+    ends = ["AP_low", "AP_high", "F1_low", "F1_high"]
+    assert header == ["label", *rates, "threshold", "positives", "negatives", *ends]
+    assert cat == ["cat", *["0.250000"] * 5, "0.5", "7", "1", "0.125000", "0.500000", "", ""]
+    assert dog == ["'=dog", *[""] * 5, "0.5", "0", "1", "", "", "", ""]
 
 
 def test_predictions_csv_is_what_predict_writes(tmp_path: Path) -> None:
@@ -316,11 +345,12 @@ def test_predictions_csv_is_what_predict_writes(tmp_path: Path) -> None:
     ]
 
 
-def test_results_are_three_whole_files(tmp_path: Path) -> None:
+def test_results_are_four_whole_files(tmp_path: Path) -> None:
     """No temporary file stays, and metrics.json, the mark of completeness, is the last."""
     results(tmp_path, label("cat"))
     files = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    assert {path.name for path in files} == {"metrics.json", "per_label.csv", "predictions.csv"}
+    tables = {"metrics.json", "per_label.csv", "predictions.csv", "scores.npz"}
+    assert {path.name for path in files} == tables
     assert files[-1].stat().st_mtime_ns == (tmp_path / rundir.METRICS).stat().st_mtime_ns
 
 

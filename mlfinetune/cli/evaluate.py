@@ -39,6 +39,6 @@ def evaluate(
     asked = workflow.Asked(
         checkpoint.absolute(), data, split, images, output, tuple(overrides or ())
     )
-    folder, table = workflow.run(asked, device, log)
-    print(summary(table))
+    folder, verdict = workflow.run(asked, device, log)
+    print(summary(verdict))
     log.say(f"results in {shown(folder)}")

@@ -40,5 +40,5 @@ def train(
         print("dry run: one batch trained, scored and saved; nothing was left behind")
         return
     done = workflow.run(loaded, device, log)
-    print(summary(done.table))
+    print(summary(done.verdict))
     log.say(f"results in {shown(done.run)}")

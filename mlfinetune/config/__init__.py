@@ -16,12 +16,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlfinetune import yaml12
-from mlfinetune.config.sections import LOSS_SETTINGS, Config, DataConfig
+from mlfinetune.config.sections import LOSS_SETTINGS, Config, DataConfig, EvalConfig
 from mlfinetune.errors import ConfigError, listing
 from mlfinetune.explain import explain
 from mlfinetune.yaml12 import Lines, kind
 
-__all__ = ["LOSS_SETTINGS", "SCHEMA", "Config", "DataConfig", "dump", "load", "restore", "schema"]
+__all__ = [
+    "LOSS_SETTINGS",
+    "SCHEMA",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "dump",
+    "load",
+    "restore",
+    "schema",
+]
 
 SCHEMA = Path(__file__).parent.with_name("config.schema.json")
 """For editors, by way of a `# yaml-language-server: $schema=` line."""

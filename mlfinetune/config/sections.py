@@ -261,6 +261,27 @@ LOSS_SETTINGS = {
 }
 
 
+class EvalConfig(Section):
+    """What scores are turned into: probabilities, yes or no, numbers."""
+
+    thresholds: Literal["fixed", "global", "per_label", "precision"] = Field(
+        "per_label",
+        description="from which probability a label counts as present, fitted on validation: the "
+        "highest F1 of all labels (global) or of each, rare ones drawn to the global one "
+        "(per_label), the lowest that reaches the wanted precision; fixed: `threshold`",
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="of thresholds: fixed")
+    precision: float = Field(0.9, gt=0, lt=1, description="wanted, of thresholds: precision")
+    calibration: Literal["none", "temperature", "platt"] = Field(
+        "none",
+        description="probabilities that can be taken at their word, fitted on validation: one "
+        "slope for all labels (temperature), or a line for each (platt)",
+    )
+    ap: Literal["sklearn", "voc_interpolated", "voc_11point"] = Field(
+        "sklearn", description="average precision: not interpolated, as VOC since 2010, as VOC 2007"
+    )
+
+
 class Config(Section):
     """The whole config."""
 
@@ -269,6 +290,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
+    eval: EvalConfig = EvalConfig()
     output: FilePath | None = Field(
         None, description="run directory; default: runs/<config file's name>"
     )

@@ -1,13 +1,13 @@
-"""`mlfinetune eval`: checkpoint -> examples -> ScoreTable -> MetricTable -> files."""
+"""`mlfinetune eval`: checkpoint -> examples -> ScoreTable -> Verdict -> files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlfinetune import assemble, checkpoint, config, examples, rundir, runtime, tables
 from mlfinetune.data.manifest import read_one, read_val
-from mlfinetune.errors import DataError
-from mlfinetune.metrics.measure import measure
-from mlfinetune.records import Checkpoint, Manifest, MetricTable
+from mlfinetune.errors import ConfigError, DataError
+from mlfinetune.judge import decide, judge
+from mlfinetune.records import Checkpoint, Decision, Manifest, ScoreTable, Verdict
 from mlfinetune.runlog import RunLog
 from mlfinetune.score import probabilities, score
 
@@ -24,7 +24,7 @@ class Asked:
     overrides: tuple[str, ...] = ()
 
 
-def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]:
+def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict]:
     """Score the validation data of a checkpoint's run, or other data; write the results.
 
     Returns:
@@ -53,11 +53,32 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, MetricTable]
         )
         scores = score(tagger, bar.over(batches.epoch()), manifest, device, dtype)
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
-    table = measure(scores, loaded.threshold)
+    fitted_here = assemble.data_digest(manifest) == loaded.data_digest
+    decision = _decision(settings.eval, loaded, scores, fitted_here)
+    verdict = judge(settings.eval, scores, decision, fitted_here)
     about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
-    tables.write_scores(folder, scores)
-    tables.write_results(folder, table, scores.names, probabilities(scores.logits), about)
-    return folder, table
+    tables.write_results(folder, verdict, probabilities(verdict.scores.logits), about)
+    return folder, verdict
+
+
+def _decision(
+    asked: config.EvalConfig, loaded: Checkpoint, scores: ScoreTable, fitted_here: bool
+) -> Decision:
+    """The checkpoint's, or, where overrides ask for another, the one that these scores lead to.
+
+    Raises:
+        ConfigError: it would be fitted on images that are no validation data of the run.
+    """
+    trained = config.restore(loaded.config).eval
+    if asked.model_copy(update={"ap": trained.ap}) == trained:
+        return loaded.decision
+    if not fitted_here and (asked.thresholds != "fixed" or asked.calibration != "none"):
+        raise ConfigError(
+            "eval.thresholds, eval.calibration: they are fitted on the run's validation data, and "
+            "numbers on other data use what it gave; leave them out, or set eval.thresholds=fixed "
+            "and eval.calibration=none"
+        )
+    return decide(asked, scores)
 
 
 def _examples(

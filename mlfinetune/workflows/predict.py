@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +16,7 @@ from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.loader import stream
 from mlfinetune.errors import DataError
 from mlfinetune.model import Tagger
-from mlfinetune.records import Batch, Prediction
+from mlfinetune.records import Batch, Decision, Prediction
 from mlfinetune.runlog import Bar, RunLog
 from mlfinetune.score import forward, probabilities
 from mlfinetune.tables import FORMATS, Choice
@@ -64,12 +64,14 @@ def run(
     loaded = checkpoint.load(file)
     device = runtime.prepare(device_name)
     dtype, _ = runtime.choose_precision(restore(loaded.config).train.precision, device)
-    threshold = loaded.threshold if asked.threshold is None else asked.threshold
+    decision, labels = loaded.decision, loaded.labels
+    if asked.threshold is not None:
+        decision = replace(decision, how="fixed", thresholds=(asked.threshold,) * len(labels))
     tagger, how = assemble.serving(
         assemble.model_of(loaded, device), loaded.transform.image_size, device, dtype
     )
     log.say(
-        f"checkpoint {rundir.shown(file)}: {len(loaded.labels)} labels, threshold {threshold:g}; "
+        f"checkpoint {rundir.shown(file)}: {len(labels)} labels, {_about(decision)}; "
         f"device {device}, precision {str(dtype).removeprefix('torch.')}, {how}"
     )
     batches = stream(
@@ -79,14 +81,14 @@ def run(
         workers=runtime.choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
-    choice, failed = Choice(loaded.labels, threshold, asked.top), []
+    choice, failed = Choice(labels, decision.thresholds, asked.top), []
     with (
         runtime.device_faults(),
         open_output() as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
         writer = FORMATS[asked.format](output, choice, asked.only_labels)
-        for prediction in _predict(tagger, batches, device, dtype, bar):
+        for prediction in _predict(tagger, decision, batches, device, dtype, bar):
             writer.write(prediction)
             if prediction.error is not None:
                 failed.append(f"{prediction.name}: {prediction.error}")
@@ -124,8 +126,18 @@ def _check(inputs: Iterable[str]) -> None:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
 
 
+def _about(decision: Decision) -> str:
+    """Where labels begin, and whose probabilities these are."""
+    low, high = min(decision.thresholds), max(decision.thresholds)
+    source = "" if decision.how == "fixed" else f" ({decision.how})"
+    text = f"threshold {low:g}" if low == high else f"thresholds {low:.2f} to {high:.2f}"
+    calibrated = "" if decision.calibration == "none" else f", calibrated ({decision.calibration})"
+    return text + source + calibrated
+
+
 def _predict(
     tagger: Tagger,
+    decision: Decision,
     batches: Iterable[tuple[list[str], Batch]],
     device: torch.device,
     dtype: torch.dtype,
@@ -137,7 +149,8 @@ def _predict(
             f.index: Prediction(names[f.index], None, f.reason) for f in batch.failures
         }
         if len(batch.indices):
-            scored = probabilities(forward(tagger, batch, device, dtype))
+            logits = forward(tagger, batch, device, dtype)
+            scored = probabilities(decision.calibrated(logits))
             for index, row in zip(batch.indices.tolist(), scored, strict=True):
                 rows[index] = Prediction(names[index], row)
         yield from (rows[index] for index in range(len(names)))

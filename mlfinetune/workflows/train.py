@@ -25,7 +25,8 @@ from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
 from mlfinetune.epochs import Outcome, Parts, epochs, solutions
-from mlfinetune.records import MetricTable
+from mlfinetune.judge import decide, judge
+from mlfinetune.records import Verdict
 from mlfinetune.runlog import RunLog, clock
 from mlfinetune.score import probabilities
 
@@ -35,7 +36,7 @@ class Trained:
     """A finished run: its directory, and the numbers of its best epoch."""
 
     run: Path
-    table: MetricTable
+    verdict: Verdict
 
 
 def run(config: Config, device_name: str, log: RunLog) -> Trained:
@@ -96,15 +97,12 @@ def _train(
                 assert isinstance(parts.train, Loader)
                 parts.train.read_copies(copies)
             best = _best(parts, start, run, log)
-    about = {"data": "validation", "epoch": best.number}
-    scores = probabilities(best.scores.logits)
-    tables.write_scores(run, best.scores)
-    tables.write_results(run, best.table, best.scores.names, scores, about)
+    verdict = _results(config, best, run)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
-    return Trained(run, best.table)
+    return Trained(run, verdict)
 
 
 def _open_run(parts: Parts, log: RunLog) -> Path:
@@ -246,6 +244,17 @@ def _epoch_line(epoch: Outcome, best: Outcome) -> str:
 def _map(epoch: Outcome) -> str:
     value = epoch.table.averages["mAP"]
     return "--" if value is None else f"{value:.4f}"
+
+
+def _results(config: Config, best: Outcome, run: Path) -> Verdict:
+    """Judge the best outcome, and give its checkpoint the thresholds that validation asks for."""
+    decision = decide(config.eval, best.scores)
+    content = checkpoint.load(run / rundir.BEST)
+    checkpoint.save(run / rundir.BEST, replace(content, decision=decision))
+    verdict = judge(config.eval, best.scores, decision, fitted_here=True)
+    about = {"data": "validation", "epoch": best.number}
+    tables.write_results(run, verdict, probabilities(verdict.scores.logits), about)
+    return verdict
 
 
 def _save(parts: Parts, epoch: Outcome, run: Path, is_best: bool) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import Run
 
-from mlfinetune.metrics.measure import measure
-from mlfinetune.records import LabelSpace, ScoreTable
-from mlfinetune.tables import write_results, write_scores
+from mlfinetune.config import EvalConfig
+from mlfinetune.judge import judge
+from mlfinetune.records import Decision, LabelSpace, ScoreTable
+from mlfinetune.tables import write_results
 
 
 def drawn(images: int = 300, labels: tuple[str, ...] = ("cat", "dog", "x|y")) -> ScoreTable:
@@ -32,9 +33,8 @@ def noisier(scores: ScoreTable, noise: float) -> ScoreTable:
 def folder(path: Path, scores: ScoreTable, threshold: float = 0.5) -> str:
     """What eval leaves, written by hand; its name."""
     path.mkdir()
-    table = measure(scores, threshold)
-    write_scores(path, scores)
-    write_results(path, table, scores.names, scores.logits.astype(np.float64), {})
+    verdict = judge(EvalConfig(), scores, Decision.plain(len(scores.labels), threshold), False)
+    write_results(path, verdict, scores.logits.astype(np.float64), {})
     return path.name
 
 

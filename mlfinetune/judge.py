@@ -1,0 +1,124 @@
+"""Scores become decisions and numbers, as the config's `eval` section says.
+
+    validation's scores -> decide -> Decision, stored in the checkpoint
+    scores, Decision    -> judge  -> Verdict: what a folder of results says
+
+Numbers at thresholds that were fitted on the same images are optimistic, so those of thresholds
+fitted on other images stand beside them: `cross_fitted`, five parts, each decided by the rest.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mlfinetune.config import EvalConfig
+from mlfinetune.metrics import bootstrap, calibration, thresholds
+from mlfinetune.metrics.measure import measure
+from mlfinetune.records import Decision, ScoreTable, Verdict
+from mlfinetune.score import probabilities
+
+RESAMPLES = 1000
+DRAWN = 2 * 10**9
+"""(image, label) pairs that resampling may draw; a larger table gets fewer resamples, but 100."""
+
+
+def decide(settings: EvalConfig, scores: ScoreTable) -> Decision:
+    """The calibration and the thresholds that these scores ask for."""
+    line = calibration.fit(scores.logits, scores.targets, settings.calibration)
+    found = thresholds.fit(
+        line.apply(scores.logits),
+        scores.targets,
+        settings.thresholds,
+        fixed=settings.threshold,
+        precision=settings.precision,
+    )
+    values = found.values
+    values[list(found.unreachable)] = 1.0
+    return Decision(
+        found.how,
+        tuple(values.tolist()),
+        line.how,
+        tuple(line.slope.tolist()),
+        tuple(line.intercept.tolist()),
+    )
+
+
+def judge(
+    settings: EvalConfig, scores: ScoreTable, decision: Decision, fitted_here: bool
+) -> Verdict:
+    """Every number of scores, by a decision.
+
+    Args:
+        settings: `ap`, and how the decision was fitted, where it was.
+        scores: (N, L) the model's own logits, and targets.
+        decision: of the checkpoint.
+        fitted_here: on these very images.
+    """
+    calibrated = replace(scores, logits=decision.calibrated(scores.logits))
+    table = measure(calibrated, np.array(decision.thresholds), settings.ap)
+    facts: dict[str, Any] = {
+        "threshold_source": decision.how,
+        "fitted_on": "the same images" if fitted_here else "other images",
+        "intervals": _intervals(calibrated, decision),
+        "calibration": _calibration(settings, scores, calibrated, fitted_here),
+    }
+    if decision.how == "fixed" and decision.calibration == "none":
+        facts["fitted_on"] = "nothing"
+    elif fitted_here:
+        facts["cross_fitted"] = _cross_fitted(settings, scores)
+    return Verdict(calibrated, table, facts)
+
+
+def _cross_fitted(settings: EvalConfig, scores: ScoreTable) -> dict[str, float | None]:
+    said = thresholds.cross_fitted(
+        scores.logits,
+        scores.targets,
+        settings.thresholds,
+        calibrate=settings.calibration,
+        fixed=settings.threshold,
+        precision=settings.precision,
+    )
+    decided = replace(scores, logits=np.where(said, np.float32(1), np.float32(-1)))
+    averages = measure(decided).averages
+    names = ("precision", "recall", "F1")
+    return {
+        f"{kind}_{name}": averages[f"{kind}_{name}"]
+        for kind in ("macro", "micro")
+        for name in names
+    }
+
+
+def _intervals(scores: ScoreTable, decision: Decision) -> dict[str, Any]:
+    """95 % of resampled images give numbers between these."""
+    pairs = max(1, scores.logits.size)
+    found = bootstrap.intervals(
+        scores, decision.thresholds, max(100, min(RESAMPLES, DRAWN // pairs))
+    )
+    return {
+        **found.averages,
+        "resamples": found.resamples,
+        "per_label": {row.label: {"AP": row.AP, "F1": row.F1} for row in found.per_label},
+    }
+
+
+def _calibration(
+    settings: EvalConfig, scores: ScoreTable, calibrated: ScoreTable, fitted_here: bool
+) -> dict[str, Any]:
+    """How far probabilities are off, over all known pairs; honest where fitted on these images."""
+    facts: dict[str, Any] = {"how": settings.calibration, **_off(scores)}
+    if settings.calibration != "none":
+        after = calibrated
+        if fitted_here:
+            fitted = calibration.cross_fitted(scores.logits, scores.targets, settings.calibration)
+            after = replace(scores, logits=fitted)
+        facts["calibrated"] = _off(after)
+    return facts
+
+
+def _off(scores: ScoreTable) -> dict[str, float | None]:
+    p = probabilities(scores.logits)
+    return {
+        "ECE": calibration.ece(p, scores.targets),
+        "Brier": calibration.brier(p, scores.targets),
+    }

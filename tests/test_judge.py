@@ -1,0 +1,100 @@
+"""Scores become a decision on validation, and numbers by it, honest ones beside optimistic ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from mlfinetune.config import EvalConfig
+from mlfinetune.judge import DRAWN, decide, judge
+from mlfinetune.metrics.measure import measure
+from mlfinetune.records import Decision, LabelSpace, ScoreTable
+
+LABELS = LabelSpace(("common", "rare", "none"))
+
+
+def drawn(seed: int, images: int = 400) -> ScoreTable:
+    """Logits that are too sure of themselves, and too low; a label without a positive."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=(images, 3)) + np.array([0.5, -2.0, -9.0])
+    targets = (random.random((images, 3)) < expit(2 * truth)).astype(np.int8)
+    targets[::10, 0] = -1
+    names = tuple(f"{at}.jpg" for at in range(images))
+    return ScoreTable(names, (6 * truth - 3).astype(np.float32), targets, LABELS)
+
+
+def test_a_plain_decision_changes_nothing() -> None:
+    """Logits as they are, one threshold."""
+    scores, plain = drawn(0), Decision.plain(3)
+    verdict = judge(EvalConfig(thresholds="fixed"), scores, plain, fitted_here=True)
+    assert verdict.scores.logits is scores.logits
+    assert verdict.table == measure(scores, 0.5)
+    assert (verdict.facts["threshold_source"], verdict.facts["fitted_on"]) == ("fixed", "nothing")
+    assert "cross_fitted" not in verdict.facts
+
+
+@pytest.mark.parametrize("how", ["global", "per_label", "precision"])
+def test_fitted_thresholds_come_with_cross_fitted_numbers(how: str) -> None:
+    """On the images that fitted them; on others the numbers are honest by themselves."""
+    settings, scores = EvalConfig.model_validate({"thresholds": how}), drawn(1)
+    decision = decide(settings, scores)
+    here = judge(settings, scores, decision, fitted_here=True)
+    assert here.facts["cross_fitted"].keys() >= {"macro_F1", "micro_F1"}
+    fresh = judge(settings, drawn(2), decision, fitted_here=False)
+    assert fresh.facts["fitted_on"] == "other images"
+    assert "cross_fitted" not in fresh.facts
+    assert [row.threshold for row in fresh.table.per_label] == list(decision.thresholds)
+
+
+def test_cross_fitted_numbers_are_nearer_to_those_of_fresh_images() -> None:
+    """Over forty draws: what the optimism is, and what is left of it."""
+    settings, optimism, left = EvalConfig(), [], []
+    for seed in range(40):
+        scores = drawn(seed, 120)
+        decision = decide(settings, scores)
+        here = judge(settings, scores, decision, fitted_here=True)
+        fresh = measure(drawn(1000 + seed, 4000), np.array(decision.thresholds))
+        wanted = fresh.averages["micro_F1"]
+        optimism.append(here.table.averages["micro_F1"] - wanted)  # type: ignore[operator]
+        left.append(here.facts["cross_fitted"]["micro_F1"] - wanted)
+    assert abs(np.mean(left)) < 0.5 * np.mean(optimism)
+
+
+@pytest.mark.parametrize(("how", "share"), [("temperature", 0.75), ("platt", 0.3)])
+def test_calibration_makes_probabilities_believable(how: str, share: float) -> None:
+    """ECE and Brier fall on fresh images, the more where the shift is mended too; AP stays."""
+    settings = EvalConfig.model_validate({"calibration": how, "thresholds": "global"})
+    decision, fresh = decide(settings, drawn(3, 2000)), drawn(4, 2000)
+    verdict = judge(settings, fresh, decision, fitted_here=False)
+    facts = verdict.facts["calibration"]
+    assert facts["calibrated"]["ECE"] < share * facts["ECE"]
+    assert facts["calibrated"]["Brier"] < facts["Brier"]
+    plain = measure(fresh)
+    assert verdict.table.averages["mAP"] == pytest.approx(plain.averages["mAP"], abs=1e-3)
+    wanted = decision.slope[0] * fresh.logits[:, 0].astype(float) + decision.intercept[0]
+    np.testing.assert_allclose(verdict.scores.logits[:, 0], wanted, rtol=1e-6)
+
+
+def test_a_precision_out_of_reach_is_never_said() -> None:
+    """The threshold is 1, and not even a probability of 1 reaches it."""
+    scores = drawn(5)
+    decision = decide(EvalConfig(thresholds="precision", precision=0.99), scores)
+    assert decision.thresholds[2] == 1
+    sure = replace(scores, logits=np.full_like(scores.logits, 90))
+    assert judge(EvalConfig(), sure, decision, False).table.per_label[2].F1 is None
+    both = replace(sure, targets=np.ones_like(sure.targets))
+    assert judge(EvalConfig(), both, decision, False).table.per_label[2].recall == 0
+
+
+def test_a_large_table_gets_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stays bounded; the file says how many."""
+    assert (
+        judge(EvalConfig(), drawn(0), Decision.plain(3), False).facts["intervals"]["resamples"]
+        == 1000
+    )
+    monkeypatch.setattr("mlfinetune.judge.DRAWN", DRAWN // 10**6)
+    assert (
+        judge(EvalConfig(), drawn(0), Decision.plain(3), False).facts["intervals"]["resamples"]
+        == 100
+    )
