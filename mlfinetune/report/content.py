@@ -58,8 +58,7 @@ class Evidence:
             data fitted the thresholds, which checkpoint.
         scores: (N, L) logits and targets in {1, 0, -1}.
         probabilities: (N, L) sigmoid of the logits.
-        thresholds: (L,) probabilities of the same scale, from which labels count as present.
-        table: the numbers of `scores` at `thresholds`.
+        table: the numbers of `scores`; its thresholds are probabilities of the same scale.
         intervals: name of an average -> ends of its 95 % interval.
         ap_intervals, f1_intervals: label -> ends of its 95 % interval.
         calibrated: (N, L) calibrated probabilities; None where nothing was calibrated.
@@ -71,7 +70,6 @@ class Evidence:
     about: tuple[tuple[str, str], ...]
     scores: ScoreTable
     probabilities: NDArray[np.float64]
-    thresholds: NDArray[np.float64]
     table: MetricTable
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     ap_intervals: Mapping[str, Interval] = field(default_factory=dict)
@@ -94,8 +92,9 @@ def _judge(evidence: Evidence) -> Report:
     """The report without its pictures."""
     scores, shape = evidence.scores, evidence.scores.logits.shape
     assert scores.targets.shape == evidence.probabilities.shape == shape
-    assert evidence.thresholds.shape == shape[1:]
-    limits = curves.cuts(evidence.thresholds)
+    thresholds = np.array([row.threshold for row in evidence.table.per_label])
+    assert thresholds.shape == shape[1:]
+    limits = curves.cuts(thresholds)
     found = [
         mistakes.sides(scores.logits[:, at], scores.targets[:, at], limits[at])
         for at in range(shape[1])
@@ -120,7 +119,7 @@ def _judge(evidence: Evidence) -> Report:
         missed=pairs,
         matrix=matrix,
         suspects=mistakes.suspects(
-            scores, evidence.probabilities, limits, evidence.thresholds, evidence.calibrated
+            scores, evidence.probabilities, limits, thresholds, evidence.calibrated
         ),
     )
 
@@ -233,7 +232,7 @@ def _detail(
     hits, passed = len(found.hits), len(found.hits) + len(found.false_positives)
     return Detail(
         curves.precision_recall(logits, targets),
-        curves.by_threshold(logits, targets, float(evidence.thresholds[column])),
+        curves.by_threshold(logits, targets, row.threshold),
         (hits / row.positives, hits / passed) if passed else None,
         *shown,
     )

@@ -100,6 +100,8 @@ def decisions(report: Report) -> str:
     """What the thresholds do, in one sentence."""
     d = report.decisions
     given, there = d.hits + d.false_positives, d.hits + d.false_negatives
+    if not given and not there:
+        return "No target is known, so nothing is known of the thresholds."
     if not given:
         return f"At the chosen thresholds it gives no tag; {counted(there, 'tag')} belonged there."
     right = (
