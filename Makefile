@@ -6,10 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 CODE := $(shell find mlfinetune -name '*.py')
 CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '*.yaml') \
+           $(wildcard mlfinetune/report/templates/*) \
            pyproject.toml README.md Makefile .ci/run
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench gpu-check clean
+.PHONY: demo test check browser bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
 
@@ -52,7 +53,7 @@ demo/predictions.csv: runs/demo/metrics.json
 test: .venv/tested
 	@echo "every check and test has passed for these files (rm .venv/tested runs them again)"
 
-.venv/tested: .venv/done $(CHECKED)
+.venv/tested: .venv/done $(CHECKED) | browser
 	$(MAKE) check
 	$(BIN)/python -m pytest
 	touch $@
@@ -62,6 +63,14 @@ check: .venv/done
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The report is tested in Debian's Chromium. Where it cannot be had its tests are skipped, and say so;
+# with MLFINETUNE_BROWSER=required they fail.
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { \
+		command -v apt-get && test "$$(id -u)" = 0 && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+			chromium chromium-driver; } >/dev/null 2>&1 || true
 
 # Benchmarks that draw their own data; then those that ask for real pictures, where
 # DATA=folder (train.csv, val.csv, images/) and WEIGHTS=backbone.safetensors name some.

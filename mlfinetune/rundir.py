@@ -1,7 +1,8 @@
 """Every file name inside a run directory, and how a file gets there whole.
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
-              metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  train.log
+              metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
+              suspects.csv  train.log
 """
 
 import os
@@ -24,6 +25,8 @@ PER_LABEL = "per_label.csv"
 PREDICTIONS = "predictions.csv"
 SCORES = "scores.npz"
 SKIPPED = "skipped.csv"
+REPORT = "report.html"
+SUSPECTS = "suspects.csv"
 LOG = "train.log"
 EVAL = "eval"
 

@@ -43,6 +43,7 @@ _THUMBNAIL = 128  # pixels a side, the least that a JPEG is decoded to for its h
 _NOISE = 2  # grey levels
 _MEBIBYTE = 1 << 20
 _QUALITY = 95  # of JPEGs that are written, 4:2:0; benchmarks/image_store.py weighs it
+_THUMBNAIL_QUALITY = 70
 
 JpegDecoder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """The bytes of an upright JPEG (n,) -> (H, W, 3) RGB; raises where it cannot."""
@@ -125,6 +126,23 @@ def encode(pixels: NDArray[np.uint8]) -> bytes:
     """(H, W, 3) RGB -> a JPEG of high quality; no side may be longer than 65,500 pixels."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def thumbnail(path: Path, side: int, max_pixels: int) -> bytes:
+    """A small JPEG of a picture, whole, upright, its longer side `side` pixels or its own.
+
+    A picture that cannot be read gives a grey square with a cross.
+    """
+    try:
+        small = Image.fromarray(decode(path, max_pixels, least=side))
+    except ImageError:
+        across = np.eye(side, dtype=np.bool_)
+        cross = np.where(across | across[::-1], 110, 190).astype(np.uint8)
+        small = Image.fromarray(cross).convert("RGB")
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=_THUMBNAIL_QUALITY, optimize=True)
     return file.getvalue()
 
 

@@ -1,0 +1,215 @@
+"""Numbers -> the geometry of a plot, which a template writes as SVG.
+
+Drawn by hand: Matplotlib would be a dependency of 30 MB for polylines, and its pictures know
+neither the page's colours, dark or light, nor a screen reader.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mlfinetune.report.records import Calibration, LabelReport, Point, Series
+
+WIDTH, HEIGHT = 320, 216
+LEFT, RIGHT, TOP, BOTTOM = 36, 10, 10, 34
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A line of the grid, in SVG units, and its text."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """An SVG path; `kind` is its class: one, two, three, or guide."""
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of WIDTH x HEIGHT units.
+
+    Attributes:
+        caption: above the plot.
+        title, description: for screen readers.
+        legend: (kind, words) of the strokes that need them.
+        dots: (x, y, kind).
+        rule: x of a vertical line.
+    """
+
+    caption: str
+    title: str
+    description: str
+    x_name: str
+    y_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    strokes: tuple[Stroke, ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    dots: tuple[tuple[float, float, str], ...] = field(default=())
+    rule: float | None = None
+
+
+def precision_recall(row: LabelReport) -> Plot:
+    """The curve in steps, chance as a guide, the threshold as a dot."""
+    assert row.detail is not None
+    detail, base = row.detail, row.positives / (row.positives + row.negatives)
+    path = [f"M{_x(0)} {_y(detail.curve[0][1])}"]
+    for recall, precision in detail.curve:
+        path.append(f"V{_y(precision)}H{_x(recall)}")
+    at = "the threshold passes no picture"
+    if detail.chosen:
+        recall, precision = detail.chosen
+        at = f"at the threshold precision is {precision:.2f} and recall {recall:.2f}"
+    return Plot(
+        caption="Precision by recall",
+        title=f"Precision by recall of {row.label}",
+        description=f"Average precision {row.AP.value or 0:.3f}; {at}; by chance {base:.2f}.",
+        x_name="recall",
+        y_name="precision",
+        x_ticks=_unit(_x),
+        y_ticks=_unit(_y),
+        strokes=(Stroke(_line([(0, base), (1, base)]), "guide"), Stroke("".join(path), "one")),
+        legend=(("guide", f"chance, {base:.2f}"), ("dot", "at the threshold")),
+        dots=((_x(detail.chosen[0]), _y(detail.chosen[1]), "one"),) if detail.chosen else (),
+    )
+
+
+def by_threshold(row: LabelReport) -> Plot:
+    """Precision, recall and F1 by threshold, the chosen one as a rule."""
+    assert row.detail is not None
+    points = row.detail.thresholds
+    best = max(points, key=lambda point: point.F1)
+    passing = [(p.threshold, p.precision) for p in points if p.precision is not None]
+    return Plot(
+        caption="What another threshold would give",
+        title=f"Precision, recall and F1 of {row.label} by threshold",
+        description=f"The threshold is {row.threshold:.2f}, where F1 is {row.F1.value or 0:.3f}; "
+        f"on these pictures the best F1 is {best.F1:.3f}, at {best.threshold:.2f}.",
+        x_name="threshold",
+        y_name="",
+        x_ticks=_unit(_x),
+        y_ticks=_unit(_y),
+        strokes=(
+            Stroke(_line(passing), "two"),
+            Stroke(_line([(p.threshold, p.recall) for p in points]), "three"),
+            Stroke(_line([(p.threshold, p.F1) for p in points]), "one"),
+        ),
+        legend=(("one", "F1"), ("two", "precision"), ("three", "recall"), ("rule", "threshold")),
+        rule=_x(row.threshold),
+    )
+
+
+def reliability(curves: Sequence[Calibration]) -> Plot:
+    """Share positive by probability; the diagonal is what a calibrated score would give."""
+    kinds = ("one", "two")
+    strokes = [Stroke(_line([(0, 0), (1, 1)]), "guide")]
+    dots: list[tuple[float, float, str]] = []
+    for kind, curve in zip(kinds, curves, strict=False):
+        points = [(one.probability, one.observed) for one in curve.bins]
+        strokes.append(Stroke(_line(points), kind))
+        dots += [(_x(x), _y(y), kind) for x, y in points]
+    errors = (f"{c.name} are off by {c.error:.3f}" for c in curves if c.error is not None)
+    return Plot(
+        caption="Share of positives by probability",
+        title="Share of positives by probability",
+        description=f"On average over all pairs, {' and '.join(errors) or 'nothing is known'}.",
+        x_name="probability",
+        y_name="share that is positive",
+        x_ticks=_unit(_x),
+        y_ticks=_unit(_y),
+        strokes=tuple(strokes),
+        legend=(
+            *((kind, curve.name) for kind, curve in zip(kinds, curves, strict=False)),
+            ("guide", "perfect"),
+        ),
+        dots=tuple(dots),
+    )
+
+
+def training(group: Sequence[Series], title: str, log: bool) -> Plot:
+    """Quantities of one scale by epoch."""
+    scale = math.log10 if log else float
+    shown = [
+        [(epoch, scale(value)) for epoch, value in one.points if value > 0 or not log]
+        for one in group
+    ]
+    values = [value for points in shown for _, value in points] or [0.0]
+    low, high, ticks = _decades(values) if log else _nice(min(*values, 0), max(values))
+    epochs = [epoch for points in shown for epoch, _ in points] or [0]
+    first, last = min(epochs), max(epochs)
+
+    def place(epoch: float, value: float) -> Point:
+        across = (epoch - first) / (last - first) if last > first else 0.5
+        return across, (value - low) / (high - low)
+
+    step = max(1, math.ceil((last - first) / 6))
+    lines = [[place(*point) for point in points] for points in shown]
+    kinds = ("one", "two", "three")
+    ends = "; ".join(
+        f"{one.name} goes from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}" for one in group
+    )
+    return Plot(
+        caption=title,
+        title=f"{title} by epoch",
+        description=f"From epoch {first} to {last} {ends}.",
+        x_name="epoch",
+        y_name="",
+        x_ticks=tuple(Tick(_x(place(e, low)[0]), str(e)) for e in range(first, last + 1, step)),
+        y_ticks=tuple(Tick(_y(place(first, v)[1]), text) for v, text in ticks),
+        strokes=tuple(Stroke(_line(line), k) for line, k in zip(lines, kinds, strict=False)),
+        legend=tuple((k, one.name) for k, one in zip(kinds, group, strict=False)),
+        dots=tuple(
+            (_x(x), _y(y), kind)
+            for line, kind in zip(lines, kinds, strict=False)
+            for x, y in (line if len(line) <= 12 else line[-1:])
+        ),
+    )
+
+
+# ---- scales -----------------------------------------------------------------------------------
+
+
+def _x(value: float) -> float:
+    return round(LEFT + value * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _y(value: float) -> float:
+    return round(HEIGHT - BOTTOM - value * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _line(points: Sequence[Point]) -> str:
+    """A polyline through points of the unit square."""
+    return "M" + "L".join(f"{_x(x)} {_y(y)}" for x, y in points) if points else ""
+
+
+def _unit(scale: Callable[[float], float]) -> tuple[Tick, ...]:
+    return tuple(Tick(scale(n / 4), f"{n / 4:g}") for n in range(5))
+
+
+def _nice(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
+    """Ends and ticks, steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or 1.0
+    step = 10 ** math.floor(math.log10(span / 3))
+    step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 4)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    last = max(last, first + 1)
+    return (
+        first * step,
+        last * step,
+        [(n * step, f"{n * step:.3g}") for n in range(first, last + 1)],
+    )
+
+
+def _decades(logs: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
+    """The same for powers of ten, four ticks at most."""
+    first, last = math.floor(min(logs)), math.ceil(max(logs))
+    last = max(last, first + 1)
+    step = math.ceil((last - first) / 4)
+    last = first + step * math.ceil((last - first) / step)
+    return first, last, [(n, f"1e{n}") for n in range(first, last + 1, step)]

@@ -1,0 +1,221 @@
+"""What the page says, as frozen records: no arrays, no files, no markup.
+
+Probabilities and metrics lie in [0, 1]; an `index` is a picture's row in the ScoreTable; a
+`column` is a label's place in the LabelSpace. None is undefined, and says why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured number.
+
+    Attributes:
+        name: what people call it.
+        value: None where undefined.
+        low, high: ends of its 95 % interval, None where there is none.
+        note: what it means, or why it is undefined.
+    """
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in a list: its probability for the list's label, and up to four other labels."""
+
+    index: int
+    probability: float
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The first pictures of a list, and how many the whole list holds."""
+
+    total: int
+    shown: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class ThresholdPoint:
+    """What a threshold would give: precision is None where it passes no picture."""
+
+    threshold: float
+    precision: float | None
+    recall: float
+    F1: float
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What one label's page shows beside its row.
+
+    Attributes:
+        curve: (recall, precision) where recall grows, by falling score; steps, not slopes. Empty
+            without a known positive and a known negative.
+        thresholds: by rising threshold, the chosen one among them; empty as `curve`.
+        chosen: (recall, precision) at the threshold, None where it passes nothing.
+        false_positives: known negatives at or above the threshold, highest first.
+        false_negatives: known positives below it, lowest first.
+        hits: known positives at or above it, highest first.
+    """
+
+    curve: tuple[Point, ...]
+    thresholds: tuple[ThresholdPoint, ...]
+    chosen: Point | None
+    false_positives: Gallery
+    false_negatives: Gallery
+    hits: Gallery
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """One label's row; `detail` is None where the page has no room for it.
+
+    Attributes:
+        standing: a key of STANDINGS.
+    """
+
+    column: int
+    label: str
+    positives: int
+    negatives: int
+    unknown: int
+    threshold: float
+    AP: Number
+    F1: Number
+    precision: Number
+    recall: Number
+    standing: str
+    detail: Detail | None = None
+
+
+STANDINGS = ("good", "weak", "unsure", "unmeasured")
+"""good: AP surely at or above the bar; weak: surely below; unsure: these pictures cannot tell."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """All known (picture, label) pairs at the thresholds, counted."""
+
+    hits: int
+    false_positives: int
+    false_negatives: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity by epoch; epochs without it are left out."""
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Known pairs whose probability lies in one range: mean probability, share positive."""
+
+    probability: float
+    observed: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A reliability curve; `error` is the mean of |probability - observed|, weighted by pairs."""
+
+    name: str
+    bins: tuple[Bin, ...]
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Missed:
+    """`label` was there and missed, `found` was not there and found, in `count` pictures."""
+
+    label: str
+    found: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """counts[i][j]: pictures where rows[i] was missed while columns[j] was found."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A given tag that the scores speak against.
+
+    Attributes:
+        image: the picture's name.
+        given: 0, a tag that may be missing, or 1, one that may be wrong.
+        probability: of the label.
+        tags: the picture's other known labels.
+    """
+
+    index: int
+    image: str
+    label: str
+    given: int
+    probability: float
+    why: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that the page shows; `jpeg` is None until it is read, or without room for it."""
+
+    name: str
+    jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page, said in records.
+
+    Attributes:
+        title: of the page, such as the run's name.
+        about: data and protocol, (name, value) lines.
+        images: N.
+        bar: AP from which a label is called good.
+        headline: the numbers to read first.
+        averages: all others.
+        labels: by rising AP, those without one last.
+        training: empty where nothing was trained.
+        calibration: the scores as they are decided by, then calibrated ones, if any.
+        missed: most frequent first.
+        suspects: missing tags, then wrong ones; the least likely to be right first.
+        pictures: by index, all that any list shows, the most needed first.
+        side: of the thumbnails, in pixels.
+    """
+
+    title: str
+    about: tuple[tuple[str, str], ...]
+    images: int
+    bar: float
+    headline: tuple[Number, ...]
+    averages: tuple[Number, ...]
+    decisions: Decisions
+    labels: tuple[LabelReport, ...]
+    training: tuple[Series, ...]
+    calibration: tuple[Calibration, ...]
+    missed: tuple[Missed, ...]
+    matrix: Matrix
+    suspects: tuple[Suspect, ...]
+    pictures: Mapping[int, Picture] = field(default_factory=dict)
+    side: int = 0
