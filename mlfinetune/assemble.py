@@ -249,6 +249,11 @@ def checkpoint(
     )
 
 
+def whereabouts(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Where the pictures of results are, for a report's thumbnails."""
+    return {"images_root": str(manifest.root), "max_pixels": config.data.max_pixels}
+
+
 def data_digest(manifest: Manifest) -> str:
     """SHA-256 over names, labels and targets: do two runs speak of the same examples?"""
     digest = hashlib.sha256(

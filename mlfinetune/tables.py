@@ -185,6 +185,29 @@ def read_scores(folder: Path) -> ScoreTable:
     return ScoreTable(names, logits, targets, LabelSpace(labels))
 
 
+def read_metrics(folder: Path, labels: LabelSpace) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """The content of metrics.json, and each label's threshold in it.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not tell these labels' thresholds.
+    """
+    path = folder / rundir.METRICS
+    try:
+        content = json.loads(path.read_bytes())
+        rows = content["per_label"]
+        thresholds = tuple(float(rows[name]["threshold"]) for name in labels.names)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} does not tell the thresholds of the labels in {rundir.SCORES} beside it; "
+            f"write both anew with `mlfinetune eval`"
+        ) from error
+    if not all(0 <= threshold <= 1 for threshold in thresholds):
+        raise CheckpointError(f"{path}: a threshold is no probability")
+    return content, thresholds
+
+
 _FOREIGN = (
     zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, NotImplementedError,
     RuntimeError, MemoryError,

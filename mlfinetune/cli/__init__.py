@@ -19,6 +19,7 @@ from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.init import init
 from mlfinetune.cli.predict import predict
+from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
 from mlfinetune.errors import MlfinetuneError
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.command()(report)
 app.command()(predict)
 app.command()(init)
 app.command()(check)

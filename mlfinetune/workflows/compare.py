@@ -1,7 +1,6 @@
 """`mlfinetune compare`: two folders -> ScoreTables -> what both scored -> Comparison."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,24 +98,8 @@ def _read(folder: Path) -> Side:
             f"`mlfinetune eval --checkpoint RUN -o FOLDER` wrote"
         )
     scores = tables.read_scores(folder)
-    return Side(scores, _thresholds(folder / rundir.METRICS, scores.labels))
-
-
-def _thresholds(path: Path, labels: LabelSpace) -> tuple[float, ...]:
-    """Each label's threshold, from metrics.json."""
-    try:
-        rows = json.loads(path.read_bytes())["per_label"]
-        thresholds = tuple(float(rows[name]["threshold"]) for name in labels.names)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} does not tell the thresholds of the labels in {rundir.SCORES} beside it; "
-            f"write both anew with `mlfinetune eval`"
-        ) from error
-    if not all(0 <= threshold <= 1 for threshold in thresholds):
-        raise CheckpointError(f"{path}: a threshold is no probability")
-    return thresholds
+    _, thresholds = tables.read_metrics(folder, scores.labels)
+    return Side(scores, thresholds)
 
 
 def _occurrences(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ from mlfinetune import assemble, checkpoint, config, examples, rundir, runtime, 
 from mlfinetune.data.manifest import read_one, read_val
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.judge import decide, judge
+from mlfinetune.publish import publish
 from mlfinetune.records import Checkpoint, Decision, Manifest, ScoreTable, Verdict
 from mlfinetune.runlog import RunLog
 from mlfinetune.score import probabilities, score
@@ -57,7 +58,9 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict]:
     decision = _decision(settings.eval, loaded, scores, fitted_here)
     verdict = judge(settings.eval, scores, decision, fitted_here)
     about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
+    about |= assemble.whereabouts(settings, manifest)
     tables.write_results(folder, verdict, probabilities(verdict.scores.logits), about)
+    publish(folder, log)
     return folder, verdict
 
 

@@ -26,6 +26,7 @@ from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
 from mlfinetune.epochs import Outcome, Parts, epochs, solutions
 from mlfinetune.judge import decide, judge
+from mlfinetune.publish import publish
 from mlfinetune.records import Verdict
 from mlfinetune.runlog import RunLog, clock
 from mlfinetune.score import probabilities
@@ -97,7 +98,7 @@ def _train(
                 assert isinstance(parts.train, Loader)
                 parts.train.read_copies(copies)
             best = _best(parts, start, run, log)
-    verdict = _results(config, best, run)
+    verdict = _results(parts, best, run, log)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
@@ -246,14 +247,16 @@ def _map(epoch: Outcome) -> str:
     return "--" if value is None else f"{value:.4f}"
 
 
-def _results(config: Config, best: Outcome, run: Path) -> Verdict:
+def _results(parts: Parts, best: Outcome, run: Path, log: RunLog) -> Verdict:
     """Judge the best outcome, and give its checkpoint the thresholds that validation asks for."""
+    config, val = parts.config, parts.splits.val
     decision = decide(config.eval, best.scores)
     content = checkpoint.load(run / rundir.BEST)
     checkpoint.save(run / rundir.BEST, replace(content, decision=decision))
     verdict = judge(config.eval, best.scores, decision, fitted_here=True)
-    about = {"data": "validation", "epoch": best.number}
+    about = {"data": "validation", "epoch": best.number, **assemble.whereabouts(config, val)}
     tables.write_results(run, verdict, probabilities(verdict.scores.logits), about)
+    publish(run, log)
     return verdict
 
 

@@ -22,7 +22,9 @@ FILES = {
     "metrics.json",
     "per_label.csv",
     "predictions.csv",
+    "report.html",
     "scores.npz",
+    "suspects.csv",
     "train.log",
 }
 

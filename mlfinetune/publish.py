@@ -1,0 +1,108 @@
+"""A folder of results -> report.html and suspects.csv in it, from its files alone.
+
+    scores.npz, metrics.json, metrics.jsonl -> Evidence -> Report -> page
+
+The pictures are read from where they were when they were scored; those that are gone become
+placeholders. No model is needed.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlfinetune import report, rundir, tables
+from mlfinetune.config import DataConfig
+from mlfinetune.data.images import thumbnail
+from mlfinetune.errors import CheckpointError
+from mlfinetune.metrics.measure import measure
+from mlfinetune.runlog import RunLog
+from mlfinetune.score import probabilities
+
+MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
+
+
+def publish(folder: Path, log: RunLog) -> Path:
+    """Write the page and the suspects; returns the page's path.
+
+    Raises:
+        CheckpointError: no folder of results, or a damaged one.
+    """
+    scores = tables.read_scores(folder)
+    content, thresholds = tables.read_metrics(folder, scores.labels)
+    try:
+        facts = _facts(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / rundir.METRICS} is not of this version ({error!r}); write it anew with "
+            f"`mlfinetune eval`"
+        ) from error
+    protocol = content["ap"]
+    built = report.build(
+        report.Evidence(
+            title=rundir.shown(folder.absolute()),
+            scores=scores,
+            probabilities=probabilities(scores.logits),
+            table=measure(scores, np.array(thresholds), protocol),
+            history=_history(folder),
+            **facts,
+        )
+    )
+    root, limit = str(content.get("images_root", "")), content.get("max_pixels", MAX_PIXELS)
+
+    def read(name: str, side: int) -> bytes:
+        return thumbnail(Path(os.path.join(root, name)), side, limit)
+
+    page = report.render(report.with_pictures(built, read))
+    with rundir.writing(folder / rundir.SUSPECTS) as file:
+        csv.writer(file).writerows(report.suspect_rows(built))
+    rundir.write_atomic(folder / rundir.REPORT, page.encode(errors="backslashreplace"))
+    log.say(f"report: {rundir.shown((folder / rundir.REPORT).absolute())}")
+    return folder / rundir.REPORT
+
+
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Intervals, and what was done, as the page's records take them."""
+    intervals = dict(content["intervals"])
+    rows, resamples = intervals.pop("per_label"), intervals.pop("resamples")
+    return {
+        "intervals": {name: tuple(ends) for name, ends in intervals.items() if ends},
+        "ap_intervals": {name: tuple(row["AP"]) for name, row in rows.items() if row["AP"]},
+        "f1_intervals": {name: tuple(row["F1"]) for name, row in rows.items() if row["F1"]},
+        "about": _about(content, resamples),
+    }
+
+
+def _about(content: Mapping[str, Any], resamples: int) -> tuple[tuple[str, str], ...]:
+    """Data and protocol, line by line."""
+    source, fitted_on = content["threshold_source"], content["fitted_on"]
+    fitted = "" if fitted_on == "nothing" else f", fitted on {fitted_on}"
+    lines = [("data", str(content["data"]))]
+    lines += [(name, str(content[name])) for name in ("checkpoint", "epoch") if name in content]
+    lines += [("average precision", content["ap"]), ("thresholds", f"{source}{fitted}")]
+    if honest := content.get("cross_fitted"):
+        shown = (f"{kind} F1 {_number(honest[f'{kind}_F1'])}" for kind in ("macro", "micro"))
+        lines.append(("at thresholds fitted on other images", ", ".join(shown)))
+    calibration = content["calibration"]
+    off = f"expected calibration error {_number(calibration['ECE'])}"
+    if after := calibration.get("calibrated"):
+        off += f", {_number(after['ECE'])} calibrated ({calibration['how']})"
+    lines += [("probabilities", off), ("intervals", f"95 %, {resamples} resamples of the images")]
+    return tuple(lines)
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; none in a folder of eval."""
+    try:
+        lines = (folder / rundir.HISTORY).read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+
+
+def _number(value: float | None) -> str:
+    return "--" if value is None else f"{value:.4f}"

@@ -1,0 +1,130 @@
+"""The page that train and eval write, and `mlfinetune report`, which writes it again."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from mlfinetune import checkpoint
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(trained / "runs/pets", tmp_path / "pets"))
+
+
+def test_train_writes_the_page(trained: Path) -> None:
+    """With the numbers of metrics.json, pictures, and where they come from."""
+    page = (trained / "runs/pets/report.html").read_text()
+    content = json.loads((trained / "runs/pets/metrics.json").read_text())
+    assert f"{content['mAP']:.3f}" in page
+    assert "data:image/jpeg;base64," in page
+    assert "per_label, fitted on the same images" in page
+
+
+def test_report_writes_the_same_page_again(run: Path, cli: Run) -> None:
+    """From the folder's files alone: no checkpoint is needed."""
+    before = (run / "report.html").read_bytes(), (run / "suspects.csv").read_bytes()
+    for name in ("report.html", "suspects.csv", "best.safetensors", "last.safetensors"):
+        (run / name).unlink()
+    done = cli("report", str(run), cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{run / 'report.html'}\n"
+    after = (run / "report.html").read_bytes(), (run / "suspects.csv").read_bytes()
+    title = str(run.relative_to(run.parent)).encode()
+    assert after[1] == before[1]
+    assert after[0] == before[0].replace(b"runs/pets", title)
+
+
+def test_pictures_that_are_gone_leave_a_page(run: Path, cli: Run) -> None:
+    """Placeholders stand for them."""
+    content = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(content | {"images_root": str(run / "none")}))
+    assert cli("report", str(run), cwd=run).returncode == 0
+    assert "data:image/jpeg;base64," in (run / "report.html").read_text()
+
+
+def test_eval_writes_a_page_too(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """Into its own folder, with the suspects as a table."""
+    done = cli("eval", "--checkpoint", "runs/pets", "-o", str(tmp_path / "e"), cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "e/report.html").is_file()
+    with (tmp_path / "e/suspects.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["image", "label", "given", "probability", "why"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("scores.npz", b"PK\x03\x04 no archive", "scores.npz is damaged"),
+        ("scores.npz", None, "holds no scores.npz"),
+        ("metrics.json", b"{}", "does not tell the thresholds"),
+    ],
+)
+def test_what_is_no_run_is_said(
+    run: Path, cli: Run, name: str, content: bytes | None, said: str
+) -> None:
+    """Exit code 2, and no traceback."""
+    (run / name).unlink() if content is None else (run / name).write_bytes(content)
+    done = cli("report", str(run), cwd=run)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert said in done.stderr
+
+
+def test_metrics_of_another_version_are_said(run: Path, cli: Run) -> None:
+    """Without intervals there is no page."""
+    content = json.loads((run / "metrics.json").read_text())
+    del content["intervals"]
+    (run / "metrics.json").write_text(json.dumps(content))
+    done = cli("report", str(run), cwd=run)
+    assert done.returncode == 2
+    assert "is not of this version" in done.stderr
+
+
+def test_thresholds_travel_with_the_checkpoint(trained: Path, cli: Run) -> None:
+    """Fitted in train, kept in best.safetensors, applied by predict label by label."""
+    kept = checkpoint.load(trained / "runs/pets/best.safetensors").decision
+    content = json.loads((trained / "runs/pets/metrics.json").read_text())
+    assert kept.how == content["threshold_source"] == "per_label"
+    labels = content["per_label"]
+    assert [row["threshold"] for row in labels.values()] == list(kept.thresholds)
+    assert len(set(kept.thresholds)) > 1
+    done = cli("predict", "images", "-c", "runs/pets", "--format", "jsonl", cwd=trained)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 24
+    for row in rows:
+        over = [name for name, p in row["scores"].items() if p >= labels[name]["threshold"]]
+        assert row["labels"] == over
+    assert "thresholds 0." in done.stderr
+
+
+def test_eval_refits_only_on_the_data_that_may_fit(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """Other thresholds on validation, or fixed ones anywhere; never fitted on what is scored."""
+    evaluate = ("eval", "-c", "runs/pets", "-o", str(tmp_path / "e"))
+    done = cli(*evaluate, "eval.thresholds=global", "eval.calibration=platt", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert (content["threshold_source"], content["calibration"]["how"]) == ("global", "platt")
+    assert content["calibration"]["calibrated"].keys() == {"ECE", "Brier"}
+    other = ("--data", "tags.csv")
+    done = cli(*evaluate, *other, "eval.thresholds=global", cwd=trained)
+    assert (done.returncode, "fitted on the run's validation data" in done.stderr) == (2, True)
+    done = cli(*evaluate, *other, "eval.thresholds=fixed", "eval.threshold=0.25", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert {row["threshold"] for row in content["per_label"].values()} == {0.25}
+
+
+def test_the_protocol_of_ap_is_the_configs(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """VOC's numbers, said to be such."""
+    arguments = ("eval", "-c", "runs/pets", "-o", str(tmp_path / "e"), "eval.ap=voc_11point")
+    assert cli(*arguments, cwd=trained).returncode == 0
+    content = json.loads((tmp_path / "e/metrics.json").read_text())
+    plain = json.loads((trained / "runs/pets/metrics.json").read_text())
+    assert content["ap"] == "voc_11point"
+    assert content["mAP"] != plain["mAP"]
+    assert content["threshold_source"] == "per_label"
