@@ -82,7 +82,8 @@ def test_pip_install_gives_a_working_command(tmp_path: Path) -> None:
         "python -P -c 'import mlfinetune; print(mlfinetune.__file__)'", tmp_path, **environment
     )
     assert where.startswith(str(tmp_path))
-    assert (tmp_path / "mlfinetune/config.schema.json").is_file()
+    for name in ("config.schema.json", "report/templates/page.html.j2"):
+        assert (tmp_path / "mlfinetune" / name).is_file()
 
 
 def test_the_three_commands(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_the_example_names_every_default_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "pets.yaml").write_text(blocks("yaml")[1])
     (tmp_path / "bare.yaml").write_text("data: {train: tags.csv}")
     example, bare = load(tmp_path / "pets.yaml"), load(tmp_path / "bare.yaml")
-    for section in ("model", "augment", "train", "loss"):
+    for section in ("model", "augment", "train", "loss", "eval"):
         assert getattr(example, section) == getattr(bare, section)
     paths = {"train", "val", "images"}
     assert example.data.model_dump(exclude=paths) == bare.data.model_dump(exclude=paths)
