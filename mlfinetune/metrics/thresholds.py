@@ -8,10 +8,11 @@ global     the one threshold with the highest macro F1. Macro, not micro: a labe
            is fitted to that label's F1, whose mean macro F1 is, and micro F1 hears of common
            labels alone (benchmarks/thresholds.py: micro's threshold has the lower macro F1).
 per_label  g + w * (own - g), in logits. `own` is the mean of all the label's thresholds whose F1
-           is near its best, for the best alone jumps with every image: within 1/2 * P^(-1/3)
-           of it, as the error of such a maximum shrinks with the cube root of the number of
-           positives P (Kim & Pollard, 1990). w = P / (P + 3) draws it to the global threshold
-           g, which a label without a positive gets. Both constants by simulation, as above.
+           is near its best, for the best alone jumps with every image: within 1/2 * P^(-2/3)
+           of it, P its number of positives, as a best threshold errs by P^(-1/3) (Kim &
+           Pollard, 1990) and F1 falls by the square. w = P / (P + 3) draws it to the global
+           threshold g, which a label without a positive gets. Both constants by simulation,
+           as above; a wider band gains more with even scores and loses with skewed ones.
 precision  the lowest threshold from which the label's precision is the wanted one or better with
            a chance of 80 %. The chance is that of a beta distribution: the label's own
            predictions, right and wrong, and 5 more with the precision that all labels have
@@ -164,9 +165,9 @@ class _Steps:
 
 
 def _near_best(steps: _Steps) -> float:
-    """The mean of the thresholds whose F1 is within NEAR * P^(-1/3) of the best, as a share."""
+    """The mean of the thresholds whose F1 is within NEAR * P^(-2/3) of the best, as a share."""
     f1 = steps.f1()
-    near = f1 >= f1.max() * (1 - NEAR * steps.positives ** (-1 / 3))
+    near = f1 >= f1.max() * (1 - NEAR * steps.positives ** (-2 / 3))
     widths = steps.widths[near] + np.finfo(np.float64).tiny  # where logits are so large that 0
     return float(steps.cuts[near] @ (widths / widths.sum()))
 

@@ -73,7 +73,7 @@ def test_the_global_threshold_is_the_best_of_all(case: Case) -> None:
 @thorough
 @given(case=cases())
 def test_a_label_has_a_mean_of_near_best_thresholds(case: Case) -> None:
-    """The label's part lies among the thresholds whose F1 is within P^(-1/3) / 2 of the best."""
+    """The label's part lies among the thresholds whose F1 is within P^(-2/3) / 2 of the best."""
     found = thresholds.fit(*case, "per_label")
     for at in range(case[0].shape[1]):
         logits, targets = case[0][:, [at]], case[1][:, [at]]
@@ -81,7 +81,7 @@ def test_a_label_has_a_mean_of_near_best_thresholds(case: Case) -> None:
         assert found.own[at] == positives / (positives + 3)
         if positives:
             f1 = {cut: macro_f1(logits >= cut, targets) for cut in candidates(logits, targets)}
-            least = max(f1.values()) * (1 - 0.5 * positives ** (-1 / 3)) - 1e-12
+            least = max(f1.values()) * (1 - 0.5 * positives ** (-2 / 3)) - 1e-12
             near = [cut for cut, value in f1.items() if value >= least]
             own = found.common + (found.cuts[at] - found.common) / found.own[at]
             assert min(near) - 1e-9 <= own <= max(near) + 1e-9
@@ -132,14 +132,14 @@ def test_fixed_is_what_was_asked_for() -> None:
 
 
 def test_by_hand() -> None:
-    """Positives at 4 and 3, negatives at 1 and 0: parted at 2, and each threshold is near best."""
+    """Positives at 4 and 3, negatives at 1 and 0: parted at 2; 2 and 1/2 are near best."""
     logits = np.array([[4, 4], [3, 3], [1, 1], [0, 0]], np.float32)
     targets = np.array([[1, 0], [1, 0], [0, 0], [0, 0]], np.int8)
     assert thresholds.fit(logits, targets, "global").cuts.tolist() == [2.0, 2.0]
     found = thresholds.fit(logits, targets, "per_label")
     assert found.own.tolist() == [0.4, 0.0]
     assert found.cuts[1] == 2.0
-    assert found.cuts[0] == pytest.approx(2 + 0.4 * ((3.5 + 2 * 2 + 0.5 - 0.5) / 5 - 2))
+    assert found.cuts[0] == pytest.approx(2 + 0.4 * ((2 * 2 + 1 * 0.5) / 3 - 2))
 
 
 def test_an_unreachable_precision_predicts_nothing() -> None:
