@@ -84,15 +84,20 @@ ifdef DATA
 endif
 
 # On a machine with a GPU, with whatever python3 has torch there: the tests that need one, those of
-# the kernel, compiled now, and the benchmarks of steps, decoding, the loss and the large head.
+# the kernel, compiled now, and the benchmarks of steps, decoding, small copies, the loss and the
+# large head; at the end every stage of a run, with the batch size that fits.
 gpu-check:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check needs a CUDA device; torch sees none')"
 	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/loss
 	$(PYTHON) benchmarks/train_step.py --device cuda --batch 256 --steps 20
 	$(PYTHON) benchmarks/decode.py
+	$(PYTHON) benchmarks/image_store.py
 	$(PYTHON) benchmarks/loss_accuracy.py
 	$(PYTHON) benchmarks/loss_speed.py
 	$(PYTHON) benchmarks/large_head.py
+	$(PYTHON) configs/demo_data.py demo
+	$(PYTHON) -m mlfinetune bench configs/demo.yaml model.image_size=224 train.batch_size=auto
+	$(PYTHON) -m mlfinetune bench configs/demo.yaml model.image_size=224 model.freeze_backbone=true
 
 clean:
 	rm -rf .venv demo runs
