@@ -25,7 +25,7 @@ from mlfinetune import checkpoint
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULT = Path(__file__).parent / "results" / "resize.json"
 RESIZES = ("squash", "crop", "pad")
-SCALES = (0.08, 0.35, 0.7, 1.0)
+SCALES = (0.08, 0.35, 1.0)
 DEFAULT_SCALE = 0.35
 
 

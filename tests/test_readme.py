@@ -82,8 +82,8 @@ def test_pip_install_gives_a_working_command(tmp_path: Path) -> None:
         "python -P -c 'import mlfinetune; print(mlfinetune.__file__)'", tmp_path, **environment
     )
     assert where.startswith(str(tmp_path))
-    for name in ("config.schema.json", "report/templates/page.html.j2"):
-        assert (tmp_path / "mlfinetune" / name).is_file()
+    for file in ("config.schema.json", "report/templates/page.html.j2"):
+        assert (tmp_path / "mlfinetune" / file).is_file()
 
 
 def test_the_three_commands(tmp_path: Path) -> None:

@@ -145,19 +145,12 @@ def suspects(
         surprise = distance if calibrated is None else chance
         for given, sign in ((NEGATIVE, 1), (POSITIVE, -1)):
             edge, why = _edge(p, targets, given, float(thresholds[column]))
-            beyond = sign * p >= sign * edge
             decided = (distance >= 0) & (chance >= 0.5) if given == NEGATIVE else distance < 0
-            for row in np.flatnonzero((targets == given) & beyond & decided).tolist():
-                suspect = Suspect(
-                    row,
-                    scores.names[row],
-                    label,
-                    given,
-                    float(p[row]),
-                    why,
-                    tuple(tag for tag in tags(scores, row) if tag != label),
-                )
-                ranked.append((given, -sign * float(surprise[row]), suspect))
+            beyond = (targets == given) & decided & (sign * p >= sign * edge)
+            for row in np.flatnonzero(beyond).tolist():
+                others = tuple(tag for tag in tags(scores, row) if tag != label)
+                one = Suspect(row, scores.names[row], label, given, float(p[row]), why, others)
+                ranked.append((given, -sign * float(surprise[row]), one))
     ranked.sort(key=lambda item: item[:2])
     return tuple(item[2] for item in ranked)
 
@@ -172,8 +165,8 @@ def _edge(
         return threshold, words
     mean = float(opposite.mean())
     if given == NEGATIVE:
-        return max(threshold, mean), f"{words}; those with this tag average {mean:.2f}"
-    return min(threshold, mean), f"{words}; those without this tag average {mean:.2f}"
+        return max(threshold, mean), f"{words}, tagged pictures average {mean:.2f}"
+    return min(threshold, mean), f"{words}, untagged pictures average {mean:.2f}"
 
 
 def suspect_rows(report: Report) -> Iterator[tuple[str, ...]]:

@@ -40,19 +40,20 @@ class Plot:
         legend: (kind, words) of the strokes that need them.
         dots: (x, y, kind).
         rule: x of a vertical line.
+        remark: below the plot.
     """
 
     caption: str
     title: str
     description: str
     x_name: str
-    y_name: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     strokes: tuple[Stroke, ...]
     legend: tuple[tuple[str, str], ...] = ()
     dots: tuple[tuple[float, float, str], ...] = field(default=())
     rule: float | None = None
+    remark: str = ""
 
 
 def precision_recall(row: LabelReport) -> Plot:
@@ -71,7 +72,6 @@ def precision_recall(row: LabelReport) -> Plot:
         title=f"Precision by recall of {row.label}",
         description=f"Average precision {row.AP.value or 0:.3f}; {at}; by chance {base:.2f}.",
         x_name="recall",
-        y_name="precision",
         x_ticks=_unit(_x),
         y_ticks=_unit(_y),
         strokes=(Stroke(_line([(0, base), (1, base)]), "guide"), Stroke("".join(path), "one")),
@@ -92,7 +92,6 @@ def by_threshold(row: LabelReport) -> Plot:
         description=f"The threshold is {row.threshold:.2f}, where F1 is {row.F1.value or 0:.3f}; "
         f"on these pictures the best F1 is {best.F1:.3f}, at {best.threshold:.2f}.",
         x_name="threshold",
-        y_name="",
         x_ticks=_unit(_x),
         y_ticks=_unit(_y),
         strokes=(
@@ -102,6 +101,7 @@ def by_threshold(row: LabelReport) -> Plot:
         ),
         legend=(("one", "F1"), ("two", "precision"), ("three", "recall"), ("rule", "threshold")),
         rule=_x(row.threshold),
+        remark=f"Best F1 on these pictures: {best.F1:.3f}, at {best.threshold:.2f}.",
     )
 
 
@@ -120,7 +120,6 @@ def reliability(curves: Sequence[Calibration]) -> Plot:
         title="Share of positives by probability",
         description=f"On average over all pairs, {' and '.join(errors) or 'nothing is known'}.",
         x_name="probability",
-        y_name="share that is positive",
         x_ticks=_unit(_x),
         y_ticks=_unit(_y),
         strokes=tuple(strokes),
@@ -159,7 +158,6 @@ def training(group: Sequence[Series], title: str, log: bool) -> Plot:
         title=f"{title} by epoch",
         description=f"From epoch {first} to {last} {ends}.",
         x_name="epoch",
-        y_name="",
         x_ticks=tuple(Tick(_x(place(e, low)[0]), str(e)) for e in range(first, last + 1, step)),
         y_ticks=tuple(Tick(_y(place(first, v)[1]), text) for v, text in ticks),
         strokes=tuple(Stroke(_line(line), k) for line, k in zip(lines, kinds, strict=False)),
@@ -194,7 +192,8 @@ def _unit(scale: Callable[[float], float]) -> tuple[Tick, ...]:
 
 def _nice(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
     """Ends and ticks, steps of 1, 2 or 5 times a power of ten."""
-    span = (high - low) or 1.0
+    high = high if high > low else low + 1
+    span = high - low
     step = 10 ** math.floor(math.log10(span / 3))
     step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 4)
     first, last = math.floor(low / step), math.ceil(high / step)

@@ -84,8 +84,8 @@ def verdict(report: Report) -> list[str]:
     groups, sure = by_standing(report), has_intervals(report)
     sizes = {name: len(rows) for name, rows in groups.items()}
     total = len(report.labels)
-    first = f"Of {counted(total, 'label')}, {sizes['good']} {_are(sizes['good'])} good"
-    rest = [f"{sizes['weak']} {_are(sizes['weak'])} weak"]
+    first = f"Of {counted(total, 'label')}, {_are(sizes['good'])} good"
+    rest = [f"{_are(sizes['weak'])} weak"]
     if sizes["unsure"]:
         rest.append(f"for {sizes['unsure']} these pictures cannot tell")
     if sizes["unmeasured"]:
@@ -113,4 +113,4 @@ def decisions(report: Report) -> str:
 
 
 def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
+    return f"{count} are" if count > 1 else "1 is" if count else "none is"

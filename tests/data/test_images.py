@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mlfinetune.data import transforms
-from mlfinetune.data.images import SUFFIXES, decode, is_image_name
+from mlfinetune.data.images import SUFFIXES, decode, is_image_name, thumbnail
 from mlfinetune.errors import DataError, ImageError
 
 Pixels = NDArray[np.uint8]
@@ -744,3 +744,20 @@ def test_flipped_bits_are_a_picture_or_an_image_error(
     for place, bit in flips:
         damaged[int(place * (100 if early else len(damaged)))] ^= 1 << bit
     assert_picture_or_fault(write(folder, bytes(damaged)))
+
+
+@pytest.mark.parametrize("side", [8, 20, 100])
+def test_a_thumbnail_is_whole_upright_and_never_enlarged(tmp_path: Path, side: int) -> None:
+    """The longer side is what was asked for, or the picture's own."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    path = write(tmp_path, encoded(gradient(), "JPEG", exif=exif))
+    small = Image.open(io.BytesIO(thumbnail(path, side, MAX_PIXELS)))
+    assert (small.format, max(small.size)) == ("JPEG", min(side, 40))
+    assert small.width / small.height == pytest.approx(24 / 40, abs=0.1)
+
+
+def test_an_unreadable_picture_has_a_thumbnail(tmp_path: Path) -> None:
+    """It is a square of the side that was asked for."""
+    shown = thumbnail(write(tmp_path, b"no picture"), 50, MAX_PIXELS)
+    assert Image.open(io.BytesIO(shown)).size == (50, 50)

@@ -109,11 +109,11 @@ def test_the_verdict_in_words() -> None:
         [[1, 1, -1], [1, -1, -1]], [[1, 0, 0], [0, 1, 0]], ap_intervals={"a": (0.8, 1), "b": (0, 1)}
     )
     text = render(build(given))
-    assert (
-        "Of 3 labels, 1 is good, 0 are weak, for 1 these pictures cannot tell, and 1 could not be "
-        "measured. At the chosen thresholds, 33 % of the 3 tags it gives are right, and it finds "
-        "50 % of the 2 that belong there." in text
-    )
+    for words in (
+        "Of 3 labels, 1 is good, none is weak, for 1 these pictures cannot tell, and 1 could not",
+        "At the chosen thresholds, 33 % of the 3 tags it gives are right, and it finds 50 % of",
+    ):
+        assert words in text
 
 
 def test_a_bare_page_renders() -> None:
