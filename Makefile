@@ -53,9 +53,10 @@ demo/predictions.csv: runs/demo/metrics.json
 test: .venv/tested
 	@echo "every check and test has passed for these files (rm .venv/tested runs them again)"
 
+# A process a core, each with one thread: several with several threads would wait for each other.
 .venv/tested: .venv/done $(CHECKED) | browser
 	$(MAKE) check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 	touch $@
 
 check: .venv/done
