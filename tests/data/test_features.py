@@ -214,7 +214,7 @@ def test_a_changed_picture_is_computed_anew(folder: Path, store: Store, change: 
         os.utime(folder / "4.png", ns=(0, os.stat(folder / "4.png").st_mtime_ns + 1))
     wanted, rows = complete(store, examples, LOOKS, maker)
     assert ([one.missing.tolist() for one in wanted], rows) == ([[4]] * 3, 3)
-    assert torch.equal(features(store, examples, PLAIN, maker), seen(examples, SPEC, None))
+    torch.testing.assert_close(features(store, examples, PLAIN, maker), seen(examples, SPEC, None))
 
 
 def test_rows_belong_to_pictures_and_not_to_places(folder: Path, store: Store) -> None:
