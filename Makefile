@@ -27,6 +27,7 @@ CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '
 demo: runs/demo/eval/metrics.json demo/predictions.csv
 	@echo
 	@echo "  pictures and tags        demo/images/  demo/tags.csv"
+	@echo "  the page                 runs/demo/report.html"
 	@echo "  the run                  runs/demo/    (best.safetensors, metrics.json, train.log)"
 	@echo "  numbers of each label    runs/demo/per_label.csv"
 	@echo "  evaluation               runs/demo/eval/"
