@@ -107,7 +107,13 @@ def _decision(about: dict[str, Any], labels: int) -> Decision:
     lists = {k: tuple(map(float, about[k])) for k in ("thresholds", "slope", "intercept")}
     if any(len(values) != labels for values in lists.values()):
         raise ValueError("the decision is not of these labels")
-    return Decision(how=str(about["how"]), calibration=str(about["calibration"]), **lists)
+    low, high = map(float, about["review"] or (0, 0))
+    return Decision(
+        how=str(about["how"]),
+        calibration=str(about["calibration"]),
+        review=(low, high) if about["review"] else None,
+        **lists,
+    )
 
 
 def _digest_span(content: bytes, path: Path) -> tuple[int, int]:

@@ -11,14 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.config import EvalConfig
 from mlfinetune.metrics import bootstrap, calibration, thresholds
 from mlfinetune.metrics.measure import measure
-from mlfinetune.records import Decision, ScoreTable, Verdict
+from mlfinetune.records import POSITIVE, UNKNOWN, Decision, ScoreTable, Verdict
 from mlfinetune.score import probabilities
 
 RESAMPLES = 1000
+DRAWN_BINS = 10
 DRAWN = 2 * 10**9
 """(image, label) pairs that resampling may draw; a larger table gets fewer resamples, but 100."""
 
@@ -41,6 +43,7 @@ def decide(settings: EvalConfig, scores: ScoreTable) -> Decision:
         line.how,
         tuple(line.slope.tolist()),
         tuple(line.intercept.tolist()),
+        settings.review,
     )
 
 
@@ -61,16 +64,31 @@ def judge(
         "threshold_source": decision.how,
         "fitted_on": "the same images" if fitted_here else "other images",
         "intervals": _intervals(calibrated, decision),
-        "calibration": _calibration(settings, scores, calibrated, fitted_here),
     }
+    honest, said = calibrated, _said(calibrated, decision)
     if decision.how == "fixed" and decision.calibration == "none":
         facts["fitted_on"] = "nothing"
     elif fitted_here:
-        facts["cross_fitted"] = _cross_fitted(settings, scores)
-    return Verdict(calibrated, table, facts)
+        honest, said = _cross_fitted(settings, scores)
+        facts["cross_fitted"] = _rates(scores, said)
+    facts["calibration"] = {"how": decision.calibration, **_off(scores)}
+    if decision.calibration != "none":
+        facts["calibration"]["calibrated"] = _off(honest)
+    if decision.review is not None:
+        facts["review"] = _review(honest, said, *decision.review)
+    return Verdict(calibrated, table, decision, facts)
 
 
-def _cross_fitted(settings: EvalConfig, scores: ScoreTable) -> dict[str, float | None]:
+def _said(calibrated: ScoreTable, decision: Decision) -> NDArray[np.bool_]:
+    """(N, L) yes or no at the decision's thresholds; one of 1 is never reached."""
+    limits = np.array(decision.thresholds)
+    limits[limits >= 1] = np.inf
+    said: NDArray[np.bool_] = probabilities(calibrated.logits) >= limits
+    return said
+
+
+def _cross_fitted(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, NDArray[np.bool_]]:
+    """Calibrated scores, and yes or no, each image's by what the others fitted."""
     said = thresholds.cross_fitted(
         scores.logits,
         scores.targets,
@@ -79,6 +97,11 @@ def _cross_fitted(settings: EvalConfig, scores: ScoreTable) -> dict[str, float |
         fixed=settings.threshold,
         precision=settings.precision,
     )
+    fitted = calibration.cross_fitted(scores.logits, scores.targets, settings.calibration)
+    return replace(scores, logits=fitted), said
+
+
+def _rates(scores: ScoreTable, said: NDArray[np.bool_]) -> dict[str, float | None]:
     decided = replace(scores, logits=np.where(said, np.float32(1), np.float32(-1)))
     averages = measure(decided).averages
     names = ("precision", "recall", "F1")
@@ -102,23 +125,28 @@ def _intervals(scores: ScoreTable, decision: Decision) -> dict[str, Any]:
     }
 
 
-def _calibration(
-    settings: EvalConfig, scores: ScoreTable, calibrated: ScoreTable, fitted_here: bool
-) -> dict[str, Any]:
-    """How far probabilities are off, over all known pairs; honest where fitted on these images."""
-    facts: dict[str, Any] = {"how": settings.calibration, **_off(scores)}
-    if settings.calibration != "none":
-        after = calibrated
-        if fitted_here:
-            fitted = calibration.cross_fitted(scores.logits, scores.targets, settings.calibration)
-            after = replace(scores, logits=fitted)
-        facts["calibrated"] = _off(after)
-    return facts
-
-
-def _off(scores: ScoreTable) -> dict[str, float | None]:
+def _off(scores: ScoreTable) -> dict[str, Any]:
+    """How far probabilities are off, over all known pairs, and the curve to draw of them."""
     p = probabilities(scores.logits)
+    curve = calibration.reliability(p, scores.targets, DRAWN_BINS, equal="width")
+    columns = (curve.probability.tolist(), curve.observed.tolist(), curve.count.tolist())
     return {
         "ECE": calibration.ece(p, scores.targets),
         "Brier": calibration.brier(p, scores.targets),
+        "reliability": [list(row) for row in zip(*columns, strict=True)],
+    }
+
+
+def _review(scores: ScoreTable, said: NDArray[np.bool_], low: float, high: float) -> dict[str, Any]:
+    """How much people would look at, and which share of the wrong decisions they would find."""
+    p, known = probabilities(scores.logits), scores.targets != UNKNOWN
+    inside = (p >= low) & (p <= high)
+    wrong = known & (said != (scores.targets == POSITIVE))
+    return {
+        "low": low,
+        "high": high,
+        "images": int(inside.any(axis=1).sum()),
+        "pairs": int(inside.sum()),
+        "wrong": int(wrong.sum()),
+        "wrong_inside": int((wrong & inside).sum()),
     }

@@ -74,7 +74,22 @@ def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
         "ap_intervals": {name: tuple(row["AP"]) for name, row in rows.items() if row["AP"]},
         "f1_intervals": {name: tuple(row["F1"]) for name, row in rows.items() if row["F1"]},
         "about": _about(content, resamples),
+        "calibrated": "calibrated" in content["calibration"],
+        "calibration": _curves(content["calibration"]),
     }
+
+
+def _curves(about: Mapping[str, Any]) -> tuple[report.Calibration, ...]:
+    """Reliability before and after calibration, or as it is."""
+    found = {"probabilities": about}
+    if "calibrated" in about:
+        found = {"before calibration": about, "calibrated": about["calibrated"]}
+    return tuple(
+        report.Calibration(
+            name, tuple(report.Bin(*one) for one in each["reliability"]), each["ECE"]
+        )
+        for name, each in found.items()
+    )
 
 
 def _about(content: Mapping[str, Any], resamples: int) -> tuple[tuple[str, str], ...]:
@@ -91,7 +106,14 @@ def _about(content: Mapping[str, Any], resamples: int) -> tuple[tuple[str, str],
     off = f"expected calibration error {_number(calibration['ECE'])}"
     if after := calibration.get("calibrated"):
         off += f", {_number(after['ECE'])} calibrated ({calibration['how']})"
-    lines += [("probabilities", off), ("intervals", f"95 %, {resamples} resamples of the images")]
+    lines.append(("probabilities", off))
+    if band := content.get("review"):
+        seen = (
+            f"{band['images']} images have a probability between {band['low']} and {band['high']}"
+        )
+        seen += f"; {band['wrong_inside']} of {band['wrong']} wrong decisions are among those"
+        lines.append(("for review", seen))
+    lines += [("intervals", f"95 %, {resamples} resamples of the images")]
     return tuple(lines)
 
 

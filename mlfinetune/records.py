@@ -233,12 +233,14 @@ class Verdict:
     Attributes:
         scores: its logits calibrated.
         table: the numbers, at the decision's thresholds.
+        decision: what they were judged by.
         facts: what else metrics.json says, as plain containers: what fitted the thresholds,
-            `cross_fitted` numbers, `intervals`, `calibration`.
+            `cross_fitted` numbers, `intervals`, `calibration`, `review`.
     """
 
     scores: ScoreTable
     table: MetricTable
+    decision: Decision
     facts: dict[str, Any]
 
 
@@ -251,6 +253,8 @@ class Decision:
         thresholds: (L,) calibrated probabilities from which a label counts as present; 1: never.
         calibration: none, temperature or platt.
         slope, intercept: (L,) calibrated logit = slope * logit + intercept.
+        review: calibrated probabilities from the first to the second are for people to look at;
+            None: nobody asked for that.
     """
 
     how: str
@@ -258,6 +262,7 @@ class Decision:
     calibration: str
     slope: tuple[float, ...]
     intercept: tuple[float, ...]
+    review: tuple[float, float] | None = None
 
     @classmethod
     def plain(cls, labels: int, threshold: float = 0.5) -> Decision:

@@ -24,6 +24,7 @@ from mlfinetune.records import (
     NEGATIVE,
     POSITIVE,
     UNKNOWN,
+    Decision,
     LabelSpace,
     Prediction,
     ScoreTable,
@@ -80,7 +81,7 @@ def write_results(
     """
     table, scores = verdict.table, verdict.scores
     write_scores(folder, scores)
-    choice = Choice(scores.labels, [row.threshold for row in table.per_label], None)
+    choice = Choice(scores.labels, verdict.decision)
     with rundir.writing(folder / rundir.PREDICTIONS) as file:
         csv_writer = CsvWriter(file, choice, only_labels=False)
         for name, row in zip(scores.names, probabilities, strict=True):
@@ -127,6 +128,12 @@ def _how_sure(facts: dict[str, Any]) -> list[str]:
         )
     elif facts["fitted_on"] == "other images":
         lines.append(f"  F1 are at the checkpoint's thresholds ({facts['threshold_source']})")
+    if band := facts.get("review"):
+        lines.append(
+            f"  review    {band['images']} images have a probability between {band['low']:g} and "
+            f"{band['high']:g};\n            {band['wrong_inside']} of {band['wrong']} wrong "
+            f"decisions are among those {band['pairs']}"
+        )
     return lines
 
 
@@ -253,11 +260,12 @@ def _refuse(wrong: bool, reason: str) -> None:
 class Choice:
     """Which labels a row names: those over their thresholds, or the K most probable."""
 
-    def __init__(self, labels: LabelSpace, thresholds: Sequence[float], top: int | None) -> None:
-        """(L,) `thresholds`; of 1: never."""
-        self.labels, self._top = labels, top
-        self._thresholds = np.array(thresholds)
+    def __init__(self, labels: LabelSpace, decision: Decision, top: int | None = None) -> None:
+        """The `decision` on L labels; a threshold of 1: never."""
+        self.labels, self.decision, self._top = labels, decision, top
+        self._thresholds = np.array(decision.thresholds)
         self._thresholds[self._thresholds >= 1] = np.inf
+        self.reviews, self.calibrated = decision.review is not None, decision.calibration != "none"
 
     def __call__(self, prediction: Prediction) -> list[int]:
         """Columns; by falling probability where the K best were asked for."""
@@ -267,17 +275,26 @@ class Choice:
             return [int(at) for at in np.argsort(-p, kind="stable")[: self._top]]
         return [int(at) for at in np.flatnonzero(p >= self._thresholds)]
 
+    def for_review(self, prediction: Prediction) -> list[int]:
+        """Columns whose probability is for people to look at."""
+        p, between = prediction.probabilities, self.decision.review
+        assert p is not None
+        assert between is not None
+        return [int(at) for at in np.flatnonzero((p >= between[0]) & (p <= between[1]))]
+
 
 class CsvWriter:
-    """image,labels,<label 1>,...,error: probabilities with 6 digits, inert in spreadsheets."""
+    """image,labels,<label 1>,...,error: probabilities with 6 digits, inert in spreadsheets.
+
+    Before `error` stand `calibration`, where probabilities are calibrated, and `review`, where the
+    checkpoint says which are for people to look at.
+    """
 
     def __init__(self, file: TextIO, choice: Choice, only_labels: bool) -> None:
-        self._writer, self._choice, self._wide = (
-            csv.writer(file),
-            choice,
-            not only_labels,
-        )
+        self._writer, self._choice, self._wide = csv.writer(file), choice, not only_labels
         columns = [inert(name) for name in choice.labels.names] if self._wide else []
+        self._says_how = self._wide and choice.calibrated
+        columns += ["calibration"] * self._says_how + ["review"] * choice.reviews
         self._blank = [""] * len(columns)
         self._writer.writerow(["image", "labels", *columns, "error"])
 
@@ -287,13 +304,22 @@ class CsvWriter:
         if p is None:
             self._writer.writerow([name, "", *self._blank, inert(prediction.error or "")])
             return
-        labels = "|".join(self._choice.labels.names[at] for at in self._choice(prediction))
-        numbers = [f"{x:.6f}" for x in p] if self._wide else []
-        self._writer.writerow([name, inert(labels), *numbers, ""])
+        cells = [self._joined(self._choice(prediction))]
+        cells += [f"{x:.6f}" for x in p] if self._wide else []
+        cells += [self._choice.decision.calibration] * self._says_how
+        if self._choice.reviews:
+            cells.append(self._joined(self._choice.for_review(prediction)))
+        self._writer.writerow([name, *cells, ""])
+
+    def _joined(self, columns: Sequence[int]) -> str:
+        return inert("|".join(self._choice.labels.names[at] for at in columns))
 
 
 class JsonlWriter:
-    """{"image", "labels", "scores": {label: p}}, or {"image", "error"}; text is exact."""
+    """{"image", "labels", "scores": {label: p}}, or {"image", "error"}; text is exact.
+
+    With `calibration` and `review` where CsvWriter has them.
+    """
 
     def __init__(self, file: TextIO, choice: Choice, only_labels: bool) -> None:
         self._file, self._choice, self._wide = file, choice, not only_labels
@@ -308,6 +334,10 @@ class JsonlWriter:
             row["labels"] = [names[at] for at in self._choice(prediction)]
             if self._wide:
                 row["scores"] = {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
+            if self._wide and self._choice.calibrated:
+                row["calibration"] = self._choice.decision.calibration
+            if self._choice.reviews:
+                row["review"] = [names[at] for at in self._choice.for_review(prediction)]
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -327,6 +357,8 @@ class TextWriter:
             shown = [f"{names[at]} {p[at]:.2f}" if self._wide else names[at] for at in chosen]
             best = int(np.argmax(p))
             text = ", ".join(shown) or f"(none; nearest: {names[best]} {p[best]:.2f})"
+            if self._choice.reviews and (unsure := self._choice.for_review(prediction)):
+                text += f"; needs review: {', '.join(f'{names[at]} {p[at]:.2f}' for at in unsure)}"
         self._file.write(f"{printable(prediction.name)}: {printable(text)}\n")
 
 

@@ -56,7 +56,7 @@ def content(labels: tuple[str, ...] = ("cat", "dog"), **changes: Any) -> Checkpo
     config = {"model": {"weights": None}, "train": {"lr": 1e-4}, "data": {"labels": ["é", '"']}}
     versions = {"mlfinetune": "0.1", "torch": "2.15.0+cpu"}
     n = len(labels)
-    decision = Decision("per_label", (0.1,) * n, "platt", (1 / 3,) * n, (-1e-9,) * n)
+    decision = Decision("per_label", (0.1,) * n, "platt", (1 / 3,) * n, (-1e-9,) * n, (0.2, 1 / 3))
     made = Checkpoint(
         weights(), LabelSpace(labels), spec, "resnet18", decision, config, "ab" * 32, 3, versions
     )

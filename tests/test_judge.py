@@ -76,6 +76,32 @@ def test_calibration_makes_probabilities_believable(how: str, share: float) -> N
     np.testing.assert_allclose(verdict.scores.logits[:, 0], wanted, rtol=1e-6)
 
 
+def test_the_review_band_holds_most_of_the_mistakes() -> None:
+    """Counted by hand on fresh images; on those that fitted it by cross-fitted probabilities."""
+    settings = EvalConfig(calibration="platt", review=(0.2, 0.8))
+    decision, fresh = decide(settings, drawn(6, 2000)), drawn(7, 2000)
+    band = judge(settings, fresh, decision, fitted_here=False).facts["review"]
+    p = expit(decision.calibrated(fresh.logits).astype(float))
+    inside, known = (p >= 0.2) & (p <= 0.8), fresh.targets >= 0
+    wrong = known & ((p >= np.array(decision.thresholds)) != (fresh.targets == 1))
+    assert (band["images"], band["pairs"]) == (inside.any(1).sum(), inside.sum())
+    assert (band["wrong"], band["wrong_inside"]) == (wrong.sum(), (wrong & inside).sum())
+    assert band["wrong_inside"] > 0.6 * band["wrong"]
+    assert band["pairs"] < 0.25 * p.size
+    here = judge(settings, drawn(6, 2000), decision, fitted_here=True).facts["review"]
+    assert (
+        here["wrong"] != judge(settings, drawn(6, 2000), decision, False).facts["review"]["wrong"]
+    )
+
+
+@pytest.mark.parametrize("review", [(0.2, 0.8), (0.5, 0.5), (-0.1, 0.5)])
+def test_a_review_band_needs_calibration_and_an_order(review: tuple[float, float]) -> None:
+    """Of uncalibrated probabilities a range says nothing."""
+    how = "none" if review == (0.2, 0.8) else "platt"
+    with pytest.raises(ValueError, match="review"):
+        EvalConfig.model_validate({"calibration": how, "review": review})
+
+
 def test_a_precision_out_of_reach_is_never_said() -> None:
     """The threshold is 1, and not even a probability of 1 reaches it."""
     scores = drawn(5)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
 from mlfinetune.records import (
+    Decision,
     LabelMetrics,
     LabelSpace,
     MetricTable,
@@ -60,11 +62,13 @@ def written(
     labels: LabelSpace = LABELS,
     top: int | None = None,
     only_labels: bool = False,
+    decision: Decision | None = None,
 ) -> str:
     """What a format makes of the rows, in a file as `predict` opens it."""
     bytes_ = io.BytesIO()
     with io.TextIOWrapper(bytes_, "utf-8", errors="backslashreplace", newline="") as file:
-        writer = FORMATS[format](file, Choice(labels, [0.5] * len(labels), top), only_labels)
+        choice = Choice(labels, decision or Decision.plain(len(labels)), top)
+        writer = FORMATS[format](file, choice, only_labels)
         for prediction in rows:
             writer.write(prediction)
         file.flush()
@@ -231,9 +235,8 @@ def measured(*rows: LabelMetrics, **facts: Any) -> Verdict:
     intervals = {"mAP": (0.25, 0.75), "macro_F1": (0.125, 1.0), "micro_F1": None}
     per_label = {r.label: {"AP": r.AP and (0.125, 0.5), "F1": None} for r in rows}
     known = {"threshold_source": "fixed", "fitted_on": "nothing"}
-    return Verdict(
-        scores, table, {**known, "intervals": intervals | {"per_label": per_label}, **facts}
-    )
+    known |= {"intervals": intervals | {"per_label": per_label}}  # type: ignore[dict-item]
+    return Verdict(scores, table, Decision.plain(len(rows)), {**known, **facts})
 
 
 def width(line: str) -> int:
@@ -300,6 +303,45 @@ def test_forty_labels_are_all_shown(count: int) -> None:
     text = summary(measured(*(label(f"label{i}", i / 50) for i in range(count))))
     assert ("... 1 labels in between" in text) == (count == 41)
     assert sum(line.startswith("  label") for line in text.splitlines()) == 1 + 40
+
+
+REVIEW = replace(Decision.plain(3), calibration="platt", review=(0.25, 0.75))
+
+
+def test_the_file_says_that_probabilities_are_calibrated_and_which_need_review() -> None:
+    """Every format, both ends of the range included; rows of unreadable pictures stay as wide."""
+    rows = row("a.jpg", 0.75, 0.25, 0.9), row("b.jpg", 0.1, 0.9, 0.9), row("c.jpg", error="gone")
+    header, a, b, c = cells(written("csv", *rows, decision=REVIEW))
+    assert header[-3:] == ["calibration", "review", "error"]
+    assert (a[-3:], b[-3:]) == (["platt", "cat|dog", ""], ["platt", "", ""])
+    assert (len(c), c[-3:]) == (len(header), ["", "", "gone"])
+    header, a, *_ = cells(written("csv", *rows, decision=REVIEW, only_labels=True))
+    assert (header, a) == (
+        ["image", "labels", "review", "error"],
+        ["a.jpg", "cat|bird", "cat|dog", ""],
+    )
+    first, second, _ = lines(written("jsonl", *rows, decision=REVIEW))
+    assert (first["calibration"], first["review"], second["review"]) == (
+        "platt",
+        ["cat", "dog"],
+        [],
+    )
+    text = written("text", *rows, decision=REVIEW).splitlines()
+    assert text[0] == "a.jpg: bird 0.90, cat 0.75; needs review: cat 0.75, dog 0.25"
+    assert "review" not in text[1]
+
+
+def test_uncalibrated_files_have_no_further_columns() -> None:
+    """Those of the contract alone."""
+    header, _ = cells(written("csv", row("a.jpg", 0.75, 0.25, 0.9)))
+    assert header == ["image", "labels", "cat", "dog", "bird", "error"]
+
+
+def test_the_summary_says_how_much_there_is_to_review() -> None:
+    """Images, and the share of mistakes that review would find."""
+    band = {"low": 0.2, "high": 0.8, "images": 7, "pairs": 9, "wrong": 5, "wrong_inside": 4}
+    text = " ".join(summary(measured(label("cat"), review=band)).split())
+    assert "7 images have a probability between 0.2 and 0.8; 4 of 5 wrong decisions" in text
 
 
 # ---- result files -----------------------------------------------------------------------

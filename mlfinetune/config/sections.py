@@ -277,9 +277,27 @@ class EvalConfig(Section):
         description="probabilities that can be taken at their word, fitted on validation: one "
         "slope for all labels (temperature), or a line for each (platt)",
     )
+    review: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = Field(
+        None,
+        description="calibrated probabilities between these two are for people to look at; "
+        "predict names such labels of a picture, eval says how many there are",
+    )
     ap: Literal["sklearn", "voc_interpolated", "voc_11point"] = Field(
         "sklearn", description="average precision: not interpolated, as VOC since 2010, as VOC 2007"
     )
+
+    @model_validator(mode="after")
+    def _reviewable(self) -> Self:
+        if self.review is None:
+            return self
+        if self.calibration == "none":
+            raise ValueError(
+                "review is a range of calibrated probabilities; set eval.calibration: platt (or "
+                "temperature) too"
+            )
+        if self.review[0] >= self.review[1]:
+            raise ValueError(f"review: {self.review[0]:g} is not below {self.review[1]:g}")
+        return self
 
 
 class Config(Section):

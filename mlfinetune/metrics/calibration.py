@@ -202,19 +202,26 @@ class Reliability:
 
 
 def reliability(
-    probabilities: NDArray[np.floating], targets: NDArray[np.int8], bins: int = 15
+    probabilities: NDArray[np.floating],
+    targets: NDArray[np.int8],
+    bins: int = 15,
+    equal: Literal["count", "width"] = "count",
 ) -> Reliability:
-    """The curve over the known pairs, arrays of any one shape, in bins of equal count.
+    """The curve over the known pairs, arrays of any one shape, in bins of equal count or width.
 
-    Equal counts, not equal widths: most probabilities of rare labels lie near 0, where equal
-    widths put them all in one bin, and the ECE of equal counts is the less biased (Roelofs et
-    al., 2022). Equal probabilities stay in one bin, so that the order of images does not matter.
+    Equal counts to measure: most probabilities of rare labels lie near 0, where equal widths put
+    them all in one bin, and the ECE of equal counts is the less biased (Roelofs et al., 2022).
+    Equal probabilities stay in one bin, so that the order of images does not matter. Equal widths
+    to draw: the bins are ranges of probability.
     """
     p, truth = _known_pairs(probabilities, targets)
-    order = np.argsort(p, kind="stable")
-    p, truth = p[order], truth[order]
-    first, last = np.searchsorted(p, p, "left"), np.searchsorted(p, p, "right")
-    bin_of = (first + last - 1) * bins // (2 * max(len(p), 1))  # by the middle of its equals
+    if equal == "width":
+        bin_of = np.minimum((p * bins).astype(np.int64), bins - 1)
+    else:
+        order = np.argsort(p, kind="stable")
+        p, truth = p[order], truth[order]
+        first, last = np.searchsorted(p, p, "left"), np.searchsorted(p, p, "right")
+        bin_of = (first + last - 1) * bins // (2 * max(len(p), 1))  # by the middle of its equals
     count = np.bincount(bin_of, minlength=bins)
     filled = count > 0
     count = count[filled]

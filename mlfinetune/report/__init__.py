@@ -8,6 +8,15 @@ from mlfinetune.report.content import Evidence, build
 from mlfinetune.report.mistakes import suspect_rows
 from mlfinetune.report.page import render
 from mlfinetune.report.pictures import with_pictures
-from mlfinetune.report.records import Report
+from mlfinetune.report.records import Bin, Calibration, Report
 
-__all__ = ["Evidence", "Report", "build", "render", "suspect_rows", "with_pictures"]
+__all__ = [
+    "Bin",
+    "Calibration",
+    "Evidence",
+    "Report",
+    "build",
+    "render",
+    "suspect_rows",
+    "with_pictures",
+]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.records import POSITIVE, UNKNOWN, LabelMetrics, MetricTable, ScoreTable
+from mlfinetune.records import UNKNOWN, LabelMetrics, MetricTable, ScoreTable
 from mlfinetune.report import curves, mistakes, pictures
 from mlfinetune.report.records import (
     Calibration,
@@ -61,7 +61,8 @@ class Evidence:
         table: the numbers of `scores`; its thresholds are probabilities of the same scale.
         intervals: name of an average -> ends of its 95 % interval.
         ap_intervals, f1_intervals: label -> ends of its 95 % interval.
-        calibrated: (N, L) calibrated probabilities; None where nothing was calibrated.
+        calibrated: the probabilities are, so that 0.5 is an even chance.
+        calibration: reliability curves of the probabilities, before calibration first.
         history: rows of metrics.jsonl.
         good: AP from which a label is called good.
     """
@@ -74,7 +75,8 @@ class Evidence:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     ap_intervals: Mapping[str, Interval] = field(default_factory=dict)
     f1_intervals: Mapping[str, Interval] = field(default_factory=dict)
-    calibrated: NDArray[np.float64] | None = None
+    calibrated: bool = False
+    calibration: tuple[Calibration, ...] = ()
     history: Sequence[Mapping[str, Any]] = ()
     good: float = GOOD
 
@@ -115,7 +117,7 @@ def _judge(evidence: Evidence) -> Report:
         ),
         labels=_labels(evidence, limits, found),
         training=_training(evidence.history),
-        calibration=_calibration(evidence),
+        calibration=evidence.calibration,
         missed=pairs,
         matrix=matrix,
         suspects=mistakes.suspects(
@@ -154,15 +156,6 @@ def _training(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
         for name in _TRAINING
     )
     return tuple(one for one in series if one.points)
-
-
-def _calibration(evidence: Evidence) -> tuple[Calibration, ...]:
-    known = evidence.scores.targets != UNKNOWN
-    positive = evidence.scores.targets[known] == POSITIVE
-    scores = [("scores", evidence.probabilities), ("calibrated", evidence.calibrated)]
-    return tuple(
-        curves.reliability(name, p[known], positive) for name, p in scores if p is not None
-    )
 
 
 # ---- labels ---------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.records import POSITIVE
-from mlfinetune.report.records import Bin, Calibration, Point, ThresholdPoint
+from mlfinetune.report.records import Point, ThresholdPoint
 
 POINTS = 60
 """At most so many on a curve: what a plot of 300 pixels can show."""
 
-_BINS = 10
 _GRID = np.arange(1, 50) / 50
 
 
@@ -73,23 +72,3 @@ def cuts(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     with np.errstate(divide="ignore"):
         limits: NDArray[np.float32] = np.log(thresholds / (1 - thresholds)).astype(np.float32)
     return limits
-
-
-def reliability(
-    name: str, probabilities: NDArray[np.float64], positive: NDArray[np.bool_]
-) -> Calibration:
-    """Known pairs in ten equal ranges of probability; empty ranges are left out.
-
-    Args:
-        probabilities, positive: (K,) of all known pairs.
-    """
-    place = np.minimum((probabilities * _BINS).astype(np.int64), _BINS - 1)
-    counts = np.bincount(place, minlength=_BINS)
-    said = np.bincount(place, probabilities, _BINS)
-    seen = np.bincount(place, positive, _BINS)
-    bins = tuple(
-        Bin(float(said[at] / counts[at]), float(seen[at] / counts[at]), int(counts[at]))
-        for at in np.flatnonzero(counts)
-    )
-    error = float(np.abs(said - seen).sum() / counts.sum()) if len(place) else None
-    return Calibration(name, bins, error)

@@ -125,15 +125,14 @@ def suspects(
     probabilities: NDArray[np.float64],
     limits: NDArray[np.float32],
     thresholds: NDArray[np.float64],
-    calibrated: NDArray[np.float64] | None,
+    calibrated: bool,
 ) -> tuple[Suspect, ...]:
     """Tags that the scores speak against: missing ones first, the least likely to be right first.
 
     A known negative is suspect from the greatest of its label's threshold, the mean probability of
     the label's known positives, and an even chance on; a known positive up to the lesser of the
-    threshold and the mean of the known negatives. They are ranked by calibrated probability where
-    there is one, which then tells the even chance, else by the logit's distance from the
-    threshold's.
+    threshold and the mean of the known negatives. They are ranked by probability where that is
+    calibrated, else by the logit's distance from the threshold's.
 
     Source: the per-label thresholds of confident learning, Northcutt et al. 2021.
     """
@@ -141,11 +140,10 @@ def suspects(
     for column, label in enumerate(scores.labels.names):
         p, targets = probabilities[:, column], scores.targets[:, column]
         distance = scores.logits[:, column] - np.clip(limits[column], -50, 50)
-        chance = p if calibrated is None else calibrated[:, column]
-        surprise = distance if calibrated is None else chance
+        surprise = p if calibrated else distance
         for given, sign in ((NEGATIVE, 1), (POSITIVE, -1)):
             edge, why = _edge(p, targets, given, float(thresholds[column]))
-            decided = (distance >= 0) & (chance >= 0.5) if given == NEGATIVE else distance < 0
+            decided = (distance >= 0) & (p >= 0.5) if given == NEGATIVE else distance < 0
             beyond = (targets == given) & decided & (sign * p >= sign * edge)
             for row in np.flatnonzero(beyond).tolist():
                 others = tuple(tag for tag in tags(scores, row) if tag != label)

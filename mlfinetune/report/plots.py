@@ -114,11 +114,12 @@ def reliability(curves: Sequence[Calibration]) -> Plot:
         points = [(one.probability, one.observed) for one in curve.bins]
         strokes.append(Stroke(_line(points), kind))
         dots += [(_x(x), _y(y), kind) for x, y in points]
-    errors = (f"{c.name} are off by {c.error:.3f}" for c in curves if c.error is not None)
+    errors = [f"{c.error:.3f} ({c.name})" for c in curves if c.error is not None]
+    off = f"off by {' and '.join(errors)}" if errors else "nothing is known"
     return Plot(
         caption="Share of positives by probability",
         title="Share of positives by probability",
-        description=f"On average over all pairs, {' and '.join(errors) or 'nothing is known'}.",
+        description=f"On average over all pairs: {off}.",
         x_name="probability",
         x_ticks=_unit(_x),
         y_ticks=_unit(_y),

@@ -131,7 +131,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A reliability curve; `error` is the mean of |probability - observed|, weighted by pairs."""
+    """A reliability curve, and the expected calibration error of the same probabilities."""
 
     name: str
     bins: tuple[Bin, ...]
@@ -197,7 +197,7 @@ class Report:
         averages: all others.
         labels: by rising AP, those without one last.
         training: empty where nothing was trained.
-        calibration: the scores as they are decided by, then calibrated ones, if any.
+        calibration: the probabilities as the model gives them, then calibrated ones, if any.
         missed: most frequent first.
         suspects: missing tags, then wrong ones; the least likely to be right first.
         pictures: by index, all that any list shows, the most needed first.

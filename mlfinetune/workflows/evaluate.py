@@ -73,8 +73,8 @@ def _decision(
         ConfigError: it would be fitted on images that are no validation data of the run.
     """
     trained = config.restore(loaded.config).eval
-    if asked.model_copy(update={"ap": trained.ap}) == trained:
-        return loaded.decision
+    if asked.model_copy(update={"ap": trained.ap, "review": trained.review}) == trained:
+        return replace(loaded.decision, review=asked.review)
     if not fitted_here and (asked.thresholds != "fixed" or asked.calibration != "none"):
         raise ConfigError(
             "eval.thresholds, eval.calibration: they are fitted on the run's validation data, and "

@@ -81,7 +81,7 @@ def run(
         workers=runtime.choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
-    choice, failed = Choice(labels, decision.thresholds, asked.top), []
+    choice, failed = Choice(labels, decision, asked.top), []
     with (
         runtime.device_faults(),
         open_output() as output,
@@ -132,7 +132,8 @@ def _about(decision: Decision) -> str:
     source = "" if decision.how == "fixed" else f" ({decision.how})"
     text = f"threshold {low:g}" if low == high else f"thresholds {low:.2f} to {high:.2f}"
     calibrated = "" if decision.calibration == "none" else f", calibrated ({decision.calibration})"
-    return text + source + calibrated
+    review = "" if not decision.review else ", review {:g} to {:g}".format(*decision.review)
+    return text + source + calibrated + review
 
 
 def _predict(

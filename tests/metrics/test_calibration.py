@@ -176,6 +176,18 @@ def test_the_curve_is_that_of_scikit_learn(bins: int) -> None:
     assert cal.ece(p, targets, bins) == pytest.approx(np.abs(observed - mean).mean())
 
 
+def test_reliability_of_equal_widths_is_that_of_scikit_learn() -> None:
+    """Bins are ranges of probability, empty ones are left out, 1 belongs to the last."""
+    logits, targets = drawn(600, [0.7], 0.2)
+    p = expit(logits.astype(np.float64))
+    curve = cal.reliability(p, targets, 10, equal="width")
+    observed, mean = calibration_curve(targets[:, 0], p[:, 0], n_bins=10)
+    assert curve.observed == pytest.approx(observed)
+    assert curve.probability == pytest.approx(mean)
+    ends = cal.reliability(np.array([0.05, 0.15, 1.0]), np.array([0, 1, 1], np.int8), 10, "width")
+    assert ends.count.tolist() == [1, 1, 1]
+
+
 def test_brier_and_log_loss_are_those_of_scikit_learn() -> None:
     """Over the known pairs of all labels, and of each."""
     logits, targets = drawn(200, [0.7, 1.2], 0.2)

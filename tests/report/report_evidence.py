@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from mlfinetune.metrics.calibration import ece, reliability
 from mlfinetune.metrics.measure import measure
 from mlfinetune.records import LabelSpace, ScoreTable
-from mlfinetune.report import Evidence
+from mlfinetune.report import Bin, Calibration, Evidence
 
 
 def evidence(
@@ -29,7 +30,11 @@ def evidence(
         table = replace(table, per_label=tuple(replace(row, threshold=t) for row, t in pairs))
     about = (("Data", "val.csv"), ("AP", "sklearn"))
     p = 1 / (1 + np.exp(-x.astype(np.float64)))
-    return Evidence("runs/pets", about, scores, p, table, **more)
+    curve = reliability(p, t, 10, "width")
+    columns = (curve.probability.tolist(), curve.observed.tolist(), curve.count.tolist())
+    bins = tuple(Bin(*one) for one in zip(*columns, strict=True))
+    off = Calibration("probabilities", bins, ece(p, t))
+    return Evidence("runs/pets", about, scores, p, table, calibration=(off,), **more)
 
 
 def plausible(

@@ -15,7 +15,7 @@ from sklearn.metrics import (
 )
 
 from mlfinetune.report import build, suspect_rows, with_pictures
-from mlfinetune.report.curves import POINTS, by_threshold, precision_recall, reliability
+from mlfinetune.report.curves import POINTS, by_threshold, precision_recall
 
 
 def tied(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +65,6 @@ def test_other_thresholds_are_scikit_learns() -> None:
         theirs = precision_recall_fscore_support(targets, passed, average="binary", zero_division=0)
         assert ours == pytest.approx(theirs[:3])
         assert (point.precision is None) == (not passed.any())
-
-
-def test_reliability_by_hand() -> None:
-    """Pairs fall into tenths; empty ones are left out; the error is weighted by pairs."""
-    p = np.array([0.05, 0.15, 0.15, 1.0])
-    curve = reliability("scores", p, np.array([False, True, False, True]))
-    shown = [(one.probability, one.observed, one.count) for one in curve.bins]
-    assert shown == [(0.05, 0.0, 1), (0.15, 0.5, 2), (1.0, 1.0, 1)]
-    assert curve.error == pytest.approx((0.05 + 2 * 0.35 + 0) / 4)
 
 
 # ---- mistakes ---------------------------------------------------------------------------------
@@ -127,12 +118,13 @@ def test_suspects_by_hand() -> None:
 
 def test_calibration_ranks_suspects() -> None:
     """Where probabilities were calibrated they rank, and below an even chance none is missing."""
-    given = evidence([[3, 2], [2, 3]], [[0, 1], [1, 0]])
+    given = evidence([[3, 2], [2, 2.5]], [[0, 1], [1, 0]], thresholds=(0.5, 0.1))
     plain = [one.label for one in build(given).suspects if not one.given]
-    calibrated = np.array([[0.6, 0.5], [0.5, 0.9]])
-    ranked = [one.label for one in build(replace(given, calibrated=calibrated)).suspects]
-    unlikely = build(replace(given, calibrated=calibrated / 2)).suspects
-    assert (plain, ranked, unlikely) == (["a", "b"], ["b", "a"], ())
+    ranked = [one.label for one in build(replace(given, calibrated=True)).suspects]
+    lower = evidence([[-0.1, 0], [-2, -2]], [[0, 0], [1, 0]], thresholds=(0.1, 0.1))
+    unlikely = build(replace(lower, calibrated=True)).suspects
+    assert (plain, ranked) == (["b", "a"], ["a", "b"])
+    assert [one.label for one in unlikely if not one.given] == ["b"]
 
 
 def test_suspects_as_rows(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_verdict_in_words() -> None:
 def test_a_bare_page_renders() -> None:
     """Nothing known, nothing trained, nothing calibrated: the page says so."""
     text = render(build(evidence([[1, 2]], [[-1, -1]])))
-    assert "Nothing is known of the scores" in text
+    assert "Probabilities: there are no known targets." in text
     assert "How did training go?" not in text
     assert "nothing is known of the thresholds" in text
 
