@@ -5,25 +5,34 @@
 
 The digest is of the whole file with 64 zeros in the digest's place, so that any flipped bit,
 wherever it falls, and any truncation is refused. Nothing is unpickled. Knows no model.
+
+A resume state is another file, of a run's own folder, never needed to predict:
+
+    mlfinetune state 1 <SHA-256 of the rest>
+    plain containers and tensors, as torch.save writes and torch.load(weights_only=True) reads them
 """
 
 import hashlib
+import io
 import json
 import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from mlfinetune.errors import CheckpointError
 from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
-from mlfinetune.rundir import write_atomic
+from mlfinetune.rundir import write_atomic, writing_bytes
 
 FORMAT = 2
 _KEY = "mlfinetune"
+_STATE = b"mlfinetune state 1 "
+_STATE_HEAD = len(_STATE) + 64 + 1
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -77,6 +86,45 @@ def load(path: Path) -> Checkpoint:
         return _to_checkpoint(about, load_tensors(content), path)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no checkpoint of mlfinetune: {error!r}") from error
+
+
+def save_state(path: Path, previous: Path, content: dict[str, Any]) -> None:
+    """Write a resume state whole or not at all; the one that was there becomes `previous`.
+
+    Between the two renames of a save there is no `path`, but a whole `previous`.
+
+    Raises:
+        CheckpointError: the file cannot be written (a full disk, no permission).
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getbuffer()
+    head = _STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+    with writing_bytes(path, keep=previous) as file:
+        file.write(head)
+        file.write(payload)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read and verify a resume state, tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, altered, cut short, or no state of ours.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    head, payload = content[:_STATE_HEAD], memoryview(content)[_STATE_HEAD:]
+    if head != _STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+        raise CheckpointError(f"{path} is damaged, or no state of this version of mlfinetune")
+    try:
+        found: dict[str, Any] = torch.load(
+            io.BytesIO(payload), map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # torch.load raises whatever its unpickler raises
+        raise CheckpointError(f"{path} is no state of mlfinetune: {error!r}") from error
+    return found
 
 
 def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:

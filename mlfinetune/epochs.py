@@ -1,14 +1,15 @@
 """What a run tries, one outcome after another: epochs of training, or solutions for the head.
 
-    Parts -> epochs     fit -> validate -> Outcome, an epoch at a time
-    Parts -> solutions  solve -> validate -> Outcome, at ever weaker penalties
+    Parts, Position -> epochs     fit -> validate -> Outcome, an epoch at a time
+    Parts           -> solutions  solve -> validate -> Outcome, at ever weaker penalties
 
-The caller says, saves and chooses. Each outcome is a line of metrics.jsonl.
+The caller says, saves and chooses, between steps too. Each outcome is a line of metrics.jsonl.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,8 +23,8 @@ from mlfinetune.fit import fit
 from mlfinetune.loss import Loss
 from mlfinetune.metrics.measure import measure
 from mlfinetune.model import Tagger
-from mlfinetune.records import MetricTable, ScoreTable, StepRecord, TransformSpec
-from mlfinetune.runlog import Bar, RunLog, clock
+from mlfinetune.records import Batch, MetricTable, Position, ScoreTable, TransformSpec
+from mlfinetune.runlog import RunLog, clock
 from mlfinetune.score import score
 from mlfinetune.solve import STRENGTHS, Solver
 
@@ -53,43 +54,78 @@ class Outcome:
 
     number: int
     name: str
-    table: MetricTable
-    scores: ScoreTable
+    mAP: float | None
+    scores: ScoreTable | None
     loss: float
     speed: str
 
     def beats(self, other: "Outcome") -> bool:
         """A higher mAP; where mAP is undefined the later epoch."""
-        ours, theirs = self.table.averages["mAP"], other.table.averages["mAP"]
+        ours, theirs = self.mAP, other.mAP
         return theirs is None or (ours is not None and ours > theirs)
 
 
-def epochs(parts: Parts, heard: Callable[[], None], log: RunLog) -> Iterator[Outcome]:
-    """Train; an outcome an epoch.
+@dataclass(frozen=True)
+class Pause:
+    """When the state between two steps is wanted, and who takes it.
 
-    Args:
-        heard: is called at every step, and raises where the run should stop.
+    Attributes:
+        due: asked after every step and every batch of validation; costs next to nothing.
+        keep: given the position whenever it is due; may raise, to stop.
     """
+
+    due: Callable[[], bool]
+    keep: Callable[[Position], None]
+
+    def poll(self, at: Position) -> None:
+        """Between two steps."""
+        if self.due():
+            self.keep(at)
+
+
+def epochs(
+    parts: Parts, optimizer: torch.optim.Optimizer, at: Position, pause: Pause, log: RunLog
+) -> Iterator[Outcome]:
+    """Train from a position on; an outcome an epoch."""
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
+    steps = parts.train.steps
     records = fit(
         parts.net,
-        (parts.train.epoch(number) for number in range(epochs)),
+        _batches(parts, at, epochs),
+        steps,
         parts.loss,
-        assemble.optimizer(config, parts.tagger),
-        assemble.schedule(config, parts.train.steps),
+        optimizer,
+        assemble.schedule(config, steps),
         assemble.settings(config, parts.device, parts.dtype),
         lambda index: str(splits.train.path(index)),
+        start=at.step,
+        pause=pause.due,
     )
-    started = time.monotonic()
-    for number in range(1, epochs + 1):
+    started, first = time.monotonic(), at.epoch(steps)
+    for number in range(first + 1, epochs + 1):
         name = f"epoch {number}/{epochs}"
         with log.bar(name, len(splits.train)) as bar:
-            mean_loss, last = _consume(records, heard, bar)
-        table, scores = _validate(parts, log)
-        left = (time.monotonic() - started) / number * (epochs - number)
+            bar.skip(at.images)
+            while at.step < number * steps:
+                record = next(records)
+                at = at.after(record)
+                bar.update(record.images, f"loss {record.loss:.4f}")
+                if record.settled:
+                    pause.poll(at)
+        table, scores = validate(parts, log, partial(pause.poll, at))
+        left = (time.monotonic() - started) / (number - first) * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {clock(left)} left"
-        _history(log, number, last, mean_loss, bar.rate, table)
-        yield Outcome(number, name, table, scores, mean_loss, speed)
+        mean_loss = at.loss_sum / at.images
+        _history(log, number, at, mean_loss, bar.rate, table)
+        at = Position(at.step)
+        yield Outcome(number, name, table.averages["mAP"], scores, mean_loss, speed)
+
+
+def _batches(parts: Parts, at: Position, epochs: int) -> Iterator[Batch]:
+    """Those of all epochs that are left; an epoch begins when its first batch is asked for."""
+    first, done = divmod(at.step, parts.train.steps)
+    for number in range(first, epochs):
+        yield from parts.train.epoch(number, done if number == first else 0)
 
 
 def solutions(parts: Parts, log: RunLog) -> Iterator[Outcome]:
@@ -103,12 +139,13 @@ def solutions(parts: Parts, log: RunLog) -> Iterator[Outcome]:
             here: Outcome | None = None
             for record in solver.path(l2):
                 number += 1
-                table, scores = _validate(parts, log)
+                table, scores = validate(parts, log)
                 if not parts.config.train.solve_head_first:  # then epochs are the history
-                    _history(log, number, record, record.loss, bar.rate, table)
+                    at = Position().after(record)
+                    _history(log, number, at, record.loss, bar.rate, table)
                 name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
                 speed = f"{record.step + 1} passes"
-                now = Outcome(number, name, table, scores, record.loss, speed)
+                now = Outcome(number, name, table.averages["mAP"], scores, record.loss, speed)
                 yield now
                 if here is not None and not now.beats(here):
                     break
@@ -121,42 +158,36 @@ def solutions(parts: Parts, log: RunLog) -> Iterator[Outcome]:
                 break
 
 
-def _validate(parts: Parts, log: RunLog) -> tuple[MetricTable, ScoreTable]:
+def validate(
+    parts: Parts, log: RunLog, poll: Callable[[], None] = lambda: None
+) -> tuple[MetricTable, ScoreTable]:
+    """Score the validation data with what the parts hold now; `poll` is called at every batch."""
     net, device, dtype = parts.net, parts.device, parts.dtype
     if isinstance(net, Tagger):
         net, _ = assemble.serving(net, parts.spec.image_size, device, dtype)
+
+    def polled(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            poll()
+            yield batch
+
     with log.bar("validation", len(parts.splits.val)) as bar:
-        batches = bar.over(parts.val.epoch())
+        batches = polled(bar.over(parts.val.epoch()))
         scores = score(net, batches, parts.splits.val, device, dtype)
     return measure(scores), scores
 
 
 def _history(
-    log: RunLog, number: int, last: StepRecord, loss: float, rate: float, table: MetricTable
+    log: RunLog, number: int, at: Position, loss: float, rate: float, table: MetricTable
 ) -> None:
     """A line of metrics.jsonl."""
     log.history(
         {
             "epoch": number,
-            "step": last.step + 1,
+            "step": at.step,
             "loss": loss,
-            "grad_norm": last.grad_norm,
-            **last.rates,
+            **at.last,
             "images_per_s": rate,
             **table.averages,
         }
     )
-
-
-def _consume(
-    records: Iterator[StepRecord], heard: Callable[[], None], bar: Bar
-) -> tuple[float, StepRecord]:
-    """The steps of one epoch: their mean loss an image, and the last record."""
-    total = 0.0
-    for record in records:
-        heard()
-        total += record.loss * record.images
-        bar.update(record.images, f"loss {record.loss:.4f}")
-        if record.last_in_epoch:
-            return total / bar.done, record
-    raise AssertionError("an epoch without steps")

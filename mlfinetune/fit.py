@@ -3,7 +3,8 @@
     fit: for every batch of every epoch   train_step -> StepRecord
 
 A record is yielded one step late, when its loss and gradient norm are known to be finite:
-the check then waits for work that is already done, and the device never idles for it.
+the check then waits for work that is already done, and the device never idles for it. At the end
+of an epoch, and where the caller pauses, it is yielded at once, and no step is under way.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +43,7 @@ class _Pending:
     lrs: tuple[float, ...]
     batch: Batch
 
-    def record(self, last_in_epoch: bool, name_of: Callable[[int], str]) -> StepRecord:
+    def record(self, settled: bool, name_of: Callable[[int], str]) -> StepRecord:
         loss, grad_norm = self.numbers.tolist()
         if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
             what = f"loss {loss:g}, gradient norm {grad_norm:g}"
@@ -54,47 +55,56 @@ class _Pending:
             )
         images = len(self.batch.indices)
         rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}  # one where the head alone trains
-        return StepRecord(self.epoch, self.step, loss, grad_norm, rates, images, last_in_epoch)
+        return StepRecord(self.epoch, self.step, loss, grad_norm, rates, images, settled)
 
 
 def fit(
     model: nn.Module,
-    epochs: Iterable[Iterable[Batch]],
+    batches: Iterable[Batch],
+    steps: int,
     loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[int], float],
     settings: Settings,
     name_of: Callable[[int], str],
+    *,
+    start: int = 0,
+    pause: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
     """Train, step by step; the model is in training mode at the start of every epoch.
 
     Args:
         model: the batches' images -> (B, L) logits; is changed.
-        epochs: the batches of each epoch.
+        batches: of all epochs, from step `start` on.
+        steps: batches in an epoch.
         loss: `mlfinetune.loss.build_loss()`.
         optimizer: its groups carry `initial_lr`.
         schedule: step -> share of the initial learning rates.
         settings: how to take a step.
         name_of: index -> file name, for messages.
+        start: steps that were taken before.
+        pause: asked after every step: shall its record be settled, so that what model and
+            optimizer hold when it is yielded is the state after that very step?
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
         TrainingError: a loss or gradient that is not finite, with step and file names.
     """
-    step = 0
-    for epoch, batches in enumerate(epochs):
-        model.train()
-        pending: _Pending | None = None
-        for batch in batches:
-            batch.require_all(name_of)
-            lrs = _set_lrs(optimizer, schedule(step))
-            numbers = train_step(model, batch, loss, optimizer, settings)
-            if pending is not None:
-                yield pending.record(False, name_of)
-            pending = _Pending(epoch, step, numbers, lrs, batch)
-            step += 1
+    step, pending = start, None
+    model.train()
+    for batch in batches:
+        if step % steps == 0:
+            model.train()
+        batch.require_all(name_of)
+        lrs = _set_lrs(optimizer, schedule(step))
+        numbers = train_step(model, batch, loss, optimizer, settings)
         if pending is not None:
+            yield pending.record(False, name_of)
+        pending = _Pending(step // steps, step, numbers, lrs, batch)
+        step += 1
+        if step % steps == 0 or pause():
             yield pending.record(True, name_of)
+            pending = None
 
 
 def train_step(

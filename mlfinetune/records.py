@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +149,7 @@ class StepRecord:
         grad_norm: before clipping.
         rates: `lr` and `head_lr` of the step, or the `l2` that the head was solved with.
         images: pictures in the batch.
-        last_in_epoch: True on the last step of an epoch.
+        settled: no later step has been taken; always so at the end of an epoch.
     """
 
     epoch: int
@@ -158,7 +158,37 @@ class StepRecord:
     grad_norm: float
     rates: dict[str, float]
     images: int
-    last_in_epoch: bool
+    settled: bool
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands, between two steps.
+
+    Attributes:
+        step: optimizer steps that were taken.
+        loss_sum, images: of the epoch that is under way, its loss an image times its images;
+            0 once it has been validated.
+        last: `grad_norm` and rates of the step before.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+    def after(self, record: StepRecord) -> Position:
+        """One step further."""
+        return Position(
+            record.step + 1,
+            self.loss_sum + record.loss * record.images,
+            self.images + record.images,
+            {"grad_norm": record.grad_norm, **record.rates},
+        )
+
+    def epoch(self, steps: int) -> int:
+        """The epoch, from 0, that is under way or comes next; `steps` an epoch."""
+        return (self.step - 1 if self.images else self.step) // steps
 
 
 @dataclass(frozen=True)

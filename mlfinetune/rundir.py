@@ -2,13 +2,17 @@
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
               metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
-              suspects.csv  train.log
+              suspects.csv  train.log; while it trains resume.pt, resume-previous.pt and .lock
 """
 
+import contextlib
+import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape as glob_escape
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -19,6 +23,9 @@ CONFIG = "config.yaml"
 LABELS = "labels.txt"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
+STATE = "resume.pt"
+PREVIOUS_STATE = "resume-previous.pt"
+LOCK = ".lock"
 HISTORY = "metrics.jsonl"
 METRICS = "metrics.json"
 PER_LABEL = "per_label.csv"
@@ -52,6 +59,52 @@ def claim(wanted: Path) -> Path:
             ) from error
 
 
+def begun(wanted: Path) -> Path | None:
+    """The newest of the run directories `wanted`, `wanted-2` ...; None: there is none."""
+    found = [
+        path
+        for path in wanted.parent.glob(f"{glob_escape(wanted.name)}*")
+        if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
+        and (path / CONFIG).is_file()
+    ]
+    if wanted in found:  # named by its own config.yaml
+        return wanted if len(found) == 1 else max(found, key=_last_written)
+    return max(found, key=_last_written, default=None)
+
+
+def _last_written(run: Path) -> int:
+    newest = [(run / name) for name in (LOG, STATE, CONFIG) if (run / name).is_file()]
+    return max(path.stat().st_mtime_ns for path in newest)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Only one process at a time; the lock goes with the process that holds it, however it ends.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
+    with (run / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's not a child's too
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise CheckpointError(
+                f"{shown(run)} is being written by process {file.read().strip() or '?'}; wait "
+                f"for it or stop it, or choose another run directory with --output"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def sweep(run: Path) -> None:
+    """Remove what writers that were killed have left behind."""
+    for orphan in run.glob(".*.tmp"):
+        orphan.unlink(missing_ok=True)
+
+
 def make(folder: Path) -> None:
     """Make `folder` where it is missing.
 
@@ -82,9 +135,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def writing_bytes(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its place at `path` only when it is whole, as in `write_atomic`."""
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+def writing_bytes(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A binary file that takes its place at `path` only when it is whole, as in `write_atomic`.
+
+    `keep`: what was at `path` before goes there.
+    """
+    with _replacing(path, keep) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -103,7 +159,7 @@ def writing(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """A temporary name beside `path` that is renamed to it at the end, or removed on an error."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -114,6 +170,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
+        if keep is not None:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(keep)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -24,20 +24,27 @@ class RunLog:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._run: Path | None = None
+        self.run: Path | None = None
         self._said: list[str] = []
         self._listeners: list[Callable[[int, dict[str, float]], None]] = []
 
-    def keep_in(self, run: Path) -> None:
-        """Write what was said so far, and what comes, to the run directory `run`."""
-        self._run = run
+    def keep_in(self, run: Path, epochs: int = 0) -> None:
+        """Write what was said so far, and what comes, to the run directory `run`.
+
+        Of the epochs that its metrics.jsonl holds, the first `epochs` stay.
+        """
+        self.run = run
+        history = run / rundir.HISTORY
+        if history.exists():
+            lines = history.read_text("utf-8").splitlines(keepends=True)[:epochs]
+            rundir.write_atomic(history, "".join(lines).encode())
         self._append(rundir.LOG, "".join(self._said))
 
     def say(self, text: str) -> None:
         """One line for the user, above any bar."""
         tqdm.write(text, file=self._stream)
         self._said.append(text + "\n")
-        if self._run is not None:
+        if self.run is not None:
             self._append(rundir.LOG, text + "\n")
 
     def also_to(self, write: Callable[[int, dict[str, float]], None]) -> None:
@@ -46,7 +53,7 @@ class RunLog:
 
     def history(self, record: dict[str, Any]) -> None:
         """One line of metrics.jsonl, of the epoch `record["epoch"]`; None: undefined."""
-        if self._run is not None:
+        if self.run is not None:
             self._append(rundir.HISTORY, json.dumps(record) + "\n")
         numbers = {k: float(x) for k, x in record.items() if k != "epoch" and x is not None}
         for write in self._listeners:
@@ -65,8 +72,8 @@ class RunLog:
             bar.close()
 
     def _append(self, name: str, text: str) -> None:
-        assert self._run is not None
-        with (self._run / name).open("a", encoding="utf-8") as file:
+        assert self.run is not None
+        with (self.run / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
 
@@ -77,7 +84,7 @@ class Bar:
         self._shown, self._terminal = shown, shown and stream.isatty()
         self._stream, self._what, self._total = stream, what, total
         self._started = self._said = time.monotonic()
-        self.done = 0
+        self.done = self._before = 0
         self._tqdm = tqdm(
             total=total,
             desc=what,
@@ -99,6 +106,12 @@ class Bar:
             print(f"{self._what}: {self._line()}{note and ', ' + note}", file=self._stream)
             self._stream.flush()
 
+    def skip(self, images: int) -> None:
+        """So many were done before this bar began."""
+        self._before += images
+        self.done += images
+        self._tqdm.update(images)
+
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches; each is counted when the next one is asked for."""
         for batch in batches:
@@ -112,7 +125,7 @@ class Bar:
     @property
     def rate(self) -> float:
         """Images a second so far."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
 
     def _line(self) -> str:
         if self._total is None:

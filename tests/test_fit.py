@@ -85,12 +85,12 @@ def test_clipping_bounds_the_step() -> None:
 def test_fit_yields_every_step_and_marks_the_last_of_an_epoch() -> None:
     """Two epochs of three batches: six records, in order, with the scheduled rates."""
     model, optimizer = model_and_optimizer(lr=2.0)
-    epochs = [[batch(seed=3 * e + b) for b in range(3)] for e in range(2)]
+    batches = [batch(seed=b) for b in range(6)]
     records = list(
-        fit(model, epochs, build_loss(), optimizer, lambda s: 1 / (s + 1), settings(), str)
+        fit(model, batches, 3, build_loss(), optimizer, lambda s: 1 / (s + 1), settings(), str)
     )
     assert [(r.epoch, r.step) for r in records] == [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5)]
-    assert [r.last_in_epoch for r in records] == [False, False, True] * 2
+    assert [r.settled for r in records] == [False, False, True] * 2
     assert [r.rates["lr"] for r in records] == [2.0 / (s + 1) for s in range(6)]
     assert {r.images for r in records} == {7}
 
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_files() -> None:
         yield batch()
 
     records = fit(
-        model, [batches()], build_loss(), optimizer, lambda s: 1.0, settings(), "{}.jpg".format
+        model, batches(), 3, build_loss(), optimizer, lambda s: 1.0, settings(), "{}.jpg".format
     )
     assert next(records).step == 0
     with pytest.raises(TrainingError, match=r"step 1 of epoch 1(.|\n)*3\.jpg"):
@@ -119,7 +119,7 @@ def test_a_gradient_that_is_not_finite_stops_too() -> None:
     model, optimizer = model_and_optimizer()
     model.layer.weight.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(TrainingError, match="gradient norm"):
-        list(fit(model, [[batch()]], build_loss(), optimizer, lambda s: 1.0, settings(), str))
+        list(fit(model, [batch()], 1, build_loss(), optimizer, lambda s: 1.0, settings(), str))
 
 
 def test_an_unreadable_picture_stops_by_name() -> None:
@@ -129,7 +129,7 @@ def test_an_unreadable_picture_stops_by_name() -> None:
     bad = Batch(bad.images, bad.targets, bad.indices, (Failure(5, "cut short"),))
     with pytest.raises(DataError, match=r"5\.jpg: cut short"):
         list(
-            fit(model, [[bad]], build_loss(), optimizer, lambda s: 1.0, settings(), "{}.jpg".format)
+            fit(model, [bad], 1, build_loss(), optimizer, lambda s: 1.0, settings(), "{}.jpg".format)
         )
 
 

@@ -200,7 +200,7 @@ def test_records_say_what_was_done() -> None:
         values = []
         for number, record in enumerate(solver.path(l2)):
             assert record.rates == {"l2": l2, "iterations": ITERATIONS[number]}
-            assert (record.images, record.last_in_epoch) == (len(x), True)
+            assert (record.images, record.settled) == (len(x), True)
             assert record.step + 1 == solver.passes == passes[0]
             values.append(objective(head, x, y, l2)[0])
         assert len(values) == len(ITERATIONS)

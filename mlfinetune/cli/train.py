@@ -18,6 +18,12 @@ def train(
         Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/NAME")
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run stopped; a new one if none did.")
+    ] = False,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Go on with other settings or data, too.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="One batch of everything; leaves no files.")
     ] = False,
@@ -29,6 +35,7 @@ def train(
     if output is not None:
         loaded = loaded.model_copy(update={"output": output.absolute()})
 
+    from mlfinetune.errors import ConfigError
     from mlfinetune.rundir import shown
     from mlfinetune.runlog import RunLog
     from mlfinetune.tables import summary
@@ -39,6 +46,9 @@ def train(
         workflow.dry_run(loaded, device, log)
         print("dry run: one batch trained, scored and saved; nothing was left behind")
         return
-    done = workflow.run(loaded, device, log)
+    if allow_changed and not resume:
+        raise ConfigError("--allow-changed is for --resume")
+    going = workflow.Going(allow_changed) if resume else None
+    done = workflow.run(loaded, device, log, going)
     print(summary(done.verdict))
     log.say(f"results in {shown(done.run)}")

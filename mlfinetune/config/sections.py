@@ -198,6 +198,12 @@ class TrainConfig(Section):
         0.1, description="share of all steps with a rising learning rate; then a cosine to 0"
     )
     clip_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    save_minutes: float = Field(
+        10,
+        gt=0,
+        description="what training can go on from is saved after so many minutes of an epoch, and "
+        "after each epoch",
+    )
     early_stopping: int | None = Field(
         None, gt=0, description="stop after this many epochs without a better mAP; null: never"
     )

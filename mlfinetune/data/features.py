@@ -224,12 +224,12 @@ class FeatureLoader:
         """Batches in an epoch."""
         return len(cut(list(range(len(self.manifest))), self._batch_size))
 
-    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch."""
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the batch `first` on."""
         n = len(self.manifest)
         order = list(range(n)) if self._seed is None else train_order(n, self._seed, epoch)
         features = self._features[epoch % len(self._features)]
-        for rows in cut(order, self._batch_size):
+        for rows in cut(order, self._batch_size)[first:]:
             yield self._batch(features, rows)
 
     def sweep(self) -> Iterator[Batch]:

@@ -86,15 +86,16 @@ class Loader:
         copied when the training writes to it: 10 s after 300 pictures.
         """
         if self._loader.num_workers:
-            self._sampler.epoch, self._begun = 0, iter(self._loader)
+            self._sampler.epoch = self._sampler.first = 0
+            self._begun = iter(self._loader)
 
-    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch."""
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the batch `first` on."""
         if self._begun is not None:
-            assert epoch == 0, "epoch 0 has begun"
+            assert (epoch, first) == (0, 0), "epoch 0 has begun"
             batches, self._begun = self._begun, None
         else:
-            self._sampler.epoch = epoch
+            self._sampler.epoch, self._sampler.first = epoch, first
             batches = iter(self._loader)  # starts the workers now
         return (self._with_targets(batch) for batch in batches)
 
@@ -143,7 +144,7 @@ class _EpochSampler(Sampler[list[Key]]):
         self._manifest, self._batch_size = manifest, batch_size
         self._seed, self._rows = train_seed, rows
         self._steps = len(cut(rows or list(range(len(manifest))), batch_size))
-        self.epoch = 0
+        self.epoch = self.first = 0
 
     def __len__(self) -> int:
         return self._steps
@@ -153,7 +154,7 @@ class _EpochSampler(Sampler[list[Key]]):
         order = self._rows or list(range(n))
         if self._seed is not None and self._rows is None:
             order = train_order(n, self._seed, self.epoch)
-        for batch in cut(order, self._batch_size):
+        for batch in cut(order, self._batch_size)[self.first :]:
             yield [(self.epoch, index, self._manifest.path(index)) for index in batch]
 
 
@@ -171,14 +172,15 @@ def _data_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else each epoch would draw from the global generator
     )
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C goes to the whole group; the main process alone answers it, and ends workers."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal the whole group; the main process answers, and ends workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

@@ -1,6 +1,8 @@
 """`mlfinetune train`: config -> examples -> parts -> epochs of (fit, score, save) -> results."""
 
 import copy
+import shlex
+import signal
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -13,21 +15,22 @@ from mlfinetune import (
     checkpoint,
     examples,
     frozen,
+    resume,
     rundir,
     runtime,
     tables,
     trackers,
     tune,
 )
-from mlfinetune.config import Config, dump
+from mlfinetune.config import Config, dump, load
 from mlfinetune.data import cache
 from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
-from mlfinetune.epochs import Outcome, Parts, epochs, solutions
+from mlfinetune.epochs import Outcome, Parts, epochs, solutions, validate
 from mlfinetune.judge import decide, judge
 from mlfinetune.publish import publish
-from mlfinetune.records import Verdict
+from mlfinetune.records import Position, Verdict
 from mlfinetune.runlog import RunLog, clock
 from mlfinetune.score import probabilities
 
@@ -40,13 +43,43 @@ class Trained:
     verdict: Verdict
 
 
-def run(config: Config, device_name: str, log: RunLog) -> Trained:
+@dataclass(frozen=True)
+class Going:
+    """How to go on with a run; `allow_changed`: with other settings or data too."""
+
+    allow_changed: bool = False
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What `_train` is asked for; stores of features and of copies where they are not the usual."""
+
+    config: Config
+    device_name: str
+    signals: runtime.Signals
+    resume: Going | None = None
+    kept: Path | None = None
+    images: Path | None = None
+
+
+def run(config: Config, device_name: str, log: RunLog, resume: Going | None = None) -> Trained:
     """Train as `config` says; returns when the run directory is complete.
 
+    Args:
+        resume: go on with the newest run directory of the config's; None: a new one.
+
     Raises:
-        MlfinetuneError: data, weights, device or a loss that cannot be used.
+        MlfinetuneError: data, weights, device, loss or run directory that cannot be used.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; what was learnt is saved.
     """
-    return _train(config, examples.splits(config, log), device_name, None, None, log)
+    with runtime.signals() as signals:
+        try:
+            splits = examples.splits(config, log)
+            return _train(_Order(config, device_name, signals, resume), splits, log)
+        except (KeyboardInterrupt, SystemExit):
+            name = "SIGTERM" if signals.heard == signal.SIGTERM else "Ctrl-C"
+            log.say(f"stopped by {name}; {_saved(log.run)}")
+            raise
 
 
 def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
@@ -58,47 +91,46 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, runtime.signals() as signals:
         few_steps = {"epochs": 1, "batch_size": len(rows), "trackers": []}
         once = config.train.model_copy(update=few_steps)
-        output = Path(folder) / "dry-run"
-        config = config.model_copy(update={"train": once, "output": output})
         kept = Path(folder)
-        return _train(config, few, device_name, kept / "features", kept / "images", log)
+        config = config.model_copy(update={"train": once, "output": kept / "dry-run"})
+        order = _Order(config, device_name, signals, None, kept / "features", kept / "images")
+        return _train(order, few, log)
 
 
-def _train(
-    config: Config,
-    splits: Splits,
-    device_name: str,
-    kept: Path | None,
-    images: Path | None,
-    log: RunLog,
-) -> Trained:
+def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
     started = time.monotonic()
-    trackers.require(config.train.trackers)
+    trackers.require(order.config.train.trackers)
     for note in splits.notes:
         log.say(note)
-    parts = _assemble(examples.settled(config, splits), splits, device_name, log)
+    begun = _begun(order, log)
+    config = _settled(order.config, splits, begun)
+    parts = _assemble(config, splits, order.device_name, log)
+    run = begun or rundir.claim(order.config.output or rundir.RUNS)
+    parts = replace(parts, config=parts.config.model_copy(update={"output": run}))
     first = assemble.solves_first(config, splits.train)
-    run = _open_run(parts, log)
-    start = None
     content = parts.config.model_dump(mode="json")
     with (
+        rundir.locked(run),
         runtime.device_faults(),
         trackers.opened(config.train.trackers, run, content) as write,
     ):
+        standing = resume.load(run, log) if begun else None
+        _open_run(parts, run, standing, log)
         log.also_to(write)
+        start = None
         if assemble.features_once(config):
-            parts = _on_features(parts, kept, log)
-        elif first:
-            start = _solved_first(parts, kept, log)
-        with assemble.image_copies(parts.config, splits.train, parts.spec, images, log) as copies:
+            parts = _on_features(parts, order.kept, log)
+        elif first and standing is None:
+            start = _solved_first(parts, order.kept, log)
+        with assemble.image_copies(config, splits.train, parts.spec, order.images, log) as copies:
             if copies is not None:
                 assert isinstance(parts.train, Loader)
                 parts.train.read_copies(copies)
-            best = _best(parts, start, run, log)
-    verdict = _results(parts, best, run, log)
+            best = _best(parts, start, standing, order, log)
+        verdict = _results(parts, best, run, log)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
@@ -106,24 +138,74 @@ def _train(
     return Trained(run, verdict)
 
 
-def _open_run(parts: Parts, log: RunLog) -> Path:
-    """A run directory of its own, with the resolved config and the labels in it."""
-    assert parts.config.output is not None
-    run = rundir.claim(parts.config.output)
+def _begun(order: _Order, log: RunLog) -> Path | None:
+    """The run directory to go on with, if that is what was asked for, and there is one."""
+    wanted = order.config.output
+    assert wanted is not None
+    found = rundir.begun(wanted)
+    if order.resume is None:
+        if found and (found / rundir.STATE).is_file() and not (found / rundir.METRICS).is_file():
+            log.say(f"{rundir.shown(found)} was not finished: --resume would go on with it")
+        return None
+    if found is None:
+        log.say(f"nothing to resume at {rundir.shown(wanted)}: a new run begins")
+    return found
+
+
+def _settled(config: Config, splits: Splits, begun: Path | None) -> Config:
+    """The config with what data, and a run that it goes on with, decided."""
+    config = examples.settled(config, splits)
+    if begun is not None and config.train.batch_size == "auto":
+        size = load(begun / rundir.CONFIG).train.batch_size
+        train = config.train.model_copy(update={"batch_size": size})
+        config = config.model_copy(update={"train": train})
+    return config
+
+
+def _open_run(parts: Parts, run: Path, standing: resume.Standing | None, log: RunLog) -> None:
+    """The resolved config and the labels go into the run directory; leftovers go."""
+    rundir.sweep(run)
     rundir.write_atomic(run / rundir.CONFIG, dump(parts.config).encode())
     labels = "".join(f"{name}\n" for name in parts.splits.train.labels.names)
     rundir.write_atomic(run / rundir.LABELS, labels.encode(errors="surrogateescape"))
     if parts.splits.skipped:
         tables.write_skipped(run, parts.splits.skipped)
-    log.keep_in(run)
+    steps = parts.train.steps
+    log.keep_in(run, 0 if standing is None else standing.at.epoch(steps))
     log.say(f"run directory: {rundir.shown(run)}")
-    return run
+    if standing is not None:
+        epoch, step = divmod(standing.at.step, steps)
+        log.say(f"goes on after epoch {epoch}, step {step} of {steps}")
 
 
-def _best(parts: Parts, start: Outcome | None, run: Path, log: RunLog) -> Outcome:
+def _saved(run: Path | None) -> str:
+    """What there is to go on from, in words."""
+    if run is None or not (run / rundir.STATE).is_file():
+        return "nothing saved yet"
+    command = f"mlfinetune train {shlex.quote(rundir.shown(run / rundir.CONFIG))} --resume"
+    return f"all saved; go on with\n  {command}"
+
+
+def _best(
+    parts: Parts,
+    start: Outcome | None,
+    standing: resume.Standing | None,
+    order: _Order,
+    log: RunLog,
+) -> Outcome:
     """What the run ends with, saved: the best solution for the head, or the best epoch."""
+    run = parts.config.output
+    assert run is not None
     if not assemble.solves(parts.config, parts.splits.train):
-        return _best_epoch(parts, start, run, log)
+        optimizer = assemble.optimizer(parts.config, parts.tagger)
+        keeper = resume.Keeper(run, parts, optimizer, order.signals)
+        if standing is not None:
+            assert order.resume is not None
+            keeper.go_on(standing, order.resume.allow_changed)
+        elif start is not None:
+            _save(parts, start, run, is_best=True)
+            keeper.best = start
+        return _best_epoch(parts, keeper, run, log)
     log.say(
         "the head is solved for by L-BFGS: train.epochs, rates, weight_decay and early_stopping do "
         "not apply; train.optimizer: adamw would heed them"
@@ -133,34 +215,31 @@ def _best(parts: Parts, start: Outcome | None, run: Path, log: RunLog) -> Outcom
     return best
 
 
-def _best_epoch(parts: Parts, start: Outcome | None, run: Path, log: RunLog) -> Outcome:
-    """Train, saving every epoch; the best one, or the best so far where training stops early.
-
-    `start`: what the tagger is before it trains, if that is worth keeping.
-    """
-    best = start
-    if start is not None:
-        _save(parts, start, run, is_best=True)
-    patience = parts.config.train.early_stopping
+def _best_epoch(parts: Parts, keeper: resume.Keeper, run: Path, log: RunLog) -> Outcome:
+    """Train, saving every epoch; the best one, or the best so far where training stops early."""
     if isinstance(parts.val, Loader):
         parts.val.begin()
-    try:
-        with runtime.interrupts() as heard:
-            for epoch in epochs(parts, heard, log):
-                best = epoch if best is None or epoch.beats(best) else best
-                _save(parts, epoch, run, is_best=epoch is best)
-                log.say(_epoch_line(epoch, best))
-                heard()
-                since = epoch.number - best.number
-                if patience is not None and since >= patience:
-                    log.say(f"early stop: no better mAP for {since} epochs")
+    with keeper.signals.deferred():
+        if not _early(parts, keeper, keeper.at.epoch(parts.train.steps), log):
+            for epoch in epochs(parts, keeper.optimizer, keeper.at, keeper.pause, log):
+                best = keeper.best
+                keeper.best = epoch if best is None or epoch.beats(best) else best
+                _save(parts, epoch, run, is_best=epoch is keeper.best)
+                log.say(_epoch_line(epoch, keeper.best))
+                keeper.keep(Position(epoch.number * parts.train.steps))
+                if _early(parts, keeper, epoch.number, log):
                     break
-    except KeyboardInterrupt:
-        saved = "nothing saved yet" if best is None else f"best so far: {run / rundir.BEST}"
-        log.say(f"stopped by Ctrl-C; {saved}")
-        raise
-    assert best is not None
-    return best
+    assert keeper.best is not None
+    return keeper.best
+
+
+def _early(parts: Parts, keeper: resume.Keeper, epoch: int, log: RunLog) -> bool:
+    """Has there been no better epoch for as long as the config has patience?"""
+    patience, best = parts.config.train.early_stopping, keeper.best
+    if patience is None or best is None or epoch - best.number < patience:
+        return False
+    log.say(f"early stop: no better mAP for {epoch - best.number} epochs")
+    return True
 
 
 def _solved_first(parts: Parts, kept: Path | None, log: RunLog) -> Outcome:
@@ -176,14 +255,10 @@ def _solved(parts: Parts, log: RunLog) -> Outcome:
     Nothing is saved in between: a few seconds in all, on features that are kept.
     """
     best, weights = None, dict[str, torch.Tensor]()
-    try:
-        for one in solutions(parts, log):
-            if best is None or one.beats(best):
-                best, weights = one, copy.deepcopy(parts.tagger.head.state_dict())
-            log.say(_epoch_line(one, best))
-    except KeyboardInterrupt:
-        log.say("stopped by Ctrl-C; nothing saved yet")
-        raise
+    for one in solutions(parts, log):
+        if best is None or one.beats(best):
+            best, weights = one, copy.deepcopy(parts.tagger.head.state_dict())
+        log.say(_epoch_line(one, best))
     assert best is not None
     parts.tagger.head.load_state_dict(weights)
     return best
@@ -243,17 +318,19 @@ def _epoch_line(epoch: Outcome, best: Outcome) -> str:
 
 
 def _map(epoch: Outcome) -> str:
-    value = epoch.table.averages["mAP"]
-    return "--" if value is None else f"{value:.4f}"
+    return "--" if epoch.mAP is None else f"{epoch.mAP:.4f}"
 
 
 def _results(parts: Parts, best: Outcome, run: Path, log: RunLog) -> Verdict:
     """Judge the best outcome, and give its checkpoint the thresholds that validation asks for."""
     config, val = parts.config, parts.splits.val
-    decision = decide(config.eval, best.scores)
-    content = checkpoint.load(run / rundir.BEST)
+    content, scores = checkpoint.load(run / rundir.BEST), best.scores
+    if scores is None:  # of an epoch before the run went on
+        parts.tagger.load_state_dict(content.weights)
+        _, scores = validate(parts, log)
+    decision = decide(config.eval, scores)
     checkpoint.save(run / rundir.BEST, replace(content, decision=decision))
-    verdict = judge(config.eval, best.scores, decision, fitted_here=True)
+    verdict = judge(config.eval, scores, decision, fitted_here=True)
     about = {"data": "validation", "epoch": best.number, **assemble.whereabouts(config, val)}
     tables.write_results(run, verdict, probabilities(verdict.scores.logits), about)
     publish(run, log)

@@ -196,7 +196,7 @@ def test_class_folders_train(pictures: Path, cli: Run) -> None:
 
 
 def test_ctrl_c_ends_quietly_and_says_what_is_saved(pictures: Path) -> None:
-    """SIGINT in training: exit code 130, no traceback, the best checkpoint so far is named."""
+    """SIGINT in training: exit code 130, no traceback, the command that goes on is named."""
     command = [sys.executable, "-m", "mlfinetune", "train", "pets.yaml", "train.epochs=500"]
     with subprocess.Popen(
         [*command, "train.workers=1"], cwd=pictures, stderr=subprocess.PIPE, text=True
@@ -210,5 +210,6 @@ def test_ctrl_c_ends_quietly_and_says_what_is_saved(pictures: Path) -> None:
         assert training.wait(60) == 130
     text = "".join(lines)
     assert "Traceback" not in text
-    assert "stopped by Ctrl-C; best so far: " in text
+    assert "stopped by Ctrl-C; all saved; go on with\n" in text
+    assert "  mlfinetune train runs/pets/config.yaml --resume\n" in text
     assert checkpoint.load(pictures / "runs/pets/best.safetensors").epoch >= 1

@@ -1,0 +1,214 @@
+"""Where a run stands, kept so that it can go on from there, bit for bit.
+
+    capture: net, optimizer, random numbers, Position, best so far -> plain containers -> resume.pt
+    restore: resume.pt, or where that is damaged the one before it -> the same, put back
+
+The order of pictures is a function of (seed, epoch) and each augmentation one of (seed, epoch,
+index), so a position is all that the data needs. Metrics live in metrics.jsonl, a line an epoch.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlfinetune import assemble, checkpoint, rundir
+from mlfinetune.config import Config
+from mlfinetune.data.manifest import Splits
+from mlfinetune.epochs import Outcome, Parts, Pause
+from mlfinetune.errors import CheckpointError, ConfigError, listing
+from mlfinetune.records import Position
+from mlfinetune.runlog import RunLog
+from mlfinetune.runtime import Signals
+
+_FREE = (
+    "output",
+    "data.train",
+    "data.val",
+    "data.images",
+    "train.workers",
+    "train.trackers",
+    "train.save_minutes",
+    "eval",
+)
+"""Keys that may change between the parts of a run: they do not change what it learns, or, as the
+paths of the data, are held to account by the data's digest."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        at: between two steps.
+        best: the best epoch so far, without its scores; None before the first.
+        content: all of it, as `capture` gave it.
+    """
+
+    at: Position
+    best: Outcome | None
+    content: Mapping[str, Any]
+
+
+def capture(
+    parts: Parts, optimizer: torch.optim.Optimizer, at: Position, best: Outcome | None
+) -> dict[str, Any]:
+    """Everything that the rest of the run depends on, as tensors and plain containers."""
+    cuda = torch.cuda.get_rng_state_all() if parts.device.type == "cuda" else []
+    kept = None
+    if best is not None:
+        kept = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
+    return {
+        "made_of": made_of(parts.config, parts.splits),
+        "position": asdict(at),
+        "best": kept,
+        "net": parts.net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": {"torch": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
+def save(run: Path, content: dict[str, Any]) -> None:
+    """Write it; the one before it stays beside it.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, no permission).
+    """
+    checkpoint.save_state(run / rundir.STATE, run / rundir.PREVIOUS_STATE, content)
+
+
+def load(run: Path, log: RunLog) -> Standing | None:
+    """The last good state of a run directory; None: it has none yet.
+
+    Raises:
+        CheckpointError: there is one, or two, and none is whole.
+    """
+    fault: CheckpointError | None = None
+    for name in (rundir.STATE, rundir.PREVIOUS_STATE):
+        if not (run / name).is_file():
+            continue
+        try:
+            content = checkpoint.load_state(run / name)
+            return _standing(content, run / name)
+        except CheckpointError as error:
+            log.say(f"warning: {error}; looking for the state before it")
+            fault = error
+    if fault is not None:
+        raise CheckpointError(
+            f"{fault}; there is no other: train anew, without --resume"
+        ) from fault
+    return None
+
+
+def restore(
+    standing: Standing, parts: Parts, optimizer: torch.optim.Optimizer, allow_changed: bool
+) -> None:
+    """Put the state back into what was built anew.
+
+    Raises:
+        ConfigError: config or data are not those of the run, and `allow_changed` is not set.
+        CheckpointError: it does not fit, whatever is allowed.
+    """
+    content = standing.content
+    changed = list(_changes(content["made_of"], made_of(parts.config, parts.splits)))
+    if changed and not allow_changed:
+        raise ConfigError(
+            f"the run was made with other settings or data:\n{listing(changed)}\n"
+            f"go on with the former, or with --allow-changed if that is meant; without --resume a "
+            f"new run begins"
+        )
+    groups = [{k: v for k, v in one.items() if k != "params"} for one in optimizer.param_groups]
+    try:
+        parts.net.load_state_dict(content["net"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the state does not fit this model, or this optimizer: {error}; train anew, without "
+            f"--resume"
+        ) from error
+    for group, fresh in zip(optimizer.param_groups, groups, strict=True):
+        group.update(fresh)
+    torch.set_rng_state(content["random"]["torch"])
+    if parts.device.type == "cuda" and content["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(content["random"]["cuda"])
+
+
+class Keeper:
+    """Saves where an epoch's training stands, when it is time to, or a signal was heard.
+
+    Attributes:
+        at: where training begins.
+        best: the best epoch so far; kept up to date by whoever compares them.
+    """
+
+    def __init__(
+        self, run: Path, parts: Parts, optimizer: torch.optim.Optimizer, signals: Signals
+    ) -> None:
+        self._run, self._parts = run, parts
+        self.optimizer, self.signals = optimizer, signals
+        self.at = Position()
+        self.best: Outcome | None = None
+        self.pause = Pause(self._due, self.keep)
+        self._saved = time.monotonic()
+
+    def go_on(self, standing: Standing, allow_changed: bool) -> None:
+        """From there; raises as `restore`."""
+        restore(standing, self._parts, self.optimizer, allow_changed)
+        self.at, self.best = standing.at, standing.best
+
+    def keep(self, at: Position) -> None:
+        """Save; then raise what was heard, as `Signals.check`."""
+        save(self._run, capture(self._parts, self.optimizer, at, self.best))
+        self._saved = time.monotonic()
+        self.signals.check()
+
+    def _due(self) -> bool:
+        minutes = self._parts.config.train.save_minutes
+        return self.signals.heard is not None or time.monotonic() - self._saved >= 60 * minutes
+
+
+def made_of(config: Config, splits: Splits) -> dict[str, Any]:
+    """What a run may not change under way: settings by their dotted names, and the data."""
+    flat = dict(_flat(config.model_dump(mode="json"), ""))
+    kept = {k: v for k, v in flat.items() if not any(_below(k, free) for free in _FREE)}
+    return {
+        **kept,
+        "training data": assemble.data_digest(splits.train),
+        "validation data": assemble.data_digest(splits.val),
+    }
+
+
+def _standing(content: Mapping[str, Any], path: Path) -> Standing:
+    try:
+        best = content["best"]
+        return Standing(
+            Position(**content["position"]),
+            None if best is None else Outcome(scores=None, **best),
+            content,
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            if key.endswith(" data"):
+                yield f"{key}: other names, labels or targets than before"
+            else:
+                yield f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and not prefix:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _below(key: str, free: str) -> bool:
+    return key == free or key.startswith(free + ".")
