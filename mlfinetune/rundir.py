@@ -67,8 +67,6 @@ def begun(wanted: Path) -> Path | None:
         if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
         and (path / CONFIG).is_file()
     ]
-    if wanted in found:  # named by its own config.yaml
-        return wanted if len(found) == 1 else max(found, key=_last_written)
     return max(found, key=_last_written, default=None)
 
 

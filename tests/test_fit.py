@@ -129,7 +129,9 @@ def test_an_unreadable_picture_stops_by_name() -> None:
     bad = Batch(bad.images, bad.targets, bad.indices, (Failure(5, "cut short"),))
     with pytest.raises(DataError, match=r"5\.jpg: cut short"):
         list(
-            fit(model, [bad], 1, build_loss(), optimizer, lambda s: 1.0, settings(), "{}.jpg".format)
+            fit(
+                model, [bad], 1, build_loss(), optimizer, lambda s: 1.0, settings(), "{}.jpg".format
+            )
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from mlfinetune.runtime import (
     choose_workers,
     cpu_flags,
     device_faults,
-    signals,
     peak_memory,
     seed_everything,
+    signals,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

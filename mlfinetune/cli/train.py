@@ -35,8 +35,8 @@ def train(
     if output is not None:
         loaded = loaded.model_copy(update={"output": output.absolute()})
 
+    from mlfinetune import rundir
     from mlfinetune.errors import ConfigError
-    from mlfinetune.rundir import shown
     from mlfinetune.runlog import RunLog
     from mlfinetune.tables import summary
     from mlfinetune.workflows import train as workflow
@@ -48,7 +48,10 @@ def train(
         return
     if allow_changed and not resume:
         raise ConfigError("--allow-changed is for --resume")
-    going = workflow.Going(allow_changed) if resume else None
+    own = config.name == rundir.CONFIG and (config.parent / rundir.LABELS).is_file()
+    if resume and own and output is None:
+        loaded = loaded.model_copy(update={"output": config.parent.absolute()})
+    going = workflow.Going(own and output is None, allow_changed) if resume else None
     done = workflow.run(loaded, device, log, going)
     print(summary(done.verdict))
-    log.say(f"results in {shown(done.run)}")
+    log.say(f"results in {rundir.shown(done.run)}")

@@ -45,8 +45,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Going:
-    """How to go on with a run; `allow_changed`: with other settings or data too."""
+    """How to go on with a run.
 
+    Attributes:
+        own: the config is a run directory's own, so that its output is the very directory.
+        allow_changed: with other settings or data too.
+    """
+
+    own: bool = False
     allow_changed: bool = False
 
 
@@ -131,6 +137,7 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
                 parts.train.read_copies(copies)
             best = _best(parts, start, standing, order, log)
         verdict = _results(parts, best, run, log)
+        (run / rundir.PREVIOUS_STATE).unlink(missing_ok=True)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
@@ -142,7 +149,7 @@ def _begun(order: _Order, log: RunLog) -> Path | None:
     """The run directory to go on with, if that is what was asked for, and there is one."""
     wanted = order.config.output
     assert wanted is not None
-    found = rundir.begun(wanted)
+    found = wanted if order.resume and order.resume.own else rundir.begun(wanted)
     if order.resume is None:
         if found and (found / rundir.STATE).is_file() and not (found / rundir.METRICS).is_file():
             log.say(f"{rundir.shown(found)} was not finished: --resume would go on with it")
@@ -175,7 +182,7 @@ def _open_run(parts: Parts, run: Path, standing: resume.Standing | None, log: Ru
     log.say(f"run directory: {rundir.shown(run)}")
     if standing is not None:
         epoch, step = divmod(standing.at.step, steps)
-        log.say(f"goes on after epoch {epoch}, step {step} of {steps}")
+        log.say(f"goes on with epoch {epoch + 1}, after {step} of {steps} steps")
 
 
 def _saved(run: Path | None) -> str:
