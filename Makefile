@@ -10,7 +10,7 @@ CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '
            pyproject.toml README.md Makefile .ci/run
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check browser bench gpu-check clean
+.PHONY: demo test test-faults check browser bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
 
@@ -59,6 +59,10 @@ test: .venv/tested
 	$(MAKE) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 	touch $@
+
+# What the README promises under "What can go wrong": every trial of its table, an hour on two cores.
+test-faults: .venv/done | browser
+	MLFINETUNE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n auto --dist worksteal
 
 check: .venv/done
 	$(BIN)/ruff format --check .

@@ -1,11 +1,14 @@
-"""Small real pictures and runs, shared by the tests."""
+"""Small real pictures and runs, and the account of what is promised, shared by the tests."""
 
 import io
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import demo_data
@@ -40,6 +43,11 @@ train:
 """
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Promise = Callable[[str, int, Collection[object]], None]
+
+FULL = os.environ.get("MLFINETUNE_FAULTS") == "full"
+"""`make test-faults`: as many trials as the README's table of promises says."""
+FAULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,6 +99,18 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return run
 
 
+@pytest.fixture
+def promise(record_property: Callable[[str, object], None]) -> Promise:
+    """promise("P4", trials, failures): all that was tried, and what did not hold, which fails."""
+
+    def check(name: str, trials: int, failures: Collection[object]) -> None:
+        assert trials > 0
+        record_property("promise", (name, trials, len(failures)))
+        assert not failures, f"{name}: {len(failures)} of {trials} trials failed: {failures}"
+
+    return check
+
+
 def prepare(folder: Path) -> Path:
     """Draw 24 pictures into `folder`, with tags.csv and pets.yaml."""
     demo_data.write(folder, count=24, size=32)
@@ -118,3 +138,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         # Without a device there is nothing to test; `make gpu-check` fails there, it skips nothing.
         pytest.skip("no CUDA device")
+
+
+ACCOUNT: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Every test's trials of a promise."""
+    if report.when == "call":
+        for key, value in report.user_properties:
+            if key == "promise":
+                name, trials, failures = value
+                ACCOUNT[name].append((report.nodeid, trials, failures))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The full form writes its account, a row a promise."""
+    if not FULL or hasattr(session.config, "workerinput"):
+        return
+    rows = {
+        name: {
+            "trials": sum(trials for _, trials, _ in found),
+            "failures": sum(failures for *_, failures in found),
+            "tests": sorted(node for node, *_ in found),
+        }
+        for name, found in sorted(ACCOUNT.items(), key=lambda item: int(item[0][1:]))
+    }
+    about = {"torch": torch.__version__, "cpu": platform.machine(), "cores": os.cpu_count()}
+    FAULTS.write_text(json.dumps({"about": about, "promises": rows}, indent=1) + "\n")
