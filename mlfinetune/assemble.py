@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune import __version__
 from mlfinetune.config import LOSS_SETTINGS, Config
@@ -18,7 +19,7 @@ from mlfinetune.errors import ConfigError, nearest
 from mlfinetune.fit import Settings
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.model import Tagger, load_pretrained
-from mlfinetune.optim import build_optimizer, lr_at
+from mlfinetune.optim import averaged, build_optimizer, lr_at
 from mlfinetune.packed import pack
 from mlfinetune.records import Checkpoint, Decision, Manifest, TransformSpec
 from mlfinetune.runlog import RunLog
@@ -82,7 +83,7 @@ def model(config: Config, train: Manifest, spec: TransformSpec, device: torch.de
 def head_in_chunks(config: Config, train: Manifest) -> bool:
     """Are the labels so many that the head's weights are stepped chunk by chunk?"""
     many = len(train.labels) >= MANY_LABELS and config.train.accumulate == 1
-    return many and config.train.optimizer != "lbfgs"
+    return many and config.train.optimizer != "lbfgs" and config.train.not_finite == "stop"
 
 
 def features_once(config: Config) -> bool:
@@ -216,6 +217,11 @@ def optimizer(config: Config, tagger: Tagger) -> torch.optim.Optimizer:
     return build_optimizer(groups, train.optimizer, train.momentum)
 
 
+def average(config: Config, net: nn.Module) -> AveragedModel | None:
+    """A running mean of what trains, where it is wanted."""
+    return None if config.train.ema is None else averaged(net, config.train.ema)
+
+
 def schedule(config: Config, steps: int) -> Any:
     """Step -> share of the learning rates, over `steps` steps an epoch."""
     total = steps * config.train.epochs
@@ -225,7 +231,9 @@ def schedule(config: Config, steps: int) -> Any:
 
 def settings(config: Config, device: torch.device, dtype: torch.dtype) -> Settings:
     """How every training step is taken."""
-    return Settings(device, dtype, config.train.accumulate, config.train.clip_grad_norm)
+    train = config.train
+    skip = train.not_finite == "skip"
+    return Settings(device, dtype, train.accumulate, train.clip_grad_norm, skip)
 
 
 def checkpoint(

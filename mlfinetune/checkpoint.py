@@ -15,7 +15,9 @@ A resume state is another file, of a run's own folder, never needed to predict:
 import hashlib
 import io
 import json
+import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import nn
 
-from mlfinetune.errors import CheckpointError
+from mlfinetune.errors import CheckpointError, TrainingError
 from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 from mlfinetune.rundir import write_atomic, writing_bytes
 
@@ -43,7 +46,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
+        TrainingError: weights that are not finite; what was at `path` stays.
     """
+    if odd := _not_finite(checkpoint.weights):
+        raise TrainingError(f"{path} is not written: {odd}; lower train.lr and train.head_lr")
     about = {
         "sha256": _NO_DIGEST,
         "format": FORMAT,
@@ -83,7 +89,10 @@ def load(path: Path) -> Checkpoint:
     try:
         length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
-        return _to_checkpoint(about, load_tensors(content), path)
+        weights = load_tensors(content)
+        if odd := _not_finite(weights):
+            raise CheckpointError(f"{path} cannot be used: {odd}")
+        return _to_checkpoint(about, weights, path)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no checkpoint of mlfinetune: {error!r}") from error
 
@@ -95,7 +104,13 @@ def save_state(path: Path, previous: Path, content: dict[str, Any]) -> None:
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
+        TrainingError: tensors that are not finite; what was at `path` stays.
     """
+    if odd := _not_finite(dict(_tensors(content, ""))):
+        raise TrainingError(
+            f"{path} is not written: {odd}, training has diverged; lower train.lr and "
+            f"train.head_lr, then --resume --allow-changed goes on from what is there"
+        )
     buffer = io.BytesIO()
     torch.save(content, buffer)
     payload = buffer.getbuffer()
@@ -162,6 +177,25 @@ def _decision(about: dict[str, Any], labels: int) -> Decision:
         review=(low, high) if about["review"] else None,
         **lists,
     )
+
+
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Which holds NaN or infinity, in words; empty: none does. Waits for the device once."""
+    floats = {name: x for name, x in tensors.items() if x.is_floating_point()}
+    if not floats or nn.utils.get_total_norm(floats.values(), math.inf).isfinite():
+        return ""
+    odd = next(name for name, x in floats.items() if not x.isfinite().all())
+    return f"{odd} holds values that are not finite"
+
+
+def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of nested containers, by dotted names."""
+    if isinstance(tree, torch.Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping | list | tuple):
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, value in items:
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
 def _digest_span(content: bytes, path: Path) -> tuple[int, int]:

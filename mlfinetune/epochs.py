@@ -10,31 +10,46 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune import assemble
 from mlfinetune.config import Config
 from mlfinetune.data.features import FeatureLoader
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
+from mlfinetune.errors import TrainingError, counted
 from mlfinetune.fit import fit
 from mlfinetune.loss import Loss
 from mlfinetune.metrics.measure import measure
 from mlfinetune.model import Tagger
-from mlfinetune.records import Batch, MetricTable, Position, ScoreTable, TransformSpec
+from mlfinetune.records import (
+    Batch,
+    MetricTable,
+    Position,
+    ScoreTable,
+    StepRecord,
+    TransformSpec,
+)
 from mlfinetune.runlog import RunLog, clock
 from mlfinetune.score import score
 from mlfinetune.solve import STRENGTHS, Solver
 
+SKIPPED = 10
+"""Steps in a row that are not finite, after which training stops whatever is configured."""
 PATIENCE = 2
 """Weaker penalties in a row without a better mAP, after which no weaker one is tried."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of; `net` is what trains on the batches: the tagger, or its head."""
+    """What a run is made of; `net` is what trains on the batches: the tagger, or its head.
+
+    `average`: its running mean, which is then what is validated and saved.
+    """
 
     config: Config
     splits: Splits
@@ -46,6 +61,20 @@ class Parts:
     val: Loader | FeatureLoader
     device: torch.device
     dtype: torch.dtype
+    average: AveragedModel | None = None
+
+    @property
+    def scored(self) -> nn.Module:
+        """What is validated on the batches."""
+        return self.net if self.average is None else self.average.module
+
+    @property
+    def saved(self) -> Tagger:
+        """The whole tagger of what is validated."""
+        scored = self.scored
+        if scored is self.net:
+            return self.tagger
+        return scored if isinstance(scored, Tagger) else self.tagger.with_head(scored)
 
 
 @dataclass(frozen=True)
@@ -98,6 +127,7 @@ def epochs(
         assemble.schedule(config, steps),
         assemble.settings(config, parts.device, parts.dtype),
         lambda index: str(splits.train.path(index)),
+        average=parts.average,
         start=at.step,
         pause=pause.due,
     )
@@ -109,6 +139,8 @@ def epochs(
             while at.step < number * steps:
                 record = next(records)
                 at = at.after(record)
+                if record.skipped:
+                    _skipped(record, at, steps, log)
                 bar.update(record.images, f"loss {record.loss:.4f}")
                 if record.settled:
                     pause.poll(at)
@@ -162,7 +194,7 @@ def validate(
     parts: Parts, log: RunLog, poll: Callable[[], None] = lambda: None
 ) -> tuple[MetricTable, ScoreTable]:
     """Score the validation data with what the parts hold now; `poll` is called at every batch."""
-    net, device, dtype = parts.net, parts.device, parts.dtype
+    net, device, dtype = parts.scored, parts.device, parts.dtype
     if isinstance(net, Tagger):
         net, _ = assemble.serving(net, parts.spec.image_size, device, dtype)
 
@@ -174,7 +206,17 @@ def validate(
     with log.bar("validation", len(parts.splits.val)) as bar:
         batches = polled(bar.over(parts.val.epoch()))
         scores = score(net, batches, parts.splits.val, device, dtype)
-    return measure(scores), scores
+    table = measure(scores)
+    if odd := [name for name, x in table.averages.items() if x is not None and not isfinite(x)]:
+        raise TrainingError(f"{odd[0]} of the validation data is {table.averages[odd[0]]}")
+    return table, scores
+
+
+def _skipped(record: StepRecord, at: Position, steps: int, log: RunLog) -> None:
+    """Say so; too many in a row, or all of an epoch, are no accident."""
+    if at.skipped >= min(SKIPPED, steps):
+        raise TrainingError(f"{counted(at.skipped, 'step')} in a row {record.skipped}")
+    log.say(f"warning: skipped, {record.skipped}")
 
 
 def _history(

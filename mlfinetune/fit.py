@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune.errors import TrainingError, listing
 from mlfinetune.records import Batch, StepRecord
@@ -25,12 +26,15 @@ class Settings:
         device, dtype: where, and autocast's type (float32: no autocast).
         accumulate: pieces a batch is computed in.
         clip_grad_norm: largest gradient norm, or None.
+        skip: a step whose loss or gradient is not finite is not taken, and training goes on; the
+            device is waited for at every step.
     """
 
     device: torch.device
     dtype: torch.dtype
     accumulate: int
     clip_grad_norm: float | None
+    skip: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,21 @@ class _Pending:
     lrs: tuple[float, ...]
     batch: Batch
 
-    def record(self, settled: bool, name_of: Callable[[int], str]) -> StepRecord:
+    def record(self, settled: bool, skip: bool, name_of: Callable[[int], str]) -> StepRecord:
         loss, grad_norm = self.numbers.tolist()
+        fault = ""
         if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
-            what = f"loss {loss:g}, gradient norm {grad_norm:g}"
             names = [name_of(index) for index in self.batch.indices.tolist()]
-            raise TrainingError(
-                f"not finite at step {self.step} of epoch {self.epoch + 1}: {what}; lower "
-                f"train.lr or train.head_lr, or look at the pictures of that batch:\n"
-                f"{listing(names)}"
+            fault = (
+                f"not finite at step {self.step} of epoch {self.epoch + 1}: loss {loss:g}, "
+                f"gradient norm {grad_norm:g}; lower train.lr or train.head_lr, or look at the "
+                f"pictures of that batch:\n{listing(names)}"
             )
+            if not skip:
+                raise TrainingError(fault)
         images = len(self.batch.indices)
         rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}  # one where the head alone trains
-        return StepRecord(self.epoch, self.step, loss, grad_norm, rates, images, settled)
+        return StepRecord(self.epoch, self.step, loss, grad_norm, rates, images, settled, fault)
 
 
 def fit(
@@ -68,6 +74,7 @@ def fit(
     settings: Settings,
     name_of: Callable[[int], str],
     *,
+    average: AveragedModel | None = None,
     start: int = 0,
     pause: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
@@ -82,13 +89,15 @@ def fit(
         schedule: step -> share of the initial learning rates.
         settings: how to take a step.
         name_of: index -> file name, for messages.
+        average: a running mean of the model, which follows every step.
         start: steps that were taken before.
         pause: asked after every step: shall its record be settled, so that what model and
             optimizer hold when it is yielded is the state after that very step?
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
-        TrainingError: a loss or gradient that is not finite, with step and file names.
+        TrainingError: a loss or gradient that is not finite, with step and file names, unless
+            such steps are skipped.
     """
     step, pending = start, None
     model.train()
@@ -98,12 +107,14 @@ def fit(
         batch.require_all(name_of)
         lrs = _set_lrs(optimizer, schedule(step))
         numbers = train_step(model, batch, loss, optimizer, settings)
+        if average is not None:
+            average.update_parameters(model)
         if pending is not None:
-            yield pending.record(False, name_of)
+            yield pending.record(False, settings.skip, name_of)
         pending = _Pending(step // steps, step, numbers, lrs, batch)
         step += 1
         if step % steps == 0 or pause():
-            yield pending.record(True, name_of)
+            yield pending.record(True, settings.skip, name_of)
             pending = None
 
 
@@ -114,7 +125,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     settings: Settings,
 ) -> Tensor:
-    """Forward, backward, clip, step; no synchronisation with the device.
+    """Forward, backward, clip, step; no synchronisation with the device, unless settings.skip.
 
     The batch's mean is over its known targets, however many pieces it is computed in.
 
@@ -126,6 +137,7 @@ def train_step(
     known = (targets >= 0).sum().clamp(min=1)
     total = torch.zeros((), device=settings.device)
     optimizer.zero_grad(set_to_none=True)
+    before = [buffer.clone() for buffer in model.buffers()] if settings.skip else []
     pieces = min(settings.accumulate, len(images))
     for some_images, some_targets in zip(
         images.tensor_split(pieces), targets.tensor_split(pieces), strict=True
@@ -139,10 +151,15 @@ def train_step(
         total += part.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    numbers = torch.stack([total, norm.float()])
+    if settings.skip and not numbers.isfinite().all():
+        for buffer, value in zip(model.buffers(), before, strict=True):  # BatchNorm's statistics
+            buffer.copy_(value)
+        return numbers
     if settings.clip_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad_norm, norm)
     optimizer.step()
-    return torch.stack([total, norm.float()])
+    return numbers
 
 
 def _set_lrs(optimizer: torch.optim.Optimizer, share: float) -> tuple[float, ...]:

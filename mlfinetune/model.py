@@ -157,9 +157,16 @@ class Tagger(nn.Module):
 
         It shares the head, and is for inference alone: `self` stays what trains and is saved.
         """
+        return self._with("features", features).eval()
+
+    def with_head(self, head: nn.Module) -> "Tagger":
+        """The same tagger with another head; it shares the backbone."""
+        return self._with("head", head)
+
+    def _with(self, name: str, part: nn.Module) -> "Tagger":
         other = copy.copy(self)
-        other._modules = {**self._modules, "features": features}
-        return other.eval()
+        other._modules = {**self._modules, name: part}
+        return other
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, F) features, in autocast's type where it is on."""

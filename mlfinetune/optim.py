@@ -1,4 +1,4 @@
-"""The optimizer, and its learning rate as a pure function of the step."""
+"""The optimizer, its rate as a pure function of the step, and a running mean of the weights."""
 
 import math
 import weakref
@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 def build_optimizer(
@@ -51,6 +52,28 @@ def _step_alone(
     alone.state = optimizer.state
     alone.step()
     parameter.grad = None
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A running mean of the model's weights and buffers; its `update_parameters` is a step of it.
+
+    The n-th step keeps min(decay, (1 + n) / (10 + n)) of the mean, so that a short run does not
+    end with its first weights. What is no float (BatchNorm's count of batches) is copied.
+
+    Args:
+        model: is copied, where it is.
+        decay: above 0, below 1; the mean of about 1 / (1 - decay) steps.
+    """
+
+    @torch.no_grad()
+    def step(means: Any, values: Any, done: Any) -> None:
+        if means[0].is_floating_point():
+            kept = min(decay, (1 + int(done)) / (10 + int(done)))
+            torch._foreach_lerp_(means, values, 1 - kept)
+        else:
+            torch._foreach_copy_(means, values)
+
+    return AveragedModel(model, multi_avg_fn=step, use_buffers=True)
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:

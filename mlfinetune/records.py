@@ -140,7 +140,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step, already known to be finite.
+    """One optimizer step, known to be finite, or skipped.
 
     Attributes:
         epoch: from 0.
@@ -150,6 +150,7 @@ class StepRecord:
         rates: `lr` and `head_lr` of the step, or the `l2` that the head was solved with.
         images: pictures in the batch.
         settled: no later step has been taken; always so at the end of an epoch.
+        skipped: why the step was not taken, with its pictures; empty where it was.
     """
 
     epoch: int
@@ -159,6 +160,7 @@ class StepRecord:
     rates: dict[str, float]
     images: int
     settled: bool
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,19 @@ class Position:
         loss_sum, images: of the epoch that is under way, its loss an image times its images;
             0 once it has been validated.
         last: `grad_norm` and rates of the step before.
+        skipped: steps before this one, in a row, that were not taken.
     """
 
     step: int = 0
     loss_sum: float = 0.0
     images: int = 0
     last: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
     def after(self, record: StepRecord) -> Position:
         """One step further."""
+        if record.skipped:
+            return replace(self, step=record.step + 1, skipped=self.skipped + 1)
         return Position(
             record.step + 1,
             self.loss_sum + record.loss * record.images,

@@ -67,6 +67,7 @@ def capture(
         "best": kept,
         "net": parts.net.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "average": None if parts.average is None else parts.average.state_dict(),
         "random": {"torch": torch.get_rng_state(), "cuda": cuda},
     }
 
@@ -124,7 +125,9 @@ def restore(
     try:
         parts.net.load_state_dict(content["net"])
         optimizer.load_state_dict(content["optimizer"])
-    except (RuntimeError, ValueError) as error:
+        if parts.average is not None:
+            parts.average.load_state_dict(_average(content, parts))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"the state does not fit this model, or this optimizer: {error}; train anew, without "
             f"--resume"
@@ -179,6 +182,16 @@ def made_of(config: Config, splits: Splits) -> dict[str, Any]:
         "training data": assemble.data_digest(splits.train),
         "validation data": assemble.data_digest(splits.val),
     }
+
+
+def _average(content: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """The running mean as it was; where there was none (--allow-changed), that of the net alone."""
+    assert parts.average is not None
+    found: dict[str, Any] = content["average"] or {
+        "n_averaged": torch.tensor(0),
+        **{f"module.{name}": value for name, value in parts.net.state_dict().items()},
+    }
+    return found
 
 
 def _standing(content: Mapping[str, Any], path: Path) -> Standing:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mlfinetune import rundir
 from mlfinetune.checkpoint import load, save
-from mlfinetune.errors import CheckpointError
+from mlfinetune.errors import CheckpointError, TrainingError
 from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 
 DIGEST = "0123456789abcdef" * 4
@@ -42,7 +42,7 @@ def weights() -> dict[str, Tensor]:
     return {
         "features.conv1.weight": noise.contiguous(memory_format=torch.channels_last),
         "features.bn1.num_batches_tracked": torch.tensor(2**53 + 1),
-        "features.bn1.running_var": torch.tensor([0.0, -0.0, 1e-45, torch.inf, torch.nan]),
+        "features.bn1.running_var": torch.tensor([0.0, -0.0, 1e-45, 3e38]),
         "head.weight": noise.bfloat16().reshape(3, 16).T,
         "head.bias": torch.randn(3, generator=generator).double(),
     }
@@ -92,7 +92,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_weights_come_back_bitwise(file: Path) -> None:
-    """Every type, layout, NaN and signed zero keeps its bytes."""
+    """Every type, layout and signed zero keeps its bytes."""
     loaded, wanted = load(file).weights, weights()
     assert loaded.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -276,12 +276,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name).startswith(f"cannot read {tmp_path / name}: ")
 
 
-def sealed(path: Path, changes: dict[str, object]) -> Path:
+def sealed(path: Path, changes: dict[str, object], weight: float = 1) -> Path:
     """A checkpoint with some of its fields changed, and the digest right again."""
     save(path, content())
     written = json.loads(path.read_bytes()[8 : 8 + header(path)])["__metadata__"]["mlfinetune"]
     about = json.dumps(json.loads(written) | {"sha256": "0" * 64} | changes, separators=(",", ":"))
-    blank = save_bytes({"a": torch.ones(1)}, {"mlfinetune": about})
+    blank = save_bytes({"a": torch.tensor([weight])}, {"mlfinetune": about})
     digest = hashlib.sha256(blank).hexdigest().encode()
     path.write_bytes(blank.replace(b"0" * 64, digest, 1))
     return path
@@ -307,6 +307,20 @@ def test_another_format_is_refused_by_name(tmp_path: Path, changes: dict[str, ob
     """A whole file with fields that this version does not write is an error, not a crash."""
     path = sealed(tmp_path / "best.safetensors", changes)
     assert str(path) in refusal(path)
+
+
+@pytest.mark.parametrize("weight", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_used(
+    file: Path, weight: float
+) -> None:
+    """What was there stays; a file of such weights is refused by name."""
+    whole = file.read_bytes()
+    odd = {"features.conv1.weight": torch.ones(2), "head.bias": torch.tensor([1.0, weight])}
+    with pytest.raises(TrainingError, match=r"best\.safetensors is not written: head\.bias holds"):
+        save(file, content(weights=odd))
+    assert file.read_bytes() == whole
+    path = sealed(file, {}, weight)
+    assert refusal(path) == f"{path} cannot be used: a holds values that are not finite"
 
 
 # ---- writing ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import nn
 from mlfinetune.errors import DataError, TrainingError
 from mlfinetune.fit import Settings, fit, train_step
 from mlfinetune.loss import build_loss
-from mlfinetune.records import Batch, Failure
+from mlfinetune.records import Batch, Failure, Position
 
 CPU = torch.device("cpu")
 
@@ -25,8 +25,8 @@ class Linear(nn.Module):
         return self.layer(images.float().mean((2, 3)) / 255)
 
 
-def settings(accumulate: int = 1, clip: float | None = None) -> Settings:
-    return Settings(CPU, torch.float32, accumulate, clip)
+def settings(accumulate: int = 1, clip: float | None = None, skip: bool = False) -> Settings:
+    return Settings(CPU, torch.float32, accumulate, clip, skip)
 
 
 def batch(n: int = 7, labels: int = 4, seed: int = 0) -> Batch:
@@ -143,3 +143,59 @@ def test_a_batch_without_known_targets_is_no_nan() -> None:
     numbers = train_step(model, unknown, build_loss(), optimizer, settings(clip=1.0))
     assert numbers.tolist() == [0.0, 0.0]
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("where", ["features", "loss", "gradient"])
+def test_a_skipped_step_leaves_everything_as_it_was(where: str) -> None:
+    """Weights, optimizer and BatchNorm's statistics; the next step is as if it had not been."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Linear(4), nn.BatchNorm1d(4))
+    groups = [{"params": list(model.parameters()), "initial_lr": 0.5, "lr": 0.5}]
+    optimizer = torch.optim.AdamW(groups)
+    odd, real = [False], build_loss()
+
+    def spoilt(values: torch.Tensor) -> torch.Tensor:
+        return values * float("nan") if odd[0] else values
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor, **rest: object) -> torch.Tensor:
+        value: torch.Tensor = real(logits, targets, **rest)
+        return spoilt(value) if where == "loss" else value
+
+    if where == "features":
+        model[0].register_forward_hook(lambda module, images, out: spoilt(out))
+    if where == "gradient":
+        model[0].layer.weight.register_hook(spoilt)
+    skip = settings(clip=1.0, skip=True)
+    train_step(model, batch(), loss, optimizer, skip)
+    before = [x.clone() for x in (*model.parameters(), *model.buffers())]
+    state = [x.clone() for one in optimizer.state.values() for x in one.values()]
+    odd[0] = True
+    assert not train_step(model, batch(seed=1), loss, optimizer, skip).isfinite().all()
+    assert all(map(torch.equal, before, (*model.parameters(), *model.buffers())))
+    after = [x for one in optimizer.state.values() for x in one.values()]
+    assert all(map(torch.equal, state, after))
+
+
+def test_a_skipped_step_is_said_with_its_pictures() -> None:
+    """A record of it, and training goes on."""
+    model, optimizer = model_and_optimizer()
+    model.layer.weight.register_hook(lambda grad: grad * (float("inf") if bad else 1.0))
+    records, bad = [], False
+    batches = iter([batch(), batch(), batch()])
+
+    def fed() -> Iterator[Batch]:
+        nonlocal bad
+        for number, one in enumerate(batches):
+            bad = number == 1
+            yield one
+
+    loss, name = build_loss(), "{}.jpg".format
+    records = list(fit(model, fed(), 3, loss, optimizer, lambda s: 1.0, settings(skip=True), name))
+    assert [bool(record.skipped) for record in records] == [False, True, False]
+    assert "step 1 of epoch 1" in records[1].skipped
+    assert "3.jpg" in records[1].skipped
+    at = Position()
+    for record in records:
+        at = at.after(record)
+    assert (at.step, at.images, at.skipped) == (3, 14, 0)
+    assert at.loss_sum == pytest.approx(7 * (records[0].loss + records[2].loss))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mlfinetune.optim import build_optimizer, lr_at
+from mlfinetune.optim import averaged, build_optimizer, lr_at
 
 TOTALS = st.integers(1, 500)
 
@@ -118,3 +118,27 @@ def test_each_optimizer_descends(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_running_mean_of_weights_is_the_recurrence() -> None:
+    """In float64: min(decay, (1 + n) / (10 + n)) of what was, the first step taken whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    mean, wanted = averaged(model, 0.5), None
+    for n in range(30):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        model(torch.randn(4, 3, dtype=torch.float64))
+        mean.update_parameters(model)
+        now = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        kept = min(0.5, (1 + n) / (10 + n))
+        if wanted is None:
+            wanted = now
+        else:
+            wanted = {k: kept * wanted[k] + (1 - kept) * v for k, v in now.items()}
+    assert wanted is not None
+    found = mean.module.state_dict()
+    assert int(found.pop("1.num_batches_tracked")) == 30
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-12, atol=1e-12)

@@ -198,6 +198,18 @@ class TrainConfig(Section):
         0.1, description="share of all steps with a rising learning rate; then a cosine to 0"
     )
     clip_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a running mean of the weights, 0.999 say, which is what is "
+        "validated and saved; null: the weights themselves",
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a step whose loss or gradient is not finite ends training, or is left out; "
+        "its pictures are named",
+    )
     save_minutes: float = Field(
         10,
         gt=0,

@@ -9,6 +9,8 @@ each picture's augmentation is seeded by (seed, epoch, index). Paths go to the w
 batch and targets are added here, so that starting a worker copies no manifest.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -165,6 +167,9 @@ def _data_loader(
     pin_memory: bool,
     collate: Callable[[list[Any]], Any] = collate,
 ) -> DataLoader[Any]:
+    if workers:
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
     return DataLoader(
         dataset,
         batch_sampler=keys,
@@ -181,6 +186,12 @@ def _ignore_signals(worker: int) -> None:
     """Ctrl-C and schedulers signal the whole group; the main process answers, and ends workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """At the end of the process: multiprocessing would ask with SIGTERM, and wait for ever."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

@@ -204,6 +204,7 @@ def _best(
     run = parts.config.output
     assert run is not None
     if not assemble.solves(parts.config, parts.splits.train):
+        parts = replace(parts, average=assemble.average(parts.config, parts.net))
         optimizer = assemble.optimizer(parts.config, parts.tagger)
         keeper = resume.Keeper(run, parts, optimizer, order.signals)
         if standing is not None:
@@ -214,8 +215,8 @@ def _best(
             keeper.best = start
         return _best_epoch(parts, keeper, run, log)
     log.say(
-        "the head is solved for by L-BFGS: train.epochs, rates, weight_decay and early_stopping do "
-        "not apply; train.optimizer: adamw would heed them"
+        "the head is solved for by L-BFGS: train.epochs, rates, weight_decay, ema and "
+        "early_stopping do not apply; train.optimizer: adamw would heed them"
     )
     best = _solved(parts, log)
     _save(parts, best, run, is_best=True)
@@ -346,7 +347,7 @@ def _results(parts: Parts, best: Outcome, run: Path, log: RunLog) -> Verdict:
 
 def _save(parts: Parts, epoch: Outcome, run: Path, is_best: bool) -> None:
     content = assemble.checkpoint(
-        parts.config, parts.tagger, parts.splits.val, parts.spec, epoch.number
+        parts.config, parts.saved, parts.splits.val, parts.spec, epoch.number
     )
     for name in (rundir.LAST, *([rundir.BEST] if is_best else [])):
         checkpoint.save(run / name, content)

@@ -1,0 +1,298 @@
+"""A run that is stopped and goes on is, bit for bit, the run that was never stopped.
+
+Stops are SIGTERMs that strike during a chosen step, or during a chosen batch of validation.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FULL, Promise, prepare
+from torch import Tensor
+
+from mlfinetune import checkpoint, fit, rundir, score
+from mlfinetune.config import load
+from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.runlog import RunLog
+from mlfinetune.workflows.train import Going, Trained, run
+
+EPOCHS = 3 if FULL else 2
+STEPS = 3 * EPOCHS
+"""19 pictures are three batches of 8."""
+FROZEN = ("model.freeze_backbone=true", "train.optimizer=adamw")
+RANDOM = ("augment.crop_scale=[0.3, 1.0]", "augment.color_jitter=0.4", "augment.rand_augment=1")
+CASES = {
+    "fine-tuning": (),
+    "two workers": ("train.workers=2", *RANDOM),
+    "ema": ("train.ema=0.7", *RANDOM),
+    "accumulation, sgd": ("train.accumulate=3", "train.optimizer=sgd", "model.image_size=64"),
+    "ema, two workers, accumulation": (
+        "train.ema=0.7",
+        "train.workers=2",
+        "train.accumulate=2",
+        "model.image_size=64",
+    ),
+    "frozen": (*FROZEN, "train.cache_features=off", *RANDOM),
+    "frozen, ema, two workers": (
+        *FROZEN,
+        "train.cache_features=off",
+        "train.ema=0.7",
+        "train.workers=2",
+    ),
+    "frozen, on kept features": FROZEN,
+    "frozen, on kept features, ema, accumulation": (
+        *FROZEN,
+        "train.ema=0.7",
+        "train.accumulate=2",
+    ),
+    "solved head first": ("train.solve_head_first=true", "loss.pos_weight=auto"),
+}
+
+
+@contextmanager
+def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list[list[int]]]:
+    """SIGTERM strikes during this step, or this batch of validation; yields the steps' indices."""
+    taken, seen = list[list[int]](), 0
+    real_step, real_forward = fit.train_step, score.forward
+
+    def train_step(model: Any, batch: Any, *rest: Any) -> Tensor:
+        numbers = real_step(model, batch, *rest)
+        taken.append(batch.indices.tolist())
+        if len(taken) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return numbers
+
+    def forward(*arguments: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == scored:
+            signal.raise_signal(signal.SIGTERM)
+        return real_forward(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "train_step", train_step)
+        patch.setattr(score, "forward", forward)
+        yield taken
+
+
+class Runs:
+    """Runs of one folder's pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = prepare(folder)
+
+    def go(self, name: str, *overrides: str, resume: Going | None = None) -> Trained:
+        """Train, or go on, to the end or to a stop."""
+        output = self.folder / name
+        asked = (f"train.epochs={EPOCHS}", "model.image_size=32", f"output={output}", *overrides)
+        with open(os.devnull, "w") as silent:
+            return run(load(self.folder / "pets.yaml", asked), "cpu", RunLog(silent), resume)
+
+    def stop(self, name: str, *overrides: str, resume: Going | None = None, **at: int) -> list[Any]:
+        """The same, to a stop; what the steps saw."""
+        with stopped(**at) as taken, pytest.raises(SystemExit) as caught:
+            self.go(name, *overrides, resume=resume)
+        assert caught.value.code == 143
+        return taken
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """One folder for all."""
+    return Runs(tmp_path_factory.mktemp("resume"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are fastest so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that a run leaves but for times."""
+    found: dict[str, Any] = {}
+    for name in (rundir.BEST, rundir.LAST):
+        content = checkpoint.load(run / name)
+        found[name] = (content.weights, content.decision, content.epoch)
+    found[rundir.STATE] = checkpoint.load_state(run / rundir.STATE)
+    for one in (found[rundir.STATE]["best"],):
+        one.pop("speed")
+    rows = [json.loads(line) for line in (run / rundir.HISTORY).read_text().splitlines()]
+    found[rundir.HISTORY] = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
+    for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.PER_LABEL, rundir.LABELS):
+        found[name] = (run / name).read_text()
+    return found
+
+
+def differences(one: Any, two: Any, where: str = "") -> Iterator[str]:
+    """Where two nested containers differ, tensors by their bits."""
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        if one.dtype != two.dtype or not torch.equal(one, two):
+            yield where
+    elif isinstance(one, dict) and isinstance(two, dict):
+        for key in sorted({*one, *two}, key=str):
+            yield from differences(one.get(key), two.get(key), f"{where}/{key}")
+    elif isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
+        for n, (a, b) in enumerate(zip(one, two, strict=True)):
+            yield from differences(a, b, f"{where}/{n}")
+    elif one != two:
+        yield where
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_is_the_undisturbed_run(runs: Runs, case: str, promise: Promise) -> None:
+    """From every step: weights, optimizer, running mean, random numbers, history and results."""
+    settings, name = CASES[case], case.replace(", ", "-").replace(" ", "-")
+    wanted = left(runs.go(f"{name}-whole", *settings).run)
+    stops = [{"step": n} for n in range(1, STEPS + 1)]
+    stops += [{"scored": n} for n in range(1, EPOCHS + 1)]
+    if not FULL:
+        stops = random.Random(case).sample(stops, 1)
+    failures = []
+    for stop in stops:
+        (at,) = stop.items()
+        where = f"{name}-{at[0]}-{at[1]}"
+        runs.stop(where, *settings, **stop)
+        found = list(differences(wanted, left(runs.go(where, *settings, resume=Going()).run)))
+        failures += [(stop, found)] if found else []
+        assert not list((runs.folder / where).glob(".*.tmp"))
+        shutil.rmtree(runs.folder / where)
+    promise("P5", len(stops), failures)
+
+
+@pytest.mark.faults
+def test_five_stops_repeat_and_skip_no_picture(runs: Runs, promise: Promise) -> None:
+    """Steps see the same pictures in the same order, at epochs' ends too."""
+    settings = ("train.ema=0.7", *RANDOM)
+    with stopped() as wanted:
+        whole = left(runs.go("once", *settings).run)
+    seeds, failures = range(10 if FULL else 1), []
+    for seed in seeds:
+        ends = random.Random(seed).sample(range(1, STEPS), 5)
+        taken, name = list[Any](), f"five-{seed}"
+        for end in sorted(ends):
+            resume = Going() if taken else None
+            taken += runs.stop(name, *settings, resume=resume, step=end - len(taken))
+        with stopped() as rest:
+            done = runs.go(name, *settings, resume=Going())
+        if taken + rest != wanted or [*differences(whole, left(done.run))]:
+            failures.append((seed, ends))
+    promise("P6", 5 * len(seeds), failures)
+
+
+# ---- what may not change --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halfway(runs: Runs) -> Callable[[str], Path]:
+    """Copies of a run that was stopped in its second epoch."""
+    runs.stop("halfway", step=4)
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(runs.folder / "halfway", runs.folder / name))
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.batch_size=7", "train.batch_size: 8 before, 7 now"),
+        ("train.lr=1e-5", "train.lr: 0.001 before, 1e-05 now"),
+        ("train.epochs=4", f"train.epochs: {EPOCHS} before, 4 now"),
+        ("train.seed=1", "train.seed: 0 before, 1 now"),
+        ("model.image_size=64", "model.image_size: 32 before, 64 now"),
+        ("train.ema=0.5", "train.ema: None before, 0.5 now"),
+        ("augment.crop_scale=[0.5, 1.0]", "augment.crop_scale: [1.0, 1.0] before, [0.5, 1.0] now"),
+    ],
+)
+def test_changed_settings_are_refused_with_the_difference(
+    runs: Runs, halfway: Callable[[str], Path], override: str, said: str
+) -> None:
+    """And what to do; the state is not touched."""
+    name = "changed-" + override.partition("=")[0]
+    before = (halfway(name) / rundir.STATE).read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        runs.go(name, override, resume=Going())
+    assert f"  {said}\n" in str(caught.value)
+    assert "--allow-changed" in str(caught.value)
+    assert (runs.folder / name / rundir.STATE).read_bytes() == before
+
+
+def test_changed_settings_can_be_meant(runs: Runs, halfway: Callable[[str], Path]) -> None:
+    """More epochs, and a running mean from here on."""
+    halfway("meant")
+    changes = ("train.epochs=4", "train.ema=0.5", "train.lr=1e-4")
+    done = runs.go("meant", *changes, resume=Going(allow_changed=True))
+    rows = [json.loads(line) for line in (done.run / rundir.HISTORY).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert checkpoint.load_state(done.run / rundir.STATE)["average"] is not None
+
+
+@pytest.mark.parametrize("override", ["train.workers=1", "eval.thresholds=fixed"])
+def test_what_training_does_not_depend_on_may_change(
+    runs: Runs, halfway: Callable[[str], Path], override: str
+) -> None:
+    """Workers, thresholds, the names of files."""
+    name = "free-" + override.partition("=")[0]
+    halfway(name)
+    whole = left(runs.go(f"{name}-whole").run)
+    found = left(runs.go(name, override, resume=Going()).run)
+    assert not [*differences(whole[rundir.LAST], found[rundir.LAST])]
+
+
+def test_changed_data_is_refused(
+    runs: Runs, halfway: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """One more label at one picture."""
+    halfway("other-data")
+    table = runs.folder / "tags.csv"
+    before = table.read_text()
+    lines = before.splitlines()
+    row = next(n for n, line in enumerate(lines) if n and "red" not in line)
+    lines[row] += "|red"
+    table.write_text("\n".join(lines) + "\n")
+    try:
+        with pytest.raises(ConfigError, match=r"data: other names, labels or targets than before"):
+            runs.go("other-data", resume=Going())
+    finally:
+        table.write_text(before)
+
+
+def test_a_state_of_another_model_is_refused(runs: Runs, halfway: Callable[[str], Path]) -> None:
+    """Whatever is allowed."""
+    halfway("other-model")
+    with pytest.raises(CheckpointError, match="the state does not fit this model"):
+        runs.go("other-model", "model.backbone=resnet34", resume=Going(allow_changed=True))
+
+
+def test_a_solved_head_is_solved_for_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds on kept features: nothing is saved in between, and the run goes on by itself."""
+    settings = ("model.freeze_backbone=true",)
+    wanted = runs.go("solved-whole", *settings).run
+    runs.stop("solved", *settings, scored=3)
+    done = runs.go("solved", *settings, resume=Going()).run
+    assert done.name == "solved"
+    loaded = [checkpoint.load(run / rundir.BEST) for run in (wanted, done)]
+    assert not [*differences(loaded[0].weights, loaded[1].weights)]
+
+
+def test_a_finished_run_is_finished_again(runs: Runs) -> None:
+    """No step is taken; results are written anew, the same."""
+    first = left(runs.go("finished").run)
+    with stopped() as taken:
+        again = left(runs.go("finished", resume=Going()).run)
+    assert taken == []
+    assert not [*differences(first, again)]
