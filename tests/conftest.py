@@ -111,9 +111,9 @@ def promise(record_property: Callable[[str, object], None]) -> Promise:
     return check
 
 
-def prepare(folder: Path) -> Path:
-    """Draw 24 pictures into `folder`, with tags.csv and pets.yaml."""
-    demo_data.write(folder, count=24, size=32)
+def prepare(folder: Path, count: int = 24) -> Path:
+    """Draw 24 pictures, or so many, into `folder`, with tags.csv and pets.yaml."""
+    demo_data.write(folder, count=count, size=32)
     (folder / "pets.yaml").write_text(CONFIG)
     return folder
 

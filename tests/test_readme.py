@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import prepare
+from conftest import Promise, prepare
 
 from mlfinetune.config import load
 
@@ -71,7 +71,8 @@ def test_make_test_runs_the_checks_and_these_tests() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
-def test_pip_install_gives_a_working_command(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_pip_install_gives_a_working_command(tmp_path: Path, promise: Promise) -> None:
     """A built and installed package answers, with every file that it needs."""
     (command,) = blocks("bash")[1].splitlines()
     assert command == "pip install ."
@@ -84,9 +85,11 @@ def test_pip_install_gives_a_working_command(tmp_path: Path) -> None:
     assert where.startswith(str(tmp_path))
     for file in ("config.schema.json", "report/templates/page.html.j2"):
         assert (tmp_path / "mlfinetune" / file).is_file()
+    promise("P19", len(blocks("bash")[1].splitlines()), [])
 
 
-def test_the_three_commands(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_the_three_commands(tmp_path: Path, promise: Promise) -> None:
     """Train, eval and predict on the README's own two-line config, weights from the cache."""
     prepare(tmp_path)
     (tmp_path / "images").rename(tmp_path / "photos")
@@ -100,18 +103,22 @@ def test_the_three_commands(tmp_path: Path) -> None:
     assert out.count("mAP over") == 2
     assert (tmp_path / "runs/pets/eval/metrics.json").is_file()
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 25
+    promise("P19", len(blocks("bash")[2].splitlines()), [])
 
 
-def test_the_commands_for_data_sets(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_the_commands_for_data_sets(tmp_path: Path, promise: Promise) -> None:
     """Init, check and split on a table of drawn pictures."""
     prepare(tmp_path)
     out = run(blocks("bash")[3], tmp_path)
     assert "24 pictures, 8 labels" in out
     assert load(tmp_path / "tags.yaml").data.train == tmp_path / "tags.csv"
     assert (tmp_path / "tags.split.csv").read_text().startswith("image,labels,split")
+    promise("P19", len(blocks("bash")[3].splitlines()), [])
 
 
-def test_the_commands_for_speed(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_the_commands_for_speed(tmp_path: Path, promise: Promise) -> None:
     """Bench names what holds the run back; the cache is listed, and its features cleared."""
     prepare(tmp_path)
     config = "{data: {train: tags.csv}, model: {weights: null, image_size: 64}}"
@@ -122,6 +129,7 @@ def test_the_commands_for_speed(tmp_path: Path) -> None:
     assert "held back by" in out
     assert "features/some" in out
     assert not features.exists()
+    promise("P19", len(blocks("bash")[4].splitlines()), [])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

@@ -1,20 +1,24 @@
 """Scoring: probabilities, the order of rows, every image once, evaluation mode."""
 
 import copy
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Promise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.special import expit
+from torch import nn
 
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError, TrainingError
+from mlfinetune.metrics.measure import measure
 from mlfinetune.model import Tagger
 from mlfinetune.records import Batch, Failure, LabelSpace, Manifest, ScoreTable
 from mlfinetune.score import forward, probabilities, score
@@ -51,10 +55,31 @@ def batches(images: torch.Tensor, *parts: Sequence[int]) -> list[Batch]:
     return [Batch(images[list(p)], targets[list(p)], torch.tensor(p)) for p in parts]
 
 
-def scored(model: Tagger, images: torch.Tensor, *parts: Sequence[int]) -> ScoreTable:
+def scored(model: nn.Module, images: torch.Tensor, *parts: Sequence[int]) -> ScoreTable:
     """The table of all images, seen in these parts."""
     of = manifest(len(images))
     return score(model, batches(images, *parts), of, CPU, torch.float32)
+
+
+@pytest.mark.faults
+def test_numbers_do_not_depend_on_batches_or_their_order(promise: Promise) -> None:
+    """Batches of 1 to 17 of 21 images, in any order: the same metrics, bit by bit."""
+    pixels = torch.randint(0, 256, (21, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    images = pixels.to(torch.uint8)
+    found = []
+    for size in range(1, 18):
+        parts = [list(range(21))[start : start + size] for start in range(0, 21, size)]
+        for shuffled in (parts, random.Random(size).sample(parts, len(parts))):
+            found.append(measure(scored(Means(), images, *shuffled)))
+    promise("P15", len(found), [table for table in found if table != found[0]])
+
+
+class Means(nn.Module):
+    """Mean colours for logits: row by row, so that no kernel rounds by the size of its batch."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> (B, 3)."""
+        return images.double().sum((2, 3)).sub(2000).div(500).float()
 
 
 # ---- probabilities ----------------------------------------------------------------------

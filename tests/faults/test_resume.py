@@ -4,29 +4,20 @@ Stops are SIGTERMs that strike during a chosen step, or during a chosen batch of
 """
 
 import json
-import os
 import random
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import FULL, Promise, prepare
-from torch import Tensor
+from conftest import FULL, Promise
+from fault_runs import EPOCHS, STEPS, Runs, differences, left, stopped
 
-from mlfinetune import checkpoint, fit, rundir, score
-from mlfinetune.config import load
+from mlfinetune import checkpoint, rundir
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.runlog import RunLog
-from mlfinetune.workflows.train import Going, Trained, run
+from mlfinetune.workflows.train import Going
 
-EPOCHS = 3 if FULL else 2
-STEPS = 3 * EPOCHS
-"""19 pictures are three batches of 8."""
 FROZEN = ("model.freeze_backbone=true", "train.optimizer=adamw")
 RANDOM = ("augment.crop_scale=[0.3, 1.0]", "augment.color_jitter=0.4", "augment.rand_augment=1")
 CASES = {
@@ -57,97 +48,10 @@ CASES = {
 }
 
 
-@contextmanager
-def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list[list[int]]]:
-    """SIGTERM strikes during this step, or this batch of validation; yields the steps' indices."""
-    taken, seen = list[list[int]](), 0
-    real_step, real_forward = fit.train_step, score.forward
-
-    def train_step(model: Any, batch: Any, *rest: Any) -> Tensor:
-        numbers = real_step(model, batch, *rest)
-        taken.append(batch.indices.tolist())
-        if len(taken) == step:
-            signal.raise_signal(signal.SIGTERM)
-        return numbers
-
-    def forward(*arguments: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen == scored:
-            signal.raise_signal(signal.SIGTERM)
-        return real_forward(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "train_step", train_step)
-        patch.setattr(score, "forward", forward)
-        yield taken
-
-
-class Runs:
-    """Runs of one folder's pictures."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = prepare(folder)
-
-    def go(self, name: str, *overrides: str, resume: Going | None = None) -> Trained:
-        """Train, or go on, to the end or to a stop."""
-        output = self.folder / name
-        asked = (f"train.epochs={EPOCHS}", "model.image_size=32", f"output={output}", *overrides)
-        with open(os.devnull, "w") as silent:
-            return run(load(self.folder / "pets.yaml", asked), "cpu", RunLog(silent), resume)
-
-    def stop(self, name: str, *overrides: str, resume: Going | None = None, **at: int) -> list[Any]:
-        """The same, to a stop; what the steps saw."""
-        with stopped(**at) as taken, pytest.raises(SystemExit) as caught:
-            self.go(name, *overrides, resume=resume)
-        assert caught.value.code == 143
-        return taken
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """One folder for all."""
     return Runs(tmp_path_factory.mktemp("resume"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are fastest so."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def left(run: Path) -> dict[str, Any]:
-    """All that a run leaves but for times."""
-    found: dict[str, Any] = {}
-    for name in (rundir.BEST, rundir.LAST):
-        content = checkpoint.load(run / name)
-        found[name] = (content.weights, content.decision, content.epoch)
-    found[rundir.STATE] = checkpoint.load_state(run / rundir.STATE)
-    for one in (found[rundir.STATE]["best"],):
-        one.pop("speed")
-    rows = [json.loads(line) for line in (run / rundir.HISTORY).read_text().splitlines()]
-    found[rundir.HISTORY] = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
-    for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.PER_LABEL, rundir.LABELS):
-        found[name] = (run / name).read_text()
-    return found
-
-
-def differences(one: Any, two: Any, where: str = "") -> Iterator[str]:
-    """Where two nested containers differ, tensors by their bits."""
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        if one.dtype != two.dtype or not torch.equal(one, two):
-            yield where
-    elif isinstance(one, dict) and isinstance(two, dict):
-        for key in sorted({*one, *two}, key=str):
-            yield from differences(one.get(key), two.get(key), f"{where}/{key}")
-    elif isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
-        for n, (a, b) in enumerate(zip(one, two, strict=True)):
-            yield from differences(a, b, f"{where}/{n}")
-    elif one != two:
-        yield where
 
 
 @pytest.mark.faults

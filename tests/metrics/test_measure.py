@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics.functional.classification as tm
+from conftest import FULL, Promise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -120,9 +121,25 @@ def test_unknown_targets_are_masked_in_the_pool(case: Case) -> None:
 # ---- scikit-learn -----------------------------------------------------------------------
 
 
-@settings(thorough, max_examples=300)
-@given(case=cases((0, 1)))
-def test_rankings_are_those_of_scikit_learn(case: Case) -> None:
+@pytest.mark.faults
+def test_the_numbers_are_those_of_scikit_learn(promise: Promise) -> None:
+    """Rankings and decisions within 1e-12, a label's AP to the last bit."""
+    count = 0
+
+    @settings(thorough, max_examples=2000 if FULL else 300)
+    @given(case=cases((0, 1)))
+    def check(case: Case) -> None:
+        nonlocal count
+        count += 1
+        rankings_are_those_of_scikit_learn(case)
+        decisions_are_those_of_scikit_learn(case)
+        a_label_has_the_numbers_of_scikit_learn(case)
+
+    check()
+    promise("P15", count, [])
+
+
+def rankings_are_those_of_scikit_learn(case: Case) -> None:
     """mAP, weighted mAP, macro AUROC and micro AP from its functions, called directly."""
     averages = case.measured().averages
     truth, p = columns(case, need_negative=True)
@@ -137,9 +154,7 @@ def test_rankings_are_those_of_scikit_learn(case: Case) -> None:
     assert averages["micro_AP"] == near(pooled, 1e-12)
 
 
-@settings(thorough, max_examples=300)
-@given(case=cases((0, 1)))
-def test_decisions_are_those_of_scikit_learn(case: Case) -> None:
+def decisions_are_those_of_scikit_learn(case: Case) -> None:
     """Precision, recall and F1 over labels and over pairs, where there is a positive."""
     averages = case.measured().averages
     there = (case.targets == 1).any(axis=0)
@@ -163,7 +178,12 @@ def rates(truth: NDArray[Any], said: NDArray[Any], average: str) -> list[object]
 
 @settings(thorough, max_examples=300)
 @given(case=cases((0, 1, -1)))
-def test_a_label_has_the_numbers_of_scikit_learn(case: Case) -> None:
+def test_a_label_with_unknowns_has_the_numbers_of_scikit_learn(case: Case) -> None:
+    """Over its known rows."""
+    a_label_has_the_numbers_of_scikit_learn(case)
+
+
+def a_label_has_the_numbers_of_scikit_learn(case: Case) -> None:
     """AP to the last bit, AUROC, precision, recall and F1, over its known rows."""
     for at, row in enumerate(case.measured().per_label):
         known = case.targets[:, at] != -1

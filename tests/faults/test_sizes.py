@@ -1,0 +1,82 @@
+"""Data sets of every small size train, with full, cut and lone batches, or are refused before."""
+
+import io
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import FULL, Promise, prepare
+
+from mlfinetune.config import load
+from mlfinetune.errors import ConfigError, DataError
+from mlfinetune.runlog import RunLog
+from mlfinetune.workflows.train import run
+
+WAYS = (
+    "model.freeze_backbone=false",
+    "model.freeze_backbone=true",
+    "train={epochs: 1, workers: 0, optimizer: adamw, ema: 0.9}",
+)
+REFUSALS = ("one picture of 32 px at a time gives BatchNorm one value a channel",)
+
+
+@dataclass(frozen=True)
+class Size:
+    """So many pictures in batches of so many; the rest is drawn from the two."""
+
+    n: int
+    batch: int
+
+    def write(self, folder: Path) -> None:
+        """One to three labels; a third of the targets unknown, of whole batches at times."""
+        draw = random.Random(f"{self.n} {self.batch}")
+        labels = draw.choice((1, 1, 3))
+        states = draw.choice((["0", "1"], ["0", "1", ""], ["0"], ["1"], ["", "", "1"]))
+        for name, first, count in (("train", 0, self.n), ("val", 40, draw.randint(1, 3))):
+            rows = [",".join(["image", *"abc"[:labels]])]
+            for k in range(count):
+                picture = f"images/{first + k:04}.{'png' if k % 2 else 'jpg'}"
+                rows.append(",".join([picture, *draw.choices(states, k=labels)]))
+            (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
+
+
+def sizes() -> Iterator[Size]:
+    """The grid, or its corners with a few between."""
+    grid = [Size(n, batch) for n in range(1, 41) for batch in range(1, 9)]
+    few = [Size(1, 1), Size(1, 8), Size(2, 1), Size(9, 8), Size(17, 8), Size(40, 8)]
+    yield from grid if FULL else few
+
+
+@pytest.mark.faults
+def test_every_size_trains_or_is_refused_before(tmp_path: Path, promise: Promise) -> None:
+    """No crash; a refusal comes before the first step."""
+    prepare(tmp_path, 44)
+    failures, refused, tried = [], [], list(sizes())
+    for number, size in enumerate(tried):
+        size.write(tmp_path)
+        config = load(
+            tmp_path / "pets.yaml",
+            [
+                f"data.train={tmp_path / 'train.csv'}",
+                f"data.val={tmp_path / 'val.csv'}",
+                "model.image_size=32",
+                WAYS[number % len(WAYS)],
+                f"train.batch_size={size.batch}",
+                f"output={tmp_path / 'out'}",
+            ],
+        )
+        log = io.StringIO()
+        try:
+            run(config, "cpu", RunLog(log))
+        except (ConfigError, DataError) as error:
+            refused.append(str(error).splitlines()[0])
+            if "epoch 1" in log.getvalue() or not refused[-1].startswith(REFUSALS):
+                failures.append((size, str(error)))
+        except Exception as error:
+            failures.append((size, repr(error)))
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert len(refused) <= len(tried) / 3
+    promise("P18", len(tried), failures)
