@@ -17,8 +17,13 @@ import torch
 from mlfinetune.errors import DeviceError
 
 
-def prepare(wanted: str) -> torch.device:
+def prepare(wanted: str, deterministic: bool = False) -> torch.device:
     """Choose the device, and set this process up for it.
+
+    Args:
+        wanted: as of `choose_device`.
+        deterministic: on a GPU the same bits every time, from kernels that are slower; a CPU gives
+            them anyway.
 
     Raises:
         DeviceError: as `choose_device`.
@@ -27,7 +32,11 @@ def prepare(wanted: str) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+        # Every batch but the last has the same shape; what is fastest may differ from run to run.
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+        if deterministic:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS begins
     return device
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import Promise, prepare
+from conftest import CONFIG, Promise, prepare
 
 from mlfinetune.config import load
 
@@ -46,6 +46,7 @@ def test_every_command_block_is_known() -> None:
         [["pip", "install"]],
         [["mlfinetune", "train"], ["mlfinetune", "eval"], ["mlfinetune", "predict"]],
         [["mlfinetune", "init"], ["mlfinetune", "check"], ["mlfinetune", "split"]],
+        [["mlfinetune", "train"]],
         [["mlfinetune", "bench"], ["mlfinetune", "cache"], ["mlfinetune", "cache"]],
     ]
 
@@ -118,6 +119,18 @@ def test_the_commands_for_data_sets(tmp_path: Path, promise: Promise) -> None:
 
 
 @pytest.mark.faults
+def test_the_command_that_goes_on(tmp_path: Path, promise: Promise) -> None:
+    """Where nothing was stopped it trains; the second time nothing is left to train."""
+    prepare(tmp_path)
+    (tmp_path / "pets.yaml").write_text(CONFIG)
+    (command,) = blocks("bash")[4].splitlines()
+    assert "mAP over" in run(command, tmp_path)
+    assert "mAP over" in run(command, tmp_path)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pets"]
+    promise("P19", 1, [])
+
+
+@pytest.mark.faults
 def test_the_commands_for_speed(tmp_path: Path, promise: Promise) -> None:
     """Bench names what holds the run back; the cache is listed, and its features cleared."""
     prepare(tmp_path)
@@ -125,11 +138,11 @@ def test_the_commands_for_speed(tmp_path: Path, promise: Promise) -> None:
     (tmp_path / "pets.yaml").write_text(config)
     features = tmp_path / "cache/features/some"
     features.mkdir(parents=True)
-    out = run(blocks("bash")[4], tmp_path, MLFINETUNE_CACHE=str(tmp_path / "cache"))
+    out = run(blocks("bash")[5], tmp_path, MLFINETUNE_CACHE=str(tmp_path / "cache"))
     assert "held back by" in out
     assert "features/some" in out
     assert not features.exists()
-    promise("P19", len(blocks("bash")[4].splitlines()), [])
+    promise("P19", len(blocks("bash")[5].splitlines()), [])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

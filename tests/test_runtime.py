@@ -18,6 +18,7 @@ from mlfinetune.runtime import (
     cpu_flags,
     device_faults,
     peak_memory,
+    prepare,
     seed_everything,
     signals,
 )
@@ -265,3 +266,12 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.gpu
+def test_deterministic_mode_is_set_and_left() -> None:
+    """The one switch of torch, and no search for the fastest kernel."""
+    for wanted in (True, False):
+        prepare("cuda", wanted)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert torch.backends.cudnn.benchmark != wanted

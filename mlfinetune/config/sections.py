@@ -226,6 +226,9 @@ class TrainConfig(Section):
         "auto", description="processes that decode pictures; auto: as many as the model asks for"
     )
     seed: int = Field(0, ge=0, lt=2**63)
+    deterministic: bool = Field(
+        False, description="the same bits every time on a GPU too, which is slower there"
+    )
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [], description="where the numbers of every epoch go too; each is an extra to install"
     )

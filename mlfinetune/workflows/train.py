@@ -273,7 +273,7 @@ def _solved(parts: Parts, log: RunLog) -> Outcome:
 
 
 def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> Parts:
-    device = runtime.prepare(device_name)
+    device = runtime.prepare(device_name, config.train.deterministic)
     dtype, why = runtime.choose_precision(config.train.precision, device)
     with runtime.device_faults():
         config, tried = tune.batch_size(config, splits.train, device, dtype)

@@ -52,8 +52,8 @@ def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list
 class Runs:
     """Runs of one folder's pictures."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = prepare(folder)
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.folder, self.device = prepare(folder), device
 
     def go(
         self,
@@ -66,7 +66,7 @@ class Runs:
         output = self.folder / name
         asked = (f"train.epochs={EPOCHS}", "model.image_size=32", f"output={output}", *overrides)
         config = load(self.folder / "pets.yaml", asked)
-        return run(config, "cpu", RunLog(log or io.StringIO()), resume)
+        return run(config, self.device, RunLog(log or io.StringIO()), resume)
 
     def stop(self, name: str, *overrides: str, resume: Going | None = None, **at: int) -> list[Any]:
         """The same, to a stop; what the steps saw."""

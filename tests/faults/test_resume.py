@@ -76,6 +76,17 @@ def test_a_resumed_run_is_the_undisturbed_run(runs: Runs, case: str, promise: Pr
     promise("P5", len(stops), failures)
 
 
+@pytest.mark.gpu
+def test_a_resumed_run_on_a_gpu_is_the_undisturbed_run(tmp_path: Path) -> None:
+    """In deterministic mode."""
+    runs = Runs(tmp_path, "cuda")
+    settings = ("train.deterministic=true", "train.precision=bfloat16", "train.ema=0.7", *RANDOM)
+    wanted = left(runs.go("whole", *settings).run)
+    runs.stop("stopped", *settings, step=4)
+    found = left(runs.go("stopped", *settings, resume=Going()).run)
+    assert not [*differences(wanted, found)]
+
+
 @pytest.mark.faults
 def test_five_stops_repeat_and_skip_no_picture(runs: Runs, promise: Promise) -> None:
     """Steps see the same pictures in the same order, at epochs' ends too."""
