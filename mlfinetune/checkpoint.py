@@ -138,7 +138,9 @@ def load_state(path: Path) -> dict[str, Any]:
             io.BytesIO(payload), map_location="cpu", weights_only=True
         )
     except Exception as error:  # torch.load raises whatever its unpickler raises
-        raise CheckpointError(f"{path} is no state of mlfinetune: {error!r}") from error
+        raise CheckpointError(
+            f"{path} is no state of mlfinetune: it holds more than tensors and plain containers"
+        ) from error
     return found
 
 

@@ -63,6 +63,7 @@ def capture(
         kept = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
     return {
         "made_of": made_of(parts.config, parts.splits),
+        "arithmetic": _arithmetic(parts),
         "position": asdict(at),
         "best": kept,
         "net": parts.net.state_dict(),
@@ -102,6 +103,21 @@ def load(run: Path, log: RunLog) -> Standing | None:
             f"{fault}; there is no other: train anew, without --resume"
         ) from fault
     return None
+
+
+def is_of(run: Path, config: Config, splits: Splits) -> bool:
+    """Is the last state of a run directory one of these settings and data, and whole?"""
+    try:
+        made: Any = checkpoint.load_state(run / rundir.STATE)["made_of"]
+    except (CheckpointError, KeyError):
+        return False
+    return not list(_changes(made, made_of(config, splits)))
+
+
+def other_arithmetic(standing: Standing, parts: Parts) -> Iterator[str]:
+    """What computes now but did not before, in words."""
+    before, now = standing.content["arithmetic"], _arithmetic(parts)
+    yield from (f"{k} {before.get(k)} before, {now[k]} now" for k in now if before.get(k) != now[k])
 
 
 def restore(
@@ -194,15 +210,21 @@ def _average(content: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     return found
 
 
+def _arithmetic(parts: Parts) -> dict[str, str]:
+    """What rounds."""
+    dtype = str(parts.dtype).removeprefix("torch.")
+    return {"device": parts.device.type, "precision": dtype, "torch": str(torch.__version__)}
+
+
 def _standing(content: Mapping[str, Any], path: Path) -> Standing:
     try:
-        best = content["best"]
+        best, _ = content["best"], content["arithmetic"].get
         return Standing(
             Position(**content["position"]),
             None if best is None else Outcome(scores=None, **best),
             content,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
 

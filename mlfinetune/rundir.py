@@ -70,6 +70,17 @@ def begun(wanted: Path) -> Path | None:
     return max(found, key=_last_written, default=None)
 
 
+def unfinished(run: Path) -> bool:
+    """Has it stopped before its end, with a state to go on from, and does nobody write to it?"""
+    if (run / METRICS).is_file() or not (run / STATE).is_file():
+        return False
+    try:
+        with locked(run):
+            return True
+    except CheckpointError:
+        return False
+
+
 def _last_written(run: Path) -> int:
     newest = [(run / name) for name in (LOG, STATE, CONFIG) if (run / name).is_file()]
     return max(path.stat().st_mtime_ns for path in newest)

@@ -111,7 +111,7 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
     trackers.require(order.config.train.trackers)
     for note in splits.notes:
         log.say(note)
-    begun = _begun(order, log)
+    begun = _begun(order, splits, log)
     config = _settled(order.config, splits, begun)
     parts = _assemble(config, splits, order.device_name, log)
     run = begun or rundir.claim(order.config.output or rundir.RUNS)
@@ -145,18 +145,27 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
     return Trained(run, verdict)
 
 
-def _begun(order: _Order, log: RunLog) -> Path | None:
-    """The run directory to go on with, if that is what was asked for, and there is one."""
+def _begun(order: _Order, splits: Splits, log: RunLog) -> Path | None:
+    """The run directory to go on with, if that is what was asked for, and there is one.
+
+    An unfinished one of the very same settings and data too: the end is that of a new run.
+    """
     wanted = order.config.output
     assert wanted is not None
     found = wanted if order.resume and order.resume.own else rundir.begun(wanted)
-    if order.resume is None:
-        if found and (found / rundir.STATE).is_file() and not (found / rundir.METRICS).is_file():
-            log.say(f"{rundir.shown(found)} was not finished: --resume would go on with it")
+    if order.resume is not None:
+        if found is None:
+            log.say(f"nothing to resume at {rundir.shown(wanted)}: a new run begins")
+        return found
+    if found is None or not rundir.unfinished(found):
         return None
-    if found is None:
-        log.say(f"nothing to resume at {rundir.shown(wanted)}: a new run begins")
-    return found
+    if resume.is_of(found, _settled(order.config, splits, found), splits):
+        return found
+    log.say(
+        f"{rundir.shown(found)} was not finished, and has other settings or data: a new run "
+        f"begins; --resume would say which, and with --allow-changed go on"
+    )
+    return None
 
 
 def _settled(config: Config, splits: Splits, begun: Path | None) -> Config:
@@ -182,7 +191,11 @@ def _open_run(parts: Parts, run: Path, standing: resume.Standing | None, log: Ru
     log.say(f"run directory: {rundir.shown(run)}")
     if standing is not None:
         epoch, step = divmod(standing.at.step, steps)
-        log.say(f"goes on with epoch {epoch + 1}, after {step} of {steps} steps")
+        trained = epoch == parts.config.train.epochs
+        where = f"epoch {epoch + 1}, after {step} of {steps} steps"
+        log.say("all epochs are trained" if trained else f"goes on with {where}")
+        for change in resume.other_arithmetic(standing, parts):
+            log.say(f"warning: {change}: the rest will not be what it would have been, bit for bit")
 
 
 def _saved(run: Path | None) -> str:
@@ -208,8 +221,7 @@ def _best(
         optimizer = assemble.optimizer(parts.config, parts.tagger)
         keeper = resume.Keeper(run, parts, optimizer, order.signals)
         if standing is not None:
-            assert order.resume is not None
-            keeper.go_on(standing, order.resume.allow_changed)
+            keeper.go_on(standing, order.resume is not None and order.resume.allow_changed)
         elif start is not None:
             _save(parts, start, run, is_best=True)
             keeper.best = start

@@ -3,6 +3,7 @@
 Stops are SIGTERMs that strike during a chosen step, or during a chosen batch of validation.
 """
 
+import io
 import json
 import random
 import shutil
@@ -166,6 +167,33 @@ def test_what_training_does_not_depend_on_may_change(
     whole = left(runs.go(f"{name}-whole").run)
     found = left(runs.go(name, override, resume=Going()).run)
     assert not [*differences(whole[rundir.LAST], found[rundir.LAST])]
+
+
+def test_the_same_command_goes_on(runs: Runs, halfway: Callable[[str], Path]) -> None:
+    """Without --resume; with other settings a new run begins, and that is said."""
+    whole = left(runs.go("same-whole").run)
+    halfway("same")
+    log = io.StringIO()
+    other = runs.go("same", "train.seed=1", log=log).run
+    assert other.name == "same-2"
+    assert "same was not finished, and has other settings or data" in log.getvalue()
+    shutil.rmtree(other)
+    done = runs.go("same", log=log).run
+    assert done.name == "same"
+    assert "goes on with epoch 2, after 1 of 3 steps" in log.getvalue()
+    assert not [*differences(whole, left(done))]
+    assert runs.go("same").run.name == "same-2"
+
+
+def test_other_arithmetic_is_said(runs: Runs, halfway: Callable[[str], Path]) -> None:
+    """A machine without fast bfloat16 goes on, but not bit for bit."""
+    state = halfway("arithmetic") / rundir.STATE
+    content = checkpoint.load_state(state)
+    content["arithmetic"]["precision"] = "bfloat16"
+    checkpoint.save_state(state, state.with_name("before"), content)
+    log = io.StringIO()
+    runs.go("arithmetic", resume=Going(), log=log)
+    assert "warning: precision bfloat16 before, float32 now: the rest will not" in log.getvalue()
 
 
 def test_changed_data_is_refused(
