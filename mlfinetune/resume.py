@@ -22,7 +22,7 @@ from mlfinetune.epochs import Outcome, Parts, Pause
 from mlfinetune.errors import CheckpointError, ConfigError, listing
 from mlfinetune.records import Position
 from mlfinetune.runlog import RunLog
-from mlfinetune.runtime import Signals
+from mlfinetune.signals import Signals
 
 _FREE = (
     "output",

@@ -1,16 +1,13 @@
-"""The machine: device, precision, worker processes, seeds, signals."""
+"""The machine: device, precision, worker processes, seeds."""
 
 import ctypes
-import multiprocessing
 import os
 import re
 import resource
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -159,66 +156,6 @@ def spare_memory(device: torch.device) -> int:
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0
-
-
-class Signals:
-    """Ctrl-C and SIGTERM, the first of which ends a run in order, and the second at once.
-
-    `heard` is the first one's number. Outside of `deferred` it raises where it strikes, as Ctrl-C
-    always does; inside, whoever is there asks for it, and calls `check` when all is saved.
-    """
-
-    def __init__(self) -> None:
-        self.heard: int | None = None
-        self._deferring = False
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Nothing is raised here: a save, a step, a batch ends first."""
-        self.check()
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-
-    def check(self) -> None:
-        """Raise what was heard, and deferred, or dropped by Python, which it prints and drops
-        where it is raised in a destructor or in a callback from C.
-
-        Raises:
-            KeyboardInterrupt: on SIGINT.
-            SystemExit: on SIGTERM, with 143.
-        """
-        if self.heard == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.heard is not None:
-            raise SystemExit(128 + self.heard)
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        if self.heard is not None:
-            for child in multiprocessing.active_children():
-                child.kill()
-            os._exit(128 + number)
-        self.heard = number
-        if not self._deferring:
-            self.check()
-
-
-@contextmanager
-def signals() -> Iterator[Signals]:
-    """Listen. Where a signal is ignored, as by `nohup`, or has another handler, it stays so."""
-    found = Signals()
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {n: h for n, h in usual.items() if signal.getsignal(n) == h}
-    for number in before:
-        signal.signal(number, found.handle)
-    try:
-        yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """The command line: one file a command; each parses, loads, calls one workflow, prints.
 
 Importing this loads no torch: commands import their workflow when they are called. Every
-MlfinetuneError ends here: its message on standard error, exit code 2.
+MlfinetuneError ends here: its message on standard error, exit code 2. So does a signal, which ends
+a command in order: what it has begun to write aside goes, and its processes end.
 """
 
 import io
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -23,6 +25,7 @@ from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
 from mlfinetune.errors import MlfinetuneError
+from mlfinetune.signals import signals
 
 REPORT_TO = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
@@ -63,12 +66,18 @@ def about(
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done, 1 a bug, 2 yours to mend, 3 some inputs failed."""
+    """The console script.
+
+    Exit codes: 0 done, 1 a bug, 2 yours to mend, 3 some inputs failed, 130 Ctrl-C, 143 SIGTERM.
+    """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # file names that are no UTF-8 go through
             stream.reconfigure(errors=errors)
     try:
-        app()
+        with signals():
+            app()
+    except KeyboardInterrupt:  # before or after typer, which makes an exit of it
+        sys.exit(128 + signal.SIGINT)
     except MlfinetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

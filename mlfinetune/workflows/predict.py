@@ -19,6 +19,7 @@ from mlfinetune.model import Tagger
 from mlfinetune.records import Batch, Decision, Prediction
 from mlfinetune.runlog import Bar, RunLog
 from mlfinetune.score import forward, probabilities
+from mlfinetune.signals import signals
 from mlfinetune.tables import FORMATS, Choice
 
 STDIN = "-"
@@ -83,6 +84,7 @@ def run(
     )
     choice, failed = Choice(labels, decision, asked.top), []
     with (
+        signals() as heard,
         runtime.device_faults(),
         open_output() as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
@@ -90,6 +92,7 @@ def run(
         writer = FORMATS[asked.format](output, choice, asked.only_labels)
         for prediction in _predict(tagger, decision, batches, device, dtype, bar):
             writer.write(prediction)
+            heard.check()
             if prediction.error is not None:
                 failed.append(f"{prediction.name}: {prediction.error}")
         if not bar.done:

@@ -33,6 +33,7 @@ from mlfinetune.publish import publish
 from mlfinetune.records import Position, Verdict
 from mlfinetune.runlog import RunLog, clock
 from mlfinetune.score import probabilities
+from mlfinetune.signals import Signals, signals
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Order:
 
     config: Config
     device_name: str
-    signals: runtime.Signals
+    signals: Signals
     resume: Going | None = None
     kept: Path | None = None
     images: Path | None = None
@@ -78,12 +79,12 @@ def run(config: Config, device_name: str, log: RunLog, resume: Going | None = No
         MlfinetuneError: data, weights, device, loss or run directory that cannot be used.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; what was learnt is saved.
     """
-    with runtime.signals() as signals:
+    with signals() as heard:
         try:
             splits = examples.splits(config, log)
-            return _train(_Order(config, device_name, signals, resume), splits, log)
+            return _train(_Order(config, device_name, heard, resume), splits, log)
         except (KeyboardInterrupt, SystemExit):
-            name = "SIGTERM" if signals.heard == signal.SIGTERM else "Ctrl-C"
+            name = "SIGTERM" if heard.heard == signal.SIGTERM else "Ctrl-C"
             log.say(f"stopped by {name}; {_saved(log.run)}")
             raise
 
@@ -97,12 +98,12 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
     )
-    with tempfile.TemporaryDirectory() as folder, runtime.signals() as signals:
+    with tempfile.TemporaryDirectory() as folder, signals() as heard:
         few_steps = {"epochs": 1, "batch_size": len(rows), "trackers": []}
         once = config.train.model_copy(update=few_steps)
         kept = Path(folder)
         config = config.model_copy(update={"train": once, "output": kept / "dry-run"})
-        order = _Order(config, device_name, signals, None, kept / "features", kept / "images")
+        order = _Order(config, device_name, heard, None, kept / "features", kept / "images")
         return _train(order, few, log)
 
 

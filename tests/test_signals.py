@@ -1,0 +1,91 @@
+"""Ctrl-C and SIGTERM: the first ends in order, the second at once."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlfinetune.signals import signals
+
+
+class Drops:
+    """Its destructor is interrupted, and Python drops what is raised there."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_python_drops_is_raised_at_the_next_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C in a destructor must not be lost."""
+    dropped: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
+    with signals() as heard:
+        heard.check()
+        Drops()
+        assert dropped == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt):
+            heard.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_is_raised_at_once() -> None:
+    """What waits for a slow disk is interrupted too; SIGTERM ends with the shell's code for it."""
+    with pytest.raises(KeyboardInterrupt), signals():
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught, signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_deferred_signal_waits_for_its_check() -> None:
+    """A save ends first."""
+    with signals() as heard:
+        with heard.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            assert heard.heard == signal.SIGTERM
+        with pytest.raises(SystemExit):
+            heard.check()
+        with pytest.raises(SystemExit), heard.deferred():
+            raise AssertionError("begins nothing more")
+
+
+def test_a_second_signal_ends_the_process_and_its_workers_at_once() -> None:
+    """Whatever it is in the middle of."""
+    code = (
+        "import multiprocessing, signal, time; from mlfinetune.signals import signals\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "child.start()\n"
+        "with signals() as heard, heard.deferred():\n"
+        "    print(child.pid, flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    state = Path(f"/proc/{int(done.stdout)}/stat")
+    assert not state.exists() or " Z " in state.read_text()
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """`nohup` and a shell's background jobs mean it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals() as heard:
+            signal.raise_signal(signal.SIGINT)
+            heard.check()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_inside_of_another_it_is_the_same_one() -> None:
+    """What the command line listens for, a workflow defers."""
+    with signals() as outer:
+        with signals() as inner:
+            assert inner is outer
+        assert signal.getsignal(signal.SIGTERM) == outer.handle
