@@ -16,13 +16,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlfinetune import yaml12
-from mlfinetune.config.sections import LOSS_SETTINGS, Config, DataConfig, EvalConfig
-from mlfinetune.errors import ConfigError, listing
+from mlfinetune.config.sections import (
+    LOSS_SETTINGS,
+    MAX_IMAGE_SIZE,
+    Config,
+    DataConfig,
+    EvalConfig,
+)
+from mlfinetune.errors import CheckpointError, ConfigError, listing
 from mlfinetune.explain import explain
 from mlfinetune.yaml12 import Lines, kind
 
 __all__ = [
     "LOSS_SETTINGS",
+    "MAX_IMAGE_SIZE",
     "SCHEMA",
     "Config",
     "DataConfig",
@@ -72,29 +79,41 @@ def dump(config: Config) -> str:
     return yaml12.dump(tree)
 
 
-def restore(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+def restore(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -> Config:
     """The Config of plain containers, as `Config.model_dump(mode="json")` gave them.
 
     Args:
         tree: from a checkpoint.
+        origin: the checkpoint's file.
         overrides: as `load` takes them.
 
     Raises:
-        ConfigError: they are another version's, or an override has faults.
+        CheckpointError: they are another version's.
+        ConfigError: an override has faults.
     """
+    config, faults = _restored(tree, {})
+    if config is None:
+        raise CheckpointError(
+            f"{origin}: the checkpoint's config is not of this version\n{listing(faults)}"
+        )
     lines: Lines = {}
-    faults: list[str] = []
-    tree = dict(tree)
+    tree, faults = dict(tree), []
     for override in overrides:
         faults += _override(tree, lines, override)
+    config, more = _restored(tree, lines)
+    if config is None or faults:
+        raise ConfigError(f"overrides\n{listing([*faults, *more])}")
+    return config
+
+
+def _restored(tree: dict[str, Any], lines: Lines) -> tuple[Config | None, list[str]]:
+    """The Config, or what is wrong with it."""
     try:
-        config = Config.model_validate_json(json.dumps(tree))
+        return Config.model_validate_json(json.dumps(tree)), []
     except ValidationError as error:
-        faults += explain(error.errors(), tree, lines, Config)
-    if not faults:
-        return config
-    what = "overrides" if overrides else "the checkpoint's config is not of this version"
-    raise ConfigError(f"{what}\n{listing(faults)}")
+        return None, explain(error.errors(), tree, lines, Config)
+    except RecursionError:
+        return None, ["nested too deeply"]
 
 
 def schema() -> str:
