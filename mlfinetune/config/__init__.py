@@ -121,6 +121,8 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
+_MAX_BYTES = 8_000_000
+"""Half a million labels by name; as YAML they take a minute, and 2 GB, to read."""
 _DATA = {".csv", ".tsv", ".jsonl", ".parquet"}
 
 
@@ -128,7 +130,11 @@ def _read(path: Path) -> tuple[Any, Lines]:
     if path.is_dir() or (path.suffix.lower() in _DATA and path.is_file()):
         raise ConfigError(f"{path} is data, no config: `mlfinetune init {path}` writes one for it")
     try:
-        return yaml12.parse(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes are no config")
+        return yaml12.parse(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
