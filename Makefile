@@ -10,7 +10,7 @@ CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '
            pyproject.toml README.md Makefile .ci/run
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-faults check browser bench gpu-check clean
+.PHONY: demo test test-faults fuzz check check-deps browser bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
 
@@ -63,6 +63,20 @@ test: .venv/tested
 # What the README promises under "What can go wrong": every trial of its table, an hour on two cores.
 test-faults: .venv/done | browser
 	MLFINETUNE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n auto --dist worksteal
+
+# Random bytes at every door that reads files, MINUTES in all; what was found stays in .fuzz/.
+MINUTES ?= 10
+
+fuzz: .venv/done
+	for door in csv config checkpoint state picture; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $$door $$(( $(MINUTES) * 12 )) || exit 1; done
+
+# Known vulnerabilities of what is installed; asks PyPI, so it is no part of `make test`. Strict:
+# a package that could not be asked about is a failure, not a pass.
+check-deps: .venv/done
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv/frozen.txt
+	@$(BIN)/pip-audit -r .venv/frozen.txt --no-deps --disable-pip --strict --progress-spinner off || \
+		{ echo "check-deps: a known vulnerability, or PyPI could not be asked: the lines above say which" >&2; exit 1; }
 
 check: .venv/done
 	$(BIN)/ruff format --check .

@@ -15,10 +15,10 @@ from mlfinetune import __version__
 from mlfinetune.config import LOSS_SETTINGS, Config
 from mlfinetune.data.decoded import Copies, opened
 from mlfinetune.data.loader import Loader, cut, small_copies
-from mlfinetune.errors import ConfigError, nearest
+from mlfinetune.errors import CheckpointError, ConfigError, listing, nearest
 from mlfinetune.fit import Settings
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
-from mlfinetune.model import Tagger, load_pretrained
+from mlfinetune.model import Tagger, load_pretrained, misfits
 from mlfinetune.optim import averaged, build_optimizer, lr_at
 from mlfinetune.packed import pack
 from mlfinetune.records import Checkpoint, Decision, Manifest, TransformSpec
@@ -113,10 +113,28 @@ def solves_first(config: Config, train: Manifest) -> bool:
     return wanted
 
 
-def model_of(checkpoint: Checkpoint, device: torch.device) -> Tagger:
-    """The tagger of a checkpoint, ready to predict."""
-    spec = checkpoint.transform
-    tagger = Tagger(checkpoint.backbone, len(checkpoint.labels), mean=spec.mean, std=spec.std)
+def model_of(checkpoint: Checkpoint, device: torch.device, file: Path) -> Tagger:
+    """The tagger of a checkpoint, ready to predict.
+
+    Raises:
+        CheckpointError: its weights are not those of its backbone and labels.
+    """
+
+    def build() -> Tagger:
+        spec = checkpoint.transform
+        return Tagger(checkpoint.backbone, len(checkpoint.labels), mean=spec.mean, std=spec.std)
+
+    try:
+        with torch.device("meta"):  # names and shapes alone: nothing is allocated for a false claim
+            wanted = build().state_dict()
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    if faults := misfits(checkpoint.weights, wanted):
+        raise CheckpointError(
+            f"{file}: its weights are not those of a {checkpoint.backbone} with "
+            f"{len(checkpoint.labels)} labels\n{listing(faults)}"
+        )
+    tagger = build()
     tagger.load_state_dict(checkpoint.weights)
     return _placed(tagger, device).eval()
 

@@ -6,6 +6,9 @@
 The digest is of the whole file with 64 zeros in the digest's place, so that any flipped bit,
 wherever it falls, and any truncation is refused. Nothing is unpickled. Knows no model.
 
+A right digest says that a file is whole, not that its writer meant well: lengths are held against
+the file's before anything is read, and every field against what it has to be.
+
 A resume state is another file, of a run's own folder, never needed to predict:
 
     mlfinetune state 1 <SHA-256 of the rest>
@@ -16,11 +19,13 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shown
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +33,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from mlfinetune.config import MAX_IMAGE_SIZE
 from mlfinetune.errors import CheckpointError, TrainingError
 from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 from mlfinetune.rundir import write_atomic, writing_bytes
@@ -38,6 +44,9 @@ _STATE = b"mlfinetune state 1 "
 _STATE_HEAD = len(_STATE) + 64 + 1
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+_END = re.compile(rb'"data_offsets":\[\d{1,20},(\d{1,20})\]')
+_MAX_HEADER = 100_000_000
+"""Bytes, as safetensors has it: a million labels, and no more than memory takes."""
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -64,9 +73,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
-    start, end = _digest_span(content, path)
-    digest = hashlib.sha256(content).hexdigest().encode()
-    write_atomic(path, content[:start] + digest + content[end:])
+    start, end = _digest_span(content[: 8 + _header_length(content, len(content), path)], path)
+    write_atomic(path, content[:start] + _digest(content, start, end) + content[end:])
 
 
 def load(path: Path) -> Checkpoint:
@@ -76,25 +84,27 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: the file is missing, altered, cut short, or no checkpoint of ours.
     """
     try:
-        content = path.read_bytes()
+        content, length = _read(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    start, end = _digest_span(content, path)
-    blank = content[:start] + _NO_DIGEST.encode() + content[end:]
-    if hashlib.sha256(blank).hexdigest().encode() != content[start:end]:
+    except MemoryError as error:
+        raise CheckpointError(f"{path} is larger than the memory of this machine") from error
+    start, end = _digest_span(content[: 8 + length], path)
+    if _digest(content, start, end) != content[start:end]:
         raise CheckpointError(
             f"{path} is damaged: its SHA-256 is not the one written in it; copy it again, "
             f"or use another checkpoint"
         )
     try:
-        length = int.from_bytes(content[:8], "little")
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
         weights = load_tensors(content)
         if odd := _not_finite(weights):
             raise CheckpointError(f"{path} cannot be used: {odd}")
         return _to_checkpoint(about, weights, path)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of mlfinetune: {error!r}") from error
+    except _FOREIGN as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of mlfinetune: {repr(error)[:200]}"
+        ) from error
 
 
 def save_state(path: Path, previous: Path, content: dict[str, Any]) -> None:
@@ -134,13 +144,13 @@ def load_state(path: Path) -> dict[str, Any]:
     if head != _STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n":
         raise CheckpointError(f"{path} is damaged, or no state of this version of mlfinetune")
     try:
-        found: dict[str, Any] = torch.load(
-            io.BytesIO(payload), map_location="cpu", weights_only=True
-        )
+        found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its unpickler raises
         raise CheckpointError(
             f"{path} is no state of mlfinetune: it holds more than tensors and plain containers"
         ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is no state of mlfinetune: it holds no mapping")
     return found
 
 
@@ -150,32 +160,60 @@ def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -
             f"{path} has checkpoint format {about['format']}, this version reads {FORMAT}; "
             f"it was written by mlfinetune {about['versions'].get('mlfinetune')}"
         )
-    transform: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in about["transform"].items()
-    }
+    labels = about["labels"]
+    _require(labels, "labels", type(labels) is list and all(type(name) is str for name in labels))
+    _require(labels, "labels", 0 < len(labels) == len(set(labels)))
+    for name, kind in _KINDS.items():
+        _require(about[name], name, type(about[name]) is kind)
     return Checkpoint(
         weights=weights,
-        labels=LabelSpace(tuple(about["labels"])),
-        transform=TransformSpec(**transform),
-        backbone=about["backbone"],
-        decision=_decision(about["decision"], len(about["labels"])),
-        config=about["config"],
-        data_digest=about["data_digest"],
-        epoch=about["epoch"],
-        versions=about["versions"],
+        labels=LabelSpace(tuple(labels)),
+        transform=_transform(about["transform"]),
+        decision=_decision(about["decision"], len(labels)),
+        **{name: about[name] for name in _KINDS},
     )
 
 
+_KINDS = {"backbone": str, "config": dict, "data_digest": str, "epoch": int, "versions": dict}
+_FOREIGN = (
+    SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
+    RuntimeError, MemoryError,
+)  # fmt: skip
+"""What the parsers raise, and we do, where a whole file holds what no run writes."""
+
+
+def _transform(about: dict[str, Any]) -> TransformSpec:
+    """Raises ValueError where a field is none that a config may have."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+    spec = TransformSpec(**fields)
+    pictures = {"image_size": (1, MAX_IMAGE_SIZE), "max_pixels": (1, 2**40)}
+    for name, (least, most) in {**pictures, "rand_augment": (0, 10)}.items():
+        value = getattr(spec, name)
+        _require(value, name, type(value) is int and least <= value <= most)
+    _require(spec.resize, "resize", spec.resize in ("squash", "crop", "pad"))
+    for name, length in {"mean": 3, "std": 3, "crop_scale": 2}.items():
+        value = getattr(spec, name)
+        _require(value, name, len(value) == length and all(0 <= _real(x) <= 1 for x in value))
+    _require(spec.std, "std", min(spec.std) > 0)
+    for name in ("horizontal_flip", "color_jitter"):
+        _require(getattr(spec, name), name, 0 <= _real(getattr(spec, name)) <= 1)
+    return spec
+
+
 def _decision(about: dict[str, Any], labels: int) -> Decision:
-    """Raises ValueError where it is not of so many labels."""
-    lists = {k: tuple(map(float, about[k])) for k in ("thresholds", "slope", "intercept")}
+    """Raises ValueError where it is not of so many labels, or none that scores lead to."""
+    lists = {k: tuple(map(_real, about[k])) for k in ("thresholds", "slope", "intercept")}
     if any(len(values) != labels for values in lists.values()):
         raise ValueError("the decision is not of these labels")
-    low, high = map(float, about["review"] or (0, 0))
+    thresholds = lists["thresholds"]
+    _require(thresholds, "thresholds", min(thresholds) >= 0 and max(thresholds) <= 1)
+    low, high = map(_real, about["review"] or (0, 0))
+    _require(about["review"], "review", 0 <= low <= high <= 1)
+    for name in ("how", "calibration"):
+        _require(about[name], name, isinstance(about[name], str))
     return Decision(
-        how=str(about["how"]),
-        calibration=str(about["calibration"]),
+        how=about["how"],
+        calibration=about["calibration"],
         review=(low, high) if about["review"] else None,
         **lists,
     )
@@ -200,17 +238,64 @@ def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
-def _digest_span(content: bytes, path: Path) -> tuple[int, int]:
-    """Where the 64 characters of the digest stand: the first match, in the header."""
-    length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > len(content) - 8:
-        if content.startswith(_PICKLES):
+def _real(value: object) -> float:
+    """Raises ValueError where it is no finite number."""
+    if type(value) not in (int, float) or not math.isfinite(number := float(cast(float, value))):
+        raise ValueError(f"{shown(value)} is no finite number")
+    return number
+
+
+def _require(value: object, name: str, right: bool) -> None:
+    if not right:
+        raise ValueError(f"its {name} cannot be {shown(value)}")
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """A file that is as long as its header says, and the header's length."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = _header_length(start, size, path)
+        start += file.read(length)
+        ends = 8 + length + max(map(int, _END.findall(start)), default=0)
+        if ends != size:
             raise CheckpointError(
-                f"{path} is a pickle (torch.save), not a safetensors file; pickles can run code "
-                f"and are not loaded"
+                f"{path} is cut short, or no safetensors file: {size:,} bytes where its header "
+                f"tells of {ends:,}"
             )
-        raise CheckpointError(f"{path} is cut short, or no safetensors file")
-    found = _DIGEST.search(content, 8, 8 + length)
+        file.seek(0)
+        return file.read(), length
+
+
+def _header_length(start: bytes, size: int, path: Path) -> int:
+    """Bytes of the JSON behind the first eight, in a file of so many."""
+    length = int.from_bytes(start[:8], "little")
+    if size >= 8 and length <= min(size - 8, _MAX_HEADER):
+        return length
+    if start.startswith(_PICKLES):
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save), not a safetensors file; pickles can run code "
+            f"and are not loaded"
+        )
+    if size >= 8 and length <= size - 8:
+        raise CheckpointError(
+            f"{path}: a header of {length:,} bytes, more than the {_MAX_HEADER:,} of a checkpoint"
+        )
+    raise CheckpointError(f"{path} is cut short, or no safetensors file")
+
+
+def _digest(content: bytes, start: int, end: int) -> bytes:
+    """SHA-256 with zeros in the digest's place."""
+    view = memoryview(content)
+    found = hashlib.sha256(view[:start])
+    found.update(_NO_DIGEST.encode())
+    found.update(view[end:])
+    return found.hexdigest().encode()
+
+
+def _digest_span(header: bytes, path: Path) -> tuple[int, int]:
+    """Where the 64 characters of the digest stand: the first match."""
+    found = _DIGEST.search(header, 8)
     if found is None:
         raise CheckpointError(
             f"{path} is no checkpoint of mlfinetune, or is damaged: it holds no SHA-256"

@@ -37,6 +37,8 @@ CHUNK = 1024
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "features.")
 _HEADS = ("fc.", "head.")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NUMBERS = (*_FLOATS, torch.int64, torch.int32)
 
 
 class ChunkedLinear(nn.Module):
@@ -312,24 +314,32 @@ def _backbone_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
 
 
+def misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded where this one is wanted."""
+    faults = [f"missing: {key}" for key in wanted if key not in state]
+    faults += [f"unknown: {key[:200]}" for key in state if key not in wanted]
+    for key, other in wanted.items():
+        tensor = state.get(key, other)
+        if tensor.shape != other.shape:
+            faults.append(f"{key}: shape {tuple(tensor.shape)}, wanted {tuple(other.shape)}")
+        if tensor.dtype not in (_FLOATS if other.is_floating_point() else _NUMBERS):
+            faults.append(f"{key}: type {tensor.dtype}, wanted {other.dtype}")
+    return faults
+
+
 def _fit(features: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     wanted = features.state_dict()
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    faults = [f"missing: {key}" for key in wanted if key not in state and key not in optional]
-    faults += [f"unknown: {key}" for key in state if key not in wanted]
-    faults += [
-        f"{key}: shape {tuple(state[key].shape)}, wanted {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
+    optional = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
+    state = {**optional, **state}
+    faults = misfits(state, wanted)
     faults += [
         f"{key}: holds values that are not finite"
         for key in wanted
-        if key in state and not state[key].float().isfinite().all()
+        if not faults and not state[key].float().isfinite().all()
     ]
     if faults:
         raise WeightsError(f"model.weights: {origin} does not fit\n{listing(faults)}")
-    features.load_state_dict({**{key: wanted[key] for key in optional}, **state})
+    features.load_state_dict(state)
 
 
 def _first_line(error: Exception) -> str:

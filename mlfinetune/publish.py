@@ -8,10 +8,12 @@ placeholders. No model is needed.
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from reprlib import repr as shown
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from mlfinetune import report, rundir, tables
 from mlfinetune.config import DataConfig
 from mlfinetune.data.images import thumbnail
 from mlfinetune.errors import CheckpointError
+from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.measure import measure
 from mlfinetune.runlog import RunLog
 from mlfinetune.score import probabilities
@@ -36,18 +39,17 @@ def publish(folder: Path, log: RunLog) -> Path:
     content, thresholds = tables.read_metrics(folder, scores.labels)
     try:
         facts = _facts(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"{folder / rundir.METRICS} is not of this version ({error!r}); write it anew with "
-            f"`mlfinetune eval`"
+            f"{folder / rundir.METRICS} is not of this version ({repr(error)[:200]}); write it "
+            f"anew with `mlfinetune eval`"
         ) from error
-    protocol = content["ap"]
     built = report.build(
         report.Evidence(
             title=rundir.shown(folder.absolute()),
             scores=scores,
             probabilities=probabilities(scores.logits),
-            table=measure(scores, np.array(thresholds), protocol),
+            table=measure(scores, np.array(thresholds), content["ap"]),
             history=_history(folder),
             **facts,
         )
@@ -67,16 +69,24 @@ def publish(folder: Path, log: RunLog) -> Path:
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
     """Intervals, and what was done, as the page's records take them."""
+    if content["ap"] not in PROTOCOLS:
+        raise ValueError(f"ap {shown(content['ap'])}")
     intervals = dict(content["intervals"])
     rows, resamples = intervals.pop("per_label"), intervals.pop("resamples")
     return {
-        "intervals": {name: tuple(ends) for name, ends in intervals.items() if ends},
-        "ap_intervals": {name: tuple(row["AP"]) for name, row in rows.items() if row["AP"]},
-        "f1_intervals": {name: tuple(row["F1"]) for name, row in rows.items() if row["F1"]},
+        "intervals": _intervals(intervals),
+        "ap_intervals": _intervals({name: row["AP"] for name, row in rows.items()}),
+        "f1_intervals": _intervals({name: row["F1"] for name, row in rows.items()}),
         "about": _about(content, resamples),
         "calibrated": "calibrated" in content["calibration"],
         "calibration": _curves(content["calibration"]),
     }
+
+
+def _intervals(found: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Name -> the ends of its interval, where it has one."""
+    ends = {name: tuple(map(_real, pair)) for name, pair in found.items() if pair}
+    return {name: (low, high) for name, (low, high) in ends.items()}
 
 
 def _curves(about: Mapping[str, Any]) -> tuple[report.Calibration, ...]:
@@ -86,7 +96,9 @@ def _curves(about: Mapping[str, Any]) -> tuple[report.Calibration, ...]:
         found = {"before calibration": about, "calibrated": about["calibrated"]}
     return tuple(
         report.Calibration(
-            name, tuple(report.Bin(*one) for one in each["reliability"]), each["ECE"]
+            name,
+            tuple(report.Bin(_real(p), _real(o), int(n)) for p, o, n in each["reliability"]),
+            each["ECE"] if each["ECE"] is None else _real(each["ECE"]),
         )
         for name, each in found.items()
     )
@@ -118,12 +130,44 @@ def _about(content: Mapping[str, Any], resamples: int) -> tuple[tuple[str, str],
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; none in a folder of eval."""
+    """The rows of metrics.jsonl; none in a folder of eval.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds what no run writes.
+    """
+    path = folder / rundir.HISTORY
     try:
-        lines = (folder / rundir.HISTORY).read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        return [_row(json.loads(line)) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({repr(error)[:200]}); without it the report shows no epochs"
+        ) from error
+
+
+def _row(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl; raises ValueError where a value is neither a number nor undefined."""
+    if odd := [x for x in found.values() if x is not None and type(x) not in (int, float)]:
+        raise ValueError(f"{shown(odd[0])} is no number")
+    numbers = {key: None if x is None else float(x) for key, x in found.items()}
+    return {**numbers, "epoch": int(found["epoch"])}
+
+
+def _real(value: object) -> float:
+    """Raises ValueError where it is no finite number."""
+    if type(value) not in (int, float) or not math.isfinite(number := float(cast(float, value))):
+        raise ValueError(f"{shown(value)} is no finite number")
+    return number
 
 
 def _number(value: float | None) -> str:

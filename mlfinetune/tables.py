@@ -10,7 +10,6 @@ import itertools
 import json
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -173,6 +172,8 @@ def read_scores(folder: Path) -> ScoreTable:
     path = folder / rundir.SCORES
     try:
         with zipfile.ZipFile(path) as archive:
+            told = sum(member.file_size for member in archive.infolist())
+            _refuse(told > path.stat().st_size, f"{told:,} bytes told of in a smaller file")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
         with np.load(path, allow_pickle=False) as file:
@@ -187,7 +188,7 @@ def read_scores(folder: Path) -> ScoreTable:
         raise CheckpointError(f"no such file: {path}") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except _FOREIGN as error:
+    except Exception as error:  # numpy and zipfile raise whatever their parsers raise
         raise CheckpointError(f"{path} is damaged, or not from mlfinetune: {error}") from error
     return ScoreTable(names, logits, targets, LabelSpace(labels))
 
@@ -205,7 +206,7 @@ def read_metrics(folder: Path, labels: LabelSpace) -> tuple[dict[str, Any], tupl
         thresholds = tuple(float(rows[name]["threshold"]) for name in labels.names)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not tell the thresholds of the labels in {rundir.SCORES} beside it; "
             f"write both anew with `mlfinetune eval`"
@@ -215,16 +216,10 @@ def read_metrics(folder: Path, labels: LabelSpace) -> tuple[dict[str, Any], tupl
     return content, thresholds
 
 
-_FOREIGN = (
-    zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, NotImplementedError,
-    RuntimeError, MemoryError,
-)  # fmt: skip
-"""What zipfile and numpy raise where a file isn't what its name says."""
-
-
 def _array(file: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """A member of this type and shape, where None is any length."""
     array: NDArray[Any] = file[name]
+    _refuse(not isinstance(array, np.ndarray), f"{name} is no array")  # numpy gives it as it is
     fits = len(array.shape) == len(shape) and all(
         wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
     )

@@ -117,7 +117,7 @@ def test_a_decision_about_other_labels_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(labels=st.lists(st.text() | st.sampled_from(NASTY), min_size=1, max_size=5))
+@given(labels=st.lists(st.text() | st.sampled_from(NASTY), min_size=1, max_size=5, unique=True))
 @example(labels=NASTY)
 def test_any_label_comes_back(folder: Path, labels: list[str]) -> None:
     """Unicode, quotes, backslashes and what looks like the digest are labels as any other."""

@@ -4,7 +4,9 @@ import contextlib
 import csv
 import io
 import json
+import time
 import unicodedata
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -475,6 +477,50 @@ def test_foreign_scores_are_refused(
     np.savez(path, **arrays, **({} if value is None else {member: value}))
     with pytest.raises(CheckpointError, match=f"scores.npz is damaged.*{reason}"):
         read_scores(tmp_path)
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    """A .npy file with this header."""
+    text = header.ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30}, 3)}}"),
+        npy(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**13}, 3)}}"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 3)}"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (2, 3)}", b"cos\nsystem\n(Vx\ntR."),
+        npy("{'descr': [], 'fortran_order': False, 'shape': (2, 3)}"),
+        npy("[" * 100),
+        npy("__import__('os').mkdir('canary')"),
+        b"cos\nsystem\n(Vx\ntR.",
+        b"",
+    ],
+)
+def test_forged_arrays_are_refused(tmp_path: Path, member: bytes) -> None:
+    """Claims of more than memory, objects, code: the file is named and nothing is allocated."""
+    write_scores(tmp_path, scored("a.jpg", "b.jpg"))
+    path = tmp_path / rundir.SCORES
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | {"logits.npy": member}).items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match=r"scores\.npz is damaged"):
+        read_scores(tmp_path)
+
+
+def test_a_bomb_of_scores_is_not_unpacked(tmp_path: Path) -> None:
+    """A hundred megabytes of zeros in a hundred kilobytes."""
+    np.savez_compressed(tmp_path / rundir.SCORES, logits=np.zeros(10**8, np.uint8))
+    start = time.monotonic()
+    with pytest.raises(
+        CheckpointError, match=r"scores\.npz is damaged.*bytes told of in a smaller"
+    ):
+        read_scores(tmp_path)
+    assert time.monotonic() - start < 0.1
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"image,labels\n"])

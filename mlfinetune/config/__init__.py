@@ -16,13 +16,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlfinetune import yaml12
-from mlfinetune.config.sections import LOSS_SETTINGS, Config, DataConfig, EvalConfig
-from mlfinetune.errors import ConfigError, listing
+from mlfinetune.config.sections import (
+    LOSS_SETTINGS,
+    MAX_IMAGE_SIZE,
+    Config,
+    DataConfig,
+    EvalConfig,
+)
+from mlfinetune.errors import CheckpointError, ConfigError, listing
 from mlfinetune.explain import explain
 from mlfinetune.yaml12 import Lines, kind
 
 __all__ = [
     "LOSS_SETTINGS",
+    "MAX_IMAGE_SIZE",
     "SCHEMA",
     "Config",
     "DataConfig",
@@ -72,29 +79,41 @@ def dump(config: Config) -> str:
     return yaml12.dump(tree)
 
 
-def restore(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+def restore(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -> Config:
     """The Config of plain containers, as `Config.model_dump(mode="json")` gave them.
 
     Args:
         tree: from a checkpoint.
+        origin: the checkpoint's file.
         overrides: as `load` takes them.
 
     Raises:
-        ConfigError: they are another version's, or an override has faults.
+        CheckpointError: they are another version's.
+        ConfigError: an override has faults.
     """
+    config, faults = _restored(tree, {})
+    if config is None:
+        raise CheckpointError(
+            f"{origin}: the checkpoint's config is not of this version\n{listing(faults)}"
+        )
     lines: Lines = {}
-    faults: list[str] = []
-    tree = dict(tree)
+    tree, faults = dict(tree), []
     for override in overrides:
         faults += _override(tree, lines, override)
+    config, more = _restored(tree, lines)
+    if config is None or faults:
+        raise ConfigError(f"overrides\n{listing([*faults, *more])}")
+    return config
+
+
+def _restored(tree: dict[str, Any], lines: Lines) -> tuple[Config | None, list[str]]:
+    """The Config, or what is wrong with it."""
     try:
-        config = Config.model_validate_json(json.dumps(tree))
+        return Config.model_validate_json(json.dumps(tree)), []
     except ValidationError as error:
-        faults += explain(error.errors(), tree, lines, Config)
-    if not faults:
-        return config
-    what = "overrides" if overrides else "the checkpoint's config is not of this version"
-    raise ConfigError(f"{what}\n{listing(faults)}")
+        return None, explain(error.errors(), tree, lines, Config)
+    except RecursionError:
+        return None, ["nested too deeply"]
 
 
 def schema() -> str:
@@ -102,6 +121,8 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
+_MAX_BYTES = 8_000_000
+"""Half a million labels by name; as YAML they take a minute, and 2 GB, to read."""
 _DATA = {".csv", ".tsv", ".jsonl", ".parquet"}
 
 
@@ -109,7 +130,11 @@ def _read(path: Path) -> tuple[Any, Lines]:
     if path.is_dir() or (path.suffix.lower() in _DATA and path.is_file()):
         raise ConfigError(f"{path} is data, no config: `mlfinetune init {path}` writes one for it")
     try:
-        return yaml12.parse(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes are no config")
+        return yaml12.parse(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+MAX_IMAGE_SIZE = 4096
+"""A picture of that side takes 200 MB as the model's input; a checkpoint may not ask for more."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -137,7 +139,9 @@ class ModelConfig(Section):
     head_bias: Literal["zero", "prior"] = Field(
         "zero", description="initial bias: 0, or each label's log-odds in train"
     )
-    image_size: int = Field(224, ge=32, description="side of the square input in pixels")
+    image_size: int = Field(
+        224, ge=32, le=MAX_IMAGE_SIZE, description="side of the square input in pixels"
+    )
     resize: Literal["squash", "crop", "pad"] = Field(
         "squash", description="how a picture becomes a square in evaluation and prediction"
     )

@@ -35,6 +35,9 @@ VERSION = f"1-pillow-{PIL_VERSION}"
 TOO_LARGE = "pixels, more than data.max_pixels"
 """Stands in the reason of a picture over the cap."""
 
+MAX_BYTES = 2**32
+"""Of a file: a picture as large as the cap on pixels allows has a quarter of it."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_PHOTOMETRIC = 0x0106
@@ -173,8 +176,11 @@ def inspect(path: Path, max_pixels: int) -> Picture:
 def _reading(path: Path) -> Iterator[io.BufferedReader]:
     """The file, open; whatever goes wrong with it becomes an ImageError."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(str(path), "not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(str(path), f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield file

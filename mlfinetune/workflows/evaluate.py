@@ -36,11 +36,13 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict]:
     """
     file = rundir.find_checkpoint(asked.checkpoint)
     loaded = checkpoint.load(file)
-    settings = config.restore(loaded.config, asked.overrides)
+    settings = config.restore(loaded.config, file, asked.overrides)
+    device = runtime.prepare(device_name)
+    with runtime.device_faults():
+        trained = assemble.model_of(loaded, device, file)
     folder = asked.output or file.parent / rundir.EVAL
     manifest, what = _examples(asked, settings, loaded, log)
     rundir.make(folder)
-    device = runtime.prepare(device_name)
     dtype, why = runtime.choose_precision(settings.train.precision, device)
     log.say(
         f"checkpoint {rundir.shown(file)}, {what}; device {device}, "
@@ -49,13 +51,12 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict]:
     workers = runtime.choose_workers(settings.train.workers, device)
     batches = assemble.loader(settings, manifest, loaded.transform, device, workers, train=False)
     with runtime.device_faults(), log.bar("eval", len(manifest)) as bar:
-        tagger, _ = assemble.serving(
-            assemble.model_of(loaded, device), loaded.transform.image_size, device, dtype
-        )
+        tagger, _ = assemble.serving(trained, loaded.transform.image_size, device, dtype)
         scores = score(tagger, bar.over(batches.epoch()), manifest, device, dtype)
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
     fitted_here = assemble.data_digest(manifest) == loaded.data_digest
-    decision = _decision(settings.eval, loaded, scores, fitted_here)
+    asked_then = config.restore(loaded.config, file).eval
+    decision = _decision(settings.eval, asked_then, loaded, scores, fitted_here)
     verdict = judge(settings.eval, scores, decision, fitted_here)
     about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= assemble.whereabouts(settings, manifest)
@@ -65,14 +66,17 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict]:
 
 
 def _decision(
-    asked: config.EvalConfig, loaded: Checkpoint, scores: ScoreTable, fitted_here: bool
+    asked: config.EvalConfig,
+    trained: config.EvalConfig,
+    loaded: Checkpoint,
+    scores: ScoreTable,
+    fitted_here: bool,
 ) -> Decision:
     """The checkpoint's, or, where overrides ask for another, the one that these scores lead to.
 
     Raises:
         ConfigError: it would be fitted on images that are no validation data of the run.
     """
-    trained = config.restore(loaded.config).eval
     if asked.model_copy(update={"ap": trained.ap, "review": trained.review}) == trained:
         return replace(loaded.decision, review=asked.review)
     if not fitted_here and (asked.thresholds != "fixed" or asked.calibration != "none"):

@@ -64,12 +64,12 @@ def run(
     file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
     loaded = checkpoint.load(file)
     device = runtime.prepare(device_name)
-    dtype, _ = runtime.choose_precision(restore(loaded.config).train.precision, device)
+    dtype, _ = runtime.choose_precision(restore(loaded.config, file).train.precision, device)
     decision, labels = loaded.decision, loaded.labels
     if asked.threshold is not None:
         decision = replace(decision, how="fixed", thresholds=(asked.threshold,) * len(labels))
     tagger, how = assemble.serving(
-        assemble.model_of(loaded, device), loaded.transform.image_size, device, dtype
+        assemble.model_of(loaded, device, file), loaded.transform.image_size, device, dtype
     )
     log.say(
         f"checkpoint {rundir.shown(file)}: {len(labels)} labels, {_about(decision)}; "

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Run
@@ -131,3 +132,69 @@ def test_the_protocol_of_ap_is_the_configs(trained: Path, cli: Run, tmp_path: Pa
     assert content["ap"] == "voc_11point"
     assert content["mAP"] != plain["mAP"]
     assert content["threshold_source"] == "per_label"
+
+
+AWAY = object()
+ODD: list[tuple[str, object]] = [
+    ("ap", "voc"),
+    ("ap", ["sklearn"]),
+    ("per_label/*/threshold", 10**400),
+    ("per_label/*/threshold", float("nan")),
+    ("per_label/*/threshold", 2),
+    ("per_label", []),
+    ("intervals", AWAY),
+    ("intervals/mAP", "x"),
+    ("intervals/mAP", [[1]]),
+    ("intervals/mAP/0", "x"),
+    ("intervals/mAP/0", 10**400),
+    ("intervals/mAP/0", float("inf")),
+    ("intervals/per_label/*/AP", [1, 2, 3]),
+    ("intervals/per_label/*/AP/1", None),
+    ("intervals/per_label/*/F1/0", {}),
+    ("cross_fitted/macro_F1", 10**400),
+    ("calibration/ECE", "x"),
+    ("calibration/ECE", 10**400),
+    ("calibration/reliability", 3),
+    ("calibration/reliability/0/0", None),
+    ("calibration/reliability/0/1", "x"),
+    ("calibration/reliability/0/2", "many"),
+]
+
+
+def place(content: dict[str, object], where: str, value: object) -> None:
+    """Set one field of metrics.json, or take it away; * is the first key."""
+    *keys, last = where.split("/")
+    tree: Any = content
+    for key in keys:
+        tree = tree[next(iter(tree)) if key == "*" else int(key) if isinstance(tree, list) else key]
+    last_key: Any = int(last) if isinstance(tree, list) else last
+    if value is AWAY:
+        del tree[last_key]
+    else:
+        tree[last_key] = value
+
+
+@pytest.mark.parametrize("at", range(len(ODD)))
+def test_odd_metrics_are_refused_by_name(run: Path, cli: Run, at: int) -> None:
+    """A metrics.json that somebody wrote by hand: exit code 2, its name, and the old page stays."""
+    before, path = (run / "report.html").read_bytes(), run / "metrics.json"
+    content = json.loads(path.read_text())
+    place(content, *ODD[at])
+    path.write_text(json.dumps(content))
+    done = cli("report", str(run), cwd=run.parent)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"error: {path}" in done.stderr
+    assert len(done.stderr) < 2000
+    assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line", ["7", '"x"', "{}", '{"epoch": "x"}', '{"epoch": 1, "loss": []}', "[" * 10**5, "{", "\0"]
+)
+def test_an_odd_history_is_refused_by_name(run: Path, cli: Run, line: str) -> None:
+    """A metrics.jsonl with a line that no run writes."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    done = cli("report", str(run), cwd=run.parent)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"error: {run / 'metrics.jsonl'} is damaged" in done.stderr

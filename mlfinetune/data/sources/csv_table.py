@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import _csv
 
 SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+MAX_ROW = 2**24
+"""Characters: a million columns, and no more than memory takes."""
 
 
 def read_csv(path: Path, options: SourceOptions) -> Table:
@@ -26,9 +28,9 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
     Raises:
         DataError: the file cannot be read, or its columns cannot be told.
     """
-    with _reader(path) as reader:
+    with _reader(path) as (reader, rows):
         columns: Columns | None = None
-        for cells in _rows(reader):
+        for cells in rows:
             if columns is None:
                 columns = Columns(path, [cell.strip() for cell in cells], options)
             else:
@@ -51,8 +53,7 @@ def copy_with_column(
         out: takes CSV with commas.
     """
     writer = csv.writer(out)
-    with _reader(path) as reader:
-        rows = _rows(reader)
+    with _reader(path) as (_, rows):
         header = next(rows)
         image = Columns(path, [cell.strip() for cell in header], options).image
         at = [cell.strip() for cell in header].index(image)
@@ -64,16 +65,17 @@ def copy_with_column(
 
 
 @contextmanager
-def _reader(path: Path) -> Iterator["_csv.Reader"]:
-    """The rows of a file; what is wrong with it as a whole becomes a DataError."""
+def _reader(path: Path) -> Iterator[tuple["_csv.Reader", Iterator[list[str]]]]:
+    """A file's reader, and its rows; what is wrong with it as a whole becomes a DataError."""
     reader: _csv.Reader | None = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            first = file.readline(MAX_ROW)
             file.seek(0)
             delimiter = "\t" if path.suffix.lower() == ".tsv" else _cell_delimiter(first)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            yield reader
+            lines = _Lines(file)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            yield reader, _rows(reader, lines)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -85,9 +87,32 @@ def _reader(path: Path) -> Iterator["_csv.Reader"]:
         raise DataError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _rows(reader: "_csv.Reader") -> Iterator[list[str]]:
+class _Lines(Iterator[str]):
+    """The lines of a file, as long as those of one row together are no longer than a row may be.
+
+    Attributes:
+        left: characters that the row may still have.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self.left = file, MAX_ROW
+
+    def __next__(self) -> str:
+        line = self._file.readline(self.left + 1)
+        self.left -= len(line)
+        if self.left < 0:
+            raise csv.Error(f"a row of more than {MAX_ROW:,} characters; is a quote left open?")
+        if not line:
+            raise StopIteration
+        return line
+
+
+def _rows(reader: "_csv.Reader", lines: _Lines) -> Iterator[list[str]]:
     """Those that are not blank."""
-    return (cells for cells in reader if any(map(str.strip, cells)))
+    for cells in reader:
+        lines.left = MAX_ROW
+        if any(map(str.strip, cells)):
+            yield cells
 
 
 def _cell_delimiter(header: str) -> str:
