@@ -3,7 +3,6 @@
 import io
 import random
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ WAYS = (
     "model.freeze_backbone=true",
     "train={epochs: 1, workers: 0, optimizer: adamw, ema: 0.9}",
 )
-REFUSALS = ("one picture of 32 px at a time gives BatchNorm one value a channel",)
+REFUSAL = "one picture of 32 px at a time gives BatchNorm one value a channel"
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Size:
     n: int
     batch: int
 
-    def write(self, folder: Path) -> None:
-        """One to three labels; a third of the targets unknown, of whole batches at times."""
+    def write(self, folder: Path) -> str:
+        """One to three labels, named; a third of the targets unknown, of whole batches at times."""
         draw = random.Random(f"{self.n} {self.batch}")
         labels = draw.choice((1, 1, 3))
         states = draw.choice((["0", "1"], ["0", "1", ""], ["0"], ["1"], ["", "", "1"]))
@@ -41,27 +40,25 @@ class Size:
                 picture = f"images/{first + k:04}.{'png' if k % 2 else 'jpg'}"
                 rows.append(",".join([picture, *draw.choices(states, k=labels)]))
             (folder / f"{name}.csv").write_text("\n".join(rows) + "\n")
-
-
-def sizes() -> Iterator[Size]:
-    """The grid, or its corners with a few between."""
-    grid = [Size(n, batch) for n in range(1, 41) for batch in range(1, 9)]
-    few = [Size(1, 1), Size(1, 8), Size(2, 1), Size(9, 8), Size(17, 8), Size(40, 8)]
-    yield from grid if FULL else few
+        return ", ".join("abc"[:labels])
 
 
 @pytest.mark.faults
-def test_every_size_trains_or_is_refused_before(tmp_path: Path, promise: Promise) -> None:
-    """No crash; a refusal comes before the first step."""
+@pytest.mark.parametrize("batch", range(1, 9) if FULL else (1, 8))
+def test_every_size_trains_or_is_refused_before(
+    tmp_path: Path, promise: Promise, batch: int
+) -> None:
+    """No crash; a refusal comes before the first step, and only where there is one picture."""
     prepare(tmp_path, 44)
-    failures, refused, tried = [], [], list(sizes())
+    failures, tried = [], [Size(n, batch) for n in (range(1, 41) if FULL else (1, 2, 17))]
     for number, size in enumerate(tried):
-        size.write(tmp_path)
+        labels = size.write(tmp_path)
         config = load(
             tmp_path / "pets.yaml",
             [
                 f"data.train={tmp_path / 'train.csv'}",
                 f"data.val={tmp_path / 'val.csv'}",
+                f"data.label_columns=[{labels}]",
                 "model.image_size=32",
                 WAYS[number % len(WAYS)],
                 f"train.batch_size={size.batch}",
@@ -72,11 +69,10 @@ def test_every_size_trains_or_is_refused_before(tmp_path: Path, promise: Promise
         try:
             run(config, "cpu", RunLog(log))
         except (ConfigError, DataError) as error:
-            refused.append(str(error).splitlines()[0])
-            if "epoch 1" in log.getvalue() or not refused[-1].startswith(REFUSALS):
+            begun = "epoch 1" in log.getvalue()
+            if begun or not str(error).startswith(REFUSAL) or 1 not in (size.n, size.batch):
                 failures.append((size, str(error)))
         except Exception as error:
             failures.append((size, repr(error)))
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    assert len(refused) <= len(tried) / 3
     promise("P18", len(tried), failures)
