@@ -7,7 +7,7 @@ The caller says, saves and chooses, between steps too. Each outcome is a line of
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -114,7 +114,7 @@ class Pause:
 
 def epochs(
     parts: Parts, optimizer: torch.optim.Optimizer, at: Position, pause: Pause, log: RunLog
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Train from a position on; an outcome an epoch."""
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
     steps = parts.train.steps

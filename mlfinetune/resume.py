@@ -137,7 +137,9 @@ def restore(
             f"go on with the former, or with --allow-changed if that is meant; without --resume a "
             f"new run begins"
         )
-    groups = [{k: v for k, v in one.items() if k != "params"} for one in optimizer.param_groups]
+    groups = [
+        {k: v for k, v in one.items() if k not in ("params", "lr")} for one in optimizer.param_groups
+    ]
     try:
         parts.net.load_state_dict(content["net"])
         optimizer.load_state_dict(content["optimizer"])

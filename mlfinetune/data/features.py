@@ -232,6 +232,9 @@ class FeatureLoader:
         for rows in cut(order, self._batch_size)[first:]:
             yield self._batch(features, rows)
 
+    def close(self) -> None:
+        """As a `Loader`, which has workers to end."""
+
     def sweep(self) -> Iterator[Batch]:
         """Every view of every example once, in order, in large batches."""
         n = len(self.manifest)

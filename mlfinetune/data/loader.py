@@ -68,8 +68,8 @@ class Loader:
         """
         self.manifest, self._pin_memory = manifest, pin_memory
         self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows)
-        self._dataset = ImageDataset(spec, train_seed)
-        self._loader = _data_loader(self._dataset, self._sampler, workers, pin_memory)
+        self._dataset, self._workers = ImageDataset(spec, train_seed), workers
+        self._loader: DataLoader[Any] | None = None
         self._begun: Iterator[Batch] | None = None
 
     @property
@@ -87,9 +87,12 @@ class Loader:
         A process forked from one that has trained shares gigabytes with it, and each page is
         copied when the training writes to it: 10 s after 300 pictures.
         """
-        if self._loader.num_workers:
-            self._sampler.epoch = self._sampler.first = 0
-            self._begun = iter(self._loader)
+        if self._workers:
+            self._begun = self._started(0, 0)
+
+    def close(self) -> None:
+        """End the workers; another epoch would start new ones."""
+        self._begun = self._loader = None
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from the batch `first` on."""
@@ -97,9 +100,17 @@ class Loader:
             assert (epoch, first) == (0, 0), "epoch 0 has begun"
             batches, self._begun = self._begun, None
         else:
-            self._sampler.epoch, self._sampler.first = epoch, first
-            batches = iter(self._loader)  # starts the workers now
+            batches = self._started(epoch, first)
         return (self._with_targets(batch) for batch in batches)
+
+    def _started(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The workers are started now, if there are none."""
+        if self._loader is None:
+            self._loader = _data_loader(
+                self._dataset, self._sampler, self._workers, self._pin_memory
+            )
+        self._sampler.epoch, self._sampler.first = epoch, first
+        return iter(self._loader)
 
     def _with_targets(self, batch: Batch) -> Batch:
         targets = torch.from_numpy(self.manifest.targets[batch.indices.numpy()])

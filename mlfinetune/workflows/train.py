@@ -5,6 +5,7 @@ import shlex
 import signal
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -240,9 +241,10 @@ def _best_epoch(parts: Parts, keeper: resume.Keeper, run: Path, log: RunLog) -> 
     """Train, saving every epoch; the best one, or the best so far where training stops early."""
     if isinstance(parts.val, Loader):
         parts.val.begin()
-    with keeper.signals.deferred():
+    going = epochs(parts, keeper.optimizer, keeper.at, keeper.pause, log)
+    with keeper.signals.deferred(), closing(parts.train), closing(parts.val), closing(going):
         if not _early(parts, keeper, keeper.at.epoch(parts.train.steps), log):
-            for epoch in epochs(parts, keeper.optimizer, keeper.at, keeper.pause, log):
+            for epoch in going:
                 best = keeper.best
                 keeper.best = epoch if best is None or epoch.beats(best) else best
                 _save(parts, epoch, run, is_best=epoch is keeper.best)

@@ -408,4 +408,4 @@ def test_datasets_reach_workers_that_are_not_forked(tmp_path: Path) -> None:
 def test_workers_are_given_no_manifest(folder: Path) -> None:
     """However many images there are, what a worker that is not forked unpickles stays small."""
     many = loader(manifest(folder, *(f"{i}.png" for i in range(50_000))))
-    assert len(pickle.dumps(many._loader.dataset)) < 2_000
+    assert len(pickle.dumps(many._dataset)) < 2_000
