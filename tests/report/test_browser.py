@@ -1,18 +1,21 @@
 """The page in a real Chromium, from a file: it works, it fits, and hostile names are text."""
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import demo_data
 import pytest
-from hostile import HOSTILE
+from conftest import Promise
+from hostile import HOSTILE, XSS
 from report_evidence import plausible
 from selenium import webdriver
-from selenium.common.exceptions import NoAlertPresentException
+from selenium.common.exceptions import NoAlertPresentException, UnexpectedAlertPresentException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -239,6 +242,55 @@ def test_hostile_names_run_nothing(chromium: webdriver.Chrome, pages: dict[str, 
     files = chromium.execute_script(script, ".file bdi")
     assert set(files) <= {str(visible(f"{name} {n}")) for n, name in enumerate(HOSTILE * 2)}
     assert len(set(files)) > 60
+
+
+def attempted(browser: webdriver.Chrome) -> str:
+    """The dialog that is open, or what was asked for beside files since the last call."""
+    with contextlib.suppress(NoAlertPresentException):
+        alert = browser.switch_to.alert
+        text = alert.text
+        alert.accept()
+        return f"dialog {text}"
+    return " ".join(url for url in requests(browser) if not url.startswith("file:"))
+
+
+@pytest.mark.faults
+def test_no_name_runs_or_asks(chromium: webdriver.Chrome, tmp_path: Path, promise: Promise) -> None:
+    """P9: each of forty as label, as file and as title of a report, all of it opened."""
+    failures = []
+    requests(chromium)
+    for at, name in enumerate(XSS):
+        labels = (name, f"other {name}")
+        files = tuple(f"{name} {n}.jpg" for n in range(12))
+        report = build(plausible(12, labels, files, title=name))
+        path = tmp_path / f"{at}.html"
+        path.write_text(render(with_pictures(report, lambda *_: b"")), encoding="utf-8")
+        chromium.get(path.as_uri())
+        chromium.find_element(By.ID, "all").click()
+        assert {str(visible(label)) for label in labels} == set(column(chromium, 0))
+        if found := attempted(chromium):
+            failures.append((name, found))
+    promise("P9", len(XSS), failures)
+
+
+def test_the_names_would_run_or_ask(chromium: webdriver.Chrome, tmp_path: Path) -> None:
+    """Of the forty those that need nobody's help do so in a page that takes them for markup."""
+    worked = set()
+    for at, name in enumerate(XSS):
+        path = tmp_path / f"{at}.html"
+        path.write_text(f"<!DOCTYPE html><p title=''>{name}<p>", encoding="utf-8")
+        try:
+            chromium.get("about:blank")
+            requests(chromium)
+            chromium.get(path.as_uri())
+            found = attempted(chromium)
+        except UnexpectedAlertPresentException:  # it was quicker than the next command
+            found = "dialog"
+        if found:
+            worked.add(name)
+    with contextlib.suppress(UnexpectedAlertPresentException):
+        chromium.get("about:blank")
+    assert len(worked) >= 25, set(XSS) - worked
 
 
 def test_without_its_script_everything_can_be_read(
