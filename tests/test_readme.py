@@ -186,3 +186,13 @@ def test_the_file_map_names_every_room() -> None:
         if path.name not in ("__init__.py", "__pycache__")
     }
     assert {room for room in rooms if room not in README} == set()
+
+
+def test_the_security_page_names_tests_that_are_there() -> None:
+    """Each promise of SECURITY.md has its file; the commands stand in the Makefile."""
+    text = (ROOT / "SECURITY.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
+    assert len(named) >= 8
+    assert all((ROOT / name).is_file() for name in named)
+    for target in set(re.findall(r"`make ([\w-]+)`", text)):
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()

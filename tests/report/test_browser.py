@@ -1,15 +1,18 @@
 """The page in a real Chromium, from a file: it works, it fits, and hostile names are text."""
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import demo_data
 import pytest
-from hostile import HOSTILE
+from conftest import Promise
+from hostile import ASK, HOSTILE, XSS
 from report_evidence import plausible
 from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException
@@ -239,6 +242,48 @@ def test_hostile_names_run_nothing(chromium: webdriver.Chrome, pages: dict[str, 
     files = chromium.execute_script(script, ".file bdi")
     assert set(files) <= {str(visible(f"{name} {n}")) for n, name in enumerate(HOSTILE * 2)}
     assert len(set(files)) > 60
+
+
+def attempted(browser: webdriver.Chrome) -> str:
+    """The dialog that is open, or what was asked for beside files since the last call."""
+    with contextlib.suppress(NoAlertPresentException):
+        alert = browser.switch_to.alert
+        text = alert.text
+        alert.accept()
+        return f"dialog {text}"
+    own = ("file:", "chrome:")  # the page itself; what the browser's first tab still loads
+    return " ".join(url for url in requests(browser) if not url.startswith(own))
+
+
+@pytest.mark.faults
+def test_no_name_runs_or_asks(chromium: webdriver.Chrome, tmp_path: Path, promise: Promise) -> None:
+    """P9: each of forty as label, as file and as title of a report, all of it opened."""
+    failures = []
+    requests(chromium)
+    for at, name in enumerate(XSS):
+        labels = (name, f"other {name}")
+        files = tuple(f"{name} {n}.jpg" for n in range(12))
+        report = build(plausible(12, labels, files, title=name))
+        path = tmp_path / f"{at}.html"
+        path.write_text(render(with_pictures(report, lambda *_: b"")), encoding="utf-8")
+        chromium.get(path.as_uri())
+        chromium.find_element(By.ID, "all").click()
+        assert {str(visible(label)) for label in labels} == set(column(chromium, 0))
+        if found := attempted(chromium):
+            failures.append((name, found))
+    promise("P9", len(XSS), failures)
+
+
+def test_what_asks_is_seen(chromium: webdriver.Chrome, tmp_path: Path) -> None:
+    """Taken for markup, those that only load something are noticed."""
+    asking = [name for name in XSS if name.startswith(("<img src=http", "<link", "<style>*"))]
+    for name in asking:
+        path = tmp_path / "x.html"
+        path.write_text(f"<!DOCTYPE html>{name}<p>text", encoding="utf-8")
+        requests(chromium)
+        chromium.get(path.as_uri())
+        assert ASK in attempted(chromium), name
+    assert len(asking) == 3
 
 
 def test_without_its_script_everything_can_be_read(
