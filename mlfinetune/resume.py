@@ -145,16 +145,16 @@ def restore(
         optimizer.load_state_dict(content["optimizer"])
         if parts.average is not None:
             parts.average.load_state_dict(_average(content, parts))
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        torch.set_rng_state(content["random"]["torch"])
+        if parts.device.type == "cuda" and content["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(content["random"]["cuda"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the state does not fit this model, or this optimizer: {error}; train anew, without "
             f"--resume"
         ) from error
     for group, fresh in zip(optimizer.param_groups, groups, strict=True):
         group.update(fresh)
-    torch.set_rng_state(content["random"]["torch"])
-    if parts.device.type == "cuda" and content["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(content["random"]["cuda"])
 
 
 class Keeper:
@@ -220,13 +220,11 @@ def _arithmetic(parts: Parts) -> dict[str, str]:
 
 def _standing(content: Mapping[str, Any], path: Path) -> Standing:
     try:
-        best, _ = content["best"], content["arithmetic"].get
-        return Standing(
-            Position(**content["position"]),
-            None if best is None else Outcome(scores=None, **best),
-            content,
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+        best = content["best"]
+        at = Position(**content["position"])
+        assert all(isinstance(content[name], dict) for name in ("made_of", "arithmetic"))
+        return Standing(at, None if best is None else Outcome(scores=None, **best), content)
+    except (KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
 
