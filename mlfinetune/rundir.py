@@ -6,6 +6,7 @@ runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metri
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -36,6 +37,9 @@ REPORT = "report.html"
 SUSPECTS = "suspects.csv"
 LOG = "train.log"
 EVAL = "eval"
+_FIRST = (CONFIG, LOCK)
+"""What there is of a run that was killed as it began, or that another machine has made."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def claim(wanted: Path) -> Path:
@@ -65,7 +69,7 @@ def begun(wanted: Path) -> Path | None:
         path
         for path in wanted.parent.glob(f"{glob_escape(wanted.name)}*")
         if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
-        and (path / CONFIG).is_file()
+        and any((path / name).is_file() for name in _FIRST)
     ]
     return max(found, key=_last_written, default=None)
 
@@ -82,7 +86,7 @@ def unfinished(run: Path) -> bool:
 
 
 def _last_written(run: Path) -> int:
-    newest = [(run / name) for name in (LOG, STATE, CONFIG) if (run / name).is_file()]
+    newest = [(run / name) for name in (LOG, STATE, *_FIRST) if (run / name).is_file()]
     return max(path.stat().st_mtime_ns for path in newest)
 
 
@@ -93,19 +97,24 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another process has it.
     """
-    with (run / LOCK).open("a+") as file:
+    try:
+        file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise unwritten(run / LOCK, error) from error
+    try:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's not a child's too
         except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
             raise CheckpointError(
-                f"{shown(run)} is being written by process {file.read().strip() or '?'}; wait "
-                f"for it or stop it, or choose another run directory with --output"
+                f"{shown(run)} is being written by process {os.read(file, 20).decode().strip()}; "
+                f"wait for it or stop it, or choose another run directory with --output"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+            os.ftruncate(file, 0)
+            os.write(file, f"{os.getpid()}\n".encode())
         yield
+    finally:
+        os.close(file)
 
 
 def sweep(run: Path) -> None:
@@ -131,6 +140,14 @@ def make(folder: Path) -> None:
 def shown(path: Path) -> str:
     """The path as the user would type it: from the current folder where it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def unwritten(path: Path, error: OSError) -> CheckpointError:
+    """The error in writing `path`, in words, with what to do where the disk is full."""
+    text = f"cannot write {path}: {error.strerror}"
+    if error.errno in _NO_ROOM:
+        text += "; make room there and start it again, `mlfinetune train` with --resume"
+    return CheckpointError(text)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -173,7 +190,7 @@ def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        raise unwritten(path, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -186,7 +203,7 @@ def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+            raise unwritten(path, error) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

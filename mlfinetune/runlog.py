@@ -32,6 +32,9 @@ class RunLog:
         """Write what was said so far, and what comes, to the run directory `run`.
 
         Of the epochs that its metrics.jsonl holds, the first `epochs` stay.
+
+        Raises:
+            CheckpointError: here and later, what comes cannot be written (a full disk).
         """
         self.run = run
         history = run / rundir.HISTORY
@@ -73,8 +76,11 @@ class RunLog:
 
     def _append(self, name: str, text: str) -> None:
         assert self.run is not None
-        with (self.run / name).open("a", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with (self.run / name).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise rundir.unwritten(self.run / name, error) from error
 
 
 class Bar:

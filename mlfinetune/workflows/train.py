@@ -173,8 +173,9 @@ def _begun(order: _Order, splits: Splits, log: RunLog) -> Path | None:
 def _settled(config: Config, splits: Splits, begun: Path | None) -> Config:
     """The config with what data, and a run that it goes on with, decided."""
     config = examples.settled(config, splits)
-    if begun is not None and config.train.batch_size == "auto":
-        size = load(begun / rundir.CONFIG).train.batch_size
+    kept = None if begun is None else begun / rundir.CONFIG
+    if kept is not None and kept.is_file() and config.train.batch_size == "auto":
+        size = load(kept).train.batch_size
         train = config.train.model_copy(update={"batch_size": size})
         config = config.model_copy(update={"train": train})
     return config

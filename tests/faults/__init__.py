@@ -1,0 +1,1 @@
+"""Runs that are interrupted: killed, stopped, out of room, started twice."""

@@ -1,0 +1,161 @@
+"""`mlfinetune ...` as a process forked from one that has imported everything: there at once.
+
+    start("train", "pets.yaml", cwd=folder) -> Child: stop it, wait for it, read what it said
+
+A child leads a process group of its own, as a shell's job does. What it does to the files of a run
+is written down, and it can be told where to die there (`traced.py`).
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from faults import tiny  # noqa: F401  # registers its network, before the tagger asks for names
+from faults.traced import Death, Trace
+from mlfinetune.cli import main
+
+PATIENCE_S = 90.0
+"""After so long a test gives up waiting: nothing that is promised takes a quarter of it."""
+
+CONTEXT = multiprocessing.get_context("forkserver")
+WORKFLOWS = ("train", "evaluate", "predict", "check", "split", "init", "compare", "report")
+
+
+def prepare_server() -> None:
+    """Start the process that children are forked from; it has one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        CONTEXT.set_forkserver_preload(
+            [
+                "faults.tiny",
+                "faults.children",
+                *(f"mlfinetune.workflows.{name}" for name in WORKFLOWS),
+            ]
+        )
+        forkserver.ensure_running()
+
+
+class Child:
+    """A running command."""
+
+    def __init__(self, process: Any, folder: Path) -> None:
+        self._process, self._folder = process, folder
+        self.pid: int = process.pid
+
+    @property
+    def said(self) -> str:
+        """What it has written to standard error."""
+        return (self._folder / "err").read_text(errors="replace")
+
+    @property
+    def out(self) -> str:
+        """What it has written to standard output."""
+        return (self._folder / "out").read_text(errors="replace")
+
+    @property
+    def traced(self) -> list[list[str]]:
+        """The calls that it has made for the files of its run, word by word."""
+        lines = (self._folder / "calls").read_text().splitlines()
+        return [line.split("\t") for line in lines]
+
+    def send(self, number: int) -> None:
+        """A signal to the process alone."""
+        os.kill(self.pid, number)
+
+    def send_group(self, number: int) -> None:
+        """A signal to the process and all that it has started, as a terminal sends Ctrl-C."""
+        os.killpg(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code; a signal's number, negative, where that has ended it."""
+        self._process.join(PATIENCE_S)
+        code = self._process.exitcode
+        if code is None:
+            self.send_group(signal.SIGKILL)
+            raise AssertionError(f"process {self.pid} runs on after {PATIENCE_S} s: {self.said}")
+        return int(code)
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """True as soon as it holds; False: the process has ended without."""
+        for _ in _moments():
+            if condition():
+                return True
+            if self._process.exitcode is not None:
+                return condition()
+        raise AssertionError(f"nothing happens: {self.said}")
+
+    def left_behind(self) -> list[int]:
+        """Processes of its group that are there once it has ended, and do not end by themselves."""
+        living: list[int] = []
+        started = time.monotonic()
+        for _ in _moments():
+            living = members(self.pid)
+            if not living or time.monotonic() - started > 20:
+                break
+        return living
+
+
+def start(*arguments: str, cwd: Path, death: Death | None = None, **environment: str) -> Child:
+    """Start `mlfinetune ...`."""
+    folder = cwd / "said" / str(time.monotonic_ns())
+    folder.mkdir(parents=True)
+    for name in ("out", "err", "calls"):
+        (folder / name).touch()
+    given = (arguments, str(cwd), str(folder), {**os.environ, **environment}, death)
+    process = CONTEXT.Process(target=_command, args=given)
+    process.start()
+    return Child(process, folder)
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = stat.read_text().rpartition(") ")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(of) == group and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _moments() -> Any:
+    """Now, and again and again; ends when patience does."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.005)
+
+
+# ---- in the child -----------------------------------------------------------------------
+
+
+def _command(
+    arguments: tuple[str, ...],
+    cwd: str,
+    folder: str,
+    environment: dict[str, str],
+    death: Death | None,
+) -> None:
+    """The console script."""
+    os.setsid()
+    os.chdir(cwd)
+    for name, number in (("/dev/null", 0), (f"{folder}/out", 1), (f"{folder}/err", 2)):
+        os.dup2(os.open(name, os.O_RDWR), number)
+    os.environ.clear()
+    os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
+    torch.set_num_threads(1)
+    sys.argv = ["mlfinetune", *arguments]
+    Trace(os.open(f"{folder}/calls", os.O_WRONLY | os.O_APPEND), death).begin()
+    main()

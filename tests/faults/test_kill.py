@@ -1,0 +1,104 @@
+"""kill -9 at any moment: what is on the disk loads, and the next start finishes the run."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import FULL, Promise
+
+from faults.children import Child, Death
+from faults.conftest import Ground, last_weights, same
+from mlfinetune import checkpoint, rundir
+from mlfinetune.errors import CheckpointError
+
+pytestmark = pytest.mark.faults
+
+CALLS = ("open", "write", "fsync", "rename", "fsync-folder")
+PARTS = 10 if FULL else 1
+ROTATION, SAVE, TIMED = (3, 6, 11) if FULL else (1, 3, 2)
+"""Trials a part: between the two renames of a state; in the midst of some save; at any time."""
+
+
+def writes(ground: Ground) -> list[tuple[str, int]]:
+    """Every file that the undisturbed run writes, each time that it does."""
+    names = [Path(call[1]).name for call in ground.calls if call[0] == "rename"]
+    names = [name for name in names if name != rundir.PREVIOUS_STATE]
+    return [(name, names[: at + 1].count(name)) for at, name in enumerate(names)]
+
+
+def kill_some_time(child: Child, draw: random.Random, calls: int) -> None:
+    """From outside: after any number of its calls, and a moment more."""
+    after = draw.randrange(-calls // 8, calls)  # below 0: while it looks at the pictures
+    child.wait_until(lambda: len(child.traced) > after)
+    time.sleep(draw.uniform(0, 0.4 if after < 0 else 0.02))
+    child.send(signal.SIGKILL)
+
+
+def damage(run: Path) -> list[str]:
+    """Files that do not load."""
+    wrong = []
+    for path in (*run.glob("*.safetensors"), *run.glob("resume*.pt")):
+        try:
+            checkpoint.load_state(path) if path.suffix == ".pt" else checkpoint.load(path)
+        except CheckpointError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def saved_steps(run: Path) -> int:
+    """Those that the state has seen from which a run goes on; 0: there is none."""
+    for name in (rundir.STATE, rundir.PREVIOUS_STATE):
+        if (run / name).exists():
+            return int(checkpoint.load_state(run / name)["position"]["step"])
+    return 0
+
+
+def after_kill(ground: Ground, name: str, child: Child) -> list[str]:
+    """What is wrong with the run, and then with the one that goes on with it."""
+    run, taken = ground.run(name), sum(call == ["step"] for call in child.traced)
+    wrong = damage(run)
+    if not wrong and saved_steps(run) < taken - 1:
+        wrong.append(f"{taken} steps were taken, and {saved_steps(run)} are saved")
+    second = ground.start(name, "--resume")
+    if second.wait() != 0:
+        return [*wrong, second.said]
+    (found,) = re.findall(r"^results in (.*)$", second.said, re.M)
+    run = ground.folder / found
+    if not same(last_weights(run), ground.weights):
+        wrong.append("the weights are not those of the undisturbed run")
+    lines = (run / rundir.HISTORY).read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    if epochs != [1, 2]:
+        wrong.append(f"metrics.jsonl has epochs {epochs}")
+    wrong += [f"left: {path}" for path in (ground.folder / "runs").glob(f"{name}*/.*.tmp")]
+    with rundir.locked(run):
+        shutil.rmtree(ground.run(name))
+    return wrong
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_killed_run_can_be_read_and_goes_on(ground: Ground, promise: Promise, part: int) -> None:
+    """Nothing on the disk is broken, one step is lost at most, and the end is the same."""
+    draw, failures = random.Random(part), []
+    states = [(name, nth) for name, nth in writes(ground) if name == rundir.STATE]
+    deaths: list[Death | None] = [
+        Death("rename", *one) for one in draw.sample(states[1:], ROTATION)
+    ]
+    for _ in range(SAVE):
+        call = draw.choice(CALLS)
+        deaths.append(Death(call, *draw.choice(writes(ground)), share=draw.uniform(0.01, 0.99)))
+    for number, death in enumerate([*deaths, *[None] * TIMED]):
+        name = f"killed-{part}-{number}"
+        child = ground.start(name, death=death)
+        if death is None:
+            kill_some_time(child, draw, len(ground.calls))
+        code = child.wait()
+        if death is not None and code not in (-signal.SIGKILL, -signal.SIGXFSZ):
+            failures.append((death, f"did not die: {code}"))
+        failures += [(death, fault) for fault in after_kill(ground, name, child)]
+    promise("P1", len(deaths) + TIMED, failures)

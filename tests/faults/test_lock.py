@@ -1,0 +1,78 @@
+"""Two runs cannot write one directory."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FULL, Promise
+
+from faults.children import Death
+from faults.conftest import Ground, last_weights, same
+from mlfinetune import rundir
+from mlfinetune.errors import CheckpointError
+
+pytestmark = pytest.mark.faults
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mlfinetune.rundir import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_second_of_two_starts_is_refused(ground: Ground, promise: Promise) -> None:
+    """Both go on with a run at the same time: one does, the other says who is there."""
+    failures, trials = [], 10 if FULL else 2
+    for trial in range(trials):
+        name = f"twice-{trial}"
+        assert ground.start(name, death=Death("open", rundir.STATE, 3)).wait() == -signal.SIGKILL
+        two = [ground.start(name, "--resume") for _ in range(2)]
+        codes = [one.wait() for one in two]
+        if sorted(codes) != [0, 2]:
+            failures.append(f"{codes}: {two[0].said} {two[1].said}")
+            continue
+        winner, refused = two if codes[0] == 0 else two[::-1]
+        wanted = f"error: runs/{name} is being written by process {winner.pid}; "
+        if wanted not in refused.said or "--output" not in refused.said:
+            failures.append(refused.said)
+        if not same(last_weights(ground.run(name)), ground.weights):
+            failures.append("the one that went on was disturbed")
+    promise("P20", trials, failures)
+
+
+def test_the_lock_goes_with_a_killed_process(tmp_path: Path, promise: Promise) -> None:
+    """kill -9 frees it at once; what is written in it is of no account."""
+    failures, trials = [], 20 if FULL else 2
+    for trial in range(trials):
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            try:
+                with rundir.locked(tmp_path):
+                    failures.append(f"{trial}: two have it")
+            except CheckpointError as error:
+                if f"is being written by process {holder.pid}; " not in str(error):
+                    failures.append(str(error))
+            holder.kill()
+        try:
+            with rundir.locked(tmp_path):
+                pass
+        except CheckpointError as error:
+            failures.append(str(error))
+    promise("P20", trials, failures)
+
+
+def test_two_new_runs_get_a_directory_each(ground: Ground, promise: Promise) -> None:
+    """Started at the same time without --resume, neither knows of the other."""
+    two = [ground.start("new") for _ in range(2)]
+    failures = [one.said for one in two if one.wait() != 0]
+    runs = [ground.run("new"), ground.run("new-2")]
+    failures += [str(run) for run in runs if not same(last_weights(run), ground.weights)]
+    promise("P20", 1, failures)
