@@ -4,7 +4,7 @@
     restore: resume.pt, or where that is damaged the one before it -> the same, put back
 
 The order of pictures is a function of (seed, epoch) and each augmentation one of (seed, epoch,
-index), so a position is all that the data needs. Metrics live in metrics.jsonl, a line an epoch.
+index), so a position is all that the data needs.
 """
 
 import time
@@ -66,6 +66,7 @@ def capture(
         "arithmetic": _arithmetic(parts),
         "position": asdict(at),
         "best": kept,
+        "history": _history(parts),
         "net": parts.net.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if parts.average is None else parts.average.state_dict(),
@@ -138,7 +139,8 @@ def restore(
             f"new run begins"
         )
     groups = [
-        {k: v for k, v in one.items() if k not in ("params", "lr")} for one in optimizer.param_groups
+        {k: v for k, v in one.items() if k not in ("params", "lr")}
+        for one in optimizer.param_groups
     ]
     try:
         parts.net.load_state_dict(content["net"])
@@ -212,6 +214,13 @@ def _average(content: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     return found
 
 
+def _history(parts: Parts) -> str:
+    """metrics.jsonl as it is."""
+    assert parts.config.output is not None
+    path = parts.config.output / rundir.HISTORY
+    return path.read_text("utf-8") if path.is_file() else ""
+
+
 def _arithmetic(parts: Parts) -> dict[str, str]:
     """What rounds."""
     dtype = str(parts.dtype).removeprefix("torch.")
@@ -223,6 +232,7 @@ def _standing(content: Mapping[str, Any], path: Path) -> Standing:
         best = content["best"]
         at = Position(**content["position"])
         assert all(isinstance(content[name], dict) for name in ("made_of", "arithmetic"))
+        assert isinstance(content["history"], str)
         return Standing(at, None if best is None else Outcome(scores=None, **best), content)
     except (KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error

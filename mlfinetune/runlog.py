@@ -28,19 +28,17 @@ class RunLog:
         self._said: list[str] = []
         self._listeners: list[Callable[[int, dict[str, float]], None]] = []
 
-    def keep_in(self, run: Path, epochs: int = 0) -> None:
+    def keep_in(self, run: Path, history: str = "") -> None:
         """Write what was said so far, and what comes, to the run directory `run`.
 
-        Of the epochs that its metrics.jsonl holds, the first `epochs` stay.
+        Its metrics.jsonl begins as `history`.
 
         Raises:
             CheckpointError: here and later, what comes cannot be written (a full disk).
         """
         self.run = run
-        history = run / rundir.HISTORY
-        if history.exists():
-            lines = history.read_text("utf-8").splitlines(keepends=True)[:epochs]
-            rundir.write_atomic(history, "".join(lines).encode())
+        if history or (run / rundir.HISTORY).exists():
+            rundir.write_atomic(run / rundir.HISTORY, history.encode())
         self._append(rundir.LOG, "".join(self._said))
 
     def say(self, text: str) -> None:

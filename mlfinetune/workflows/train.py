@@ -190,7 +190,7 @@ def _open_run(parts: Parts, run: Path, standing: resume.Standing | None, log: Ru
     if parts.splits.skipped:
         tables.write_skipped(run, parts.splits.skipped)
     steps = parts.train.steps
-    log.keep_in(run, 0 if standing is None else standing.at.epoch(steps))
+    log.keep_in(run, "" if standing is None else standing.content["history"])
     log.say(f"run directory: {rundir.shown(run)}")
     if standing is not None:
         epoch, step = divmod(standing.at.step, steps)

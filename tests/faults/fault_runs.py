@@ -82,10 +82,10 @@ def left(run: Path) -> dict[str, Any]:
     for name in (rundir.BEST, rundir.LAST):
         content = checkpoint.load(run / name)
         found[name] = (content.weights, content.decision, content.epoch)
-    found[rundir.STATE] = checkpoint.load_state(run / rundir.STATE)
-    for one in (found[rundir.STATE]["best"],):
-        one.pop("speed")
-    rows = [json.loads(line) for line in (run / rundir.HISTORY).read_text().splitlines()]
+    found[rundir.STATE] = state = checkpoint.load_state(run / rundir.STATE)
+    state["best"].pop("speed")
+    assert state["history"] == (run / rundir.HISTORY).read_text()
+    rows = [json.loads(line) for line in state.pop("history").splitlines()]
     found[rundir.HISTORY] = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
     for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.PER_LABEL, rundir.LABELS):
         found[name] = (run / name).read_text()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import FULL, Promise
-from fault_runs import EPOCHS, STEPS, Runs
 
+from faults.fault_runs import EPOCHS, STEPS, Runs
 from mlfinetune import checkpoint, epochs, fit, rundir
 from mlfinetune.errors import MlfinetuneError, TrainingError
 from mlfinetune.loss import Loss, build_loss

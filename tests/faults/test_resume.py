@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import FULL, Promise
-from fault_runs import EPOCHS, STEPS, Runs, differences, left, stopped
 
+from faults.fault_runs import EPOCHS, STEPS, Runs, differences, left, stopped
 from mlfinetune import checkpoint, rundir
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.workflows.train import Going
