@@ -9,13 +9,14 @@ each picture's augmentation is seeded by (seed, epoch, index). Paths go to the w
 batch and targets are added here, so that starting a worker copies no manifest.
 """
 
-import atexit
-import multiprocessing
+import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from threading import Thread
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,8 @@ from mlfinetune.records import Batch, Manifest, TransformSpec
 
 _AT_ONCE = 8
 """Pictures that a worker makes copies of before it hands them over."""
+_LOOK_S = 2.0
+"""Between two looks of a worker, stuck or not, whether the main process is still there."""
 
 
 def train_order(n: int, seed: int, epoch: int) -> list[int]:
@@ -178,9 +181,6 @@ def _data_loader(
     pin_memory: bool,
     collate: Callable[[list[Any]], Any] = collate,
 ) -> DataLoader[Any]:
-    if workers:
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)
     return DataLoader(
         dataset,
         batch_sampler=keys,
@@ -188,21 +188,28 @@ def _data_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_heed_main_process,
         generator=torch.Generator(),  # else each epoch would draw from the global generator
     )
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and schedulers signal the whole group; the main process answers, and ends workers."""
+def _heed_main_process(worker: int) -> None:
+    """Ctrl-C and schedulers signal every process; the main one answers, and ends its workers.
+
+    So SIGTERM counts where it comes from there: one that is ignored would let it wait for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere a system does not tell who sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_workers() -> None:
-    """At the end of the process: multiprocessing would ask with SIGTERM, and wait for ever."""
-    for child in multiprocessing.active_children():
-        child.kill()
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_S)
+        if heard is not None and heard.si_pid == parent:
+            break
+    os._exit(0)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

@@ -68,6 +68,12 @@ class Child:
         lines = (self._folder / "calls").read_text().splitlines()
         return [line.split("\t") for line in lines]
 
+    @property
+    def exitcode(self) -> int | None:
+        """None while it runs; a signal's number, negative, where that has ended it."""
+        code: int | None = self._process.exitcode
+        return code
+
     def send(self, number: int) -> None:
         """A signal to the process alone."""
         os.kill(self.pid, number)
@@ -77,20 +83,19 @@ class Child:
         os.killpg(self.pid, number)
 
     def wait(self) -> int:
-        """Its exit code; a signal's number, negative, where that has ended it."""
+        """The exit code of its end."""
         self._process.join(PATIENCE_S)
-        code = self._process.exitcode
-        if code is None:
+        if self.exitcode is None:
             self.send_group(signal.SIGKILL)
             raise AssertionError(f"process {self.pid} runs on after {PATIENCE_S} s: {self.said}")
-        return int(code)
+        return self.exitcode
 
     def wait_until(self, condition: Callable[[], bool]) -> bool:
         """True as soon as it holds; False: the process has ended without."""
         for _ in _moments():
             if condition():
                 return True
-            if self._process.exitcode is not None:
+            if self.exitcode is not None:
                 return condition()
         raise AssertionError(f"nothing happens: {self.said}")
 
@@ -111,7 +116,9 @@ def start(*arguments: str, cwd: Path, death: Death | None = None, **environment:
     folder.mkdir(parents=True)
     for name in ("out", "err", "calls"):
         (folder / name).touch()
-    given = (arguments, str(cwd), str(folder), {**os.environ, **environment}, death)
+    environment = {**os.environ, **environment}
+    usual = multiprocessing.get_start_method()
+    given = (arguments, str(cwd), str(folder), environment, usual, death)
     process = CONTEXT.Process(target=_command, args=given)
     process.start()
     return Child(process, folder)
@@ -146,6 +153,7 @@ def _command(
     cwd: str,
     folder: str,
     environment: dict[str, str],
+    start_method: str,
     death: Death | None,
 ) -> None:
     """The console script."""
@@ -155,6 +163,7 @@ def _command(
         os.dup2(os.open(name, os.O_RDWR), number)
     os.environ.clear()
     os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
+    multiprocessing.set_start_method(start_method, force=True)  # else its workers' would be ours
     torch.set_num_threads(1)
     sys.argv = ["mlfinetune", *arguments]
     Trace(os.open(f"{folder}/calls", os.O_WRONLY | os.O_APPEND), death).begin()

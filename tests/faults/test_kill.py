@@ -5,6 +5,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -102,3 +104,56 @@ def test_a_killed_run_can_be_read_and_goes_on(ground: Ground, promise: Promise, 
             failures.append((death, f"did not die: {code}"))
         failures += [(death, fault) for fault in after_kill(ground, name, child)]
     promise("P1", len(deaths) + TIMED, failures)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [("1e-6", 2), ("10", 0)] if FULL else [("1e-6", 2)])
+def test_the_clock_saves_an_epoch_under_way(
+    ground: Ground, promise: Promise, minutes: str, steps: int
+) -> None:
+    """Killed at its third step, a run goes on after the second; with ten minutes, from the start."""
+    name = f"clock-{steps}"
+    call = Death("open", rundir.STATE, 3) if steps else Death("open", rundir.HISTORY, 0)
+    child = ground.start(name, f"train.save_minutes={minutes}", death=call)
+    assert child.wait() == -signal.SIGKILL
+    assert child.traced.count(["step"]) == 3
+    failures = [] if saved_steps(ground.run(name)) == steps else ["not saved"]
+    second = ground.start(name, "--resume")
+    failures += [second.said] if second.wait() else []
+    if steps and "goes on with epoch 1, after 2 of 3 steps" not in second.said:
+        failures.append(second.said)
+    if not same(last_weights(ground.run(name)), ground.weights):
+        failures.append("other weights")
+    promise("P1", 1, failures)
+
+
+@pytest.mark.skipif(not FULL, reason="starts Python six times; `make test-faults` does")
+def test_processes_that_are_not_forked_go_on_as_well(ground: Ground, promise: Promise) -> None:
+    """A whole `python -m mlfinetune`, as the user starts it, of a network of torchvision's own."""
+    command = [sys.executable, "-m", "mlfinetune", "train", "tiny.yaml", "model.backbone=resnet18"]
+    failures, weights = [], []
+    for trial, after in enumerate((None, 1, 4)):
+        where = ["-o", f"runs/whole-{trial}", "--resume"]
+        if after is not None:
+            with subprocess.Popen([*command, *where], cwd=ground.folder) as process:
+                run, moments = ground.run(f"whole-{trial}"), range(6000)
+                for _ in moments:
+                    if saved_steps_or_none(run) >= after:
+                        break
+                    time.sleep(0.02)
+                process.kill()
+            failures += damage(run)
+        done = subprocess.run(
+            [*command, *where], cwd=ground.folder, capture_output=True, text=True, check=False
+        )
+        failures += [done.stderr] if done.returncode else []
+        weights.append(last_weights(ground.run(f"whole-{trial}")))
+    failures += [f"{n}: other weights" for n in (1, 2) if not same(weights[0], weights[n])]
+    promise("P1", 2, failures)
+
+
+def saved_steps_or_none(run: Path) -> int:
+    """As `saved_steps`, of a run that writes."""
+    try:
+        return saved_steps(run)
+    except CheckpointError:
+        return 0
