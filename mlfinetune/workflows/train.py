@@ -116,9 +116,9 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
     begun = _begun(order, splits, log)
     config = _settled(order.config, splits, begun)
     parts = _assemble(config, splits, order.device_name, log)
+    first = assemble.solves_first(config, splits.train)
     run = begun or rundir.claim(order.config.output or rundir.RUNS)
     parts = replace(parts, config=parts.config.model_copy(update={"output": run}))
-    first = assemble.solves_first(config, splits.train)
     content = parts.config.model_dump(mode="json")
     with (
         rundir.locked(run),

@@ -126,7 +126,7 @@ def test_checkpoints_that_are_none(trained: Path, cli: Run, tmp_path: Path) -> N
     cut.write_bytes(good[:-100])
     flipped.write_bytes(good[:200_000] + bytes([good[200_000] ^ 1]) + good[200_001:])
     pickled.write_bytes(b"\x80\x04.")
-    for path, word in ((cut, "damaged"), (flipped, "damaged"), (pickled, "pickle")):
+    for path, word in ((cut, "cut short"), (flipped, "damaged"), (pickled, "pickle")):
         fails(cli("predict", "images", "-c", str(path), cwd=trained), path.name, word)
     fails(cli("predict", "images", "-c", "runs/none", cwd=trained), "no such checkpoint")
     fails(cli("predict", str(trained / "images"), cwd=tmp_path), "no finished run")

@@ -26,6 +26,8 @@ FILES = {
     "scores.npz",
     "suspects.csv",
     "train.log",
+    "resume.pt",
+    ".lock",
 }
 
 

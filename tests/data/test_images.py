@@ -609,7 +609,7 @@ def test_the_cap_comes_before_the_decoder(tmp_path: Path) -> None:
 def test_what_lies_behind_a_picture_stays_on_disk(tmp_path: Path) -> None:
     """Gigabytes behind a small JPEG are not read for the decoder."""
     path, given = write(tmp_path, encoded(gradient(), "JPEG")), []
-    os.truncate(path, 1 << 33)
+    os.truncate(path, 1 << 31)
 
     def decoder(content: Pixels) -> Pixels:
         given.append(len(content))
