@@ -74,6 +74,7 @@ def test_a_resumed_run_is_the_undisturbed_run(runs: Runs, case: str, promise: Pr
         failures += [(stop, found)] if found else []
         assert not list((runs.folder / where).glob(".*.tmp"))
         shutil.rmtree(runs.folder / where)
+    shutil.rmtree(runs.folder / f"{name}-whole")
     promise("P5", len(stops), failures)
 
 
