@@ -11,12 +11,13 @@ batch and targets are added here, so that starting a worker copies no manifest.
 
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice
-from threading import Thread
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize
 from typing import Any, Literal
 
 import torch
@@ -25,11 +26,11 @@ from torch.utils.data import DataLoader, Sampler
 from mlfinetune.data.dataset import ImageDataset, Key, collate, mix
 from mlfinetune.data.decoded import Copies, CopyMaker, Item, Made
 from mlfinetune.records import Batch, Manifest, TransformSpec
+from mlfinetune.signals import end_processes
 
 _AT_ONCE = 8
 """Pictures that a worker makes copies of before it hands them over."""
-_LOOK_S = 2.0
-"""Between two looks of a worker, stuck or not, whether the main process is still there."""
+_FOR_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
 
 
 def train_order(n: int, seed: int, epoch: int) -> list[int]:
@@ -92,7 +93,7 @@ class Loader:
         """
         if self._loader.num_workers:
             self._sampler.epoch = self._sampler.first = 0
-            self._begun = iter(self._loader)
+            self._begun = _started(self._loader)
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from the batch `first` on."""
@@ -101,7 +102,7 @@ class Loader:
             batches, self._begun = self._begun, None
         else:
             self._sampler.epoch, self._sampler.first = epoch, first
-            batches = iter(self._loader)  # starts the workers now
+            batches = _started(self._loader)
         return (self._with_targets(batch) for batch in batches)
 
     def _with_targets(self, batch: Batch) -> Batch:
@@ -123,7 +124,7 @@ def stream(
             under_way.append(list(chunk))
             yield [(0, index, path) for index, path in enumerate(chunk)]
 
-    for batch in _data_loader(ImageDataset(spec), keys(), workers, pin_memory):
+    for batch in _started(_data_loader(ImageDataset(spec), keys(), workers, pin_memory)):
         yield under_way.popleft(), batch
 
 
@@ -137,7 +138,7 @@ def small_copies(
     if items:
         count = workers if isinstance(workers, int) else min(16, torch.get_num_threads())
         batches = list(_batched(items, _AT_ONCE))
-        yield from _data_loader(CopyMaker(spec), batches, count, False, list)
+        yield from _started(_data_loader(CopyMaker(spec), batches, count, False, list))
 
 
 class _EpochSampler(Sampler[list[Key]]):
@@ -177,28 +178,39 @@ def _data_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_heed_main_process,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else each epoch would draw from the global generator
     )
 
 
-def _heed_main_process(worker: int) -> None:
-    """Ctrl-C and schedulers signal every process; the main one answers, and ends its workers.
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Its batches, of workers that start now.
 
-    So SIGTERM counts where it comes from there: one that is ignored would let it wait for ever.
+    They start with signals blocked: one that comes before they ignore it would end them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere a system does not tell who sends it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if loader.num_workers:
+        _end_at_exit()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_MAIN_PROCESS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_S)
-        if heard is not None and heard.si_pid == parent:
-            break
-    os._exit(0)
+@cache
+def _end_at_exit() -> None:
+    """Python sends its processes SIGTERM at exit, which workers ignore, and would wait for ever."""
+    Finalize(None, end_processes, exitpriority=0)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal the whole group; the main process answers, and ends workers."""
+    main = parent_process()
+    if main is not None and main.pid != os.getppid():
+        os._exit(1)  # it has ended as this one began; torch looks from here on
+    for number in _FOR_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_MAIN_PROCESS)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
