@@ -49,12 +49,18 @@ class Signals:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
         if self.heard is not None:
-            for child in multiprocessing.active_children():
-                child.kill()
+            end_processes()
             os._exit(128 + number)
         self.heard = number
         if not self._deferring:
             self.check()
+
+
+def end_processes() -> None:
+    """Kill those that this process has started, before it ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises where a worker is killed
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 @contextmanager

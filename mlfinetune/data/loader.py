@@ -9,14 +9,17 @@ each picture's augmentation is seeded by (seed, epoch, index). Paths go to the w
 batch and targets are added here, so that starting a worker copies no manifest.
 """
 
+import ctypes
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice
-from threading import Thread
+from multiprocessing import parent_process
+from multiprocessing.util import Finalize
 from typing import Any, Literal
 
 import torch
@@ -25,11 +28,11 @@ from torch.utils.data import DataLoader, Sampler
 from mlfinetune.data.dataset import ImageDataset, Key, collate, mix
 from mlfinetune.data.decoded import Copies, CopyMaker, Item, Made
 from mlfinetune.records import Batch, Manifest, TransformSpec
+from mlfinetune.signals import end_processes
 
 _AT_ONCE = 8
 """Pictures that a worker makes copies of before it hands them over."""
-_LOOK_S = 2.0
-"""Between two looks of a worker, stuck or not, whether the main process is still there."""
+_FOR_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
 
 
 def train_order(n: int, seed: int, epoch: int) -> list[int]:
@@ -113,7 +116,7 @@ class Loader:
                 self._dataset, self._sampler, self._workers, self._pin_memory
             )
         self._sampler.epoch, self._sampler.first = epoch, first
-        return iter(self._loader)
+        return _started(self._loader)
 
     def _with_targets(self, batch: Batch) -> Batch:
         targets = torch.from_numpy(self.manifest.targets[batch.indices.numpy()])
@@ -134,7 +137,7 @@ def stream(
             under_way.append(list(chunk))
             yield [(0, index, path) for index, path in enumerate(chunk)]
 
-    for batch in _data_loader(ImageDataset(spec), keys(), workers, pin_memory):
+    for batch in _started(_data_loader(ImageDataset(spec), keys(), workers, pin_memory)):
         yield under_way.popleft(), batch
 
 
@@ -148,7 +151,7 @@ def small_copies(
     if items:
         count = workers if isinstance(workers, int) else min(16, torch.get_num_threads())
         batches = list(_batched(items, _AT_ONCE))
-        yield from _data_loader(CopyMaker(spec), batches, count, False, list)
+        yield from _started(_data_loader(CopyMaker(spec), batches, count, False, list))
 
 
 class _EpochSampler(Sampler[list[Key]]):
@@ -188,28 +191,46 @@ def _data_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_heed_main_process,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # else each epoch would draw from the global generator
     )
 
 
-def _heed_main_process(worker: int) -> None:
-    """Ctrl-C and schedulers signal every process; the main one answers, and ends its workers.
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Its batches, of workers that start now.
 
-    So SIGTERM counts where it comes from there: one that is ignored would let it wait for ever.
+    They start with signals blocked: one that comes before they ignore it would end them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere a system does not tell who sends it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if loader.num_workers:
+        _end_at_exit()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_MAIN_PROCESS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_S)
-        if heard is not None and heard.si_pid == parent:
-            break
-    os._exit(0)
+@cache
+def _end_at_exit() -> None:
+    """Python sends its processes SIGTERM at exit, which workers ignore, and would wait for ever."""
+    Finalize(None, end_processes, exitpriority=0)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and schedulers signal the whole group; the main process answers, and ends workers.
+
+    They end with it however it ends: torch's own look at it comes too late for one that has just
+    begun, or is stuck.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    main = parent_process()
+    if main is not None and main.pid != os.getppid():
+        os._exit(1)  # it has ended as this one began
+    for number in _FOR_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_MAIN_PROCESS)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

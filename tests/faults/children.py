@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,14 @@ class Child:
         return code
 
     def send(self, number: int) -> None:
-        """A signal to the process alone."""
-        os.kill(self.pid, number)
+        """A signal to the process alone, if it is there yet."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def send_group(self, number: int) -> None:
         """A signal to the process and all that it has started, as a terminal sends Ctrl-C."""
-        os.killpg(self.pid, number)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def wait(self) -> int:
         """The exit code of its end."""

@@ -110,7 +110,7 @@ def test_a_killed_run_can_be_read_and_goes_on(ground: Ground, promise: Promise, 
 def test_the_clock_saves_an_epoch_under_way(
     ground: Ground, promise: Promise, minutes: str, steps: int
 ) -> None:
-    """Killed in its third step it goes on after the second; with ten minutes, from the start."""
+    """Killed at its third step, a run goes on after the second; saved rarely, from the start."""
     name = f"clock-{steps}"
     call = Death("open", rundir.STATE, 3) if steps else Death("open", rundir.HISTORY, 0)
     child = ground.start(name, f"train.save_minutes={minutes}", death=call)

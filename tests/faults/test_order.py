@@ -29,11 +29,10 @@ def test_each_save_syncs_renames_and_syncs_the_folder(ground: Ground, promise: P
             continue
         renamed.add(name)
         before = [one for one in calls[:at] if Path(one[1]).name != rundir.PREVIOUS_STATE]
-        opened, synced = before[-2:]
-        if opened != ["open", more[0]] or synced[:2] != ["fsync", more[0]]:
+        if [one[:2] for one in before[-2:]] != [["open", more[0]], ["fsync", more[0]]]:
             failures.append(f"{name}: {before[-2:]} before the rename")
-        if calls[at + 1] != ["fsync-folder", path]:
-            failures.append(f"{name}: {calls[at + 1]} after the rename")
+        if calls[at + 1 : at + 2] != [["fsync-folder", path]]:
+            failures.append(f"{name}: {calls[at + 1 : at + 2]} after the rename")
     left = {path.name for path in ground.run("undisturbed").iterdir() if path.is_file()}
     failures += [f"{name} is written in place" for name in sorted(left - renamed - APPENDED)]
     promise("P2", sum(call[0] == "rename" for call in calls), failures)
