@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mlfinetune import rundir
 from mlfinetune.records import Batch
+from mlfinetune.tables import printable_lines
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -43,6 +44,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """One line for the user, above any bar."""
+        text = printable_lines(text)
         tqdm.write(text, file=self._stream)
         self._said.append(text + "\n")
         if self.run is not None:

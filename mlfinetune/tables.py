@@ -377,6 +377,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same, line by line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def fitted(text: str, width: int) -> str:
     """The text cut or filled to `width` columns of a terminal, where some characters take two."""
     if _columns(text) > width:

@@ -70,3 +70,13 @@ def test_what_was_said_before_the_run_had_a_folder_is_kept(tmp_path: Path) -> No
 def test_clock(seconds: float, text: str) -> None:
     """Minutes and seconds, hours where there are some."""
     assert clock(seconds) == text
+
+
+def test_a_name_in_a_line_moves_no_cursor(tmp_path: Path) -> None:
+    """On the screen and in train.log."""
+    stream = io.StringIO()
+    log = RunLog(stream)
+    log.keep_in(tmp_path)
+    log.say("warning: \x1b[2Jcat\r.jpg:\n  gone")
+    for text in (stream.getvalue(), (tmp_path / "train.log").read_text()):
+        assert text == "warning: \ufffd[2Jcat\ufffd.jpg:\n  gone\n"

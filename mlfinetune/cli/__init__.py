@@ -79,7 +79,9 @@ def main() -> None:
     except KeyboardInterrupt:  # before or after typer, which makes an exit of it
         sys.exit(128 + signal.SIGINT)
     except MlfinetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from mlfinetune.tables import printable_lines
+
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Exception:
         traceback.print_exc()

@@ -164,3 +164,12 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "a bug in mlfinetune" in done.stderr
+
+
+def test_a_name_in_a_message_moves_no_cursor(tmp_path: Path, cli: Run) -> None:
+    """Escape sequences are shown, not obeyed."""
+    name = "\x1b[2Jgone\rerror.yaml"
+    done = cli("train", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gone" in done.stderr
+    assert not {"\x1b", "\r"} & set(done.stderr)
