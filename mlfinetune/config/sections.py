@@ -91,7 +91,10 @@ class DataConfig(Section):
         False, description="let paths be absolute or leave the image root"
     )
     max_pixels: int = Field(
-        89_000_000, gt=0, description="larger pictures are refused before they are decoded"
+        89_000_000,
+        gt=0,
+        le=2**40,
+        description="larger pictures are refused before they are decoded",
     )
 
     cache_images: Literal["auto", "off", "ram", "disk"] = Field(

@@ -233,6 +233,17 @@ def test_a_solved_head_is_solved_for_again(runs: Runs, monkeypatch: pytest.Monke
     assert not [*differences(loaded[0].weights, loaded[1].weights)]
 
 
+def test_early_stopping_counts_on(runs: Runs) -> None:
+    """The epochs without a better mAP before the stop count too."""
+    idle = ("train.lr=1e-12", "train.head_lr=1e-12", "train.epochs=9", "train.early_stopping=2")
+    settings = ("model.freeze_backbone=true", "train.optimizer=adamw", *idle)
+    whole = left(runs.go("early-whole", *settings).run)
+    assert len(whole[rundir.HISTORY]) == 3
+    for step in (5, 9):  # under way, and at the very step after which it stops
+        runs.stop(f"early-{step}", *settings, step=step)
+        assert not [*differences(whole, left(runs.go(f"early-{step}", *settings).run))]
+
+
 def test_a_finished_run_is_finished_again(runs: Runs) -> None:
     """No step is taken; results are written anew, the same."""
     first = left(runs.go("finished").run)
