@@ -63,11 +63,12 @@ class TrainingError(MlfinetuneError):
     """Training that cannot go on."""
 
 
-def listing(faults: Sequence[str]) -> str:
-    """Lines for a message: the first ten faults, the rest counted."""
+def listing(faults: Sequence[str], total: int | None = None) -> str:
+    """Lines for a message: the first ten faults, the rest (of `total`) counted."""
     lines = [f"  {fault}" for fault in faults[:SHOWN]]
-    if len(faults) > SHOWN:
-        lines.append(f"  ... and {len(faults) - SHOWN} more")
+    total = len(faults) if total is None else total
+    if total > len(lines):
+        lines.append(f"  ... and {total - len(lines)} more")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlfinetune.errors import counted, listing
 from mlfinetune.survey import Balance, Finding
-from mlfinetune.tables import fitted, printable
+from mlfinetune.text import fitted, printable
 
 SHOWN_LABELS = 20
 SHOWN_PAIRS = 5

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mlfinetune import rundir
 from mlfinetune.records import Batch
-from mlfinetune.tables import printable_lines
+from mlfinetune.text import printable_lines
 
 PLAIN_INTERVAL_S = 5.0
 

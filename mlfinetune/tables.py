@@ -1,39 +1,37 @@
-"""Results for people and for other programs: CSV, JSONL, text of 80 columns.
+"""Results for people and for other programs: CSV, JSON, text of 80 columns.
 
 Verdict     -> summary text, metrics.json, per_label.csv
 ScoreTable  -> scores.npz and back, exactly
-Prediction  -> one row of CSV, JSONL or text, written as it comes
 """
 
 import csv
 import itertools
 import json
-import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
+from mlfinetune.predictions import Choice, CsvWriter
 from mlfinetune.records import (
     NEGATIVE,
     POSITIVE,
     UNKNOWN,
-    Decision,
     LabelSpace,
     Prediction,
     ScoreTable,
     Verdict,
 )
 from mlfinetune.survey import Skipped
+from mlfinetune.text import fitted, inert, printable
 
 WIDTH = 80
 SHOWN_LABELS = 40
-_FORMULA_STARTS = tuple("=+-@\t\r\n\0＝＋－＠")
 
 
 # ---- metrics ----------------------------------------------------------------------------
@@ -247,152 +245,3 @@ def _texts(file: Any, name: str) -> tuple[str, ...]:
 def _refuse(wrong: bool, reason: str) -> None:
     if wrong:
         raise ValueError(reason)
-
-
-# ---- predictions ------------------------------------------------------------------------
-
-
-class Choice:
-    """Which labels a row names: those over their thresholds, or the K most probable."""
-
-    def __init__(self, labels: LabelSpace, decision: Decision, top: int | None = None) -> None:
-        """The `decision` on L labels; a threshold of 1: never."""
-        self.labels, self.decision, self._top = labels, decision, top
-        self._thresholds = np.array(decision.thresholds)
-        self._thresholds[self._thresholds >= 1] = np.inf
-        self.reviews, self.calibrated = decision.review is not None, decision.calibration != "none"
-
-    def __call__(self, prediction: Prediction) -> list[int]:
-        """Columns; by falling probability where the K best were asked for."""
-        p = prediction.probabilities
-        assert p is not None
-        if self._top is not None:
-            return [int(at) for at in np.argsort(-p, kind="stable")[: self._top]]
-        return [int(at) for at in np.flatnonzero(p >= self._thresholds)]
-
-    def for_review(self, prediction: Prediction) -> list[int]:
-        """Columns whose probability is for people to look at."""
-        p, between = prediction.probabilities, self.decision.review
-        assert p is not None
-        assert between is not None
-        return [int(at) for at in np.flatnonzero((p >= between[0]) & (p <= between[1]))]
-
-
-class CsvWriter:
-    """image,labels,<label 1>,...,error: probabilities with 6 digits, inert in spreadsheets.
-
-    Before `error` stand `calibration`, where probabilities are calibrated, and `review`, where the
-    checkpoint says which are for people to look at.
-    """
-
-    def __init__(self, file: TextIO, choice: Choice, only_labels: bool) -> None:
-        self._writer, self._choice, self._wide = csv.writer(file), choice, not only_labels
-        columns = [inert(name) for name in choice.labels.names] if self._wide else []
-        self._says_how = self._wide and choice.calibrated
-        columns += ["calibration"] * self._says_how + ["review"] * choice.reviews
-        self._blank = [""] * len(columns)
-        self._writer.writerow(["image", "labels", *columns, "error"])
-
-    def write(self, prediction: Prediction) -> None:
-        """One row."""
-        name, p = inert(prediction.name), prediction.probabilities
-        if p is None:
-            self._writer.writerow([name, "", *self._blank, inert(prediction.error or "")])
-            return
-        cells = [self._joined(self._choice(prediction))]
-        cells += [f"{x:.6f}" for x in p] if self._wide else []
-        cells += [self._choice.decision.calibration] * self._says_how
-        if self._choice.reviews:
-            cells.append(self._joined(self._choice.for_review(prediction)))
-        self._writer.writerow([name, *cells, ""])
-
-    def _joined(self, columns: Sequence[int]) -> str:
-        return inert("|".join(self._choice.labels.names[at] for at in columns))
-
-
-class JsonlWriter:
-    """{"image", "labels", "scores": {label: p}}, or {"image", "error"}; text is exact.
-
-    With `calibration` and `review` where CsvWriter has them.
-    """
-
-    def __init__(self, file: TextIO, choice: Choice, only_labels: bool) -> None:
-        self._file, self._choice, self._wide = file, choice, not only_labels
-
-    def write(self, prediction: Prediction) -> None:
-        """One line."""
-        row: dict[str, Any] = {"image": prediction.name}
-        p, names = prediction.probabilities, self._choice.labels.names
-        if p is None:
-            row["error"] = prediction.error
-        else:
-            row["labels"] = [names[at] for at in self._choice(prediction)]
-            if self._wide:
-                row["scores"] = {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
-            if self._wide and self._choice.calibrated:
-                row["calibration"] = self._choice.decision.calibration
-            if self._choice.reviews:
-                row["review"] = [names[at] for at in self._choice.for_review(prediction)]
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-class TextWriter:
-    """For the screen: the name, then the labels with their probabilities."""
-
-    def __init__(self, file: TextIO, choice: Choice, only_labels: bool) -> None:
-        self._file, self._choice, self._wide = file, choice, not only_labels
-
-    def write(self, prediction: Prediction) -> None:
-        """One line."""
-        p, names = prediction.probabilities, self._choice.labels.names
-        if p is None:
-            text = f"error: {prediction.error}"
-        else:
-            chosen = sorted(self._choice(prediction), key=lambda at: -p[at])
-            shown = [f"{names[at]} {p[at]:.2f}" if self._wide else names[at] for at in chosen]
-            best = int(np.argmax(p))
-            text = ", ".join(shown) or f"(none; nearest: {names[best]} {p[best]:.2f})"
-            if self._choice.reviews and (unsure := self._choice.for_review(prediction)):
-                text += f"; needs review: {', '.join(f'{names[at]} {p[at]:.2f}' for at in unsure)}"
-        self._file.write(f"{printable(prediction.name)}: {printable(text)}\n")
-
-
-FORMATS: dict[str, type[CsvWriter] | type[JsonlWriter] | type[TextWriter]] = {
-    "csv": CsvWriter,
-    "jsonl": JsonlWriter,
-    "text": TextWriter,
-}
-
-
-# ---- text -------------------------------------------------------------------------------
-
-
-def inert(cell: str) -> str:
-    """The cell, with an apostrophe before what a spreadsheet would run as a formula."""
-    return "'" + cell if cell.startswith(_FORMULA_STARTS) else cell
-
-
-def printable(text: str) -> str:
-    """The text without characters that would move the cursor or colour the screen."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """The same, line by line."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def fitted(text: str, width: int) -> str:
-    """The text cut or filled to `width` columns of a terminal, where some characters take two."""
-    if _columns(text) > width:
-        while _columns(text) > width - 3:
-            text = text[:-1]
-        text += "..."
-    return text + " " * (width - _columns(text))
-
-
-def _columns(text: str) -> int:
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )

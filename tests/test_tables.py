@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
+from mlfinetune.predictions import FORMATS, Choice
 from mlfinetune.records import (
     Decision,
     LabelMetrics,
@@ -28,16 +29,8 @@ from mlfinetune.records import (
     ScoreTable,
     Verdict,
 )
-from mlfinetune.tables import (
-    FORMATS,
-    Choice,
-    inert,
-    printable,
-    read_scores,
-    summary,
-    write_results,
-    write_scores,
-)
+from mlfinetune.tables import read_scores, summary, write_results, write_scores
+from mlfinetune.text import inert, printable
 
 LABELS = LabelSpace(("cat", "dog", "bird"))
 FORMULAS = [

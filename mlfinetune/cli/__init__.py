@@ -79,7 +79,7 @@ def main() -> None:
     except KeyboardInterrupt:  # before or after typer, which makes an exit of it
         sys.exit(128 + signal.SIGINT)
     except MlfinetuneError as error:
-        from mlfinetune.tables import printable_lines
+        from mlfinetune.text import printable_lines
 
         print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(2)

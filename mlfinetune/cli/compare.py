@@ -44,7 +44,7 @@ def compare(
 def _text(a: Path, b: Path, compared: Compared) -> str:
     """At most 80 columns, the paths aside; of the labels those that differ, the most first."""
     from mlfinetune.errors import counted
-    from mlfinetune.tables import printable
+    from mlfinetune.text import printable
 
     result = compared.comparison
     head = f"  {'':<24} {'A':>7} {'B':>7} {'B - A':>8}   {'95 % interval':<17} {'B above':>8}"
@@ -73,7 +73,7 @@ def _text(a: Path, b: Path, compared: Compared) -> str:
 
 
 def _line(name: str, one: Difference) -> str:
-    from mlfinetune.tables import fitted, printable
+    from mlfinetune.text import fitted, printable
 
     a, b = ("--" if value is None else f"{value:.4f}" for value in (one.a, one.b))
     change = "--" if one.value is None else f"{one.value:+.4f}"

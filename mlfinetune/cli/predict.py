@@ -1,6 +1,7 @@
 """`mlfinetune predict`."""
 
 import os
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
-from mlfinetune.errors import DataError, listing
+from mlfinetune.errors import DataError, counted, listing
 
 SOME_FAILED = 3
 
@@ -49,6 +50,12 @@ def predict(
         bool, typer.Option("--only-labels", help="Leave the probabilities out.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Every N-th picture from the I-th on.")
+    ] = "1/1",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last complete row of the output.")
+    ] = False,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Tag pictures: per-label probabilities, one row a picture, in input order."""
@@ -58,26 +65,46 @@ def predict(
     from mlfinetune.workflows import predict as workflow
 
     log = RunLog()
+    if resume and (output is None or chosen == Format.text):
+        raise DataError("--resume goes on with a CSV or JSONL file: name it with -o")
     asked = workflow.Asked(
-        tuple(inputs), checkpoint, chosen, threshold, top, only_labels, batch_size
+        inputs=tuple(inputs),
+        checkpoint=checkpoint,
+        format=chosen,
+        threshold=threshold,
+        top=top,
+        only_labels=only_labels,
+        batch_size=batch_size,
+        shard=_shard(shard),
+        begun=output if resume else None,
     )
     try:
-        failed = workflow.run(asked, sys.stdin, lambda: _open(output), device, log)
+        failed = workflow.run(asked, sys.stdin, lambda: _open(output, resume), device, log)
     except BrokenPipeError:  # `mlfinetune predict ... | head`: its reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
     except OSError as error:
         where = error.filename or output or "standard output"
         raise DataError(f"{where}: {error.strerror}") from error
-    if failed:
-        log.say(f"{len(failed)} pictures could not be read\n{listing(failed)}")
+    if failed.count:
+        faults = listing(failed.first, failed.count)
+        log.say(f"{counted(failed.count, 'picture')} could not be read\n{faults}")
         raise typer.Exit(SOME_FAILED)
 
 
-def _open(output: Path | None) -> AbstractContextManager[TextIO]:
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise DataError(f"--shard {text}: wanted I/N, from 1/N to N/N")
+    return int(found[1]), int(found[2])
+
+
+def _open(output: Path | None, begun: bool) -> AbstractContextManager[TextIO]:
     if output is None:
         return nullcontext(sys.stdout)
-    return output.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+    return output.open(
+        "a" if begun else "w", encoding="utf-8", errors="backslashreplace", newline=""
+    )
 
 
 def _format(asked: Format | None, output: Path | None) -> str:

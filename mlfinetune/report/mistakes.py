@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.records import NEGATIVE, POSITIVE, ScoreTable
 from mlfinetune.report.records import Gallery, Matrix, Missed, Report, Shown, Suspect
-from mlfinetune.tables import inert
+from mlfinetune.text import inert
 
 OTHERS = 4
 PAIRS = 12

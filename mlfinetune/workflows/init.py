@@ -17,7 +17,7 @@ from mlfinetune.errors import SHOWN, ConfigError, DataError, counted, listing
 from mlfinetune.examples import look, policy, source_options
 from mlfinetune.runlog import RunLog
 from mlfinetune.survey import Skipped, Table
-from mlfinetune.tables import printable
+from mlfinetune.text import printable
 
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}

@@ -4,7 +4,8 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -14,20 +15,25 @@ from mlfinetune import assemble, checkpoint, rundir, runtime
 from mlfinetune.config import restore
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.loader import stream
-from mlfinetune.errors import DataError
+from mlfinetune.errors import SHOWN, DataError, counted
 from mlfinetune.model import Tagger
+from mlfinetune.predictions import FORMATS, Choice, complete_rows, row_name
 from mlfinetune.records import Batch, Decision, Prediction
 from mlfinetune.runlog import Bar, RunLog
 from mlfinetune.score import forward, probabilities
 from mlfinetune.signals import signals
-from mlfinetune.tables import FORMATS, Choice
 
 STDIN = "-"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to predict, and how to write it; None where the command line says nothing."""
+    """What to predict, and how to write it; None where the command line says nothing.
+
+    Attributes:
+        shard: (i, n), i from 1: every n-th picture from the i-th on.
+        begun: a file whose complete rows stay; the output goes on after them.
+    """
 
     inputs: tuple[str, ...]
     checkpoint: Path | None = None
@@ -36,6 +42,22 @@ class Asked:
     top: int | None = None
     only_labels: bool = False
     batch_size: int = 16
+    shard: tuple[int, int] = (1, 1)
+    begun: Path | None = None
+
+
+@dataclass
+class Failed:
+    """Pictures that could not be read: how many, and what is wrong with the first ones."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, fault: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(fault)
 
 
 def run(
@@ -44,18 +66,19 @@ def run(
     open_output: Callable[[], AbstractContextManager[TextIO]],
     device_name: str,
     log: RunLog,
-) -> list[str]:
+) -> Failed:
     """Write one row a picture, as they come.
 
     Args:
         asked: what to predict.
         stdin: paths, where `-` is among the inputs.
-        open_output: opens the output; called when everything else is known to be usable.
+        open_output: opens the output, at its end where it is begun; called when everything else
+            is known to be usable.
         device_name: as `runtime.prepare` takes it.
         log: says what is done.
 
     Returns:
-        A line for each picture that could not be read.
+        What could not be read.
 
     Raises:
         MlfinetuneError: inputs, checkpoint or device that cannot be used.
@@ -75,27 +98,31 @@ def run(
         f"checkpoint {rundir.shown(file)}: {len(labels)} labels, {_about(decision)}; "
         f"device {device}, precision {str(dtype).removeprefix('torch.')}, {how}"
     )
+    choice, failed = Choice(labels, decision, asked.top), Failed()
+    i, n = asked.shard
+    paths, begun = islice(expand(asked.inputs, stdin), i - 1, None, n), False
+    if asked.begun is not None and asked.begun.exists():
+        begun = _pass_over(asked.begun, paths, asked, choice, failed, log)
     batches = stream(
-        expand(asked.inputs, stdin),
+        paths,
         loaded.transform,
         batch_size=asked.batch_size,
         workers=runtime.choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
-    choice, failed = Choice(labels, decision, asked.top), []
     with (
         signals() as heard,
         runtime.device_faults(),
         open_output() as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
-        writer = FORMATS[asked.format](output, choice, asked.only_labels)
+        writer = FORMATS[asked.format](output, choice, asked.only_labels, begun)
         for prediction in _predict(tagger, decision, batches, device, dtype, bar):
             writer.write(prediction)
             heard.check()
             if prediction.error is not None:
-                failed.append(f"{prediction.name}: {prediction.error}")
-        if not bar.done:
+                failed.add(f"{prediction.name}: {prediction.error}")
+        if not bar.done and not begun:
             raise DataError(f"no pictures in {' '.join(asked.inputs)}")
         log.say(f"{bar.done} images, {bar.rate:.1f} images/s")
     return failed
@@ -117,6 +144,36 @@ def expand(inputs: Iterable[str], stdin: TextIO) -> Iterator[str]:
         else:
             found = sorted(glob.glob(item, recursive=True))
             yield from (path for path in found if not os.path.isdir(path))
+
+
+def _pass_over(
+    path: Path, paths: Iterator[str], asked: Asked, choice: Choice, failed: Failed, log: RunLog
+) -> bool:
+    """Take from `paths` those that a file has complete rows of, and cut off the rest of the file.
+
+    Returns:
+        Whether it has its header.
+
+    Raises:
+        DataError: it has rows of other pictures, labels or columns.
+    """
+    end = done = 0
+    for row in complete_rows(path, asked.format, choice, asked.only_labels):
+        end = row.end
+        if not row.number:
+            continue  # the header
+        done, name = row.number, next(paths, None)
+        if name is None or row_name(name, asked.format) != row.name:
+            now = "there is none any more" if name is None else f"now it is {name}"
+            raise DataError(
+                f"{path}: row {row.number} is of {row.name}, {now}; go on with the same pictures, "
+                f"or begin anew without --resume"
+            )
+        if row.failed:
+            failed.add(f"{name}: as said before")
+    os.truncate(path, end)
+    log.say(f"{path}: {counted(done, 'row')} complete, going on after them")
+    return bool(end)
 
 
 def _check(inputs: Iterable[str]) -> None:

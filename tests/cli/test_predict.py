@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -138,3 +139,62 @@ def test_predict_needs_the_checkpoint_alone(trained: Path, process: Run, tmp_pat
     done = process("predict", "0000.jpg", "-c", "tagger.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(rows(done.stdout)) == 1
+
+
+# ---- millions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_it_goes_on_after_any_byte(trained: Path, cli: Run, tmp_path: Path, format: str) -> None:
+    """Cut off anywhere, the file becomes what it would have been; what failed is named again."""
+    good = (trained / "images/0000.jpg").read_bytes()
+    for name in ("a\nb.jpg", "=1.jpg", "bad.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(good if name != "bad.jpg" else b"no picture")
+    command = ("predict", ".", "-c", str(trained / "runs/pets"), "-o", f"out.{format}")
+    done = cli(*command, "--batch-size", "1", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    out = tmp_path / f"out.{format}"
+    whole = out.read_bytes()
+    for length in [*random.Random(0).sample(range(len(whole) + 1), 10), 0, len(whole)]:
+        out.write_bytes(whole[:length])
+        done = cli(*command, "--batch-size", "1", "--resume", cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert out.read_bytes() == whole, length
+        assert "1 picture could not be read" in done.stderr
+    out.unlink()
+    assert cli(*command, "--batch-size", "1", "--resume", cwd=tmp_path).returncode == 3
+    assert out.read_bytes() == whole
+
+
+def test_it_goes_on_with_the_same_pictures_and_columns_alone(trained: Path, cli: Run) -> None:
+    """Others are refused, and the file is left alone."""
+    command = ("predict", "-c", "runs/pets", "-o", "kept.csv")
+    assert cli(*command, "images/0000.jpg", "images/0001.png", cwd=trained).returncode == 0
+    before = (trained / "kept.csv").read_bytes()
+    for arguments, said in (
+        (("images/0000.jpg", "images/0002.jpg"), "row 2 is of images/0001.png, now it is images/0"),
+        (("images/0000.jpg",), "row 2 is of images/0001.png, there is none any more"),
+        (("images", "--only-labels"), "was written with other labels or options"),
+    ):
+        done = cli(*command, *arguments, "--resume", cwd=trained)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert (trained / "kept.csv").read_bytes() == before
+    done = cli("predict", "images", "--resume", cwd=trained)
+    assert done.returncode == 2
+    assert "name it with -o" in done.stderr
+
+
+def test_shards_are_all_of_it(trained: Path, cli: Run) -> None:
+    """Three of them have every picture once, in its order."""
+    parts = []
+    whole = rows(cli("predict", "images", "-c", "runs/pets", cwd=trained).stdout)
+    for i in (1, 2, 3):
+        arguments = ("predict", "images", "-c", "runs/pets", "--shard", f"{i}/3")
+        parts.append(rows(cli(*arguments, cwd=trained).stdout))
+    names = [[row["image"] for row in part] for part in parts]
+    assert names == [[row["image"] for row in whole][i::3] for i in range(3)]
+    for shard in ("0/3", "4/3", "1", "a/b", "1/0"):
+        done = cli("predict", "images", "--shard", shard, cwd=trained)
+        assert done.returncode == 2
+        assert f"--shard {shard}: wanted I/N" in done.stderr
