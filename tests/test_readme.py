@@ -169,15 +169,6 @@ def test_the_readme_shows_real_output() -> None:
     assert re.search(r"^  mAP       0\.9[5-9]\d\d     macro F1", README, re.MULTILINE)
 
 
-def test_the_promises_are_those_that_were_counted() -> None:
-    """Trials and failures of each are what `make test-faults` wrote."""
-    counted = json.loads((ROOT / "benchmarks/results/faults.json").read_text())["promises"]
-    rows = re.findall(r"^\| (P\d+) \| .* \| ([\d,]+) \| (\d+) \|$", README, re.MULTILINE)
-    wanted = [(name, f"{row['trials']:,}", str(row["failures"])) for name, row in counted.items()]
-    assert rows == wanted
-    assert [name for name, *_ in rows] == [f"P{n}" for n in range(1, 21)]
-
-
 def test_the_file_map_names_every_room() -> None:
     """Each top-level file and folder of the package stands in the map."""
     rooms = {

@@ -1,5 +1,6 @@
 """Small runs in this process: stopped where a test wants it, resumed, compared bit by bit."""
 
+import gc
 import io
 import json
 import signal
@@ -73,6 +74,8 @@ class Runs:
         with stopped(**at) as taken, pytest.raises(SystemExit) as caught:
             self.go(name, *overrides, resume=resume)
         assert caught.value.code == 143
+        del caught  # its traceback holds the run, with its workers
+        gc.collect()
         return taken
 
 
