@@ -10,7 +10,7 @@ CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '
            pyproject.toml README.md Makefile .ci/run
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-faults fuzz check check-deps browser bench gpu-check clean
+.PHONY: demo test test-faults fuzz check check-deps tools bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
 
@@ -55,13 +55,13 @@ test: .venv/tested
 	@echo "every check and test has passed for these files (rm .venv/tested runs them again)"
 
 # A process a core, each with one thread: several with several threads would wait for each other.
-.venv/tested: .venv/done $(CHECKED) | browser
+.venv/tested: .venv/done $(CHECKED) | tools
 	$(MAKE) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 	touch $@
 
-# What the README promises under "What can go wrong": every trial of its table, an hour on two cores.
-test-faults: .venv/done | browser
+# What the README promises under "When something goes wrong": every trial of its table.
+test-faults: .venv/done | tools
 	MLFINETUNE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n auto --dist worksteal
 
 # Random bytes at every door that reads files, MINUTES in all; what was found stays in .fuzz/.
@@ -84,13 +84,13 @@ check: .venv/done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The report is tested in Debian's Chromium. Where it cannot be had its tests are skipped, and say so;
-# with MLFINETUNE_BROWSER=required they fail.
-browser:
-	@{ command -v chromium && command -v chromedriver; } >/dev/null || { \
+# The report is tested in Debian's Chromium, saves by strace. Where they cannot be had their tests are
+# skipped, and say so; with MLFINETUNE_TOOLS=required they fail.
+tools:
+	@{ command -v chromium && command -v chromedriver && command -v strace; } >/dev/null || { \
 		command -v apt-get && test "$$(id -u)" = 0 && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-			chromium chromium-driver; } >/dev/null 2>&1 || true
+			chromium chromium-driver strace; } >/dev/null 2>&1 || true
 
 # Benchmarks that draw their own data; then those that ask for real pictures, where
 # DATA=folder (train.csv, val.csv, images/) and WEIGHTS=backbone.safetensors name some.

@@ -98,19 +98,13 @@ def solves(config: Config, train: Manifest) -> bool:
     return wanted == "lbfgs" or (wanted == "auto" and features_once(config) and small)
 
 
-def solves_first(config: Config, train: Manifest) -> bool:
-    """Does fine-tuning start from a head that is solved for?
-
-    Raises:
-        ConfigError: it should, but there are too many labels.
-    """
-    wanted = config.train.solve_head_first
-    if wanted and len(train.labels) >= MANY_LABELS:
+def require_solvable(config: Config, train: Manifest) -> None:
+    """Raise a ConfigError where a head is to be solved for first that has too many labels."""
+    if config.train.solve_head_first and len(train.labels) >= MANY_LABELS:
         raise ConfigError(
             f"train.solve_head_first: L-BFGS keeps twenty copies of the head, too many for "
             f"{len(train.labels)} labels; below {MANY_LABELS} it is possible"
         )
-    return wanted
 
 
 def model_of(checkpoint: Checkpoint, device: torch.device, file: Path) -> Tagger:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +34,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from mlfinetune.config import MAX_IMAGE_SIZE
-from mlfinetune.errors import CheckpointError, TrainingError
+from mlfinetune.errors import CheckpointError, TrainingError, finite
 from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
 from mlfinetune.rundir import write_atomic, writing_bytes
 
@@ -193,21 +193,21 @@ def _transform(about: dict[str, Any]) -> TransformSpec:
     _require(spec.resize, "resize", spec.resize in ("squash", "crop", "pad"))
     for name, length in {"mean": 3, "std": 3, "crop_scale": 2}.items():
         value = getattr(spec, name)
-        _require(value, name, len(value) == length and all(0 <= _real(x) <= 1 for x in value))
+        _require(value, name, len(value) == length and all(0 <= finite(x) <= 1 for x in value))
     _require(spec.std, "std", min(spec.std) > 0)
     for name in ("horizontal_flip", "color_jitter"):
-        _require(getattr(spec, name), name, 0 <= _real(getattr(spec, name)) <= 1)
+        _require(getattr(spec, name), name, 0 <= finite(getattr(spec, name)) <= 1)
     return spec
 
 
 def _decision(about: dict[str, Any], labels: int) -> Decision:
     """Raises ValueError where it is not of so many labels, or none that scores lead to."""
-    lists = {k: tuple(map(_real, about[k])) for k in ("thresholds", "slope", "intercept")}
+    lists = {k: tuple(map(finite, about[k])) for k in ("thresholds", "slope", "intercept")}
     if any(len(values) != labels for values in lists.values()):
         raise ValueError("the decision is not of these labels")
     thresholds = lists["thresholds"]
     _require(thresholds, "thresholds", min(thresholds) >= 0 and max(thresholds) <= 1)
-    low, high = map(_real, about["review"] or (0, 0))
+    low, high = map(finite, about["review"] or (0, 0))
     _require(about["review"], "review", 0 <= low <= high <= 1)
     for name in ("how", "calibration"):
         _require(about[name], name, isinstance(about[name], str))
@@ -236,13 +236,6 @@ def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         for key, value in items:
             yield from _tensors(value, f"{name}.{key}" if name else str(key))
-
-
-def _real(value: object) -> float:
-    """Raises ValueError where it is no finite number."""
-    if type(value) not in (int, float) or not math.isfinite(number := float(cast(float, value))):
-        raise ValueError(f"{shown(value)} is no finite number")
-    return number
 
 
 def _require(value: object, name: str, right: bool) -> None:

@@ -13,8 +13,11 @@ Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches
 once and exits with 2; any other exception is a bug and keeps its traceback.
 """
 
+import math
+import reprlib
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import cast
 
 SHOWN = 10
 
@@ -75,6 +78,13 @@ def listing(faults: Sequence[str], total: int | None = None) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 label`, `2 labels`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def finite(value: object) -> float:
+    """The number that a file says; raises ValueError where it is none, or not finite."""
+    if type(value) not in (int, float) or not math.isfinite(number := float(cast(float, value))):
+        raise ValueError(f"{reprlib.repr(value)} is no finite number")
+    return number
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -8,19 +8,18 @@ placeholders. No model is needed.
 
 import csv
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from mlfinetune import report, rundir, tables
 from mlfinetune.config import DataConfig
 from mlfinetune.data.images import thumbnail
-from mlfinetune.errors import CheckpointError
+from mlfinetune.errors import CheckpointError, finite
 from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.measure import measure
 from mlfinetune.runlog import RunLog
@@ -85,7 +84,7 @@ def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _intervals(found: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Name -> the ends of its interval, where it has one."""
-    ends = {name: tuple(map(_real, pair)) for name, pair in found.items() if pair}
+    ends = {name: tuple(map(finite, pair)) for name, pair in found.items() if pair}
     return {name: (low, high) for name, (low, high) in ends.items()}
 
 
@@ -97,8 +96,8 @@ def _curves(about: Mapping[str, Any]) -> tuple[report.Calibration, ...]:
     return tuple(
         report.Calibration(
             name,
-            tuple(report.Bin(_real(p), _real(o), int(n)) for p, o, n in each["reliability"]),
-            each["ECE"] if each["ECE"] is None else _real(each["ECE"]),
+            tuple(report.Bin(finite(p), finite(o), int(n)) for p, o, n in each["reliability"]),
+            each["ECE"] if each["ECE"] is None else finite(each["ECE"]),
         )
         for name, each in found.items()
     )
@@ -161,13 +160,6 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{shown(odd[0])} is no number")
     numbers = {key: None if x is None else float(x) for key, x in found.items()}
     return {**numbers, "epoch": int(found["epoch"])}
-
-
-def _real(value: object) -> float:
-    """Raises ValueError where it is no finite number."""
-    if type(value) not in (int, float) or not math.isfinite(number := float(cast(float, value))):
-        raise ValueError(f"{shown(value)} is no finite number")
-    return number
 
 
 def _number(value: float | None) -> str:

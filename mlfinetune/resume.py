@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mlfinetune import assemble, checkpoint, rundir
+from mlfinetune import assemble, checkpoint, rundir, runtime
 from mlfinetune.config import Config
 from mlfinetune.data.manifest import Splits
 from mlfinetune.epochs import Outcome, Parts, Pause
@@ -90,12 +90,9 @@ def load(run: Path, log: RunLog) -> Standing | None:
         CheckpointError: there is one, or two, and none is whole.
     """
     fault: CheckpointError | None = None
-    for name in (rundir.STATE, rundir.PREVIOUS_STATE):
-        if not (run / name).is_file():
-            continue
+    for path in rundir.states(run):
         try:
-            content = checkpoint.load_state(run / name)
-            return _standing(content, run / name)
+            return _standing(checkpoint.load_state(path), path)
         except CheckpointError as error:
             log.say(f"warning: {error}; looking for the state before it")
             fault = error
@@ -107,12 +104,24 @@ def load(run: Path, log: RunLog) -> Standing | None:
 
 
 def is_of(run: Path, config: Config, splits: Splits) -> bool:
-    """Is the last state of a run directory one of these settings and data, and whole?"""
-    try:
-        made: Any = checkpoint.load_state(run / rundir.STATE)["made_of"]
-    except (CheckpointError, KeyError):
-        return False
-    return not list(_changes(made, made_of(config, splits)))
+    """Is the last good state of a run directory one of these settings and data?"""
+    for path in rundir.states(run):
+        try:
+            standing = _standing(checkpoint.load_state(path), path)
+        except CheckpointError:
+            continue  # `load` will say so
+        return not list(_changes(standing, config, splits))
+    return False
+
+
+def require_same(standing: Standing, config: Config, splits: Splits) -> None:
+    """Raise a ConfigError that says in what settings or data are not those of the state."""
+    if changed := list(_changes(standing, config, splits)):
+        raise ConfigError(
+            f"the run was made with other settings or data:\n{listing(changed)}\n"
+            f"go on with the former, or with --allow-changed if that is meant; without --resume a "
+            f"new run begins"
+        )
 
 
 def other_arithmetic(standing: Standing, parts: Parts) -> Iterator[str]:
@@ -121,23 +130,13 @@ def other_arithmetic(standing: Standing, parts: Parts) -> Iterator[str]:
     yield from (f"{k} {before.get(k)} before, {now[k]} now" for k in now if before.get(k) != now[k])
 
 
-def restore(
-    standing: Standing, parts: Parts, optimizer: torch.optim.Optimizer, allow_changed: bool
-) -> None:
+def restore(standing: Standing, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
     """Put the state back into what was built anew.
 
     Raises:
-        ConfigError: config or data are not those of the run, and `allow_changed` is not set.
-        CheckpointError: it does not fit, whatever is allowed.
+        CheckpointError: it does not fit.
     """
     content = standing.content
-    changed = list(_changes(content["made_of"], made_of(parts.config, parts.splits)))
-    if changed and not allow_changed:
-        raise ConfigError(
-            f"the run was made with other settings or data:\n{listing(changed)}\n"
-            f"go on with the former, or with --allow-changed if that is meant; without --resume a "
-            f"new run begins"
-        )
     groups = [
         {k: v for k, v in one.items() if k not in ("params", "lr")}
         for one in optimizer.param_groups
@@ -177,9 +176,9 @@ class Keeper:
         self.pause = Pause(self._due, self.keep)
         self._saved = time.monotonic()
 
-    def go_on(self, standing: Standing, allow_changed: bool) -> None:
+    def go_on(self, standing: Standing) -> None:
         """From there; raises as `restore`."""
-        restore(standing, self._parts, self.optimizer, allow_changed)
+        restore(standing, self._parts, self.optimizer)
         self.at, self.best = standing.at, standing.best
 
     def keep(self, at: Position) -> None:
@@ -222,9 +221,10 @@ def _history(parts: Parts) -> str:
 
 
 def _arithmetic(parts: Parts) -> dict[str, str]:
-    """What rounds."""
-    dtype = str(parts.dtype).removeprefix("torch.")
-    return {"device": parts.device.type, "precision": dtype, "torch": str(torch.__version__)}
+    """What rounds; the precision is the backbone's, of kept features too."""
+    dtype, _ = runtime.choose_precision(parts.config.train.precision, parts.device)
+    precision = str(dtype).removeprefix("torch.")
+    return {"device": parts.device.type, "precision": precision, "torch": str(torch.__version__)}
 
 
 def _standing(content: Mapping[str, Any], path: Path) -> Standing:
@@ -238,7 +238,8 @@ def _standing(content: Mapping[str, Any], path: Path) -> Standing:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _changes(standing: Standing, config: Config, splits: Splits) -> Iterator[str]:
+    before, now = standing.content["made_of"], made_of(config, splits)
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             if key.endswith(" data"):

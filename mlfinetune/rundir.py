@@ -74,9 +74,14 @@ def begun(wanted: Path) -> Path | None:
     return max(found, key=_last_written, default=None)
 
 
+def states(run: Path) -> list[Path]:
+    """The states that there are to go on from, the newest first."""
+    return [run / name for name in (STATE, PREVIOUS_STATE) if (run / name).is_file()]
+
+
 def unfinished(run: Path) -> bool:
     """Has it stopped before its end, with a state to go on from, and does nobody write to it?"""
-    if (run / METRICS).is_file() or not (run / STATE).is_file():
+    if (run / METRICS).is_file() or not states(run):
         return False
     try:
         with locked(run):
@@ -105,8 +110,9 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's not a child's too
         except (BlockingIOError, PermissionError) as error:
+            holder = os.read(file, 20).decode(errors="replace").strip() or "?"
             raise CheckpointError(
-                f"{shown(run)} is being written by process {os.read(file, 20).decode().strip()}; "
+                f"{shown(run)} is being written by process {holder}; "
                 f"wait for it or stop it, or choose another run directory with --output"
             ) from error
         with contextlib.suppress(OSError):  # on a full disk the lock holds without a name

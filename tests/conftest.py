@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NoReturn
 
 import demo_data
 import pytest
@@ -110,6 +111,18 @@ def promise(record_property: Callable[[str, object], None]) -> Promise:
         assert not failures, f"{name}: {len(failures)} of {trials} trials failed: {failures}"
 
     return check
+
+
+def lacking(
+    what: str, required: bool = os.environ.get("MLFINETUNE_TOOLS") == "required"
+) -> NoReturn:
+    """This machine lacks what a test needs: it is skipped, and says so, or fails where required.
+
+    `make test-faults` asks for every trial, so that there nothing may be lacking.
+    """
+    if required or FULL:
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 def prepare(folder: Path, count: int = 24) -> Path:

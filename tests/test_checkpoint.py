@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from altered import accepted, flipped
 from conftest import Promise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -152,34 +153,13 @@ def test_a_header_of_any_length_loads(tmp_path: Path, length: int) -> None:
 # ---- damage -----------------------------------------------------------------------------
 
 
-def accepted(path: Path, contents: Iterator[bytes]) -> list[int]:
-    """Which of the contents load, or are refused without the file's name."""
-    wrong = []
-    for at, changed in enumerate(contents):
-        path.write_bytes(changed)
-        try:
-            load(path)
-            wrong.append(at)
-        except CheckpointError as error:
-            if str(path) not in str(error):
-                wrong.append(at)
-    return wrong
-
-
-def flipped(whole: bytes, bit: int) -> bytes:
-    """The bytes with one bit turned."""
-    changed = bytearray(whole)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
 @pytest.mark.faults
 def test_no_flipped_bit_is_accepted(file: Path, promise: Promise) -> None:
     """1,000 random bits, anywhere in the file."""
     whole = file.read_bytes()
     bits = random.Random(0).sample(range(8 * len(whole)), 1000)
-    assert accepted(file, iter([whole])) == [0]
-    promise("P4", len(bits), accepted(file, (flipped(whole, bit) for bit in bits)))
+    assert accepted(load, file, iter([whole])) == [0]
+    promise("P4", len(bits), accepted(load, file, (flipped(whole, bit) for bit in bits)))
 
 
 @pytest.mark.faults
@@ -188,7 +168,7 @@ def test_no_flipped_bit_of_length_or_digest_is_accepted(file: Path, promise: Pro
     whole = file.read_bytes()
     start = whole.index(b"sha256")
     bits = [*range(8 * 8), *range(8 * (start - 10), 8 * (start + 80))]
-    promise("P4", len(bits), accepted(file, (flipped(whole, bit) for bit in bits)))
+    promise("P4", len(bits), accepted(load, file, (flipped(whole, bit) for bit in bits)))
 
 
 @pytest.mark.faults
@@ -196,7 +176,7 @@ def test_no_flipped_bit_of_the_header_is_accepted(file: Path, promise: Promise) 
     """1,000 random bits of the labels, the config, the names and places of the tensors."""
     whole = file.read_bytes()
     bits = random.Random(1).sample(range(8 * (8 + header(file))), 1000)
-    promise("P4", len(bits), accepted(file, (flipped(whole, bit) for bit in bits)))
+    promise("P4", len(bits), accepted(load, file, (flipped(whole, bit) for bit in bits)))
 
 
 @pytest.mark.faults
@@ -206,7 +186,7 @@ def test_no_truncated_file_is_accepted(file: Path, promise: Promise) -> None:
     lengths = [0, 1, 7, 8, 9, len(whole) - 1]
     lengths += random.Random(2).sample(range(10, len(whole) - 1), 194)
     changed = [*(whole[:n] for n in lengths), whole + b"\0", whole + whole, b"\0" + whole]
-    promise("P4", len(changed), accepted(file, iter(changed)))
+    promise("P4", len(changed), accepted(load, file, iter(changed)))
 
 
 def test_damage_is_called_damage(file: Path) -> None:

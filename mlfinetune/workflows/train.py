@@ -115,36 +115,55 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
         log.say(note)
     begun = _begun(order, splits, log)
     config = _settled(order.config, splits, begun)
+    assemble.require_solvable(config, splits.train)
     parts = _assemble(config, splits, order.device_name, log)
-    first = assemble.solves_first(config, splits.train)
     run = begun or rundir.claim(order.config.output or rundir.RUNS)
     parts = replace(parts, config=parts.config.model_copy(update={"output": run}))
-    content = parts.config.model_dump(mode="json")
-    with (
-        rundir.locked(run),
-        runtime.device_faults(),
-        trackers.opened(config.train.trackers, run, content) as write,
-    ):
-        standing = resume.load(run, log) if begun else None
-        _open_run(parts, run, standing, log)
-        log.also_to(write)
-        start = None
-        if assemble.features_once(config):
-            parts = _on_features(parts, order.kept, log)
-        elif first and standing is None:
-            start = _solved_first(parts, order.kept, log)
-        with assemble.image_copies(config, splits.train, parts.spec, order.images, log) as copies:
-            if copies is not None:
-                assert isinstance(parts.train, Loader)
-                parts.train.read_copies(copies)
-            best = _best(parts, start, standing, order, log)
-        verdict = _results(parts, best, run, log)
+    with rundir.locked(run), runtime.device_faults():
+        standing = None if begun is None else _standing(begun, parts, order, log)
+        best, verdict = _run(parts, standing, order, log)
         (run / rundir.PREVIOUS_STATE).unlink(missing_ok=True)
     peak = runtime.peak_memory(parts.device) / 2**30
     log.say(
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
     return Trained(run, verdict)
+
+
+def _run(
+    parts: Parts, standing: resume.Standing | None, order: _Order, log: RunLog
+) -> tuple[Outcome, Verdict]:
+    """The best outcome of a run whose directory is ours, and what it is worth."""
+    config, run = parts.config, parts.config.output
+    assert run is not None
+    with trackers.opened(config.train.trackers, run, config.model_dump(mode="json")) as write:
+        _open_run(parts, run, standing, log)
+        log.also_to(write)
+        start = None
+        if assemble.features_once(config):
+            parts = _on_features(parts, order.kept, log)
+        elif config.train.solve_head_first and standing is None:
+            start = _solved_first(parts, order.kept, log)
+        images, train = order.images, parts.splits.train
+        with assemble.image_copies(config, train, parts.spec, images, log) as copies:
+            if copies is not None:
+                assert isinstance(parts.train, Loader)
+                parts.train.read_copies(copies)
+            best = _best(parts, start, standing, order, log)
+        return best, _results(parts, best, run, log)
+
+
+def _standing(run: Path, parts: Parts, order: _Order, log: RunLog) -> resume.Standing | None:
+    """Where a run stands that was begun; None: no state was saved.
+
+    Raises:
+        ConfigError: of other settings or data, where that is not allowed.
+        CheckpointError: no state is whole.
+    """
+    standing = resume.load(run, log)
+    if standing is not None and not (order.resume and order.resume.allow_changed):
+        resume.require_same(standing, parts.config, parts.splits)
+    return standing
 
 
 def _begun(order: _Order, splits: Splits, log: RunLog) -> Path | None:
@@ -203,7 +222,7 @@ def _open_run(parts: Parts, run: Path, standing: resume.Standing | None, log: Ru
 
 def _saved(run: Path | None) -> str:
     """What there is to go on from, in words."""
-    if run is None or not (run / rundir.STATE).is_file():
+    if run is None or not rundir.states(run):
         return "nothing saved yet"
     command = f"mlfinetune train {shlex.quote(rundir.shown(run / rundir.CONFIG))} --resume"
     return f"all saved; go on with\n  {command}"
@@ -224,7 +243,7 @@ def _best(
         optimizer = assemble.optimizer(parts.config, parts.tagger)
         keeper = resume.Keeper(run, parts, optimizer, order.signals)
         if standing is not None:
-            keeper.go_on(standing, order.resume is not None and order.resume.allow_changed)
+            keeper.go_on(standing)
         elif start is not None:
             _save(parts, start, run, is_best=True)
             keeper.best = start

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def saved(folder: Path) -> Iterator[str]:
     alpha = Image.fromarray(np.dstack([drawn(), drawn()[..., :1] + 10]))
     exif = Image.Exif()
     exif[0x0112] = 6
-    kinds: dict[str, tuple[Image.Image, dict[str, object]]] = {
+    kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "rgb.png": (rgb, {}),
         "grey.png": (grey, {}),
         "bits.png": (rgb.convert("1"), {}),
@@ -174,7 +175,7 @@ def saved(folder: Path) -> Iterator[str]:
         "frames.mpo": (rgb, {"save_all": True, "append_images": [grey]}),
     }
     for name, (image, options) in kinds.items():
-        image.save(folder / name, **options)  # type: ignore[arg-type]
+        image.save(folder / name, **options)
         yield name
 
 
@@ -219,9 +220,9 @@ def seen(trained: Path, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     loaded = checkpoint.load(trained / "runs/pets/best.safetensors")
     targets = Targets.pack([np.ones((1, len(loaded.labels)), np.int8)], len(loaded.labels))
     manifest = Manifest(path.parent, (path.name,), targets, loaded.labels)
-    options = {"batch_size": 1, "workers": 0, "pin_memory": False}
-    loader = Loader(manifest, loaded.transform, train_seed=None, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"batch_size": 1, "workers": 0, "pin_memory": False}
+    loader = Loader(manifest, loaded.transform, train_seed=None, **options)
     (batch,) = loader.epoch()
-    ((_, streamed),) = stream([str(path)], loaded.transform, **options)  # type: ignore[arg-type]
+    ((_, streamed),) = stream([str(path)], loaded.transform, **options)
     assert not batch.failures
     return batch.images, streamed.images

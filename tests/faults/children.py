@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from faults import tiny  # noqa: F401  # registers its network, before the tagger asks for names
+from faults import tiny
 from faults.traced import Death, Trace
 from mlfinetune.cli import main
 
@@ -38,7 +38,7 @@ def prepare_server() -> None:
         patch.setenv("OMP_NUM_THREADS", "1")
         CONTEXT.set_forkserver_preload(
             [
-                "faults.tiny",
+                tiny.__name__,  # before the tagger: it registers its network
                 "faults.children",
                 *(f"mlfinetune.workflows.{name}" for name in WORKFLOWS),
             ]

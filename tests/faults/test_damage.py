@@ -2,17 +2,16 @@
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from altered import accepted, flipped
 from conftest import Promise
 
 from faults.children import Death
 from faults.conftest import Ground, last_weights, same
 from mlfinetune import checkpoint, rundir
-from mlfinetune.errors import CheckpointError
 
 pytestmark = pytest.mark.faults
 
@@ -26,34 +25,17 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "resume.pt"
 
 
-def accepted(path: Path, contents: Iterator[bytes]) -> list[int]:
-    """Which of the contents load, or are refused without the file's name."""
-    wrong = []
-    for at, changed in enumerate(contents):
-        path.write_bytes(changed)
-        try:
-            checkpoint.load_state(path)
-            wrong.append(at)
-        except CheckpointError as error:
-            if str(path) not in str(error):
-                wrong.append(at)
-    return wrong
-
-
-def flipped(whole: bytes, bit: int) -> bytes:
-    """The bytes with one bit turned."""
-    changed = bytearray(whole)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
-
-
 def test_no_flipped_bit_of_a_state_is_accepted(state: Path, promise: Promise) -> None:
     """1,000 bits: all of the first line's, and others anywhere in the file."""
     whole = state.read_bytes()
     head = 8 * (whole.index(b"\n") + 1)
     bits = [*range(head), *random.Random(0).sample(range(head, 8 * len(whole)), 1000 - head)]
-    assert accepted(state, iter([whole])) == [0]
-    promise("P4", len(bits), accepted(state, (flipped(whole, bit) for bit in bits)))
+    assert accepted(checkpoint.load_state, state, iter([whole])) == [0]
+    promise(
+        "P4",
+        len(bits),
+        accepted(checkpoint.load_state, state, (flipped(whole, bit) for bit in bits)),
+    )
 
 
 def test_no_truncated_state_is_accepted(state: Path, promise: Promise) -> None:
@@ -62,7 +44,7 @@ def test_no_truncated_state_is_accepted(state: Path, promise: Promise) -> None:
     lengths = [0, 1, 84, 85, len(whole) - 1]
     lengths += random.Random(1).sample(range(2, len(whole) - 1), 195)
     changed = [*(whole[:length] for length in lengths), whole + b"\0", b"\0" + whole, whole * 2]
-    promise("P4", len(changed), accepted(state, iter(changed)))
+    promise("P4", len(changed), accepted(checkpoint.load_state, state, iter(changed)))
 
 
 @pytest.fixture(scope="module")

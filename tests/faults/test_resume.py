@@ -138,14 +138,19 @@ def halfway(runs: Runs) -> Callable[[str], Path]:
 def test_changed_settings_are_refused_with_the_difference(
     runs: Runs, halfway: Callable[[str], Path], override: str, said: str
 ) -> None:
-    """And what to do; the state is not touched."""
+    """And what to do; nothing of the run is touched."""
     name = "changed-" + override.partition("=")[0]
-    before = (halfway(name) / rundir.STATE).read_bytes()
+    before = content(halfway(name))
     with pytest.raises(ConfigError) as caught:
         runs.go(name, override, resume=Going())
     assert f"  {said}\n" in str(caught.value)
     assert "--allow-changed" in str(caught.value)
-    assert (runs.folder / name / rundir.STATE).read_bytes() == before
+    assert content(runs.folder / name) == before
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """Of all files but the lock."""
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.name != rundir.LOCK}
 
 
 def test_changed_settings_can_be_meant(runs: Runs, halfway: Callable[[str], Path]) -> None:
@@ -231,6 +236,16 @@ def test_a_solved_head_is_solved_for_again(runs: Runs, monkeypatch: pytest.Monke
     assert done.name == "solved"
     loaded = [checkpoint.load(run / rundir.BEST) for run in (wanted, done)]
     assert not [*differences(loaded[0].weights, loaded[1].weights)]
+
+
+def test_the_precision_of_kept_features_is_no_other_arithmetic(runs: Runs) -> None:
+    """The head trains in float32, whatever its features were computed in."""
+    settings = (*FROZEN, "train.precision=bfloat16")
+    runs.stop("kept", *settings, step=4)
+    log = io.StringIO()
+    runs.go("kept", *settings, log=log)
+    assert "goes on with epoch 2" in log.getvalue()
+    assert "warning" not in log.getvalue()
 
 
 def test_early_stopping_counts_on(runs: Runs) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import demo_data
 import pytest
-from conftest import Promise
+from conftest import Promise, lacking
 from hostile import ASK, HOSTILE, XSS
 from report_evidence import plausible
 from selenium import webdriver
@@ -42,10 +42,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
     """One session for the module, with its own profile; nothing is downloaded for it."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
-        reason = "no chromium and chromedriver on PATH: apt-get install chromium chromium-driver"
-        if os.environ.get("MLFINETUNE_BROWSER") == "required":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        lacking("no chromium and chromedriver on PATH: apt-get install chromium chromium-driver")
     os.environ["SE_OFFLINE"] = "true"
     options = webdriver.ChromeOptions()
     options.binary_location = program
