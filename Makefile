@@ -108,7 +108,7 @@ endif
 # large head; at the end every stage of a run, with the batch size that fits.
 gpu-check:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check needs a CUDA device; torch sees none')"
-	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/test_runtime.py tests/loss \
+	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/test_machine.py tests/distributed tests/loss \
 		tests/faults/test_resume.py
 	$(PYTHON) benchmarks/train_step.py --device cuda --batch 256 --steps 20
 	$(PYTHON) benchmarks/decode.py

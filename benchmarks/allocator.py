@@ -20,7 +20,7 @@ def worker(tuned: bool, frozen: bool) -> None:
     """Print the images a second of a few steps after a warm-up."""
     import torch
 
-    from mlfinetune import runtime
+    from mlfinetune import machine
     from mlfinetune.fit import Settings, train_step
     from mlfinetune.loss import build_loss
     from mlfinetune.model import Tagger
@@ -28,9 +28,9 @@ def worker(tuned: bool, frozen: bool) -> None:
     from mlfinetune.records import Batch
 
     if tuned:
-        runtime.keep_freed_memory()
+        machine.keep_freed_memory()
     device = torch.device("cpu")
-    dtype, _ = runtime.choose_precision("auto", device)
+    dtype, _ = machine.choose_precision("auto", device)
     tagger = Tagger("resnet50", 64, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=frozen)
     tagger.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(tagger.parameter_groups(1e-4, 1e-3, 0.01), "adamw", 0.9)

@@ -18,7 +18,7 @@ from statistics import median
 import demo_data
 import torch
 
-from mlfinetune import assemble, config, examples, runtime, tune
+from mlfinetune import assemble, config, examples, machine, tune
 from mlfinetune.records import Manifest
 
 WARM = 3
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
-    runtime.keep_freed_memory()
-    dtype, _ = runtime.choose_precision("auto", CPU)
+    machine.keep_freed_memory()
+    dtype, _ = machine.choose_precision("auto", CPU)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         demo_data.write(Path(folder), count=200, size=480)
@@ -69,7 +69,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    cores = runtime.available_cores()
+    cores = machine.available_cores()
     RESULTS.write_text(json.dumps({"cores": cores, "images_per_s": rows}, indent=2) + "\n")
 
 

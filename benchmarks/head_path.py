@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mlfinetune import assemble, examples, frozen, runtime
+from mlfinetune import assemble, examples, frozen, machine
 from mlfinetune.config import load
 from mlfinetune.data import cache
 from mlfinetune.metrics.measure import measure
@@ -34,13 +34,13 @@ def main() -> None:
     asked = parser.parse_args()
     data = [f"data.{key}={getattr(asked, key)}" for key in ("train", "val", "images")]
     config, log = load(CONFIG, [*data, f"model.weights={asked.weights}"]), RunLog()
-    device = runtime.prepare("cpu")
-    dtype, _ = runtime.choose_precision("auto", device)
+    device = machine.prepare("cpu")
+    dtype, _ = machine.choose_precision("auto", device)
     splits, spec = examples.splits(config, log), assemble.transform_spec(config)
     tagger = assemble.model(config, splits.train, spec, device)
     maker = frozen.embedder(config, tagger, spec, device, dtype, workers=1)
     store = frozen.open_store(cache.folder("features"), tagger, spec, "resnet50", maker)
-    room = runtime.spare_memory(device) // 2
+    room = machine.spare_memory(device) // 2
     train, val = frozen.loaders(config, splits, maker, store, device, room, log)
     loss, _ = assemble.loss(config, splits.train, device)
     solver = Solver(tagger.head, train.sweep, loss)

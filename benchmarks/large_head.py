@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mlfinetune import model, runtime
+from mlfinetune import machine, model
 from mlfinetune.loss import sigmoid_cross_entropy
 from mlfinetune.optim import build_optimizer
 
@@ -32,7 +32,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 def worker(kind: str, chunk: int, batch: int, optimizer_name: str) -> None:
     """Print seconds a step and MiB beyond what stays."""
-    runtime.prepare(DEVICE)
+    machine.prepare(DEVICE)
     model.CHUNK = chunk
     torch.manual_seed(0)
     with torch.device(DEVICE):

@@ -3,7 +3,7 @@
 python benchmarks/loss_speed.py  ->  benchmarks/results/loss_speed_DEVICE.json
 
 Takes the GPU where there is one. On a CPU each setting (threads, allocator) has a process of its
-own; `tuned` is what `mlfinetune train` asks of glibc (`runtime.keep_freed_memory`). Within a round
+own; `tuned` is what `mlfinetune train` asks of glibc (`machine.keep_freed_memory`). Within a round
 every contender takes its turn; the median of the rounds counts. The copy moves as many bytes as the
 loss has to: logits and targets read, the gradient written.
 """
@@ -28,7 +28,7 @@ from torch.nn.functional import (
     multilabel_soft_margin_loss,
 )
 
-from mlfinetune import runtime
+from mlfinetune import machine
 from mlfinetune.loss import asymmetric_loss, sigmoid_cross_entropy
 from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
 
@@ -156,7 +156,7 @@ def worker(threads: int, tuned: bool) -> None:
     if not GPU:
         torch.set_num_threads(threads)
         if tuned:
-            runtime.keep_freed_memory()
+            machine.keep_freed_memory()
     result = {}
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:

@@ -3,7 +3,7 @@
 python benchmarks/predict_cpu.py  ->  benchmarks/results/predict_cpu.json
 
 eager float32: torchvision's network, NCHW, glibc's allocator as it comes. All others run with the
-allocator as the package sets it (`runtime.keep_freed_memory`), channels_last: autocast, the same
+allocator as the package sets it (`machine.keep_freed_memory`), channels_last: autocast, the same
 network under bfloat16 autocast; folded, BatchNorm in the convolutions, plain operators; packed,
 fused operators and weights laid out for them, in both types. The two allocators need a process
 each; the two processes take turns, batch by batch, and never run at once. On one core the rates
@@ -28,7 +28,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mlfinetune import runtime
+from mlfinetune import machine
 from mlfinetune.packed import Packed, pack
 
 BATCHES, BATCHES_ALL_CORES, ROUNDS, SIDE = (1, 8, 16, 32), (1, 8, 16), 5, 224
@@ -96,7 +96,7 @@ def difference(net: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
 def worker(process: str) -> None:
     """Answer every line `batch cores` on stdin with the seconds of every variant, as JSON."""
     if process == "kept":
-        runtime.keep_freed_memory()
+        machine.keep_freed_memory()
         runs, about = variants()
     else:
         runs, about = {EAGER: backbone()}, {}
@@ -181,8 +181,8 @@ def main() -> None:
         for process in PROCESSES
     ]
     about = {name: value for process in workers for name, value in ask(process).items()}
-    cores = runtime.available_cores()
-    fast = sorted(runtime.cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    cores = machine.available_cores()
+    fast = sorted(machine.cpu_flags() & {"amx_bf16", "avx512_bf16"})
     result = {
         "unit": "images/s",
         "rounds": ROUNDS,

@@ -8,36 +8,33 @@ The caller says, saves and chooses, between steps too. Each outcome is a line of
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune import assemble
-from mlfinetune.config import Config
 from mlfinetune.data.features import FeatureLoader
-from mlfinetune.data.loader import Loader
-from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import TrainingError, counted
-from mlfinetune.fit import fit
-from mlfinetune.loss import Loss
+from mlfinetune.fit import Settings, fit
 from mlfinetune.metrics.measure import measure
 from mlfinetune.model import Tagger
+from mlfinetune.parts import Parts
 from mlfinetune.records import (
     Batch,
-    MetricTable,
     Position,
     ScoreTable,
     StepRecord,
-    TransformSpec,
 )
 from mlfinetune.runlog import RunLog, clock
-from mlfinetune.score import score
+from mlfinetune.runtime import World
+from mlfinetune.score import scored, tabulate
 from mlfinetune.solve import STRENGTHS, Solver
 
+Averages = dict[str, float | None]
+"""Metric -> its average over labels or images."""
 SKIPPED = 10
 """Steps in a row that are not finite, after which training stops whatever is configured."""
 PATIENCE = 2
@@ -45,41 +42,11 @@ PATIENCE = 2
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of; `net` is what trains on the batches: the tagger, or its head.
-
-    `average`: its running mean, which is then what is validated and saved.
-    """
-
-    config: Config
-    splits: Splits
-    spec: TransformSpec
-    tagger: Tagger
-    net: nn.Module
-    loss: Loss
-    train: Loader | FeatureLoader
-    val: Loader | FeatureLoader
-    device: torch.device
-    dtype: torch.dtype
-    average: AveragedModel | None = None
-
-    @property
-    def scored(self) -> nn.Module:
-        """What is validated on the batches."""
-        return self.net if self.average is None else self.average.module
-
-    @property
-    def saved(self) -> Tagger:
-        """The whole tagger of what is validated."""
-        scored = self.scored
-        if scored is self.net:
-            return self.tagger
-        return scored if isinstance(scored, Tagger) else self.tagger.with_head(scored)
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """One epoch's outcome, or one solution's; `number` counts from 1, `name` is for people."""
+    """One epoch's outcome, or one solution's; `number` counts from 1, `name` is for people.
+
+    `scores`: what process 0 has validated; None elsewhere, and of an epoch before a run went on.
+    """
 
     number: int
     name: str
@@ -99,17 +66,12 @@ class Pause:
     """When the state between two steps is wanted, and who takes it.
 
     Attributes:
-        due: asked after every step and every batch of validation; costs next to nothing.
-        keep: given the position whenever it is due; may raise, to stop.
+        due: asked at every step and every batch of validation; costs next to nothing.
+        keep: given the position whenever it is due in any process; may raise, to stop.
     """
 
     due: Callable[[], bool]
     keep: Callable[[Position], None]
-
-    def poll(self, at: Position) -> None:
-        """Between two steps."""
-        if self.due():
-            self.keep(at)
 
 
 def epochs(
@@ -118,14 +80,15 @@ def epochs(
     """Train from a position on; an outcome an epoch."""
     config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
     steps = parts.train.steps
+    net, settings = _shared(parts)
     records = fit(
-        parts.net,
+        net,
         _batches(parts, at, epochs),
         steps,
         parts.loss,
         optimizer,
         assemble.schedule(config, steps),
-        assemble.settings(config, parts.device, parts.dtype),
+        settings,
         lambda index: str(splits.train.path(index)),
         average=parts.average,
         start=at.step,
@@ -142,15 +105,28 @@ def epochs(
                 if record.skipped:
                     _skipped(record, at, steps, log)
                 bar.update(record.images, f"loss {record.loss:.4f}")
-                if record.settled:
-                    pause.poll(at)
-        table, scores = validate(parts, log, partial(pause.poll, at))
+                if record.settled and record.paused:
+                    pause.keep(at)
+        averages, scores = validate(parts, log, partial(_poll, parts.world, pause, at))
         left = (time.monotonic() - started) / (number - first) * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {clock(left)} left"
         mean_loss = at.loss_sum / at.images
-        _history(log, number, at, mean_loss, bar.rate, table)
+        _history(log, number, at, mean_loss, bar.rate, averages)
         at = Position(at.step)
-        yield Outcome(number, name, table.averages["mAP"], scores, mean_loss, speed)
+        yield Outcome(number, name, averages["mAP"], scores, mean_loss, speed)
+
+
+def _shared(parts: Parts) -> tuple[nn.Module, Settings]:
+    """What trains, and how, in step with the other processes where there are some."""
+    world, settings = parts.world, assemble.settings(parts.config, parts.device, parts.dtype)
+    replica, apart = world.replica(parts.net)
+    add = world.add if world.several else None
+    return replica, replace(settings, add=add, apart=apart)
+
+
+def _poll(world: World, pause: Pause, at: Position) -> None:
+    if world.most(pause.due()):
+        pause.keep(at)
 
 
 def _batches(parts: Parts, at: Position, epochs: int) -> Iterator[Batch]:
@@ -171,13 +147,13 @@ def solutions(parts: Parts, log: RunLog) -> Iterator[Outcome]:
             here: Outcome | None = None
             for record in solver.path(l2):
                 number += 1
-                table, scores = validate(parts, log)
+                averages, scores = validate(parts, log)
                 if not parts.config.train.solve_head_first:  # then epochs are the history
                     at = Position().after(record)
-                    _history(log, number, at, record.loss, bar.rate, table)
+                    _history(log, number, at, record.loss, bar.rate, averages)
                 name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
                 speed = f"{record.step + 1} passes"
-                now = Outcome(number, name, table.averages["mAP"], scores, record.loss, speed)
+                now = Outcome(number, name, averages["mAP"], scores, record.loss, speed)
                 yield now
                 if here is not None and not now.beats(here):
                     break
@@ -192,24 +168,40 @@ def solutions(parts: Parts, log: RunLog) -> Iterator[Outcome]:
 
 def validate(
     parts: Parts, log: RunLog, poll: Callable[[], None] = lambda: None
-) -> tuple[MetricTable, ScoreTable]:
-    """Score the validation data with what the parts hold now; `poll` is called at every batch."""
+) -> tuple[Averages, ScoreTable | None]:
+    """Score the validation data with what the parts hold now; `poll` is called at every batch.
+
+    Returns:
+        The metrics' averages, and on process 0 the scores.
+    """
     net, device, dtype = parts.scored, parts.device, parts.dtype
     if isinstance(net, Tagger):
         net, _ = assemble.serving(net, parts.spec.image_size, device, dtype)
 
     def polled(batches: Iterable[Batch]) -> Iterator[Batch]:
+        left = parts.val.steps
         for batch in batches:
             poll()
+            left -= 1
             yield batch
+        for _ in range(left):  # the others have a batch more
+            poll()
 
-    with log.bar("validation", len(parts.splits.val)) as bar:
+    val = parts.splits.val
+    with log.bar("validation", len(val)) as bar:
         batches = polled(bar.over(parts.val.epoch()))
-        scores = score(net, batches, parts.splits.val, device, dtype)
-    table = measure(scores)
-    if odd := [name for name, x in table.averages.items() if x is not None and not isfinite(x)]:
-        raise TrainingError(f"{odd[0]} of the validation data is {table.averages[odd[0]]}")
-    return table, scores
+        rows = list(parts.world.merged(scored(net, batches, val.path, device, dtype)))
+    scores = tabulate(rows, val) if parts.world.main else None
+    averages = parts.world.decide(lambda: _averages(scores))
+    return averages, scores
+
+
+def _averages(scores: ScoreTable | None) -> Averages:
+    assert scores is not None
+    averages = measure(scores).averages
+    if odd := [name for name, x in averages.items() if x is not None and not isfinite(x)]:
+        raise TrainingError(f"{odd[0]} of the validation data is {averages[odd[0]]}")
+    return averages
 
 
 def _skipped(record: StepRecord, at: Position, steps: int, log: RunLog) -> None:
@@ -220,7 +212,7 @@ def _skipped(record: StepRecord, at: Position, steps: int, log: RunLog) -> None:
 
 
 def _history(
-    log: RunLog, number: int, at: Position, loss: float, rate: float, table: MetricTable
+    log: RunLog, number: int, at: Position, loss: float, rate: float, averages: Averages
 ) -> None:
     """A line of metrics.jsonl."""
     log.history(
@@ -230,6 +222,6 @@ def _history(
             "loss": loss,
             **at.last,
             "images_per_s": rate,
-            **table.averages,
+            **averages,
         }
     )

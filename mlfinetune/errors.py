@@ -7,7 +7,8 @@
     ├── WeightsError      pretrained weights: download, file, shapes
     ├── CheckpointError   a checkpoint or a run directory
     ├── DeviceError       a device that is not there
-    └── TrainingError     a loss or gradient that is not finite
+    ├── TrainingError     a loss or gradient that is not finite
+    └── LostError         another process of the run has ended
 
 Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches the family
 once and exits with 2; any other exception is a bug and keeps its traceback.
@@ -64,6 +65,15 @@ class DeviceError(MlfinetuneError):
 
 class TrainingError(MlfinetuneError):
     """Training that cannot go on."""
+
+
+class LostError(MlfinetuneError):
+    """A process of a run that several share has ended without a word."""
+
+    ENDED = (
+        "another process of this run ended without saying why: killed, or out of memory? The lines "
+        "above may tell, and its machine's log (dmesg)"
+    )
 
 
 def listing(faults: Sequence[str], total: int | None = None) -> str:

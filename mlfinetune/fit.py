@@ -8,6 +8,7 @@ of an epoch, and where the caller pauses, it is yielded at once, and no step is 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ class Settings:
         clip_grad_norm: largest gradient norm, or None.
         skip: a step whose loss or gradient is not finite is not taken, and training goes on; the
             device is waited for at every step.
+        add: sums a tensor over all processes, in place; None: there is one.
+        apart: in it, gradients are not summed over processes yet.
     """
 
     device: torch.device
@@ -35,6 +38,8 @@ class Settings:
     accumulate: int
     clip_grad_norm: float | None
     skip: bool = False
+    add: Callable[[Tensor], None] | None = None
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ class _Pending:
     lrs: tuple[float, ...]
     batch: Batch
 
-    def record(self, settled: bool, skip: bool, name_of: Callable[[int], str]) -> StepRecord:
-        loss, grad_norm = self.numbers.tolist()
-        fault = ""
+    def record(
+        self, settled: bool, skip: bool, name_of: Callable[[int], str], paused: bool = False
+    ) -> StepRecord:
+        loss, grad_norm, asked = self.numbers.tolist()
+        fault, everyone = "", self.batch.everyone
         if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
-            names = [name_of(index) for index in self.batch.indices.tolist()]
+            names = [name_of(index) for index in everyone]
             fault = (
                 f"not finite at step {self.step} of epoch {self.epoch + 1}: loss {loss:g}, "
                 f"gradient norm {grad_norm:g}; lower train.lr or train.head_lr, or look at the "
@@ -59,9 +66,18 @@ class _Pending:
             )
             if not skip:
                 raise TrainingError(fault)
-        images = len(self.batch.indices)
         rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}  # one where the head alone trains
-        return StepRecord(self.epoch, self.step, loss, grad_norm, rates, images, settled, fault)
+        return StepRecord(
+            self.epoch,
+            self.step,
+            loss,
+            grad_norm,
+            rates,
+            len(everyone),
+            settled,
+            paused or asked > 0,
+            fault,
+        )
 
 
 def fit(
@@ -91,8 +107,9 @@ def fit(
         name_of: index -> file name, for messages.
         average: a running mean of the model, which follows every step.
         start: steps that were taken before.
-        pause: asked after every step: shall its record be settled, so that what model and
-            optimizer hold when it is yielded is the state after that very step?
+        pause: asked at every step: shall a record be settled, so that what model and optimizer
+            hold when it is yielded is the state after that very step? Of several processes all
+            pause, at the step after the one at which any was asked to.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
@@ -106,15 +123,20 @@ def fit(
             model.train()
         batch.require_all(name_of)
         lrs = _set_lrs(optimizer, schedule(step))
-        numbers = train_step(model, batch, loss, optimizer, settings)
+        asked = settings.add is not None and pause()
+        numbers = train_step(model, batch, loss, optimizer, settings, asked)
         if average is not None:
             average.update_parameters(model)
+        paused = False
         if pending is not None:
-            yield pending.record(False, settings.skip, name_of)
+            record = pending.record(False, settings.skip, name_of)
+            paused = record.paused
+            yield record
         pending = _Pending(step // steps, step, numbers, lrs, batch)
         step += 1
-        if step % steps == 0 or pause():
-            yield pending.record(True, settings.skip, name_of)
+        paused = pause() if settings.add is None else paused
+        if step % steps == 0 or paused:
+            yield pending.record(True, settings.skip, name_of, paused)
             pending = None
 
 
@@ -124,34 +146,45 @@ def train_step(
     loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
     settings: Settings,
+    asked: bool = False,
 ) -> Tensor:
     """Forward, backward, clip, step; no synchronisation with the device, unless settings.skip.
 
-    The batch's mean is over its known targets, however many pieces it is computed in.
+    The batch's mean is over its known targets, however many pieces it is computed in, and
+    processes it is shared by.
+
+    Args:
+        asked: this process wants a pause.
 
     Returns:
-        (2,) float32 on the device: the batch's loss, and its gradient norm before clipping.
+        (3,) float32 on the device: the batch's loss, its gradient norm before clipping, and how
+        many of the processes that share it want a pause.
     """
     images = batch.images.to(settings.device, non_blocking=True)
     targets = batch.targets.to(settings.device, non_blocking=True)
-    known = (targets >= 0).sum().clamp(min=1)
+    known = (targets >= 0).sum()
+    if settings.add is not None:
+        settings.add(known)
+    known.clamp_(min=1)
     total = torch.zeros((), device=settings.device)
     optimizer.zero_grad(set_to_none=True)
     before = [buffer.clone() for buffer in model.buffers()] if settings.skip else []
-    pieces = min(settings.accumulate, len(images))
-    for some_images, some_targets in zip(
-        images.tensor_split(pieces), targets.tensor_split(pieces), strict=True
-    ):
-        with torch.autocast(
-            settings.device.type, settings.dtype, enabled=settings.dtype != torch.float32
-        ):
-            logits = model(some_images)
-        part = loss(logits, some_targets, divisor=known)
-        torch.autograd.backward(part)
+    count = min(settings.accumulate, len(batch.everyone))
+    pieces = zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
+    for number, (some_images, some_targets) in enumerate(pieces, 1):
+        with settings.apart() if number < count else nullcontext():
+            with torch.autocast(
+                settings.device.type, settings.dtype, enabled=settings.dtype != torch.float32
+            ):
+                logits = _look(model, some_images)
+            part = loss(logits, some_targets, divisor=known) if len(logits) else logits.sum()
+            torch.autograd.backward(part)
         total += part.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    numbers = torch.stack([total, norm.float()])
+    numbers = torch.stack([total, norm.float(), total.new_full((), asked)])
+    if settings.add is not None:
+        _join(model, numbers, len(images) / len(batch.everyone), settings.add)
     if settings.skip and not numbers.isfinite().all():
         for buffer, value in zip(model.buffers(), before, strict=True):  # BatchNorm's statistics
             buffer.copy_(value)
@@ -160,6 +193,45 @@ def train_step(
         nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad_norm, norm)
     optimizer.step()
     return numbers
+
+
+def _look(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits; of no pictures BatchNorm learns nothing."""
+    if len(images) or not _own_statistics(model):
+        logits: Tensor = model(images)
+        return logits
+    model.eval()
+    logits = model(images)
+    model.train()
+    return logits
+
+
+def _own_statistics(model: nn.Module) -> list[Tensor]:
+    """Of each BatchNorm that learns from this process's pictures alone: mean and variance."""
+    return [
+        statistic
+        for module in model.modules()
+        if type(module) is nn.BatchNorm2d and module.training  # those of all processes are no such
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+
+
+def _join(model: nn.Module, numbers: Tensor, share: float, add: Callable[[Tensor], None]) -> None:
+    """Sum loss and wishes over processes, and average BatchNorm's statistics, in place.
+
+    Each process has seen `share` of the batch; the gradient's norm is everyone's already.
+    """
+    found = _own_statistics(model)
+    norm = numbers[1].clone()
+    everything = torch.cat([numbers, *(share * statistic for statistic in found)])
+    add(everything)
+    numbers.copy_(everything[: len(numbers)])
+    numbers[1] = norm
+    start = len(numbers)
+    for statistic in found:
+        statistic.copy_(everything[start : start + len(statistic)])
+        start += len(statistic)
 
 
 def _set_lrs(optimizer: torch.optim.Optimizer, share: float) -> tuple[float, ...]:

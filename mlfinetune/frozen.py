@@ -4,7 +4,8 @@ open_store -> loaders: what is kept already, what has to be computed -> FeatureL
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,18 +20,20 @@ from mlfinetune.data.features import (
     FeatureLoader,
     Features,
     View,
+    Wanted,
     compute,
     missing,
     views,
 )
 from mlfinetune.data.jpeg import decoder
-from mlfinetune.data.loader import Loader
+from mlfinetune.data.loader import WHOLE, Loader, Share
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.store import Store, key_of
 from mlfinetune.errors import counted
 from mlfinetune.model import Tagger
 from mlfinetune.records import Batch, Manifest, TransformSpec
 from mlfinetune.runlog import RunLog
+from mlfinetune.runtime import World
 
 VERSION = 1
 """Goes up where the same weights and pictures give other features."""
@@ -40,18 +43,22 @@ def loaders(
     config: Config,
     splits: Splits,
     embedder: Embedder,
-    store: Store,
-    device: torch.device,
+    store: Store | None,
+    world: World,
     room: int,
     log: RunLog,
-) -> tuple[FeatureLoader, FeatureLoader]:
+) -> tuple[FeatureLoader, FeatureLoader] | None:
     """Batches of features for train and val: what is not kept yet is computed.
 
     Args:
         embedder: what makes features.
-        store: where they are kept.
+        store: where they are kept; None in all processes but the first.
+        world: the processes that compute.
         room: bytes that features may take in the device's memory.
         log: says what is reused, and why not.
+
+    Returns:
+        None in all processes but the first, whose features they are.
 
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
@@ -64,21 +71,37 @@ def loaders(
             f"picture (itself, its mirror image, then random crops and colours)"
         )
     sides = (splits.train, seen), (splits.val, (PLAIN,))
-    new, found = not len(store), list[FeatureLoader]()
+    new, found = store is not None and not len(store), list[FeatureLoader]()
+    told = 0
     for (examples, looks), what in zip(sides, ("train", "val"), strict=True):
-        damaged = store.damaged
-        wanted = missing(store, examples, looks, embedder)
+        wanted, damaged = world.decide(partial(_missing, store, examples, looks, embedder, told))
+        told += damaged
         lacking = sum(len(one.missing) for one in wanted)
-        damaged = store.damaged - (0 if what == "train" else damaged)
         log.say(_reuse(what, len(examples), len(looks), lacking, new, damaged))
         with log.bar(f"features of {what}", lacking) as bar:
-            for rows in compute(store, examples, wanted, embedder):
+            for rows in compute(store, examples, wanted, embedder, world.merged):
                 bar.update(rows)
-        kept = [Features(store, one, embedder, device, room // (2 * len(looks))) for one in wanted]
+        if store is None:
+            continue
+        share = room // (2 * len(looks))
+        kept = [Features(store, one, embedder, world.device, share) for one in wanted]
         seed = config.train.seed if what == "train" else None
         size = assemble.batch_size(config)
         found.append(FeatureLoader(examples, kept, batch_size=size, train_seed=seed))
-    return found[0], found[1]
+    return (found[0], found[1]) if found else None
+
+
+def _missing(
+    store: Store | None,
+    examples: Manifest,
+    looks: Sequence[View],
+    embedder: Embedder,
+    told: int,
+) -> tuple[list[Wanted], int]:
+    """What is lacking, and how many files were found to be damaged beyond those `told`."""
+    assert store is not None
+    wanted = missing(store, examples, looks, embedder)
+    return wanted, store.damaged - told
 
 
 def _reuse(what: str, images: int, looks: int, lacking: int, new: bool, damaged: int) -> str:
@@ -103,8 +126,9 @@ def embedder(
     device: torch.device,
     dtype: torch.dtype,
     workers: int,
+    share: Share = WHOLE,
 ) -> Embedder:
-    """What makes the features of the frozen backbone."""
+    """What makes the features of the frozen backbone; `share` of them here."""
     model, how = assemble.serving(tagger, spec.image_size, device, dtype)
 
     def embed(pictures: Tensor) -> Tensor:
@@ -118,11 +142,12 @@ def embedder(
         return Loader(
             manifest,
             spec,
-            batch_size=assemble.batch_size(config),
+            batch_size=min(assemble.batch_size(config), assemble.MOST_SCORED),
             workers=workers,
             train_seed=None if view.epoch is None else config.train.seed,
             pin_memory=device.type == "cuda",
             rows=rows,
+            share=share,
         ).epoch(view.epoch or 0)
 
     return Embedder(

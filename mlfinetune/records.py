@@ -117,12 +117,20 @@ class Batch:
         images: (B, 3, S, S) uint8; or (B, F) float32, a frozen backbone's features.
         targets: (B, L) int8 in {1, 0, -1}; (B, 0) where there are none (prediction).
         indices: (B,) int64, the pictures' places in their manifest or input order.
+        together: the indices of all that is looked at in this step, where several processes each
+            have a share; empty: this batch is all.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     indices: torch.Tensor
     failures: tuple[Failure, ...] = ()
+    together: tuple[int, ...] = ()
+
+    @property
+    def everyone(self) -> tuple[int, ...]:
+        """The indices of the batch in all processes."""
+        return self.together or tuple(self.indices.tolist())
 
     def require_all(self, name_of: Callable[[int], str]) -> None:
         """Raise a DataError that names the pictures that could not be decoded, if any."""
@@ -148,8 +156,9 @@ class StepRecord:
         loss: mean over the known targets of the batch.
         grad_norm: before clipping.
         rates: `lr` and `head_lr` of the step, or the `l2` that the head was solved with.
-        images: pictures in the batch.
+        images: pictures in the batch, in all processes.
         settled: no later step has been taken; always so at the end of an epoch.
+        paused: settled because some process asked for it.
         skipped: why the step was not taken, with its pictures; empty where it was.
     """
 
@@ -160,6 +169,7 @@ class StepRecord:
     rates: dict[str, float]
     images: int
     settled: bool
+    paused: bool = False
     skipped: str = ""
 
 

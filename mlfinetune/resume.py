@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from mlfinetune import assemble, checkpoint, rundir, runtime
+from mlfinetune import assemble, checkpoint, machine, rundir
 from mlfinetune.config import Config
 from mlfinetune.data.manifest import Splits
-from mlfinetune.epochs import Outcome, Parts, Pause
+from mlfinetune.epochs import Outcome, Pause
 from mlfinetune.errors import CheckpointError, ConfigError, listing
+from mlfinetune.parts import Parts
 from mlfinetune.records import Position
 from mlfinetune.runlog import RunLog
 from mlfinetune.signals import Signals
@@ -57,7 +58,7 @@ def capture(
     parts: Parts, optimizer: torch.optim.Optimizer, at: Position, best: Outcome | None
 ) -> dict[str, Any]:
     """Everything that the rest of the run depends on, as tensors and plain containers."""
-    cuda = torch.cuda.get_rng_state_all() if parts.device.type == "cuda" else []
+    cuda = [torch.cuda.get_rng_state(parts.device)] if parts.device.type == "cuda" else []
     kept = None
     if best is not None:
         kept = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
@@ -148,7 +149,7 @@ def restore(standing: Standing, parts: Parts, optimizer: torch.optim.Optimizer) 
             parts.average.load_state_dict(_average(content, parts))
         torch.set_rng_state(content["random"]["torch"])
         if parts.device.type == "cuda" and content["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(content["random"]["cuda"])
+            torch.cuda.set_rng_state(content["random"]["cuda"][0], parts.device)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the state does not fit this model, or this optimizer: {error}; train anew, without "
@@ -182,10 +183,14 @@ class Keeper:
         self.at, self.best = standing.at, standing.best
 
     def keep(self, at: Position) -> None:
-        """Save; then raise what was heard, as `Signals.check`."""
-        save(self._run, capture(self._parts, self.optimizer, at, self.best))
+        """Save; then raise what was heard, by whichever process, as `Signals.check`."""
+        world = self._parts.world
+        if world.main:
+            save(self._run, capture(self._parts, self.optimizer, at, self.best))
         self._saved = time.monotonic()
-        self.signals.check()
+        if heard := world.most(self.signals.heard or 0):
+            self.signals.heard = heard
+            self.signals.check()
 
     def _due(self) -> bool:
         minutes = self._parts.config.train.save_minutes
@@ -222,9 +227,14 @@ def _history(parts: Parts) -> str:
 
 def _arithmetic(parts: Parts) -> dict[str, str]:
     """What rounds; the precision is the backbone's, of kept features too."""
-    dtype, _ = runtime.choose_precision(parts.config.train.precision, parts.device)
+    dtype, _ = machine.choose_precision(parts.config.train.precision, parts.device)
     precision = str(dtype).removeprefix("torch.")
-    return {"device": parts.device.type, "precision": precision, "torch": str(torch.__version__)}
+    return {
+        "device": parts.device.type,
+        "precision": precision,
+        "torch": str(torch.__version__),
+        "processes": str(parts.world.place.size),
+    }
 
 
 def _standing(content: Mapping[str, Any], path: Path) -> Standing:

@@ -6,7 +6,7 @@ Standard output is for results alone.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,8 +23,10 @@ PLAIN_INTERVAL_S = 5.0
 class RunLog:
     """Says things; with a run directory it also writes them down."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO | None = None, rank: int = 0) -> None:
+        """Of several processes that of rank 0 speaks; the others keep their warnings for it."""
+        self._stream, self._speaks = stream or sys.stderr, rank == 0
+        self._warnings: list[str] = []
         self.run: Path | None = None
         self._said: list[str] = []
         self._listeners: list[Callable[[int, dict[str, float]], None]] = []
@@ -45,10 +47,25 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the user, above any bar."""
         text = printable_lines(text)
+        if not self._speaks:
+            self._warnings += [text] * text.startswith("warning: ")
+            return
         tqdm.write(text, file=self._stream)
         self._said.append(text + "\n")
         if self.run is not None:
             self._append(rundir.LOG, text + "\n")
+
+    def warnings(self) -> list[str]:
+        """Those that were kept, each handed over once."""
+        found, self._warnings = self._warnings, []
+        return found
+
+    def say_for(self, others: Sequence[Sequence[str]]) -> None:
+        """The warnings of all processes, by rank: those that this one has not said itself."""
+        for rank, warnings in enumerate(others):
+            for text in warnings:
+                if text + "\n" not in self._said:
+                    self.say(f"warning: process {rank}: {text.removeprefix('warning: ')}")
 
     def also_to(self, write: Callable[[int, dict[str, float]], None]) -> None:
         """Give each epoch's numbers to `write` too."""
@@ -68,7 +85,7 @@ class RunLog:
 
         With `shown` false it only counts: the rows that go to the same screen tell enough.
         """
-        bar = Bar(what, total, self._stream, shown)
+        bar = Bar(what, total, self._stream, shown and self._speaks)
         try:
             yield bar
         finally:
@@ -122,7 +139,7 @@ class Bar:
         """The batches; each is counted when the next one is asked for."""
         for batch in batches:
             yield batch
-            self.update(len(batch.indices))
+            self.update(len(batch.everyone))
 
     def close(self) -> None:
         """Take the bar off the screen."""

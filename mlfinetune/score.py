@@ -1,9 +1,11 @@
 """The model looks at pictures: batches become logits, logits a ScoreTable or probabilities.
 
+    model, batches -> scored -> (indices, logits) a batch -> tabulate -> ScoreTable
+
 The one place with a sigmoid.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch import nn
 
 from mlfinetune.errors import TrainingError, listing
 from mlfinetune.records import Batch, Manifest, ScoreTable
+
+Scored = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""(B,) indices and (B, L) logits of a batch."""
 
 
 def forward(
@@ -28,6 +33,41 @@ def forward(
     return array
 
 
+def scored(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    name_of: Callable[[int], str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Scored]:
+    """What the model says of each batch.
+
+    Raises:
+        DataError: pictures that cannot be decoded, by name.
+    """
+    for batch in batches:
+        batch.require_all(name_of)
+        yield batch.indices.numpy(), forward(model, batch, device, dtype)
+
+
+def tabulate(rows: Iterable[Scored], manifest: Manifest) -> ScoreTable:
+    """Every image of `manifest` once, in its order; rows come in any, from any process.
+
+    Raises:
+        TrainingError: scores that are not finite.
+    """
+    indices, logits = zip(*rows, strict=True)
+    seen, first = np.unique(np.concatenate(indices), return_index=True)
+    assert np.array_equal(seen, np.arange(len(manifest))), "not every image was scored"
+    table = np.concatenate(logits)[first]
+    if bad := [manifest.names[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
+        raise TrainingError(
+            f"the scores of {len(bad)} pictures are not finite: the weights have diverged; lower "
+            f"train.lr and train.head_lr\n{listing(bad)}"
+        )
+    return ScoreTable(manifest.names, table, manifest.targets[:], manifest.labels)
+
+
 def score(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -35,27 +75,8 @@ def score(
     device: torch.device,
     dtype: torch.dtype,
 ) -> ScoreTable:
-    """Score every image of `manifest` once; rows come back in its order.
-
-    Raises:
-        DataError: pictures that cannot be decoded, by name.
-        TrainingError: scores that are not finite.
-    """
-    indices: list[NDArray[np.int64]] = []
-    logits: list[NDArray[np.float32]] = []
-    for batch in batches:
-        batch.require_all(manifest.path)
-        logits.append(forward(model, batch, device, dtype))
-        indices.append(batch.indices.numpy())
-    order = np.argsort(np.concatenate(indices), kind="stable")
-    assert np.array_equal(np.concatenate(indices)[order], np.arange(len(manifest)))
-    table = np.concatenate(logits)[order]
-    if bad := [manifest.names[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
-        raise TrainingError(
-            f"the scores of {len(bad)} pictures are not finite: the weights have diverged; lower "
-            f"train.lr and train.head_lr\n{listing(bad)}"
-        )
-    return ScoreTable(manifest.names, table, manifest.targets[:], manifest.labels)
+    """Both: score every image of `manifest`; raises as they do."""
+    return tabulate(scored(model, batches, manifest.path, device, dtype), manifest)
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from itertools import chain, count
 
 import torch
 
-from mlfinetune import assemble, probe, runtime
+from mlfinetune import assemble, machine, probe
 from mlfinetune.config import Config
 from mlfinetune.data.loader import Loader
 from mlfinetune.errors import DeviceError
@@ -127,12 +127,12 @@ def workers(
     Args:
         config: its batch size is a number.
     """
-    by_rule = runtime.choose_workers(config.train.workers, device)
+    by_rule = machine.choose_workers(config.train.workers, device)
     if config.train.workers != "auto":
         return by_rule, "as configured"
     if assemble.features_once(config):
         return by_rule, "pictures are decoded once"
-    if device.type == "cpu" and runtime.available_cores() < SHARED:
+    if device.type == "cpu" and machine.available_cores() < SHARED:
         return by_rule, "the model works on the same cores"
     if len(train) * config.train.epochs < MANY:
         return by_rule, "a short run"
@@ -158,8 +158,8 @@ def measured_workers(
     parts = rehearsal(config, train, device, dtype)
     most = CPU_SIZES[0] if device.type == "cpu" else TOP
     batch = blank(parts, min(most, assemble.batch_size(config)))
-    work = probe.pace(lambda: parts.work(batch), 0.5, lambda: runtime.wait_for(device))
-    cores = runtime.available_cores()
+    work = probe.pace(lambda: parts.work(batch), 0.5, lambda: machine.wait_for(device))
+    cores = machine.available_cores()
     choose = probe.workers_beside if device.type == "cpu" else probe.workers_for
     number = choose(work, decoded, cores)
     return number, f"of {cores} cores: one decodes {decoded:.0f} images/s, a step takes {work:.0f}"
@@ -196,19 +196,19 @@ def blank(parts: Rehearsal, size: int) -> Batch:
 def _most_that_fits(parts: Rehearsal, top: int) -> tuple[int, str]:
     """The largest batch size that leaves memory free, and what to say of it."""
     device = parts.settings.device
-    room = (1 - FREE) * (runtime.spare_memory(device) + torch.cuda.memory_reserved(device))
+    room = (1 - FREE) * (machine.spare_memory(device) + torch.cuda.memory_reserved(device))
 
     def fits(size: int) -> bool:
         try:
             parts.work(blank(parts, size))  # cuDNN tries its algorithms, in memory of their own
             torch.cuda.reset_peak_memory_stats(device)
             parts.work(blank(parts, size))
-            runtime.wait_for(device)
+            machine.wait_for(device)
         except torch.OutOfMemoryError:
             return False
         finally:
             torch.cuda.empty_cache()
-        return runtime.peak_memory(device) <= room
+        return machine.peak_memory(device) <= room
 
     size = probe.largest_power(fits, min(probe.LEAST, top), top)
     torch.cuda.reset_peak_memory_stats(device)
@@ -226,7 +226,7 @@ def _fastest(parts: Rehearsal, top: int) -> tuple[int, str]:
     found = probe.rates(
         sizes,
         lambda size: parts.work(batches[size]),
-        lambda: runtime.wait_for(parts.settings.device),
+        lambda: machine.wait_for(parts.settings.device),
     )
     shown = ", ".join(f"{size}: {rate:.1f}" for size, rate in found.items())
     return probe.best_size(found), f"images/s were {shown}"

@@ -9,7 +9,7 @@ import io
 import signal
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -24,7 +24,8 @@ from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
-from mlfinetune.errors import MlfinetuneError
+from mlfinetune.errors import ConfigError, MlfinetuneError
+from mlfinetune.launch import place
 from mlfinetune.signals import signals
 
 REPORT_TO = (
@@ -56,13 +57,23 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+SHARED = ("train", "eval", "predict")
+"""Commands that several processes share."""
+
+
 @app.callback()
 def about(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Turn a pretrained ResNet into a multi-label image tagger."""
+    if place().size > 1 and context.invoked_subcommand not in SHARED:
+        raise ConfigError(
+            f"{context.invoked_subcommand} runs in one process: leave torchrun out; it is for "
+            f"{', '.join(SHARED)}"
+        )
 
 
 def main() -> None:
@@ -78,12 +89,23 @@ def main() -> None:
             app()
     except KeyboardInterrupt:  # before or after typer, which makes an exit of it
         sys.exit(128 + signal.SIGINT)
-    except MlfinetuneError as error:
+    except Exception as error:
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    """Say what went wrong, unless another process of the run has."""
+    shown: Exception | None = error
+    if place().size > 1:
+        from mlfinetune.runtime import failure
+
+        shown = failure(error)
+    if isinstance(shown, MlfinetuneError):
         from mlfinetune.text import printable_lines
 
-        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except Exception:
-        traceback.print_exc()
+        rank = f" (process {place().rank})" if place().size > 1 else ""
+        print(f"error{rank}: {printable_lines(str(shown))}", file=sys.stderr)
+    elif shown is not None:
+        traceback.print_exception(shown)
         print(REPORT_TO, file=sys.stderr)
-        sys.exit(1)
+    sys.exit(2 if shown is None or isinstance(shown, MlfinetuneError) else 1)

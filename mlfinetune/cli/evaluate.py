@@ -30,15 +30,17 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
+    from mlfinetune.launch import place
     from mlfinetune.rundir import shown
     from mlfinetune.runlog import RunLog
     from mlfinetune.tables import summary
     from mlfinetune.workflows import evaluate as workflow
 
-    log = RunLog()
+    log = RunLog(rank=place().rank)
     asked = workflow.Asked(
         checkpoint.absolute(), data, split, images, output, tuple(overrides or ())
     )
     folder, verdict = workflow.run(asked, device, log)
-    print(summary(verdict))
-    log.say(f"results in {shown(folder)}")
+    if verdict is not None:
+        print(summary(verdict))
+        log.say(f"results in {shown(folder)}")

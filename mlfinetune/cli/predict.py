@@ -61,10 +61,11 @@ def predict(
     """Tag pictures: per-label probabilities, one row a picture, in input order."""
     chosen = _format(format, output)
 
+    from mlfinetune.launch import place
     from mlfinetune.runlog import RunLog
     from mlfinetune.workflows import predict as workflow
 
-    log = RunLog()
+    log = RunLog(rank=place().rank)
     if resume and (output is None or chosen == Format.text):
         raise DataError("--resume goes on with a CSV or JSONL file: name it with -o")
     asked = workflow.Asked(

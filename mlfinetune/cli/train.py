@@ -37,13 +37,16 @@ def train(
 
     from mlfinetune import rundir
     from mlfinetune.errors import ConfigError
+    from mlfinetune.launch import place
     from mlfinetune.runlog import RunLog
     from mlfinetune.tables import summary
     from mlfinetune.workflows import train as workflow
 
-    log = RunLog()
+    log = RunLog(rank=place().rank)
     if dry_run:
         workflow.dry_run(loaded, device, log)
+        if place().rank:
+            return
         print("dry run: one batch trained, scored and saved; nothing was left behind")
         return
     if allow_changed and not resume:
@@ -53,5 +56,6 @@ def train(
         loaded = loaded.model_copy(update={"output": config.parent.absolute()})
     going = workflow.Going(own and output is None, allow_changed) if resume else None
     done = workflow.run(loaded, device, log, going)
-    print(summary(done.verdict))
-    log.say(f"results in {rundir.shown(done.run)}")
+    if done is not None:
+        print(summary(done.verdict))
+        log.say(f"results in {rundir.shown(done.run)}")

@@ -176,8 +176,9 @@ class TrainConfig(Section):
     epochs: int = Field(10, gt=0)
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         32,
-        description="images an optimizer step; auto: tried before training, the largest power of "
-        "two up to 512 that fits into a GPU, the fastest of 8 to 64 on a CPU",
+        description="images an optimizer step, of all processes together; auto: tried before "
+        "training, the largest power of two up to 512 that fits into a GPU, the fastest of 8 to "
+        "64 on a CPU",
     )
     accumulate: int = Field(
         1, gt=0, description="pieces a batch is computed in (gradient accumulation), to save memory"
@@ -228,6 +229,11 @@ class TrainConfig(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware is fast at it"
+    )
+    sync_batch_norm: bool | Literal["auto"] = Field(
+        "auto",
+        description="of several processes: BatchNorm learns from the pictures of all, as one "
+        "process would; auto: where each has fewer than 16 of a batch",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="processes that decode pictures; auto: as many as the model asks for"

@@ -10,7 +10,7 @@ a row is the file (path, size, modification time) and the view; all else that fe
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -93,6 +93,14 @@ class Wanted:
     missing: Positions
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What is computed of a batch: indices by their view's number, and a row's bytes for each."""
+
+    indices: dict[int, Positions] = field(default_factory=dict)
+    values: list[bytes] = field(default_factory=list)
+
+
 def missing(
     store: Store, manifest: Manifest, views: Sequence[View], embedder: Embedder
 ) -> list[Wanted]:
@@ -108,56 +116,71 @@ def missing(
 
 
 def compute(
-    store: Store, manifest: Manifest, wanted: Sequence[Wanted], embedder: Embedder
+    store: Store | None,
+    manifest: Manifest,
+    wanted: Sequence[Wanted],
+    embedder: Embedder,
+    merged: Callable[[Iterator[Rows]], Iterator[Rows]] = iter,
 ) -> Iterator[int]:
     """Compute and keep what is missing; yields how many rows are done, batch by batch.
 
     The picture and its mirror image are of one decoding.
 
+    Args:
+        store: None in a process that computes for another one's.
+        merged: what several processes compute -> all of it in the one that has the store.
+
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    if rows := sum(len(one.missing) for one in wanted):
+    rows = sum(len(one.missing) for one in wanted)
+    if store is not None and rows:
         need_room(store.folder, rows * (embedder.row_bytes + 24), "keeping features")
     whole = [one for one in wanted if one.view.epoch is None]
     for group in [whole, *([one] for one in wanted if one.view.epoch is not None)]:
         lacking: set[int] = set().union(*(one.missing.tolist() for one in group))
         if lacking:
             batches = embedder.load(manifest, sorted(lacking), group[0].view)
-            yield from _compute_together(store, manifest, group, batches, embedder)
+            rows_of_all = merged(_embedded(manifest, group, batches, embedder))
+            yield from _kept(store, group, rows_of_all)
 
 
-def _compute_together(
-    store: Store,
-    manifest: Manifest,
-    group: Sequence[Wanted],
-    batches: Iterable[Batch],
-    embedder: Embedder,
-) -> Iterator[int]:
+def _embedded(
+    manifest: Manifest, group: Sequence[Wanted], batches: Iterable[Batch], embedder: Embedder
+) -> Iterator[Rows]:
     """The views of a group, from one decoding."""
     lacking = np.zeros((len(group), len(manifest)), bool)
     for row, one in zip(lacking, group, strict=True):
         row[one.missing] = True
-    keys: list[Keys] = []
-    values: list[bytes] = []
-    started = written = time.monotonic()
     for batch in batches:
         batch.require_all(manifest.path)
-        indices, before = batch.indices.numpy(), len(values)
-        for row, one in zip(lacking, group, strict=True):
+        indices, found = batch.indices.numpy(), Rows()
+        for at, (row, one) in enumerate(zip(lacking, group, strict=True)):
             new = row[indices]
             if new.any():
                 images = batch.images[torch.from_numpy(new)]
                 features = embedder.embed(images.flip(-1) if one.view.mirrored else images)
                 features = features.to(embedder.dtype).cpu().contiguous()
-                keys.append(one.keys[indices[new]])
-                values += [value.tobytes() for value in features.view(torch.uint8).numpy()]
-        yield len(values) - before
+                found.indices[at] = indices[new]
+                found.values.extend(row.tobytes() for row in features.view(torch.uint8).numpy())
+        yield found
+
+
+def _kept(store: Store | None, group: Sequence[Wanted], found: Iterator[Rows]) -> Iterator[int]:
+    """Write them, now and then."""
+    keys: list[Keys] = []
+    values: list[bytes] = []
+    started = written = time.monotonic()
+    for rows in found:
+        assert store is not None
+        keys += [group[at].keys[indices] for at, indices in rows.indices.items()]
+        values += rows.values
+        yield len(rows.values)
         now = time.monotonic()
         if len(values) >= _FLUSH_ROWS or now - written > max(_FLUSH_S, (now - started) / 20):
             store.add(np.concatenate(keys), values)
             keys, values, written = [], [], now
-    if values:
+    if values and store is not None:
         store.add(np.concatenate(keys), values)
 
 

@@ -7,6 +7,9 @@
 The number of worker processes changes speed and nothing else: the order is drawn here, and
 each picture's augmentation is seeded by (seed, epoch, index). Paths go to the workers with each
 batch and targets are added here, so that starting a worker copies no manifest.
+
+Of several processes that train together each has its share of every batch; in evaluation each has
+whole batches, every n-th, so that a picture is looked at in the company that it always has.
 """
 
 import ctypes
@@ -15,9 +18,9 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from multiprocessing import parent_process
 from multiprocessing.util import Finalize
 from typing import Any, Literal
@@ -54,6 +57,39 @@ def cut(order: list[int], batch_size: int) -> list[list[int]]:
     return batches
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of all batches is this process's: that of `rank` of `size`.
+
+    Attributes:
+        pieces: that a batch of training is computed in: a share is one of each.
+    """
+
+    rank: int = 0
+    size: int = 1
+    pieces: int = 1
+
+    def of(self, batch: list[int]) -> list[int]:
+        """Of a batch of training; may be empty. `fit.train_step` cuts it as it was put together.
+
+        The shares of a piece differ by one example at most, and so do the pieces.
+        """
+        if self.size == 1:
+            return batch
+        pieces = _parted(batch, min(self.pieces, len(batch)))
+        return [row for piece in pieces for row in _parted(piece, self.size)[self.rank]]
+
+
+WHOLE = Share()
+
+
+def _parted(rows: list[int], parts: int) -> list[list[int]]:
+    """In `parts` runs, as torch.tensor_split has it: the first ones are longer by one."""
+    small, longer = divmod(len(rows), parts)
+    ends = [at * small + min(at, longer) for at in range(parts + 1)]
+    return [rows[start:end] for start, end in pairwise(ends)]
+
+
 class Loader:
     """The batches of a manifest, epoch by epoch; worker processes live as long as it does."""
 
@@ -67,20 +103,22 @@ class Loader:
         train_seed: int | None,
         pin_memory: bool,
         rows: list[int] | None = None,
+        share: Share = WHOLE,
     ) -> None:
         """With `train_seed` examples are shuffled and augmented; with None neither.
 
-        `rows` names the examples, in order and unshuffled, where not all of them are wanted.
+        `rows` names the examples, in order and unshuffled, where not all of them are wanted;
+        `share` says which batches are for this process, or which part of each.
         """
-        self.manifest, self._pin_memory = manifest, pin_memory
-        self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows)
+        self.manifest, self._pin_memory, self._share = manifest, pin_memory, share
+        self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows, share)
         self._dataset, self._workers = ImageDataset(spec, train_seed), workers
         self._loader: DataLoader[Any] | None = None
         self._begun: Iterator[Batch] | None = None
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch; in evaluation, of the process that has most."""
         return len(self._sampler)
 
     def read_copies(self, copies: Copies) -> None:
@@ -107,7 +145,11 @@ class Loader:
             batches, self._begun = self._begun, None
         else:
             batches = self._started(epoch, first)
-        return (self._with_targets(batch) for batch in batches)
+        together = islice(self._sampler.together, first, None)
+        return (
+            self._completed(batch, all_of_it)
+            for batch, all_of_it in zip(batches, together, strict=False)
+        )
 
     def _started(self, epoch: int, first: int) -> Iterator[Batch]:
         """The workers are started now, if there are none."""
@@ -115,12 +157,19 @@ class Loader:
             self._loader = _data_loader(
                 self._dataset, self._sampler, self._workers, self._pin_memory
             )
-        self._sampler.epoch, self._sampler.first = epoch, first
+        self._sampler.begin(epoch, first)
         return _started(self._loader)
 
-    def _with_targets(self, batch: Batch) -> Batch:
+    def _completed(self, batch: Batch, together: list[int]) -> Batch:
+        """With what the decoding processes do not know: targets, and the other processes."""
         targets = torch.from_numpy(self.manifest.targets[batch.indices.numpy()])
-        return replace(batch, targets=targets.pin_memory() if self._pin_memory else targets)
+        targets = targets.pin_memory() if self._pin_memory else targets
+        if self._share.size == 1:
+            return replace(batch, targets=targets)
+        images = batch.images
+        if not len(images):
+            images = images.view(0, 3, *2 * (self._dataset.spec.image_size,))
+        return replace(batch, images=images, targets=targets, together=tuple(together))
 
 
 def stream(
@@ -155,26 +204,57 @@ def small_copies(
 
 
 class _EpochSampler(Sampler[list[Key]]):
-    """Yields the keys of each batch of the epoch it is set to."""
+    """Yields the keys of each batch of the epoch it is set to.
+
+    Attributes:
+        together: what all processes look at in each step of that epoch.
+    """
 
     def __init__(
-        self, manifest: Manifest, batch_size: int, train_seed: int | None, rows: list[int] | None
+        self,
+        manifest: Manifest,
+        batch_size: int,
+        train_seed: int | None,
+        rows: list[int] | None,
+        share: Share,
     ) -> None:
-        self._manifest, self._batch_size = manifest, batch_size
+        self._manifest, self._batch_size, self._share = manifest, batch_size, share
         self._seed, self._rows = train_seed, rows
-        self._steps = len(cut(rows or list(range(len(manifest))), batch_size))
-        self.epoch = self.first = 0
+        self._trains = train_seed is not None and rows is None
+        self._steps = len(self._cut(rows or list(range(len(manifest)))))
+        self._epoch = self._first = 0
+        self.together: list[list[int]] = []
 
     def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def begin(self, epoch: int, first: int) -> None:
+        """The next iteration is of this epoch, from the batch `first` on."""
         n = len(self._manifest)
         order = self._rows or list(range(n))
-        if self._seed is not None and self._rows is None:
-            order = train_order(n, self._seed, self.epoch)
-        for batch in cut(order, self._batch_size)[self.first :]:
-            yield [(self.epoch, index, self._manifest.path(index)) for index in batch]
+        if self._trains:
+            assert self._seed is not None
+            order = train_order(n, self._seed, epoch)
+        self._epoch, self._first, self.together = epoch, first, self._cut(order)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for together in self.together[self._first :]:
+            own = self._own(together)
+            if own is not None:
+                yield [(self._epoch, index, self._manifest.path(index)) for index in own]
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        if self._trains or self._share.size == 1:
+            return cut(order, self._batch_size)
+        rounds = _batched(cut(order, self._batch_size), self._share.size)
+        return [[row for batch in one for row in batch] for one in rounds]
+
+    def _own(self, together: list[int]) -> list[int] | None:
+        """This process's part; None: it has no batch of an evaluation's last round."""
+        if self._trains or self._share.size == 1:
+            return self._share.of(together)
+        batches = cut(together, self._batch_size)
+        return batches[self._share.rank] if self._share.rank < len(batches) else None
 
 
 def _data_loader(

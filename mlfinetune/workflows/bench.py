@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from mlfinetune import assemble, examples, probe, runtime, tune
+from mlfinetune import assemble, examples, machine, probe, tune
 from mlfinetune.config import Config
 from mlfinetune.data.features import views
 from mlfinetune.data.manifest import Splits
@@ -68,9 +68,9 @@ def run(config: Config, device_name: str, log: RunLog) -> Bench:
         MlfinetuneError: what `train` could not use.
     """
     splits = examples.splits(config, log if config.data.bad_images == "skip" else None)
-    device = runtime.prepare(device_name)
-    dtype, why = runtime.choose_precision(config.train.precision, device)
-    with runtime.device_faults():
+    device = machine.prepare(device_name)
+    dtype, why = machine.choose_precision(config.train.precision, device)
+    with machine.device_faults():
         config, tried = tune.batch_size(config, splits.train, device, dtype)
         workers, why_workers = tune.workers(config, splits.train, device, dtype)
         log.say(
@@ -99,14 +99,14 @@ def _work(
     once = assemble.features_once(config)
     seen = views(assemble.transform_spec(config), config.train.cache_views) if once else ()
     drawn = sum(view.epoch is not None for view in seen)
-    fast, _ = runtime.choose_precision("auto", device)
+    fast, _ = machine.choose_precision("auto", device)
     return Work(
         train=len(splits.train),
         val=len(splits.val),
         epochs=config.train.epochs,
         batch_size=assemble.batch_size(config),
         workers=workers,
-        cores=runtime.available_cores(),
+        cores=machine.available_cores(),
         gpu=device.type != "cpu",
         frozen=config.model.freeze_backbone,
         views=len(seen),
@@ -132,7 +132,7 @@ def _speeds(
     there = replace(here, images=here.images.to(device), targets=here.targets.to(device))
 
     def settle() -> None:
-        runtime.wait_for(device)
+        machine.wait_for(device)
 
     def copy() -> int:
         return len(here.images.to(device, non_blocking=True))
@@ -190,7 +190,7 @@ def _larger(parts: tune.Rehearsal, batch: Batch) -> float | None:
     try:
         twice = _of_size(batch, 2 * len(batch.images))
         return probe.pace(
-            lambda: parts.step(twice), STEP_S / 2, lambda: runtime.wait_for(parts.settings.device)
+            lambda: parts.step(twice), STEP_S / 2, lambda: machine.wait_for(parts.settings.device)
         )
     except torch.OutOfMemoryError:
         return None
@@ -210,7 +210,7 @@ def _head(parts: tune.Rehearsal, batch: Batch) -> float:
         train_step(parts.tagger.head, known, parts.loss, parts.optimizer, plain)
         return len(features)
 
-    return probe.pace(step, SMALL_S, lambda: runtime.wait_for(device))
+    return probe.pace(step, SMALL_S, lambda: machine.wait_for(device))
 
 
 def _loss(parts: tune.Rehearsal, targets: Tensor) -> float:
@@ -223,7 +223,7 @@ def _loss(parts: tune.Rehearsal, targets: Tensor) -> float:
         torch.autograd.backward(parts.loss(logits, targets, divisor=known))
         return len(targets)
 
-    return probe.pace(step, SMALL_S, lambda: runtime.wait_for(targets.device))
+    return probe.pace(step, SMALL_S, lambda: machine.wait_for(targets.device))
 
 
 def _stages(speeds: Speeds, work: Work) -> dict[str, Stage]:

@@ -3,14 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlfinetune import assemble, checkpoint, config, examples, rundir, runtime, tables
+from mlfinetune import assemble, checkpoint, config, examples, machine, rundir, runtime, tables
 from mlfinetune.data.manifest import read_one, read_val
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.judge import decide, judge
 from mlfinetune.publish import publish
 from mlfinetune.records import Checkpoint, Decision, Manifest, ScoreTable, Verdict
 from mlfinetune.runlog import RunLog
-from mlfinetune.score import probabilities, score
+from mlfinetune.runtime import World
+from mlfinetune.score import probabilities, scored, tabulate
 
 
 @dataclass(frozen=True)
@@ -25,35 +26,48 @@ class Asked:
     overrides: tuple[str, ...] = ()
 
 
-def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict]:
+def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict | None]:
     """Score the validation data of a checkpoint's run, or other data; write the results.
 
     Returns:
-        The folder that was written, and the numbers.
+        The folder that was written, and the numbers; of several processes the first has them.
 
     Raises:
         MlfinetuneError: a checkpoint, data or a device that cannot be used.
     """
+    with runtime.joined(device_name) as world:
+        return _evaluated(asked, world, log)
+
+
+def _evaluated(asked: Asked, world: World, log: RunLog) -> tuple[Path, Verdict | None]:
     file = rundir.find_checkpoint(asked.checkpoint)
     loaded = checkpoint.load(file)
     settings = config.restore(loaded.config, file, asked.overrides)
-    device = runtime.prepare(device_name)
-    with runtime.device_faults():
+    device, rank, size = world.device, world.place.rank, world.place.size
+    with machine.device_faults():
         trained = assemble.model_of(loaded, device, file)
     folder = asked.output or file.parent / rundir.EVAL
-    manifest, what = _examples(asked, settings, loaded, log)
-    rundir.make(folder)
-    dtype, why = runtime.choose_precision(settings.train.precision, device)
+    with world.turn():
+        manifest, what = _examples(asked, settings, loaded, log)
+    world.decide(lambda: rundir.make(folder))
+    dtype, why = machine.choose_precision(settings.train.precision, device)
     log.say(
         f"checkpoint {rundir.shown(file)}, {what}; device {device}, "
         f"precision {str(dtype).removeprefix('torch.')} ({why})"
     )
-    workers = runtime.choose_workers(settings.train.workers, device)
-    batches = assemble.loader(settings, manifest, loaded.transform, device, workers, train=False)
-    with runtime.device_faults(), log.bar("eval", len(manifest)) as bar:
+    workers = machine.choose_workers(settings.train.workers, device)
+    loader = assemble.loader(
+        settings, manifest, loaded.transform, device, workers, train=False, rank=rank, size=size
+    )
+    with machine.device_faults(), log.bar("eval", len(manifest)) as bar:
         tagger, _ = assemble.serving(trained, loaded.transform.image_size, device, dtype)
-        scores = score(tagger, bar.over(batches.epoch()), manifest, device, dtype)
+        rows = scored(tagger, bar.over(loader.epoch()), manifest.path, device, dtype)
+        found = list(world.merged(rows))
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
+    log.say_for(world.collected(log.warnings()))
+    if not world.main:
+        return folder, None
+    scores = tabulate(found, manifest)
     fitted_here = assemble.data_digest(manifest) == loaded.data_digest
     asked_then = config.restore(loaded.config, file).eval
     decision = _decision(settings.eval, asked_then, loaded, scores, fitted_here)

@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
 import torch
 
-from mlfinetune import assemble, checkpoint, rundir, runtime
+from mlfinetune import assemble, checkpoint, machine, rundir, runtime
 from mlfinetune.config import restore
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.loader import stream
@@ -19,9 +19,10 @@ from mlfinetune.errors import SHOWN, DataError, counted
 from mlfinetune.model import Tagger
 from mlfinetune.predictions import FORMATS, Choice, complete_rows, row_name
 from mlfinetune.records import Batch, Decision, Prediction
-from mlfinetune.runlog import Bar, RunLog
+from mlfinetune.runlog import RunLog
+from mlfinetune.runtime import World
 from mlfinetune.score import forward, probabilities
-from mlfinetune.signals import signals
+from mlfinetune.signals import Signals, signals
 
 STDIN = "-"
 
@@ -74,7 +75,7 @@ def run(
         stdin: paths, where `-` is among the inputs.
         open_output: opens the output, at its end where it is begun; called when everything else
             is known to be usable.
-        device_name: as `runtime.prepare` takes it.
+        device_name: as `machine.prepare` takes it.
         log: says what is done.
 
     Returns:
@@ -83,11 +84,30 @@ def run(
     Raises:
         MlfinetuneError: inputs, checkpoint or device that cannot be used.
     """
+    with signals() as heard, runtime.joined(device_name) as world:
+        return _predicted(asked, stdin, open_output, _Run(world, heard, log))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Who predicts, who may interrupt it, and who is told."""
+
+    world: World
+    heard: Signals
+    log: RunLog
+
+
+def _predicted(
+    asked: Asked,
+    stdin: TextIO,
+    open_output: Callable[[], AbstractContextManager[TextIO]],
+    of: _Run,
+) -> Failed:
     _check(asked.inputs)
+    world, log, device = of.world, of.log, of.world.device
     file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
     loaded = checkpoint.load(file)
-    device = runtime.prepare(device_name)
-    dtype, _ = runtime.choose_precision(restore(loaded.config, file).train.precision, device)
+    dtype, _ = machine.choose_precision(restore(loaded.config, file).train.precision, device)
     decision, labels = loaded.decision, loaded.labels
     if asked.threshold is not None:
         decision = replace(decision, how="fixed", thresholds=(asked.threshold,) * len(labels))
@@ -100,35 +120,47 @@ def run(
     )
     choice, failed = Choice(labels, decision, asked.top), Failed()
     i, n = asked.shard
-    paths, begun = islice(expand(asked.inputs, stdin), i - 1, None, n), False
-    if asked.begun is not None and asked.begun.exists():
-        begun = _pass_over(asked.begun, paths, asked, choice, failed, log)
+    names = world.decide(lambda: list(stdin)) if world.several else stdin
+    paths, begun = islice(expand(asked.inputs, names), i - 1, None, n), False
+    if asked.begun is not None:
+        done, begun = world.decide(lambda: _pass_over(asked, paths, choice, failed, log))
+        if not world.main:
+            next(islice(paths, done, done), None)
+    mine = share(paths, asked.batch_size, world.place.rank, world.place.size)
     batches = stream(
-        paths,
+        mine,
         loaded.transform,
         batch_size=asked.batch_size,
-        workers=runtime.choose_workers("auto", device),
+        workers=machine.choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
+    rows = world.merged(_predict(tagger, decision, batches, device, dtype))
     with (
-        signals() as heard,
-        runtime.device_faults(),
-        open_output() as output,
+        machine.device_faults(),
+        open_output() if world.main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
         writer = FORMATS[asked.format](output, choice, asked.only_labels, begun)
-        for prediction in _predict(tagger, decision, batches, device, dtype, bar):
-            writer.write(prediction)
-            heard.check()
-            if prediction.error is not None:
-                failed.add(f"{prediction.name}: {prediction.error}")
-        if not bar.done and not begun:
+        for predictions in rows:
+            for prediction in predictions:
+                writer.write(prediction)
+                of.heard.check()
+                if prediction.error is not None:
+                    failed.add(f"{prediction.name}: {prediction.error}")
+            bar.update(len(predictions))
+        if world.main and not bar.done and not begun:
             raise DataError(f"no pictures in {' '.join(asked.inputs)}")
         log.say(f"{bar.done} images, {bar.rate:.1f} images/s")
     return failed
 
 
-def expand(inputs: Iterable[str], stdin: TextIO) -> Iterator[str]:
+def share(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterator[str]:
+    """Those in every batch of process `rank`: of `size` batches in a row, one is each one's."""
+    batches = iter(lambda: tuple(islice(paths, batch_size)), ())
+    return chain.from_iterable(islice(batches, rank, None, size))
+
+
+def expand(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     """Files, folders, globs and `-` become the paths of pictures, one after the other.
 
     Folders give their pictures in sorted order, by the endings of their names; files that are
@@ -147,16 +179,20 @@ def expand(inputs: Iterable[str], stdin: TextIO) -> Iterator[str]:
 
 
 def _pass_over(
-    path: Path, paths: Iterator[str], asked: Asked, choice: Choice, failed: Failed, log: RunLog
-) -> bool:
+    asked: Asked, paths: Iterator[str], choice: Choice, failed: Failed, log: RunLog
+) -> tuple[int, bool]:
     """Take from `paths` those that a file has complete rows of, and cut off the rest of the file.
 
     Returns:
-        Whether it has its header.
+        How many, and whether it has its header.
 
     Raises:
         DataError: it has rows of other pictures, labels or columns.
     """
+    path = asked.begun
+    assert path is not None
+    if not path.exists():
+        return 0, False
     end = done = 0
     for row in complete_rows(path, asked.format, choice, asked.only_labels):
         end = row.end
@@ -173,7 +209,7 @@ def _pass_over(
             failed.add(f"{name}: as said before")
     os.truncate(path, end)
     log.say(f"{path}: {counted(done, 'row')} complete, going on after them")
-    return bool(end)
+    return done, bool(end)
 
 
 def _check(inputs: Iterable[str]) -> None:
@@ -202,9 +238,8 @@ def _predict(
     batches: Iterable[tuple[list[str], Batch]],
     device: torch.device,
     dtype: torch.dtype,
-    bar: Bar,
-) -> Iterator[Prediction]:
-    """One Prediction a path, in order."""
+) -> Iterator[list[Prediction]]:
+    """One Prediction a path, in order, batch by batch."""
     for names, batch in batches:
         rows: dict[int, Prediction] = {
             f.index: Prediction(names[f.index], None, f.reason) for f in batch.failures
@@ -214,5 +249,4 @@ def _predict(
             scored = probabilities(decision.calibrated(logits))
             for index, row in zip(batch.indices.tolist(), scored, strict=True):
                 rows[index] = Prediction(names[index], row)
-        yield from (rows[index] for index in range(len(names)))
-        bar.update(len(names))
+        yield [rows[index] for index in range(len(names))]

@@ -5,7 +5,7 @@ import shlex
 import signal
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mlfinetune import (
     assemble,
     checkpoint,
     examples,
-    frozen,
+    machine,
     resume,
     rundir,
     runtime,
@@ -24,15 +24,15 @@ from mlfinetune import (
     tune,
 )
 from mlfinetune.config import Config, dump, load
-from mlfinetune.data import cache
-from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
-from mlfinetune.epochs import Outcome, Parts, epochs, solutions, validate
+from mlfinetune.epochs import Outcome, epochs, solutions, validate
 from mlfinetune.judge import decide, judge
+from mlfinetune.parts import Parts, assembled, copies, on_features
 from mlfinetune.publish import publish
 from mlfinetune.records import Position, Verdict
 from mlfinetune.runlog import RunLog, clock
+from mlfinetune.runtime import World
 from mlfinetune.score import probabilities
 from mlfinetune.signals import Signals, signals
 
@@ -63,15 +63,19 @@ class _Order:
     """What `_train` is asked for; stores of features and of copies where they are not the usual."""
 
     config: Config
-    device_name: str
+    world: World
     signals: Signals
     resume: Going | None = None
     kept: Path | None = None
     images: Path | None = None
 
 
-def run(config: Config, device_name: str, log: RunLog, resume: Going | None = None) -> Trained:
+def run(
+    config: Config, device_name: str, log: RunLog, resume: Going | None = None
+) -> Trained | None:
     """Train as `config` says; returns when the run directory is complete.
+
+    Of several processes the first one writes and speaks, and returns something.
 
     Args:
         resume: go on with the newest run directory of the config's; None: a new one.
@@ -80,17 +84,18 @@ def run(config: Config, device_name: str, log: RunLog, resume: Going | None = No
         MlfinetuneError: data, weights, device, loss or run directory that cannot be used.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; what was learnt is saved.
     """
-    with signals() as heard:
+    with signals() as heard, runtime.joined(device_name, config.train.deterministic) as world:
         try:
-            splits = examples.splits(config, log)
-            return _train(_Order(config, device_name, heard, resume), splits, log)
+            with world.turn():
+                splits = examples.splits(config, log)
+            return _train(_Order(config, world, heard, resume), splits, log)
         except (KeyboardInterrupt, SystemExit):
             name = "SIGTERM" if heard.heard == signal.SIGTERM else "Ctrl-C"
             log.say(f"stopped by {name}; {_saved(log.run)}")
             raise
 
 
-def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
+def dry_run(config: Config, device_name: str, log: RunLog) -> None:
     """One batch of everything: train, validate, save, write; no file is left."""
     splits = examples.splits(config, log if config.data.bad_images == "skip" else None)
     rows = list(range(tune.settled_or(config, tune.UNTRIED)))
@@ -99,31 +104,39 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> Trained:
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
     )
-    with tempfile.TemporaryDirectory() as folder, signals() as heard:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        signals() as heard,
+        runtime.joined(device_name, config.train.deterministic) as world,
+    ):
         few_steps = {"epochs": 1, "batch_size": len(rows), "trackers": []}
         once = config.train.model_copy(update=few_steps)
         kept = Path(folder)
         config = config.model_copy(update={"train": once, "output": kept / "dry-run"})
-        order = _Order(config, device_name, heard, None, kept / "features", kept / "images")
-        return _train(order, few, log)
+        order = _Order(config, world, heard, None, kept / "features", kept / "images")
+        _train(order, few, log)
 
 
-def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
-    started = time.monotonic()
+def _train(order: _Order, splits: Splits, log: RunLog) -> Trained | None:
+    started, world = time.monotonic(), order.world
     trackers.require(order.config.train.trackers)
     for note in splits.notes:
         log.say(note)
-    begun = _begun(order, splits, log)
-    config = _settled(order.config, splits, begun)
+    begun = world.decide(lambda: _begun(order, splits, log))
+    config = world.decide(lambda: _settled(order.config, splits, begun))
     assemble.require_solvable(config, splits.train)
-    parts = _assemble(config, splits, order.device_name, log)
-    run = begun or rundir.claim(order.config.output or rundir.RUNS)
+    parts = assembled(config, splits, world, log)
+    run = begun or world.decide(lambda: rundir.claim(order.config.output or rundir.RUNS))
     parts = replace(parts, config=parts.config.model_copy(update={"output": run}))
-    with rundir.locked(run), runtime.device_faults():
-        standing = None if begun is None else _standing(begun, parts, order, log)
-        best, verdict = _run(parts, standing, order, log)
+    with rundir.locked(run) if world.main else nullcontext(), machine.device_faults():
+        standing = world.decide(lambda: _standing(begun, parts, order, log))
+        done = _run(parts, standing, order, log)
+        log.say_for(world.collected(log.warnings()))
+        if done is None:
+            return None
+        best, verdict = done
         (run / rundir.PREVIOUS_STATE).unlink(missing_ok=True)
-    peak = runtime.peak_memory(parts.device) / 2**30
+    peak = machine.peak_memory(parts.device) / 2**30
     log.say(
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
@@ -132,35 +145,37 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained:
 
 def _run(
     parts: Parts, standing: resume.Standing | None, order: _Order, log: RunLog
-) -> tuple[Outcome, Verdict]:
-    """The best outcome of a run whose directory is ours, and what it is worth."""
-    config, run = parts.config, parts.config.output
+) -> tuple[Outcome, Verdict] | None:
+    """The best outcome of a run whose directory is ours, and what it is worth, to process 0."""
+    config, run, world = parts.config, parts.config.output, parts.world
     assert run is not None
-    with trackers.opened(config.train.trackers, run, config.model_dump(mode="json")) as write:
-        _open_run(parts, run, standing, log)
-        log.also_to(write)
+    names = config.train.trackers if world.main else []
+    with trackers.opened(names, run, config.model_dump(mode="json")) as write:
+        if world.main:
+            _open_run(parts, run, standing, log)
+            log.also_to(write)
         start = None
         if assemble.features_once(config):
-            parts = _on_features(parts, order.kept, log)
+            features = on_features(parts, order.kept, log)
+            if features is None:
+                return None
+            parts = features
         elif config.train.solve_head_first and standing is None:
             start = _solved_first(parts, order.kept, log)
-        images, train = order.images, parts.splits.train
-        with assemble.image_copies(config, train, parts.spec, images, log) as copies:
-            if copies is not None:
-                assert isinstance(parts.train, Loader)
-                parts.train.read_copies(copies)
+        with copies(parts, order.images, log):
             best = _best(parts, start, standing, order, log)
-        return best, _results(parts, best, run, log)
+        verdict = _results(parts, best, run, log)
+        return None if verdict is None else (best, verdict)
 
 
-def _standing(run: Path, parts: Parts, order: _Order, log: RunLog) -> resume.Standing | None:
+def _standing(run: Path | None, parts: Parts, order: _Order, log: RunLog) -> resume.Standing | None:
     """Where a run stands that was begun; None: no state was saved.
 
     Raises:
         ConfigError: of other settings or data, where that is not allowed.
         CheckpointError: no state is whole.
     """
-    standing = resume.load(run, log)
+    standing = None if run is None else resume.load(run, log)
     if standing is not None and not (order.resume and order.resume.allow_changed):
         resume.require_same(standing, parts.config, parts.splits)
     return standing
@@ -174,6 +189,10 @@ def _begun(order: _Order, splits: Splits, log: RunLog) -> Path | None:
     wanted = order.config.output
     assert wanted is not None
     found = wanted if order.resume and order.resume.own else rundir.begun(wanted)
+    restarts = order.world.place.restarts
+    if restarts and order.resume is None and found and not (found / rundir.METRICS).is_file():
+        log.say(f"restart {restarts} by torchrun, after a process has failed")
+        return found
     if order.resume is not None:
         if found is None:
             log.say(f"nothing to resume at {rundir.shown(wanted)}: a new run begins")
@@ -269,6 +288,7 @@ def _best_epoch(parts: Parts, keeper: resume.Keeper, run: Path, log: RunLog) -> 
                 keeper.best = epoch if best is None or epoch.beats(best) else best
                 _save(parts, epoch, run, is_best=epoch is keeper.best)
                 log.say(_epoch_line(epoch, keeper.best))
+                log.say_for(parts.world.collected(log.warnings()))
                 keeper.keep(Position(epoch.number * parts.train.steps))
                 if _early(parts, keeper, epoch.number, log):
                     break
@@ -287,9 +307,15 @@ def _early(parts: Parts, keeper: resume.Keeper, epoch: int, log: RunLog) -> bool
 
 def _solved_first(parts: Parts, kept: Path | None, log: RunLog) -> Outcome:
     """The tagger with the best head for its backbone as it is, as the epoch before the first."""
-    found = _solved(_on_features(parts, kept, log), log)
-    log.say(f"training starts from the head of {found.name}, mAP {_map(found)}")
-    return replace(found, number=0, name="the solved head, before training")
+    features = on_features(parts, kept, log)
+
+    def solved() -> Outcome:
+        assert features is not None
+        found = _solved(features, log)
+        log.say(f"training starts from the head of {found.name}, mAP {_map(found)}")
+        return replace(found, number=0, name="the solved head, before training")
+
+    return parts.world.decide(solved)
 
 
 def _solved(parts: Parts, log: RunLog) -> Outcome:
@@ -307,54 +333,6 @@ def _solved(parts: Parts, log: RunLog) -> Outcome:
     return best
 
 
-def _assemble(config: Config, splits: Splits, device_name: str, log: RunLog) -> Parts:
-    device = runtime.prepare(device_name, config.train.deterministic)
-    dtype, why = runtime.choose_precision(config.train.precision, device)
-    with runtime.device_faults():
-        config, tried = tune.batch_size(config, splits.train, device, dtype)
-        workers, why_workers = tune.workers(config, splits.train, device, dtype)
-    runtime.seed_everything(config.train.seed)
-    spec = assemble.transform_spec(config)
-    tagger = assemble.model(config, splits.train, spec, device)
-    log.say(
-        f"{len(splits.train)} images to train, {len(splits.val)} to validate, "
-        f"{len(splits.train.labels)} labels"
-    )
-    log.say(
-        f"{config.model.backbone} with {config.model.weights or 'random weights'}"
-        f"{', frozen' if config.model.freeze_backbone else ''}; "
-        f"device {device}, precision {str(dtype).removeprefix('torch.')} ({why}), "
-        f"{workers} decoding processes ({why_workers}); {decoder()[1]}"
-    )
-    if tried is not None:
-        log.say(tried)
-    if assemble.head_in_chunks(config, splits.train):
-        log.say(
-            "the head is large: its weights are updated chunk by chunk in the backward pass; "
-            "train.clip_grad_norm does not bound them, and grad_norm does not count them"
-        )
-    loss, about = assemble.loss(config, splits.train, device)
-    log.say(about)
-    train = assemble.loader(config, splits.train, spec, device, workers, train=True)
-    val = assemble.loader(config, splits.val, spec, device, workers, train=False)
-    return Parts(config, splits, spec, tagger, tagger, loss, train, val, device, dtype)
-
-
-def _on_features(parts: Parts, kept: Path | None, log: RunLog) -> Parts:
-    """The same run on the features of its backbone as it is, which are computed once.
-
-    `kept`: the folder of stores; None: that of all runs.
-    """
-    config, device = parts.config, parts.device
-    workers = runtime.choose_workers(config.train.workers, device)
-    embedder = frozen.embedder(config, parts.tagger, parts.spec, device, parts.dtype, workers)
-    root = kept or cache.folder("features")
-    store = frozen.open_store(root, parts.tagger, parts.spec, config.model.backbone, embedder)
-    room = runtime.spare_memory(device) // 2
-    train, val = frozen.loaders(config, parts.splits, embedder, store, device, room, log)
-    return replace(parts, net=parts.tagger.head, train=train, val=val, dtype=torch.float32)
-
-
 def _epoch_line(epoch: Outcome, best: Outcome) -> str:
     mark = " (best)" if epoch is best else f" (best {_map(best)})"
     return f"{epoch.name}  loss {epoch.loss:.4f}  mAP {_map(epoch)}{mark}  {epoch.speed}"
@@ -364,13 +342,17 @@ def _map(epoch: Outcome) -> str:
     return "--" if epoch.mAP is None else f"{epoch.mAP:.4f}"
 
 
-def _results(parts: Parts, best: Outcome, run: Path, log: RunLog) -> Verdict:
+def _results(parts: Parts, best: Outcome, run: Path, log: RunLog) -> Verdict | None:
     """Judge the best outcome, and give its checkpoint the thresholds that validation asks for."""
-    config, val = parts.config, parts.splits.val
-    content, scores = checkpoint.load(run / rundir.BEST), best.scores
-    if scores is None:  # of an epoch before the run went on
-        parts.tagger.load_state_dict(content.weights)
+    config, val, world, scores = parts.config, parts.splits.val, parts.world, best.scores
+    if world.decide(lambda: best.scores is None):  # of an epoch before the run went on
+        weights = world.decide(lambda: checkpoint.load(run / rundir.BEST).weights)
+        parts.tagger.load_state_dict(weights)
         _, scores = validate(parts, log)
+    if not world.main:
+        return None
+    assert scores is not None
+    content = checkpoint.load(run / rundir.BEST)
     decision = decide(config.eval, scores)
     checkpoint.save(run / rundir.BEST, replace(content, decision=decision))
     verdict = judge(config.eval, scores, decision, fitted_here=True)
@@ -381,6 +363,8 @@ def _results(parts: Parts, best: Outcome, run: Path, log: RunLog) -> Verdict:
 
 
 def _save(parts: Parts, epoch: Outcome, run: Path, is_best: bool) -> None:
+    if not parts.world.main:
+        return
     content = assemble.checkpoint(
         parts.config, parts.saved, parts.splits.val, parts.spec, epoch.number
     )

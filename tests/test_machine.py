@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlfinetune.errors import DeviceError
-from mlfinetune.runtime import (
+from mlfinetune.machine import (
     available_cores,
     choose_device,
     choose_precision,

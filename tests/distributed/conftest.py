@@ -1,0 +1,49 @@
+"""A folder of pictures, some of whose targets nobody knows, for runs of several processes."""
+
+import csv
+from pathlib import Path
+
+import demo_data
+import pytest
+
+from faults import children
+
+CONFIG = """\
+data: {train: tags.csv}
+model: {backbone: resnet6_tiny, weights: null, image_size: 64}
+train: {epochs: 2, batch_size: 8, precision: float32, workers: 0, optimizer: sgd, lr: 0.001,
+        head_lr: 0.001}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server(cache: None) -> None:
+    """The process that children are forked from."""
+    children.prepare_server()
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Path:
+    """The folder."""
+    return draw(tmp_path)
+
+
+def draw(folder: Path) -> Path:
+    """31 pictures: 25 to train in batches of 8, 8, 9 (a lone one joins), 6 to validate."""
+    demo_data.write(folder, count=31, size=64)
+    with (folder / "tags.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels = sorted({name for row in rows for name in row["labels"].split("|") if name})
+    with (folder / "tags.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *labels])
+        for at, row in enumerate(rows):
+            has = row["labels"].split("|")
+            cells = [str(int(name in has)) for name in labels]
+            if at % 5 == 0:
+                cells[at % len(labels)] = ""  # unknown
+            if at % 11 == 0:
+                cells = [""] * len(labels)
+            writer.writerow([row["image"], *cells])
+    (folder / "tiny.yaml").write_text(CONFIG)
+    return folder

@@ -1,0 +1,61 @@
+"""`mlfinetune ...` as several processes: as torchrun starts them, and by torchrun itself."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from faults import children
+from faults.children import Child
+
+ALONE = "1 process"
+
+
+def start(size: int, *arguments: str, cwd: Path, **environment: str) -> list[Child]:
+    """The processes of one machine, with the environment that torchrun gives to each."""
+    if size == 1:
+        return [children.start(*arguments, cwd=cwd, **environment)]
+    given = {
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **environment,
+    }
+    return [
+        children.start(*arguments, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **given)
+        for rank in range(size)
+    ]
+
+
+def run(size: int, *arguments: str, cwd: Path, **environment: str) -> Child:
+    """They all end well; the one that speaks."""
+    group = start(size, *arguments, cwd=cwd, **environment)
+    codes = [child.wait() for child in group]
+    assert not any(codes), "\n".join(child.said for child in group)
+    for child in group[1:]:
+        assert (child.said, child.out) == ("", ""), "process 0 alone prints"
+    return group[0]
+
+
+def torchrun(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """`torchrun --standalone ...` itself."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

@@ -1,0 +1,108 @@
+"""Two and three processes train as one does: the same losses and weights, to rounding."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from distributed.group import run, start
+from mlfinetune import checkpoint, rundir
+
+WAYS = {
+    "fine-tuning": (),
+    "in pieces, with a running mean": ("train.accumulate=3", "train.ema=0.9"),
+    "a share that is empty": ("data.val_fraction=0.16", "train.batch_size=8"),
+    "weighted": ("loss.pos_weight=auto", "loss.name=asl", "model.head_bias=prior"),
+    "frozen, pictures decoded every epoch": (
+        "model.freeze_backbone=true",
+        "train.cache_features=off",
+    ),
+}
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl but for times."""
+    rows = [json.loads(line) for line in (run / rundir.HISTORY).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return checkpoint.load(run / rundir.LAST).weights
+
+
+def furthest(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference of a tensor, to its size, and which."""
+    return max(
+        (float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-3)), k)
+        for k in one
+        if one[k].is_floating_point()
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_as_one_process(ground: Path, way: str) -> None:
+    for size in (1, 2, 3):
+        more = ("train.sync_batch_norm=true", "-o", f"runs/{size}", *WAYS[way])
+        run(size, "train", "tiny.yaml", *more, cwd=ground)
+    one = ground / "runs" / "1"
+    for size in (2, 3):
+        several = ground / "runs" / str(size)
+        for a, b in zip(history(one), history(several), strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-6), size
+        assert furthest(weights(one), weights(several))[0] < 5e-4
+
+
+def test_features_of_a_frozen_backbone_are_computed_by_all(ground: Path) -> None:
+    """And bit for bit those of one process; so is the head that is solved for on them."""
+    for size in (1, 2, 3):
+        environment = {"MLFINETUNE_CACHE": str(ground / f"cache-{size}")}
+        more = ("model.freeze_backbone=true", "-o", f"runs/{size}")
+        said = run(size, "train", "tiny.yaml", *more, cwd=ground, **environment).said
+        assert f"{size} processes compute features" in said or size == 1
+    one = ground / "runs" / "1"
+    for size in (2, 3):
+        several = ground / "runs" / str(size)
+        assert furthest(weights(one), weights(several))[0] == 0
+        for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.PER_LABEL):
+            assert (one / name).read_bytes() == (several / name).read_bytes()
+
+
+def test_the_solved_head_is_everyone_s_start(ground: Path) -> None:
+    losses = []
+    for size in (1, 2):
+        more = ("train.solve_head_first=true", "train.sync_batch_norm=true", "-o", f"runs/{size}")
+        run(size, "train", "tiny.yaml", *more, cwd=ground)
+        losses.append([row["loss"] for row in history(ground / "runs" / str(size))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_without_synchronized_statistics_all_keep_the_same_ones(ground: Path) -> None:
+    """Those in the checkpoint are the mean of all processes'; the run says how it learns."""
+    more = ("train.sync_batch_norm=false", "train.epochs=1")
+    said = run(2, "train", "tiny.yaml", *more, cwd=ground).said
+    assert "BatchNorm learns in each from its own" in said
+    said = run(2, "train", "tiny.yaml", "train.epochs=1", cwd=ground).said
+    assert "2 processes, each with 4 pictures of a batch of 8; BatchNorm learns from those" in said
+
+
+def test_a_dry_run(ground: Path) -> None:
+    done = run(2, "train", "tiny.yaml", "--dry-run", cwd=ground)
+    assert "nothing was left behind" in done.out
+    assert not (ground / "runs").exists()
+
+
+def test_small_copies_are_made_once_on_a_machine(ground: Path) -> None:
+    more = ("data.cache_images=disk", "model.image_size=32")
+    done = run(2, "train", "tiny.yaml", *more, cwd=ground)
+    assert "25 to look at" in done.said
+    group = start(2, "train", "tiny.yaml", "data.cache_images=ram", cwd=ground)
+    assert [child.wait() for child in group] == [2, 2]
+    assert "".join(child.said for child in group).count("MLFINETUNE_CACHE=/dev/shm") == 1
+
+
+def test_batches_too_small_for_all(ground: Path) -> None:
+    group = start(3, "train", "tiny.yaml", "train.batch_size=2", cwd=ground)
+    assert [child.wait() for child in group] == [2, 2, 2]
+    said = "".join(child.said for child in group)
+    assert said.count("train.batch_size 2 is that of all 3 processes together") == 1
