@@ -187,3 +187,11 @@ def test_the_security_page_names_tests_that_are_there() -> None:
     assert all((ROOT / name).is_file() for name in named)
     for target in set(re.findall(r"`make ([\w-]+)`", text)):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+
+
+def test_the_promises_are_those_that_were_counted() -> None:
+    counted = json.loads((ROOT / "benchmarks/results/faults.json").read_text())["promises"]
+    rows = re.findall(r"^\| (P\d+) \| .* \| ([\d,]+) \| (\d+) \|$", README, re.MULTILINE)
+    wanted = [(name, f"{row['trials']:,}", str(row["failures"])) for name, row in counted.items()]
+    assert rows == wanted
+    assert [name for name, *_ in rows] == [f"P{n}" for n in range(1, 21)]
