@@ -8,7 +8,6 @@ placeholders. No model is needed.
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shown
@@ -22,6 +21,7 @@ from mlfinetune.data.images import thumbnail
 from mlfinetune.errors import CheckpointError, finite
 from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.measure import measure
+from mlfinetune.names import located, location
 from mlfinetune.runlog import RunLog
 from mlfinetune.score import probabilities
 
@@ -56,7 +56,7 @@ def publish(folder: Path, log: RunLog) -> Path:
     root, limit = str(content.get("images_root", "")), content.get("max_pixels", MAX_PIXELS)
 
     def read(name: str, side: int) -> bytes:
-        return thumbnail(Path(os.path.join(root, name)), side, limit)
+        return thumbnail(located(location(root), name), side, limit)
 
     page = report.render(report.with_pictures(built, read))
     with rundir.writing(folder / rundir.SUSPECTS) as file:

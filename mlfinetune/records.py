@@ -11,14 +11,13 @@ a set, L labels, S pixels on a side.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlfinetune.errors import DataError, listing
+from mlfinetune.names import Location, located
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,13 +50,13 @@ class Manifest:
     """The examples of one split.
 
     Attributes:
-        root: the folder that names are relative to.
+        root: the folder, or the URL, that names are relative to.
         names: N paths as the user wrote them, relative to `root`.
         targets: (N, L) in {1, 0, -1}.
         labels: what the L columns mean.
     """
 
-    root: Path
+    root: Location
     names: tuple[str, ...]
     targets: Targets
     labels: LabelSpace
@@ -67,7 +66,7 @@ class Manifest:
 
     def path(self, index: int) -> str:
         """Where example `index` lies."""
-        return os.path.join(self.root, self.names[index])
+        return located(self.root, self.names[index])
 
     def take(self, rows: list[int]) -> Manifest:
         """The examples `rows`, in that order."""

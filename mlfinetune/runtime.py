@@ -147,12 +147,10 @@ class World:
         """
         if not self.several:
             return net, nullcontext
-        replica = DistributedDataParallel(
-            net,
-            [self.device] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **{_BUFFERS: False},  # `fit` averages BatchNorm's statistics
-        )
+        options: dict[str, Any] = {_BUFFERS: False}  # `fit` averages BatchNorm's statistics
+        if self.device.type == "cuda":
+            options["device_ids"] = [self.device]
+        replica = DistributedDataParallel(net, gradient_as_bucket_view=True, **options)
         replica.register_comm_hook(None, lambda _, bucket: _sum(bucket))
         return replica, replica.no_sync
 
@@ -329,7 +327,7 @@ class _Sum(torch.autograd.Function):
 def synchronize(net: nn.Module, device: torch.device) -> None:
     """Every BatchNorm in it learns from all processes' pictures; parameters stay those they are."""
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
         return
     for module in list(net.modules()):
         for name, child in module.named_children():

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mlfinetune.names import Location
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ class SourceOptions:
     """How to read a table or folder; the keys of the config's `data` section say what each does."""
 
     format: str = "auto"
-    images: Path | None = None
+    images: Location | None = None
     image_column: str | None = None
     label_column: str | None = None
     label_columns: tuple[str, ...] | None = None
@@ -66,9 +67,9 @@ class Table:
     """What one table or folder says, before a run fixes the columns.
 
     Attributes:
-        origin: the file or folder.
+        origin: the file, folder or URL.
         format: what it was read as.
-        root: the folder that names are relative to.
+        root: the folder, or the URL, that names are relative to.
         names: N paths as they stand there.
         targets: (N, L) in {1, 0, -1}.
         unnamed: (N,) int8: what a row says of a label that the table does not have: 0 where
@@ -82,9 +83,9 @@ class Table:
         faults: what is wrong with it.
     """
 
-    origin: Path
+    origin: Location
     format: str
-    root: Path
+    root: Location
     names: tuple[str, ...]
     targets: Targets
     unnamed: NDArray[np.int8]

@@ -13,12 +13,18 @@ def evaluate(
         Path, typer.Option("--checkpoint", "-c", help="Run directory or checkpoint file.")
     ],
     data: Annotated[
-        Path | None,
-        typer.Option(help="Table or folder to score; default: the run's validation data."),
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Table, its URL, or folder to score; default: the run's validation data.",
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Rows of this split column value.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Root of the table's paths; default: the table's folder.")
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Root of the table's paths, or its URL; default: its folder."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for results; default: eval/.")
@@ -31,6 +37,7 @@ def evaluate(
 ) -> None:
     """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
     from mlfinetune.launch import place
+    from mlfinetune.names import location
     from mlfinetune.rundir import shown
     from mlfinetune.runlog import RunLog
     from mlfinetune.tables import summary
@@ -38,7 +45,12 @@ def evaluate(
 
     log = RunLog(rank=place().rank)
     asked = workflow.Asked(
-        checkpoint.absolute(), data, split, images, output, tuple(overrides or ())
+        checkpoint.absolute(),
+        None if data is None else location(data),
+        split,
+        None if images is None else location(images),
+        output,
+        tuple(overrides or ()),
     )
     folder, verdict = workflow.run(asked, device, log)
     if verdict is not None:

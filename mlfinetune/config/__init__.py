@@ -25,6 +25,7 @@ from mlfinetune.config.sections import (
 )
 from mlfinetune.errors import CheckpointError, ConfigError, listing
 from mlfinetune.explain import explain
+from mlfinetune.names import is_url
 from mlfinetune.yaml12 import Lines, kind
 
 __all__ = [
@@ -157,6 +158,8 @@ def _rebase(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, 
         if not isinstance(value, str) or not value:
             continue
         if key == "weights" and not Path(value).suffix:  # one of torchvision's names
+            continue
+        if section == ["data"] and is_url(value):
             continue
         assert isinstance(parent, dict)
         try:

@@ -12,10 +12,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+
+from mlfinetune.names import Location, location
 
 MAX_IMAGE_SIZE = 4096
 """A picture of that side takes 200 MB as the model's input; a checkpoint may not ask for more."""
@@ -31,6 +35,17 @@ def _not_empty(value: Any) -> Any:
 FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
 
 
+def _location(value: Any) -> Location:
+    if not isinstance(_not_empty(value), str | Path):
+        raise ValueError(f"wanted path or URL, got {value!r}")
+    return location(str(value))
+
+
+DataPath = Annotated[
+    Location, PlainValidator(_location), WithJsonSchema({"type": "string", "format": "path"})
+]
+
+
 class Section(BaseModel):
     """A part of the config: strict types, no unknown keys, frozen."""
 
@@ -40,11 +55,13 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the pictures and their labels are."""
 
-    train: FilePath = Field(description="table, JSON, Parquet or folder of labelled pictures")
-    val: FilePath | None = Field(None, description="the same for validation")
-    format: Literal["auto", "csv", "folder", "sidecar", "huggingface", "coco", "voc", "parquet"] = (
-        Field("auto", description="what `train` and `val` are; auto: detected, and printed")
+    train: DataPath = Field(
+        description="table, JSON, Parquet, tars or folder of labelled pictures; or a table's URL"
     )
+    val: DataPath | None = Field(None, description="the same for validation")
+    format: Literal[
+        "auto", "csv", "folder", "sidecar", "huggingface", "coco", "voc", "parquet", "webdataset"
+    ] = Field("auto", description="what `train` and `val` are; auto: detected, and printed")
     val_fraction: float | None = Field(
         None,
         gt=0,
@@ -55,8 +72,8 @@ class DataConfig(Section):
     group_by: str | None = Field(
         None, description="column whose rows of one value are held out together, or not at all"
     )
-    images: FilePath | None = Field(
-        None, description="root of the table's paths; default: the table's folder"
+    images: DataPath | None = Field(
+        None, description="root of the table's paths, or its URL; default: the table's folder"
     )
     image_column: str | None = Field(None, description="default: found by its usual names")
     label_column: str | None = Field(None, description="column with the delimited labels")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlfinetune.errors import DataError
 
-KINDS = ("features", "images", "parquet", "scan")
+KINDS = ("features", "images", "parquet", "scan", "tables", "tars")
 """What is kept, a folder each; anything else beside them is not ours."""
 
 

@@ -10,7 +10,6 @@ training stops and names it, prediction writes an error row.
 import hashlib
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mlfinetune.data.decoded import Copies
+from mlfinetune.data.files import at_hand
 from mlfinetune.data.images import decode
 from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.transforms import eval_transform, least_side, to_tensor, train_transform
@@ -78,11 +78,16 @@ class ImageDataset(Dataset[Example]):
             return Example(index, self._eval(image))
         return Example(index, self._train(image, mix(self._seed, epoch, index)))
 
+    def __getitems__(self, keys: list[Key]) -> list[Example]:
+        """A batch, as DataLoader asks for it; what is behind URLs is asked for together."""
+        with at_hand(path for _, _, path in keys):
+            return [self[key] for key in keys]
+
     def _pixels(self, path: str) -> NDArray[np.uint8]:
         small = None if self._copies is None else self._copies.read(path)
         if small is not None:
             return small
-        return decode(Path(path), self.spec.max_pixels, self._least, self._jpeg)
+        return decode(path, self.spec.max_pixels, self._least, self._jpeg)
 
 
 def collate(examples: list[Example]) -> Batch:

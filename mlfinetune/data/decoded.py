@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from mlfinetune.data import cache, images
+from mlfinetune.data.files import at_hand, key_of_file
 from mlfinetune.data.jpeg import decoder
-from mlfinetune.data.store import Store, key_of, key_of_file, need_room
+from mlfinetune.data.store import Store, key_of, need_room
 from mlfinetune.data.transforms import least_side, to_tensor
 from mlfinetune.errors import DataError, ImageError, counted, listing
 from mlfinetune.records import Manifest, TransformSpec
@@ -307,11 +308,16 @@ class CopyMaker(Dataset[Made]):
     def __getitem__(self, item: Item) -> Made:
         key, path = item
         try:
-            return Made(key, path, self._copy(Path(path)))
+            return Made(key, path, self._copy(path))
         except ImageError as error:
             return Made(key, path, None, error.reason)
 
-    def _copy(self, path: Path) -> bytes:
+    def __getitems__(self, items: list[Item]) -> list[Made]:
+        """Several; what is behind URLs is asked for together."""
+        with at_hand(path for _, path in items):
+            return [self[item] for item in items]
+
+    def _copy(self, path: str) -> bytes:
         spec, side = self._spec, bound(self._spec)
         if _copy_size(images.size(path, spec.max_pixels), side) is None:
             return b""

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from mlfinetune.data.dataset import mix
+from mlfinetune.data.files import key_of_file
 from mlfinetune.data.loader import cut, train_order
-from mlfinetune.data.store import Keys, Positions, Store, key_of_file, need_room
+from mlfinetune.data.store import Keys, Positions, Store, need_room
 from mlfinetune.records import Batch, Manifest, TransformSpec
 
 _FLUSH_ROWS, _FLUSH_S = 32768, 60.0

@@ -14,9 +14,19 @@ import numpy as np
 from mlfinetune.data.columns import SPLITS
 from mlfinetune.data.images import is_image_name
 from mlfinetune.data.labels import align
-from mlfinetune.data.sources import coco, csv_table, folder, huggingface, parquet, sidecar, voc
+from mlfinetune.data.sources import (
+    coco,
+    csv_table,
+    folder,
+    huggingface,
+    parquet,
+    sidecar,
+    voc,
+    webdataset,
+)
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError
+from mlfinetune.names import Location, is_url
 from mlfinetune.records import LabelSpace
 from mlfinetune.survey import Fault, SourceOptions, Table
 
@@ -28,6 +38,7 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "coco": ("COCO instances", coco.read_coco),
     "voc": ("Pascal VOC", voc.read_voc),
     "parquet": ("Parquet", parquet.read_parquet),
+    "webdataset": ("tar shards (WebDataset)", webdataset.read_webdataset),
 }
 """Format -> what it is called, and its reader."""
 
@@ -51,6 +62,11 @@ def read(path: Path, options: SourceOptions) -> Table:
             return _joined(path, _read_each(path, sides, options), sides)
         format = detect(path) if options.format == "auto" else options.format
         words, reader = READERS[format]
+        if is_url(options.images) and format not in _TABLES:
+            raise DataError(
+                f"data.images: pictures of {words} are not read from {options.images}: list them"
+                f" in a table"
+            )
         source = _table_in(path) if format in _TABLES else path
         if format == "huggingface" and source.suffix.lower() in csv_table.SUFFIXES:
             reader = csv_table.read_csv  # metadata.csv
@@ -71,6 +87,7 @@ def detect(path: Path) -> str:
         if path.parent.parts[-2:] == ("ImageSets", "Main"):
             return "voc"
         by_ending = {".json": "coco", ".jsonl": "huggingface", ".parquet": "parquet"}
+        by_ending |= {webdataset.SUFFIX: "webdataset"}
         by_ending |= dict.fromkeys(csv_table.SUFFIXES, "csv")
         if path.suffix.lower() not in by_ending:
             raise DataError(
@@ -84,6 +101,7 @@ def detect(path: Path) -> str:
         (voc.is_voc, "voc"),
         (coco.is_coco, "coco"),
         (parquet.is_parquet, "parquet"),
+        (webdataset.is_webdataset, "webdataset"),
         (sidecar.is_sidecar, "sidecar"),
     ):
         if found(path):
@@ -99,7 +117,16 @@ def _table_in(path: Path) -> Path:
 
 # ---- folders named train, val and test ------------------------------------------------------
 
-_IN_SPLIT_FOLDERS = ("auto", "csv", "folder", "sidecar", "huggingface", "coco", "parquet")
+_IN_SPLIT_FOLDERS = (
+    "auto",
+    "csv",
+    "folder",
+    "sidecar",
+    "huggingface",
+    "coco",
+    "parquet",
+    "webdataset",
+)
 
 
 def _split_folders(path: Path) -> dict[str, str]:
@@ -171,16 +198,18 @@ def _moved_faults(tables: dict[str, Table]) -> Iterator[Fault]:
         start += len(part)
 
 
-def _common_root(path: Path, parts: Iterable[Table]) -> Path:
+def _common_root(path: Path, parts: Iterable[Table]) -> Location:
     """`path`, or what holds all roots where they lie elsewhere: data.images, the cache."""
     roots = [part.root for part in parts]
-    if all(root.is_relative_to(path) for root in roots):
+    if all(isinstance(root, Path) and root.is_relative_to(path) for root in roots):
         return path
+    if len(set(roots)) == 1:  # data.images
+        return roots[0]
     return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
 
 
-def _prefixed(root: Path, parts: Iterable[Table]) -> Iterable[str]:
+def _prefixed(root: Location, parts: Iterable[Table]) -> Iterable[str]:
     for part in parts:
         prefix = os.path.relpath(part.root, root)
         for name in part.names:  # a name that lacks stays one
-            yield name and os.path.normpath(os.path.join(prefix, name))
+            yield name if is_url(name) else name and os.path.normpath(os.path.join(prefix, name))

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL import __version__ as PIL_VERSION
 
+from mlfinetune.data import files
 from mlfinetune.errors import ImageError
+from mlfinetune.names import Location, is_url
 from mlfinetune.survey import Picture
 
 SUFFIXES = frozenset(
@@ -89,7 +91,7 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def decode(
-    path: Path, max_pixels: int, least: int | None = None, jpeg: JpegDecoder | None = None
+    path: Location, max_pixels: int, least: int | None = None, jpeg: JpegDecoder | None = None
 ) -> NDArray[np.uint8]:
     """Read one picture.
 
@@ -115,7 +117,7 @@ def decode(
         return _pixels(image) if pixels is None else pixels
 
 
-def size(path: Path, max_pixels: int) -> tuple[int, int]:
+def size(path: Location, max_pixels: int) -> tuple[int, int]:
     """Width and height by the header, EXIF's turn not heeded.
 
     Raises:
@@ -132,7 +134,7 @@ def encode(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def thumbnail(path: Path, side: int, max_pixels: int) -> bytes:
+def thumbnail(path: Location, side: int, max_pixels: int) -> bytes:
     """A small JPEG of a picture, whole, upright, its longer side `side` pixels or its own.
 
     A picture that cannot be read gives a grey square with a cross.
@@ -155,7 +157,7 @@ def decode_jpeg(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.array(image)
 
 
-def inspect(path: Path, max_pixels: int) -> Picture:
+def inspect(path: Location, max_pixels: int) -> Picture:
     """Look a picture over: what it is, what it hides, and two keys to find it again.
 
     Args:
@@ -173,15 +175,12 @@ def inspect(path: Path, max_pixels: int) -> Picture:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[io.BufferedReader]:
+def _reading(path: Location) -> Iterator[files.File]:
     """The file, open; whatever goes wrong with it becomes an ImageError."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(str(path), "not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(str(path), f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
-        with path.open("rb") as file, warnings.catch_warnings():
+        name = str(path)
+        _require_file(name)
+        with files.opened(name) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield file
     except ImageError:
@@ -190,7 +189,21 @@ def _reading(path: Path) -> Iterator[io.BufferedReader]:
         raise ImageError(str(path), _reason(error)) from error
 
 
-def _header(file: io.BufferedReader, path: Path, max_pixels: int) -> Image.Image:
+def _require_file(name: str) -> None:
+    """A device would be read for ever, and a file of gigabytes is no picture."""
+    if is_url(name):
+        return
+    try:
+        status = os.stat(name)
+    except NotADirectoryError:  # it may be in a tar
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(name, "not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(name, f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
+
+
+def _header(file: files.File, path: Location, max_pixels: int) -> Image.Image:
     """The picture, not yet decoded."""
     image = Image.open(file, formats=_FORMATS)
     width, height = image.size
@@ -204,7 +217,7 @@ def _header(file: io.BufferedReader, path: Path, max_pixels: int) -> Image.Image
 
 
 def _survey(
-    file: io.BufferedReader, path: Path, max_pixels: int
+    file: files.File, path: Location, max_pixels: int
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """What Picture says but for the two keys, and the pixels, of a JPEG perhaps at less size.
 
@@ -231,15 +244,13 @@ def _scale(size: tuple[int, int], least: int | None) -> int:
     return next(fit, 1)
 
 
-def _fast(
-    image: Image.Image, file: io.BufferedReader, jpeg: JpegDecoder
-) -> NDArray[np.uint8] | None:
+def _fast(image: Image.Image, file: files.File, jpeg: JpegDecoder) -> NDArray[np.uint8] | None:
     """What `jpeg` makes of a plain JPEG; None: Pillow has to decode or refuse it."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) != 1:
         return None
     width, height = image.size
     # No picture needs more bytes: a file with gigabytes behind its picture stays on disk.
-    size = min(os.fstat(file.fileno()).st_size, 3 * width * height + _MEBIBYTE)
+    size = min(file.seek(0, os.SEEK_END), 3 * width * height + _MEBIBYTE)
     content = np.empty(size, np.uint8)
     file.seek(0)
     with suppress(Exception):  # whatever a decoder raises; Pillow's reason is the one to show
@@ -381,6 +392,8 @@ def _dhash(pixels: NDArray[np.uint8]) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, files.RemoteError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
     if isinstance(error, OSError) and error.strerror:

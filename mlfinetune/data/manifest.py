@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfinetune.data import formats
+from mlfinetune.data import files, formats
 from mlfinetune.data.columns import SPLITS
 from mlfinetune.data.images import TOO_LARGE
 from mlfinetune.data.labels import align, label_space, natural, only, rare, settle, without
@@ -24,6 +24,7 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.rows import Scan, drop, join_repeats, refuse, scanned
 from mlfinetune.data.split import sides
 from mlfinetune.errors import DataError, counted, listing, nearest
+from mlfinetune.names import Location, folder_of, located
 from mlfinetune.records import LabelSpace, Manifest
 from mlfinetune.survey import Skipped, SourceOptions, Table
 
@@ -77,7 +78,7 @@ class Splits:
 
 
 def read_splits(
-    train: Path, val: Path | None, options: SourceOptions, policy: Policy = Policy()
+    train: Location, val: Location | None, options: SourceOptions, policy: Policy = Policy()
 ) -> Splits:
     """Read the training and the validation examples.
 
@@ -91,7 +92,7 @@ def read_splits(
 
 
 def read_tables(
-    train: Path, val: Path | None, options: SourceOptions
+    train: Location, val: Location | None, options: SourceOptions
 ) -> tuple[Table, Table | None]:
     """The tables of a run; labels in cells of both are separated alike."""
     table = read_table(train, options)
@@ -142,7 +143,7 @@ def split_tables(
 
 
 def read_one(
-    path: Path,
+    path: Location,
     split: str | None,
     options: SourceOptions,
     labels: LabelSpace,
@@ -171,7 +172,7 @@ def read_one(
 
 
 def read_val(
-    path: Path, options: SourceOptions, labels: LabelSpace, policy: Policy
+    path: Location, options: SourceOptions, labels: LabelSpace, policy: Policy
 ) -> tuple[Manifest, tuple[str, ...]]:
     """The examples of a run's table of validation, as `read_splits` takes them; and notes."""
     table = read_table(path, replace(options, group_by=None))
@@ -179,7 +180,7 @@ def read_val(
     return align(table, labels), tuple(notes)
 
 
-def read_table(path: Path, options: SourceOptions) -> Table:
+def read_table(path: Location, options: SourceOptions) -> Table:
     """Read a file or folder in its format, look for its pictures, join rows of one image.
 
     Bad rows stand in the table's `faults`, by line; what else is wrong is raised.
@@ -187,9 +188,25 @@ def read_table(path: Path, options: SourceOptions) -> Table:
     Raises:
         DataError: the file cannot be read as a whole.
     """
-    table = check_paths(formats.read(path, options), options.allow_outside_root)
+    table = check_paths(_read(path, options), options.allow_outside_root)
     table = join_repeats(table)
     return replace(table, faults=tuple(sorted(table.faults, key=lambda f: natural(str(f)))))
+
+
+def _read(path: Location, options: SourceOptions) -> Table:
+    """What a file, a folder or a table behind a URL says."""
+    if isinstance(path, Path):
+        return formats.read(path, options)
+    if not path.lower().endswith(_REMOTE):
+        raise DataError(
+            f"{path}: of what is behind URLs tables are read that end in {', '.join(_REMOTE)}; "
+            f"download it, or list its pictures in such a table"
+        )
+    options = replace(options, images=options.images or folder_of(path))
+    return replace(formats.read(files.local(path), options), origin=path)
+
+
+_REMOTE = (".csv", ".tsv", ".jsonl")
 
 
 # ---- usable rows ----
@@ -353,8 +370,8 @@ def _groups_apart(table: Table) -> list[str]:
 
 
 def _overlap(train: Table, val: Table) -> list[str]:
-    own = {os.path.normpath(train.root / name) for name in train.names}
-    both = sum(os.path.normpath(val.root / name) in own for name in val.names)
+    own = {os.path.normpath(located(train.root, name)) for name in train.names}
+    both = sum(os.path.normpath(located(val.root, name)) in own for name in val.names)
     return [f"warning: {both} images stand in train and in val: scores flatter"] * bool(both)
 
 

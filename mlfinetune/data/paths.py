@@ -8,9 +8,12 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
+from mlfinetune.data import files
+from mlfinetune.names import is_url, located
 from mlfinetune.survey import Fault, Table
 
 _WORTH_LISTING = 32
@@ -24,12 +27,12 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
     through a link, is one of the row. Names that are found only in another Unicode normalisation
     (NFC, NFD) are taken as the disk spells them.
     """
-    root = os.path.realpath(table.root)
+    root = str(table.root) if is_url(table.root) else os.path.realpath(table.root)
+    faults = [*table.faults, *_leaving(table, root, allow_outside_root)]
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
-        if name:
+        if name and not is_url(name) and not is_url(root):
             by_folder[name[: name.rfind(os.sep) + 1]].append(row)
-    faults: list[Fault] = list(table.faults)
     respelled: dict[int, str] = {}
     for below, rows in by_folder.items():
         spelled = _as_on_disk(root, below)
@@ -54,6 +57,18 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
         note = f"{len(respelled)} names are spelled on disk in another Unicode form (NFC, NFD)"
         table = replace(table, names=names, notes=(*table.notes, note))
     return replace(table, faults=tuple(faults))
+
+
+def _leaving(table: Table, root: str, allowed: bool) -> Iterator[Fault]:
+    """Names that lead elsewhere, where they or the root are URLs; the scan sees what is there."""
+    for row, name in enumerate(table.names):
+        if name and not allowed and (is_url(name) or is_url(root)) and not _is_below(root, name):
+            yield table.fault(row, f"{name!r}: {_OUTSIDE}")
+
+
+def _is_below(root: str, name: str) -> bool:
+    where = located(root, name)
+    return where.startswith(root.rstrip("/") + "/") and ".." not in where.split("/")
 
 
 _NO_FILE = "no such file"
@@ -120,6 +135,8 @@ class _Folder:
             inside = self._is_inside(path) if os.path.islink(path) else self.inside
         except FileNotFoundError:
             return _NO_FILE
+        except NotADirectoryError:
+            return self._problem_in_tar(path)
         except OSError as error:
             return error.strerror or str(error)
         except ValueError:
@@ -130,6 +147,15 @@ class _Folder:
         if stat.S_ISDIR(mode):
             return "a folder, not a picture"
         return None if stat.S_ISREG(mode) else "not a regular file"
+
+    def _problem_in_tar(self, path: str) -> str | None:
+        """The same of a path that has a file where a folder would be."""
+        try:
+            return None if files.stamp(path) else _NO_FILE
+        except FileNotFoundError:
+            return _NO_FILE
+        except OSError as error:
+            return error.strerror or str(error)
 
     def respelling(self, base: str) -> str | None:
         """The file whose name is the same letters in another normalisation."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mlfinetune.data.labels import joined_states
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError, listing
+from mlfinetune.names import located
 from mlfinetune.records import NEGATIVE, POSITIVE
 from mlfinetune.survey import Fault, Skipped, Table
 
@@ -50,7 +51,7 @@ def drop(table: Table) -> tuple[Table, list[Skipped]]:
 
 def scanned(table: Table, scan: Scan) -> Table:
     """The table with a fault for each picture that the scan finds bad."""
-    bad = scan([os.path.join(table.root, name) for name in table.names])
+    bad = scan([located(table.root, name) for name in table.names])
     faults = [table.fault(r, f"{table.names[r]!r}: {why}", True) for r, why in sorted(bad.items())]
     return replace(table, faults=(*table.faults, *faults))
 

@@ -15,17 +15,20 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from threading import Thread
 
-from mlfinetune.data import cache
+from mlfinetune.data import cache, files
 from mlfinetune.data.images import VERSION, inspect
 from mlfinetune.errors import DataError, ImageError
+from mlfinetune.names import is_url
 from mlfinetune.survey import Picture
 
 _CHUNK = 2048
+_AT_ONCE = 4 * files.AT_ONCE
+"""Pictures behind URLs that a process is given at once: mostly it waits for the network."""
 _WORTH_PROCESSES = 64
 """Pictures to decode from which starting processes pays."""
 
@@ -50,8 +53,8 @@ def scan(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
     """
     with _Store(max_pixels) as store, _Decoders(max_pixels) as decoders:
         for start in range(0, len(paths), _CHUNK):
-            chunk = [os.path.abspath(path) for path in paths[start : start + _CHUNK]]
-            stamps = [_stamp(path) for path in chunk]
+            chunk = [_whole(path) for path in paths[start : start + _CHUNK]]
+            stamps = [files.stamp(path) for path in chunk]
             known = store.find(chunk, stamps)
             wanted = [at for at in range(len(chunk)) if at not in known]
             fresh = decoders.look([chunk[at] for at in wanted])
@@ -65,13 +68,24 @@ def scan(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
             store.keep(lasting)
 
 
+def _whole(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def _looks(paths: Sequence[str], max_pixels: int) -> list[_Look]:
+    """Several, those behind URLs asked for together."""
+    with files.at_hand(paths):
+        return [_look(path, max_pixels) for path in paths]
+
+
 def _look(path: str, max_pixels: int) -> _Look:
     try:
-        return inspect(Path(path), max_pixels), True
+        return inspect(path, max_pixels), True
     except ImageError as error:
         # Only what a decoder says of the content lasts: not the cap, rights, or a lack of memory.
         cause = error.__cause__
-        passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+        passing = isinstance(cause, MemoryError | files.RemoteError)
+        passing = passing or getattr(cause, "errno", None) is not None
         return error.reason, cause is not None and not passing
 
 
@@ -82,7 +96,7 @@ class _Decoders:
     """Processes that look at pictures: started once that pays, anew after one has died."""
 
     def __init__(self, max_pixels: int) -> None:
-        self._look = partial(_look, max_pixels=max_pixels)
+        self._looks = partial(_looks, max_pixels=max_pixels)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "_Decoders":
@@ -94,7 +108,7 @@ class _Decoders:
     def look(self, paths: list[str]) -> Iterator[_Look]:
         """Each file, in order."""
         if self._pool is None and len(paths) < _WORTH_PROCESSES:
-            yield from map(self._look, paths)
+            yield from self._looks(paths)
             return
         done = 0
         try:
@@ -128,7 +142,9 @@ class _Decoders:
         # Ctrl-C is for this process: those that map starts inherit that it is blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._pool.map(self._look, paths, chunksize=4 if processes > 1 else 1)
+            few = 1 if processes == 1 else _AT_ONCE if any(map(is_url, paths)) else 4
+            chunks = [paths[at : at + few] for at in range(0, len(paths), few)]
+            return chain.from_iterable(self._pool.map(self._looks, chunks))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -155,16 +171,8 @@ def _cores() -> int:
 
 # ---- what is known --------------------------------------------------------------------------
 
-_Stamp = tuple[int, int] | None
-"""Size in bytes and modification time in nanoseconds; None where there is no file."""
-
-
-def _stamp(path: str) -> _Stamp:
-    try:
-        status = os.stat(path)
-        return status.st_size, status.st_mtime_ns
-    except (OSError, ValueError):
-        return None
+_Stamp = files.Stamp | None
+"""None where there is no file."""
 
 
 class _Store:

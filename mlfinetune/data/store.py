@@ -45,16 +45,6 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def key_of_file(path: str, *parts: object) -> int:
-    """The key of a file as it is now, and of `parts`; one that is not there has one too."""
-    path = os.path.abspath(path)
-    try:
-        status = os.stat(path)
-    except OSError:
-        return key_of(path, *parts)
-    return key_of(path, status.st_size, status.st_mtime_ns, *parts)
-
-
 def need_room(folder: Path, size: int, what: str) -> None:
     """Is there room for `size` more bytes in a folder, and some to spare?
 

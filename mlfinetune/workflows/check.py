@@ -1,6 +1,5 @@
 """`mlfinetune check`: tables -> every picture looked at -> findings and facts. Touches no file."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from mlfinetune.data.labels import natural, settle
 from mlfinetune.data.manifest import Splits, read_tables, split_tables
 from mlfinetune.data.rows import drop, scanned
 from mlfinetune.errors import DataError, counted
+from mlfinetune.names import located
 from mlfinetune.records import Manifest
 from mlfinetune.runlog import RunLog
 from mlfinetune.survey import Fault, Finding, Picture, SourceOptions, Table
@@ -172,7 +172,7 @@ def _by_side(
             yield side, at, name, manifest.path(row)
     for at, (table, usual) in enumerate(zip(tables, ("train", "val"), strict=False)):
         for row, name in enumerate(table.names):
-            path = os.path.join(table.root, name)
+            path = located(table.root, name)
             if path not in placed:
                 yield table.splits[row] if table.splits else usual, at, name, path
 

@@ -7,6 +7,7 @@ from mlfinetune import assemble, checkpoint, config, examples, machine, rundir, 
 from mlfinetune.data.manifest import read_one, read_val
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.judge import decide, judge
+from mlfinetune.names import Location
 from mlfinetune.publish import publish
 from mlfinetune.records import Checkpoint, Decision, Manifest, ScoreTable, Verdict
 from mlfinetune.runlog import RunLog
@@ -19,9 +20,9 @@ class Asked:
     """What to evaluate; None where the command line says nothing."""
 
     checkpoint: Path
-    data: Path | None = None
+    data: Location | None = None
     split: str | None = None
-    images: Path | None = None
+    images: Location | None = None
     output: Path | None = None
     overrides: tuple[str, ...] = ()
 
@@ -107,7 +108,8 @@ def _examples(
 ) -> tuple[Manifest, str]:
     """What to score, and its description."""
     if asked.images is not None:
-        data = settings.data.model_copy(update={"images": asked.images.absolute()})
+        root = asked.images if isinstance(asked.images, str) else asked.images.absolute()
+        data = settings.data.model_copy(update={"images": root})
         settings = settings.model_copy(update={"data": data})
     if asked.data is None and asked.split is None:
         return _recorded(settings, loaded, log), "validation"

@@ -13,10 +13,12 @@ import torch
 
 from mlfinetune import assemble, checkpoint, machine, rundir, runtime
 from mlfinetune.config import restore
+from mlfinetune.data import files
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.loader import stream
 from mlfinetune.errors import SHOWN, DataError, counted
 from mlfinetune.model import Tagger
+from mlfinetune.names import is_url
 from mlfinetune.predictions import FORMATS, Choice, complete_rows, row_name
 from mlfinetune.records import Batch, Decision, Prediction
 from mlfinetune.runlog import RunLog
@@ -161,7 +163,7 @@ def share(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterat
 
 
 def expand(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
-    """Files, folders, globs and `-` become the paths of pictures, one after the other.
+    """Files, folders, tars, URLs, globs and `-` become the paths of pictures, one after the other.
 
     Folders give their pictures in sorted order, by the endings of their names; files that are
     named, by a glob too, are taken whatever their ending.
@@ -169,13 +171,26 @@ def expand(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     for item in inputs:
         if item == STDIN:
             yield from (name for line in stdin if (name := line.rstrip("\r\n")))
+        elif is_url(item):
+            yield from _behind(item)
         elif os.path.isdir(item):
             yield from (str(path) for path in walk(Path(item)) if is_image_name(path))
+        elif item.endswith(".tar") and os.path.isfile(item):
+            inside = (name for name, *_ in files.members(item))
+            yield from (f"{item}/{name}" for name in inside if is_image_name(Path(name)))
         elif os.path.exists(item):
             yield item
         else:
             found = sorted(glob.glob(item, recursive=True))
             yield from (path for path in found if not os.path.isdir(path))
+
+
+def _behind(url: str) -> Iterator[str]:
+    """The object, or the pictures below a URL that ends in `/`, or that its `*` match."""
+    if url.endswith("/") or "*" in url:
+        yield from (name for name in files.listing(url) if is_image_name(Path(name)))
+    else:
+        yield url
 
 
 def _pass_over(
@@ -216,7 +231,10 @@ def _check(inputs: Iterable[str]) -> None:
     missing = [
         item
         for item in inputs
-        if item != STDIN and not os.path.exists(item) and not glob.glob(item, recursive=True)
+        if item != STDIN
+        and not is_url(item)
+        and not os.path.exists(item)
+        and not glob.glob(item, recursive=True)
     ]
     if missing:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")

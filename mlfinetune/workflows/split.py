@@ -82,6 +82,7 @@ def run(asked: Asked, log: RunLog) -> Done:
 
 def _output(asked: Asked, table: Table) -> Path:
     """Where the table is to go: beside the one that it copies, else beside the data."""
+    assert isinstance(table.origin, Path)
     beside = table.origin if table.format == "csv" else asked.data
     stem = beside.name if beside.is_dir() else beside.stem
     output = asked.output or beside.with_name(f"{stem}.split.csv")
@@ -106,6 +107,8 @@ def _wanted(asked: Asked) -> tuple[list[str], list[float]]:
 
 def _write(output: Path, table: Table, side: Sequence[str], options: SourceOptions) -> Path:
     """Write the table; the folder that its paths are relative to."""
+    assert isinstance(table.root, Path)
+    assert isinstance(table.origin, Path)
     root, folder = table.root.absolute(), output.absolute().parent
     if table.format == "csv":
         with rundir.writing(output) as file:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import demo_data
 import pytest
-
 from faults import children
 
 CONFIG = """\

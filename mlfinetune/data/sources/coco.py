@@ -49,14 +49,16 @@ def read_coco(path: Path, options: SourceOptions) -> Table:
         DataError: no such file or more than one for a split, not JSON, not COCO's keys.
         OSError: a file cannot be read.
     """
+    images = options.images
+    assert not isinstance(images, str)
     files, notes = _files(path)
     parts = [_read(file) for file in files.values()]
     in_root = parts[0].file.parent.parent == path
     lists = LabelLists(dict.fromkeys(label for part in parts for label in part.labels))
-    root, faults = options.images or path, list[Fault]()
+    root, faults = images or path, list[Fault]()
     names, splits = list[str](), list[str]()
     for split, part in zip(files, parts, strict=True):
-        folder, note = _pictures(part, options.images, in_root)
+        folder, note = _pictures(part, images, in_root)
         root = root if in_root else folder
         below = os.path.relpath(folder, root)
         for fault in part.faults:

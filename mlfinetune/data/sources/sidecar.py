@@ -7,24 +7,16 @@ Pictures of one stem (1.jpg, 1.png) share their tags. Hidden files and folders a
 """
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
-from mlfinetune.data.columns import quoted
+from mlfinetune.data.columns import MAX_TAGS_BYTES, quoted, tags_in
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
 from mlfinetune.records import NEGATIVE
 from mlfinetune.survey import Fault, SourceOptions, Table
-
-MAX_BYTES = 1_000_000
-"""A larger .txt is no list of tags."""
-
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
-"""A class and four numbers or more: boxes and outlines as YOLO writes them."""
 
 
 def is_sidecar(folder: Path) -> bool:
@@ -76,24 +68,11 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
 def _tags(path: Path, options: SourceOptions) -> list[str] | str:
     """The tags in a file, or why they cannot be read."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            return f"{size:,} bytes are too many for tags; the limit is {MAX_BYTES:,}"
-        text = path.read_bytes().decode("utf-8-sig")
+        if (size := path.stat().st_size) > MAX_TAGS_BYTES:
+            return f"{size:,} bytes are too many for tags; the limit is {MAX_TAGS_BYTES:,}"
+        return tags_in(path.read_bytes(), path, options.label_delimiter)
     except OSError as error:
         return error.strerror or str(error)
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 text (byte {error.object[error.start]:#04x}); save it as UTF-8"
-    if "\0" in text:
-        return "not UTF-8 text (it holds NUL characters); save it as UTF-8"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and all(map(_BOX.fullmatch, lines)):
-        raise DataError(
-            f"{path} holds boxes as YOLO writes them ('{lines[0][:60]}'), not tags; convert them "
-            f"to COCO JSON, or set data.format where the .txt files are not to be read"
-        )
-    delimiter = options.label_delimiter or ","
-    parts = (part.strip() for line in lines for part in line.split(delimiter))
-    return list(dict.fromkeys(part for part in parts if part))
 
 
 def _notes(

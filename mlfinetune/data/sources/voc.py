@@ -77,11 +77,13 @@ def read_voc(path: Path, options: SourceOptions) -> Table:
         notes.append(f"{found.difficult:,} difficult-only targets: {word} (data.difficult)")
     if found.unsaid:
         notes.append(f"{found.unsaid:,} targets that no class file names: unknown")
+    pictures = options.images
+    assert not isinstance(pictures, str)
     return Table(
         origin=path,
         format="voc",
-        root=options.images or root,
-        names=tuple(_names(root, options.images, images, found)),
+        root=pictures or root,
+        names=tuple(_names(root, pictures, images, found)),
         targets=found.targets,
         unnamed=np.full(len(images), NEGATIVE if by_xml else UNKNOWN, np.int8),
         labels=found.labels,

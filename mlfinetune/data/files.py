@@ -1,0 +1,317 @@
+"""What a name leads to: a file, a member of a tar, an object behind a URL.
+
+    name -> opened: a binary file that can be sought     name -> stamp: does it still hold the same?
+    at_hand(names): those behind URLs are fetched together
+
+`shards/a.tar/1.jpg` is the member `1.jpg` of `shards/a.tar`, read where it lies: an index of each
+tar is made once and kept, so that it is read in any order. The one place that knows fsspec and
+tarfile.
+"""
+
+import errno
+import io
+import os
+import re
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import fsspec
+import numpy as np
+from fsspec.asyn import sync
+from numpy.typing import NDArray
+
+from mlfinetune.data import cache
+from mlfinetune.data.store import key_of
+from mlfinetune.errors import DataError
+from mlfinetune.names import is_url
+from mlfinetune.rundir import write_atomic
+
+T = TypeVar("T")
+File = io.BufferedReader | io.BytesIO
+Stamp = tuple[int, int]
+"""Size in bytes, and modification time in nanoseconds."""
+
+TRIES = 4
+"""How often an object is asked for, at longer and longer intervals, before its error is told."""
+PAUSE_S = 0.5
+STALLED_S = 30.0
+"""A server that sends nothing for so long has failed."""
+AT_ONCE = 16
+"""Objects that are fetched at the same time; the wait is for the network, not for a core."""
+MAX_REMOTE = 2**28
+"""Bytes of an object that is read into memory."""
+_MAX_TABLE = 2**36
+_CHUNK = 2**20
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_MEMBER = re.compile(r"(.*?\.tar)/(.+)", re.DOTALL)
+_fetched: dict[str, bytes | OSError] = {}
+"""What `at_hand` holds."""
+
+
+class RemoteError(OSError):
+    """An object that cannot be had; its text says why, without the URL."""
+
+
+@contextmanager
+def opened(name: str) -> Iterator[File]:
+    """The content, to read and to seek.
+
+    Raises:
+        OSError: there is nothing, or it cannot be read.
+    """
+    if is_url(name):
+        yield io.BytesIO(_object(name))
+        return
+    member = _member(name)
+    if member is None:
+        with Path(name).open("rb") as file:
+            yield file
+    else:
+        yield io.BytesIO(member.read())
+
+
+def stamp(name: str) -> Stamp | None:
+    """Changes when the content does; None: there is no such file.
+
+    What is behind a URL is taken to stay what it is: asking for each picture would cost as much as
+    reading it.
+    """
+    if is_url(name):
+        return 0, 0
+    try:
+        status = os.stat(name)
+    except NotADirectoryError:
+        member = _member(name)
+        return None if member is None else (member.size, member.changed)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def key_of_file(name: str, *parts: object) -> int:
+    """The key of a file as it is now, and of `parts`; one that is not there has one too."""
+    found, whole = stamp(name), name if is_url(name) else os.path.abspath(name)
+    return key_of(whole, *parts) if found is None else key_of(whole, *found, *parts)
+
+
+@contextmanager
+def at_hand(names: Iterable[str]) -> Iterator[None]:
+    """In it, what is behind URLs is there already: all of it is asked for at once."""
+    urls = list(dict.fromkeys(name for name in names if is_url(name)))
+    try:
+        if urls:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                _fetched.update(zip(urls, pool.map(_tried, urls), strict=True))
+        yield
+    finally:
+        _fetched.clear()
+
+
+def local(url: str) -> Path:
+    """A table behind a URL, as a file in the cache, fetched anew.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    path = cache.folder("tables") / f"{key_of(url):016x}{Path(url).suffix.lower()}"
+    try:
+        write_atomic(path, _retried(lambda: _read(url, _MAX_TABLE)))
+    except RemoteError as error:
+        raise DataError(f"{url}: {error}") from error
+    return path
+
+
+def listing(url: str) -> list[str]:
+    """The URLs below one that ends in `/`, or that a pattern with `*` matches; in sorted order.
+
+    Raises:
+        DataError: they cannot be listed.
+    """
+
+    def found() -> list[str]:
+        system, path = _system(url)
+        paths = system.glob(path) if "*" in path else system.find(path)
+        return sorted(system.unstrip_protocol(path) for path in paths)
+
+    try:
+        return _retried(found)
+    except RemoteError as error:
+        raise DataError(f"{url}: {error}") from error
+
+
+# ---- behind URLs ------------------------------------------------------------------------
+
+
+def _object(url: str) -> bytes:
+    content = _fetched.get(url)
+    if content is None:
+        content = _tried(url)
+    if isinstance(content, OSError):
+        raise content
+    return content
+
+
+def _tried(url: str) -> bytes | OSError:
+    try:
+        return _retried(lambda: _read(url, MAX_REMOTE))
+    except OSError as error:
+        return error
+
+
+def _retried(get: Callable[[], T]) -> T:
+    """Again and again, where that may help.
+
+    Raises:
+        RemoteError: it did not.
+    """
+    for tried in range(1, TRIES + 1):
+        try:
+            return get()
+        except FileNotFoundError as error:
+            raise RemoteError("no such object") from error
+        except PermissionError as error:
+            raise RemoteError(f"no permission ({_words(error)})") from error
+        except RemoteError:
+            raise
+        except Exception as error:  # of aiohttp, botocore, whatever a protocol is made of
+            if tried == TRIES:
+                raise RemoteError(f"{_words(error)}; tried {TRIES} times") from error
+            time.sleep(PAUSE_S * 2 ** (tried - 1))
+    raise AssertionError
+
+
+def _read(url: str, most: int) -> bytes:
+    system, path = _system(url)
+    if url.startswith("http"):
+        content = cast(bytes, sync(system.loop, _downloaded, system, path, most))
+    else:
+        content = cast(bytes, system.cat_file(path, start=0, end=most + 1))
+    if len(content) > most:
+        raise RemoteError(f"more than {most:,} bytes")
+    return content
+
+
+async def _downloaded(system: Any, url: str, most: int) -> bytes:
+    """One request, read as it comes: fsspec's own would ask for the size first."""
+    session = await system.set_session()
+    async with session.get(system.encode_url(url)) as answer:
+        if answer.status in (404, 410):
+            raise FileNotFoundError(url)
+        if answer.status in (401, 403):
+            raise PermissionError(f"{answer.status} {answer.reason}")
+        answer.raise_for_status()
+        content = bytearray()
+        async for chunk in answer.content.iter_chunked(_CHUNK):
+            content += chunk
+            if len(content) > most:
+                break
+    return bytes(content)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and its path there.
+
+    Raises:
+        RemoteError: a protocol that is not known, or whose package is missing.
+    """
+    protocol = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            patience = ClientTimeout(sock_connect=STALLED_S, sock_read=STALLED_S)
+            options = {"client_kwargs": {"timeout": patience}}
+        elif protocol in ("s3", "s3a"):
+            config = {"connect_timeout": STALLED_S, "read_timeout": STALLED_S}
+            options = {"config_kwargs": {**config, "retries": {"max_attempts": 1}}}
+        system, path = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        wanted = f"pip install 'mlfinetune[{extra}]'" if extra else str(error)
+        raise RemoteError(f"{protocol}:// wants a package: {wanted}") from error
+    except ValueError as error:
+        raise RemoteError(_words(error)) from error
+    return system, path
+
+
+def _words(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+# ---- in tars ----------------------------------------------------------------------------
+
+_ROW = np.dtype([("key", np.uint64), ("start", np.int64), ("size", np.int64)])
+
+
+class _Member:
+    """A regular file in a tar."""
+
+    def __init__(self, tar: str, start: int, size: int, changed: int) -> None:
+        self._tar, self._start, self.size, self.changed = tar, start, size, changed
+
+    def read(self) -> bytes:
+        """All of it."""
+        with open(self._tar, "rb") as file:
+            file.seek(self._start)
+            return file.read(self.size)
+
+
+def _member(name: str) -> _Member | None:
+    """The member of a tar that a name means; None: it means a file, or nothing.
+
+    Raises:
+        FileNotFoundError: the tar has no such member.
+        OSError: it is no tar that can be read.
+    """
+    for found in _MEMBER.finditer(name):
+        tar, inside = found.groups()
+        if os.path.isfile(tar):
+            status = os.stat(tar)
+            index = _index(tar, status.st_size, status.st_mtime_ns)
+            key = key_of(inside)
+            at = int(np.searchsorted(index["key"], key))
+            if at == len(index) or index["key"][at] != key:
+                raise FileNotFoundError(errno.ENOENT, f"no member {inside!r} in {tar}", name)
+            row = index[at]
+            return _Member(tar, int(row["start"]), int(row["size"]), status.st_mtime_ns)
+    return None
+
+
+def members(tar: str) -> Iterator[tuple[str, int, int]]:
+    """Name, start and size of each regular file in a tar, in its order.
+
+    Raises:
+        OSError: it is no tar, or damaged, or compressed, so that its members have no place.
+    """
+    whole = os.stat(tar).st_size
+    try:
+        with tarfile.open(tar, "r:") as file:
+            for member in file:
+                file.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member.isreg():
+                    if member.offset_data + member.size > whole:
+                        raise tarfile.ReadError(f"cut short in {member.name!r}")
+                    yield member.name, member.offset_data, member.size
+    except (tarfile.TarError, EOFError) as error:
+        raise OSError(errno.EINVAL, f"no plain tar that can be read ({error})", tar) from error
+
+
+@lru_cache(maxsize=4096)
+def _index(tar: str, size: int, changed: int) -> NDArray[Any]:
+    """(N,) rows of its members, by key; made once, and kept on the disk."""
+    path = cache.folder("tars") / f"{key_of(os.path.abspath(tar), size, changed):016x}.npy"
+    if not path.exists():
+        last = {key_of(name): (start, length) for name, start, length in members(tar)}
+        rows = np.array([(key, *last[key]) for key in sorted(last)], _ROW)
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        write_atomic(path, buffer.getvalue())
+    return cast(NDArray[Any], np.load(path, mmap_mode="r"))
