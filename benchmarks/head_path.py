@@ -16,8 +16,10 @@ import torch
 from mlfinetune import assemble, examples, frozen, machine
 from mlfinetune.config import load
 from mlfinetune.data import cache
+from mlfinetune.launch import Place
 from mlfinetune.metrics.measure import measure
 from mlfinetune.runlog import RunLog
+from mlfinetune.runtime import World
 from mlfinetune.score import score
 from mlfinetune.solve import STRENGTHS, Solver
 
@@ -41,7 +43,9 @@ def main() -> None:
     maker = frozen.embedder(config, tagger, spec, device, dtype, workers=1)
     store = frozen.open_store(cache.folder("features"), tagger, spec, "resnet50", maker)
     room = machine.spare_memory(device) // 2
-    train, val = frozen.loaders(config, splits, maker, store, device, room, log)
+    found = frozen.loaders(config, splits, maker, store, World(device, Place()), room, log)
+    assert found is not None
+    train, val = found
     loss, _ = assemble.loss(config, splits.train, device)
     solver = Solver(tagger.head, train.sweep, loss)
     rows: list[dict[str, Any]] = []
@@ -49,9 +53,9 @@ def main() -> None:
         for record in solver.path(l2, STOPS):
             scores = score(tagger.head, val.epoch(), splits.val, device, torch.float32)
             averages = measure(scores).averages
-            found = {name: averages[name] for name in ("mAP", "macro_F1")}
-            rows.append({**record.rates, "loss": record.loss, **found})
-            values = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            best = {name: averages[name] for name in ("mAP", "macro_F1")}
+            rows.append({**record.rates, "loss": record.loss, **best})
+            values = "  ".join(f"{name} {value:.4f}" for name, value in best.items())
             print(f"l2 {l2:<6g} {record.rates['iterations']:>3g} iterations  {values}", flush=True)
     RESULT.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -88,12 +88,25 @@ def table() -> list[dict[str, float]]:
     return rows
 
 
+def lines() -> list[str]:
+    """Its rows as docs/scale.md has them."""
+    return [
+        f"| {row['gpus']:,} "
+        + "".join(
+            f"| {row[f'{link}: 64 each']:,.0f} | {row[f'{link}: 64 each, share']:.2f} "
+            for link in ("fast", "slow")
+        )
+        + "".join(f"| {row[f'{link}: {TOGETHER} in all']:,.0f} " for link in ("fast", "slow"))
+        + "|"
+        for row in table()
+    ]
+
+
 def main() -> None:
     """Write and print them."""
     eight = rate(8, 256, replace(FAST)) / 8 / FAST.images_per_s
     print(f"8 GPUs, 256 images each: {eight:.2f} of perfect; published: {16621 / 8 / 2470:.2f}")
-    for row in table():
-        print("  ".join(f"{name} {value:,.2f}" for name, value in row.items()))
+    print("\n".join(lines()))
     result = {"assumed": asdict(FAST), "slow link": SLOW.between, "rows": table()}
     (RESULTS / "scale_model.json").write_text(json.dumps(result, indent=2) + "\n")
 

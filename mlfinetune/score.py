@@ -53,13 +53,16 @@ def scored(
 def tabulate(rows: Iterable[Scored], manifest: Manifest) -> ScoreTable:
     """Every image of `manifest` once, in its order; rows come in any, from any process.
 
+    None is padded in, so that one that comes twice is a mistake, as is one that does not come.
+
     Raises:
         TrainingError: scores that are not finite.
     """
     indices, logits = zip(*rows, strict=True)
-    seen, first = np.unique(np.concatenate(indices), return_index=True)
-    assert np.array_equal(seen, np.arange(len(manifest))), "not every image was scored"
-    table = np.concatenate(logits)[first]
+    seen = np.concatenate(indices)
+    order = np.argsort(seen, kind="stable")
+    assert np.array_equal(seen[order], np.arange(len(manifest))), "not every image once"
+    table = np.concatenate(logits)[order]
     if bad := [manifest.names[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
         raise TrainingError(
             f"the scores of {len(bad)} pictures are not finite: the weights have diverged; lower "

@@ -477,7 +477,7 @@ def test_the_needed_key_can_come_from_an_override(
         ("trian.epochs=3", "trian: unknown key; did you mean 'train'?"),
         ("train.epochs.x=3", "override: train.epochs: wanted integer"),
         ("train=3", "override: train: wanted mapping of keys to values, got 3"),
-        ("data.train=", "override: data.train: wanted path, got None"),
+        ("data.train=", "override: data.train: wanted path or URL, got None"),
         ("loss.pos_weight.cat=-2", "override: loss.pos_weight.cat: wanted greater than 0"),
     ],
 )

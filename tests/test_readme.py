@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,11 @@ def test_the_promises_are_those_that_were_counted() -> None:
     wanted = [(name, f"{row['trials']:,}", str(row["failures"])) for name, row in counted.items()]
     assert rows == wanted
     assert [name for name, *_ in rows] == [f"P{n}" for n in range(1, 21)]
+
+
+def test_the_table_of_scale_is_what_the_arithmetic_gives() -> None:
+    model = runpy.run_path(str(ROOT / "benchmarks/scale_model.py"))
+    assert "\n".join(model["lines"]()) in (ROOT / "docs/scale.md").read_text()
+    kept = json.loads((ROOT / "benchmarks/results/scale_model.json").read_text())
+    for row, now in zip(kept["rows"], model["table"](), strict=True):
+        assert row == pytest.approx(now)

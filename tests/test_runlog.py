@@ -80,3 +80,23 @@ def test_a_name_in_a_line_moves_no_cursor(tmp_path: Path) -> None:
     log.say("warning: \x1b[2Jcat\r.jpg:\n  gone")
     for text in (stream.getvalue(), (tmp_path / "train.log").read_text()):
         assert text == "warning: \ufffd[2Jcat\ufffd.jpg:\n  gone\n"
+
+
+def test_one_of_several_processes_speaks_for_all() -> None:
+    """Its own warnings once; those of others with their number, the rest of theirs not at all."""
+    stream, other = io.StringIO(), io.StringIO()
+    first, second = RunLog(stream), RunLog(other, rank=1)
+    for log in (first, second):
+        log.say("read 24 images")
+        log.say("warning: copies in train and in val")
+    second.say("warning: a damaged file was deleted")
+    with second.bar("epoch 1/3", 4) as bar:
+        bar.update(4)
+    first.say_for([first.warnings(), second.warnings()])
+    assert other.getvalue() == ""
+    assert second.warnings() == []
+    assert stream.getvalue().splitlines() == [
+        "read 24 images",
+        "warning: copies in train and in val",
+        "warning: process 1: a damaged file was deleted",
+    ]

@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import re
+import stat
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,8 @@ STALLED_S = 30.0
 """A server that sends nothing for so long has failed."""
 AT_ONCE = 16
 """Objects that are fetched at the same time; the wait is for the network, not for a core."""
+MAX_BYTES = 2**32
+"""Of a file: a picture as large as the cap on pixels allows has a quarter of it."""
 MAX_REMOTE = 2**28
 """Bytes of an object that is read into memory."""
 _MAX_TABLE = 2**36
@@ -54,8 +57,8 @@ _fetched: dict[str, bytes | OSError] = {}
 """What `at_hand` holds."""
 
 
-class RemoteError(OSError):
-    """An object that cannot be had; its text says why, without the URL."""
+class Unreadable(OSError):
+    """A content that cannot be had; its text says why, without the name."""
 
 
 @contextmanager
@@ -68,12 +71,20 @@ def opened(name: str) -> Iterator[File]:
     if is_url(name):
         yield io.BytesIO(_object(name))
         return
-    member = _member(name)
-    if member is None:
-        with Path(name).open("rb") as file:
-            yield file
-    else:
+    try:
+        status = os.stat(name)
+    except NotADirectoryError:
+        member = _member(name)
+        if member is None:
+            raise
         yield io.BytesIO(member.read())
+        return
+    if not stat.S_ISREG(status.st_mode):  # a device would be read for ever
+        raise Unreadable("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise Unreadable(f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
+    with Path(name).open("rb") as file:
+        yield file
 
 
 def stamp(name: str) -> Stamp | None:
@@ -122,7 +133,7 @@ def local(url: str) -> Path:
     path = cache.folder("tables") / f"{key_of(url):016x}{Path(url).suffix.lower()}"
     try:
         write_atomic(path, _retried(lambda: _read(url, _MAX_TABLE)))
-    except RemoteError as error:
+    except Unreadable as error:
         raise DataError(f"{url}: {error}") from error
     return path
 
@@ -141,7 +152,7 @@ def listing(url: str) -> list[str]:
 
     try:
         return _retried(found)
-    except RemoteError as error:
+    except Unreadable as error:
         raise DataError(f"{url}: {error}") from error
 
 
@@ -168,20 +179,20 @@ def _retried(get: Callable[[], T]) -> T:
     """Again and again, where that may help.
 
     Raises:
-        RemoteError: it did not.
+        Unreadable: it did not.
     """
     for tried in range(1, TRIES + 1):
         try:
             return get()
         except FileNotFoundError as error:
-            raise RemoteError("no such object") from error
+            raise Unreadable("no such object") from error
         except PermissionError as error:
-            raise RemoteError(f"no permission ({_words(error)})") from error
-        except RemoteError:
+            raise Unreadable(f"no permission ({_words(error)})") from error
+        except Unreadable:
             raise
         except Exception as error:  # of aiohttp, botocore, whatever a protocol is made of
             if tried == TRIES:
-                raise RemoteError(f"{_words(error)}; tried {TRIES} times") from error
+                raise Unreadable(f"{_words(error)}; tried {TRIES} times") from error
             time.sleep(PAUSE_S * 2 ** (tried - 1))
     raise AssertionError
 
@@ -193,7 +204,7 @@ def _read(url: str, most: int) -> bytes:
     else:
         content = cast(bytes, system.cat_file(path, start=0, end=most + 1))
     if len(content) > most:
-        raise RemoteError(f"more than {most:,} bytes")
+        raise Unreadable(f"more than {most:,} bytes")
     return content
 
 
@@ -218,7 +229,7 @@ def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and its path there.
 
     Raises:
-        RemoteError: a protocol that is not known, or whose package is missing.
+        Unreadable: a protocol that is not known, or whose package is missing.
     """
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {}
@@ -235,9 +246,9 @@ def _system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         wanted = f"pip install 'mlfinetune[{extra}]'" if extra else str(error)
-        raise RemoteError(f"{protocol}:// wants a package: {wanted}") from error
+        raise Unreadable(f"{protocol}:// wants a package: {wanted}") from error
     except ValueError as error:
-        raise RemoteError(_words(error)) from error
+        raise Unreadable(_words(error)) from error
     return system, path
 
 

@@ -11,7 +11,6 @@ picture and the result there are only a few megabytes.
 import hashlib
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from PIL import __version__ as PIL_VERSION
 
 from mlfinetune.data import files
 from mlfinetune.errors import ImageError
-from mlfinetune.names import Location, is_url
+from mlfinetune.names import Location
 from mlfinetune.survey import Picture
 
 SUFFIXES = frozenset(
@@ -36,9 +35,6 @@ VERSION = f"1-pillow-{PIL_VERSION}"
 
 TOO_LARGE = "pixels, more than data.max_pixels"
 """Stands in the reason of a picture over the cap."""
-
-MAX_BYTES = 2**32
-"""Of a file: a picture as large as the cap on pixels allows has a quarter of it."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
@@ -178,29 +174,13 @@ def inspect(path: Location, max_pixels: int) -> Picture:
 def _reading(path: Location) -> Iterator[files.File]:
     """The file, open; whatever goes wrong with it becomes an ImageError."""
     try:
-        name = str(path)
-        _require_file(name)
-        with files.opened(name) as file, warnings.catch_warnings():
+        with files.opened(str(path)) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield file
     except ImageError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
         raise ImageError(str(path), _reason(error)) from error
-
-
-def _require_file(name: str) -> None:
-    """A device would be read for ever, and a file of gigabytes is no picture."""
-    if is_url(name):
-        return
-    try:
-        status = os.stat(name)
-    except NotADirectoryError:  # it may be in a tar
-        return
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(name, "not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise ImageError(name, f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
 
 
 def _header(file: files.File, path: Location, max_pixels: int) -> Image.Image:
@@ -392,7 +372,7 @@ def _dhash(pixels: NDArray[np.uint8]) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, files.RemoteError):
+    if isinstance(error, files.Unreadable):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
         return "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"

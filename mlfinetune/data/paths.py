@@ -4,6 +4,7 @@ names, a folder at a time -> one listing where a folder holds many, else a look 
 -> the table with names as the disk spells them, and what is missing or out of bounds
 """
 
+import errno
 import os
 import stat
 import unicodedata
@@ -151,7 +152,9 @@ class _Folder:
     def _problem_in_tar(self, path: str) -> str | None:
         """The same of a path that has a file where a folder would be."""
         try:
-            return None if files.stamp(path) else _NO_FILE
+            if files.stamp(path) is None:
+                return os.strerror(errno.ENOTDIR)
+            return None if self.inside else _OUTSIDE
         except FileNotFoundError:
             return _NO_FILE
         except OSError as error:

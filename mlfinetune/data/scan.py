@@ -84,7 +84,7 @@ def _look(path: str, max_pixels: int) -> _Look:
     except ImageError as error:
         # Only what a decoder says of the content lasts: not the cap, rights, or a lack of memory.
         cause = error.__cause__
-        passing = isinstance(cause, MemoryError | files.RemoteError)
+        passing = isinstance(cause, MemoryError | files.Unreadable)
         passing = passing or getattr(cause, "errno", None) is not None
         return error.reason, cause is not None and not passing
 

@@ -31,9 +31,11 @@ from mlfinetune.data.manifest import Splits
 from mlfinetune.data.store import Store
 from mlfinetune.data.targets import Targets
 from mlfinetune.errors import DataError
+from mlfinetune.launch import Place
 from mlfinetune.model import Tagger
 from mlfinetune.records import LabelSpace, Manifest, TransformSpec
 from mlfinetune.runlog import RunLog
+from mlfinetune.runtime import World
 
 N, SIDE, WIDTH, SEED = 11, 16, 5, 3
 CPU = torch.device("cpu")
@@ -327,9 +329,12 @@ def test_damage_to_one_side_leaves_the_other_side_right(
     config = Config.model_validate(
         {"data": {"train": "t.csv"}, "train": {"cache_views": 1, "seed": SEED}}
     )
-    train, val = frozen.loaders(
-        config, sides, embedder(), reopened(store), CPU, 0, RunLog(io.StringIO())
+    world = World(CPU, Place())
+    found = frozen.loaders(
+        config, sides, embedder(), reopened(store), world, 0, RunLog(io.StringIO())
     )
+    assert found is not None
+    train, val = found
     torch.testing.assert_close(torch.cat([batch.images for batch in train.sweep()]), rows[:8])
     torch.testing.assert_close(torch.cat([batch.images for batch in val.sweep()]), rows[8:])
 

@@ -1,7 +1,9 @@
 """Formats are told by what stands on disk, each in its true layout; a given one overrules that."""
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,19 @@ METADATA_JSONL = '{"file_name": "a.jpg", "labels": ["cat"]}\n'
 PARQUET = b"parquet"
 """Stands for the bytes of a table of one row, a.jpg and cat."""
 
+
+def tar(files: dict[str, bytes]) -> bytes:
+    """A tar of them."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as file:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            file.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
+
+
+TAR = tar({"a.jpg": b"", "a.txt": b"cat"})
 LAYOUTS: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "csv": ("t.csv", {"t.csv": CSV, "a.jpg": ""}, "csv"),
     "tsv": ("t.tsv", {"t.tsv": CSV.replace(",", "\t"), "a.jpg": ""}, "csv"),
@@ -56,6 +71,8 @@ LAYOUTS: dict[str, tuple[str, dict[str, str | bytes], str]] = {
         },
         "voc",
     ),
+    "tars": (".", {"000.tar": TAR}, "webdataset"),
+    "tar": ("000.tar", {"000.tar": TAR}, "webdataset"),
     "voc list": (
         "VOC2007/ImageSets/Main/train.txt",
         {
@@ -186,7 +203,7 @@ def test_unknown_endings_are_refused_with_the_list_of_known_ones(tmp_path: Path,
     path = tree(tmp_path, {name: CSV}) / name
     with pytest.raises(DataError) as caught:
         read(path, SourceOptions())
-    known = ".csv, .json, .jsonl, .parquet, .tsv, .txt"
+    known = ".csv, .json, .jsonl, .parquet, .tar, .tsv, .txt"
     assert str(caught.value) == f"{path}: wanted a file ending in {known}, or a folder"
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlfinetune.data.dataset import ImageDataset, mix
-from mlfinetune.data.loader import Loader, cut, stream, train_order
+from mlfinetune.data.loader import Loader, Share, cut, stream, train_order
 from mlfinetune.data.targets import Targets
 from mlfinetune.records import Batch, LabelSpace, Manifest, TransformSpec
 
@@ -409,3 +409,81 @@ def test_workers_are_given_no_manifest(folder: Path) -> None:
     """However many images there are, what a worker that is not forked unpickles stays small."""
     many = loader(manifest(folder, *(f"{i}.png" for i in range(50_000))))
     assert len(pickle.dumps(many._dataset)) < 2_000
+
+
+@given(
+    n=st.integers(1, 60),
+    batch_size=st.integers(1, 20),
+    size=st.integers(1, 5),
+    pieces=st.integers(1, 4),
+)
+def test_shares_of_a_batch_are_all_of_it(n: int, batch_size: int, size: int, pieces: int) -> None:
+    """Each once; and the pieces that fit cuts shares into are shares of one process's pieces."""
+    for batch in cut(train_order(n, 0, 0), batch_size):
+        shares = [Share(rank, size, pieces).of(batch) for rank in range(size)]
+        assert sorted(itertools.chain(*shares)) == sorted(batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= pieces
+        count = min(pieces, len(batch))
+        whole = torch.tensor(batch).tensor_split(count)
+        parts = [torch.tensor(share, dtype=torch.int64).tensor_split(count) for share in shares]
+        for at, piece in enumerate(whole):
+            assert sorted(torch.cat([part[at] for part in parts]).tolist()) == sorted(
+                piece.tolist()
+            )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 11])
+def test_processes_share_an_evaluation(folder: Path, size: int, batch_size: int) -> None:
+    """Whole batches, those of one process, each in one; all know what all look at."""
+    examples = manifest(folder)
+
+    def batches(rank: int, size: int) -> list[Batch]:
+        share = Share(rank, size)
+        found = Loader(
+            examples,
+            PLAIN,
+            batch_size=batch_size,
+            workers=0,
+            train_seed=None,
+            pin_memory=False,
+            share=share,
+        )
+        assert found.steps == -(-len(cut(list(range(N)), batch_size)) // size)
+        return list(found.epoch())
+
+    alone = [batch.indices.tolist() for batch in batches(0, 1)]
+    together = [batches(rank, size) for rank in range(size)]
+    for rank, own in enumerate(together):
+        assert [batch.indices.tolist() for batch in own] == alone[rank::size]
+    seen = [batch.everyone for batch in together[0]]
+    assert list(itertools.chain(*seen)) == list(range(N))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_training(folder: Path, workers: int) -> None:
+    """The same pictures, augmented alike; from any step on; a share may be empty."""
+    examples = manifest(folder)
+
+    def batches(rank: int, size: int, first: int = 0) -> list[Batch]:
+        found = Loader(
+            examples,
+            AUGMENTED,
+            batch_size=4,
+            workers=workers,
+            train_seed=0,
+            pin_memory=False,
+            share=Share(rank, size),
+        )
+        return list(found.epoch(1, first))
+
+    for size in (3, 5):
+        for first in (0, 1):
+            alone = batches(0, 1, first)
+            shares = [batches(rank, size, first) for rank in range(size)]
+            for at, whole in enumerate(alone):
+                parts = [share[at] for share in shares]
+                assert torch.equal(torch.cat([part.indices for part in parts]), whole.indices)
+                assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+                assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+                assert {part.everyone for part in parts} == {tuple(whole.indices.tolist())}

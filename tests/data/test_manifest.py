@@ -415,7 +415,7 @@ PATHS = {
     "~/in.jpg": "no such file",
     "$HOME/in.jpg": "no such file",
     "file:///etc/passwd": "no such file",
-    "http://example.com/in.jpg": "no such file",
+    "http://example.com/in.jpg": OUTSIDE,
     "%2e%2e/out.jpg": "no such file",
     "in.jpg/x.jpg": "Not a directory",
     "loop.jpg": "Too many levels of symbolic links",
@@ -567,7 +567,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "{}", "train.xlsx")
     with pytest.raises(DataError) as caught:
         checked(path, SourceOptions())
-    known = ".csv, .json, .jsonl, .parquet, .tsv, .txt"
+    known = ".csv, .json, .jsonl, .parquet, .tar, .tsv, .txt"
     assert str(caught.value) == f"{path}: wanted a file ending in {known}, or a folder"
 
 

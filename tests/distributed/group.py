@@ -8,21 +8,26 @@ from pathlib import Path
 
 from faults import children
 from faults.children import Child
+from torch.distributed import TCPStore
 
-ALONE = "1 process"
+_stores: list[TCPStore] = []
+"""What processes meet at; torchrun holds it, so that it outlives them."""
 
 
 def start(size: int, *arguments: str, cwd: Path, **environment: str) -> list[Child]:
     """The processes of one machine, with the environment that torchrun gives to each."""
     if size == 1:
         return [children.start(*arguments, cwd=cwd, **environment)]
+    port = free_port()
+    _stores.append(TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
     given = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
         "GROUP_RANK": "0",
         "TORCHELASTIC_RESTART_COUNT": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(port),
         **environment,
     }
     return [

@@ -6,10 +6,14 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import FULL
+from torch import Tensor
 
+from distributed.conftest import draw
 from distributed.group import run, start, torchrun
 from mlfinetune import checkpoint, rundir
 
@@ -18,30 +22,84 @@ import runpy
 from faults import tiny  # registers its network
 runpy.run_module("mlfinetune", run_name="__main__")
 """
+EPOCHS = 24
+ASKED = ("train", "tiny.yaml", f"train.epochs={EPOCHS}", "train.save_minutes=1000")
 LONG = ("train.epochs=400", "train.save_minutes=1000")
 
 
-def begun(run: Path) -> bool:
-    """Has an epoch been trained?"""
+def trained(run: Path) -> int:
+    """Epochs so far."""
     history = run / rundir.HISTORY
-    return history.exists() and history.read_text().count("\n") > 1
+    return history.read_text().count("\n") if history.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("whom", ["all", "one"])
-def test_a_signal_saves_once_and_ends_all(ground: Path, number: int, whom: str) -> None:
-    """As the group gets it from a scheduler, or one process alone."""
-    group = start(2, "train", "tiny.yaml", *LONG, cwd=ground)
+def begun(run: Path) -> bool:
+    """Is it in the midst of training?"""
+    return trained(run) > 1
+
+
+def ended(ground: Path, name: str) -> dict[str, Tensor]:
+    """The weights of a run that has ended."""
+    return checkpoint.load(ground / "runs" / name / rundir.LAST).weights
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return all(bool((one[name] == two[name]).all()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, server: None) -> dict[str, Tensor]:
+    """The weights that two processes end with when nobody disturbs them."""
+    folder = draw(tmp_path_factory.mktemp("undisturbed"))
+    run(2, *ASKED, cwd=folder)
+    return ended(folder, "tiny")
+
+
+BOTH = [("all", signal.SIGTERM), ("one", signal.SIGINT)]
+SIGNALS = [*BOTH, ("all", signal.SIGINT), ("one", signal.SIGTERM)] if FULL else BOTH
+
+
+@pytest.mark.parametrize(("whom", "number"), SIGNALS)
+def test_a_signal_saves_once_and_ends_all(
+    ground: Path, undisturbed: dict[str, Tensor], whom: str, number: int
+) -> None:
+    """As a scheduler sends it to all, or somebody to one; the same command then goes on."""
+    group = start(2, *ASKED, cwd=ground)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
     for child in group if whom == "all" else group[1:]:
         child.send(number)
     assert [child.wait() for child in group] == [128 + number] * 2
     assert group[0].said.count("all saved; go on with") == 1
     assert "Traceback" not in group[0].said + group[1].said
-    taken = checkpoint.load_state(ground / "runs/tiny" / rundir.STATE)["position"]["step"]
-    done = run(1, "train", "tiny.yaml", *LONG, f"train.epochs={400}", "--dry-run", cwd=ground)
-    assert "dry run" in done.out
-    assert taken > 3
+    assert "goes on with epoch" in run(2, *ASKED, cwd=ground).said
+    assert same(ended(ground, "tiny"), undisturbed)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.6])
+def test_a_signal_at_the_start_ends_all(ground: Path, seconds: float) -> None:
+    """Before they have met, and as they do."""
+    group = start(3, "train", "tiny.yaml", *LONG, cwd=ground)
+    time.sleep(seconds)
+    for child in group:
+        child.send(signal.SIGTERM)
+    sent = time.monotonic()
+    codes = [child.wait() for child in group]
+    assert time.monotonic() - sent < 25
+    assert set(codes) <= {143, -signal.SIGTERM, 2}
+    assert "Traceback" not in "".join(child.said for child in group)
+
+
+def test_another_number_of_processes_goes_on(ground: Path) -> None:
+    """With the same losses but for rounding, and says so."""
+    group = start(2, *ASKED, cwd=ground)
+    group[0].wait_until(lambda: begun(ground / "runs/tiny"))
+    group[0].send(signal.SIGTERM)
+    assert [child.wait() for child in group] == [143, 143]
+    said = run(1, *ASKED, cwd=ground).said
+    assert "warning: processes 2 before, 1 now" in said
+    rows = (ground / "runs/tiny" / rundir.HISTORY).read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
 
 
 def test_one_is_killed(ground: Path) -> None:
@@ -89,41 +147,39 @@ def test_steps_that_are_not_finite_name_the_pictures_of_all(ground: Path) -> Non
         assert len(re.findall(r"images/\d+\.", said)) == 8
 
 
-def test_torchrun_restarts_what_was_killed(ground: Path) -> None:
-    """Twice; the weights at the end are those of the run that nobody disturbed."""
-    config = (ground / "tiny.yaml").read_text() + "output: runs/restarted\n"
+def test_torchrun_restarts_what_was_killed(ground: Path, undisturbed: dict[str, Tensor]) -> None:
+    """Again and again; the weights at the end are those of the run that nobody disturbed."""
+    times = 2 if FULL else 1
     (ground / "net.py").write_text(NET)
+    config = (ground / "tiny.yaml").read_text() + "output: runs/restarted\n"
     (ground / "restarted.yaml").write_text(config)
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    more = ("train.epochs=60",)
-    run(2, "train", "tiny.yaml", *more, cwd=ground)
     launcher = torchrun(
-        "--nproc-per-node=2", "--max-restarts=2", "net.py", "train", "restarted.yaml", *more,
-        cwd=ground, **paths,
-    )  # fmt: skip
+        "--nproc-per-node=2",
+        f"--max-restarts={times}",
+        "net.py",
+        *("train", "restarted.yaml", *ASKED[2:]),
+        cwd=ground,
+        PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
+    )
     folder = ground / "runs/restarted"
-    for lines in (2, 30):
+
+    def wait_until(condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
-        while not (folder / rundir.HISTORY).exists() or (
-            (folder / rundir.HISTORY).read_text().count("\n") < lines
-        ):
+        while not condition():
+            assert launcher.poll() is None, launcher.communicate()
             assert time.monotonic() < deadline
-            assert launcher.poll() is None, launcher.communicate()
             time.sleep(0.01)
-        holder = int((folder / rundir.LOCK).read_text())
-        os.kill(holder, signal.SIGKILL)
-        while (folder / rundir.LOCK).read_text().strip() == str(holder):
-            assert launcher.poll() is None, launcher.communicate()
-            time.sleep(0.05)
+
+    for kill in range(times):
+        wait_until(lambda lines=2 + 8 * kill: trained(folder) >= lines)
+        holder = (folder / rundir.LOCK).read_text()
+        os.kill(int(holder), signal.SIGKILL)
+        wait_until(lambda before=holder: (folder / rundir.LOCK).read_text() != before)
     out, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, err
-    assert err.count("by torchrun, after a process has failed") == 2
+    assert err.count("by torchrun, after a process has failed") == times
     assert out.count("mAP over") == 1
     assert not (ground / "runs/restarted-2").exists()
-    ends = [
-        checkpoint.load(ground / "runs" / name / rundir.LAST).weights
-        for name in ("tiny", "restarted")
-    ]
-    assert all(bool((ends[0][k] == ends[1][k]).all()) for k in ends[0])
+    assert same(ended(ground, "restarted"), undisturbed)
     rows = (folder / rundir.HISTORY).read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == list(range(1, 61))
+    assert [json.loads(row)["epoch"] for row in rows] == list(range(1, EPOCHS + 1))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfinetune.data.columns import MAX_TAGS_BYTES, quoted, tags_in
+from mlfinetune.data.columns import quoted
 from mlfinetune.data.images import is_image_name, walk
+from mlfinetune.data.tags import MAX_BYTES, tags_in
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
 from mlfinetune.records import NEGATIVE
@@ -68,8 +69,8 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
 def _tags(path: Path, options: SourceOptions) -> list[str] | str:
     """The tags in a file, or why they cannot be read."""
     try:
-        if (size := path.stat().st_size) > MAX_TAGS_BYTES:
-            return f"{size:,} bytes are too many for tags; the limit is {MAX_TAGS_BYTES:,}"
+        if (size := path.stat().st_size) > MAX_BYTES:
+            return f"{size:,} bytes are too many for tags; the limit is {MAX_BYTES:,}"
         return tags_in(path.read_bytes(), path, options.label_delimiter)
     except OSError as error:
         return error.strerror or str(error)

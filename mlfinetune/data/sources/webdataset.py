@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from mlfinetune.data import files
-from mlfinetune.data.columns import MAX_TAGS_BYTES, tags_in
 from mlfinetune.data.images import is_image_name
+from mlfinetune.data.tags import MAX_BYTES, tags_in
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError, counted
 from mlfinetune.records import NEGATIVE
@@ -65,7 +65,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
                 if sample.labels is not None:
                     name, start, size = sample.labels
                     content.seek(start)
-                    found = _labels(name, content.read(min(size, MAX_TAGS_BYTES + 1)), options)
+                    found = _labels(name, content.read(min(size, MAX_BYTES + 1)), options)
                     if isinstance(found, str):
                         faults.append(Fault(f"{tar.name}/{name}", found, len(names)))
                 lists.add(found if isinstance(found, list) else [])
@@ -114,8 +114,8 @@ def _samples(tar: Path) -> Iterator[_Sample]:
 
 def _labels(name: str, content: bytes, options: SourceOptions) -> list[str] | str:
     """The labels in a member, or why they cannot be read."""
-    if len(content) > MAX_TAGS_BYTES:
-        return f"too many bytes for labels; the limit is {MAX_TAGS_BYTES:,}"
+    if len(content) > MAX_BYTES:
+        return f"too many bytes for labels; the limit is {MAX_BYTES:,}"
     ending = os.path.splitext(name)[1].lower()
     if ending != ".json":
         return tags_in(content, name, "\n" if ending == ".cls" else options.label_delimiter)

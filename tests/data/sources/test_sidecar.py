@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlfinetune.data.sources.sidecar import MAX_BYTES, is_sidecar, read_sidecar
+from mlfinetune.data.sources.sidecar import is_sidecar, read_sidecar
+from mlfinetune.data.tags import MAX_BYTES
 from mlfinetune.errors import DataError
 from mlfinetune.survey import SourceOptions, Table
 
