@@ -12,7 +12,9 @@ from conftest import CONFIG, Run
 from PIL import Image
 from torch import Tensor, nn
 
+from mlfinetune import assemble, examples
 from mlfinetune import model as models
+from mlfinetune.config import load
 from mlfinetune.fit import Settings, train_step
 from mlfinetune.loss import build_loss
 from mlfinetune.model import ChunkedLinear, Tagger
@@ -176,5 +178,9 @@ def test_ten_thousand_labels_train_and_predict(tmp_path: Path, cli: Run) -> None
     assert "updated chunk by chunk in the backward pass" in done.stderr
     done = cli("predict", "0.png", "--top", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = cli("train", "many.yaml", "train.accumulate=2", "--dry-run", cwd=tmp_path)
-    assert "chunk by chunk" not in done.stderr
+    config = load(tmp_path / "many.yaml")
+    train = examples.splits(config, None).train
+    assert assemble.head_in_chunks(config, train)
+    assert not assemble.head_in_chunks(config, train, processes=2)
+    pieces = load(tmp_path / "many.yaml", ["train.accumulate=2"])
+    assert not assemble.head_in_chunks(pieces, train)
