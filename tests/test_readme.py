@@ -48,6 +48,7 @@ def test_every_command_block_is_known() -> None:
         [["mlfinetune", "train"], ["mlfinetune", "eval"], ["mlfinetune", "predict"]],
         [["mlfinetune", "init"], ["mlfinetune", "check"], ["mlfinetune", "split"]],
         [["mlfinetune", "train"]],
+        [["torchrun", "--standalone"]],
         [["mlfinetune", "bench"], ["mlfinetune", "cache"], ["mlfinetune", "cache"]],
     ]
 
@@ -132,6 +133,17 @@ def test_the_command_that_goes_on(tmp_path: Path, promise: Promise) -> None:
 
 
 @pytest.mark.faults
+def test_the_command_for_several_processes(tmp_path: Path, promise: Promise) -> None:
+    """With two in place of eight: this machine may have no more cores."""
+    prepare(tmp_path)
+    (tmp_path / "pets.yaml").write_text(CONFIG)
+    command = blocks("bash")[5].replace("-node 8", "-node 2")
+    assert run(command, tmp_path).count("mAP over") == 1
+    assert "2 processes, each with 4 pictures" in (tmp_path / "runs/pets/train.log").read_text()
+    promise("P19", 1, [])
+
+
+@pytest.mark.faults
 def test_the_commands_for_speed(tmp_path: Path, promise: Promise) -> None:
     """Bench names what holds the run back; the cache is listed, and its features cleared."""
     prepare(tmp_path)
@@ -139,11 +151,11 @@ def test_the_commands_for_speed(tmp_path: Path, promise: Promise) -> None:
     (tmp_path / "pets.yaml").write_text(config)
     features = tmp_path / "cache/features/some"
     features.mkdir(parents=True)
-    out = run(blocks("bash")[5], tmp_path, MLFINETUNE_CACHE=str(tmp_path / "cache"))
+    out = run(blocks("bash")[6], tmp_path, MLFINETUNE_CACHE=str(tmp_path / "cache"))
     assert "held back by" in out
     assert "features/some" in out
     assert not features.exists()
-    promise("P19", len(blocks("bash")[5].splitlines()), [])
+    promise("P19", len(blocks("bash")[6].splitlines()), [])
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
@@ -196,6 +208,21 @@ def test_the_promises_are_those_that_were_counted() -> None:
     wanted = [(name, f"{row['trials']:,}", str(row["failures"])) for name, row in counted.items()]
     assert rows == wanted
     assert [name for name, *_ in rows] == [f"P{n}" for n in range(1, 21)]
+
+
+def test_the_scripts_of_scale_can_be_read() -> None:
+    """Each is one that bash takes, and torchrun knows its options."""
+    page = (ROOT / "docs/scale.md").read_text()
+    scripts = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(scripts) == 5
+    for script in scripts:
+        run(f"bash -n <<'END'\n{script}END", ROOT)
+    known = run("torchrun --help", ROOT).replace("_", "-")
+    options = {word for script in scripts for word in re.findall(r"--[a-z][a-z-]+", script)}
+    ours = {"--checkpoint", "--shard", "--resume"}
+    slurm = set(re.findall(r"#SBATCH (--[a-z-]+)", page)) | {"--nodes"}
+    for option in options - ours - slurm:
+        assert option in known, option
 
 
 def test_the_table_of_scale_is_what_the_arithmetic_gives() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import Promise
 
 from distributed.conftest import draw
 from distributed.group import run, start
@@ -17,7 +18,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, server: None) -> Path:
     return folder
 
 
-def test_evaluation_is_that_of_one_process_bit_for_bit(trained: Path) -> None:
+@pytest.mark.faults
+def test_evaluation_is_that_of_one_process_bit_for_bit(trained: Path, promise: Promise) -> None:
     names = (rundir.METRICS, rundir.PER_LABEL, rundir.PREDICTIONS, rundir.SCORES)
     found = []
     for size in (1, 2, 3):
@@ -27,7 +29,7 @@ def test_evaluation_is_that_of_one_process_bit_for_bit(trained: Path) -> None:
         assert "mAP" in done.out
         assert "31 images" in done.said
         found.append([(trained / folder / name).read_bytes() for name in names])
-    assert found[0] == found[1] == found[2]
+    promise("P15", 2, [size for size in (2, 3) if found[size - 1] != found[0]])
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
