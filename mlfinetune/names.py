@@ -16,7 +16,16 @@ def is_url(name: object) -> bool:
 
 
 def location(text: str) -> Location:
-    """What a command line or a config names."""
+    """What a command line or a config names.
+
+    Raises:
+        ValueError: a URL with a password, which would stand in logs and checkpoints.
+    """
+    if is_url(text) and "@" in text.partition("://")[2].partition("/")[0]:
+        raise ValueError(
+            "no user or password in a URL: it would be kept in the run's files; fsspec reads its "
+            "own settings, and those of AWS, Google and ~/.netrc"
+        )
     return text if is_url(text) else Path(text)
 
 

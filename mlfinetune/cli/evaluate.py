@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
+from mlfinetune.errors import DataError
+from mlfinetune.names import Location, location
 
 
 def evaluate(
@@ -37,7 +39,6 @@ def evaluate(
 ) -> None:
     """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
     from mlfinetune.launch import place
-    from mlfinetune.names import location
     from mlfinetune.rundir import shown
     from mlfinetune.runlog import RunLog
     from mlfinetune.tables import summary
@@ -46,9 +47,9 @@ def evaluate(
     log = RunLog(rank=place().rank)
     asked = workflow.Asked(
         checkpoint.absolute(),
-        None if data is None else location(data),
+        _location(data),
         split,
-        None if images is None else location(images),
+        _location(images),
         output,
         tuple(overrides or ()),
     )
@@ -56,3 +57,10 @@ def evaluate(
     if verdict is not None:
         print(summary(verdict))
         log.say(f"results in {shown(folder)}")
+
+
+def _location(text: str | None) -> Location | None:
+    try:
+        return None if text is None else location(text)
+    except ValueError as error:
+        raise DataError(str(error)) from error

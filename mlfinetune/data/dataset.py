@@ -24,6 +24,7 @@ from mlfinetune.data.images import decode
 from mlfinetune.data.jpeg import decoder
 from mlfinetune.data.transforms import eval_transform, least_side, to_tensor, train_transform
 from mlfinetune.errors import ImageError
+from mlfinetune.names import is_url
 from mlfinetune.records import Batch, Failure, TransformSpec
 
 Key = tuple[int, int, str]
@@ -80,7 +81,9 @@ class ImageDataset(Dataset[Example]):
 
     def __getitems__(self, keys: list[Key]) -> list[Example]:
         """A batch, as DataLoader asks for it; what is behind URLs is asked for together."""
-        with at_hand(path for _, _, path in keys):
+        paths = (path for _, _, path in keys if is_url(path))
+        copies = self._copies
+        with at_hand(path for path in paths if copies is None or not copies.has(path)):
             return [self[key] for key in keys]
 
     def _pixels(self, path: str) -> NDArray[np.uint8]:

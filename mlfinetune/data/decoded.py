@@ -88,14 +88,16 @@ def bound(spec: TransformSpec) -> int:
 def sample(manifest: Manifest, spec: TransformSpec) -> Sample:
     """Look at 256 pictures, evenly spread; those that cannot be read are for others to name."""
     step = math.ceil(len(manifest) / _SAMPLE)
+    paths = [manifest.path(index) for index in range(0, len(manifest), step)]
     pixels, taken = [0], [0]
-    for index in range(0, len(manifest), step):
-        try:
-            size = images.size(Path(manifest.path(index)), spec.max_pixels)
-        except ImageError:
-            continue
-        pixels.append(math.prod(size))
-        taken.append(math.prod(_copy_size(size, bound(spec)) or (0,)))
+    with at_hand(paths):
+        for path in paths:
+            try:
+                size = images.size(path, spec.max_pixels)
+            except ImageError:
+                continue
+            pixels.append(math.prod(size))
+            taken.append(math.prod(_copy_size(size, bound(spec)) or (0,)))
     n = max(1, len(pixels) - 1)
     return Sample(sum(pixels) / n, _BYTES_A_PIXEL * sum(taken) / n)
 
@@ -281,6 +283,12 @@ class Copies:
         held.clear()
         if values:
             self._store.add(keys, values)
+
+    def has(self, path: str) -> bool:
+        """Is there a copy to read, by what is known without reading it?"""
+        position = int(self._store.find(np.array([key_of_file(path)], np.uint64))[0])
+        value = self._store.get(position) if position >= 0 else None
+        return value is not None and len(value) > 0
 
     def read(self, path: str) -> NDArray[np.uint8] | None:
         """(H, W, 3), shorter side `bound`; None where there is no copy, or a damaged one.

@@ -3,33 +3,25 @@
     name -> opened: a binary file that can be sought     name -> stamp: does it still hold the same?
     at_hand(names): those behind URLs are fetched together
 
-`shards/a.tar/1.jpg` is the member `1.jpg` of `shards/a.tar`, read where it lies: an index of each
-tar is made once and kept, so that it is read in any order. The one place that knows fsspec and
-tarfile.
+The one place that knows fsspec.
 """
 
-import errno
 import io
 import os
-import re
 import stat
-import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import fsspec
-import numpy as np
 from fsspec.asyn import sync
-from numpy.typing import NDArray
 
-from mlfinetune.data import cache
+from mlfinetune.data import cache, tars
 from mlfinetune.data.store import key_of
-from mlfinetune.errors import DataError
+from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.names import is_url
 from mlfinetune.rundir import write_atomic
 
@@ -47,12 +39,15 @@ AT_ONCE = 16
 """Objects that are fetched at the same time; the wait is for the network, not for a core."""
 MAX_BYTES = 2**32
 """Of a file: a picture as large as the cap on pixels allows has a quarter of it."""
-MAX_REMOTE = 2**28
+MAX_REMOTE = 2**27
 """Bytes of an object that is read into memory."""
-_MAX_TABLE = 2**36
+HELD = 2**28
+"""Bytes from which on no more objects are fetched ahead."""
+LONGEST_S = 300.0
+"""An object that takes longer has failed, however it drips."""
+_MAX_TABLE = 2**33
 _CHUNK = 2**20
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_MEMBER = re.compile(r"(.*?\.tar)/(.+)", re.DOTALL)
 _fetched: dict[str, bytes | OSError] = {}
 """What `at_hand` holds."""
 
@@ -74,7 +69,7 @@ def opened(name: str) -> Iterator[File]:
     try:
         status = os.stat(name)
     except NotADirectoryError:
-        member = _member(name)
+        member = tars.find(name)
         if member is None:
             raise
         yield io.BytesIO(member.read())
@@ -98,8 +93,10 @@ def stamp(name: str) -> Stamp | None:
     try:
         status = os.stat(name)
     except NotADirectoryError:
-        member = _member(name)
-        return None if member is None else (member.size, member.changed)
+        with suppress(OSError):
+            member = tars.find(name)
+            return None if member is None else (member.size, member.changed)
+        return None
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
@@ -113,12 +110,20 @@ def key_of_file(name: str, *parts: object) -> int:
 
 @contextmanager
 def at_hand(names: Iterable[str]) -> Iterator[None]:
-    """In it, what is behind URLs is there already: all of it is asked for at once."""
-    urls = list(dict.fromkeys(name for name in names if is_url(name)))
+    """In it, what is behind URLs is there already, asked for together; as much as memory may hold.
+
+    What is not is asked for when it is opened.
+    """
+    urls, size = list(dict.fromkeys(name for name in names if is_url(name))), 0
     try:
         if urls:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                _fetched.update(zip(urls, pool.map(_tried, urls), strict=True))
+                for start in range(0, len(urls), AT_ONCE):
+                    some = urls[start : start + AT_ONCE]
+                    _fetched.update(zip(some, pool.map(_tried, some), strict=True))
+                    size += sum(len(x) for x in map(_fetched.get, some) if isinstance(x, bytes))
+                    if size > HELD:
+                        break
         yield
     finally:
         _fetched.clear()
@@ -132,9 +137,16 @@ def local(url: str) -> Path:
     """
     path = cache.folder("tables") / f"{key_of(url):016x}{Path(url).suffix.lower()}"
     try:
-        write_atomic(path, _retried(lambda: _read(url, _MAX_TABLE)))
+        content = _retried(lambda: _read(url, _MAX_TABLE))
     except Unreadable as error:
         raise DataError(f"{url}: {error}") from error
+    try:
+        write_atomic(path, content)
+    except CheckpointError as error:
+        raise DataError(
+            f"{url} cannot be kept in the cache; set MLFINETUNE_CACHE to a folder that can be "
+            f"written ({error})"
+        ) from error
     return path
 
 
@@ -142,8 +154,10 @@ def listing(url: str) -> list[str]:
     """The URLs below one that ends in `/`, or that a pattern with `*` matches; in sorted order.
 
     Raises:
-        DataError: they cannot be listed.
+        DataError: they cannot be listed; over http nothing can, whatever a server's pages say.
     """
+    if url.lower().startswith("http"):
+        raise DataError(f"{url}: http has no listings; name the pictures, or a table of them")
 
     def found() -> list[str]:
         system, path = _system(url)
@@ -188,7 +202,7 @@ def _retried(get: Callable[[], T]) -> T:
             raise Unreadable("no such object") from error
         except PermissionError as error:
             raise Unreadable(f"no permission ({_words(error)})") from error
-        except Unreadable:
+        except (Unreadable, MemoryError):
             raise
         except Exception as error:  # of aiohttp, botocore, whatever a protocol is made of
             if tried == TRIES:
@@ -199,7 +213,7 @@ def _retried(get: Callable[[], T]) -> T:
 
 def _read(url: str, most: int) -> bytes:
     system, path = _system(url)
-    if url.startswith("http"):
+    if url.lower().startswith("http"):
         content = cast(bytes, sync(system.loop, _downloaded, system, path, most))
     else:
         content = cast(bytes, system.cat_file(path, start=0, end=most + 1))
@@ -231,18 +245,24 @@ def _system(url: str) -> tuple[Any, str]:
     Raises:
         Unreadable: a protocol that is not known, or whose package is missing.
     """
-    protocol = url.partition("://")[0]
+    protocol, _, rest = url.partition("://")
+    protocol = protocol.lower()
+    url = f"{protocol}://{rest}"
+    if "::" in url:
+        raise Unreadable("chained URLs are not read")
     options: dict[str, Any] = {}
     try:
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            patience = ClientTimeout(sock_connect=STALLED_S, sock_read=STALLED_S)
+            patience = ClientTimeout(LONGEST_S, sock_connect=STALLED_S, sock_read=STALLED_S)
             options = {"client_kwargs": {"timeout": patience}}
         elif protocol in ("s3", "s3a"):
             config = {"connect_timeout": STALLED_S, "read_timeout": STALLED_S}
             options = {"config_kwargs": {**config, "retries": {"max_attempts": 1}}}
         system, path = fsspec.url_to_fs(url, **options)
+        if protocol in ("s3", "s3a"):
+            system.retries = 1  # `_retried` has its own
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         wanted = f"pip install 'mlfinetune[{extra}]'" if extra else str(error)
@@ -253,76 +273,6 @@ def _system(url: str) -> tuple[Any, str]:
 
 
 def _words(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-# ---- in tars ----------------------------------------------------------------------------
-
-_ROW = np.dtype([("key", np.uint64), ("start", np.int64), ("size", np.int64)])
-
-
-class _Member:
-    """A regular file in a tar."""
-
-    def __init__(self, tar: str, start: int, size: int, changed: int) -> None:
-        self._tar, self._start, self.size, self.changed = tar, start, size, changed
-
-    def read(self) -> bytes:
-        """All of it."""
-        with open(self._tar, "rb") as file:
-            file.seek(self._start)
-            return file.read(self.size)
-
-
-def _member(name: str) -> _Member | None:
-    """The member of a tar that a name means; None: it means a file, or nothing.
-
-    Raises:
-        FileNotFoundError: the tar has no such member.
-        OSError: it is no tar that can be read.
-    """
-    for found in _MEMBER.finditer(name):
-        tar, inside = found.groups()
-        if os.path.isfile(tar):
-            status = os.stat(tar)
-            index = _index(tar, status.st_size, status.st_mtime_ns)
-            key = key_of(inside)
-            at = int(np.searchsorted(index["key"], key))
-            if at == len(index) or index["key"][at] != key:
-                raise FileNotFoundError(errno.ENOENT, f"no member {inside!r} in {tar}", name)
-            row = index[at]
-            return _Member(tar, int(row["start"]), int(row["size"]), status.st_mtime_ns)
-    return None
-
-
-def members(tar: str) -> Iterator[tuple[str, int, int]]:
-    """Name, start and size of each regular file in a tar, in its order.
-
-    Raises:
-        OSError: it is no tar, or damaged, or compressed, so that its members have no place.
-    """
-    whole = os.stat(tar).st_size
-    try:
-        with tarfile.open(tar, "r:") as file:
-            for member in file:
-                file.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if member.isreg():
-                    if member.offset_data + member.size > whole:
-                        raise tarfile.ReadError(f"cut short in {member.name!r}")
-                    yield member.name, member.offset_data, member.size
-    except (tarfile.TarError, EOFError) as error:
-        raise OSError(errno.EINVAL, f"no plain tar that can be read ({error})", tar) from error
-
-
-@lru_cache(maxsize=4096)
-def _index(tar: str, size: int, changed: int) -> NDArray[Any]:
-    """(N,) rows of its members, by key; made once, and kept on the disk."""
-    path = cache.folder("tars") / f"{key_of(os.path.abspath(tar), size, changed):016x}.npy"
-    if not path.exists():
-        last = {key_of(name): (start, length) for name, start, length in members(tar)}
-        rows = np.array([(key, *last[key]) for key in sorted(last)], _ROW)
-        buffer = io.BytesIO()
-        np.save(buffer, rows)
-        write_atomic(path, buffer.getvalue())
-    return cast(NDArray[Any], np.load(path, mmap_mode="r"))
+    status = getattr(error, "status", None)  # aiohttp's own text repeats the URL
+    words = f"{status} {getattr(error, 'message', '')}" if status else " ".join(str(error).split())
+    return f"{type(error).__name__}: {words.strip()}" if words else type(error).__name__

@@ -5,6 +5,7 @@ path/train, path/val, path/test -> each read by itself -> one Table with splits
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,9 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
 _TABLES = ("csv", "huggingface")
 """Formats whose folders hold a table."""
 
+_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
+"""A URL that was taken for a path."""
+
 _TABLES_IN_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
 
 
@@ -55,7 +59,8 @@ def read(path: Path, options: SourceOptions) -> Table:
         DataError: there is nothing, or nothing that can be read as a whole.
     """
     if not os.path.exists(path):
-        raise DataError(f"no such file or folder: {path} (data.train, data.val or --data)")
+        hint = "; a URL goes into a config (data.train)" if _AS_PATH.search(str(path)) else ""
+        raise DataError(f"no such file or folder: {path} (data.train, data.val or --data){hint}")
     try:
         sides = _split_folders(path) if options.format in _IN_SPLIT_FOLDERS else {}
         if sides:

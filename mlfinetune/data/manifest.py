@@ -203,7 +203,11 @@ def _read(path: Location, options: SourceOptions) -> Table:
             f"download it, or list its pictures in such a table"
         )
     options = replace(options, images=options.images or folder_of(path))
-    return replace(formats.read(files.local(path), options), origin=path)
+    kept = files.local(path)
+    try:
+        return replace(formats.read(kept, options), origin=path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(kept), path)) from error
 
 
 _REMOTE = (".csv", ".tsv", ".jsonl")

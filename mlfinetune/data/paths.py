@@ -6,14 +6,16 @@ names, a folder at a time -> one listing where a folder holds many, else a look 
 
 import errno
 import os
+import re
 import stat
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from urllib.parse import unquote
 
-from mlfinetune.data import files
+from mlfinetune.data import tars
 from mlfinetune.names import is_url, located
 from mlfinetune.survey import Fault, Table
 
@@ -69,7 +71,10 @@ def _leaving(table: Table, root: str, allowed: bool) -> Iterator[Fault]:
 
 def _is_below(root: str, name: str) -> bool:
     where = located(root, name)
-    return where.startswith(root.rstrip("/") + "/") and ".." not in where.split("/")
+    read = unquote(unquote(where))  # servers and libraries decode once, or again
+    odd = "::" in read or not read.isprintable()
+    parts = re.split(r"[/\\]", read)
+    return where.startswith(root.rstrip("/") + "/") and not odd and ".." not in parts
 
 
 _NO_FILE = "no such file"
@@ -152,7 +157,7 @@ class _Folder:
     def _problem_in_tar(self, path: str) -> str | None:
         """The same of a path that has a file where a folder would be."""
         try:
-            if files.stamp(path) is None:
+            if tars.find(path) is None:
                 return os.strerror(errno.ENOTDIR)
             return None if self.inside else _OUTSIDE
         except FileNotFoundError:

@@ -86,7 +86,8 @@ def _look(path: str, max_pixels: int) -> _Look:
         cause = error.__cause__
         passing = isinstance(cause, MemoryError | files.Unreadable)
         passing = passing or getattr(cause, "errno", None) is not None
-        return error.reason, cause is not None and not passing
+        lasting = cause is not None and not passing and not is_url(path)
+        return error.reason, lasting  # a page that stands in for a picture may go again
 
 
 # ---- processes --------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import torch
 
 from mlfinetune import assemble, checkpoint, machine, rundir, runtime
 from mlfinetune.config import restore
-from mlfinetune.data import files
+from mlfinetune.data import files, tars
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.loader import stream
 from mlfinetune.errors import SHOWN, DataError, counted
 from mlfinetune.model import Tagger
-from mlfinetune.names import is_url
+from mlfinetune.names import is_url, location
 from mlfinetune.predictions import FORMATS, Choice, complete_rows, row_name
 from mlfinetune.records import Batch, Decision, Prediction
 from mlfinetune.runlog import RunLog
@@ -27,6 +27,7 @@ from mlfinetune.score import forward, probabilities
 from mlfinetune.signals import Signals, signals
 
 STDIN = "-"
+TAR = ".tar"
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def _predicted(
     of: _Run,
 ) -> Failed:
     _check(asked.inputs)
+    if of.world.several:  # what is behind a URL is listed once
+        asked = replace(asked, inputs=of.world.decide(lambda: tuple(_listed(asked.inputs))))
     world, log, device = of.world, of.log, of.world.device
     file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
     loaded = checkpoint.load(file)
@@ -174,15 +177,34 @@ def expand(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
         elif is_url(item):
             yield from _behind(item)
         elif os.path.isdir(item):
-            yield from (str(path) for path in walk(Path(item)) if is_image_name(path))
-        elif item.endswith(".tar") and os.path.isfile(item):
-            inside = (name for name, *_ in files.members(item))
-            yield from (f"{item}/{name}" for name in inside if is_image_name(Path(name)))
-        elif os.path.exists(item):
-            yield item
+            yield from chain.from_iterable(map(_in_folder, walk(Path(item))))
+        elif os.path.exists(item) or files.stamp(item):
+            yield from _named(item)
         else:
             found = sorted(glob.glob(item, recursive=True))
-            yield from (path for path in found if not os.path.isdir(path))
+            yield from chain.from_iterable(_named(p) for p in found if not os.path.isdir(p))
+
+
+def _listed(inputs: Iterable[str]) -> Iterator[str]:
+    """The inputs, but for folders and patterns behind URLs their pictures."""
+    for item in inputs:
+        yield from _behind(item) if is_url(item) else (item,)
+
+
+def _in_folder(path: Path) -> Iterator[str]:
+    """A picture by its name, or those of a tar."""
+    if path.suffix == TAR or is_image_name(path):
+        yield from _named(str(path))
+
+
+def _named(path: str) -> Iterator[str]:
+    """A file as it is; of a tar its pictures, but for hidden ones."""
+    if not (path.endswith(TAR) and os.path.isfile(path)):
+        yield path
+        return
+    for name, *_ in tars.members(path):
+        if is_image_name(Path(name)) and not os.path.basename(name).startswith("."):
+            yield f"{path}/{name}"
 
 
 def _behind(url: str) -> Iterator[str]:
@@ -234,8 +256,14 @@ def _check(inputs: Iterable[str]) -> None:
         if item != STDIN
         and not is_url(item)
         and not os.path.exists(item)
+        and not files.stamp(item)
         and not glob.glob(item, recursive=True)
     ]
+    try:
+        for item in inputs:
+            location(item)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if missing:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
 

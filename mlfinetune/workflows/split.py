@@ -17,6 +17,7 @@ from mlfinetune.data.rows import drop, refuse
 from mlfinetune.data.sources.csv_table import copy_with_column
 from mlfinetune.data.split import sides
 from mlfinetune.errors import ConfigError, DataError
+from mlfinetune.names import is_url
 from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.runlog import RunLog
 from mlfinetune.survey import Balance, LabelShare, SourceOptions, Table
@@ -123,7 +124,8 @@ def _write(output: Path, table: Table, side: Sequence[str], options: SourceOptio
         writer.writerow(["image", *header, COLUMN])
         for start, block in table.targets.blocks():
             for row, states in enumerate(block, start):
-                name = os.path.normpath(os.path.join(prefix, table.names[row]))
+                name = table.names[row]
+                name = name if is_url(name) else os.path.normpath(os.path.join(prefix, name))
                 cells = _lists(table, states) if listed else [_STATES[x] for x in states.tolist()]
                 writer.writerow([name, *cells, side[row]])
     return base

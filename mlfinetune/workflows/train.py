@@ -27,6 +27,7 @@ from mlfinetune.config import Config, dump, load
 from mlfinetune.data.loader import Loader
 from mlfinetune.data.manifest import Splits
 from mlfinetune.epochs import Outcome, epochs, solutions, validate
+from mlfinetune.errors import DataError
 from mlfinetune.judge import decide, judge
 from mlfinetune.parts import Parts, assembled, copies, on_features
 from mlfinetune.publish import publish
@@ -122,6 +123,7 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained | None:
     trackers.require(order.config.train.trackers)
     for note in splits.notes:
         log.say(note)
+    _require_same_data(world, splits)
     begun = world.decide(lambda: _begun(order, splits, log))
     config = world.decide(lambda: _settled(order.config, splits, begun))
     assemble.require_solvable(config, splits.train)
@@ -141,6 +143,17 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained | None:
         f"best: {best.name}; {clock(time.monotonic() - started)} in all, peak memory {peak:.1f} GiB"
     )
     return Trained(run, verdict)
+
+
+def _require_same_data(world: World, splits: Splits) -> None:
+    """Raise a DataError where a process has read other examples, so that shares were of those."""
+    sides = (splits.train, splits.val)
+    found = world.collected([assemble.data_digest(side) for side in sides] if world.several else [])
+    if others := [rank for rank, digests in enumerate(found) if digests != found[0]]:
+        raise DataError(
+            f"process {others[0]} has read other examples than process 0: the table, the pictures "
+            f"and data.bad_images have to say the same to all"
+        )
 
 
 def _run(

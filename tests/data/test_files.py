@@ -16,9 +16,10 @@ from conftest import prepare
 from moto.server import ThreadedMotoServer
 
 from data.servers import Server, serving
-from mlfinetune.data import files, images
+from mlfinetune.data import cache, files, images, tars
 from mlfinetune.data.manifest import read_splits, read_table
 from mlfinetune.errors import DataError, ImageError
+from mlfinetune.names import location
 from mlfinetune.survey import SourceOptions
 
 CAP = 10**6
@@ -189,6 +190,36 @@ def test_tables_that_are_not_read_from_urls(server: Server) -> None:
         read_table(f"{server.url}/nowhere.csv", SourceOptions())
 
 
+def test_http_has_no_listings(server: Server) -> None:
+    with pytest.raises(DataError, match="http has no listings"):
+        files.listing(f"{server.url}/images/")
+
+
+def test_a_password_in_a_url_is_refused() -> None:
+    with pytest.raises(ValueError, match="no user or password"):
+        location("https://me:secret@host/tags.csv")
+    assert location("https://host/a@b/tags.csv") == "https://host/a@b/tags.csv"
+
+
+def test_a_protocol_in_capitals(folder: Path, server: Server) -> None:
+    url = f"{server.url}/images/{picture(folder).name}".replace("http", "HTTP", 1)
+    assert content(url) == picture(folder).read_bytes()
+
+
+def test_no_more_is_held_than_memory_may(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is asked for as it is opened."""
+    monkeypatch.setattr(files, "HELD", 1)
+    monkeypatch.setattr(files, "AT_ONCE", 4)
+    names = [f"{server.url}/images/{p.name}" for p in sorted((folder / "images").iterdir())]
+    with files.at_hand(names):
+        assert server.asked.total() == 4
+        assert [content(n) for n in names] == [
+            p.read_bytes() for p in sorted((folder / "images").iterdir())
+        ]
+
+
 def test_memory() -> None:
     fsspec.filesystem("memory").pipe("/some/a.bin", b"abc")
     assert content("memory://some/a.bin") == b"abc"
@@ -227,8 +258,9 @@ def test_members_are_read_where_they_lie(tmp_path: Path) -> None:
     for name in reversed(held):
         assert content(f"{tar}/{name}") == held[name]
     assert files.stamp(f"{tar}/a/7.bin") == (700, tar.stat().st_mtime_ns)
+    assert files.stamp(f"{tar}/a/51.bin") is None
     with pytest.raises(FileNotFoundError):
-        files.stamp(f"{tar}/a/51.bin")
+        content(f"{tar}/a/51.bin")
 
 
 def test_a_tar_that_has_changed_is_indexed_anew(tmp_path: Path) -> None:
@@ -253,7 +285,7 @@ def test_tars_that_are_cut_short(tmp_path: Path, cut: int) -> None:
     tar = pack(tmp_path / "x.tar", {"1": bytes(700), "2": bytes(700)})
     tar.write_bytes(tar.read_bytes()[:cut])
     with pytest.raises(OSError, match="no plain tar that can be read"):
-        list(files.members(str(tar)))
+        list(tars.members(str(tar)))
 
 
 def test_links_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
@@ -264,3 +296,97 @@ def test_links_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
         file.addfile(entry)
     with pytest.raises(ImageError, match="no such file"):
         images.decode(f"{tar}/passwd.jpg", CAP)
+
+
+def test_members_that_begin_with_a_dot_and_a_slash(tmp_path: Path) -> None:
+    """As `tar cf x.tar .` writes them; those that would leave the tar are none."""
+    tar = pack(tmp_path / "x.tar", {"./a/1.jpg": b"1", "../2.jpg": b"2", "/3.jpg": b"3"})
+    assert [name for name, *_ in tars.members(str(tar))] == ["a/1.jpg"]
+    for name in ("a/1.jpg", "./a/1.jpg", "a/../a/1.jpg"):
+        assert content(f"{tar}/{name}") == b"1"
+
+
+def test_a_tar_below_a_folder_that_is_named_like_one(tmp_path: Path) -> None:
+    (tmp_path / "old.tar").mkdir()
+    tar = pack(tmp_path / "old.tar" / "x.tar", {"1": b"1"})
+    assert content(f"{tar}/1") == b"1"
+
+
+def test_any_damage_to_a_header_is_noticed(tmp_path: Path) -> None:
+    """tarfile takes it for the end of the tar."""
+    tar = pack(tmp_path / "x.tar", {str(n): bytes(10) for n in range(5)})
+    whole = tar.read_bytes()
+    for at in range(0, 10 * 512, 512):
+        tar.write_bytes(whole[: at + 100] + b"\xff" + whole[at + 101 :])
+        if at % 1024 == 0:
+            with pytest.raises(OSError, match="no plain tar"):
+                list(tars.members(str(tar)))
+    for cut in range(512, 10 * 512, 512):
+        tar.write_bytes(whole[:cut])
+        with pytest.raises(OSError, match="no plain tar"):
+            list(tars.members(str(tar)))
+
+
+def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    """A tar header, with whatever stands for its size."""
+    block = bytearray(512)
+    block[:100] = name.ljust(100, b"\0")
+    block[100:108], block[124:136], block[156:157] = b"0000644\0", size.ljust(12, b"\0"), kind
+    block[257:265] = b"ustar\x0000"
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+def base256(size: int) -> bytes:
+    """As GNU writes sizes that octal digits cannot hold."""
+    return (b"\x80" if size >= 0 else b"\xff") + size.to_bytes(11, "big", signed=True)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        header(b"a", b"00000000012\0") + bytes(512) + header(b"b", base256(-512)),
+        header(b"a", base256(-1024)),
+        header(b"x", base256(2**60), b"L"),
+        header(b"x", base256(2**80), b"L"),
+        header(b"x", base256(2**80), b"Q"),
+        header(b"x", base256(2**40)),
+        header(b"x", b"00000000001\0", b"L") * 3000,
+    ],
+    ids=["loop", "below zero", "long name", "longer name", "odd", "large", "nested"],
+)
+def test_hostile_tars_end_soon(tmp_path: Path, hostile: bytes) -> None:
+    (tmp_path / "x.tar").write_bytes(hostile + bytes(1024))
+    with pytest.raises(OSError, match="no plain tar that can be read"):
+        list(tars.members(str(tmp_path / "x.tar")))
+    assert files.stamp(str(tmp_path / "x.tar/a")) is None
+
+
+def test_a_member_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    tar = tmp_path / "x.tar"
+    with tar.open("wb") as file:
+        file.write(header(b"x.jpg", base256(2**35)))
+        file.truncate(2**35 + 2048)
+    with pytest.raises(ImageError, match="more than"):
+        images.decode(f"{tar}/x.jpg", CAP)
+
+
+def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "x.tar", {"1": b"one"})
+    before = set(cache.folder("tars").iterdir())
+    assert content(f"{tar}/1") == b"one"
+    (index,) = set(cache.folder("tars").iterdir()) - before
+    for damage in (b"", b"no array", index.read_bytes()[:-8]):
+        index.write_bytes(damage)
+        tars._index.cache_clear()
+        assert content(f"{tar}/1") == b"one"
+
+
+def test_without_a_cache_a_tar_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = pack(tmp_path / "x.tar", {"1": b"one"})
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFINETUNE_CACHE", str(tmp_path / "file"))
+    assert content(f"{tar}/1") == b"one"

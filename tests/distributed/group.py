@@ -14,8 +14,17 @@ _stores: list[TCPStore] = []
 """What processes meet at; torchrun holds it, so that it outlives them."""
 
 
-def start(size: int, *arguments: str, cwd: Path, **environment: str) -> list[Child]:
-    """The processes of one machine, with the environment that torchrun gives to each."""
+def start(
+    size: int,
+    *arguments: str,
+    cwd: Path,
+    last: tuple[str, ...] = (),
+    **environment: str,
+) -> list[Child]:
+    """The processes of one machine, with the environment that torchrun gives to each.
+
+    `last`: what the last one is given beside, as if its machine had other files.
+    """
     if size == 1:
         return [children.start(*arguments, cwd=cwd, **environment)]
     port = free_port()
@@ -31,7 +40,14 @@ def start(size: int, *arguments: str, cwd: Path, **environment: str) -> list[Chi
         **environment,
     }
     return [
-        children.start(*arguments, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **given)
+        children.start(
+            *arguments,
+            *(last if rank == size - 1 else ()),
+            cwd=cwd,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **given,
+        )
         for rank in range(size)
     ]
 

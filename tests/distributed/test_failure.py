@@ -133,6 +133,14 @@ def test_what_all_get_wrong_is_said_once(ground: Path) -> None:
     assert said.count("train.epoch") == 1
 
 
+def test_processes_that_read_other_examples(ground: Path) -> None:
+    """Their shares would be shares of other batches."""
+    group = start(3, "train", "tiny.yaml", cwd=ground, last=("data.val_fraction=0.4",))
+    assert [child.wait() for child in group] == [2, 2, 2]
+    said = "".join(child.said for child in group)
+    assert said.count("process 2 has read other examples than process 0") == 1
+
+
 def test_commands_of_one_process(ground: Path) -> None:
     group = start(2, "check", "tiny.yaml", cwd=ground)
     assert [child.wait() for child in group] == [2, 2]

@@ -10,13 +10,15 @@ or a .cls (one label). Pictures are read where they lie in the tar, in any order
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from mlfinetune.data import files
+from mlfinetune.data import tars
 from mlfinetune.data.images import is_image_name
 from mlfinetune.data.tags import MAX_BYTES, tags_in
 from mlfinetune.data.targets import LabelLists
@@ -31,16 +33,21 @@ _KEYS = ("labels", "tags", "label")
 
 @dataclass(frozen=True)
 class _Sample:
-    """A picture by its name in the tar, and where its labels lie; either may be missing."""
+    """A picture by its name in the tar, and where its labels lie; either may be missing.
+
+    `further`: pictures and labels beside the first ones.
+    """
 
     picture: str | None
     labels: tuple[str, int, int] | None
+    further: int
 
 
 def is_webdataset(folder: Path) -> bool:
-    """Are there tars in it, and no pictures?"""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
-    return any(_is_tar(name) for name in names) and not any(is_image_name(Path(n)) for n in names)
+    """Are there tars in it, and neither pictures nor folders?"""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    others = any(entry.is_dir() or is_image_name(Path(entry.name)) for entry in entries)
+    return not others and any(_is_tar(entry.name) for entry in entries if entry.is_file())
 
 
 def read_webdataset(path: Path, options: SourceOptions) -> Table:
@@ -50,34 +57,28 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
         DataError: no tar, no picture in them, or pictures elsewhere.
         OSError: a tar cannot be read.
     """
-    tars = sorted(p for p in path.iterdir() if _is_tar(p.name)) if path.is_dir() else [path]
+    shards = [path]
+    if path.is_dir():
+        shards = sorted(p for p in path.iterdir() if _is_tar(p.name) and p.is_file())
     root = path if path.is_dir() else path.parent
     if options.images is not None:
         raise DataError(f"{path}: pictures are in the tars; leave data.images out")
-    lists, names, faults, lacking, alone = LabelLists(), list[str](), list[Fault](), 0, 0
-    for tar in tars:
+    lists, names, faults, counts = LabelLists(), list[str](), list[Fault](), Counter[str]()
+    for tar in shards:
         with tar.open("rb") as content:
             for sample in _samples(tar):
+                counts["further"] += sample.further
                 if sample.picture is None:
-                    alone += 1
+                    counts["alone"] += 1
                     continue
-                found: list[str] | str = []
-                if sample.labels is not None:
-                    name, start, size = sample.labels
-                    content.seek(start)
-                    found = _labels(name, content.read(min(size, MAX_BYTES + 1)), options)
-                    if isinstance(found, str):
-                        faults.append(Fault(f"{tar.name}/{name}", found, len(names)))
+                found = _labels_of(sample, content, tar.name, options)
+                if isinstance(found, Fault):
+                    faults.append(replace(found, row=len(names)))
                 lists.add(found if isinstance(found, list) else [])
                 names.append(f"{tar.name}/{sample.picture}")
-                lacking += sample.labels is None
+                counts["lacking"] += sample.labels is None
     if not names:
-        raise DataError(f"{path}: no picture in {counted(len(tars), 'tar')}")
-    notes = [f"{counted(len(names), 'sample')} in {counted(len(tars), 'tar')}"]
-    if lacking:
-        notes.append(f"{lacking} of {len(names)} pictures have no {', '.join(_LABELS)}: no labels")
-    if alone:
-        notes.append(f"{counted(alone, 'sample')} without a picture: passed over")
+        raise DataError(f"{path}: no picture in {counted(len(shards), 'tar')}")
     return Table(
         origin=path,
         format="webdataset",
@@ -87,29 +88,61 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
         unnamed=np.full(len(names), NEGATIVE, np.int8),
         labels=lists.labels,
         delimiter=options.label_delimiter,
-        notes=tuple(notes),
+        notes=tuple(_notes(len(names), len(shards), counts)),
         faults=tuple(faults),
     )
 
 
+def _notes(pictures: int, shards: int, counts: Counter[str]) -> Iterator[str]:
+    yield f"{counted(pictures, 'sample')} in {counted(shards, 'tar')}"
+    if lacking := counts["lacking"]:
+        yield f"{lacking} of {pictures} pictures have no {', '.join(_LABELS)}: no labels"
+    if alone := counts["alone"]:
+        yield f"{counted(alone, 'sample')} without a picture: passed over"
+    if further := counts["further"]:
+        yield (
+            f"warning: {counted(further, 'file')} of samples that have a picture, or labels, by "
+            f"then (names that are the same up to the first dot): passed over"
+        )
+
+
+def _labels_of(
+    sample: _Sample, content: BinaryIO, tar: str, options: SourceOptions
+) -> list[str] | Fault:
+    """Those of a sample, or why they cannot be read."""
+    if sample.labels is None:
+        return []
+    name, start, size = sample.labels
+    content.seek(start)
+    found = _labels(f"{tar}/{name}", content.read(min(size, MAX_BYTES + 1)), options)
+    return Fault(f"{tar}/{name}", found) if isinstance(found, str) else found
+
+
 def _samples(tar: Path) -> Iterator[_Sample]:
     """A sample's files follow one another."""
-    key, picture, labels = None, None, None
-    for name, start, size in files.members(str(tar)):
+    key: tuple[str, str] | None = None
+    pictures: list[str] = []
+    labels: list[tuple[str, int, int]] = []
+
+    def sample() -> _Sample:
+        further = max(0, len(pictures) - 1) + max(0, len(labels) - 1)
+        return _Sample(next(iter(pictures), None), next(iter(labels), None), further)
+
+    for name, start, size in tars.members(str(tar)):
         folder, _, base = name.rpartition("/")
         if base.startswith("."):
             continue
         now = (folder, base.partition(".")[0])
         if now != key and key is not None:
-            yield _Sample(picture, labels)
-            picture = labels = None
+            yield sample()
+            pictures, labels = [], []
         key = now
         if is_image_name(Path(base)):
-            picture = picture or name
+            pictures.append(name)
         elif os.path.splitext(base)[1].lower() in _LABELS:
-            labels = labels or (name, start, size)
+            labels.append((name, start, size))
     if key is not None:
-        yield _Sample(picture, labels)
+        yield sample()
 
 
 def _labels(name: str, content: bytes, options: SourceOptions) -> list[str] | str:

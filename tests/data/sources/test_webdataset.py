@@ -101,6 +101,23 @@ def test_what_is_no_sample_is_counted(tmp_path: Path) -> None:
     assert "1 sample without a picture: passed over" in table.notes
 
 
+def test_samples_with_two_pictures_are_told(tmp_path: Path) -> None:
+    """A name ends at its first dot, as WebDataset has it."""
+    pack(tmp_path / "x" / "a.tar", {"IMG.01.jpg": b"1", "IMG.02.jpg": b"2", "IMG.txt": b"cat"})
+    table = read_table(tmp_path / "x", SourceOptions())
+    assert len(table) == 1
+    assert any("1 file of samples that have a picture" in note for note in table.notes)
+
+
+def test_a_tar_beside_class_folders_is_no_data_set(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    (tmp_path / "classes" / "cat").mkdir(parents=True)
+    picture = next((tmp_path / "images").glob("*.jpg"))
+    picture.rename(tmp_path / "classes" / "cat" / picture.name)
+    pack(tmp_path / "classes" / "download.tar", {"a.jpg": b"1"})
+    assert read_table(tmp_path / "classes", SourceOptions()).format == "folder"
+
+
 def test_tars_without_pictures(tmp_path: Path) -> None:
     pack(tmp_path / "x" / "a.tar", {"a.txt": b"cat"})
     with pytest.raises(DataError, match="no picture in 1 tar"):
