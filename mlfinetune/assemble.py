@@ -95,8 +95,10 @@ def _require_batches(config: Config, images: int, side: int, processes: int) -> 
             f"train.batch_size {size} is that of all {processes} processes together: not one "
             f"picture for each"
         )
-    if side > 32 or config.model.freeze_backbone or synchronized(config, processes):
+    if side > 32 or config.model.freeze_backbone:
         return
+    if synchronized(config, processes):
+        processes = 1  # BatchNorm learns as if there were one
     sizes = {len(batch) for batch in cut(list(range(images)), size)}
     pieces = {at // min(config.train.accumulate, at) for at in sizes}
     if 1 in {share for piece in pieces for share in (piece // processes, -(-piece // processes))}:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mlfinetune.errors import DeviceError
-from mlfinetune.launch import place
+from mlfinetune.launch import Place, place
 
 
 def prepare(wanted: str, deterministic: bool = False) -> torch.device:
@@ -36,6 +36,34 @@ def prepare(wanted: str, deterministic: bool = False) -> torch.device:
         if deterministic:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS begins
     return device
+
+
+def own_device(wanted: str, here: Place) -> str:
+    """The device of this process, as `prepare` takes it: of several each has its own GPU.
+
+    Raises:
+        DeviceError: there are more processes than GPUs, or one device is named for all.
+    """
+    if here.size == 1:
+        return wanted
+    if wanted == "auto" and torch.cuda.is_available():
+        wanted = "cuda"
+    elif wanted == "auto":
+        wanted = "cpu"
+    if wanted == "cuda":
+        count = torch.cuda.device_count()
+        if here.local_rank >= count > 0:
+            raise DeviceError(
+                f"{here.local_size} processes on a machine with {count} GPUs: start one for each, "
+                f"with torchrun --nproc-per-node {count}"
+            )
+        return f"cuda:{here.local_rank}"
+    if wanted != "cpu":
+        raise DeviceError(
+            f"device '{wanted}' is one, and torchrun has started {here.size} processes: "
+            f"leave --device out, or use --device cpu"
+        )
+    return wanted
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -70,7 +70,8 @@ def assembled(config: Config, splits: Splits, world: World, log: RunLog) -> Part
         MlfinetuneError: weights, device, loss or batch size that cannot be used.
     """
     device, place = world.device, world.place
-    dtype, why = machine.choose_precision(config.train.precision, device)
+    precision = config.train.precision
+    dtype, why = world.decide(lambda: machine.choose_precision(precision, device))
     with machine.device_faults():
         config, tried = world.decide(lambda: tune.batch_size(config, splits.train, device, dtype))
         workers, why_workers = tune.workers(config, splits.train, device, dtype)

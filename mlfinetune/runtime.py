@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -20,19 +21,22 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from mlfinetune.errors import DeviceError, LostError
+from mlfinetune.errors import LostError
 from mlfinetune.launch import Place, place
-from mlfinetune.machine import prepare
+from mlfinetune.machine import own_device, prepare
 
 T = TypeVar("T")
 Apart = AbstractContextManager[None]
 TIMEOUT = timedelta(minutes=10)
 """After so long a process that waits for the others gives up."""
+PATIENCE_S = TIMEOUT.total_seconds()
 _BUFFERS = "forward_sync_buffers"
 if _BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
     _BUFFERS = "broadcast_buffers"  # its name up to torch 2.14
-_LOST = re.compile(r"gloo|nccl|connection|broken pipe|timed? ?out|store", re.IGNORECASE)
+_LOST = re.compile(r"connection|broken pipe|remote|peer|abort|time(d )?out|recv", re.IGNORECASE)
 """What torch says where another process has gone: plain RuntimeErrors, by gloo at least."""
+_stores: list[Any] = []
+"""What the processes of this start share, the newest last."""
 
 
 # ---- processes --------------------------------------------------------------------------
@@ -92,8 +96,16 @@ class World:
         else:
             _wait_for(key)
             found = [None]  # type: ignore[list-item]
+        self.meet()
         dist.broadcast_object_list(found, 0, group=self._control)
         return found[0]
+
+    def meet(self) -> None:
+        """Go on when all have come here, however long it takes: what follows may wait for less."""
+        if self.several:
+            key = self._next("met")
+            _store().add(key, 1)
+            _wait(lambda: _store().add(key, 0) >= self.place.size)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -147,6 +159,7 @@ class World:
         """
         if not self.several:
             return net, nullcontext
+        self.meet()
         options: dict[str, Any] = {_BUFFERS: False}  # `fit` averages BatchNorm's statistics
         if self.device.type == "cuda":
             options["device_ids"] = [self.device]
@@ -178,13 +191,12 @@ def joined(wanted: str, deterministic: bool = False) -> Iterator[World]:
         DeviceError: as `prepare`, and where a process has no GPU of its own.
     """
     here = place()
-    device = prepare(_own(wanted, here), deterministic)
+    device = prepare(own_device(wanted, here), deterministic)
     if here.size == 1:
         yield World(device, here)
         return
-    store = _store()
-    store.add("here", 1)
-    _wait(lambda: store.add("here", 0) >= here.size)  # Python hears signals, the next call none
+    store = _met(here)
+    _stores.append(store)
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.set_device(device)
@@ -196,7 +208,9 @@ def joined(wanted: str, deterministic: bool = False) -> Iterator[World]:
         timeout=TIMEOUT,
         device_id=device if gpu else None,
     )
-    yield World(device, here)
+    world = World(device, here)
+    yield world
+    world.meet()
     dist.destroy_process_group()
 
 
@@ -207,10 +221,8 @@ def failure(error: Exception) -> Exception | None:
     """
     if place().size == 1:
         return error
-    lost = isinstance(error, LostError) or (
-        (type(error).__module__.startswith("torch") or type(error) is RuntimeError)
-        and bool(_LOST.search(str(error)))
-    )
+    of_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    lost = isinstance(error, LostError) or (of_torch and bool(_LOST.search(str(error))))
     try:
         first = _store().add("failed", 1) == 1
     except RuntimeError:  # its machine has gone: who else has spoken cannot be told
@@ -220,11 +232,54 @@ def failure(error: Exception) -> Exception | None:
     return LostError(f"{LostError.ENDED} ({_first_line(error)})") if lost else error
 
 
-@cache
 def _store() -> Any:
-    """What all processes write to and read from, at torchrun's own address."""
+    """What all processes of this start write to and read from."""
+    return _stores[-1] if _stores else _named(f"early {place().restarts}", _agent())
+
+
+@cache
+def _agent() -> Any:
+    """The store at torchrun's own address: one for all starts, so that it holds what is stale."""
     found, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    return _named(f"mlfinetune {place().restarts}", found)
+    return found
+
+
+def _met(here: Place) -> Any:
+    """A store of this start alone, once all of its processes have come.
+
+    Machines count restarts each by itself, so a start has a name that process 0 draws: it answers
+    every process by the name that this one has drawn, until all have said that they know.
+
+    Raises:
+        LostError: they do not come.
+    """
+    store, mine, end = _named("mlfinetune", _agent()), uuid4().hex, time.monotonic() + PATIENCE_S
+
+    def wait(done: Callable[[], bool]) -> None:
+        while not done():
+            if time.monotonic() > end:
+                raise LostError(f"not all of {here.size} processes have come in {TIMEOUT}")
+            time.sleep(0.01)
+
+    if here.rank:
+        store.set(f"hello {here.rank}", mine)
+        answer = f"answer {mine}"
+        wait(lambda: bool(store.check([answer])))
+        start = store.get(answer).decode()
+        store.add(f"known {start}", 1)
+    else:
+        start = mine
+        wait(lambda: _answered(store, start, here.size))
+    return _named(start, store)
+
+
+def _answered(store: Any, start: str, size: int) -> bool:
+    """Tell all that have come so far; True: all know."""
+    for rank in range(1, size):
+        if store.check([f"hello {rank}"]):
+            store.set(f"answer {store.get(f'hello {rank}').decode()}", start)
+    known: int = store.add(f"known {start}", 0)
+    return known == size - 1
 
 
 def _named(name: str, store: Any) -> Any:
@@ -243,30 +298,6 @@ def _wait(done: Callable[[], bool]) -> None:
             raise LostError(LostError.ENDED)
         time.sleep(pause)
         pause = min(0.5, 1.5 * pause)
-
-
-def _own(wanted: str, here: Place) -> str:
-    """The device of this process: of several on a machine each has its own GPU."""
-    if here.size == 1:
-        return wanted
-    if wanted == "auto" and torch.cuda.is_available():
-        wanted = "cuda"
-    elif wanted == "auto":
-        wanted = "cpu"
-    if wanted == "cuda":
-        count = torch.cuda.device_count()
-        if here.local_rank >= count > 0:
-            raise DeviceError(
-                f"{here.local_size} processes on a machine with {count} GPUs: start one for each, "
-                f"with torchrun --nproc-per-node {count}"
-            )
-        return f"cuda:{here.local_rank}"
-    if wanted != "cpu":
-        raise DeviceError(
-            f"device '{wanted}' is one, and torchrun has started {here.size} processes: "
-            f"leave --device out, or use --device cpu"
-        )
-    return wanted
 
 
 def _sum(bucket: Any) -> torch.futures.Future[Tensor]:
@@ -324,10 +355,25 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
+class _SyncedOnGpu(nn.SyncBatchNorm):
+    """torch's own; of no pictures it would exchange bfloat16 where the others exchange float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same; B may be 0."""
+        if len(x):
+            whole: Tensor = super().forward(x)
+            return whole
+        none: Tensor = super().forward(x.float())
+        return none.to(x.dtype)
+
+
 def synchronize(net: nn.Module, device: torch.device) -> None:
     """Every BatchNorm in it learns from all processes' pictures; parameters stay those they are."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+        for module in net.modules():
+            if type(module) is nn.SyncBatchNorm:
+                module.__class__ = _SyncedOnGpu
         return
     for module in list(net.modules()):
         for name, child in module.named_children():

@@ -7,9 +7,15 @@ it is imported.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from mlfinetune.launch import place
+
+REPEATED_S = 5.0
+"""A signal that comes again so soon, to one of several processes, is the same one."""
 
 
 class Signals:
@@ -21,7 +27,11 @@ class Signals:
 
     def __init__(self) -> None:
         self.heard: int | None = None
-        self._deferring = False
+        self._deferring, self._since = False, 0.0
+
+    def _repeated(self) -> bool:
+        """Of several processes each may get a signal from torchrun, and from who sent it to all."""
+        return place().size > 1 and time.monotonic() - self._since < REPEATED_S
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -48,10 +58,12 @@ class Signals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
+        if self.heard == number and self._repeated():
+            return
         if self.heard is not None:
             end_processes()
             os._exit(128 + number)
-        self.heard = number
+        self.heard, self._since = number, time.monotonic()
         if not self._deferring:
             self.check()
 

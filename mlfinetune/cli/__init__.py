@@ -6,6 +6,7 @@ a command in order: what it has begun to write aside goes, and its processes end
 """
 
 import io
+import os
 import signal
 import sys
 import traceback
@@ -24,9 +25,9 @@ from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
-from mlfinetune.errors import ConfigError, MlfinetuneError
-from mlfinetune.launch import place
-from mlfinetune.signals import signals
+from mlfinetune.errors import ConfigError, DeviceError, MlfinetuneError
+from mlfinetune.launch import Place, place
+from mlfinetune.signals import end_processes, signals
 
 REPORT_TO = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
@@ -96,16 +97,25 @@ def main() -> None:
 def _end(error: Exception) -> NoReturn:
     """Say what went wrong, unless another process of the run has."""
     shown: Exception | None = error
-    if place().size > 1:
+    try:
+        here = place()
+    except DeviceError:  # which is this error
+        here = Place()
+    if here.size > 1:
         from mlfinetune.runtime import failure
 
         shown = failure(error)
     if isinstance(shown, MlfinetuneError):
         from mlfinetune.text import printable_lines
 
-        rank = f" (process {place().rank})" if place().size > 1 else ""
+        rank = f" (process {here.rank})" if here.size > 1 else ""
         print(f"error{rank}: {printable_lines(str(shown))}", file=sys.stderr)
     elif shown is not None:
         traceback.print_exception(shown)
         print(REPORT_TO, file=sys.stderr)
-    sys.exit(2 if shown is None or isinstance(shown, MlfinetuneError) else 1)
+    code = 2 if shown is None or isinstance(shown, MlfinetuneError) else 1
+    if here.size > 1:  # what waits for the others would wait on
+        sys.stderr.flush()
+        end_processes()
+        os._exit(code)
+    sys.exit(code)

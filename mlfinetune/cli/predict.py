@@ -83,6 +83,10 @@ def predict(
         failed = workflow.run(asked, sys.stdin, lambda: _open(output, resume), device, log)
     except BrokenPipeError:  # `mlfinetune predict ... | head`: its reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if place().size > 1:
+            from mlfinetune.runtime import failure
+
+            failure(DataError("enough"))  # the others end without a word
         raise typer.Exit from None
     except OSError as error:
         where = error.filename or output or "standard output"

@@ -125,7 +125,8 @@ def _predicted(
     )
     choice, failed = Choice(labels, decision, asked.top), Failed()
     i, n = asked.shard
-    names = world.decide(lambda: list(stdin)) if world.several else stdin
+    ours = world.several and STDIN in asked.inputs
+    names = world.decide(lambda: list(stdin)) if ours else stdin
     paths, begun = islice(expand(asked.inputs, names), i - 1, None, n), False
     if asked.begun is not None:
         done, begun = world.decide(lambda: _pass_over(asked, paths, choice, failed, log))

@@ -133,6 +133,7 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained | None:
     with rundir.locked(run) if world.main else nullcontext(), machine.device_faults():
         standing = world.decide(lambda: _standing(begun, parts, order, log))
         done = _run(parts, standing, order, log)
+        world.meet()
         log.say_for(world.collected(log.warnings()))
         if done is None:
             return None
@@ -203,7 +204,7 @@ def _begun(order: _Order, splits: Splits, log: RunLog) -> Path | None:
     assert wanted is not None
     found = wanted if order.resume and order.resume.own else rundir.begun(wanted)
     restarts = order.world.place.restarts
-    if restarts and order.resume is None and found and not (found / rundir.METRICS).is_file():
+    if restarts and order.resume is None and found and _is_ours(found, order, splits):
         log.say(f"restart {restarts} by torchrun, after a process has failed")
         return found
     if order.resume is not None:
@@ -219,6 +220,17 @@ def _begun(order: _Order, splits: Splits, log: RunLog) -> Path | None:
         f"begins; --resume would say which, and with --allow-changed go on"
     )
     return None
+
+
+def _is_ours(run: Path, order: _Order, splits: Splits) -> bool:
+    """Is it the run that this command has begun, before torchrun started it anew?"""
+    if (run / rundir.METRICS).is_file():
+        return False
+    config = _settled(order.config, splits, run)
+    if rundir.states(run):
+        return resume.is_of(run, config, splits)
+    kept = run / rundir.CONFIG
+    return kept.is_file() and load(kept) == config.model_copy(update={"output": run.absolute()})
 
 
 def _settled(config: Config, splits: Splits, begun: Path | None) -> Config:
@@ -320,15 +332,17 @@ def _early(parts: Parts, keeper: resume.Keeper, epoch: int, log: RunLog) -> bool
 
 def _solved_first(parts: Parts, kept: Path | None, log: RunLog) -> Outcome:
     """The tagger with the best head for its backbone as it is, as the epoch before the first."""
-    features = on_features(parts, kept, log)
+    features, own = on_features(parts, kept, log), list[Outcome]()
 
     def solved() -> Outcome:
         assert features is not None
         found = _solved(features, log)
         log.say(f"training starts from the head of {found.name}, mAP {_map(found)}")
-        return replace(found, number=0, name="the solved head, before training")
+        own.append(replace(found, number=0, name="the solved head, before training"))
+        return replace(own[0], scores=None)
 
-    return parts.world.decide(solved)
+    told = parts.world.decide(solved)
+    return own[0] if own else told
 
 
 def _solved(parts: Parts, log: RunLog) -> Outcome:
