@@ -18,6 +18,7 @@ from mlfinetune.records import Batch
 from mlfinetune.text import printable_lines
 
 PLAIN_INTERVAL_S = 5.0
+tqdm.monitor_interval = 0  # its thread would take signals while processes are forked
 
 
 class RunLog:
@@ -115,6 +116,7 @@ class Bar:
             file=stream,
             leave=False,
             dynamic_ncols=True,
+            miniters=1,
             disable=not self._terminal,
         )
 

@@ -140,8 +140,10 @@ class _Decoders:
             context = get_context("spawn")
             lifeline, self._lifeline = context.Pipe(duplex=False)
             self._pool = ProcessPoolExecutor(processes, context, _begin, (lifeline,))
-        # Ctrl-C is for this process: those that map starts inherit that it is blocked.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Signals are for this process, and after all have started: a process that is about to read
+        # what it is for would say that it could not. They inherit that signals are blocked.
+        both = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
         try:
             few = 1 if processes == 1 else _AT_ONCE if any(map(is_url, paths)) else 4
             chunks = [paths[at : at + few] for at in range(0, len(paths), few)]
