@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from faults import children
@@ -19,24 +20,27 @@ def start(
     *arguments: str,
     cwd: Path,
     last: tuple[str, ...] = (),
+    port: int | None = None,
+    restarts: Sequence[int] = (),
     **environment: str,
 ) -> list[Child]:
     """The processes of one machine, with the environment that torchrun gives to each.
 
-    `last`: what the last one is given beside, as if its machine had other files.
+    Args:
+        last: what the last one is given beside, as if its machine had other files.
+        port: of `meeting`, where others have met before.
+        restarts: how often each one's machine thinks that it was started anew.
     """
     if size == 1:
         return [children.start(*arguments, cwd=cwd, **environment)]
-    port = free_port()
-    _stores.append(TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
+    restarts = restarts or (0,) * size
     given = {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
         "GROUP_RANK": "0",
-        "TORCHELASTIC_RESTART_COUNT": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(port or meeting()),
         **environment,
     }
     return [
@@ -46,6 +50,7 @@ def start(
             cwd=cwd,
             RANK=str(rank),
             LOCAL_RANK=str(rank),
+            TORCHELASTIC_RESTART_COUNT=str(restarts[rank]),
             **given,
         )
         for rank in range(size)
@@ -72,6 +77,13 @@ def torchrun(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def meeting() -> int:
+    """The port of a store, as torchrun has one for all of its starts."""
+    port = free_port()
+    _stores.append(TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
+    return port
 
 
 def free_port() -> int:

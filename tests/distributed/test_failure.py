@@ -14,7 +14,7 @@ from conftest import FULL, Promise
 from torch import Tensor
 
 from distributed.conftest import draw
-from distributed.group import run, start, torchrun
+from distributed.group import meeting, run, start, torchrun
 from mlfinetune import checkpoint, rundir
 
 NET = """\
@@ -124,6 +124,21 @@ def test_the_first_one_is_killed(ground: Path) -> None:
     group[0].send(signal.SIGKILL)
     assert [child.wait() for child in group] == [-signal.SIGKILL, 2]
     assert group[1].said.count("another process of this run ended without saying why") == 1
+
+
+def test_a_start_is_told_apart_from_those_before(
+    ground: Path, undisturbed: dict[str, Tensor]
+) -> None:
+    """torchrun's store outlives starts, and each machine counts restarts by itself."""
+    port = meeting()
+    group = start(2, *ASKED, cwd=ground, port=port)
+    group[0].wait_until(lambda: begun(ground / "runs/tiny"))
+    for child in group:
+        child.send(signal.SIGKILL)
+        child.wait()
+    second = start(2, *ASKED, cwd=ground, port=port, restarts=(0, 1))
+    assert [child.wait() for child in second] == [0, 0], second[0].said + second[1].said
+    assert same(ended(ground, "tiny"), undisturbed)
 
 
 def test_what_all_get_wrong_is_said_once(ground: Path) -> None:
