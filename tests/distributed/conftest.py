@@ -1,6 +1,8 @@
 """A folder of pictures, some of whose targets nobody knows, for runs of several processes."""
 
 import csv
+import json
+import tarfile
 from pathlib import Path
 
 import demo_data
@@ -46,3 +48,22 @@ def draw(folder: Path) -> Path:
             writer.writerow([row["image"], *cells])
     (folder / "tiny.yaml").write_text(CONFIG)
     return folder
+
+
+def pack(folder: Path) -> None:
+    """The same pictures in three tars, shards/, and in a table of the same labels, plain.csv."""
+    with (folder / "tags.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (folder / "shards").mkdir()
+    with (folder / "plain.csv").open("w") as table:
+        writer = csv.writer(table)
+        writer.writerow(["image", "labels"])
+        for at in range(3):
+            with tarfile.open(folder / "shards" / f"{at}.tar", "w") as shard:
+                for row in rows[at * 11 : at * 11 + 11]:
+                    image = row.pop("image")
+                    tags = [name for name, state in row.items() if state == "1"]
+                    writer.writerow([image, "|".join(tags)])
+                    (folder / "labels.json").write_text(json.dumps(tags))
+                    shard.add(folder / image, Path(image).name)
+                    shard.add(folder / "labels.json", f"{Path(image).stem}.json")

@@ -13,7 +13,7 @@ import pytest
 from conftest import FULL, Promise
 from torch import Tensor
 
-from distributed.conftest import draw
+from distributed.conftest import draw, pack
 from distributed.group import meeting, run, start, torchrun
 from mlfinetune import checkpoint, rundir
 
@@ -65,10 +65,10 @@ SIGNALS = [*BOTH, ("all", signal.SIGINT), ("one", signal.SIGTERM)] if FULL else 
 def test_a_signal_saves_once_and_ends_all(
     ground: Path, undisturbed: dict[str, Tensor], whom: str, number: int, promise: Promise
 ) -> None:
-    """As a scheduler sends it to all, or somebody to one; the same command then goes on."""
+    """Sent to one, or by a scheduler to all, and by torchrun again; the same command goes on."""
     group = start(2, *ASKED, cwd=ground)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
-    for child in group if whom == "all" else group[1:]:
+    for child in 2 * group if whom == "all" else group[1:]:
         child.send(number)
     assert [child.wait() for child in group] == [128 + number] * 2
     assert group[0].said.count("all saved; go on with") == 1
@@ -90,6 +90,22 @@ def test_a_signal_at_the_start_ends_all(ground: Path, seconds: float) -> None:
     assert time.monotonic() - sent < 25
     assert set(codes) <= {143, -signal.SIGTERM, 2}
     assert "Traceback" not in "".join(child.said for child in group)
+
+
+def test_tar_shards_are_shared_shuffled_and_resumed(ground: Path) -> None:
+    """By processes and their workers, in an order that is that of the files themselves."""
+    pack(ground)
+    more = ("train.workers=1", "data.val_fraction=0.25")
+    for name, train in (("files", "plain.csv"), ("shards", "shards")):
+        run(2, *ASKED, f"data.train={train}", *more, "-o", f"runs/{name}", cwd=ground)
+    assert same(ended(ground, "files"), ended(ground, "shards"))
+    asked = (*ASKED, "data.train=shards", *more, "-o", "runs/stopped")
+    group = start(2, *asked, cwd=ground)
+    group[0].wait_until(lambda: begun(ground / "runs/stopped"))
+    group[1].send(signal.SIGTERM)
+    assert [child.wait() for child in group] == [143, 143]
+    assert "goes on with epoch" in run(2, *asked, cwd=ground).said
+    assert same(ended(ground, "stopped"), ended(ground, "shards"))
 
 
 def test_another_number_of_processes_goes_on(ground: Path) -> None:
