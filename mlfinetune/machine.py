@@ -46,10 +46,8 @@ def own_device(wanted: str, here: Place) -> str:
     """
     if here.size == 1:
         return wanted
-    if wanted == "auto" and torch.cuda.is_available():
-        wanted = "cuda"
-    elif wanted == "auto":
-        wanted = "cpu"
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda":
         count = torch.cuda.device_count()
         if here.local_rank >= count > 0:

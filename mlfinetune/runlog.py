@@ -6,6 +6,7 @@ Standard output is for results alone.
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ class RunLog:
         """Of several processes that of rank 0 speaks; the others keep their warnings for it."""
         self._stream, self._speaks = stream or sys.stderr, rank == 0
         self._warnings: list[str] = []
+        if rank:  # those of libraries too
+            warnings.showwarning = lambda message, *_: self.say(f"warning: {_one_line(message)}")
         self.run: Path | None = None
         self._said: list[str] = []
         self._listeners: list[Callable[[int, dict[str, float]], None]] = []
@@ -56,17 +59,18 @@ class RunLog:
         if self.run is not None:
             self._append(rundir.LOG, text + "\n")
 
-    def warnings(self) -> list[str]:
+    def kept_warnings(self) -> list[str]:
         """Those that were kept, each handed over once."""
         found, self._warnings = self._warnings, []
         return found
 
     def say_for(self, others: Sequence[Sequence[str]]) -> None:
-        """The warnings of all processes, by rank: those that this one has not said itself."""
-        for rank, warnings in enumerate(others):
-            for text in warnings:
-                if text + "\n" not in self._said:
-                    self.say(f"warning: process {rank}: {text.removeprefix('warning: ')}")
+        """The warnings of all processes, by rank, once: those that this one has not said itself."""
+        for rank, kept in enumerate(others):
+            for text in kept:
+                line = f"warning: process {rank}: {text.removeprefix('warning: ')}"
+                if not {text + "\n", line + "\n"} & set(self._said):
+                    self.say(line)
 
     def also_to(self, write: Callable[[int, dict[str, float]], None]) -> None:
         """Give each epoch's numbers to `write` too."""
@@ -99,6 +103,10 @@ class RunLog:
                 file.write(text)
         except OSError as error:
             raise rundir.unwritten(self.run / name, error) from error
+
+
+def _one_line(message: Warning | str) -> str:
+    return " ".join(str(message).split())
 
 
 class Bar:

@@ -29,10 +29,9 @@ T = TypeVar("T")
 Apart = AbstractContextManager[None]
 TIMEOUT = timedelta(minutes=10)
 """After so long a process that waits for the others gives up."""
-PATIENCE_S = TIMEOUT.total_seconds()
 _BUFFERS = "forward_sync_buffers"
 if _BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
-    _BUFFERS = "broadcast_buffers"  # its name up to torch 2.14
+    _BUFFERS = "broadcast_buffers"  # its older name
 _LOST = re.compile(r"connection|broken pipe|remote|peer|abort|time(d )?out|recv", re.IGNORECASE)
 """What torch says where another process has gone: plain RuntimeErrors, by gloo at least."""
 _stores: list[Any] = []
@@ -253,23 +252,22 @@ def _met(here: Place) -> Any:
     Raises:
         LostError: they do not come.
     """
-    store, mine, end = _named("mlfinetune", _agent()), uuid4().hex, time.monotonic() + PATIENCE_S
+    store, mine = _named("mlfinetune", _agent()), uuid4().hex
+    end = time.monotonic() + TIMEOUT.total_seconds()
 
-    def wait(done: Callable[[], bool]) -> None:
-        while not done():
-            if time.monotonic() > end:
-                raise LostError(f"not all of {here.size} processes have come in {TIMEOUT}")
-            time.sleep(0.01)
+    def require_patience() -> None:
+        if time.monotonic() > end:
+            raise LostError(f"not all of {here.size} processes have come in {TIMEOUT}")
 
     if here.rank:
         store.set(f"hello {here.rank}", mine)
         answer = f"answer {mine}"
-        wait(lambda: bool(store.check([answer])))
+        _wait(lambda: bool(store.check([answer])), require_patience)
         start = store.get(answer).decode()
         store.add(f"known {start}", 1)
     else:
         start = mine
-        wait(lambda: _answered(store, start, here.size))
+        _wait(lambda: _answered(store, start, here.size), require_patience)
     return _named(start, store)
 
 
@@ -290,12 +288,17 @@ def _wait_for(key: str) -> None:
     _wait(lambda: bool(_store().check([key])))
 
 
-def _wait(done: Callable[[], bool]) -> None:
-    """For as long as it takes, unless a process fails."""
+def _require_all() -> None:
+    """Raise a LostError where a process has failed."""
+    if _store().add("failed", 0):
+        raise LostError(LostError.ENDED)
+
+
+def _wait(done: Callable[[], bool], require: Callable[[], None] = _require_all) -> None:
+    """For as long as it takes, or `require` allows; in Python, so that signals are heard."""
     pause = 0.005
     while not done():
-        if _store().add("failed", 0):
-            raise LostError(LostError.ENDED)
+        require()
         time.sleep(pause)
         pause = min(0.5, 1.5 * pause)
 

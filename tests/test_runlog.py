@@ -92,9 +92,9 @@ def test_one_of_several_processes_speaks_for_all() -> None:
     second.say("warning: a damaged file was deleted")
     with second.bar("epoch 1/3", 4) as bar:
         bar.update(4)
-    first.say_for([first.warnings(), second.warnings()])
+    first.say_for([first.kept_warnings(), second.kept_warnings()])
     assert other.getvalue() == ""
-    assert second.warnings() == []
+    assert second.kept_warnings() == []
     assert stream.getvalue().splitlines() == [
         "read 24 images",
         "warning: copies in train and in val",

@@ -122,16 +122,7 @@ def _table_in(path: Path) -> Path:
 
 # ---- folders named train, val and test ------------------------------------------------------
 
-_IN_SPLIT_FOLDERS = (
-    "auto",
-    "csv",
-    "folder",
-    "sidecar",
-    "huggingface",
-    "coco",
-    "parquet",
-    "webdataset",
-)
+_IN_SPLIT_FOLDERS = {"auto", *READERS} - {"voc"}
 
 
 def _split_folders(path: Path) -> dict[str, str]:

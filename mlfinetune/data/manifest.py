@@ -29,6 +29,8 @@ from mlfinetune.records import LabelSpace, Manifest
 from mlfinetune.survey import Skipped, SourceOptions, Table
 
 DEFAULT_VAL_FRACTION = 0.2
+_REMOTE = (".csv", ".tsv", ".jsonl")
+"""Tables that are read from URLs."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,6 @@ def _read(path: Location, options: SourceOptions) -> Table:
         return replace(formats.read(kept, options), origin=path)
     except DataError as error:
         raise DataError(str(error).replace(str(kept), path)) from error
-
-
-_REMOTE = (".csv", ".tsv", ".jsonl")
 
 
 # ---- usable rows ----

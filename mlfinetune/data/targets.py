@@ -6,13 +6,15 @@ Targets[rows]                -> int8 (n, L)   what a batch needs
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.records import POSITIVE, UNKNOWN, LabelSpace
+from mlfinetune.names import Location
+from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace
+from mlfinetune.survey import Fault, Table
 
 _BLOCK = 2**23
 """Bytes of the dense blocks that whole-table work goes through."""
@@ -134,6 +136,33 @@ class LabelLists:
     def targets(self) -> Targets:
         """What the rows say; 0 of the labels that a row does not name."""
         return Targets.pack(self._blocks(), len(self.column))
+
+    def table(
+        self,
+        origin: Location,
+        format: str,
+        root: Location,
+        names: Sequence[str],
+        *,
+        splits: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        notes: Iterable[str] = (),
+        faults: Iterable[Fault] = (),
+    ) -> Table:
+        """The rows as a Table, in which a label that no row has holds for none of them."""
+        return Table(
+            origin=origin,
+            format=format,
+            root=root,
+            names=tuple(names),
+            targets=self.targets(),
+            unnamed=np.full(len(names), NEGATIVE, np.int8),
+            labels=self.labels,
+            splits=None if splits is None else tuple(splits),
+            delimiter=delimiter,
+            notes=tuple(notes),
+            faults=tuple(faults),
+        )
 
     def _blocks(self) -> Iterator[NDArray[np.int8]]:
         step = max(1, _BLOCK // max(1, len(self.column)))

@@ -65,7 +65,7 @@ def _evaluated(asked: Asked, world: World, log: RunLog) -> tuple[Path, Verdict |
         rows = scored(tagger, bar.over(loader.epoch()), manifest.path, device, dtype)
         found = list(world.merged(rows))
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
-    log.say_for(world.collected(log.warnings()))
+    log.say_for(world.collected(log.kept_warnings()))
     if not world.main:
         return folder, None
     scores = tabulate(found, manifest)

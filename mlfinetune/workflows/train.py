@@ -134,7 +134,7 @@ def _train(order: _Order, splits: Splits, log: RunLog) -> Trained | None:
         standing = world.decide(lambda: _standing(begun, parts, order, log))
         done = _run(parts, standing, order, log)
         world.meet()
-        log.say_for(world.collected(log.warnings()))
+        log.say_for(world.collected(log.kept_warnings()))
         if done is None:
             return None
         best, verdict = done
@@ -313,7 +313,7 @@ def _best_epoch(parts: Parts, keeper: resume.Keeper, run: Path, log: RunLog) -> 
                 keeper.best = epoch if best is None or epoch.beats(best) else best
                 _save(parts, epoch, run, is_best=epoch is keeper.best)
                 log.say(_epoch_line(epoch, keeper.best))
-                log.say_for(parts.world.collected(log.warnings()))
+                log.say_for(parts.world.collected(log.kept_warnings()))
                 keeper.keep(Position(epoch.number * parts.train.steps))
                 if _early(parts, keeper, epoch.number, log):
                     break

@@ -1,6 +1,7 @@
 """Two and three processes train as one does: the same losses and weights, to rounding."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,13 @@ def test_batches_too_small_for_all(ground: Path) -> None:
     assert [child.wait() for child in group] == [2, 2, 2]
     said = "".join(child.said for child in group)
     assert said.count("train.batch_size 2 is that of all 3 processes together") == 1
+
+
+def test_warnings_of_every_process_reach_the_log_with_its_number(ground: Path) -> None:
+    """torch's own, of more decoding processes than cores."""
+    many = len(os.sched_getaffinity(0)) + 1
+    more = ("train.epochs=1", f"train.workers={many}")
+    said = run(2, "train", "tiny.yaml", *more, cwd=ground).said
+    line = f"warning: process 1: This DataLoader will create {many} worker processes"
+    assert said.count(line) == 1
+    assert (ground / "runs/tiny/train.log").read_text().count(line) == 1

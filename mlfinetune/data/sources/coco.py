@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE
 from mlfinetune.survey import Fault, SourceOptions, Table
 
 _ROBOFLOW = "_annotations.coco.json"
@@ -70,17 +69,14 @@ def read_coco(path: Path, options: SourceOptions) -> Table:
         for labels in part.rows():
             lists.add(labels)
         notes += [part.note, note]
-    return Table(
-        origin=path,
-        format="coco",
-        root=root,
-        names=tuple(names),
-        targets=lists.targets(),
-        unnamed=np.full(len(names), NEGATIVE, np.int8),
-        labels=lists.labels,
-        splits=tuple(splits) if len(parts) > 1 else None,
-        notes=tuple(notes),
-        faults=tuple(faults),
+    return lists.table(
+        path,
+        "coco",
+        root,
+        names,
+        splits=splits if len(parts) > 1 else None,
+        notes=notes,
+        faults=faults,
     )
 
 

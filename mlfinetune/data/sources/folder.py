@@ -12,13 +12,10 @@ import stat
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-
 from mlfinetune.data.columns import SPLITS
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE
 from mlfinetune.survey import SourceOptions, Table
 
 
@@ -50,16 +47,8 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
         notes.append(f"{merged} files repeat another's content: one image with the labels of all")
     if passed_over := len(every) - len(files):
         notes.append(f"{passed_over} files that are no pictures by name: passed over")
-    return Table(
-        origin=root,
-        format="folder",
-        root=root,
-        names=tuple(str(group[0]) for group in groups),
-        targets=lists.targets(),
-        unnamed=np.full(len(groups), NEGATIVE, np.int8),
-        labels=lists.labels,
-        notes=tuple(notes),
-    )
+    names = [str(group[0]) for group in groups]
+    return lists.table(root, "folder", root, names, notes=notes)
 
 
 def _labels(file: Path, options: SourceOptions) -> tuple[str, ...]:

@@ -9,14 +9,11 @@ Pictures of one stem (1.jpg, 1.png) share their tags. Hidden files and folders a
 import os
 from pathlib import Path
 
-import numpy as np
-
 from mlfinetune.data.columns import quoted
 from mlfinetune.data.images import is_image_name, walk
 from mlfinetune.data.tags import MAX_BYTES, tags_in
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError
-from mlfinetune.records import NEGATIVE
 from mlfinetune.survey import Fault, SourceOptions, Table
 
 
@@ -52,17 +49,14 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
             faults.append(Fault(str(text), found, row))
         lists.add(found if isinstance(found, list) else [])
         lacking += text is None
-    return Table(
-        origin=path,
-        format="sidecar",
-        root=path,
-        names=tuple(map(str, pictures)),
-        targets=lists.targets(),
-        unnamed=np.full(len(pictures), NEGATIVE, np.int8),
-        labels=lists.labels,
+    return lists.table(
+        path,
+        "sidecar",
+        path,
+        [str(picture) for picture in pictures],
         delimiter=options.label_delimiter,
-        notes=tuple(_notes(every, pictures, texts, lacking)),
-        faults=tuple(faults),
+        notes=_notes(every, pictures, texts, lacking),
+        faults=faults,
     )
 
 

@@ -16,14 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from mlfinetune.data import tars
 from mlfinetune.data.images import is_image_name
 from mlfinetune.data.tags import MAX_BYTES, tags_in
 from mlfinetune.data.targets import LabelLists
 from mlfinetune.errors import DataError, counted
-from mlfinetune.records import NEGATIVE
 from mlfinetune.survey import Fault, SourceOptions, Table
 
 SUFFIX = ".tar"
@@ -79,17 +76,14 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
                 counts["lacking"] += sample.labels is None
     if not names:
         raise DataError(f"{path}: no picture in {counted(len(shards), 'tar')}")
-    return Table(
-        origin=path,
-        format="webdataset",
-        root=root,
-        names=tuple(names),
-        targets=lists.targets(),
-        unnamed=np.full(len(names), NEGATIVE, np.int8),
-        labels=lists.labels,
+    return lists.table(
+        path,
+        "webdataset",
+        root,
+        names,
         delimiter=options.label_delimiter,
-        notes=tuple(_notes(len(names), len(shards), counts)),
-        faults=tuple(faults),
+        notes=_notes(len(names), len(shards), counts),
+        faults=faults,
     )
 
 
