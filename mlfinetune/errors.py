@@ -74,6 +74,7 @@ class LostError(MlfinetuneError):
         "another process of this run ended without saying why: killed, or out of memory? The lines "
         "above may tell, and its machine's log (dmesg)"
     )
+    STOPPED = "another process of this run was stopped by a signal, before all could be"
 
 
 def listing(faults: Sequence[str], total: int | None = None) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from mlfinetune import assemble, frozen, machine, runtime, tune
+from mlfinetune import assemble, frozen, machine, tune
+from mlfinetune.batch_norm import synchronize
 from mlfinetune.config import Config
 from mlfinetune.data import cache
 from mlfinetune.data.features import FeatureLoader
@@ -80,7 +81,8 @@ def assembled(config: Config, splits: Splits, world: World, log: RunLog) -> Part
     with world.turn():  # the weights may have to be downloaded
         tagger = assemble.model(config, splits.train, spec, device, place.size)
     if assemble.synchronized(config, place.size):
-        runtime.synchronize(tagger, device)
+        # A function, since a copy of the net (train.ema) would copy a method's World with it.
+        synchronize(tagger, device, lambda tensor: world.add(tensor))
     log.say(
         f"{len(splits.train)} images to train, {len(splits.val)} to validate, "
         f"{len(splits.train.labels)} labels"

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlfinetune.errors import LostError
 from mlfinetune.launch import Place, place
 from mlfinetune.machine import own_device, prepare
+from mlfinetune.signals import Signals, signals
 
 T = TypeVar("T")
 Apart = AbstractContextManager[None]
@@ -36,9 +37,6 @@ _LOST = re.compile(r"connection|broken pipe|remote|peer|abort|time(d )?out|recv"
 """What torch says where another process has gone: plain RuntimeErrors, by gloo at least."""
 _stores: list[Any] = []
 """What the processes of this start share, the newest last."""
-
-
-# ---- processes --------------------------------------------------------------------------
 
 
 class World:
@@ -194,21 +192,17 @@ def joined(wanted: str, deterministic: bool = False) -> Iterator[World]:
     if here.size == 1:
         yield World(device, here)
         return
-    store = _met(here)
-    _stores.append(store)
-    gpu = device.type == "cuda"
-    if gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if gpu else "gloo",
-        store=_named("group", store),
-        rank=here.rank,
-        world_size=here.size,
-        timeout=TIMEOUT,
-        device_id=device if gpu else None,
-    )
-    world = World(device, here)
-    yield world
+    with signals() as heard:
+        with heard.deferred():
+            store = _met(here, heard)
+            _stores.append(store)
+            world = _connected(device, here, store)
+        heard.check()
+    try:
+        yield world
+    except (KeyboardInterrupt, SystemExit):
+        _store().add("stopped", 1)
+        raise
     world.meet()
     dist.destroy_process_group()
 
@@ -221,14 +215,16 @@ def failure(error: Exception) -> Exception | None:
     if place().size == 1:
         return error
     of_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
-    lost = isinstance(error, LostError) or (of_torch and bool(_LOST.search(str(error))))
+    lost = of_torch and bool(_LOST.search(str(error)))
     try:
         first = _store().add("failed", 1) == 1
     except RuntimeError:  # its machine has gone: who else has spoken cannot be told
         first = True
     if not first:
         return None
-    return LostError(f"{LostError.ENDED} ({_first_line(error)})") if lost else error
+    first_line = str(error).strip().partition("\n")[0]
+    what = LostError.STOPPED if _stores and _stores[-1].add("stopped", 0) else LostError.ENDED
+    return LostError(f"{what} ({first_line})") if lost else error
 
 
 def _store() -> Any:
@@ -243,14 +239,32 @@ def _agent() -> Any:
     return found
 
 
-def _met(here: Place) -> Any:
-    """A store of this start alone, once all of its processes have come.
+def _connected(device: torch.device, here: Place, store: Any) -> World:
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if gpu else "gloo",
+        store=_named("group", store),
+        rank=here.rank,
+        world_size=here.size,
+        timeout=TIMEOUT,
+        device_id=device if gpu else None,
+    )
+    return World(device, here)
+
+
+def _met(here: Place, heard: Signals) -> Any:
+    """A store of this start alone, once all of its processes have come, and are about to connect.
 
     Machines count restarts each by itself, so a start has a name that process 0 draws: it answers
-    every process by the name that this one has drawn, until all have said that they know.
+    every process by the name that this one has drawn, until all have said that they know. Then it
+    says whether all go on. torch waits for all to connect, and hears no signal meanwhile: one that
+    has said that it knows leaves only if process 0 says so, and nobody leaves after that.
 
     Raises:
         LostError: they do not come.
+        KeyboardInterrupt, SystemExit: as `Signals.check`.
     """
     store, mine = _named("mlfinetune", _agent()), uuid4().hex
     end = time.monotonic() + TIMEOUT.total_seconds()
@@ -259,15 +273,27 @@ def _met(here: Place) -> Any:
         if time.monotonic() > end:
             raise LostError(f"not all of {here.size} processes have come in {TIMEOUT}")
 
+    def require_quiet() -> None:
+        require_patience()
+        heard.check()
+
     if here.rank:
         store.set(f"hello {here.rank}", mine)
         answer = f"answer {mine}"
-        _wait(lambda: bool(store.check([answer])), require_patience)
+        _wait(lambda: bool(store.check([answer])), require_quiet)
         start = store.get(answer).decode()
         store.add(f"known {start}", 1)
+        _wait(lambda: bool(store.check([f"go {start}"])), require_patience)
     else:
-        start = mine
-        _wait(lambda: _answered(store, start, here.size), require_patience)
+        start, go = mine, b"no"
+        try:
+            _wait(lambda: _answered(store, start, here.size), require_quiet)
+            go = b"yes"
+        finally:
+            store.set(f"go {start}", go)
+    if store.get(f"go {start}") != b"yes":
+        heard.check()
+        raise LostError(LostError.ENDED)
     return _named(start, store)
 
 
@@ -289,9 +315,13 @@ def _wait_for(key: str) -> None:
 
 
 def _require_all() -> None:
-    """Raise a LostError where a process has failed."""
+    """Raise a LostError where a process has failed; one that was stopped stops those that heard."""
     if _store().add("failed", 0):
         raise LostError(LostError.ENDED)
+    if _store().add("stopped", 0):
+        with signals() as heard:
+            heard.check()
+        raise LostError(LostError.STOPPED)
 
 
 def _wait(done: Callable[[], bool], require: Callable[[], None] = _require_all) -> None:
@@ -308,79 +338,3 @@ def _sum(bucket: Any) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class SyncedBatchNorm(nn.BatchNorm2d):
-    """What nn.SyncBatchNorm is on a GPU, for the CPU, where torch has none."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same; B may be 0."""
-        if not self.training:
-            normalised: Tensor = super().forward(x)
-            return normalised
-        wide = x.float()
-        count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
-        sums = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), count]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centred = wide - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        out: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return out.to(x.dtype)
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, of whose loss everyone's is the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad
-
-
-class _SyncedOnGpu(nn.SyncBatchNorm):
-    """torch's own; of no pictures it would exchange bfloat16 where the others exchange float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same; B may be 0."""
-        if len(x):
-            whole: Tensor = super().forward(x)
-            return whole
-        none: Tensor = super().forward(x.float())
-        return none.to(x.dtype)
-
-
-def synchronize(net: nn.Module, device: torch.device) -> None:
-    """Every BatchNorm in it learns from all processes' pictures; parameters stay those they are."""
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
-        for module in net.modules():
-            if type(module) is nn.SyncBatchNorm:
-                module.__class__ = _SyncedOnGpu
-        return
-    for module in list(net.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                synced = SyncedBatchNorm(child.num_features, child.eps, child.momentum)
-                synced._parameters, synced._buffers = child._parameters, child._buffers
-                setattr(module, name, synced.train(child.training))

@@ -32,6 +32,9 @@ class Server(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up: that is what tests are about."""
+
     def busy(self, change: int) -> None:
         """One more, or fewer, is being answered."""
         with self._lock:
