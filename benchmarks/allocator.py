@@ -20,23 +20,23 @@ def worker(tuned: bool, frozen: bool) -> None:
     """Print the images a second of a few steps after a warm-up."""
     import torch
 
-    from mlfinetune import machine
-    from mlfinetune.fit import Settings, train_step
+    from mlfinetune.data.batches.batch import Batch
     from mlfinetune.loss import build_loss
-    from mlfinetune.model import Tagger
-    from mlfinetune.optim import build_optimizer
-    from mlfinetune.records import Batch
+    from mlfinetune.models.tagger import Tagger
+    from mlfinetune.runtime.device import choose_precision, keep_freed_memory
+    from mlfinetune.training.optim import build_optimizer
+    from mlfinetune.training.step import StepOptions, train_step
 
     if tuned:
-        machine.keep_freed_memory()
+        keep_freed_memory()
     device = torch.device("cpu")
-    dtype, _ = machine.choose_precision("auto", device)
+    dtype, _ = choose_precision("auto", device)
     tagger = Tagger("resnet50", 64, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=frozen)
     tagger.to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(tagger.parameter_groups(1e-4, 1e-3, 0.01), "adamw", 0.9)
     images = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(BATCH, 64, dtype=torch.int8), torch.arange(BATCH))
-    settings = Settings(device, dtype, 1, 1.0)
+    settings = StepOptions(device, dtype, 1, 1.0)
     train_step(tagger, batch, build_loss(), optimizer, settings)
     start = time.perf_counter()
     for _ in range(STEPS):

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics import bootstrap
 from mlfinetune.metrics.bootstrap import AVERAGES, intervals, paired
-from mlfinetune.records import LabelSpace, ScoreTable
+from mlfinetune.metrics.types import ScoreTable
 
 RESULTS = Path(__file__).with_name("results") / "bootstrap.json"
 THRESHOLD = 0.8

@@ -18,21 +18,23 @@ from statistics import median
 import demo_data
 import torch
 
-from mlfinetune import assemble, config, examples, machine, tune
-from mlfinetune.records import Manifest
+from mlfinetune.config import Config, load_config
+from mlfinetune.data.load import load_splits
+from mlfinetune.data.manifest import Manifest
+from mlfinetune.runtime.device import choose_precision, count_cores, keep_freed_memory
+from mlfinetune.training.autotune import TrialRun, build_trial, repeat_epochs
+from mlfinetune.training.build import build_loader, build_transform_spec
 
 WARM = 3
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results" / "cpu_workers.json"
 
 
-def one_turn(
-    settings: config.Config, train: Manifest, parts: tune.Rehearsal, workers: int, steps: int
-) -> float:
+def one_turn(settings: Config, train: Manifest, parts: TrialRun, workers: int, steps: int) -> float:
     """Images a second of `steps` training steps, after WARM of them."""
-    spec = assemble.transform_spec(settings)
-    loader = assemble.loader(settings, train, spec, CPU, workers, train=True)
-    batches = tune.endless(loader)
+    spec = build_transform_spec(settings)
+    loader = build_loader(settings, train, spec, CPU, workers, train=True)
+    batches = repeat_epochs(loader)
     for batch in islice(batches, WARM):
         parts.step(batch)
     started = time.perf_counter()
@@ -46,17 +48,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
-    machine.keep_freed_memory()
-    dtype, _ = machine.choose_precision("auto", CPU)
+    keep_freed_memory()
+    dtype, _ = choose_precision("auto", CPU)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         demo_data.write(Path(folder), count=200, size=480)
         Path(folder, "c.yaml").write_text("data: {train: tags.csv}\n")
         for backbone, side in (("resnet18", 112), ("resnet18", 224), ("resnet50", 224)):
             own = [f"model={{backbone: {backbone}, weights: null, image_size: {side}}}"]
-            settings = config.load(Path(folder, "c.yaml"), [*own, "train.batch_size=8"])
-            train = examples.splits(settings, None).train
-            parts = tune.rehearsal(settings, train, CPU, dtype)
+            settings = load_config(Path(folder, "c.yaml"), [*own, "train.batch_size=8"])
+            train = load_splits(settings, None).train
+            parts = build_trial(settings, train, CPU, dtype)
             found: dict[int, list[float]] = {0: [], 1: [], 2: []}
             for _ in range(options.rounds):
                 for workers, rates in found.items():
@@ -69,7 +71,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    cores = machine.available_cores()
+    cores = count_cores()
     RESULTS.write_text(json.dumps({"cores": cores, "images_per_s": rows}, indent=2) + "\n")
 
 

@@ -23,11 +23,16 @@ import torch
 from PIL import Image
 from torchvision import transforms as v1
 
-from mlfinetune.data.dataset import ImageDataset, mix
-from mlfinetune.data.images import decode
-from mlfinetune.data.jpeg import decoder
-from mlfinetune.data.transforms import eval_transform, random_crop, to_tensor, train_transform
-from mlfinetune.records import TransformSpec
+from mlfinetune.data.batches.dataset import ImageDataset, mix_seed
+from mlfinetune.data.images.decode import decode_image
+from mlfinetune.data.images.jpeg import choose_jpeg_decoder
+from mlfinetune.data.images.transforms import (
+    TransformSpec,
+    build_eval_transform,
+    build_random_crop,
+    build_train_transform,
+    to_tensor,
+)
 
 SIZES = ((500, 375), (640, 480), (4000, 3000))
 ROUNDS, PIXELS_A_ROUND, PICTURES, SEEDS = 7, 2e7, 3, 8
@@ -68,7 +73,7 @@ def reference(mode: str, path: str, seed: int) -> torch.Tensor:
     if mode == "eval":
         return v1.functional.pil_to_tensor(v1.Compose(V1[mode].transforms[:-1])(image))
     torch.manual_seed(seed)
-    return v1.functional.pil_to_tensor(random_crop(SPECS[mode])(image))
+    return v1.functional.pil_to_tensor(build_random_crop(SPECS[mode])(image))
 
 
 def ours(dataset: ImageDataset, path: str) -> torch.Tensor:
@@ -80,9 +85,13 @@ def ours(dataset: ImageDataset, path: str) -> torch.Tensor:
 
 def unscaled(mode: str, path: str, seed: int) -> torch.Tensor:
     """(3, 224, 224) uint8, decoded at full size."""
-    image = to_tensor(decode(Path(path), 10**9, None, decoder()[0]))
+    image = to_tensor(decode_image(Path(path), 10**9, None, choose_jpeg_decoder()[0]))
     spec = SPECS[mode]
-    return train_transform(spec)(image, seed) if mode == "train" else eval_transform(spec)(image)
+    return (
+        build_train_transform(spec)(image, seed)
+        if mode == "train"
+        else build_eval_transform(spec)(image)
+    )
 
 
 def difference(mode: str, paths: list[str], of: Callable[[str, int, int], torch.Tensor]) -> float:
@@ -90,7 +99,7 @@ def difference(mode: str, paths: list[str], of: Callable[[str, int, int], torch.
     found = []
     for path in paths:
         for trial in range(SEEDS if mode == "train" else 1):
-            seed = mix(trial, 0, 0)
+            seed = mix_seed(trial, 0, 0)
             wanted = reference(mode, path, seed).float()
             found.append(float((of(path, seed, trial) - wanted).abs().mean()))
     return round(statistics.mean(found), 4)
@@ -130,7 +139,11 @@ def measure(mode: str, paths: list[str], calls: int) -> dict[str, Any]:
 def main() -> None:
     """Make the pictures, measure, write, print."""
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"unit": "images/s a core", "rounds": ROUNDS, "decoder": decoder()[1]}
+    result: dict[str, Any] = {
+        "unit": "images/s a core",
+        "rounds": ROUNDS,
+        "decoder": choose_jpeg_decoder()[1],
+    }
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
             paths = [f"{folder}/{width}-{i}.jpg" for i in range(PICTURES)]

@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
-from mlfinetune import assemble, examples, frozen, machine
-from mlfinetune.config import load
-from mlfinetune.data import cache
-from mlfinetune.launch import Place
+from mlfinetune.config import load_config
+from mlfinetune.data.load import load_splits
 from mlfinetune.metrics.measure import measure
-from mlfinetune.runlog import RunLog
-from mlfinetune.runtime import World
-from mlfinetune.score import score
-from mlfinetune.solve import STRENGTHS, Solver
+from mlfinetune.models.scoring import score_manifest
+from mlfinetune.runtime.device import choose_precision, prepare_device, read_free_memory
+from mlfinetune.runtime.distributed import World
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.torchrun import DistInfo
+from mlfinetune.storage.cache import cache_folder
+from mlfinetune.training.build import build_model, build_training_loss, build_transform_spec
+from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
+from mlfinetune.training.lbfgs import PENALTIES, Solver
 
 STOPS = (1, 3, 10, 30, 100)
 CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"
@@ -35,23 +38,25 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     asked = parser.parse_args()
     data = [f"data.{key}={getattr(asked, key)}" for key in ("train", "val", "images")]
-    config, log = load(CONFIG, [*data, f"model.weights={asked.weights}"]), RunLog()
-    device = machine.prepare("cpu")
-    dtype, _ = machine.choose_precision("auto", device)
-    splits, spec = examples.splits(config, log), assemble.transform_spec(config)
-    tagger = assemble.model(config, splits.train, spec, device)
-    maker = frozen.embedder(config, tagger, spec, device, dtype, workers=1)
-    store = frozen.open_store(cache.folder("features"), tagger, spec, "resnet50", maker)
-    room = machine.spare_memory(device) // 2
-    found = frozen.loaders(config, splits, maker, store, World(device, Place()), room, log)
+    config, log = load_config(CONFIG, [*data, f"model.weights={asked.weights}"]), RunLog()
+    device = prepare_device("cpu")
+    dtype, _ = choose_precision("auto", device)
+    splits, spec = load_splits(config, log), build_transform_spec(config)
+    tagger = build_model(config, splits.train, spec, device)
+    maker = build_extractor(config, tagger, spec, device, dtype, workers=1)
+    store = open_feature_store(cache_folder("features"), tagger, spec, "resnet50", maker)
+    room = read_free_memory(device) // 2
+    found = build_feature_loaders(
+        config, splits, maker, store, World(device, DistInfo()), room, log
+    )
     assert found is not None
     train, val = found
-    loss, _ = assemble.loss(config, splits.train, device)
+    loss, _ = build_training_loss(config, splits.train, device)
     solver = Solver(tagger.head, train.sweep, loss)
     rows: list[dict[str, Any]] = []
-    for l2 in STRENGTHS:
+    for l2 in PENALTIES:
         for record in solver.path(l2, STOPS):
-            scores = score(tagger.head, val.epoch(), splits.val, device, torch.float32)
+            scores = score_manifest(tagger.head, val.epoch(), splits.val, device, torch.float32)
             averages = measure(scores).averages
             best = {name: averages[name] for name in ("mAP", "macro_F1")}
             rows.append({**record.rates, "loss": record.loss, **best})

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from decode import photograph
 
-from mlfinetune.data.dataset import ImageDataset, mix
-from mlfinetune.data.decoded import Copies, CopyMaker, Made, bound
-from mlfinetune.data.images import decode
-from mlfinetune.data.jpeg import decoder
-from mlfinetune.data.targets import Targets
-from mlfinetune.data.transforms import to_tensor, train_transform
-from mlfinetune.records import LabelSpace, Manifest, TransformSpec
+from mlfinetune.data.batches.copies import CopyMaker, MadeCopy, SmallCopies, copy_side
+from mlfinetune.data.batches.dataset import ImageDataset, mix_seed
+from mlfinetune.data.images.decode import decode_image
+from mlfinetune.data.images.jpeg import choose_jpeg_decoder
+from mlfinetune.data.images.transforms import TransformSpec, build_train_transform, to_tensor
+from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.targets import LabelSpace, Targets
 
 SIZES = ((500, 375), (1000, 750), (1500, 1000), (4000, 3000))
 ROUNDS, PIXELS_A_ROUND, PICTURES, SEEDS = 7, 2e7, 4, 8
@@ -62,17 +62,18 @@ def rates(ways: dict[str, Callable[[int], object]], calls: int) -> dict[str, flo
     return {name: round(statistics.median(values), 1) for name, values in found.items()}
 
 
-def likeness(examples: Manifest, copies: Copies) -> dict[str, float]:
+def likeness(examples: Manifest, copies: SmallCopies) -> dict[str, float]:
     """Views of the copies against views of the files at full size, with the same seeds."""
-    train, jpeg = train_transform(SPEC), decoder()[0]
+    train, jpeg = build_train_transform(SPEC), choose_jpeg_decoder()[0]
     differences, contrasts = [], []
     for index in range(PICTURES):
         small = copies.read(examples.path(index))
         assert small is not None
-        whole = decode(Path(examples.path(index)), SPEC.max_pixels, None, jpeg)
+        whole = decode_image(Path(examples.path(index)), SPEC.max_pixels, None, jpeg)
         for seed in range(SEEDS):
             ours, theirs = (
-                train(to_tensor(pixels), mix(seed, 0, index)).float() for pixels in (small, whole)
+                train(to_tensor(pixels), mix_seed(seed, 0, index)).float()
+                for pixels in (small, whole)
             )
             differences.append(float((ours - theirs).abs().mean()))
             edges = [view.diff(dim=-1).abs().mean() for view in (ours, theirs)]
@@ -86,12 +87,12 @@ def likeness(examples: Manifest, copies: Copies) -> dict[str, float]:
 def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
     """One size of pictures."""
     examples = manifest(folder, width, height)
-    copies = Copies(folder / "store", SPEC)
+    copies = SmallCopies(folder / "store", SPEC)
     items = copies.missing(examples)
     made = [CopyMaker(SPEC)[item] for item in items]
     sum(copies.fill([made]))
     paths = [examples.path(index) for index in range(PICTURES)]
-    train, maker = train_transform(SPEC), CopyMaker(SPEC)
+    train, maker = build_train_transform(SPEC), CopyMaker(SPEC)
     files, ours = ImageDataset(SPEC, 0), ImageDataset(SPEC, 0, copies)
     ways: dict[str, Callable[[int], object]] = {
         "file": lambda call: files[call, 0, paths[call % PICTURES]],
@@ -112,7 +113,7 @@ def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
 
         ways["raw"] = read_raw
     calls = max(PICTURES, round(PIXELS_A_ROUND / width / height))
-    spare, kept = Copies(folder / "spare", SPEC), itertools.count()
+    spare, kept = SmallCopies(folder / "spare", SPEC), itertools.count()
 
     def fill(call: int) -> None:
         """Make a copy; a round's last call writes them all."""
@@ -121,7 +122,7 @@ def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
             sum(spare.fill([waiting]))
             waiting.clear()
 
-    waiting: list[Made] = []
+    waiting: list[MadeCopy] = []
     ways["fill"] = fill
     row |= rates(ways, calls)
     if raw:
@@ -135,7 +136,7 @@ def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
 def main() -> None:
     """Make the pictures, measure, write, print."""
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"unit": "images/s a core", "rounds": ROUNDS, "bound": bound(SPEC)}
+    result: dict[str, Any] = {"unit": "images/s a core", "rounds": ROUNDS, "bound": copy_side(SPEC)}
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(Path(folder), width, height)

@@ -21,9 +21,11 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mlfinetune import machine, model
 from mlfinetune.loss import sigmoid_cross_entropy
-from mlfinetune.optim import build_optimizer
+from mlfinetune.models import tagger
+from mlfinetune.models.tagger import CHUNK_LABELS, ChunkedLinear
+from mlfinetune.runtime.device import prepare_device
+from mlfinetune.training.optim import build_optimizer
 
 FEATURES, LABELS, ROUNDS, STEPS = 2048, 100_000, 5, 3
 GPU = torch.cuda.is_available()
@@ -32,11 +34,11 @@ DEVICE = "cuda" if GPU else "cpu"
 
 def worker(kind: str, chunk: int, batch: int, optimizer_name: str) -> None:
     """Print seconds a step and MiB beyond what stays."""
-    machine.prepare(DEVICE)
-    model.CHUNK = chunk
+    prepare_device(DEVICE)
+    tagger.CHUNK_LABELS = chunk
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        head = (model.ChunkedLinear if kind == "chunked" else nn.Linear)(FEATURES, LABELS)
+        head = (ChunkedLinear if kind == "chunked" else nn.Linear)(FEATURES, LABELS)
         features = torch.randn(batch, FEATURES).requires_grad_()
         targets = (torch.rand(batch, LABELS) < 1e-4).to(torch.int8)
     as_float = targets.float() if kind == "whole" else None
@@ -90,7 +92,7 @@ def main() -> None:
         found: dict[str, list[list[float]]] = {}
         for _ in range(ROUNDS):
             for kind, chunk in settings:
-                if chunk not in (0, model.CHUNK) and (optimizer_name, batch) != ("sgd", 64):
+                if chunk not in (0, CHUNK_LABELS) and (optimizer_name, batch) != ("sgd", 64):
                     continue
                 command = [sys.executable, __file__, kind, str(chunk), str(batch), optimizer_name]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -92,8 +92,8 @@ def columns(root: Path, names: list[str], labels: int) -> Path:
 
 def load(table: Path) -> dict[str, float]:
     """Seconds and GiB of read_splits, and of what a worker that is not forked is given."""
-    from mlfinetune.data.manifest import read_splits
-    from mlfinetune.survey import SourceOptions
+    from mlfinetune.data.read import read_splits
+    from mlfinetune.data.table import SourceOptions
 
     started = time.perf_counter()
     splits = read_splits(table, None, SourceOptions())
@@ -114,8 +114,9 @@ def workers(manifest: object) -> dict[str, float]:
     """Bytes that a spawned worker unpickles, and what two forked ones take for themselves."""
     import pickle
 
-    from mlfinetune.data.loader import Loader
-    from mlfinetune.records import Manifest, TransformSpec
+    from mlfinetune.data.batches.loader import Loader
+    from mlfinetune.data.images.transforms import TransformSpec
+    from mlfinetune.data.manifest import Manifest
 
     assert isinstance(manifest, Manifest)
     spec = TransformSpec(224, "squash", 10**6)

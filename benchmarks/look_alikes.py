@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from mlfinetune.data.doctor import FEW_STEPS, NEAR_BITS, near_pairs
-from mlfinetune.data.images import inspect, is_image_name, walk
+from mlfinetune.data.checks import FEW_STEPS, NEAR_BITS, find_near_pairs
+from mlfinetune.data.images.decode import inspect_image, is_image_name, walk_files
 
 RESULTS = Path(__file__).with_name("results") / "look_alikes.json"
 DRAW = Path(__file__).parents[1] / "configs/demo_data.py"
@@ -42,13 +42,13 @@ def main() -> None:
 
 def measured(folder: Path) -> dict[str, Any]:
     """The figures for the pictures of a folder."""
-    files = [path for path in walk(folder) if is_image_name(path)]
+    files = [path for path in walk_files(folder) if is_image_name(path)]
     digests = {}
     for path in files:
-        picture = inspect(path, 89_000_000)
+        picture = inspect_image(path, 89_000_000)
         if int(picture.dhash, 16).bit_count() >= FEW_STEPS:
             digests[picture.digest] = picture.dhash
-    pairs = near_pairs(list(digests.values()), NEAR_BITS)
+    pairs = find_near_pairs(list(digests.values()), NEAR_BITS)
     return {
         "pictures": len(files),
         "hashed": len(digests),
@@ -63,7 +63,7 @@ def copies_within(files: list[Path]) -> dict[str, float]:
     """Share of the copies of each kind whose hash is within the bound."""
     near: dict[str, int] = {}
     for path in files:
-        own = int(inspect(path, 89_000_000).dhash, 16)
+        own = int(inspect_image(path, 89_000_000).dhash, 16)
         for kind, copy in altered(Image.open(path).convert("RGB")).items():
             moved = (own ^ int(hash_of(copy, 60 if "recompressed" in kind else 95), 16)).bit_count()
             near[kind] = near.get(kind, 0) + (moved <= NEAR_BITS)
@@ -88,7 +88,7 @@ def hash_of(image: Image.Image, quality: int) -> str:
     with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
         file.write(buffer.getvalue())
         file.flush()
-        return inspect(Path(file.name), 89_000_000).dhash
+        return inspect_image(Path(file.name), 89_000_000).dhash
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from torch.nn.functional import (
     multilabel_soft_margin_loss,
 )
 
-from mlfinetune import machine
 from mlfinetune.loss import asymmetric_loss, sigmoid_cross_entropy
 from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
+from mlfinetune.runtime.device import keep_freed_memory
 
 ROUNDS, SECONDS = 5, 0.05
 SHAPES = [(64, 20), (64, 80), (256, 1000), (1024, 10000), (4096, 20000)]
@@ -156,7 +156,7 @@ def worker(threads: int, tuned: bool) -> None:
     if not GPU:
         torch.set_num_threads(threads)
         if tuned:
-            machine.keep_freed_memory()
+            keep_freed_memory()
     result = {}
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:

@@ -26,8 +26,9 @@ import numpy as np
 import sklearn
 from sklearn.metrics import average_precision_score
 
+from mlfinetune.data.targets import POSITIVE, UNKNOWN, LabelSpace
 from mlfinetune.metrics.measure import measure
-from mlfinetune.records import POSITIVE, UNKNOWN, LabelSpace, ScoreTable
+from mlfinetune.metrics.types import ScoreTable
 
 IMAGES, LABELS, ROUNDS, SEED = 100_000, 80, 5, 0
 RESULT = Path(__file__).parent / "results" / "metrics_speed.json"

@@ -28,8 +28,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mlfinetune import machine
-from mlfinetune.packed import Packed, pack
+from mlfinetune.models.inference import FusedBackbone, fuse_for_cpu
+from mlfinetune.runtime.device import count_cores, keep_freed_memory, read_cpu_flags
 
 BATCHES, BATCHES_ALL_CORES, ROUNDS, SIDE = (1, 8, 16, 32), (1, 8, 16), 5, 224
 EAGER = "eager float32"
@@ -49,10 +49,10 @@ def backbone() -> nn.Module:
     return net
 
 
-def folded(net: nn.Module, dtype: torch.dtype) -> Packed:
+def folded(net: nn.Module, dtype: torch.dtype) -> FusedBackbone:
     """What serves where there are no fused operators."""
     torch.backends.mkldnn.enabled = False
-    plain, _ = pack(net, dtype, SIDE)
+    plain, _ = fuse_for_cpu(net, dtype, SIDE)
     torch.backends.mkldnn.enabled = True
     return plain
 
@@ -72,7 +72,7 @@ def variants() -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Any]]:
         name = str(dtype).removeprefix("torch.")
         found[f"folded {name}"] = folded(net, dtype)
         start = time.perf_counter()
-        found[f"packed {name}"], why = pack(net, dtype, SIDE)
+        found[f"packed {name}"], why = fuse_for_cpu(net, dtype, SIDE)
         about[f"packed {name}"] = {"build s": round(time.perf_counter() - start, 2), "why": why}
     with torch.inference_mode():
         for name, run in found.items():
@@ -96,7 +96,7 @@ def difference(net: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
 def worker(process: str) -> None:
     """Answer every line `batch cores` on stdin with the seconds of every variant, as JSON."""
     if process == "kept":
-        machine.keep_freed_memory()
+        keep_freed_memory()
         runs, about = variants()
     else:
         runs, about = {EAGER: backbone()}, {}
@@ -181,8 +181,8 @@ def main() -> None:
         for process in PROCESSES
     ]
     about = {name: value for process in workers for name, value in ask(process).items()}
-    cores = machine.available_cores()
-    fast = sorted(machine.cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    cores = count_cores()
+    fast = sorted(read_cpu_flags() & {"amx_bf16", "avx512_bf16"})
     result = {
         "unit": "images/s",
         "rounds": ROUNDS,

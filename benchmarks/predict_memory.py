@@ -22,9 +22,12 @@ import demo_data
 import numpy as np
 import torch
 
-from mlfinetune import checkpoint
-from mlfinetune.model import Tagger
-from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
+from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.types import DecisionRule
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.runs import checkpoint
+from mlfinetune.runs.checkpoint import Checkpoint
 
 DISTINCT = 1000
 RESULT = Path(__file__).parent / "results" / "predict_memory.json"
@@ -63,7 +66,7 @@ def prepare(folder: Path, pictures: int) -> None:
     spec = TransformSpec(64, "squash", 10**8)
     labels = LabelSpace(tuple(f"label {i}" for i in range(64)))
     tagger = Tagger("resnet18", len(labels), mean=spec.mean, std=spec.std)
-    config, plain = {"data": {"train": "none.csv"}}, Decision.plain(len(labels))
+    config, plain = {"data": {"train": "none.csv"}}, DecisionRule.plain(len(labels))
     content = Checkpoint(tagger.state_dict(), labels, spec, "resnet18", plain, config, "", 1, {})
     checkpoint.save(folder / "best.safetensors", content)
     demo_data.write(folder, count=DISTINCT)

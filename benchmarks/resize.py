@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
-from mlfinetune import checkpoint
+from mlfinetune.runs import checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULT = Path(__file__).parent / "results" / "resize.json"

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.split import stratified_split
+from mlfinetune.data.stratify import stratified_split
 
 ROUNDS, DRAWS, FRACTION, SEED = 5, 3, 0.2, 0
 SMALL, LARGE = (100_000, 100), (1_000_000, 1_000)

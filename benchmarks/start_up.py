@@ -19,9 +19,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mlfinetune import checkpoint
-from mlfinetune.model import Tagger
-from mlfinetune.records import Checkpoint, Decision, LabelSpace, TransformSpec
+from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.types import DecisionRule
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.runs import checkpoint
+from mlfinetune.runs.checkpoint import Checkpoint
 
 ROUNDS = 9
 COMMAND = str(Path(sys.executable).with_name("mlfinetune"))
@@ -34,7 +37,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     labels = LabelSpace(tuple(f"label {i}" for i in range(64)))
     tagger = Tagger("resnet50", len(labels), mean=spec.mean, std=spec.std)
     config = {"data": {"train": "none.csv"}}
-    plain = Decision.plain(len(labels))
+    plain = DecisionRule.plain(len(labels))
     content = Checkpoint(tagger.state_dict(), labels, spec, "resnet50", plain, config, "", 1, {})
     checkpoint.save(folder / "best.safetensors", content)
     Image.effect_noise((500, 375), 50).convert("RGB").save(folder / "picture.jpg")

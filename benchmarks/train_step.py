@@ -20,12 +20,18 @@ from pathlib import Path
 
 import torch
 
-from mlfinetune import machine
-from mlfinetune.fit import Settings, train_step
+from mlfinetune.data.batches.batch import Batch
 from mlfinetune.loss import build_loss
-from mlfinetune.model import Tagger
-from mlfinetune.optim import build_optimizer
-from mlfinetune.records import Batch
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.runtime.device import (
+    choose_precision,
+    count_cores,
+    prepare_device,
+    read_cpu_flags,
+    synchronize_device,
+)
+from mlfinetune.training.optim import build_optimizer
+from mlfinetune.training.step import StepOptions, train_step
 
 ROUNDS, LABELS = 5, 64
 WAYS = ("usual", "ours", "ours compiled")
@@ -34,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def worker(way: str, name: str, size: int, steps: int) -> None:
     """Print the images a second of some steps, and the seconds of the first."""
-    device = torch.device(name) if way == "usual" else machine.prepare(name)
+    device = torch.device(name) if way == "usual" else prepare_device(name)
     tagger = Tagger("resnet50", LABELS, mean=(0.5,) * 3, std=(0.2,) * 3).to(device).train()
     images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8, device=device)
     targets = torch.zeros(size, LABELS, dtype=torch.int8, device=device)
@@ -54,18 +60,18 @@ def worker(way: str, name: str, size: int, steps: int) -> None:
         if way == "ours compiled":
             tagger.features.compile()
         optimizer = build_optimizer(tagger.parameter_groups(1e-4, 1e-3, 0.01), "adamw", 0.9)
-        dtype, _ = machine.choose_precision("auto", device)
-        settings = Settings(device, dtype, 1, None)
+        dtype, _ = choose_precision("auto", device)
+        settings = StepOptions(device, dtype, 1, None)
 
         def step() -> None:
             train_step(tagger, batch, build_loss(), optimizer, settings)
 
     def timed(count: int) -> float:
-        machine.wait_for(device)
+        synchronize_device(device)
         start = time.perf_counter()
         for _ in range(count):
             step()
-        machine.wait_for(device)
+        synchronize_device(device)
         return time.perf_counter() - start
 
     first = timed(1)
@@ -104,8 +110,8 @@ def main() -> None:
             )
             print(f"{way:<14} {rate:8.2f} images/s  {rate / usual:5.2f}x  first step {first:.1f} s")
     kind = torch.device(asked.device).type
-    fast = sorted(machine.cpu_flags() & {"amx_bf16", "avx512_bf16"})
-    cores = f"{platform.machine()}, {machine.available_cores()} cores, {', '.join(fast)}"
+    fast = sorted(read_cpu_flags() & {"amx_bf16", "avx512_bf16"})
+    cores = f"{platform.machine()}, {count_cores()} cores, {', '.join(fast)}"
     named = torch.cuda.get_device_name() if kind == "cuda" else cores
     result = {"machine": named, "torch": torch.__version__, "batch": asked.batch, "rows": rows}
     (RESULTS / f"train_step_{kind}.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 import atheris
 
 with atheris.instrument_imports(include=["mlfinetune", "yaml", "PIL"]):
-    from mlfinetune import checkpoint, config
-    from mlfinetune.data import images
-    from mlfinetune.data.sources.csv_table import read_csv
+    from mlfinetune.config import load_config
+    from mlfinetune.data.images.decode import decode_image, inspect_image
+    from mlfinetune.data.readers.csv_table import read_csv
+    from mlfinetune.data.table import SourceOptions
     from mlfinetune.errors import MlfinetuneError
-    from mlfinetune.survey import SourceOptions
+    from mlfinetune.runs import checkpoint
+    from mlfinetune.runs.state import read_state
 
 import numpy as np
 import torch
@@ -111,7 +113,7 @@ def pictures() -> Iterator[bytes]:
 def look(path: Path) -> None:
     """Both ways into a picture; they must agree on whether it is one."""
     outcomes = []
-    for way in (images.decode, images.inspect):
+    for way in (decode_image, inspect_image):
         try:
             way(path, MAX_PIXELS)
             outcomes.append("")
@@ -122,14 +124,14 @@ def look(path: Path) -> None:
 
 DOORS = {
     "csv": Door("t.csv", lambda path: read_csv(path, SourceOptions()), tables),
-    "config": Door("c.yaml", config.load, configs),
+    "config": Door("c.yaml", load_config, configs),
     "checkpoint": Door(
         "c.safetensors",
         checkpoint.load,
         lambda: iter([json.dumps(about()).encode()[1:]]),
         sealed_header,
     ),
-    "state": Door("resume.pt", checkpoint.load_state, states, sealed_state),
+    "state": Door("resume.pt", read_state, states, sealed_state),
     "picture": Door("p.jpg", look, pictures),
 }
 

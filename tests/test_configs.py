@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfinetune.config import load
+from mlfinetune.config import load_config
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -20,11 +20,13 @@ def test_a_recipe_loads_and_opens_with_its_command(path: Path) -> None:
     schema, command, *_ = path.read_text().splitlines()
     assert (path.parent / schema.removeprefix("# yaml-language-server: $schema=")).is_file()
     assert command.startswith(f"# mlfinetune train configs/{path.name}")
-    assert load(path).data.train.is_absolute()
+    assert load_config(path).data.train.is_absolute()
 
 
 def test_the_recipes_differ_in_what_trains() -> None:
     """frozen.yaml trains the head alone, finetune.yaml everything."""
-    frozen, full = (load(RECIPES[0].parent / f"{name}.yaml") for name in ("frozen", "finetune"))
+    frozen, full = (
+        load_config(RECIPES[0].parent / f"{name}.yaml") for name in ("frozen", "finetune")
+    )
     assert frozen.model.freeze_backbone
     assert not full.model.freeze_backbone

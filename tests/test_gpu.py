@@ -8,16 +8,18 @@ import pytest
 import torch
 from conftest import Run
 
-from mlfinetune.config import load
-from mlfinetune.data.loader import Loader
-from mlfinetune.data.targets import Targets
-from mlfinetune.fit import Settings, train_step
+from mlfinetune.config import load_config
+from mlfinetune.data.batches.batch import Batch
+from mlfinetune.data.batches.loader import Loader
+from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.loss import build_loss, sigmoid_cross_entropy
 from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
-from mlfinetune.model import Tagger
-from mlfinetune.optim import build_optimizer
-from mlfinetune.records import Batch, LabelSpace, Manifest, TransformSpec
-from mlfinetune.solve import Solver
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.training.lbfgs import Solver
+from mlfinetune.training.optim import build_optimizer
+from mlfinetune.training.step import StepOptions, train_step
 
 pytestmark = pytest.mark.gpu
 
@@ -91,7 +93,7 @@ def test_a_training_step_never_waits_for_the_device(accumulate: int) -> None:
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8).pin_memory()
     targets = torch.randint(-1, 2, (8, 5), dtype=torch.int8).pin_memory()
     batch = Batch(images, targets, torch.arange(8))
-    settings = Settings(torch.device("cuda"), torch.bfloat16, accumulate, 1.0)
+    settings = StepOptions(torch.device("cuda"), torch.bfloat16, accumulate, 1.0)
     train_step(tagger, batch, build_loss(), optimizer, settings)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -163,7 +165,7 @@ def test_the_largest_batch_that_fits_is_found(pictures: Path, cli: Run) -> None:
     arguments = ("pets.yaml", "train.batch_size=auto", "--device", "cuda")
     done = cli("train", *arguments, "-o", "auto", cwd=pictures)
     assert done.returncode == 0, done.stderr
-    assert load(pictures / "auto/config.yaml").train.batch_size in (8, 16, 32)
+    assert load_config(pictures / "auto/config.yaml").train.batch_size in (8, 16, 32)
     done = cli("bench", *arguments, cwd=pictures)
     assert done.returncode == 0, done.stderr
     assert "copy to the GPU" in done.stdout

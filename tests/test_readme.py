@@ -13,7 +13,7 @@ import torch
 import torchvision
 from conftest import CONFIG, Promise, prepare
 
-from mlfinetune.config import load
+from mlfinetune.config import load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -86,7 +86,7 @@ def test_pip_install_gives_a_working_command(tmp_path: Path, promise: Promise) -
         "python -P -c 'import mlfinetune; print(mlfinetune.__file__)'", tmp_path, **environment
     )
     assert where.startswith(str(tmp_path))
-    for file in ("config.schema.json", "report/templates/page.html.j2"):
+    for file in ("config/schema.json", "report/templates/page.html.j2"):
         assert (tmp_path / "mlfinetune" / file).is_file()
     promise("P19", len(blocks("bash")[1].splitlines()), [])
 
@@ -115,7 +115,7 @@ def test_the_commands_for_data_sets(tmp_path: Path, promise: Promise) -> None:
     prepare(tmp_path)
     out = run(blocks("bash")[3], tmp_path)
     assert "24 pictures, 8 labels" in out
-    assert load(tmp_path / "tags.yaml").data.train == tmp_path / "tags.csv"
+    assert load_config(tmp_path / "tags.yaml").data.train == tmp_path / "tags.csv"
     assert (tmp_path / "tags.split.csv").read_text().startswith("image,labels,split")
     promise("P19", len(blocks("bash")[3].splitlines()), [])
 
@@ -162,14 +162,14 @@ def test_the_commands_for_speed(tmp_path: Path, promise: Promise) -> None:
 def test_the_configs_load(tmp_path: Path, text: str) -> None:
     """Every YAML block is a whole config."""
     (tmp_path / "pets.yaml").write_text(text)
-    assert load(tmp_path / "pets.yaml").data.train == tmp_path / "tags.csv"
+    assert load_config(tmp_path / "pets.yaml").data.train == tmp_path / "tags.csv"
 
 
 def test_the_example_names_every_default_as_it_is(tmp_path: Path) -> None:
     """The config by example differs from the defaults in its paths alone."""
     (tmp_path / "pets.yaml").write_text(blocks("yaml")[1])
     (tmp_path / "bare.yaml").write_text("data: {train: tags.csv}")
-    example, bare = load(tmp_path / "pets.yaml"), load(tmp_path / "bare.yaml")
+    example, bare = load_config(tmp_path / "pets.yaml"), load_config(tmp_path / "bare.yaml")
     for section in ("model", "augment", "train", "loss", "eval"):
         assert getattr(example, section) == getattr(bare, section)
     paths = {"train", "val", "images"}

@@ -26,8 +26,8 @@ from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
 from mlfinetune.errors import ConfigError, DeviceError, MlfinetuneError
-from mlfinetune.launch import Place, place
-from mlfinetune.signals import end_processes, signals
+from mlfinetune.runtime.signals import catch_signals, kill_children
+from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
 REPORT_TO = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
@@ -70,7 +70,7 @@ def about(
     ] = False,
 ) -> None:
     """Turn a pretrained ResNet into a multi-label image tagger."""
-    if place().size > 1 and context.invoked_subcommand not in SHARED:
+    if dist_info().size > 1 and context.invoked_subcommand not in SHARED:
         raise ConfigError(
             f"{context.invoked_subcommand} runs in one process: leave torchrun out; it is for "
             f"{', '.join(SHARED)}"
@@ -86,7 +86,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names that are no UTF-8 go through
             stream.reconfigure(errors=errors)
     try:
-        with signals():
+        with catch_signals():
             app()
     except KeyboardInterrupt:  # before or after typer, which makes an exit of it
         sys.exit(128 + signal.SIGINT)
@@ -98,24 +98,24 @@ def _end(error: Exception) -> NoReturn:
     """Say what went wrong, unless another process of the run has."""
     shown: Exception | None = error
     try:
-        here = place()
+        here = dist_info()
     except DeviceError:  # which is this error
-        here = Place()
+        here = DistInfo()
     if here.size > 1:
-        from mlfinetune.runtime import failure
+        from mlfinetune.runtime.distributed import report_failure
 
-        shown = failure(error)
+        shown = report_failure(error)
     if isinstance(shown, MlfinetuneError):
-        from mlfinetune.text import printable_lines
+        from mlfinetune.text import make_lines_printable
 
         rank = f" (process {here.rank})" if here.size > 1 else ""
-        print(f"error{rank}: {printable_lines(str(shown))}", file=sys.stderr)
+        print(f"error{rank}: {make_lines_printable(str(shown))}", file=sys.stderr)
     elif shown is not None:
         traceback.print_exception(shown)
         print(REPORT_TO, file=sys.stderr)
     code = 2 if shown is None or isinstance(shown, MlfinetuneError) else 1
     if here.size > 1:  # what waits for the others would wait on
         sys.stderr.flush()
-        end_processes()
+        kill_children()
         os._exit(code)
     sys.exit(code)

@@ -8,7 +8,7 @@ import typer
 from mlfinetune.cli.train import DEVICE_HELP
 
 if TYPE_CHECKING:
-    from mlfinetune.workflows.bench import Bench
+    from mlfinetune.workflows.bench import BenchResult
 
 
 def bench(
@@ -20,19 +20,19 @@ def bench(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Time a run's stages for half a minute: what holds it back, and one thing to change."""
-    from mlfinetune.config import load
+    from mlfinetune.config import load_config
 
-    loaded = load(config, overrides or ())
+    loaded = load_config(config, overrides or ())
 
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import bench as workflow
 
     print(_table(workflow.run(loaded, device, RunLog())))
 
 
-def _table(found: "Bench") -> str:
+def _table(found: "BenchResult") -> str:
     """At most 80 columns."""
-    from mlfinetune.runlog import clock
+    from mlfinetune.text import format_duration
 
     work, batch = found.work, found.work.batch_size
     lines = [f"{'stage':<26} {'images/s':>12} {f'ms per {batch}':>12}   paid"]
@@ -50,7 +50,7 @@ def _table(found: "Bench") -> str:
     else:
         took = (
             f"about {_short(epoch)} an epoch of {work.train} + {work.val} images, "
-            f"{clock(work.epochs * epoch)} for {work.epochs}"
+            f"{format_duration(work.epochs * epoch)} for {work.epochs}"
         )
     return "\n".join(
         [
@@ -65,6 +65,6 @@ def _table(found: "Bench") -> str:
 
 def _short(seconds: float) -> str:
     """Seconds under a minute, else a clock."""
-    from mlfinetune.runlog import clock
+    from mlfinetune.text import format_duration
 
-    return clock(seconds) if seconds >= 60 else f"{seconds:.2g} s"
+    return format_duration(seconds) if seconds >= 60 else f"{seconds:.2g} s"

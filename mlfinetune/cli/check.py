@@ -1,9 +1,105 @@
 """`mlfinetune check`."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mlfinetune.text import fit_width, format_list, make_printable, pluralize
+
+if TYPE_CHECKING:  # it loads numpy
+    from mlfinetune.data.checks import Finding
+
+SHOWN_LABELS = 20
+SHOWN_PAIRS = 5
+WIDEST = 300
+"""Letters of an item that the text shows: the JSON has all."""
+
+
+def format_json(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
+    """Everything: each finding with all of its items, and the facts."""
+    listed = [
+        {"severity": f.severity, "kind": f.kind, "message": f.message, "items": f.items}
+        for f in findings
+    ]
+    clean = all(f.severity != "error" for f in findings)
+    content = {"clean": clean, "findings": listed, **facts}
+    return json.dumps(content, indent=2, ensure_ascii=False).encode(errors="replace").decode()
+
+
+def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
+    """Facts first, then the findings, errors before warnings, ten items each."""
+    lines = [*facts["notes"], "", *_picture_lines(facts["pictures"])]
+    if facts["labels"]:
+        lines += [
+            "",
+            *_side_lines(facts["sides"]),
+            "",
+            *_label_lines(facts["labels"]),
+            *_pair_lines(facts),
+        ]
+    for finding in findings:
+        lines += ["", f"{finding.severity}: {finding.message}"]
+        shown = [item if len(item) <= WIDEST else item[:WIDEST] + "..." for item in finding.items]
+        lines += [format_list(shown)] if shown else []
+    errors = sum(finding.severity == "error" for finding in findings)
+    found = {"error": errors, "warning": len(findings) - errors}
+    kinds = [f"{pluralize(n, 'kind')} of {word}s" for word, n in found.items() if n]
+    verdict = ", ".join(kinds) or "clean"
+    return "\n".join(_printable_lines([*lines, "", verdict]))
+
+
+def _printable_lines(lines: Sequence[str]) -> list[str]:
+    """Each line without characters that would move the cursor."""
+    return [make_printable(part) for line in lines for part in line.split("\n")]
+
+
+def _picture_lines(facts: dict[str, Any]) -> list[str]:
+    if not facts["count"]:
+        return ["no readable pictures"]
+    spread = "; ".join(
+        f"{side} {facts[side]['least']} to {facts[side]['most']} px, median {facts[side]['median']}"
+        for side in ("width", "height")
+    )
+    kinds = ", ".join(f"{n} {name}" for name, n in {**facts["formats"]}.items())
+    modes = ", ".join(f"{n} {name}" for name, n in {**facts["modes"]}.items())
+    turned = f"; {facts['turned_by_exif']} turned by EXIF" if facts["turned_by_exif"] else ""
+    return [f"{facts['count']} readable pictures: {kinds}; {modes}{turned}", spread]
+
+
+def _side_lines(sides: dict[str, Any]) -> list[str]:
+    return [
+        f"{side}: {facts['images']} images, {facts['labels_an_image']} labels an image, "
+        f"{facts['without_label']} without a label"
+        for side, facts in sides.items()
+    ]
+
+
+def _label_lines(labels: dict[str, Any]) -> list[str]:
+    sides = list(next(iter(labels.values())))
+    lines = [f"  {'label':<44} " + " ".join(f"{side:>10}" for side in sides)]
+    rows = sorted(labels.items(), key=lambda row: -row[1][sides[0]]["positives"])
+    half = SHOWN_LABELS // 2
+    for at, (name, counts) in enumerate(rows):
+        if len(rows) > SHOWN_LABELS and half <= at < len(rows) - half:
+            if at == half:
+                lines.append(f"  ... {len(rows) - SHOWN_LABELS} labels in between (--json has all)")
+            continue
+        numbers = " ".join(f"{counts[side]['positives']:>10}" for side in sides)
+        lines.append(f"  {fit_width(make_printable(name), 44)} {numbers}")
+    return lines
+
+
+def _pair_lines(facts: dict[str, Any]) -> list[str]:
+    pairs = [
+        f"  {' + '.join(pair['labels'])}: {pair['images']} images, {pair['share']:.0%} of those "
+        f"with either"
+        for pair in facts["together"][:SHOWN_PAIRS]
+    ]
+    return ["", "labels that come together most", *pairs] if pairs else []
+
 
 UNSOUND = 2
 
@@ -19,13 +115,11 @@ def check(
     ] = False,
 ) -> None:
     """Examine a data set: every picture and every row. Exit code 0 clean, 2 with a list."""
-    from mlfinetune.config import load
-    from mlfinetune.findings import as_json as to_json
-    from mlfinetune.findings import as_text
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.config import load_config
+    from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import check as workflow
 
-    checked = workflow.run(load(config, overrides or ()), RunLog())
-    print((to_json if as_json else as_text)(checked.findings, checked.facts))
+    checked = workflow.run(load_config(config, overrides or ()), RunLog())
+    print((format_json if as_json else format_text)(checked.findings, checked.facts))
     if not checked.clean:
         raise typer.Exit(UNSOUND)

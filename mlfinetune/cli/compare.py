@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mlfinetune.metrics.bootstrap import Comparison, Difference
-    from mlfinetune.workflows.compare import Compared
+    from mlfinetune.workflows.compare import CompareResult
 
 SHOWN = 10
 NAMES = {"mAP": "mAP", "macro_F1": "macro F1", "micro_F1": "micro F1"}
@@ -30,10 +30,10 @@ def compare(
     """Tell whether two runs differ on the images that both scored: mAP and F1 by bootstrap."""
     import json
 
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import compare as workflow
 
-    compared = workflow.run(workflow.Asked(run_a, run_b, resamples), RunLog())
+    compared = workflow.run(workflow.CompareRequest(run_a, run_b, resamples), RunLog())
     if as_json:
         content = json.dumps(_content(run_a, run_b, compared), indent=2, ensure_ascii=False)
         print(content.encode(errors="backslashreplace").decode())
@@ -41,10 +41,9 @@ def compare(
         print(_text(run_a, run_b, compared))
 
 
-def _text(a: Path, b: Path, compared: Compared) -> str:
+def _text(a: Path, b: Path, compared: CompareResult) -> str:
     """At most 80 columns, the paths aside; of the labels those that differ, the most first."""
-    from mlfinetune.errors import counted
-    from mlfinetune.text import printable
+    from mlfinetune.text import make_printable, pluralize
 
     result = compared.comparison
     head = f"  {'':<24} {'A':>7} {'B':>7} {'B - A':>8}   {'95 % interval':<17} {'B above':>8}"
@@ -52,16 +51,17 @@ def _text(a: Path, b: Path, compared: Compared) -> str:
         (item for item in result.per_label.items() if item[1].sign),
         key=lambda item: -abs(item[1].value or 0),
     )
+    labels = pluralize(len(result.per_label), "label")
     lines = [
-        f"A  {printable(str(a))}",
-        f"B  {printable(str(b))}",
-        f"{counted(compared.images, 'image')} and {counted(len(result.per_label), 'label')} that "
-        f"both scored, {result.resamples} resamples",
+        f"A  {make_printable(str(a))}",
+        f"B  {make_printable(str(b))}",
+        f"{pluralize(compared.images, 'image')} and {labels} that both scored, "
+        f"{result.resamples} resamples",
         "",
         head,
         *(_line(NAMES[name], one) for name, one in result.averages.items()),
         "",
-        f"AP of {counted(len(result.per_label), 'label')}: {result.wins} better in B, "
+        f"AP of {pluralize(len(result.per_label), 'label')}: {result.wins} better in B, "
         f"{result.losses} better in A, {result.ties} undecided",
         f"(by chance alone about {len(result.per_label) / 40:.1f} each way)",
         *(_line(name, one) for name, one in decided[:SHOWN]),
@@ -73,7 +73,7 @@ def _text(a: Path, b: Path, compared: Compared) -> str:
 
 
 def _line(name: str, one: Difference) -> str:
-    from mlfinetune.text import fitted, printable
+    from mlfinetune.text import fit_width, make_printable
 
     a, b = ("--" if value is None else f"{value:.4f}" for value in (one.a, one.b))
     change = "--" if one.value is None else f"{one.value:+.4f}"
@@ -81,7 +81,7 @@ def _line(name: str, one: Difference) -> str:
     if one.interval is not None and one.share_above is not None:
         low_high = "{:+.4f} {:+.4f}".format(*one.interval)
         above = f"{100 * one.share_above:.1f} %"
-    cell = fitted(printable(name), 24)
+    cell = fit_width(make_printable(name), 24)
     return f"  {cell} {a:>7} {b:>7} {change:>8}   {low_high:<17} {above:>8}"
 
 
@@ -96,7 +96,7 @@ def _verdict(result: Comparison) -> str:
     return f"{result.verdict}: {why}"
 
 
-def _content(a: Path, b: Path, compared: Compared) -> dict[str, Any]:
+def _content(a: Path, b: Path, compared: CompareResult) -> dict[str, Any]:
     """For programs; null where undefined."""
     result = compared.comparison
     (images_a, images_b), (labels_a, labels_b) = compared.only

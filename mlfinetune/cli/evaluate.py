@@ -7,7 +7,7 @@ import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
 from mlfinetune.errors import DataError
-from mlfinetune.names import Location, location
+from mlfinetune.location import Location, parse_location
 
 
 def evaluate(
@@ -38,14 +38,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
-    from mlfinetune.launch import place
-    from mlfinetune.rundir import shown
-    from mlfinetune.runlog import RunLog
-    from mlfinetune.tables import summary
+    from mlfinetune.cli.summary import format_summary
+    from mlfinetune.runtime.log import RunLog
+    from mlfinetune.runtime.torchrun import dist_info
+    from mlfinetune.text import display_path
     from mlfinetune.workflows import evaluate as workflow
 
-    log = RunLog(rank=place().rank)
-    asked = workflow.Asked(
+    log = RunLog(rank=dist_info().rank)
+    asked = workflow.EvalRequest(
         checkpoint.absolute(),
         _location(data),
         split,
@@ -55,12 +55,12 @@ def evaluate(
     )
     folder, verdict = workflow.run(asked, device, log)
     if verdict is not None:
-        print(summary(verdict))
-        log.say(f"results in {shown(folder)}")
+        print(format_summary(verdict))
+        log.say(f"results in {display_path(folder)}")
 
 
 def _location(text: str | None) -> Location | None:
     try:
-        return None if text is None else location(text)
+        return None if text is None else parse_location(text)
     except ValueError as error:
         raise DataError(str(error)) from error

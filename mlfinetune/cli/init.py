@@ -15,11 +15,12 @@ def init(
     ] = None,
 ) -> None:
     """Look at a data set, say what it holds, and write a config that trains on it as it is."""
-    from mlfinetune.rundir import shown
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.runtime.log import RunLog
+    from mlfinetune.text import display_path
     from mlfinetune.workflows import init as workflow
 
     log = RunLog()
     done = workflow.run(data.absolute(), output, log)
     print("\n".join(done.lines))
-    log.say(f"written: {shown(done.file)}; next: mlfinetune train {quote(shown(done.file))}")
+    written = display_path(done.file)
+    log.say(f"written: {written}; next: mlfinetune train {quote(written)}")

@@ -11,7 +11,8 @@ from typing import Annotated, TextIO
 import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
-from mlfinetune.errors import DataError, counted, listing
+from mlfinetune.errors import DataError
+from mlfinetune.text import format_list, pluralize
 
 SOME_FAILED = 3
 
@@ -61,14 +62,14 @@ def predict(
     """Tag pictures: per-label probabilities, one row a picture, in input order."""
     chosen = _format(format, output)
 
-    from mlfinetune.launch import place
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.runtime.log import RunLog
+    from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.workflows import predict as workflow
 
-    log = RunLog(rank=place().rank)
+    log = RunLog(rank=dist_info().rank)
     if resume and (output is None or chosen == Format.text):
         raise DataError("--resume goes on with a CSV or JSONL file: name it with -o")
-    asked = workflow.Asked(
+    asked = workflow.PredictRequest(
         inputs=tuple(inputs),
         checkpoint=checkpoint,
         format=chosen,
@@ -83,17 +84,17 @@ def predict(
         failed = workflow.run(asked, sys.stdin, lambda: _open(output, resume), device, log)
     except BrokenPipeError:  # `mlfinetune predict ... | head`: its reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if place().size > 1:
-            from mlfinetune.runtime import failure
+        if dist_info().size > 1:
+            from mlfinetune.runtime.distributed import report_failure
 
-            failure(DataError("enough"))  # the others end without a word
+            report_failure(DataError("enough"))  # the others end without a word
         raise typer.Exit from None
     except OSError as error:
         where = error.filename or output or "standard output"
         raise DataError(f"{where}: {error.strerror}") from error
     if failed.count:
-        faults = listing(failed.first, failed.count)
-        log.say(f"{counted(failed.count, 'picture')} could not be read\n{faults}")
+        faults = format_list(failed.first, failed.count)
+        log.say(f"{pluralize(failed.count, 'picture')} could not be read\n{faults}")
         raise typer.Exit(SOME_FAILED)
 
 

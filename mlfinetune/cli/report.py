@@ -10,7 +10,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="Run directory, or a folder that eval wrote.")],
 ) -> None:
     """Write report.html and suspects.csv again, from scores.npz and metrics.json."""
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import report as workflow
 
     print(workflow.run(run, RunLog()))

@@ -1,9 +1,38 @@
 """`mlfinetune split`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mlfinetune.text import fit_width, make_printable
+
+if TYPE_CHECKING:  # it loads numpy
+    from mlfinetune.data.checks import Balance
+
+SHOWN_LABELS = 20
+
+
+def format_balance(balance: "Balance") -> str:
+    """Sizes of the sides, and how far each label's share is from that of all images."""
+    sizes = ", ".join(f"{n} {side}" for side, n in zip(balance.sides, balance.sizes, strict=True))
+    lines = [f"{sum(balance.sizes)} images: {sizes}", ""]
+    lines.append(f"  {'label':<36} {'positives':>9} {'share held out':>15} {'by chance':>11}")
+    rows = sorted(
+        balance.rows, key=lambda row: (not row.positives, -abs(row.share - balance.wanted))
+    )
+    for row in rows[:SHOWN_LABELS]:
+        name = fit_width(make_printable(row.label), 36)
+        lines.append(f"  {name} {row.positives:>9} {row.share:>14.1%} {row.by_chance:>11.1%}")
+    if len(rows) > SHOWN_LABELS:
+        lines.append(f"  ... {len(rows) - SHOWN_LABELS} labels nearer to their share")
+    worst, chance = balance.worst
+    lines += [
+        "",
+        f"of all images {balance.wanted:.1%} are held out; the worst label is {worst:.1%} off, "
+        f"in a random split {chance:.1%}",
+    ]
+    return "\n".join(lines)
 
 
 def split(
@@ -25,13 +54,13 @@ def split(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Split a data set so that every label keeps its share on every side."""
-    from mlfinetune.findings import balance_text
-    from mlfinetune.rundir import shown
-    from mlfinetune.runlog import RunLog
+    from mlfinetune.runtime.log import RunLog
+    from mlfinetune.text import display_path
     from mlfinetune.workflows import split as workflow
 
     log = RunLog()
-    asked = workflow.Asked(data.absolute(), val, test, group_by, images, output, seed)
+    asked = workflow.SplitRequest(data.absolute(), val, test, group_by, images, output, seed)
     done = workflow.run(asked, log)
-    print(balance_text(done.balance))
-    log.say(f"written: {shown(done.file)}; train on it with data.train: {shown(done.file)}")
+    print(format_balance(done.balance))
+    written = display_path(done.file)
+    log.say(f"written: {written}; train on it with data.train: {written}")

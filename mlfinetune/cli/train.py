@@ -29,33 +29,34 @@ def train(
     ] = False,
 ) -> None:
     """Train on a labelled folder or table, and write a run directory."""
-    from mlfinetune.config import load
+    from mlfinetune.config import load_config
+    from mlfinetune.text import display_path
 
-    loaded = load(config, overrides or ())
+    loaded = load_config(config, overrides or ())
     if output is not None:
         loaded = loaded.model_copy(update={"output": output.absolute()})
 
-    from mlfinetune import rundir
+    from mlfinetune.cli.summary import format_summary
     from mlfinetune.errors import ConfigError
-    from mlfinetune.launch import place
-    from mlfinetune.runlog import RunLog
-    from mlfinetune.tables import summary
+    from mlfinetune.runs import directory
+    from mlfinetune.runtime.log import RunLog
+    from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.workflows import train as workflow
 
-    log = RunLog(rank=place().rank)
+    log = RunLog(rank=dist_info().rank)
     if dry_run:
         workflow.dry_run(loaded, device, log)
-        if place().rank:
+        if dist_info().rank:
             return
         print("dry run: one batch trained, scored and saved; nothing was left behind")
         return
     if allow_changed and not resume:
         raise ConfigError("--allow-changed is for --resume")
-    own = config.name == rundir.CONFIG and (config.parent / rundir.LABELS).is_file()
+    own = config.name == directory.CONFIG and (config.parent / directory.LABELS).is_file()
     if resume and own and output is None:
         loaded = loaded.model_copy(update={"output": config.parent.absolute()})
-    going = workflow.Going(own and output is None, allow_changed) if resume else None
+    going = workflow.ResumeOptions(own and output is None, allow_changed) if resume else None
     done = workflow.run(loaded, device, log, going)
     if done is not None:
-        print(summary(done.verdict))
-        log.say(f"results in {rundir.shown(done.run)}")
+        print(format_summary(done.verdict))
+        log.say(f"results in {display_path(done.run)}")

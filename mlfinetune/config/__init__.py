@@ -15,18 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlfinetune import yaml12
-from mlfinetune.config.sections import (
-    LOSS_SETTINGS,
-    MAX_IMAGE_SIZE,
-    Config,
-    DataConfig,
-    EvalConfig,
-)
-from mlfinetune.errors import CheckpointError, ConfigError, listing
-from mlfinetune.explain import explain
-from mlfinetune.names import is_url
-from mlfinetune.yaml12 import Lines, kind
+from mlfinetune.config import yaml12
+from mlfinetune.config.messages import describe_errors
+from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, DataConfig, EvalConfig
+from mlfinetune.config.yaml12 import Lines, name_kind
+from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.location import is_url
+from mlfinetune.text import format_list
 
 __all__ = [
     "LOSS_SETTINGS",
@@ -35,17 +30,17 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
-    "dump",
-    "load",
-    "restore",
-    "schema",
+    "build_schema",
+    "dump_config",
+    "load_config",
+    "restore_config",
 ]
 
-SCHEMA = Path(__file__).parent.with_name("config.schema.json")
+SCHEMA = Path(__file__).with_name("schema.json")
 """For editors, by way of a `# yaml-language-server: $schema=` line."""
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read, override and check a config; every path in the result is absolute.
 
     Args:
@@ -58,29 +53,29 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     tree, lines = _read(path)
     faults: list[str] = []
     if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(f"{path}: wanted keys and values at the top, found a {kind(tree)}")
+        raise ConfigError(f"{path}: wanted keys and values at the top, found a {name_kind(tree)}")
     tree = _rebase(tree or {}, path.absolute().parent, faults)
     for override in overrides:
         faults += _override(tree, lines, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += explain(error.errors(), tree, lines, Config)
+        faults += describe_errors(error.errors(), tree, lines, Config)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{path}: {count}\n{listing(faults)}")
+        raise ConfigError(f"{path}: {count}\n{format_list(faults)}")
     if config.output is not None:
         return config
     return config.model_copy(update={"output": Path("runs").absolute() / path.stem})
 
 
-def dump(config: Config) -> str:
+def dump_config(config: Config) -> str:
     """The config as YAML that `load` reads back to an equal Config."""
     tree = config.model_dump(mode="json")
     return yaml12.dump(tree)
 
 
-def restore(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -> Config:
+def restore_config(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -> Config:
     """The Config of plain containers, as `Config.model_dump(mode="json")` gave them.
 
     Args:
@@ -95,7 +90,7 @@ def restore(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -
     config, faults = _restored(tree, {})
     if config is None:
         raise CheckpointError(
-            f"{origin}: the checkpoint's config is not of this version\n{listing(faults)}"
+            f"{origin}: the checkpoint's config is not of this version\n{format_list(faults)}"
         )
     lines: Lines = {}
     tree, faults = dict(tree), []
@@ -103,7 +98,7 @@ def restore(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -
         faults += _override(tree, lines, override)
     config, more = _restored(tree, lines)
     if config is None or faults:
-        raise ConfigError(f"overrides\n{listing([*faults, *more])}")
+        raise ConfigError(f"overrides\n{format_list([*faults, *more])}")
     return config
 
 
@@ -112,12 +107,12 @@ def _restored(tree: dict[str, Any], lines: Lines) -> tuple[Config | None, list[s
     try:
         return Config.model_validate_json(json.dumps(tree)), []
     except ValidationError as error:
-        return None, explain(error.errors(), tree, lines, Config)
+        return None, describe_errors(error.errors(), tree, lines, Config)
     except RecursionError:
         return None, ["nested too deeply"]
 
 
-def schema() -> str:
+def build_schema() -> str:
     """The JSON schema of the config; the file SCHEMA holds it."""
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 

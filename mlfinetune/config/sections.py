@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mlfinetune.names import Location, location
+from mlfinetune.location import Location, parse_location
 
 MAX_IMAGE_SIZE = 4096
 """A picture of that side takes 200 MB as the model's input; a checkpoint may not ask for more."""
@@ -38,7 +38,7 @@ FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
 def _location(value: Any) -> Location:
     if not isinstance(_not_empty(value), str | Path):
         raise ValueError(f"wanted path or URL, got {value!r}")
-    return location(str(value))
+    return parse_location(str(value))
 
 
 DataPath = Annotated[

@@ -11,23 +11,24 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.targets import Targets
-from mlfinetune.errors import SHOWN, DataError, counted, listing, nearest
-from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Manifest
-from mlfinetune.survey import SourceOptions, Table
+from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
+from mlfinetune.errors import DataError
+from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
 
 
-def settle(table: Table, options: SourceOptions) -> Table:
+def apply_label_options(table: Table, options: SourceOptions) -> Table:
     """The table after `rename_labels`, `ignore_labels`, `empty_labels` and `unknown`."""
     table = _empty_rows(table, options.empty_labels)
     table = _renamed(table, dict(options.rename_labels))
-    table = without(table, options.ignore_labels)
+    table = drop_labels(table, options.ignore_labels)
     if options.unknown != "ignore":
         table = _decided(table, POSITIVE if options.unknown == "positive" else NEGATIVE)
     return table
 
 
-def label_space(table: Table, given: Sequence[str] | None) -> LabelSpace:
+def choose_labels(table: Table, given: Sequence[str] | None) -> LabelSpace:
     """The labels in column order: as given, else the table's in natural order.
 
     Raises:
@@ -37,7 +38,7 @@ def label_space(table: Table, given: Sequence[str] | None) -> LabelSpace:
         return LabelSpace(tuple(given))
     if not table.labels.names:
         raise DataError(f"{table.origin}: no image has a label")
-    return LabelSpace(tuple(sorted(table.labels.names, key=natural)))
+    return LabelSpace(tuple(sorted(table.labels.names, key=natural_key)))
 
 
 def align(table: Table, space: LabelSpace) -> Manifest:
@@ -78,19 +79,21 @@ def _without_strangers(table: Table, space: LabelSpace) -> Table:
     known = positives + unknown
     named = [x for x in strangers if known[table.labels.column[x]] or not listed]
     if not named:
-        return without(table, strangers)
+        return drop_labels(table, strangers)
     faults = []
-    for name in named[:SHOWN]:
+    for name in named[:MAX_LISTED]:
         rows = _rows_of(table, table.labels.column[name])
         first = f", first at {table.place(int(rows[0]))}" if rows.size else ""
-        faults.append(f"'{name}': {counted(rows.size, 'image')}{first}{nearest(name, space.names)}")
+        faults.append(
+            f"'{name}': {pluralize(rows.size, 'image')}{first}{suggest(name, space.names)}"
+        )
     raise DataError(
         f"{table.origin}: labels that training does not know; data.ignore_labels leaves labels "
-        f"out, data.rename_labels joins spellings\n{listing([*faults, *named[SHOWN:]])}"
+        f"out, data.rename_labels joins spellings\n{format_list([*faults, *named[MAX_LISTED:]])}"
     )
 
 
-def only(table: Table, split: str) -> Table:
+def select_split(table: Table, split: str) -> Table:
     """The rows of one split; of listed labels, those that these rows name."""
     assert table.splits is not None
     own = table.take([row for row, name in enumerate(table.splits) if name == split])
@@ -101,7 +104,7 @@ def only(table: Table, split: str) -> Table:
     return _columns(own, np.flatnonzero(positives + unknown).tolist())
 
 
-def rare(table: Table, min_positives: int) -> list[str]:
+def find_rare(table: Table, min_positives: int) -> list[str]:
     """Labels with fewer positive images than that."""
     if not min_positives:
         return []
@@ -109,13 +112,13 @@ def rare(table: Table, min_positives: int) -> list[str]:
     return [table.labels.names[at] for at in np.flatnonzero(positives < min_positives)]
 
 
-def without(table: Table, names: Collection[str]) -> Table:
+def drop_labels(table: Table, names: Collection[str]) -> Table:
     """The table without those labels; names that it does not have change nothing."""
     kept = [at for at, name in enumerate(table.labels.names) if name not in set(names)]
     return _columns(table, kept)
 
 
-def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sorts 2 before 10, and a before B."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
     digits = [(p.lstrip("0"), p.isdecimal()) for p in parts]
@@ -149,7 +152,7 @@ def _renamed(table: Table, new_names: dict[str, str]) -> Table:
         groups[new_names.get(name, name)].append(at)
 
     def join(block: NDArray[np.int8]) -> NDArray[np.int8]:
-        joined = [joined_states(block[:, columns], axis=1) for columns in groups.values()]
+        joined = [join_states(block[:, columns], axis=1) for columns in groups.values()]
         return np.stack(joined, axis=1)
 
     blocks = (join(block) for _, block in table.targets.blocks())
@@ -157,7 +160,7 @@ def _renamed(table: Table, new_names: dict[str, str]) -> Table:
     return replace(table, targets=targets, labels=LabelSpace(tuple(groups)))
 
 
-def joined_states(states: NDArray[np.int8], axis: int) -> NDArray[np.int8]:
+def join_states(states: NDArray[np.int8], axis: int) -> NDArray[np.int8]:
     """Several states of one target as one: 1 beats unknown beats 0."""
     absent = np.where((states == UNKNOWN).any(axis), UNKNOWN, NEGATIVE)
     return np.where((states == POSITIVE).any(axis), POSITIVE, absent).astype(np.int8)

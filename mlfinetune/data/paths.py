@@ -15,9 +15,9 @@ from dataclasses import replace
 from functools import cached_property
 from urllib.parse import unquote
 
-from mlfinetune.data import tars
-from mlfinetune.names import is_url, located
-from mlfinetune.survey import Fault, Table
+from mlfinetune.data.table import Fault, Table
+from mlfinetune.location import is_url, join_location
+from mlfinetune.storage.tars import find_member
 
 _WORTH_LISTING = 32
 """Names in one folder from which reading the folder is cheaper than looking each one up."""
@@ -70,7 +70,7 @@ def _leaving(table: Table, root: str, allowed: bool) -> Iterator[Fault]:
 
 
 def _is_below(root: str, name: str) -> bool:
-    where = located(root, name)
+    where = join_location(root, name)
     read = unquote(unquote(where))  # servers and libraries decode once, or again
     odd = "::" in read or not read.isprintable()
     parts = re.split(r"[/\\]", read)
@@ -157,7 +157,7 @@ class _Folder:
     def _problem_in_tar(self, path: str) -> str | None:
         """The same of a path that has a file where a folder would be."""
         try:
-            if tars.find(path) is None:
+            if find_member(path) is None:
                 return os.strerror(errno.ENOTDIR)
             return None if self.inside else _OUTSIDE
         except FileNotFoundError:

@@ -8,18 +8,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.labels import joined_states
-from mlfinetune.data.targets import Targets
-from mlfinetune.errors import DataError, listing
-from mlfinetune.names import located
-from mlfinetune.records import NEGATIVE, POSITIVE
-from mlfinetune.survey import Fault, Skipped, Table
+from mlfinetune.data.labels import join_states
+from mlfinetune.data.table import Fault, Skipped, Table
+from mlfinetune.data.targets import NEGATIVE, POSITIVE, Targets
+from mlfinetune.errors import DataError
+from mlfinetune.location import join_location
+from mlfinetune.text import format_list
 
 Scan = Callable[[Sequence[str]], dict[int, str]]
 """Paths -> number in them -> why that picture cannot be used."""
 
 
-def refuse(table: Table, faults: Sequence[Fault]) -> None:
+def raise_faults(table: Table, faults: Sequence[Fault]) -> None:
     """Raise what is wrong, all of it in one message.
 
     Raises:
@@ -32,11 +32,11 @@ def refuse(table: Table, faults: Sequence[Fault]) -> None:
     else:
         what, hint = "bad row", ""
     count = f"1 {what}" if len(faults) == 1 else f"{len(faults)} {what}s"
-    lines = listing([str(fault) for fault in faults])
+    lines = format_list([str(fault) for fault in faults])
     raise DataError(f"{table.origin}: {count}, pictures under {table.root}{hint}\n{lines}")
 
 
-def drop(table: Table) -> tuple[Table, list[Skipped]]:
+def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:
     """The table without its faulty rows, and those, once each."""
     reasons: dict[int, str] = {}
     for fault in table.faults:
@@ -49,9 +49,9 @@ def drop(table: Table) -> tuple[Table, list[Skipped]]:
     return replace(table.take(kept), faults=()), skipped
 
 
-def scanned(table: Table, scan: Scan) -> Table:
+def add_scan_faults(table: Table, scan: Scan) -> Table:
     """The table with a fault for each picture that the scan finds bad."""
-    bad = scan([located(table.root, name) for name in table.names])
+    bad = scan([join_location(table.root, name) for name in table.names])
     faults = [table.fault(r, f"{table.names[r]!r}: {why}", True) for r, why in sorted(bad.items())]
     return replace(table, faults=(*table.faults, *faults))
 
@@ -82,7 +82,7 @@ def join_repeats(table: Table) -> Table:
         faults += _contradictions(table, rows)
         states, said = table.targets[rows], table.unnamed[rows]
         listed = said.max() == NEGATIVE
-        one = joined_states(states, axis=0) if listed else states.max(axis=0)
+        one = join_states(states, axis=0) if listed else states.max(axis=0)
         packed[rows[0]] = Targets.pack([one[None]], len(table.labels)).packed[0]
         unnamed[rows[0]] = said.min()
     note = f"{joined} images stand in several rows: their labels are joined"

@@ -5,18 +5,34 @@ Targets.pack(dense blocks)   -> Targets       rows that say something of every l
 Targets[rows]                -> int8 (n, L)   what a batch needs
 """
 
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.names import Location
-from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace
-from mlfinetune.survey import Fault, Table
+POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
+"""The three states of a target. UNKNOWN is masked in the loss and in every metric."""
 
-_BLOCK = 2**23
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels, in column order."""
+
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def column(self) -> dict[str, int]:
+        """Label -> its column."""
+        return {name: i for i, name in enumerate(self.names)}
+
+
+BLOCK_BYTES = 2**23
 """Bytes of the dense blocks that whole-table work goes through."""
 
 _STATES = np.array([0, 1, 0, -1], np.int8)
@@ -59,7 +75,7 @@ class Targets:
 
     def blocks(self, labels: int = 0) -> Iterator[tuple[int, NDArray[np.int8]]]:
         """(first row, (n, L) states) of all rows, a few megabytes of them, or of (n, labels)."""
-        step = max(1, _BLOCK // max(1, labels, self._labels))
+        step = max(1, BLOCK_BYTES // max(1, labels, self._labels))
         for start in range(0, len(self), step):
             yield start, self[start : start + step]
 
@@ -104,75 +120,3 @@ def pack_codes(codes: NDArray[Any]) -> NDArray[np.uint8]:
     # Four bytes as a number: the product has them side by side, two bits each, in its top byte.
     products = padded.view("<u4") * np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
     return (products >> np.uint32(24)).astype(np.uint8)
-
-
-class LabelLists:
-    """Rows that name the labels that hold, as they are read."""
-
-    def __init__(self, labels: Iterable[str] = ()) -> None:
-        """With `labels` those have columns even where no row names them."""
-        names = dict.fromkeys(labels)
-        self.column: dict[str, int] = {name: at for at, name in enumerate(names)}
-        # A state each: the columns of all rows, one row after the other, and where each row ends.
-        self._columns = {state: array("i") for state in (UNKNOWN, POSITIVE)}
-        self._ends = {state: array("q") for state in (UNKNOWN, POSITIVE)}
-
-    def __len__(self) -> int:
-        return len(self._ends[POSITIVE])
-
-    @property
-    def labels(self) -> LabelSpace:
-        """In order of first appearance."""
-        return LabelSpace(tuple(self.column))
-
-    def add(self, positive: Iterable[str], unknown: Iterable[str] = ()) -> None:
-        """One more row; a label that stands in both is positive."""
-        number = self.column
-        for state, names in ((UNKNOWN, unknown), (POSITIVE, positive)):
-            columns = self._columns[state]
-            columns.extend([number.setdefault(name, len(number)) for name in names])
-            self._ends[state].append(len(columns))
-
-    def targets(self) -> Targets:
-        """What the rows say; 0 of the labels that a row does not name."""
-        return Targets.pack(self._blocks(), len(self.column))
-
-    def table(
-        self,
-        origin: Location,
-        format: str,
-        root: Location,
-        names: Sequence[str],
-        *,
-        splits: Sequence[str] | None = None,
-        delimiter: str | None = None,
-        notes: Iterable[str] = (),
-        faults: Iterable[Fault] = (),
-    ) -> Table:
-        """The rows as a Table, in which a label that no row has holds for none of them."""
-        return Table(
-            origin=origin,
-            format=format,
-            root=root,
-            names=tuple(names),
-            targets=self.targets(),
-            unnamed=np.full(len(names), NEGATIVE, np.int8),
-            labels=self.labels,
-            splits=None if splits is None else tuple(splits),
-            delimiter=delimiter,
-            notes=tuple(notes),
-            faults=tuple(faults),
-        )
-
-    def _blocks(self) -> Iterator[NDArray[np.int8]]:
-        step = max(1, _BLOCK // max(1, len(self.column)))
-        for first in range(0, len(self), step):
-            last = min(first + step, len(self))
-            block = np.zeros((last - first, len(self.column)), np.int8)
-            for state, columns in self._columns.items():  # what holds is written last
-                ends = np.array(self._ends[state][max(0, first - 1) : last], dtype=np.int64)
-                starts = ends[:-1] if first else np.concatenate([[0], ends[:-1]])
-                ends = ends[1:] if first else ends
-                rows = np.repeat(np.arange(last - first), ends - starts)
-                block[rows, np.asarray(columns[starts[0] : ends[-1]])] = state
-            yield block

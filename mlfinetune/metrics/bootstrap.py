@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.records import POSITIVE, UNKNOWN, ScoreTable
+from mlfinetune.data.targets import POSITIVE, UNKNOWN
+from mlfinetune.metrics.types import ScoreTable
 
 LEVEL = 0.95
 AVERAGES = ("mAP", "macro_F1", "micro_F1")

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from mlfinetune.metrics.columns import held_out, known
-from mlfinetune.records import POSITIVE, UNKNOWN
+from mlfinetune.data.targets import POSITIVE, UNKNOWN
+from mlfinetune.metrics.folds import known_pairs, split_folds
 
 CalibrationHow = Literal["none", "temperature", "platt"]
 Column = tuple[NDArray[np.float64], NDArray[np.bool_]]
@@ -93,7 +93,7 @@ def cross_fitted(
 ) -> NDArray[np.float32]:
     """(N, L) logits, each image's calibrated by what the other folds fitted: for honest numbers."""
     out = np.empty_like(logits)
-    for others, held in held_out(len(logits), folds, seed):
+    for others, held in split_folds(len(logits), folds, seed):
         out[held] = fit(logits[others], targets[others], how).apply(logits[held])
     return out
 
@@ -109,7 +109,7 @@ class _Columns:
     targets: NDArray[np.int8]
 
     def __iter__(self) -> Iterator[Column]:
-        return (known(self.logits, self.targets, at) for at in range(self.logits.shape[1]))
+        return (known_pairs(self.logits, self.targets, at) for at in range(self.logits.shape[1]))
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from mlfinetune.data.targets import NEGATIVE, POSITIVE
 from mlfinetune.metrics.average_precision import PROTOCOLS, average_precision, steps
 from mlfinetune.metrics.counts import Counts, harmonic, mean
+from mlfinetune.metrics.micro_ap import pooled_average_precision
 from mlfinetune.metrics.per_image import TOP, Images, per_image
-from mlfinetune.metrics.pool import pooled_average_precision
-from mlfinetune.records import NEGATIVE, POSITIVE, LabelMetrics, MetricTable, ScoreTable
+from mlfinetune.metrics.types import LabelMetrics, MetricTable, ScoreTable
 
 _LABELS_AT_ONCE = 16  # float32 of a cache line
 

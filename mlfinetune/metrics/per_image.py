@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.metrics.average_precision import new_values
 from mlfinetune.metrics.counts import Counts
-from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN
 
 TOP = 3
 _BLOCK = 1 << 18

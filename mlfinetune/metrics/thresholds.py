@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, expit, logit
 
+from mlfinetune.data.targets import POSITIVE
 from mlfinetune.metrics import calibration
-from mlfinetune.metrics.columns import held_out, known
-from mlfinetune.records import POSITIVE
+from mlfinetune.metrics.folds import known_pairs, split_folds
 
 ThresholdHow = Literal["fixed", "global", "per_label", "precision"]
 
@@ -98,7 +98,7 @@ def fit(
     cuts, own = np.full(labels, common), np.zeros(labels)
     if how == "per_label":
         for at in range(labels):
-            steps = _Steps.of(*known(logits, targets, at))
+            steps = _Steps.of(*known_pairs(logits, targets, at))
             if steps.positives:
                 own[at] = steps.positives / (steps.positives + PULL)
                 cuts[at] += own[at] * (_near_best(steps) - common)
@@ -121,7 +121,7 @@ def cross_fitted(
     With `calibrate`, the other folds fit the calibration too, and the thresholds to its logits.
     """
     out = np.zeros(logits.shape, np.bool_)
-    for others, held in held_out(len(logits), folds, seed):
+    for others, held in split_folds(len(logits), folds, seed):
         line = calibration.fit(logits[others], targets[others], calibrate)
         seen = line.apply(logits[others])
         found = fit(seen, targets[others], how, fixed=fixed, precision=precision)
@@ -191,7 +191,7 @@ def _counts(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], int]]:
     """Each label's right and said, (G,) at or above the grid's scores, and its positives."""
     for at in range(logits.shape[1]):
-        scores, truth = known(logits, targets, at)
+        scores, truth = known_pairs(logits, targets, at)
         right, scores = np.sort(scores[truth]), np.sort(scores)
         yield (
             len(right) - right.searchsorted(grid),
@@ -213,7 +213,7 @@ def _common(
     score = grid[len(grid) - 1 - np.argmax(total[::-1])]  # of equals the highest
     lower = -np.inf
     for at in range(logits.shape[1]):
-        scores, _ = known(logits, targets, at)
+        scores, _ = known_pairs(logits, targets, at)
         lower = max(lower, scores[scores < score].max(initial=-np.inf))
     return float((score + (lower if np.isfinite(lower) else score - 1)) / 2)
 
@@ -232,7 +232,7 @@ def _precise(
         right, said = right + more_right, said + more_said
     together = (right + 0.5) / (said + 1)
     for at in range(labels):
-        steps = _Steps.of(*known(logits, targets, at))
+        steps = _Steps.of(*known_pairs(logits, targets, at))
         reached = np.zeros(0, np.int64)
         if steps.positives:
             nearest = np.minimum(grid.searchsorted(steps.cuts), len(grid) - 1)

@@ -8,7 +8,7 @@ from mlfinetune.report.content import Evidence, build
 from mlfinetune.report.mistakes import suspect_rows
 from mlfinetune.report.page import render
 from mlfinetune.report.pictures import with_pictures
-from mlfinetune.report.records import Bin, Calibration, Report
+from mlfinetune.report.view import Bin, Calibration, Report
 
 __all__ = [
     "Bin",

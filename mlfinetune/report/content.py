@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.records import UNKNOWN, LabelMetrics, MetricTable, ScoreTable
+from mlfinetune.data.targets import UNKNOWN
+from mlfinetune.metrics.types import LabelMetrics, MetricTable, ScoreTable
 from mlfinetune.report import curves, mistakes, pictures
-from mlfinetune.report.records import (
+from mlfinetune.report.view import (
     Calibration,
     Decisions,
     Detail,

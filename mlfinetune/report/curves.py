@@ -6,8 +6,8 @@ Callers leave unknown targets out. Ties pass a threshold together. Shapes: K kno
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.records import POSITIVE
-from mlfinetune.report.records import Point, ThresholdPoint
+from mlfinetune.data.targets import POSITIVE
+from mlfinetune.report.view import Point, ThresholdPoint
 
 POINTS = 60
 """At most so many on a curve: what a plot of 300 pixels can show."""

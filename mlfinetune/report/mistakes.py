@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.records import NEGATIVE, POSITIVE, ScoreTable
-from mlfinetune.report.records import Gallery, Matrix, Missed, Report, Shown, Suspect
-from mlfinetune.text import inert
+from mlfinetune.data.targets import NEGATIVE, POSITIVE
+from mlfinetune.metrics.types import ScoreTable
+from mlfinetune.report.view import Gallery, Matrix, Missed, Report, Shown, Suspect
+from mlfinetune.text import neutralize
 
 OTHERS = 4
 PAIRS = 12
@@ -172,8 +173,8 @@ def suspect_rows(report: Report) -> Iterator[tuple[str, ...]]:
     yield ("image", "label", "given", "probability", "why")
     for one in report.suspects:
         yield (
-            inert(one.image),
-            inert(one.label),
+            neutralize(one.image),
+            neutralize(one.label),
             str(one.given),
             f"{one.probability:.6f}",
             one.why,

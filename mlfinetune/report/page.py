@@ -11,10 +11,10 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlfinetune import rundir
 from mlfinetune.report import plots, words
 from mlfinetune.report.pictures import suspects_shown
-from mlfinetune.report.records import Report, Series
+from mlfinetune.report.view import Report, Series
+from mlfinetune.runs import directory
 
 _TRAINING = (
     ("Loss", ("loss",), False),
@@ -41,7 +41,7 @@ def render(report: Report) -> str:
         sure=words.has_intervals(report),
         training=_training(report.training),
         suspects=[report.suspects[at] for at in suspects_shown(report)],
-        suspects_file=rundir.SUSPECTS,
+        suspects_file=directory.SUSPECTS,
         most=max((n for row in report.matrix.counts for n in row), default=1),
     )
 

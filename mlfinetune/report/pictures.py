@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
 
-from mlfinetune.report.records import Picture, Report
+from mlfinetune.report.view import Picture, Report
 
 BUDGET = 3_500_000
 """Characters of base64; with 80 labels' curves and lists the page stays under 5 MB."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mlfinetune.report.records import Calibration, LabelReport, Point, Series
+from mlfinetune.report.view import Calibration, LabelReport, Point, Series
 
 WIDTH, HEIGHT = 320, 216
 LEFT, RIGHT, TOP, BOTTOM = 36, 10, 10, 34

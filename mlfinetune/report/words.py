@@ -4,8 +4,8 @@ import unicodedata
 
 from markupsafe import Markup
 
-from mlfinetune.errors import counted
-from mlfinetune.report.records import LabelReport, Number, Report
+from mlfinetune.report.view import LabelReport, Number, Report
+from mlfinetune.text import pluralize
 
 DASH = "—"
 
@@ -84,7 +84,7 @@ def verdict(report: Report) -> list[str]:
     groups, sure = by_standing(report), has_intervals(report)
     sizes = {name: len(rows) for name, rows in groups.items()}
     total = len(report.labels)
-    first = f"Of {counted(total, 'label')}, {_are(sizes['good'])} good"
+    first = f"Of {pluralize(total, 'label')}, {_are(sizes['good'])} good"
     rest = [f"{_are(sizes['weak'])} weak"]
     if sizes["unsure"]:
         rest.append(f"for {sizes['unsure']} these pictures cannot tell")
@@ -103,7 +103,9 @@ def decisions(report: Report) -> str:
     if not given and not there:
         return "No target is known, so nothing is known of the thresholds."
     if not given:
-        return f"At the chosen thresholds it gives no tag; {counted(there, 'tag')} belonged there."
+        return (
+            f"At the chosen thresholds it gives no tag; {pluralize(there, 'tag')} belonged there."
+        )
     right = (
         f"At the chosen thresholds, {share(d.hits, given)} of the {given:,} tags it gives are right"
     )

@@ -10,14 +10,43 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from mlfinetune import assemble, examples, machine, probe, tune
 from mlfinetune.config import Config
-from mlfinetune.data.features import views
-from mlfinetune.data.manifest import Splits
-from mlfinetune.fit import train_step
-from mlfinetune.probe import Speeds, Times, Work
-from mlfinetune.records import Batch, Manifest
-from mlfinetune.runlog import RunLog
+from mlfinetune.data.batches.batch import Batch
+from mlfinetune.data.batches.features import choose_views
+from mlfinetune.data.load import load_splits
+from mlfinetune.data.manifest import Manifest, Splits
+from mlfinetune.runtime.device import (
+    choose_precision,
+    count_cores,
+    oom_as_device_error,
+    prepare_device,
+    synchronize_device,
+)
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.training.autotune import (
+    TrialRun,
+    build_trial,
+    build_trial_loader,
+    choose_batch_size,
+    choose_worker_count,
+    repeat_epochs,
+)
+from mlfinetune.training.bottleneck import (
+    Speeds,
+    Times,
+    Work,
+    estimate_times,
+    find_bottleneck,
+    suggest_change,
+)
+from mlfinetune.training.build import (
+    build_transform_spec,
+    get_batch_size,
+    opened_image_copies,
+    precomputes_features,
+)
+from mlfinetune.training.step import train_step
+from mlfinetune.training.timing import time_rate
 
 LOADER_S, FORWARD_S, STEP_S, SMALL_S = 5.0, 3.0, 6.0, 0.5
 """Seconds that a stage is timed for; three calls at least."""
@@ -43,7 +72,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchResult:
     """What was found.
 
     Attributes:
@@ -61,18 +90,18 @@ class Bench:
     suggestion: str
 
 
-def run(config: Config, device_name: str, log: RunLog) -> Bench:
+def run(config: Config, device_name: str, log: RunLog) -> BenchResult:
     """Time the stages of a run on its own pictures, half a minute in all.
 
     Raises:
         MlfinetuneError: what `train` could not use.
     """
-    splits = examples.splits(config, log if config.data.bad_images == "skip" else None)
-    device = machine.prepare(device_name)
-    dtype, why = machine.choose_precision(config.train.precision, device)
-    with machine.device_faults():
-        config, tried = tune.batch_size(config, splits.train, device, dtype)
-        workers, why_workers = tune.workers(config, splits.train, device, dtype)
+    splits = load_splits(config, log if config.data.bad_images == "skip" else None)
+    device = prepare_device(device_name)
+    dtype, why = choose_precision(config.train.precision, device)
+    with oom_as_device_error():
+        config, tried = choose_batch_size(config, splits.train, device, dtype)
+        workers, why_workers = choose_worker_count(config, splits.train, device, dtype)
         log.say(
             f"{config.model.backbone}; device {device}, precision "
             f"{str(dtype).removeprefix('torch.')} ({why}), "
@@ -83,12 +112,12 @@ def run(config: Config, device_name: str, log: RunLog) -> Bench:
         work = _work(config, splits, device, dtype, workers)
         speeds = _speeds(config, splits, device, dtype, work, log)
     stages = _stages(speeds, work)
-    return Bench(
+    return BenchResult(
         tuple(stages.values()),
-        BOUNDS[probe.bound(speeds, work)],
-        probe.times(speeds, work),
+        BOUNDS[find_bottleneck(speeds, work)],
+        estimate_times(speeds, work),
         work,
-        probe.suggestion(speeds, work),
+        suggest_change(speeds, work),
     )
 
 
@@ -96,17 +125,17 @@ def _work(
     config: Config, splits: Splits, device: torch.device, dtype: torch.dtype, workers: int
 ) -> Work:
     """What the run's time depends on, beside speeds."""
-    once = assemble.features_once(config)
-    seen = views(assemble.transform_spec(config), config.train.cache_views) if once else ()
+    once = precomputes_features(config)
+    seen = choose_views(build_transform_spec(config), config.train.cache_views) if once else ()
     drawn = sum(view.epoch is not None for view in seen)
-    fast, _ = machine.choose_precision("auto", device)
+    fast, _ = choose_precision("auto", device)
     return Work(
         train=len(splits.train),
         val=len(splits.val),
         epochs=config.train.epochs,
-        batch_size=assemble.batch_size(config),
+        batch_size=get_batch_size(config),
         workers=workers,
-        cores=machine.available_cores(),
+        cores=count_cores(),
         gpu=device.type != "cpu",
         frozen=config.model.freeze_backbone,
         views=len(seen),
@@ -126,27 +155,27 @@ def _speeds(
 ) -> Speeds:
     """Every stage, timed by itself."""
     loader, pictures = _loading(config, splits.train, device, work.workers, log)
-    parts = tune.rehearsal(config, splits.train, device, dtype)
+    parts = build_trial(config, splits.train, device, dtype)
     size = work.batch_size if work.gpu else min(CPU_BATCH, work.batch_size)
     here = _of_size(pictures, size, pin=device.type == "cuda")
     there = replace(here, images=here.images.to(device), targets=here.targets.to(device))
 
     def settle() -> None:
-        machine.wait_for(device)
+        synchronize_device(device)
 
     def copy() -> int:
         return len(here.images.to(device, non_blocking=True))
 
     step = larger = head = None
     if not work.views:
-        step = probe.pace(lambda: parts.step(there), STEP_S, settle)
+        step = time_rate(lambda: parts.step(there), STEP_S, settle)
         larger = _larger(parts, there) if device.type == "cuda" else None
     if work.frozen:
         head = _head(parts, _of_size(there, work.batch_size))
     return Speeds(
         loader=loader,
-        copy=probe.pace(copy, SMALL_S, settle) if device.type == "cuda" else None,
-        forward=probe.pace(lambda: parts.look(there), FORWARD_S),
+        copy=time_rate(copy, SMALL_S, settle) if device.type == "cuda" else None,
+        forward=time_rate(lambda: parts.look(there), FORWARD_S),
         step=step,
         larger=larger,
         head=head,
@@ -159,21 +188,21 @@ def _loading(
 ) -> tuple[float, Batch]:
     """Images a second of the loader, and some pictures; its processes end here."""
     few = train.take(list(range(0, len(train), -(-len(train) // COPIED))))
-    spec = assemble.transform_spec(config)
+    spec = build_transform_spec(config)
     with (
         TemporaryDirectory() as folder,
-        assemble.image_copies(config, few, spec, Path(folder), log) as copies,
+        opened_image_copies(config, few, spec, Path(folder), log) as copies,
     ):
-        loader = tune.piecewise(config, train if copies is None else few, device, workers)
+        loader = build_trial_loader(config, train if copies is None else few, device, workers)
         if copies is not None:
             loader.read_copies(copies)
-        batches = tune.endless(loader)
+        batches = repeat_epochs(loader)
         some = next(batches)
 
         def round_of_all() -> int:  # each process has sent a batch, on average
             return sum(len(next(batches).images) for _ in range(max(1, workers)))
 
-        return probe.pace(round_of_all, LOADER_S), some
+        return time_rate(round_of_all, LOADER_S), some
 
 
 def _of_size(some: Batch, size: int, pin: bool = False) -> Batch:
@@ -185,12 +214,12 @@ def _of_size(some: Batch, size: int, pin: bool = False) -> Batch:
     return Batch(images, targets, torch.arange(size))
 
 
-def _larger(parts: tune.Rehearsal, batch: Batch) -> float | None:
+def _larger(parts: TrialRun, batch: Batch) -> float | None:
     """Images a second with twice the batch; None where it does not fit."""
     try:
         twice = _of_size(batch, 2 * len(batch.images))
-        return probe.pace(
-            lambda: parts.step(twice), STEP_S / 2, lambda: machine.wait_for(parts.settings.device)
+        return time_rate(
+            lambda: parts.step(twice), STEP_S / 2, lambda: synchronize_device(parts.settings.device)
         )
     except torch.OutOfMemoryError:
         return None
@@ -198,7 +227,7 @@ def _larger(parts: tune.Rehearsal, batch: Batch) -> float | None:
         torch.cuda.empty_cache()
 
 
-def _head(parts: tune.Rehearsal, batch: Batch) -> float:
+def _head(parts: TrialRun, batch: Batch) -> float:
     """Images a second of a step of the head alone."""
     device = parts.settings.device
     width = parts.tagger.head.in_features
@@ -210,10 +239,10 @@ def _head(parts: tune.Rehearsal, batch: Batch) -> float:
         train_step(parts.tagger.head, known, parts.loss, parts.optimizer, plain)
         return len(features)
 
-    return probe.pace(step, SMALL_S, lambda: machine.wait_for(device))
+    return time_rate(step, SMALL_S, lambda: synchronize_device(device))
 
 
-def _loss(parts: tune.Rehearsal, targets: Tensor) -> float:
+def _loss(parts: TrialRun, targets: Tensor) -> float:
     """Images a second of the loss, forward and backward."""
     logits = torch.randn(targets.shape, device=targets.device, requires_grad=True)
     known = (targets >= 0).sum().clamp(min=1)
@@ -223,7 +252,7 @@ def _loss(parts: tune.Rehearsal, targets: Tensor) -> float:
         torch.autograd.backward(parts.loss(logits, targets, divisor=known))
         return len(targets)
 
-    return probe.pace(step, SMALL_S, lambda: machine.wait_for(targets.device))
+    return time_rate(step, SMALL_S, lambda: synchronize_device(targets.device))
 
 
 def _stages(speeds: Speeds, work: Work) -> dict[str, Stage]:

@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfinetune.data import cache
-from mlfinetune.errors import DataError, nearest
+from mlfinetune.errors import DataError
+from mlfinetune.storage.cache import KINDS, cache_root
+from mlfinetune.text import suggest
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """One thing in the cache.
 
     Attributes:
@@ -28,7 +29,7 @@ class Kept:
     unused_s: float
 
 
-def run(clear: bool, kinds: list[str]) -> tuple[Path, list[Kept]]:
+def run(clear: bool, kinds: list[str]) -> tuple[Path, list[CacheEntry]]:
     """The cache's folder and what is in it, or what has just been deleted.
 
     Args:
@@ -38,16 +39,15 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[Kept]]:
     Raises:
         DataError: there is no such kind, or something cannot be deleted.
     """
-    root = cache.root()
+    root = cache_root()
     for kind in kinds:
-        if kind not in cache.KINDS:
+        if kind not in KINDS:
             raise DataError(
-                f"the cache has no kind '{kind}'{nearest(kind, cache.KINDS)}; "
-                f"known: {', '.join(cache.KINDS)}"
+                f"the cache has no kind '{kind}'{suggest(kind, KINDS)}; known: {', '.join(KINDS)}"
             )
     kept = [
         _look(entry, kind)
-        for kind in cache.KINDS
+        for kind in KINDS
         if (not kinds or kind in kinds) and (root / kind).is_dir()
         for entry in sorted((root / kind).iterdir())
     ]
@@ -57,14 +57,14 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[Kept]]:
     return root, kept
 
 
-def _look(path: Path, kind: str) -> Kept:
+def _look(path: Path, kind: str) -> CacheEntry:
     size, used = 0, 0.0
     for entry in (path, *path.rglob("*")):
         with suppress(FileNotFoundError):  # deleted meanwhile
             status = entry.lstat()
             size += status.st_size if stat.S_ISREG(status.st_mode) else 0
             used = max(used, status.st_mtime)
-    return Kept(path, kind, size, time.time() - used)
+    return CacheEntry(path, kind, size, time.time() - used)
 
 
 def _delete(path: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfinetune import rundir, tables
-from mlfinetune.errors import SHOWN, CheckpointError, DataError, counted, listing
+from mlfinetune.data.targets import UNKNOWN, LabelSpace
+from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.metrics.bootstrap import Comparison, paired
-from mlfinetune.records import UNKNOWN, LabelSpace, ScoreTable
-from mlfinetune.runlog import RunLog
+from mlfinetune.metrics.types import ScoreTable
+from mlfinetune.runs import directory
+from mlfinetune.runs.results import read_metrics, read_scores
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.text import MAX_LISTED, display_path, format_list, pluralize
 
 SCORE_BOTH = (
     "score both on the same data: `mlfinetune eval --checkpoint RUN --data TABLE -o FOLDER` for "
@@ -20,7 +23,7 @@ SCORE_BOTH = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompareRequest:
     """Two folders that train or eval wrote, and how many resamples to draw."""
 
     a: Path
@@ -46,7 +49,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Compared:
+class CompareResult:
     """The outcome.
 
     Attributes:
@@ -60,7 +63,7 @@ class Compared:
     only: tuple[tuple[int, int], tuple[int, int]]
 
 
-def run(asked: Asked, log: RunLog) -> Compared:
+def run(asked: CompareRequest, log: RunLog) -> CompareResult:
     """Compare two runs, or two results of eval, on the images and labels that both scored.
 
     Raises:
@@ -85,20 +88,20 @@ def run(asked: Asked, log: RunLog) -> Compared:
         comparison = paired(
             a.scores, b.scores, a.thresholds, b.thresholds, asked.resamples, progress=bar.update
         )
-    return Compared(comparison, len(rows), (images, labels))
+    return CompareResult(comparison, len(rows), (images, labels))
 
 
 def _read(folder: Path) -> Side:
     """The scores of a run directory or a folder of eval, with the thresholds beside them."""
-    if not (folder / rundir.SCORES).is_file():
+    if not (folder / directory.SCORES).is_file():
         if not folder.is_dir():
             raise CheckpointError(f"no such folder: {folder}")
         raise CheckpointError(
-            f"{folder} holds no {rundir.SCORES}; name a run directory, or a folder that "
+            f"{folder} holds no {directory.SCORES}; name a run directory, or a folder that "
             f"`mlfinetune eval --checkpoint RUN -o FOLDER` wrote"
         )
-    scores = tables.read_scores(folder)
-    _, thresholds = tables.read_metrics(folder, scores.labels)
+    scores = read_scores(folder)
+    _, thresholds = read_metrics(folder, scores.labels)
     return Side(scores, thresholds)
 
 
@@ -116,14 +119,13 @@ def _common(a: Sequence[object], b: Sequence[object]) -> list[tuple[int, int]]:
 
 def _say_left_out(folder: Path, side: Side, images: int, kept: set[int], log: RunLog) -> None:
     """What this side alone scored; labels by name."""
-    shown = rundir.shown(folder)
+    shown = display_path(folder)
     if images:
-        log.say(f"left out: {counted(images, 'image')} that only {shown} scored")
+        log.say(f"left out: {pluralize(images, 'image')} that only {shown} scored")
     names = [repr(name) for at, name in enumerate(side.scores.labels.names) if at not in kept]
     if names:
-        log.say(
-            f"left out: {counted(len(names), 'label')} that only {shown} knows\n{listing(names)}"
-        )
+        count = pluralize(len(names), "label")
+        log.say(f"left out: {count} that only {shown} knows\n{format_list(names)}")
 
 
 def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
@@ -133,13 +135,13 @@ def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
         faults = [
             f"{a.names[row]}, {a.labels.names[at]!r}: {_state(a, row, at)} in A, "
             f"{_state(b, row, at)} in B"
-            for row, at in differing[:SHOWN]
+            for row, at in differing[:MAX_LISTED]
         ]
-        if len(differing) > SHOWN:
-            faults.append(f"... and {len(differing) - SHOWN} more")
+        if len(differing) > MAX_LISTED:
+            faults.append(f"... and {len(differing) - MAX_LISTED} more")
         raise DataError(
-            f"the truth differs: {counted(len(differing), 'target')} of {a.targets.size}, in "
-            f"{counted(len(np.unique(differing[:, 0])), 'image')}; {SCORE_BOTH}\n"
+            f"the truth differs: {pluralize(len(differing), 'target')} of {a.targets.size}, in "
+            f"{pluralize(len(np.unique(differing[:, 0])), 'image')}; {SCORE_BOTH}\n"
             + "\n".join(f"  {fault}" for fault in faults)
         )
 

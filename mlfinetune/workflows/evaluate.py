@@ -3,20 +3,31 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlfinetune import assemble, checkpoint, config, examples, machine, rundir, runtime, tables
-from mlfinetune.data.manifest import read_one, read_val
+from mlfinetune.config import Config, EvalConfig, restore_config
+from mlfinetune.data.load import load_splits, source_options, split_options
+from mlfinetune.data.manifest import Manifest, digest_manifest
+from mlfinetune.data.read import read_manifest, read_validation
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.judge import decide, judge
-from mlfinetune.names import Location
-from mlfinetune.publish import publish
-from mlfinetune.records import Checkpoint, Decision, Manifest, ScoreTable, Verdict
-from mlfinetune.runlog import RunLog
-from mlfinetune.runtime import World
-from mlfinetune.score import probabilities, scored, tabulate
+from mlfinetune.location import Location
+from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
+from mlfinetune.metrics.logits import sigmoid
+from mlfinetune.metrics.types import DecisionRule, Evaluation, ScoreTable
+from mlfinetune.models.inference import for_inference, tagger_of
+from mlfinetune.models.scoring import score_batches, tabulate
+from mlfinetune.report.write import write_report
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.results import write_results
+from mlfinetune.runtime.device import choose_precision, choose_workers, oom_as_device_error
+from mlfinetune.runtime.distributed import World, init_distributed
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.storage.atomic import make_folder
+from mlfinetune.text import display_path
+from mlfinetune.training.build import build_loader, locate_images
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalRequest:
     """What to evaluate; None where the command line says nothing."""
 
     checkpoint: Path
@@ -27,7 +38,7 @@ class Asked:
     overrides: tuple[str, ...] = ()
 
 
-def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict | None]:
+def run(asked: EvalRequest, device_name: str, log: RunLog) -> tuple[Path, Evaluation | None]:
     """Score the validation data of a checkpoint's run, or other data; write the results.
 
     Returns:
@@ -36,57 +47,65 @@ def run(asked: Asked, device_name: str, log: RunLog) -> tuple[Path, Verdict | No
     Raises:
         MlfinetuneError: a checkpoint, data or a device that cannot be used.
     """
-    with runtime.joined(device_name) as world:
+    with init_distributed(device_name) as world:
         return _evaluated(asked, world, log)
 
 
-def _evaluated(asked: Asked, world: World, log: RunLog) -> tuple[Path, Verdict | None]:
-    file = rundir.find_checkpoint(asked.checkpoint)
+def _evaluated(asked: EvalRequest, world: World, log: RunLog) -> tuple[Path, Evaluation | None]:
+    file = directory.find_checkpoint(asked.checkpoint)
     loaded = checkpoint.load(file)
-    settings = config.restore(loaded.config, file, asked.overrides)
-    device, rank, size = world.device, world.place.rank, world.place.size
-    with machine.device_faults():
-        trained = assemble.model_of(loaded, device, file)
-    folder = asked.output or file.parent / rundir.EVAL
-    with world.turn():
+    settings = restore_config(loaded.config, file, asked.overrides)
+    device, rank, size = world.device, world.info.rank, world.info.size
+    with oom_as_device_error():
+        trained = tagger_of(
+            loaded.backbone, len(loaded.labels), loaded.weights, loaded.transform, device, file
+        )
+    folder = asked.output or file.parent / directory.EVAL
+    with world.local_main_first():
         manifest, what = _examples(asked, settings, loaded, log)
-    world.decide(lambda: rundir.make(folder))
-    dtype, why = machine.choose_precision(settings.train.precision, device)
+    world.broadcast(lambda: make_folder(folder))
+    dtype, why = choose_precision(settings.train.precision, device)
     log.say(
-        f"checkpoint {rundir.shown(file)}, {what}; device {device}, "
+        f"checkpoint {display_path(file)}, {what}; device {device}, "
         f"precision {str(dtype).removeprefix('torch.')} ({why})"
     )
-    workers = machine.choose_workers(settings.train.workers, device)
-    loader = assemble.loader(
+    workers = choose_workers(settings.train.workers, device)
+    loader = build_loader(
         settings, manifest, loaded.transform, device, workers, train=False, rank=rank, size=size
     )
-    with machine.device_faults(), log.bar("eval", len(manifest)) as bar:
-        tagger, _ = assemble.serving(trained, loaded.transform.image_size, device, dtype)
-        rows = scored(tagger, bar.over(loader.epoch()), manifest.path, device, dtype)
-        found = list(world.merged(rows))
+    with oom_as_device_error(), log.bar("eval", len(manifest)) as bar:
+        tagger, _ = for_inference(trained, loaded.transform.image_size, device, dtype)
+        rows = score_batches(
+            tagger,
+            bar.track(loader.epoch(), lambda batch: len(batch.everyone)),
+            manifest.path,
+            device,
+            dtype,
+        )
+        found = list(world.gather_stream(rows))
         log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
-    log.say_for(world.collected(log.kept_warnings()))
-    if not world.main:
+    log.repeat_warnings(world.gather(log.take_warnings()))
+    if not world.is_main:
         return folder, None
     scores = tabulate(found, manifest)
-    fitted_here = assemble.data_digest(manifest) == loaded.data_digest
-    asked_then = config.restore(loaded.config, file).eval
+    fitted_here = digest_manifest(manifest) == loaded.data_digest
+    asked_then = restore_config(loaded.config, file).eval
     decision = _decision(settings.eval, asked_then, loaded, scores, fitted_here)
-    verdict = judge(settings.eval, scores, decision, fitted_here)
+    verdict = evaluate(settings.eval, scores, decision, fitted_here)
     about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
-    about |= assemble.whereabouts(settings, manifest)
-    tables.write_results(folder, verdict, probabilities(verdict.scores.logits), about)
-    publish(folder, log)
+    about |= locate_images(settings, manifest)
+    write_results(folder, verdict, sigmoid(verdict.scores.logits), about)
+    write_report(folder, log)
     return folder, verdict
 
 
 def _decision(
-    asked: config.EvalConfig,
-    trained: config.EvalConfig,
+    asked: EvalConfig,
+    trained: EvalConfig,
     loaded: Checkpoint,
     scores: ScoreTable,
     fitted_here: bool,
-) -> Decision:
+) -> DecisionRule:
     """The checkpoint's, or, where overrides ask for another, the one that these scores lead to.
 
     Raises:
@@ -100,11 +119,11 @@ def _decision(
             "numbers on other data use what it gave; leave them out, or set eval.thresholds=fixed "
             "and eval.calibration=none"
         )
-    return decide(asked, scores)
+    return fit_decision_rule(asked, scores)
 
 
 def _examples(
-    asked: Asked, settings: config.Config, loaded: Checkpoint, log: RunLog
+    asked: EvalRequest, settings: Config, loaded: Checkpoint, log: RunLog
 ) -> tuple[Manifest, str]:
     """What to score, and its description."""
     if asked.images is not None:
@@ -113,18 +132,18 @@ def _examples(
         settings = settings.model_copy(update={"data": data})
     if asked.data is None and asked.split is None:
         return _recorded(settings, loaded, log), "validation"
-    options = examples.source_options(settings)
+    options = source_options(settings)
     if asked.data is not None:
         options = replace(options, images=asked.images, format="auto")
     source = asked.data or settings.data.train
-    policy = examples.policy(settings, _scan_log(settings, log))
-    manifest, notes = read_one(source, asked.split, options, loaded.labels, policy)
+    policy = split_options(settings, _scan_log(settings, log))
+    manifest, notes = read_manifest(source, asked.split, options, loaded.labels, policy)
     for note in notes:
         log.say(note)
     return manifest, str(source) + (f", split {asked.split}" if asked.split else "")
 
 
-def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manifest:
+def _recorded(settings: Config, loaded: Checkpoint, log: RunLog) -> Manifest:
     """The validation examples of the run, read again; says where they are not the same.
 
     Raises:
@@ -134,14 +153,14 @@ def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manif
     settings = settings.model_copy(update={"data": data})
     scan, drawn = _scan_log(settings, log), False
     if data.val is not None:
-        options, policy = examples.source_options(settings), examples.policy(settings, scan)
-        val, notes = read_val(data.val, options, loaded.labels, policy)
+        options, policy = source_options(settings), split_options(settings, scan)
+        val, notes = read_validation(data.val, options, loaded.labels, policy)
     else:
-        found = examples.splits(settings, log)  # copies are held out together: it must know them
+        found = load_splits(settings, log)  # copies are held out together: it must know them
         val, notes, drawn = found.val, found.notes, found.drawn
     for note in notes if data.bad_images == "skip" else ():
         log.say(note)
-    if assemble.data_digest(val) != loaded.data_digest:
+    if digest_manifest(val) != loaded.data_digest:
         if drawn:
             raise DataError(
                 f"{data.train} has changed since training: which of its images were held out then "
@@ -152,6 +171,6 @@ def _recorded(settings: config.Config, loaded: Checkpoint, log: RunLog) -> Manif
     return val
 
 
-def _scan_log(settings: config.Config, log: RunLog) -> RunLog | None:
+def _scan_log(settings: Config, log: RunLog) -> RunLog | None:
     """Pictures need a scan only where bad ones are to be left out: reading finds them too."""
     return log if settings.data.bad_images == "skip" else None

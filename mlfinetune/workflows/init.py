@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfinetune import config, rundir
-from mlfinetune.config import Config, DataConfig
-from mlfinetune.data.labels import natural
-from mlfinetune.data.manifest import Splits, read_table, split_tables
-from mlfinetune.data.rows import drop, refuse, scanned
-from mlfinetune.errors import SHOWN, ConfigError, DataError, counted, listing
-from mlfinetune.examples import look, policy, source_options
-from mlfinetune.runlog import RunLog
-from mlfinetune.survey import Skipped, Table
-from mlfinetune.text import printable
+from mlfinetune.config import SCHEMA, Config, DataConfig
+from mlfinetune.data.labels import natural_key
+from mlfinetune.data.load import scan_pictures, source_options, split_options
+from mlfinetune.data.manifest import Splits
+from mlfinetune.data.read import read_table, split_tables
+from mlfinetune.data.rows import add_scan_faults, drop_faulty, raise_faults
+from mlfinetune.data.table import Skipped, Table
+from mlfinetune.errors import ConfigError, DataError
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.storage.atomic import write_atomic
+from mlfinetune.text import MAX_LISTED, format_list, make_printable, pluralize
 
 _TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -59,14 +60,14 @@ loss:
 
 
 @dataclass(frozen=True)
-class Done:
+class InitResult:
     """The config that was written, and what was found, a line each."""
 
     file: Path
     lines: tuple[str, ...]
 
 
-def run(data: Path, output: Path | None, log: RunLog) -> Done:
+def run(data: Path, output: Path | None, log: RunLog) -> InitResult:
     """Write the config.
 
     Raises:
@@ -78,12 +79,12 @@ def run(data: Path, output: Path | None, log: RunLog) -> Done:
         raise ConfigError(f"{file} is there already; choose another with --output")
     plain = Config(data=DataConfig(train=data))
     table, skipped = _usable(plain, read_table(data, source_options(plain)), log)
-    splits = split_tables(table, None, source_options(plain), policy(plain, log))
+    splits = split_tables(table, None, source_options(plain), split_options(plain, log))
     lines = _lines(table, splits, skipped)
     text = _TEMPLATE.format(
-        schema=config.SCHEMA,
+        schema=SCHEMA,
         summary=f"{lines[0]}; {lines[1]}",
-        name=printable(shlex.quote(file.name)),
+        name=make_printable(shlex.quote(file.name)),
         output=_yaml(f"runs/{file.stem}"),
         train=_yaml(os.path.relpath(data, file.absolute().parent)),
         format=table.format,
@@ -93,26 +94,26 @@ def run(data: Path, output: Path | None, log: RunLog) -> Done:
         if skipped
         else "",
     )
-    rundir.write_atomic(file, text.encode(errors="surrogateescape"))
-    return Done(file, tuple(lines))
+    write_atomic(file, text.encode(errors="surrogateescape"))
+    return InitResult(file, tuple(lines))
 
 
 def _usable(plain: Config, table: Table, log: RunLog) -> tuple[Table, list[Skipped]]:
     """The rows whose pictures decode, and the others; rows that are wrong are refused."""
-    refuse(table, [fault for fault in table.faults if not fault.picture])
-    table, missing = drop(table)
+    raise_faults(table, [fault for fault in table.faults if not fault.picture])
+    table, missing = drop_faulty(table)
 
     def bad(paths: Sequence[str]) -> dict[int, str]:
-        every = enumerate(look(plain, paths, log))
+        every = enumerate(scan_pictures(plain, paths, log))
         return {at: found for at, found in every if isinstance(found, str)}
 
-    table, unreadable = drop(scanned(table, bad))
-    skipped = sorted([*missing, *unreadable], key=lambda one: natural(one.place))
+    table, unreadable = drop_faulty(add_scan_faults(table, bad))
+    skipped = sorted([*missing, *unreadable], key=lambda one: natural_key(one.place))
     if skipped and not len(table):
         raise DataError(
-            f"{table.origin}: none of {counted(len(skipped), 'picture')} can be read, looked for "
+            f"{table.origin}: none of {pluralize(len(skipped), 'picture')} can be read, looked for "
             f"under {table.root}; a config can name another folder (data.images)\n"
-            f"{listing(_faults(skipped))}"
+            f"{format_list(_faults(skipped))}"
         )
     return table, skipped
 
@@ -136,7 +137,7 @@ def _lines(table: Table, splits: Splits, skipped: list[Skipped]) -> list[str]:
     ]
     if skipped:
         count = "1 more picture" if len(skipped) == 1 else f"{len(skipped)} more pictures"
-        lines.append(f"{count} cannot be read, to be skipped\n{listing(_faults(skipped))}")
+        lines.append(f"{count} cannot be read, to be skipped\n{format_list(_faults(skipped))}")
     else:
         lines.append("every picture can be read")
     return lines
@@ -147,8 +148,8 @@ def _labels(splits: Splits) -> str:
     positives = splits.train.targets.counts()[0] + splits.val.targets.counts()[0]
     most = np.argsort(-positives, kind="stable")
     names = splits.train.labels.names
-    shown = [f"{names[at]!r} ({positives[at]})" for at in most[:SHOWN]]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    shown = [f"{names[at]!r} ({positives[at]})" for at in most[:MAX_LISTED]]
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"labels: {', '.join(shown)}{more}"
 
 

@@ -11,27 +11,33 @@ from typing import TextIO
 
 import torch
 
-from mlfinetune import assemble, checkpoint, machine, rundir, runtime
-from mlfinetune.config import restore
-from mlfinetune.data import files, tars
-from mlfinetune.data.images import is_image_name, walk
-from mlfinetune.data.loader import stream
-from mlfinetune.errors import SHOWN, DataError, counted
-from mlfinetune.model import Tagger
-from mlfinetune.names import is_url, location
-from mlfinetune.predictions import FORMATS, Choice, complete_rows, row_name
-from mlfinetune.records import Batch, Decision, Prediction
-from mlfinetune.runlog import RunLog
-from mlfinetune.runtime import World
-from mlfinetune.score import forward, probabilities
-from mlfinetune.signals import Signals, signals
+from mlfinetune.config import restore_config
+from mlfinetune.data.batches.batch import Batch
+from mlfinetune.data.batches.loader import stream_batches
+from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.errors import DataError
+from mlfinetune.location import is_url, parse_location
+from mlfinetune.metrics.logits import sigmoid
+from mlfinetune.metrics.types import DecisionRule, Prediction
+from mlfinetune.models.inference import for_inference, tagger_of
+from mlfinetune.models.scoring import compute_logits
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.predictions import FORMATS, LabelSelector, format_row_name, read_complete_rows
+from mlfinetune.runtime.device import choose_precision, choose_workers, oom_as_device_error
+from mlfinetune.runtime.distributed import World, init_distributed
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.signals import Signals, catch_signals
+from mlfinetune.storage import files
+from mlfinetune.storage.tars import list_members
+from mlfinetune.text import MAX_LISTED, display_path, pluralize
 
 STDIN = "-"
 TAR = ".tar"
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictRequest:
     """What to predict, and how to write it; None where the command line says nothing.
 
     Attributes:
@@ -51,7 +57,7 @@ class Asked:
 
 
 @dataclass
-class Failed:
+class FailedImages:
     """Pictures that could not be read: how many, and what is wrong with the first ones."""
 
     count: int = 0
@@ -60,17 +66,17 @@ class Failed:
     def add(self, fault: str) -> None:
         """One more."""
         self.count += 1
-        if len(self.first) < SHOWN:
+        if len(self.first) < MAX_LISTED:
             self.first.append(fault)
 
 
 def run(
-    asked: Asked,
+    asked: PredictRequest,
     stdin: TextIO,
     open_output: Callable[[], AbstractContextManager[TextIO]],
     device_name: str,
     log: RunLog,
-) -> Failed:
+) -> FailedImages:
     """Write one row a picture, as they come.
 
     Args:
@@ -87,7 +93,7 @@ def run(
     Raises:
         MlfinetuneError: inputs, checkpoint or device that cannot be used.
     """
-    with signals() as heard, runtime.joined(device_name) as world:
+    with catch_signals() as heard, init_distributed(device_name) as world:
         return _predicted(asked, stdin, open_output, _Run(world, heard, log))
 
 
@@ -101,49 +107,50 @@ class _Run:
 
 
 def _predicted(
-    asked: Asked,
+    asked: PredictRequest,
     stdin: TextIO,
     open_output: Callable[[], AbstractContextManager[TextIO]],
     of: _Run,
-) -> Failed:
+) -> FailedImages:
     _check(asked.inputs)
-    if of.world.several:  # what is behind a URL is listed once
-        asked = replace(asked, inputs=of.world.decide(lambda: tuple(_listed(asked.inputs))))
+    if of.world.is_distributed:  # what is behind a URL is listed once
+        asked = replace(asked, inputs=of.world.broadcast(lambda: tuple(_listed(asked.inputs))))
     world, log, device = of.world, of.log, of.world.device
-    file = rundir.find_checkpoint(asked.checkpoint or rundir.newest_finished())
+    file = directory.find_checkpoint(asked.checkpoint or directory.find_newest_checkpoint())
     loaded = checkpoint.load(file)
-    dtype, _ = machine.choose_precision(restore(loaded.config, file).train.precision, device)
+    dtype, _ = choose_precision(restore_config(loaded.config, file).train.precision, device)
     decision, labels = loaded.decision, loaded.labels
     if asked.threshold is not None:
         decision = replace(decision, how="fixed", thresholds=(asked.threshold,) * len(labels))
-    tagger, how = assemble.serving(
-        assemble.model_of(loaded, device, file), loaded.transform.image_size, device, dtype
+    trained = tagger_of(
+        loaded.backbone, len(labels), loaded.weights, loaded.transform, device, file
     )
+    tagger, how = for_inference(trained, loaded.transform.image_size, device, dtype)
     log.say(
-        f"checkpoint {rundir.shown(file)}: {len(labels)} labels, {_about(decision)}; "
+        f"checkpoint {display_path(file)}: {len(labels)} labels, {_about(decision)}; "
         f"device {device}, precision {str(dtype).removeprefix('torch.')}, {how}"
     )
-    choice, failed = Choice(labels, decision, asked.top), Failed()
+    choice, failed = LabelSelector(labels, decision, asked.top), FailedImages()
     i, n = asked.shard
-    ours = world.several and STDIN in asked.inputs
-    names = world.decide(lambda: list(stdin)) if ours else stdin
-    paths, begun = islice(expand(asked.inputs, names), i - 1, None, n), False
+    ours = world.is_distributed and STDIN in asked.inputs
+    names = world.broadcast(lambda: list(stdin)) if ours else stdin
+    paths, begun = islice(expand_inputs(asked.inputs, names), i - 1, None, n), False
     if asked.begun is not None:
-        done, begun = world.decide(lambda: _pass_over(asked, paths, choice, failed, log))
-        if not world.main:
+        done, begun = world.broadcast(lambda: _pass_over(asked, paths, choice, failed, log))
+        if not world.is_main:
             next(islice(paths, done, done), None)
-    mine = share(paths, asked.batch_size, world.place.rank, world.place.size)
-    batches = stream(
+    mine = share_paths(paths, asked.batch_size, world.info.rank, world.info.size)
+    batches = stream_batches(
         mine,
         loaded.transform,
         batch_size=asked.batch_size,
-        workers=machine.choose_workers("auto", device),
+        workers=choose_workers("auto", device),
         pin_memory=device.type == "cuda",
     )
-    rows = world.merged(_predict(tagger, decision, batches, device, dtype))
+    rows = world.gather_stream(_predict(tagger, decision, batches, device, dtype))
     with (
-        machine.device_faults(),
-        open_output() if world.main else open(os.devnull, "w") as output,
+        oom_as_device_error(),
+        open_output() if world.is_main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
         writer = FORMATS[asked.format](output, choice, asked.only_labels, begun)
@@ -154,19 +161,19 @@ def _predicted(
                 if prediction.error is not None:
                     failed.add(f"{prediction.name}: {prediction.error}")
             bar.update(len(predictions))
-        if world.main and not bar.done and not begun:
+        if world.is_main and not bar.done and not begun:
             raise DataError(f"no pictures in {' '.join(asked.inputs)}")
         log.say(f"{bar.done} images, {bar.rate:.1f} images/s")
     return failed
 
 
-def share(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterator[str]:
+def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterator[str]:
     """Those in every batch of process `rank`: of `size` batches in a row, one is each one's."""
     batches = iter(lambda: tuple(islice(paths, batch_size)), ())
     return chain.from_iterable(islice(batches, rank, None, size))
 
 
-def expand(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     """Files, folders, tars, URLs, globs and `-` become the paths of pictures, one after the other.
 
     Folders give their pictures in sorted order, by the endings of their names; files that are
@@ -178,8 +185,8 @@ def expand(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
         elif is_url(item):
             yield from _behind(item)
         elif os.path.isdir(item):
-            yield from chain.from_iterable(map(_in_folder, walk(Path(item))))
-        elif os.path.exists(item) or files.stamp(item):
+            yield from chain.from_iterable(map(_in_folder, walk_files(Path(item))))
+        elif os.path.exists(item) or files.read_stamp(item):
             yield from _named(item)
         else:
             found = sorted(glob.glob(item, recursive=True))
@@ -203,7 +210,7 @@ def _named(path: str) -> Iterator[str]:
     if not (path.endswith(TAR) and os.path.isfile(path)):
         yield path
         return
-    for name, *_ in tars.members(path):
+    for name, *_ in list_members(path):
         if is_image_name(Path(name)) and not os.path.basename(name).startswith("."):
             yield f"{path}/{name}"
 
@@ -211,13 +218,17 @@ def _named(path: str) -> Iterator[str]:
 def _behind(url: str) -> Iterator[str]:
     """The object, or the pictures below a URL that ends in `/`, or that its `*` match."""
     if url.endswith("/") or "*" in url:
-        yield from (name for name in files.listing(url) if is_image_name(Path(name)))
+        yield from (name for name in files.list_urls(url) if is_image_name(Path(name)))
     else:
         yield url
 
 
 def _pass_over(
-    asked: Asked, paths: Iterator[str], choice: Choice, failed: Failed, log: RunLog
+    asked: PredictRequest,
+    paths: Iterator[str],
+    choice: LabelSelector,
+    failed: FailedImages,
+    log: RunLog,
 ) -> tuple[int, bool]:
     """Take from `paths` those that a file has complete rows of, and cut off the rest of the file.
 
@@ -232,12 +243,12 @@ def _pass_over(
     if not path.exists():
         return 0, False
     end = done = 0
-    for row in complete_rows(path, asked.format, choice, asked.only_labels):
+    for row in read_complete_rows(path, asked.format, choice, asked.only_labels):
         end = row.end
         if not row.number:
             continue  # the header
         done, name = row.number, next(paths, None)
-        if name is None or row_name(name, asked.format) != row.name:
+        if name is None or format_row_name(name, asked.format) != row.name:
             now = "there is none any more" if name is None else f"now it is {name}"
             raise DataError(
                 f"{path}: row {row.number} is of {row.name}, {now}; go on with the same pictures, "
@@ -246,7 +257,7 @@ def _pass_over(
         if row.failed:
             failed.add(f"{name}: as said before")
     os.truncate(path, end)
-    log.say(f"{path}: {counted(done, 'row')} complete, going on after them")
+    log.say(f"{path}: {pluralize(done, 'row')} complete, going on after them")
     return done, bool(end)
 
 
@@ -257,19 +268,19 @@ def _check(inputs: Iterable[str]) -> None:
         if item != STDIN
         and not is_url(item)
         and not os.path.exists(item)
-        and not files.stamp(item)
+        and not files.read_stamp(item)
         and not glob.glob(item, recursive=True)
     ]
     try:
         for item in inputs:
-            location(item)
+            parse_location(item)
     except ValueError as error:
         raise DataError(str(error)) from error
     if missing:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
 
 
-def _about(decision: Decision) -> str:
+def _about(decision: DecisionRule) -> str:
     """Where labels begin, and whose probabilities these are."""
     low, high = min(decision.thresholds), max(decision.thresholds)
     source = "" if decision.how == "fixed" else f" ({decision.how})"
@@ -281,7 +292,7 @@ def _about(decision: Decision) -> str:
 
 def _predict(
     tagger: Tagger,
-    decision: Decision,
+    decision: DecisionRule,
     batches: Iterable[tuple[list[str], Batch]],
     device: torch.device,
     dtype: torch.dtype,
@@ -292,8 +303,8 @@ def _predict(
             f.index: Prediction(names[f.index], None, f.reason) for f in batch.failures
         }
         if len(batch.indices):
-            logits = forward(tagger, batch, device, dtype)
-            scored = probabilities(decision.calibrated(logits))
+            logits = compute_logits(tagger, batch, device, dtype)
+            scored = sigmoid(decision.calibrated(logits))
             for index, row in zip(batch.indices.tolist(), scored, strict=True):
                 rows[index] = Prediction(names[index], row)
         yield [rows[index] for index in range(len(names))]

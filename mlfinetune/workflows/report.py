@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
-from mlfinetune.publish import publish
-from mlfinetune.runlog import RunLog
+from mlfinetune.report.write import write_report
+from mlfinetune.runs import directory
+from mlfinetune.runtime.log import RunLog
 
 
 def run(folder: Path, log: RunLog) -> Path:
@@ -14,9 +14,9 @@ def run(folder: Path, log: RunLog) -> Path:
     Raises:
         CheckpointError: it holds no results.
     """
-    if not (folder / rundir.SCORES).is_file():
+    if not (folder / directory.SCORES).is_file():
         raise CheckpointError(
-            f"{folder} holds no {rundir.SCORES}; name a run directory that `mlfinetune train` "
+            f"{folder} holds no {directory.SCORES}; name a run directory that `mlfinetune train` "
             f"finished, or a folder that `mlfinetune eval` wrote"
         )
-    return publish(folder, log)
+    return write_report(folder, log)

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune import rundir
-from mlfinetune.data.columns import IMAGE_COLUMNS, LABEL_COLUMNS
-from mlfinetune.data.manifest import read_table
-from mlfinetune.data.rows import drop, refuse
-from mlfinetune.data.sources.csv_table import copy_with_column
-from mlfinetune.data.split import sides
+from mlfinetune.data.checks import Balance, LabelShare
+from mlfinetune.data.read import read_table
+from mlfinetune.data.readers.columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from mlfinetune.data.readers.csv_table import copy_with_column
+from mlfinetune.data.rows import drop_faulty, raise_faults
+from mlfinetune.data.stratify import assign_sides
+from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.names import is_url
-from mlfinetune.records import NEGATIVE, POSITIVE, UNKNOWN
-from mlfinetune.runlog import RunLog
-from mlfinetune.survey import Balance, LabelShare, SourceOptions, Table
+from mlfinetune.location import is_url
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.storage.atomic import writing_text
 
 COLUMN = "split"
 _DELIMITER = "|"
@@ -28,7 +29,7 @@ _STATES = {POSITIVE: "1", NEGATIVE: "0", UNKNOWN: ""}
 
 
 @dataclass(frozen=True)
-class Asked:
+class SplitRequest:
     """What to split, and how."""
 
     data: Path
@@ -41,14 +42,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Done:
+class SplitResult:
     """The table that was written, and how even it is."""
 
     file: Path
     balance: Balance
 
 
-def run(asked: Asked, log: RunLog) -> Done:
+def run(asked: SplitRequest, log: RunLog) -> SplitResult:
     """Write a table with a split column; the data stays as it is.
 
     Raises:
@@ -58,7 +59,7 @@ def run(asked: Asked, log: RunLog) -> Done:
     options = SourceOptions(group_by=asked.group_by, images=asked.images, allow_outside_root=True)
     table = read_table(asked.data, options)
     output = _output(asked, table)
-    refuse(table, [fault for fault in table.faults if not fault.picture])
+    raise_faults(table, [fault for fault in table.faults if not fault.picture])
     if table.splits is not None:
         raise DataError(f"{asked.data} tells train from val already; train on it as it is")
     if asked.group_by is not None and table.groups is None:
@@ -66,22 +67,22 @@ def run(asked: Asked, log: RunLog) -> Done:
     for note in table.notes:
         log.say(note)
     if table.faults:
-        missing = len(drop(table)[1])
+        missing = len(drop_faulty(table)[1])
         count = "1 picture is" if missing == 1 else f"{missing} pictures are"
         log.say(f"warning: {count} not where the table says")
     if len(table) < len(names):
         raise DataError(f"{asked.data}: {len(table)} images are too few for {len(names)} sides")
-    side = sides(table.targets, table.groups, fractions, asked.seed)
+    side = assign_sides(table.targets, table.groups, fractions, asked.seed)
     for at, name in enumerate(names):
         if at not in side:
             raise DataError(f"{asked.data}: groups ({asked.group_by}) are too large for {name}")
     root = _write(output, table, [names[at] for at in side], options)
     if root != output.absolute().parent:
         log.say(f"its paths are relative to {root}: set data.images to it")
-    return Done(output, _balance(table, side, names, asked.seed))
+    return SplitResult(output, _balance(table, side, names, asked.seed))
 
 
-def _output(asked: Asked, table: Table) -> Path:
+def _output(asked: SplitRequest, table: Table) -> Path:
     """Where the table is to go: beside the one that it copies, else beside the data."""
     assert isinstance(table.origin, Path)
     beside = table.origin if table.format == "csv" else asked.data
@@ -94,7 +95,7 @@ def _output(asked: Asked, table: Table) -> Path:
     return output
 
 
-def _wanted(asked: Asked) -> tuple[list[str], list[float]]:
+def _wanted(asked: SplitRequest) -> tuple[list[str], list[float]]:
     """The sides, and the shares of those after train."""
     if not (asked.val > 0 and asked.test >= 0 and asked.val + asked.test < 1):
         raise ConfigError(
@@ -112,14 +113,14 @@ def _write(output: Path, table: Table, side: Sequence[str], options: SourceOptio
     assert isinstance(table.origin, Path)
     root, folder = table.root.absolute(), output.absolute().parent
     if table.format == "csv":
-        with rundir.writing(output) as file:
+        with writing_text(output) as file:
             copy_with_column(table.origin, options, COLUMN, _by_name(table.names, side), file)
         return root
     base = folder if root.is_relative_to(folder) else root
     prefix = os.path.relpath(root, base)
     listed = not any(_DELIMITER in name for name in table.labels.names)
     header = ["labels", "unknown"] if listed else _headers(table)
-    with rundir.writing(output) as file:
+    with writing_text(output) as file:
         writer = csv.writer(file)
         writer.writerow(["image", *header, COLUMN])
         for start, block in table.targets.blocks():

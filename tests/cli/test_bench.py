@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import Run
 
-from mlfinetune import checkpoint, config, tune
-from mlfinetune.examples import splits
+from mlfinetune.config import load_config
+from mlfinetune.data.load import load_splits
+from mlfinetune.runs import checkpoint
+from mlfinetune.training.autotune import choose_batch_size, measure_workers
 
 FROZEN = "model.freeze_backbone=true"
 SMALL = "model.image_size=32"
@@ -123,10 +125,10 @@ def test_auto_works_with_the_rest(pictures: Path, cli: Run, settings: list[str])
 
 def test_trying_sizes_leaves_no_trace(pictures: Path) -> None:
     """Real steps of several sizes are timed, and the global generator is where it was."""
-    settings = config.load(pictures / "pets.yaml", ["train.batch_size=auto", SMALL])
-    train = splits(settings, None).train.take(list(range(19)) * 34)
+    settings = load_config(pictures / "pets.yaml", ["train.batch_size=auto", SMALL])
+    train = load_splits(settings, None).train.take(list(range(19)) * 34)
     before = torch.get_rng_state()
-    chosen, why = tune.batch_size(settings, train, torch.device("cpu"), torch.float32)
+    chosen, why = choose_batch_size(settings, train, torch.device("cpu"), torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
     assert chosen.train.batch_size in (8, 16, 32)
     assert re.search(r"images/s were 8: .*, 16: .*, 32: .*; sizes up to 32", why or "")
@@ -134,18 +136,18 @@ def test_trying_sizes_leaves_no_trace(pictures: Path) -> None:
 
 def test_a_number_is_taken_as_it_is(pictures: Path) -> None:
     """Without `auto` nothing is tried and nothing is said."""
-    settings = config.load(pictures / "pets.yaml")
-    train = splits(settings, None).train
-    tried = tune.batch_size(settings, train, torch.device("cpu"), torch.float32)
+    settings = load_config(pictures / "pets.yaml")
+    train = load_splits(settings, None).train
+    tried = choose_batch_size(settings, train, torch.device("cpu"), torch.float32)
     assert tried == (settings, None)
 
 
 def test_processes_are_chosen_for_the_models_speed(pictures: Path) -> None:
     """What a run on a GPU or many cores measures: decoding against steps, within the cores."""
-    settings = config.load(pictures / "pets.yaml", [SMALL])
-    train = splits(settings, None).train
+    settings = load_config(pictures / "pets.yaml", [SMALL])
+    train = load_splits(settings, None).train
     threads = torch.get_num_threads()
-    number, why = tune.measured_workers(settings, train, torch.device("cpu"), torch.float32)
+    number, why = measure_workers(settings, train, torch.device("cpu"), torch.float32)
     assert number >= 1
     assert re.match(r"of \d+ cores: one decodes \d+ images/s, a step takes \d+", why)
     assert torch.get_num_threads() == threads

@@ -9,9 +9,10 @@ import pytest
 from conftest import Run
 
 from mlfinetune.config import EvalConfig
-from mlfinetune.judge import judge
-from mlfinetune.records import Decision, LabelSpace, ScoreTable
-from mlfinetune.tables import write_results
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.evaluation import evaluate
+from mlfinetune.metrics.types import DecisionRule, ScoreTable
+from mlfinetune.runs.results import write_results
 
 
 def drawn(images: int = 300, labels: tuple[str, ...] = ("cat", "dog", "x|y")) -> ScoreTable:
@@ -33,7 +34,9 @@ def noisier(scores: ScoreTable, noise: float) -> ScoreTable:
 def folder(path: Path, scores: ScoreTable, threshold: float = 0.5) -> str:
     """What eval leaves, written by hand; its name."""
     path.mkdir()
-    verdict = judge(EvalConfig(), scores, Decision.plain(len(scores.labels), threshold), False)
+    verdict = evaluate(
+        EvalConfig(), scores, DecisionRule.plain(len(scores.labels), threshold), False
+    )
     write_results(path, verdict, scores.logits.astype(np.float64), {})
     return path.name
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import resnet18
 
-from mlfinetune import checkpoint
+from mlfinetune.runs import checkpoint
 
 Train = Callable[..., str]
 OFF, ADAMW = "train.cache_features=off", "train.optimizer=adamw"
@@ -402,7 +402,7 @@ def test_what_solving_first_cannot_do_is_said(
     done = cli(*solve, cwd=first)
     assert done.returncode == 2
     assert "train.solve_head_first is for fine-tuning" in done.stderr
-    monkeypatch.setattr("mlfinetune.assemble.MANY_LABELS", 8)
+    monkeypatch.setattr("mlfinetune.training.build.MANY_LABELS", 8)
     done = cli(*solve, *FINETUNE, cwd=first)
     assert done.returncode == 2
     assert "too many for 8 labels" in done.stderr

@@ -14,8 +14,7 @@ from test_mistakes import fails
 from test_split_command import classes, coco, lines, metadata, sidecar, table, voc
 from test_train import tree_digest
 
-from mlfinetune import config
-from mlfinetune.config import Config, load
+from mlfinetune.config import SCHEMA, Config, DataConfig, load_config
 
 
 def parquet(folder: Path) -> str:
@@ -106,7 +105,7 @@ def test_bad_pictures_are_skipped_and_counted(tmp_path: Path, cli: Run) -> None:
         ["  line 11", "'images/0009.png'"],
         ["  line 12", "'images/0010.jpg'"],
     ]
-    assert load(tmp_path / "tags.yaml").data.bad_images == "skip"
+    assert load_config(tmp_path / "tags.yaml").data.bad_images == "skip"
     assert "bad_images: skip           # 2 cannot be read" in (tmp_path / "tags.yaml").read_text()
     done = cli("train", "tags.yaml", *SHARED, "train.epochs=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -117,10 +116,10 @@ def test_the_config_says_the_defaults(tmp_path: Path, cli: Run) -> None:
     """Nothing but the data differs from a config of one key."""
     table(tmp_path / "data.csv", 10)
     init(cli, tmp_path, "data.csv")
-    made = load(tmp_path / "data.yaml")
+    made = load_config(tmp_path / "data.yaml")
     assert made.data.val_fraction == 0.2
     same = {"train": made.data.train, "val_fraction": 0.2}
-    assert made == Config(data=config.DataConfig(**same), output=made.output)
+    assert made == Config(data=DataConfig(**same), output=made.output)
 
 
 def test_every_key_in_a_comment_is_one(tmp_path: Path, cli: Run) -> None:
@@ -130,7 +129,7 @@ def test_every_key_in_a_comment_is_one(tmp_path: Path, cli: Run) -> None:
     text = (tmp_path / "odd: name #1.yaml").read_text()
     body = text[text.index("data:") :]
     (tmp_path / "all.yaml").write_text(re.sub(r"^( *)# (?=\w+:)", r"\1", body, flags=re.MULTILINE))
-    every = load(tmp_path / "all.yaml")
+    every = load_config(tmp_path / "all.yaml")
     assert (every.data.format, every.data.min_positives) == ("csv", 10)
     assert (every.train.early_stopping, every.train.seed) == (3, 0)
     assert every.output == tmp_path / "runs/odd: name #1"
@@ -141,8 +140,8 @@ def test_the_schema_is_named_at_the_head(tmp_path: Path, cli: Run) -> None:
     table(tmp_path / "data.csv", 10)
     init(cli, tmp_path, "data.csv")
     head = (tmp_path / "data.yaml").read_text().splitlines()[0]
-    assert Path(head.removeprefix("# yaml-language-server: $schema=")) == config.SCHEMA
-    assert config.SCHEMA.is_file()
+    assert Path(head.removeprefix("# yaml-language-server: $schema=")) == SCHEMA
+    assert SCHEMA.is_file()
 
 
 @pytest.mark.parametrize(
@@ -168,11 +167,11 @@ def test_odd_names(tmp_path: Path, cli: Run, name: str) -> None:
     table(folder / "data.csv", 4)
     (folder / "data.csv").rename(folder / f"{name}.csv")
     init(cli, folder, f"./{name}.csv")
-    made = load(folder / f"{name}.yaml")
+    made = load_config(folder / f"{name}.yaml")
     assert made.data.train == folder / f"{name}.csv"
     (folder / "sub").mkdir()
     init(cli, folder / "sub", f"../{name}.csv", "-o", "x.yaml")
-    assert load(folder / "sub/x.yaml").data.train == folder / f"{name}.csv"
+    assert load_config(folder / "sub/x.yaml").data.train == folder / f"{name}.csv"
 
 
 def test_this_folder(tmp_path: Path, cli: Run) -> None:
@@ -180,7 +179,7 @@ def test_this_folder(tmp_path: Path, cli: Run) -> None:
     classes(tmp_path)
     folder = (tmp_path / "data").rename(tmp_path / "my.pets")
     assert init(cli, folder, ".")[0].startswith("10 pictures")
-    assert load(folder / "my.pets.yaml").data.train == folder
+    assert load_config(folder / "my.pets.yaml").data.train == folder
     assert init(cli, folder, ".", "-o", "again.yaml")[0].startswith("10 pictures")
 
 

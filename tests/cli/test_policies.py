@@ -12,8 +12,8 @@ from test_check import times
 from test_mistakes import fails
 from test_train import tree_digest
 
-from mlfinetune import checkpoint
-from mlfinetune.config import load
+from mlfinetune.config import load_config
+from mlfinetune.runs import checkpoint
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -155,7 +155,7 @@ def test_labels_are_joined_ignored_and_left_out(folder: Path) -> None:
 
 def test_the_resolved_config_decides_nothing_anew(folder: Path, cli: Run) -> None:
     """Rare labels stand there by name, and the run comes out the same bit by bit."""
-    data = load(folder / "runs/a/config.yaml").data
+    data = load_config(folder / "runs/a/config.yaml").data
     assert (data.ignore_labels, data.min_positives) == (["odd", "rare"], 0)
     assert (data.rename_labels, data.bad_images) == ({"Red": "red"}, "skip")
     done = cli("train", "runs/a/config.yaml", "-o", "twice", cwd=folder)

@@ -16,10 +16,10 @@ from conftest import Promise, Run, prepare
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlfinetune import checkpoint
-from mlfinetune.data.loader import Loader, stream
+from mlfinetune.data.batches.loader import Loader, stream_batches
+from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import Targets
-from mlfinetune.records import Manifest
+from mlfinetune.runs import checkpoint
 
 OUTSIDE = (
     *("/etc/passwd", "//etc/passwd", "{out}/a.jpg", "/proc/self/environ", "/dev/zero", "~/a.jpg"),
@@ -223,6 +223,6 @@ def seen(trained: Path, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     options: dict[str, Any] = {"batch_size": 1, "workers": 0, "pin_memory": False}
     loader = Loader(manifest, loaded.transform, train_seed=None, **options)
     (batch,) = loader.epoch()
-    ((_, streamed),) = stream([str(path)], loaded.transform, **options)
+    ((_, streamed),) = stream_batches([str(path)], loaded.transform, **options)
     assert not batch.failures
     return batch.images, streamed.images

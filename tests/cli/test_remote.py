@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Run, prepare
-from data.servers import Server, serving
+from storage.servers import Server, serving
 
 PICTURES = 70
 """So many that processes look them over."""

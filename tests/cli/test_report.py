@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import Run
 
-from mlfinetune import checkpoint
+from mlfinetune.runs import checkpoint
 
 
 @pytest.fixture

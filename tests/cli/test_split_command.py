@@ -15,9 +15,9 @@ from PIL import Image
 from test_mistakes import fails
 from test_train import tree_digest
 
-from mlfinetune.data.manifest import read_splits
-from mlfinetune.records import Manifest
-from mlfinetune.survey import SourceOptions
+from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.read import read_splits
+from mlfinetune.data.table import SourceOptions
 
 Cells = list[list[str]]
 

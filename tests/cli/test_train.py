@@ -11,7 +11,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from mlfinetune import checkpoint
+from mlfinetune.runs import checkpoint
 
 FILES = {
     "config.yaml",

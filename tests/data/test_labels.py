@@ -10,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlfinetune.config import DataConfig
-from mlfinetune.data.labels import align, label_space, natural, only, rare, settle, without
-from mlfinetune.data.targets import Targets
+from mlfinetune.data.labels import (
+    align,
+    apply_label_options,
+    choose_labels,
+    drop_labels,
+    find_rare,
+    natural_key,
+    select_split,
+)
+from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import DataError
-from mlfinetune.records import LabelSpace
-from mlfinetune.survey import SourceOptions, Table
 
 LISTED, SAID = 0, -1
 
@@ -40,7 +47,7 @@ def table(
 
 def settled(before: Table, **options: Any) -> Table:
     """The table after the options."""
-    return settle(before, SourceOptions(**options))
+    return apply_label_options(before, SourceOptions(**options))
 
 
 def content(after: Table) -> dict[str, list[int]]:
@@ -153,35 +160,35 @@ def test_every_policy_of_the_config_is_known(tmp_path: Path) -> None:
 def test_columns_are_left_out() -> None:
     """Names that the table lacks change nothing, and none may be left."""
     before = table("a b c", [1, 0, -1])
-    assert content(without(before, {"b", "nobody"})) == {"a": [1], "c": [-1]}
-    assert without(before, ["nobody"]) is before
-    bare = without(before, "abc")
+    assert content(drop_labels(before, {"b", "nobody"})) == {"a": [1], "c": [-1]}
+    assert drop_labels(before, ["nobody"]) is before
+    bare = drop_labels(before, "abc")
     assert (bare.targets.shape, bare.labels.names) == ((1, 0), ())
     with pytest.raises(DataError, match=r"tags\.csv: no image has a label"):
-        label_space(bare, None)
+        choose_labels(bare, None)
 
 
 def test_rare_labels_have_fewer_positives_than_asked() -> None:
     """Unknown is not positive; as many are enough."""
     before = table("a b c", [1, -1, 1], [1, -1, 0], [0, 1, 0])
-    assert [rare(before, least) for least in (0, 1, 2, 3)] == [
+    assert [find_rare(before, least) for least in (0, 1, 2, 3)] == [
         [],
         [],
         ["b", "c"],
         ["a", "b", "c"],
     ]
-    assert rare(table("a b", [0, 1]), 1) == ["a"]
+    assert find_rare(table("a b", [0, 1]), 1) == ["a"]
 
 
 def test_a_split_has_the_listed_labels_of_its_rows() -> None:
     """Unknown ones too; label columns stay, whatever rows say."""
     rows, splits = ([1, 0, 0], [0, -1, 0], [0, 0, 1]), ("train", "train", "val")
-    assert content(only(table("a b c", *rows, splits=splits), "train")) == {
+    assert content(select_split(table("a b c", *rows, splits=splits), "train")) == {
         "a": [1, 0],
         "b": [0, -1],
     }
-    assert content(only(table("a b c", *rows, splits=splits), "val")) == {"c": [1]}
-    said = only(table("a b c", *rows, said=SAID, splits=splits), "val")
+    assert content(select_split(table("a b c", *rows, splits=splits), "val")) == {"c": [1]}
+    said = select_split(table("a b c", *rows, said=SAID, splits=splits), "val")
     assert content(said) == {"a": [0], "b": [0], "c": [1]}
 
 
@@ -230,17 +237,23 @@ def test_a_stranger_that_no_row_has_is_listed_too() -> None:
 @given(st.lists(st.text("ab019٣², Zß"), max_size=6))
 def test_natural_order_is_one_order(names: list[str]) -> None:
     """Whatever order labels come in, and no two labels are taken for equal."""
-    wanted = sorted(names, key=natural)
+    wanted = sorted(names, key=natural_key)
     names.reverse()
-    assert sorted(names, key=natural) == wanted
-    assert all(natural(a) != natural(b) for a in names for b in names if a != b)
+    assert sorted(names, key=natural_key) == wanted
+    assert all(natural_key(a) != natural_key(b) for a in names for b in names if a != b)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**30), st.integers(0, 10**30), st.text("abc", max_size=2))
 def test_numbers_are_sorted_by_size(a: int, b: int, word: str) -> None:
     """Behind the same word, and before another."""
-    left, right = natural(f"{word}{a}{word}"), natural(f"{word}{b}{word}")
+    left, right = natural_key(f"{word}{a}{word}"), natural_key(f"{word}{b}{word}")
     assert (left < right) == (a < b)
-    assert natural("007") < natural("8") < natural("0010")
-    assert natural("2") < natural("10") < natural("a") < natural("B") < natural("b2")
+    assert natural_key("007") < natural_key("8") < natural_key("0010")
+    assert (
+        natural_key("2")
+        < natural_key("10")
+        < natural_key("a")
+        < natural_key("B")
+        < natural_key("b2")
+    )

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlfinetune.data.paths import _WORTH_LISTING, check_paths
-from mlfinetune.data.targets import Targets
-from mlfinetune.records import LabelSpace
-from mlfinetune.survey import Table
+from mlfinetune.data.table import Table
+from mlfinetune.data.targets import LabelSpace, Targets
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlfinetune import examples
-from mlfinetune.config import Config, load
-from mlfinetune.data.manifest import Policy, Splits, read_splits, read_table
-from mlfinetune.data.rows import drop, join_repeats, refuse, scanned
-from mlfinetune.data.scan import scan
-from mlfinetune.data.targets import Targets
+from mlfinetune.config import Config, load_config
+from mlfinetune.data.images.scan import scan_images
+from mlfinetune.data.load import load_splits, record_choices
+from mlfinetune.data.manifest import Splits
+from mlfinetune.data.read import SplitOptions, read_splits, read_table
+from mlfinetune.data.rows import add_scan_faults, drop_faulty, join_repeats, raise_faults
+from mlfinetune.data.table import Fault, SourceOptions, Table
+from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.records import LabelSpace
-from mlfinetune.runlog import RunLog
-from mlfinetune.survey import Fault, SourceOptions, Table
+from mlfinetune.runtime.log import RunLog
 
 NO_PICTURE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
 
@@ -42,14 +42,14 @@ def folder(tmp_path: Path) -> Path:
 
 def looked_at(paths: Any) -> dict[int, str]:
     """What a scan finds bad."""
-    return {at: f for at, f in enumerate(scan(paths, 89_000_000)) if isinstance(f, str)}
+    return {at: f for at, f in enumerate(scan_images(paths, 89_000_000)) if isinstance(f, str)}
 
 
 def config(folder: Path, **data: Any) -> Config:
     """A config of this data section."""
     lines = "".join(f"  {key}: {value}\n" for key, value in {"train": "tags.csv", **data}.items())
     (folder / "run.yaml").write_text(f"data:\n{lines}")
-    return load(folder / "run.yaml", [])
+    return load_config(folder / "run.yaml", [])
 
 
 def same(left: Splits, right: Splits) -> bool:
@@ -74,7 +74,7 @@ def test_faults_point_at_their_rows_after_joining(folder: Path) -> None:
         ("line 3", 1, True),
         ("line 7", 3, True),
     ]
-    rest, skipped = drop(table)
+    rest, skipped = drop_faulty(table)
     assert (rest.names, rest.faults) == (("0.jpg", "1.jpg"), ())
     assert [(s.name, s.place, s.reason) for s in skipped] == [
         ("x.jpg", "line 3", "no such file"),
@@ -88,7 +88,7 @@ def test_a_bad_cell_of_a_later_row_spoils_the_image(folder: Path) -> None:
     table = read_table(write(folder, *rows, head="image,a,b"), SourceOptions())
     ((place, row, picture),) = [(f.place, f.row, f.picture) for f in table.faults]
     assert (place, row, picture) == ("line 4", 0, False)
-    assert drop(table)[0].names == ("1.jpg",)
+    assert drop_faulty(table)[0].names == ("1.jpg",)
 
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.booleans()), max_size=15)
@@ -116,7 +116,7 @@ def test_joining_keeps_each_fault_with_its_image(rows: list[tuple[str, bool, boo
     joined = join_repeats(table)
     assert joined.names == tuple(dict.fromkeys(table.names))
     assert all(f"{joined.names[f.row or 0]!r}: bad" == f.text for f in joined.faults)
-    rest, skipped = drop(joined)
+    rest, skipped = drop_faulty(joined)
     spoilt = {name for name, bad, _ in rows if bad}
     assert sorted(one.name for one in skipped) == sorted(spoilt)
     assert set(rest.names) == {name for name, _, _ in rows} - spoilt
@@ -128,7 +128,7 @@ def test_pictures_alone_can_be_skipped(folder: Path) -> None:
     """The message says how where that helps; with a bad row among them it does not."""
     table = read_table(write(folder, "0.jpg,a", "x.jpg,a"), SourceOptions())
     with pytest.raises(DataError) as caught:
-        refuse(table, table.faults)
+        raise_faults(table, table.faults)
     assert str(caught.value).splitlines() == [
         f"{folder / 'tags.csv'}: 1 missing or unreadable picture, pictures under {folder}; "
         "data.bad_images: skip leaves them out",
@@ -138,14 +138,16 @@ def test_pictures_alone_can_be_skipped(folder: Path) -> None:
     with pytest.raises(
         DataError, match=rf"2 bad rows, pictures under {folder}$".replace("$", "\n")
     ):
-        refuse(table, both)
-    refuse(table, ())
+        raise_faults(table, both)
+    raise_faults(table, ())
 
 
 def test_a_scan_adds_its_faults_to_the_table(folder: Path) -> None:
     """In order of the rows, each a picture's."""
     (folder / "1.jpg").write_bytes(b"none")
-    table = scanned(read_table(write(folder, "0.jpg,a", "1.jpg,a"), SourceOptions()), looked_at)
+    table = add_scan_faults(
+        read_table(write(folder, "0.jpg,a", "1.jpg,a"), SourceOptions()), looked_at
+    )
     assert table.faults == (Fault("line 3", f"'1.jpg': {NO_PICTURE}", 1, True),)
 
 
@@ -158,7 +160,7 @@ def test_bad_pictures_are_skipped_once_each(folder: Path) -> None:
     (folder / "4.jpg").write_bytes((folder / "5.jpg").read_bytes()[:300])
     rows = [f"{n}.jpg,{'ab'[n % 2]}" for n in range(20)]
     path = write(folder, *rows, "x.jpg,a", "./x.jpg,b", "./3.jpg,a", "sub/y.jpg,a")
-    found = read_splits(path, None, SourceOptions(), Policy(skip_bad=True, scan=looked_at))
+    found = read_splits(path, None, SourceOptions(), SplitOptions(skip_bad=True, scan=looked_at))
     skipped = {one.name: (one.place, one.reason) for one in found.skipped}
     assert len(found.skipped) == len(skipped) == 4
     assert skipped["x.jpg"] == ("line 22", "no such file")
@@ -179,7 +181,7 @@ def test_without_skip_the_scan_refuses(folder: Path) -> None:
         (folder / f"{number}.jpg").write_bytes(b"none")
     path = write(folder, *(f"{n}.jpg,a" for n in range(20)))
     with pytest.raises(DataError) as caught:
-        read_splits(path, None, SourceOptions(), Policy(scan=looked_at))
+        read_splits(path, None, SourceOptions(), SplitOptions(scan=looked_at))
     first, *lines = str(caught.value).splitlines()
     assert "2 missing or unreadable pictures" in first
     assert lines == [f"  line {n + 2}: '{n}.jpg': {NO_PICTURE}" for n in (3, 7)]
@@ -191,7 +193,7 @@ def test_a_name_out_of_the_root_is_never_skipped(folder: Path) -> None:
     (folder / "root" / "0.jpg").touch()
     path = write(folder / "root", "0.jpg,a", "../1.jpg,a", "x.jpg,b")
     with pytest.raises(DataError, match="1 bad row,") as caught:
-        read_splits(path, None, SourceOptions(), Policy(skip_bad=True))
+        read_splits(path, None, SourceOptions(), SplitOptions(skip_bad=True))
     assert "x.jpg" not in str(caught.value)
 
 
@@ -203,15 +205,15 @@ def test_rare_labels_are_left_out_and_stay_out(folder: Path, head: str) -> None:
     rows = [f"{n}.jpg,{cell}{ends[1 + (n % 4 == 3)]}" for n, cell in enumerate(cells)]
     write(folder, *rows, head=head)
     asked = config(folder, min_positives=4, empty_labels="unknown", rename_labels="{b: c}")
-    found = examples.splits(asked, None)
+    found = load_splits(asked, None)
     assert found.train.labels.names == found.val.labels.names == ("a", "c")
     assert found.rare == ("rare", "odd one")
     assert "2 labels (rare, odd one): fewer than 4 positives, left out" in found.notes
-    settled = examples.settled(asked, found)
+    settled = record_choices(asked, found)
     assert (settled.data.ignore_labels, settled.data.min_positives) == (["rare", "odd one"], 0)
-    again = examples.splits(settled, None)
+    again = load_splits(settled, None)
     assert same(found, again)
-    assert (again.rare, examples.settled(settled, again)) == ((), settled)
+    assert (again.rare, record_choices(settled, again)) == ((), settled)
 
 
 def test_given_labels_are_not_rare(folder: Path) -> None:
@@ -226,10 +228,10 @@ def test_bad_images_is_a_key_of_the_config(
     """With a log the pictures are scanned, without one they are not."""
     (folder / "1.jpg").write_bytes(b"none")
     write(folder, *(f"{n}.jpg,a" for n in range(4)))
-    assert len(examples.splits(config(folder), None).skipped) == 0
+    assert len(load_splits(config(folder), None).skipped) == 0
     with pytest.raises(DataError, match=re.escape(f"'1.jpg': {NO_PICTURE}")):
-        examples.splits(config(folder), RunLog())
-    (skipped,) = examples.splits(config(folder, bad_images="skip"), RunLog()).skipped
+        load_splits(config(folder), RunLog())
+    (skipped,) = load_splits(config(folder, bad_images="skip"), RunLog()).skipped
     assert skipped.name == "1.jpg"
 
 
@@ -238,7 +240,7 @@ def test_groups_are_held_out_whole(folder: Path, seed: int) -> None:
     """No patient stands on both sides, and the note says so."""
     rows = [f"{n}.jpg,{'ab'[n % 2]},patient {n % 7}" for n in range(20)]
     path = write(folder, *rows, head="image,labels,who")
-    found = read_splits(path, None, SourceOptions(group_by="who"), Policy(seed=seed))
+    found = read_splits(path, None, SourceOptions(group_by="who"), SplitOptions(seed=seed))
     group = {f"{n}.jpg": n % 7 for n in range(20)}
     train, val = ({group[name] for name in m.names} for m in (found.train, found.val))
     assert train & val == set()

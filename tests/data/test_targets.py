@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlfinetune.data import targets as module
-from mlfinetune.data.targets import LabelLists, Targets, pack_codes
-from mlfinetune.records import LabelSpace
+from mlfinetune.data.table import LabelLists
+from mlfinetune.data.targets import LabelSpace, Targets, pack_codes
 
 Dense = NDArray[np.int8]
 LABELS = "abcde"
@@ -95,7 +95,7 @@ def test_counts_of_many_rows_are_whole(rows: int, labels: int) -> None:
 def test_blocks_are_the_table_in_pieces(states: Dense, size: int) -> None:
     """However small the pieces, down to a row each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", size)
+        patch.setattr(module, "BLOCK_BYTES", size)
         targets = packed(states)
         blocks = list(targets.blocks())
         rows, columns = targets.positives()
@@ -150,7 +150,7 @@ def test_lists_say_what_an_array_filled_by_hand_says(
         for at, name in enumerate(names):
             states[row, at] = 1 if name in positive else -1 if name in unknown else 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", size)
+        patch.setattr(module, "BLOCK_BYTES", size)
         same(lists.targets()[:], states)
     assert (len(lists), lists.labels) == (len(rows), LabelSpace(tuple(names)))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distributed.conftest import draw, pack
 from distributed.group import meeting, run, start, torchrun
-from mlfinetune import checkpoint, rundir
+from mlfinetune.runs import checkpoint, directory
 
 NET = """\
 import runpy
@@ -29,7 +29,7 @@ LONG = ("train.epochs=400", "train.save_minutes=1000")
 
 def trained(run: Path) -> int:
     """Epochs so far."""
-    history = run / rundir.HISTORY
+    history = run / directory.HISTORY
     return history.read_text().count("\n") if history.exists() else 0
 
 
@@ -40,7 +40,7 @@ def begun(run: Path) -> bool:
 
 def ended(ground: Path, name: str) -> dict[str, Tensor]:
     """The weights of a run that has ended."""
-    return checkpoint.load(ground / "runs" / name / rundir.LAST).weights
+    return checkpoint.load(ground / "runs" / name / directory.LAST).weights
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -116,7 +116,7 @@ def test_another_number_of_processes_goes_on(ground: Path) -> None:
     assert [child.wait() for child in group] == [143, 143]
     said = run(1, *ASKED, cwd=ground).said
     assert "warning: processes 2 before, 1 now" in said
-    rows = (ground / "runs/tiny" / rundir.HISTORY).read_text().splitlines()
+    rows = (ground / "runs/tiny" / directory.HISTORY).read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
 
 
@@ -216,14 +216,14 @@ def test_torchrun_restarts_what_was_killed(
 
     for kill in range(times):
         wait_until(lambda lines=2 + 8 * kill: trained(folder) >= lines)
-        holder = (folder / rundir.LOCK).read_text()
+        holder = (folder / directory.LOCK).read_text()
         os.kill(int(holder), signal.SIGKILL)
-        wait_until(lambda before=holder: (folder / rundir.LOCK).read_text() != before)
+        wait_until(lambda before=holder: (folder / directory.LOCK).read_text() != before)
     out, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, err
     assert err.count("by torchrun, after a process has failed") == times
     assert out.count("mAP over") == 1
     assert not (ground / "runs/restarted-2").exists()
     promise("P5", times, [] if same(ended(ground, "restarted"), undisturbed) else ["torchrun"])
-    rows = (folder / rundir.HISTORY).read_text().splitlines()
+    rows = (folder / directory.HISTORY).read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == list(range(1, EPOCHS + 1))

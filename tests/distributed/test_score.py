@@ -8,7 +8,7 @@ from conftest import Promise
 
 from distributed.conftest import draw
 from distributed.group import run, start
-from mlfinetune import rundir
+from mlfinetune.runs import directory
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, server: None) -> Path:
 
 @pytest.mark.faults
 def test_evaluation_is_that_of_one_process_bit_for_bit(trained: Path, promise: Promise) -> None:
-    names = (rundir.METRICS, rundir.PER_LABEL, rundir.PREDICTIONS, rundir.SCORES)
+    names = (directory.METRICS, directory.PER_LABEL, directory.PREDICTIONS, directory.SCORES)
     found = []
     for size in (1, 2, 3):
         folder = f"scored-{size}"

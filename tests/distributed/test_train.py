@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from distributed.group import run, start
-from mlfinetune import checkpoint, rundir
+from mlfinetune.runs import checkpoint, directory
 
 WAYS = {
     "fine-tuning": (),
@@ -24,12 +24,12 @@ WAYS = {
 
 def history(run: Path) -> list[dict[str, float]]:
     """metrics.jsonl but for times."""
-    rows = [json.loads(line) for line in (run / rundir.HISTORY).read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / directory.HISTORY).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    return checkpoint.load(run / rundir.LAST).weights
+    return checkpoint.load(run / directory.LAST).weights
 
 
 def furthest(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[float, str]:
@@ -65,7 +65,7 @@ def test_features_of_a_frozen_backbone_are_computed_by_all(ground: Path) -> None
     for size in (2, 3):
         several = ground / "runs" / str(size)
         assert furthest(weights(one), weights(several))[0] == 0
-        for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.PER_LABEL):
+        for name in (directory.METRICS, directory.PREDICTIONS, directory.PER_LABEL):
             assert (one / name).read_bytes() == (several / name).read_bytes()
 
 

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from faults import children
-from mlfinetune import checkpoint, rundir
+from mlfinetune.runs import checkpoint, directory
 
 CONFIG = """\
 data: {train: tags.csv}
@@ -64,7 +64,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory, server: None) -> Ground:
 
 def last_weights(run: Path) -> Weights:
     """Those of the last epoch."""
-    return checkpoint.load(run / rundir.LAST).weights
+    return checkpoint.load(run / directory.LAST).weights
 
 
 def same(one: Weights, two: Weights) -> bool:

@@ -14,10 +14,13 @@ import torch
 from conftest import FULL, prepare
 from torch import Tensor
 
-from mlfinetune import checkpoint, fit, rundir, score
-from mlfinetune.config import load
-from mlfinetune.runlog import RunLog
-from mlfinetune.workflows.train import Going, Trained, run
+from mlfinetune.config import load_config
+from mlfinetune.models import scoring
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.state import read_state
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.training import step as step_module
+from mlfinetune.workflows.train import ResumeOptions, TrainResult, run
 
 EPOCHS = 3 if FULL else 2
 STEPS = 3 * EPOCHS
@@ -28,7 +31,7 @@ STEPS = 3 * EPOCHS
 def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list[list[int]]]:
     """SIGTERM strikes during this step, or this batch of validation; yields the steps' indices."""
     taken, seen = list[list[int]](), 0
-    real_step, real_forward = fit.train_step, score.forward
+    real_step, real_forward = step_module.train_step, scoring.compute_logits
 
     def train_step(model: Any, batch: Any, *rest: Any) -> Tensor:
         numbers = real_step(model, batch, *rest)
@@ -45,8 +48,8 @@ def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list
         return real_forward(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "train_step", train_step)
-        patch.setattr(score, "forward", forward)
+        patch.setattr(step_module, "train_step", train_step)
+        patch.setattr(scoring, "compute_logits", forward)
         yield taken
 
 
@@ -60,16 +63,18 @@ class Runs:
         self,
         name: str,
         *overrides: str,
-        resume: Going | None = None,
+        resume: ResumeOptions | None = None,
         log: io.StringIO | None = None,
-    ) -> Trained:
+    ) -> TrainResult:
         """Train, or go on, to the end or to a stop."""
         output = self.folder / name
         asked = (f"train.epochs={EPOCHS}", "model.image_size=32", f"output={output}", *overrides)
-        config = load(self.folder / "pets.yaml", asked)
+        config = load_config(self.folder / "pets.yaml", asked)
         return run(config, self.device, RunLog(log or io.StringIO()), resume)
 
-    def stop(self, name: str, *overrides: str, resume: Going | None = None, **at: int) -> list[Any]:
+    def stop(
+        self, name: str, *overrides: str, resume: ResumeOptions | None = None, **at: int
+    ) -> list[Any]:
         """The same, to a stop; what the steps saw."""
         with stopped(**at) as taken, pytest.raises(SystemExit) as caught:
             self.go(name, *overrides, resume=resume)
@@ -82,15 +87,17 @@ class Runs:
 def left(run: Path) -> dict[str, Any]:
     """All that a run leaves but for times."""
     found: dict[str, Any] = {}
-    for name in (rundir.BEST, rundir.LAST):
+    for name in (directory.BEST, directory.LAST):
         content = checkpoint.load(run / name)
         found[name] = (content.weights, content.decision, content.epoch)
-    found[rundir.STATE] = state = checkpoint.load_state(run / rundir.STATE)
+    found[directory.STATE] = state = read_state(run / directory.STATE)
     state["best"].pop("speed")
-    assert state["history"] == (run / rundir.HISTORY).read_text()
+    assert state["history"] == (run / directory.HISTORY).read_text()
     rows = [json.loads(line) for line in state.pop("history").splitlines()]
-    found[rundir.HISTORY] = [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
-    for name in (rundir.METRICS, rundir.PREDICTIONS, rundir.PER_LABEL, rundir.LABELS):
+    found[directory.HISTORY] = [
+        {k: v for k, v in row.items() if k != "images_per_s"} for row in rows
+    ]
+    for name in (directory.METRICS, directory.PREDICTIONS, directory.PER_LABEL, directory.LABELS):
         found[name] = (run / name).read_text()
     return found
 

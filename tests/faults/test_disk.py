@@ -13,9 +13,9 @@ from conftest import FULL, Promise, lacking
 
 from faults import children
 from faults.conftest import Ground, last_weights, same
-from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
-from mlfinetune.runlog import RunLog
+from mlfinetune.runs import directory
+from mlfinetune.runtime.log import RunLog
 
 pytestmark = pytest.mark.faults
 
@@ -24,14 +24,15 @@ ADVICE = "make room there and start it again, `mlfinetune train` with --resume"
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from test_checkpoint import content
-from mlfinetune import checkpoint
+from runs.test_checkpoint import content
+from mlfinetune.runs import checkpoint
+from mlfinetune.runs.state import write_state
 from mlfinetune.errors import CheckpointError
 path = Path(sys.argv[1])
 def save(number):
     if path.suffix == ".pt":
         state = {"number": number, "net": content().weights}
-        checkpoint.save_state(path, path.with_name("resume-previous.pt"), state)
+        write_state(path, path.with_name("resume-previous.pt"), state)
     else:
         checkpoint.save(path, content(epoch=number))
 def found():
@@ -118,7 +119,7 @@ def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(
         (found,) = (path.parent for path in ground.run("small").glob(f"runs/{size}*/report.html"))
         if not same(last_weights(found), ground.weights):
             failures.append((size, 0, "other weights"))
-        if len((found / rundir.HISTORY).read_text().splitlines()) != 2:
+        if len((found / directory.HISTORY).read_text().splitlines()) != 2:
             failures.append((size, 0, "metrics.jsonl is not whole"))
         failures += [(size, 0, f"left: {path}") for path in found.glob(".*.tmp")]
         for path in found.parent.glob("*/*"):
@@ -126,18 +127,18 @@ def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(
     promise("P3", len(sizes), failures)
 
 
-@pytest.mark.parametrize("name", [rundir.LOG, rundir.HISTORY])
+@pytest.mark.parametrize("name", [directory.LOG, directory.HISTORY])
 def test_no_room_for_a_line_is_an_error_in_words(
     tmp_path: Path, promise: Promise, name: str
 ) -> None:
     """train.log and metrics.jsonl grow a line at a time; /dev/full is a disk without room."""
     log = RunLog(io.StringIO())
-    log.keep_in(tmp_path)
+    log.attach_run(tmp_path / directory.LOG, tmp_path / directory.HISTORY)
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).symlink_to("/dev/full")
     failures = []
     try:
-        log.say("hello") if name == rundir.LOG else log.history({"epoch": 1})
+        log.say("hello") if name == directory.LOG else log.log_epoch({"epoch": 1})
         failures.append("nothing was raised")
     except CheckpointError as error:
         if str(error) != f"cannot write {tmp_path / name}: No space left on device; {ADVICE}":
@@ -150,9 +151,9 @@ def test_a_half_written_line_is_left_out(ground: Ground, promise: Promise) -> No
     failures, trials = [], ((1, 9), (0, 30)) if FULL else ((1, 9),)
     for whole, part in trials:
         name = f"half-{whole}"
-        child = ground.start(name, death=children.Death("rename", rundir.LAST, whole + 1))
+        child = ground.start(name, death=children.Death("rename", directory.LAST, whole + 1))
         assert child.wait() < 0
-        history = ground.run(name) / rundir.HISTORY
+        history = ground.run(name) / directory.HISTORY
         lines = history.read_text().splitlines(keepends=True)
         history.write_text("".join(lines[:whole]) + lines[whole][:part])
         again = ground.start(name, "--resume")

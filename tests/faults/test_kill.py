@@ -16,8 +16,9 @@ from conftest import FULL, Promise
 
 from faults.children import Child, Death
 from faults.conftest import Ground, last_weights, same
-from mlfinetune import checkpoint, rundir
 from mlfinetune.errors import CheckpointError
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.state import read_state
 
 pytestmark = pytest.mark.faults
 
@@ -30,7 +31,7 @@ ROTATION, SAVE, TIMED = (3, 6, 11) if FULL else (1, 3, 2)
 def writes(ground: Ground) -> list[tuple[str, int]]:
     """Every file that the undisturbed run writes, each time that it does."""
     names = [Path(call[1]).name for call in ground.calls if call[0] == "rename"]
-    names = [name for name in names if name != rundir.PREVIOUS_STATE]
+    names = [name for name in names if name != directory.PREVIOUS_STATE]
     return [(name, names[: at + 1].count(name)) for at, name in enumerate(names)]
 
 
@@ -47,7 +48,7 @@ def damage(run: Path) -> list[str]:
     wrong = []
     for path in (*run.glob("*.safetensors"), *run.glob("resume*.pt")):
         try:
-            checkpoint.load_state(path) if path.suffix == ".pt" else checkpoint.load(path)
+            read_state(path) if path.suffix == ".pt" else checkpoint.load(path)
         except CheckpointError as error:
             wrong.append(str(error))
     return wrong
@@ -55,9 +56,9 @@ def damage(run: Path) -> list[str]:
 
 def saved_steps(run: Path) -> int:
     """Those that the state has seen from which a run goes on; 0: there is none."""
-    for name in (rundir.STATE, rundir.PREVIOUS_STATE):
+    for name in (directory.STATE, directory.PREVIOUS_STATE):
         if (run / name).exists():
-            return int(checkpoint.load_state(run / name)["position"]["step"])
+            return int(read_state(run / name)["position"]["step"])
     return 0
 
 
@@ -74,12 +75,12 @@ def after_kill(ground: Ground, name: str, child: Child) -> list[str]:
     run = ground.folder / found
     if not same(last_weights(run), ground.weights):
         wrong.append("the weights are not those of the undisturbed run")
-    lines = (run / rundir.HISTORY).read_text().splitlines()
+    lines = (run / directory.HISTORY).read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
     if epochs != [1, 2]:
         wrong.append(f"metrics.jsonl has epochs {epochs}")
     wrong += [f"left: {path}" for path in (ground.folder / "runs").glob(f"{name}*/.*.tmp")]
-    with rundir.locked(run):
+    with directory.locked_run(run):
         shutil.rmtree(ground.run(name))
     return wrong
 
@@ -88,7 +89,7 @@ def after_kill(ground: Ground, name: str, child: Child) -> list[str]:
 def test_a_killed_run_can_be_read_and_goes_on(ground: Ground, promise: Promise, part: int) -> None:
     """Nothing on the disk is broken, one step is lost at most, and the end is the same."""
     draw, failures = random.Random(part), []
-    states = [(name, nth) for name, nth in writes(ground) if name == rundir.STATE]
+    states = [(name, nth) for name, nth in writes(ground) if name == directory.STATE]
     deaths: list[Death | None] = [
         Death("rename", *one) for one in draw.sample(states[1:], ROTATION)
     ]
@@ -113,7 +114,7 @@ def test_the_clock_saves_an_epoch_under_way(
 ) -> None:
     """Killed at its third step, a run goes on after the second; saved rarely, from the start."""
     name = f"clock-{steps}"
-    call = Death("open", rundir.STATE, 3) if steps else Death("open", rundir.HISTORY, 0)
+    call = Death("open", directory.STATE, 3) if steps else Death("open", directory.HISTORY, 0)
     child = ground.start(name, f"train.save_minutes={minutes}", death=call)
     assert child.wait() == -signal.SIGKILL
     assert child.traced.count(["step"]) == 3

@@ -10,16 +10,16 @@ from conftest import FULL, Promise
 
 from faults.children import Death
 from faults.conftest import Ground, last_weights, same
-from mlfinetune import rundir
 from mlfinetune.errors import CheckpointError
+from mlfinetune.runs import directory
 
 pytestmark = pytest.mark.faults
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mlfinetune.rundir import locked
-with locked(Path(sys.argv[1])):
+from mlfinetune.runs.directory import locked_run
+with locked_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -30,7 +30,7 @@ def test_the_second_of_two_starts_is_refused(ground: Ground, promise: Promise) -
     failures, trials = [], 10 if FULL else 2
     for trial in range(trials):
         name = f"twice-{trial}"
-        assert ground.start(name, death=Death("open", rundir.STATE, 3)).wait() == -signal.SIGKILL
+        assert ground.start(name, death=Death("open", directory.STATE, 3)).wait() == -signal.SIGKILL
         first = ground.start(name, "--resume")
         assert first.wait_until(lambda here=first: ["step"] in here.traced)
         first.send(signal.SIGSTOP)  # or it would have ended before a slow second one begins
@@ -55,14 +55,14 @@ def test_the_lock_goes_with_a_killed_process(tmp_path: Path, promise: Promise) -
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
             try:
-                with rundir.locked(tmp_path):
+                with directory.locked_run(tmp_path):
                     failures.append(f"{trial}: two have it")
             except CheckpointError as error:
                 if f"is being written by process {holder.pid}; " not in str(error):
                     failures.append(str(error))
             holder.kill()
         try:
-            with rundir.locked(tmp_path):
+            with directory.locked_run(tmp_path):
                 pass
         except CheckpointError as error:
             failures.append(str(error))

@@ -13,11 +13,14 @@ import torch
 from conftest import FULL, Promise
 
 from faults.fault_runs import EPOCHS, STEPS, Runs
-from mlfinetune import checkpoint, epochs, fit, rundir
+from mlfinetune.data.batches.batch import Batch
 from mlfinetune.errors import MlfinetuneError, TrainingError
 from mlfinetune.loss import Loss, build_loss
-from mlfinetune.model import Tagger
-from mlfinetune.records import Batch
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.state import read_state
+from mlfinetune.training import loop
+from mlfinetune.training import step as step_module
 
 WHERE = ("input", "loss", "gradient", "weight", "statistics", "metric")
 AT = STEPS - 1
@@ -35,9 +38,9 @@ class Injection:
 
     def __init__(self, patch: pytest.MonkeyPatch, where: str, value: float) -> None:
         self.where, self.value, self.taken = where, value, 0
-        self.real_step, self.real_measure = fit.train_step, epochs.measure
-        patch.setattr(fit, "train_step", self.step)
-        patch.setattr(epochs, "measure", self.measure)
+        self.real_step, self.real_measure = step_module.train_step, loop.measure
+        patch.setattr(step_module, "train_step", self.step)
+        patch.setattr(loop, "measure", self.measure)
 
     def spoilt(self, tensor: torch.Tensor) -> torch.Tensor:
         """With one odd value."""
@@ -112,10 +115,10 @@ def attempt(runs: Runs, name: str, where: str, policy: str) -> str:
     }.get(where, [f"step {AT - 1} of epoch {EPOCHS}", "images/0"])
     if lacking := [words for words in wanted if words not in said]:
         return f"does not say {lacking}: {said}"
-    for file in (rundir.BEST, rundir.LAST):
+    for file in (directory.BEST, directory.LAST):
         if checkpoint.load(run / file).epoch > EPOCHS - (not goes_on):  # refuses odd weights
             return f"{file} is of the epoch that went wrong"
-    state = checkpoint.load_state(run / rundir.STATE)
+    state = read_state(run / directory.STATE)
     odd = [k for k, v in tensors(state) if v.is_floating_point() and not v.isfinite().all()]
     return f"the state holds it: {odd}" if odd else ""
 
@@ -137,10 +140,12 @@ def test_nothing_but_skipped_steps_ends_the_run(
     def loss(*arguments: Any, **rest: Any) -> torch.Tensor:
         return real(*arguments, **rest) * float("nan")
 
-    real_step, real = fit.train_step, build_loss()
-    monkeypatch.setattr(fit, "train_step", lambda m, b, _, *rest: real_step(m, b, loss, *rest))
+    real_step, real = step_module.train_step, build_loss()
+    monkeypatch.setattr(
+        step_module, "train_step", lambda m, b, _, *rest: real_step(m, b, loss, *rest)
+    )
     log = io.StringIO()
     with pytest.raises(TrainingError, match=r"3 steps in a row not finite at step 2 of epoch 1"):
         runs.go("all-skipped", "train.not_finite=skip", log=log)
     assert log.getvalue().count("warning: skipped, not finite at step") == 2
-    assert not (runs.folder / "all-skipped" / rundir.BEST).exists()
+    assert not (runs.folder / "all-skipped" / directory.BEST).exists()

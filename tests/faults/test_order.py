@@ -10,11 +10,11 @@ import pytest
 from conftest import Promise, lacking
 
 from faults.conftest import Ground
-from mlfinetune import rundir
+from mlfinetune.runs import directory
 
 pytestmark = pytest.mark.faults
 
-APPENDED = {rundir.LOG, rundir.HISTORY, rundir.LOCK}
+APPENDED = {directory.LOG, directory.HISTORY, directory.LOCK}
 """Files that grow: what they end with does not matter to a run that goes on."""
 
 
@@ -25,10 +25,10 @@ def test_each_save_syncs_renames_and_syncs_the_folder(ground: Ground, promise: P
     failures, renamed = [], set()
     for at, (call, path, *more) in enumerate(calls):
         name = Path(path).name
-        if call != "rename" or name == rundir.PREVIOUS_STATE:
+        if call != "rename" or name == directory.PREVIOUS_STATE:
             continue
         renamed.add(name)
-        before = [one for one in calls[:at] if Path(one[1]).name != rundir.PREVIOUS_STATE]
+        before = [one for one in calls[:at] if Path(one[1]).name != directory.PREVIOUS_STATE]
         if [one[:2] for one in before[-2:]] != [["open", more[0]], ["fsync", more[0]]]:
             failures.append(f"{name}: {before[-2:]} before the rename")
         if calls[at + 1 : at + 2] != [["fsync-folder", path]]:
@@ -58,10 +58,11 @@ def synced(ground: Ground) -> list[list[str]]:
 SAVES = """
 import sys, torch
 from pathlib import Path
-from mlfinetune import checkpoint, rundir
+from mlfinetune.runs import directory
+from mlfinetune.runs.state import write_state
 run = Path(sys.argv[1])
 for number in range(3):
-    checkpoint.save_state(run / rundir.STATE, run / rundir.PREVIOUS_STATE, {"a": torch.ones(9)})
+    write_state(run / directory.STATE, run / directory.PREVIOUS_STATE, {"a": torch.ones(9)})
 rundir.write_atomic(run / rundir.METRICS, b"{}")
 with rundir.writing(run / rundir.PREDICTIONS) as file:
     file.write("image,labels\\n")
@@ -84,7 +85,7 @@ def test_the_system_sees_the_same_order(tmp_path: Path, promise: Promise) -> Non
         if aside := re.search(r" (p?write)\w*\(\d+<(/[^>]*\.tmp)>| (fsync)\(\d+<(/[^>]*)>", line):
             found.append((aside[1] or aside[3], aside[2] or aside[4]))
         moved = re.search(r' rename\w*\(.*?"(/[^"]*)".*?"(/[^"]*)"', line)
-        if moved and not moved[2].endswith(rundir.PREVIOUS_STATE):
+        if moved and not moved[2].endswith(directory.PREVIOUS_STATE):
             found.append(("rename", moved[1]))
     saves = [at for at, (call, _) in enumerate(found) if call == "rename"]
     failures = []

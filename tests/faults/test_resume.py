@@ -15,9 +15,10 @@ import pytest
 from conftest import FULL, Promise
 
 from faults.fault_runs import EPOCHS, STEPS, Runs, differences, left, stopped
-from mlfinetune import checkpoint, rundir
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.workflows.train import Going
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.state import read_state, write_state
+from mlfinetune.workflows.train import ResumeOptions
 
 FROZEN = ("model.freeze_backbone=true", "train.optimizer=adamw")
 RANDOM = ("augment.crop_scale=[0.3, 1.0]", "augment.color_jitter=0.4", "augment.rand_augment=1")
@@ -70,7 +71,9 @@ def test_a_resumed_run_is_the_undisturbed_run(runs: Runs, case: str, promise: Pr
         (at,) = stop.items()
         where = f"{name}-{at[0]}-{at[1]}"
         runs.stop(where, *settings, **stop)
-        found = list(differences(wanted, left(runs.go(where, *settings, resume=Going()).run)))
+        found = list(
+            differences(wanted, left(runs.go(where, *settings, resume=ResumeOptions()).run))
+        )
         failures += [(stop, found)] if found else []
         assert not list((runs.folder / where).glob(".*.tmp"))
         shutil.rmtree(runs.folder / where)
@@ -85,7 +88,7 @@ def test_a_resumed_run_on_a_gpu_is_the_undisturbed_run(tmp_path: Path) -> None:
     settings = ("train.deterministic=true", "train.precision=bfloat16", "train.ema=0.7", *RANDOM)
     wanted = left(runs.go("whole", *settings).run)
     runs.stop("stopped", *settings, step=4)
-    found = left(runs.go("stopped", *settings, resume=Going()).run)
+    found = left(runs.go("stopped", *settings, resume=ResumeOptions()).run)
     assert not [*differences(wanted, found)]
 
 
@@ -100,10 +103,10 @@ def test_five_stops_repeat_and_skip_no_picture(runs: Runs, promise: Promise) -> 
         ends = random.Random(seed).sample(range(1, STEPS), 5)
         taken, name = list[Any](), f"five-{seed}"
         for end in sorted(ends):
-            resume = Going() if taken else None
+            resume = ResumeOptions() if taken else None
             taken += runs.stop(name, *settings, resume=resume, step=end - len(taken))
         with stopped() as rest:
-            done = runs.go(name, *settings, resume=Going())
+            done = runs.go(name, *settings, resume=ResumeOptions())
         if taken + rest != wanted or [*differences(whole, left(done.run))]:
             failures.append((seed, ends))
     promise("P6", 5 * len(seeds), failures)
@@ -142,7 +145,7 @@ def test_changed_settings_are_refused_with_the_difference(
     name = "changed-" + override.partition("=")[0]
     before = content(halfway(name))
     with pytest.raises(ConfigError) as caught:
-        runs.go(name, override, resume=Going())
+        runs.go(name, override, resume=ResumeOptions())
     assert f"  {said}\n" in str(caught.value)
     assert "--allow-changed" in str(caught.value)
     assert content(runs.folder / name) == before
@@ -150,17 +153,17 @@ def test_changed_settings_are_refused_with_the_difference(
 
 def content(run: Path) -> dict[str, bytes]:
     """Of all files but the lock."""
-    return {path.name: path.read_bytes() for path in run.iterdir() if path.name != rundir.LOCK}
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.name != directory.LOCK}
 
 
 def test_changed_settings_can_be_meant(runs: Runs, halfway: Callable[[str], Path]) -> None:
     """More epochs, and a running mean from here on."""
     halfway("meant")
     changes = ("train.epochs=4", "train.ema=0.5", "train.lr=1e-4")
-    done = runs.go("meant", *changes, resume=Going(allow_changed=True))
-    rows = [json.loads(line) for line in (done.run / rundir.HISTORY).read_text().splitlines()]
+    done = runs.go("meant", *changes, resume=ResumeOptions(allow_changed=True))
+    rows = [json.loads(line) for line in (done.run / directory.HISTORY).read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    assert checkpoint.load_state(done.run / rundir.STATE)["average"] is not None
+    assert read_state(done.run / directory.STATE)["average"] is not None
 
 
 @pytest.mark.parametrize("override", ["train.workers=1", "eval.thresholds=fixed"])
@@ -171,8 +174,8 @@ def test_what_training_does_not_depend_on_may_change(
     name = "free-" + override.partition("=")[0]
     halfway(name)
     whole = left(runs.go(f"{name}-whole").run)
-    found = left(runs.go(name, override, resume=Going()).run)
-    assert not [*differences(whole[rundir.LAST], found[rundir.LAST])]
+    found = left(runs.go(name, override, resume=ResumeOptions()).run)
+    assert not [*differences(whole[directory.LAST], found[directory.LAST])]
 
 
 def test_the_same_command_goes_on(runs: Runs, halfway: Callable[[str], Path]) -> None:
@@ -193,12 +196,12 @@ def test_the_same_command_goes_on(runs: Runs, halfway: Callable[[str], Path]) ->
 
 def test_other_arithmetic_is_said(runs: Runs, halfway: Callable[[str], Path]) -> None:
     """A machine without fast bfloat16 goes on, but not bit for bit."""
-    state = halfway("arithmetic") / rundir.STATE
-    content = checkpoint.load_state(state)
+    state = halfway("arithmetic") / directory.STATE
+    content = read_state(state)
     content["arithmetic"]["precision"] = "bfloat16"
-    checkpoint.save_state(state, state.with_name("before"), content)
+    write_state(state, state.with_name("before"), content)
     log = io.StringIO()
-    runs.go("arithmetic", resume=Going(), log=log)
+    runs.go("arithmetic", resume=ResumeOptions(), log=log)
     assert "warning: precision bfloat16 before, float32 now: the rest will not" in log.getvalue()
 
 
@@ -215,7 +218,7 @@ def test_changed_data_is_refused(
     table.write_text("\n".join(lines) + "\n")
     try:
         with pytest.raises(ConfigError, match=r"data: other names, labels or targets than before"):
-            runs.go("other-data", resume=Going())
+            runs.go("other-data", resume=ResumeOptions())
     finally:
         table.write_text(before)
 
@@ -224,7 +227,7 @@ def test_a_state_of_another_model_is_refused(runs: Runs, halfway: Callable[[str]
     """Whatever is allowed."""
     halfway("other-model")
     with pytest.raises(CheckpointError, match="the state does not fit this model"):
-        runs.go("other-model", "model.backbone=resnet34", resume=Going(allow_changed=True))
+        runs.go("other-model", "model.backbone=resnet34", resume=ResumeOptions(allow_changed=True))
 
 
 def test_a_solved_head_is_solved_for_again(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +235,9 @@ def test_a_solved_head_is_solved_for_again(runs: Runs, monkeypatch: pytest.Monke
     settings = ("model.freeze_backbone=true",)
     wanted = runs.go("solved-whole", *settings).run
     runs.stop("solved", *settings, scored=3)
-    done = runs.go("solved", *settings, resume=Going()).run
+    done = runs.go("solved", *settings, resume=ResumeOptions()).run
     assert done.name == "solved"
-    loaded = [checkpoint.load(run / rundir.BEST) for run in (wanted, done)]
+    loaded = [checkpoint.load(run / directory.BEST) for run in (wanted, done)]
     assert not [*differences(loaded[0].weights, loaded[1].weights)]
 
 
@@ -253,7 +256,7 @@ def test_early_stopping_counts_on(runs: Runs) -> None:
     idle = ("train.lr=1e-12", "train.head_lr=1e-12", "train.epochs=9", "train.early_stopping=2")
     settings = ("model.freeze_backbone=true", "train.optimizer=adamw", *idle)
     whole = left(runs.go("early-whole", *settings).run)
-    assert len(whole[rundir.HISTORY]) == 3
+    assert len(whole[directory.HISTORY]) == 3
     for step in (5, 9):  # under way, and at the very step after which it stops
         runs.stop(f"early-{step}", *settings, step=step)
         assert not [*differences(whole, left(runs.go(f"early-{step}", *settings).run))]
@@ -263,6 +266,6 @@ def test_a_finished_run_is_finished_again(runs: Runs) -> None:
     """No step is taken; results are written anew, the same."""
     first = left(runs.go("finished").run)
     with stopped() as taken:
-        again = left(runs.go("finished", resume=Going()).run)
+        again = left(runs.go("finished", resume=ResumeOptions()).run)
     assert taken == []
     assert not [*differences(first, again)]

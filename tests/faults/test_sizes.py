@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import FULL, Promise, prepare
 
-from mlfinetune.config import load
+from mlfinetune.config import load_config
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.runlog import RunLog
+from mlfinetune.runtime.log import RunLog
 from mlfinetune.workflows.train import run
 
 WAYS = (
@@ -53,7 +53,7 @@ def test_every_size_trains_or_is_refused_before(
     failures, tried = [], [Size(n, batch) for n in (range(1, 41) if FULL else (1, 2, 17))]
     for number, size in enumerate(tried):
         labels = size.write(tmp_path)
-        config = load(
+        config = load_config(
             tmp_path / "pets.yaml",
             [
                 f"data.train={tmp_path / 'train.csv'}",

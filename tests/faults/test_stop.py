@@ -16,7 +16,7 @@ from conftest import FULL, Promise
 from faults import children
 from faults.children import Child
 from faults.conftest import CONFIG, Ground, last_weights, same
-from mlfinetune import rundir
+from mlfinetune.runs import directory
 
 pytestmark = pytest.mark.faults
 
@@ -144,7 +144,7 @@ def faults_of(ground: Ground, phase: Phase, way: Way, pause: float, proxy: str) 
 def resumed(ground: Ground, phase: Phase, name: str, command: list[str], child: Child) -> list[str]:
     """What is wrong with what a stopped training says, and with the one that goes on."""
     run, wrong = ground.run(name), []
-    saved = any((run / state).is_file() for state in (rundir.STATE, rundir.PREVIOUS_STATE))
+    saved = any((run / state).is_file() for state in (directory.STATE, directory.PREVIOUS_STATE))
     line = f"go on with\n  mlfinetune train runs/{name}/config.yaml --resume"
     if (
         "stopped by " not in child.said

@@ -12,7 +12,7 @@ from conftest import FULL, Promise
 from faults import children
 from faults.children import Child
 from faults.conftest import Ground
-from mlfinetune import rundir
+from mlfinetune.runs import directory
 
 pytestmark = pytest.mark.faults
 
@@ -28,7 +28,7 @@ def stuck(ground: Ground, name: str, *more: str) -> Child:
     """
     child = ground.start(name, *more)
     assert child.wait_until(lambda: ["step"] in child.traced)
-    log = ground.run(name) / rundir.LOG
+    log = ground.run(name) / directory.LOG
     log.unlink()
     os.mkfifo(log)
     assert child.wait_until(lambda: "epoch 1/2  loss" in child.said)

@@ -15,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics.measure import measure
-from mlfinetune.records import LabelSpace, MetricTable, ScoreTable
+from mlfinetune.metrics.types import MetricTable, ScoreTable
 
 THRESHOLDS = (0.5, 0.05, 0.3, 0.7, 0.9)
 thorough = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -12,9 +12,9 @@ from score_cases import Case, cases, near, thorough
 from sklearn.metrics import average_precision_score
 
 from mlfinetune.metrics import average_precision as curve
-from mlfinetune.metrics import pool
+from mlfinetune.metrics import micro_ap
 from mlfinetune.metrics.average_precision import PROTOCOLS, average_precision, steps
-from mlfinetune.metrics.pool import pooled_average_precision
+from mlfinetune.metrics.micro_ap import pooled_average_precision
 
 interpolated, eleven = "voc_interpolated", "voc_11point"
 
@@ -104,8 +104,8 @@ def test_ranges_make_up_the_pool(case: Case, protocol: str, size: int) -> None:
     positives, negatives = int((truth == 1).sum()), int((truth == 0).sum())
     if positives and negatives:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pool, "RANGE", size)
-            patch.setattr(pool, "_BLOCK", size)
+            patch.setattr(micro_ap, "RANGE", size)
+            patch.setattr(micro_ap, "_BLOCK", size)
             found = pooled_average_precision(
                 case.logits, case.targets, positives, negatives, protocol
             )
@@ -129,7 +129,7 @@ def test_the_pool_is_scikit_learns(spread: float) -> None:
     wanted = average_precision_score(targets[known], logits[known])
     assert found() == near(wanted, 1e-12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "RANGE", 10_000)
+        patch.setattr(micro_ap, "RANGE", 10_000)
         assert found() == near(wanted, 1e-12)
 
 
@@ -137,8 +137,8 @@ def test_ranges_are_even() -> None:
     """No range holds more than twice its share, whatever the distribution."""
     _, logits = drawn(1e-6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "RANGE", 10_000)
+        patch.setattr(micro_ap, "RANGE", 10_000)
         for x in (logits, np.exp(3 * logits), np.sort(logits, axis=0)):
-            sizes = [int(((x >= low) & (x < high)).sum()) for low, high in pool._ranges(x)]
+            sizes = [int(((x >= low) & (x < high)).sum()) for low, high in micro_ap._ranges(x)]
             assert sum(sizes) == x.size
             assert max(sizes) < 20_000

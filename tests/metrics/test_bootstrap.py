@@ -11,10 +11,11 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 
+from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics import bootstrap
 from mlfinetune.metrics.bootstrap import NO_DIFFERENCE, Comparison, intervals, paired
 from mlfinetune.metrics.measure import measure
-from mlfinetune.records import LabelSpace, ScoreTable
+from mlfinetune.metrics.types import ScoreTable
 
 thorough = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 

@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import f1_score, precision_score
 
 from mlfinetune.metrics import calibration, thresholds
-from mlfinetune.metrics.columns import held_out
+from mlfinetune.metrics.folds import split_folds
 
 HOWS: Any = ("fixed", "global", "per_label", "precision")
 thorough = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -217,7 +217,7 @@ def test_a_target_has_no_say_in_its_own_prediction(how: Any) -> None:
 @pytest.mark.parametrize("images", [0, 1, 2, 3, 12])
 def test_every_image_is_held_out_once(images: int) -> None:
     """With fewer images than folds too, and never among those fitted on."""
-    parts = list(held_out(images, 5, 0))
+    parts = list(split_folds(images, 5, 0))
     held = np.concatenate([part for _, part in parts])
     assert sorted(held.tolist()) == list(range(images))
     assert all(not set(others) & set(part) for others, part in parts)

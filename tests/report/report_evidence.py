@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics.calibration import ece, reliability
 from mlfinetune.metrics.measure import measure
-from mlfinetune.records import LabelSpace, ScoreTable
+from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.report import Bin, Calibration, Evidence
 
 

@@ -20,7 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from mlfinetune.data import images
+from mlfinetune.data.images.decode import make_thumbnail
 from mlfinetune.report import build, render, with_pictures
 from mlfinetune.report.words import visible
 
@@ -67,7 +67,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "hostile": build(plausible(80, HOSTILE, hostile_names, title=HOSTILE[1])),
     }
     for name, report in reports.items():
-        shown = with_pictures(report, lambda n, side: images.thumbnail(folder / n, side, 10**6))
+        shown = with_pictures(report, lambda n, side: make_thumbnail(folder / n, side, 10**6))
         (folder / f"{name}.html").write_text(render(shown), encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in reports}
 

@@ -15,7 +15,7 @@ from hostile import HOSTILE
 from PIL import Image
 from report_evidence import evidence, plausible
 
-from mlfinetune.data import images
+from mlfinetune.data.images.decode import make_thumbnail
 from mlfinetune.report import build, render, with_pictures
 
 
@@ -139,7 +139,7 @@ def test_a_thousand_pictures_and_eighty_labels_are_under_5_mb(tmp_path: Path) ->
     for number in range(40):
         pixels, _ = demo_data.draw(rng, 240)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    files = cache(lambda n, side: images.thumbnail(tmp_path / f"{n}.png", side, 10**6))
+    files = cache(lambda n, side: make_thumbnail(tmp_path / f"{n}.png", side, 10**6))
     report = build(plausible(1000, tuple(f"label {n}" for n in range(80))))
     shown = with_pictures(report, lambda name, side: files(int(name[7:-4]) % 40, side))
     page = render(shown)

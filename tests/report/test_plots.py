@@ -4,7 +4,7 @@ import pytest
 from report_evidence import evidence
 
 from mlfinetune.report import build, plots, words
-from mlfinetune.report.records import Number, Series
+from mlfinetune.report.view import Number, Series
 
 
 def test_the_curve_is_drawn_in_steps() -> None:

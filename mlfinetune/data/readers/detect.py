@@ -1,0 +1,210 @@
+"""Which format a file or folder is in, and its Table.
+
+path -> format by what stands there, or as given -> the source of that format -> Table
+path/train, path/val, path/test -> each read by itself -> one Table with splits
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.labels import align
+from mlfinetune.data.readers import (
+    coco,
+    csv_table,
+    folder,
+    huggingface,
+    parquet,
+    sidecar,
+    voc,
+    webdataset,
+)
+from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.table import Fault, SourceOptions, Table
+from mlfinetune.data.targets import LabelSpace, Targets
+from mlfinetune.errors import DataError
+from mlfinetune.location import Location, is_url
+
+READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
+    "csv": ("a CSV or TSV table", csv_table.read_csv),
+    "folder": ("class folders", folder.read_folder),
+    "sidecar": ("pictures with .txt files of tags", sidecar.read_sidecar),
+    "huggingface": ("a Hugging Face image folder", huggingface.read_huggingface),
+    "coco": ("COCO instances", coco.read_coco),
+    "voc": ("Pascal VOC", voc.read_voc),
+    "parquet": ("Parquet", parquet.read_parquet),
+    "webdataset": ("tar shards (WebDataset)", webdataset.read_webdataset),
+}
+"""Format -> what it is called, and its reader."""
+
+_TABLES = ("csv", "huggingface")
+"""Formats whose folders hold a table."""
+
+_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
+"""A URL that was taken for a path."""
+
+_TABLES_IN_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
+
+
+def read_source(path: Path, options: SourceOptions) -> Table:
+    """Read a file or folder in its format; the first note says which.
+
+    Raises:
+        DataError: there is nothing, or nothing that can be read as a whole.
+    """
+    if not os.path.exists(path):
+        hint = "; a URL goes into a config (data.train)" if _AS_PATH.search(str(path)) else ""
+        raise DataError(f"no such file or folder: {path} (data.train, data.val or --data){hint}")
+    try:
+        sides = _split_folders(path) if options.format in _IN_SPLIT_FOLDERS else {}
+        if sides:
+            return _joined(path, _read_each(path, sides, options), sides)
+        format = detect_format(path) if options.format == "auto" else options.format
+        words, reader = READERS[format]
+        if is_url(options.images) and format not in _TABLES:
+            raise DataError(
+                f"data.images: pictures of {words} are not read from {options.images}: list them"
+                f" in a table"
+            )
+        source = _table_in(path) if format in _TABLES else path
+        if format == "huggingface" and source.suffix.lower() in csv_table.SUFFIXES:
+            reader = csv_table.read_csv  # metadata.csv
+        table = reader(source, options)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    how = "" if options.format == "auto" else " (data.format)"
+    return replace(table, notes=(f"read as {words}{how}", *table.notes))
+
+
+def detect_format(path: Path) -> str:
+    """The format of an existing file or folder, by names and layout.
+
+    Raises:
+        DataError: a file with an ending that no format has.
+    """
+    if not path.is_dir():
+        if path.parent.parts[-2:] == ("ImageSets", "Main"):
+            return "voc"
+        by_ending = {".json": "coco", ".jsonl": "huggingface", ".parquet": "parquet"}
+        by_ending |= {webdataset.SUFFIX: "webdataset"}
+        by_ending |= dict.fromkeys(csv_table.SUFFIXES, "csv")
+        if path.suffix.lower() not in by_ending:
+            raise DataError(
+                f"{path}: wanted a file ending in {', '.join(sorted(by_ending))}, or a folder"
+            )
+        return by_ending[path.suffix.lower()]
+    table = _table_in(path)
+    if table != path:
+        return "csv" if table.suffix == ".csv" else "huggingface"
+    for found, format in (
+        (voc.is_voc, "voc"),
+        (coco.is_coco, "coco"),
+        (parquet.is_parquet, "parquet"),
+        (webdataset.is_webdataset, "webdataset"),
+        (sidecar.is_sidecar, "sidecar"),
+    ):
+        if found(path):
+            return format
+    return "folder"
+
+
+def _table_in(path: Path) -> Path:
+    """The table that speaks for the pictures of a folder, or the path itself."""
+    tables = (path / name for name in _TABLES_IN_FOLDERS)
+    return next((table for table in tables if table.is_file()), path)
+
+
+# ---- folders named train, val and test ------------------------------------------------------
+
+_IN_SPLIT_FOLDERS = {"auto", *READERS} - {"voc"}
+
+
+def _split_folders(path: Path) -> dict[str, str]:
+    """Folder name -> split, where folders in `path` are named for training and another split."""
+    if not path.is_dir() or _table_in(path) != path:
+        return {}
+    if voc.is_voc(path) or coco.is_coco(path):  # their folders have such names too
+        return {}
+    names = sorted(_folders(path))
+    sides = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
+    each_once = len(set(sides.values())) == len(sides)
+    if not each_once or "train" not in sides.values() or len(sides) < 2:
+        return {}
+    # Beside other folders of pictures `train` and `test` may be labels: of trains, of tests.
+    labels = len(sides) < len(names) and any(
+        is_image_name(Path(base)) for name in sides for base in os.listdir(path / name)
+    )
+    return {} if labels else sides
+
+
+def _folders(path: Path) -> list[str]:
+    return [e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith(".")]
+
+
+def _read_each(path: Path, sides: dict[str, str], options: SourceOptions) -> dict[str, Table]:
+    """A table a folder; labels in cells are separated as in the training folder."""
+    tables = {}
+    for name in sorted(sides, key=lambda name: sides[name] != "train"):
+        tables[name] = read_source(path / name, options)
+        if tables[name].delimiter is not None:
+            options = replace(options, label_delimiter=tables[name].delimiter)
+    return {name: tables[name] for name in sides}
+
+
+def _joined(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Table:
+    """Tables of split folders as one, with names from `path` or another common root."""
+    parts = list(tables.values())
+    root = _common_root(path, parts)
+    space = LabelSpace(tuple(dict.fromkeys(x for part in parts for x in part.labels.names)))
+    blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
+    counts = ", ".join(f"{len(tables[name])} in {name}/" for name in sides)
+    others = sorted(f"{name}/" for name in set(_folders(path)) - set(sides))
+    notes = [f"split folders: {counts}"]
+    notes += [f"not read, beside them: {', '.join(others)}"] * bool(others)
+    notes += [f"{name}/: {note}" for name, part in tables.items() for note in part.notes]
+    return Table(
+        origin=path,
+        format=parts[0].format,
+        root=root,
+        names=tuple(_prefixed(root, parts)),
+        targets=Targets.pack(blocks, len(space)),
+        unnamed=np.concatenate([part.unnamed for part in parts]),
+        labels=space,
+        splits=tuple(sides[name] for name, part in tables.items() for _ in part.names),
+        delimiter=parts[0].delimiter,
+        notes=tuple(notes),
+        groups=tuple(group for part in parts for group in part.groups or ()) or None,
+        faults=tuple(_moved_faults(tables)),
+    )
+
+
+def _moved_faults(tables: dict[str, Table]) -> Iterator[Fault]:
+    """The faults of tables that stand one after the other."""
+    start = 0
+    for name, part in tables.items():
+        for fault in part.faults:
+            row = None if fault.row is None else start + fault.row
+            yield replace(fault, place=os.path.join(name, fault.place), row=row)
+        start += len(part)
+
+
+def _common_root(path: Path, parts: Iterable[Table]) -> Location:
+    """`path`, or what holds all roots where they lie elsewhere: data.images, the cache."""
+    roots = [part.root for part in parts]
+    if all(isinstance(root, Path) and root.is_relative_to(path) for root in roots):
+        return path
+    if len(set(roots)) == 1:  # data.images
+        return roots[0]
+    return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
+
+
+def _prefixed(root: Location, parts: Iterable[Table]) -> Iterable[str]:
+    for part in parts:
+        prefix = os.path.relpath(part.root, root)
+        for name in part.names:  # a name that lacks stays one
+            yield name if is_url(name) else name and os.path.normpath(os.path.join(prefix, name))

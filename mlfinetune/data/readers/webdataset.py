@@ -1,0 +1,163 @@
+"""Tar shards as WebDataset has them become a Table.
+
+    shards/train-000.tar: 17.jpg 17.txt (`cat, hot dog`)   18.png 18.json ({"labels": ["cat"]})
+    -> train-000.tar/17.jpg is a cat and a hot dog, train-000.tar/18.png is a cat
+
+Files whose names are the same up to the first dot are one sample: a picture, and its labels in a
+.txt (one a line, or separated by commas), a .json (a list, or under `labels`, `tags` or `label`)
+or a .cls (one label). Pictures are read where they lie in the tar, in any order.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.readers.tags import MAX_BYTES, parse_tags
+from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
+from mlfinetune.errors import DataError
+from mlfinetune.storage.tars import list_members
+from mlfinetune.text import pluralize
+
+SUFFIX = ".tar"
+_LABELS = (".txt", ".json", ".cls")
+_KEYS = ("labels", "tags", "label")
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A picture by its name in the tar, and where its labels lie; either may be missing.
+
+    `further`: pictures and labels beside the first ones.
+    """
+
+    picture: str | None
+    labels: tuple[str, int, int] | None
+    further: int
+
+
+def is_webdataset(folder: Path) -> bool:
+    """Are there tars in it, and neither pictures nor folders?"""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    others = any(entry.is_dir() or is_image_name(Path(entry.name)) for entry in entries)
+    return not others and any(_is_tar(entry.name) for entry in entries if entry.is_file())
+
+
+def read_webdataset(path: Path, options: SourceOptions) -> Table:
+    """Read a tar, or the tars of a folder.
+
+    Raises:
+        DataError: no tar, no picture in them, or pictures elsewhere.
+        OSError: a tar cannot be read.
+    """
+    shards = [path]
+    if path.is_dir():
+        shards = sorted(p for p in path.iterdir() if _is_tar(p.name) and p.is_file())
+    root = path if path.is_dir() else path.parent
+    if options.images is not None:
+        raise DataError(f"{path}: pictures are in the tars; leave data.images out")
+    lists, names, faults, counts = LabelLists(), list[str](), list[Fault](), Counter[str]()
+    for tar in shards:
+        with tar.open("rb") as content:
+            for sample in _samples(tar):
+                counts["further"] += sample.further
+                if sample.picture is None:
+                    counts["alone"] += 1
+                    continue
+                found = _labels_of(sample, content, tar.name, options)
+                if isinstance(found, Fault):
+                    faults.append(replace(found, row=len(names)))
+                lists.add(found if isinstance(found, list) else [])
+                names.append(f"{tar.name}/{sample.picture}")
+                counts["lacking"] += sample.labels is None
+    if not names:
+        raise DataError(f"{path}: no picture in {pluralize(len(shards), 'tar')}")
+    return lists.table(
+        path,
+        "webdataset",
+        root,
+        names,
+        delimiter=options.label_delimiter,
+        notes=_notes(len(names), len(shards), counts),
+        faults=faults,
+    )
+
+
+def _notes(pictures: int, shards: int, counts: Counter[str]) -> Iterator[str]:
+    yield f"{pluralize(pictures, 'sample')} in {pluralize(shards, 'tar')}"
+    if lacking := counts["lacking"]:
+        yield f"{lacking} of {pictures} pictures have no {', '.join(_LABELS)}: no labels"
+    if alone := counts["alone"]:
+        yield f"{pluralize(alone, 'sample')} without a picture: passed over"
+    if further := counts["further"]:
+        yield (
+            f"warning: {pluralize(further, 'file')} of samples that have a picture, or labels, by "
+            f"then (names that are the same up to the first dot): passed over"
+        )
+
+
+def _labels_of(
+    sample: _Sample, content: BinaryIO, tar: str, options: SourceOptions
+) -> list[str] | Fault:
+    """Those of a sample, or why they cannot be read."""
+    if sample.labels is None:
+        return []
+    name, start, size = sample.labels
+    content.seek(start)
+    found = _labels(f"{tar}/{name}", content.read(min(size, MAX_BYTES + 1)), options)
+    return Fault(f"{tar}/{name}", found) if isinstance(found, str) else found
+
+
+def _samples(tar: Path) -> Iterator[_Sample]:
+    """A sample's files follow one another."""
+    key: tuple[str, str] | None = None
+    pictures: list[str] = []
+    labels: list[tuple[str, int, int]] = []
+
+    def sample() -> _Sample:
+        further = max(0, len(pictures) - 1) + max(0, len(labels) - 1)
+        return _Sample(next(iter(pictures), None), next(iter(labels), None), further)
+
+    for name, start, size in list_members(str(tar)):
+        folder, _, base = name.rpartition("/")
+        if base.startswith("."):
+            continue
+        now = (folder, base.partition(".")[0])
+        if now != key and key is not None:
+            yield sample()
+            pictures, labels = [], []
+        key = now
+        if is_image_name(Path(base)):
+            pictures.append(name)
+        elif os.path.splitext(base)[1].lower() in _LABELS:
+            labels.append((name, start, size))
+    if key is not None:
+        yield sample()
+
+
+def _labels(name: str, content: bytes, options: SourceOptions) -> list[str] | str:
+    """The labels in a member, or why they cannot be read."""
+    if len(content) > MAX_BYTES:
+        return f"too many bytes for labels; the limit is {MAX_BYTES:,}"
+    ending = os.path.splitext(name)[1].lower()
+    if ending != ".json":
+        return parse_tags(content, name, "\n" if ending == ".cls" else options.label_delimiter)
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    if isinstance(tree, dict):
+        tree = next((tree[key] for key in _KEYS if key in tree), None)
+    if isinstance(tree, str | int):
+        tree = [tree]
+    if not isinstance(tree, list) or not all(type(one) in (str, int) for one in tree):
+        return f"wanted a list of labels, or one under {', '.join(_KEYS)}"
+    return list(dict.fromkeys(str(one).strip() for one in tree if str(one).strip()))
+
+
+def _is_tar(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.startswith(".")

@@ -1,0 +1,96 @@
+"""AP of all known pairs pooled, one range of scores at a time, in memory that N does not change.
+
+scikit-learn's function would hold several float64 arrays of N * L. Here the pairs of a range are
+gathered, sorted and become a piece of the curve. Ranges hold about RANGE pairs, cut at the
+quantiles of a sample; a value that would fill one alone is only counted.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlfinetune.data.targets import NEGATIVE, POSITIVE
+from mlfinetune.metrics.average_precision import Steps, average_precision, steps
+
+RANGE = 1 << 23
+_BLOCK = 1 << 20
+_SAMPLE = 1 << 17
+
+Logits = NDArray[np.float32]
+Targets = NDArray[np.int8]
+
+
+def pooled_average_precision(
+    logits: Logits, targets: Targets, positives: int, negatives: int, protocol: str
+) -> float:
+    """AP of the known pairs of (N, L) logits and targets.
+
+    Args:
+        positives, negatives: how many of both are known, at least one each.
+        protocol: one of average_precision.PROTOCOLS.
+    """
+    pieces = _pieces(logits, targets, positives, negatives)
+    return average_precision(pieces, positives, protocol)
+
+
+def _pieces(logits: Logits, targets: Targets, positives: int, negatives: int) -> Iterator[Steps]:
+    for low, high in _ranges(logits):
+        if high == np.nextafter(low, high):  # one value
+            p, n = _tied(logits, targets, low)
+            if p:
+                yield Steps(np.array([p]), np.array([positives]), np.array([negatives]))
+            positives, negatives = positives - p, negatives - n
+        else:
+            positive, negative = _within(logits, targets, low, high)
+            positives, negatives = positives - len(positive), negatives - len(negative)
+            yield from steps(positive, negative, (positives, negatives))
+
+
+def _ranges(logits: Logits) -> list[tuple[np.float32, np.float32]]:
+    """Half open, rising; together all finite numbers."""
+    edges = np.array([-np.inf, np.inf], np.float32)
+    parts = -(-logits.size // RANGE)
+    if parts > 1:
+        sample = np.sort(logits[:: max(1, logits.size // _SAMPLE)], axis=None)
+        cuts, times = np.unique(
+            sample[np.arange(1, parts) * len(sample) // parts], return_counts=True
+        )
+        after = np.nextafter(cuts[times > 1], np.float32(np.inf))
+        edges = np.unique(np.concatenate([edges, cuts, after]))
+    return list(pairwise(edges))
+
+
+def _tied(logits: Logits, targets: Targets, value: np.float32) -> tuple[int, int]:
+    """How many known positives and negatives have this logit."""
+    counts = [0, 0]
+    for x, t in _blocks(logits, targets):
+        t = t[x == value]
+        for at, state in enumerate((POSITIVE, NEGATIVE)):
+            counts[at] += int(np.count_nonzero(t == state))
+    return counts[0], counts[1]
+
+
+def _within(
+    logits: Logits, targets: Targets, low: np.float32, high: np.float32
+) -> tuple[Logits, Logits]:
+    """Scores of the known positives and negatives in [low, high), each sorted."""
+    positives: list[Logits] = []
+    negatives: list[Logits] = []
+    for x, t in _blocks(logits, targets):
+        if np.isfinite(low) or np.isfinite(high):
+            inside = (x >= low) & (x < high)
+            x, t = x[inside], t[inside]
+        positives.append(x[t == POSITIVE])
+        negatives.append(x[t == NEGATIVE])
+    positive, negative = np.concatenate(positives), np.concatenate(negatives)
+    positive.sort()
+    negative.sort()
+    return positive, negative
+
+
+def _blocks(logits: Logits, targets: Targets) -> Iterator[tuple[Logits, Targets]]:
+    rows = max(1, _BLOCK // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        yield logits[start : start + rows].ravel(), targets[start : start + rows].ravel()

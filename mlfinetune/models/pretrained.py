@@ -1,0 +1,167 @@
+"""Pretrained weights of a backbone: downloaded or read from a file, checked, and loaded."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from http.client import HTTPException
+from pathlib import Path
+from typing import TypeGuard
+from urllib.error import HTTPError
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mlfinetune.errors import WeightsError
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.text import format_list, suggest
+
+STALLED_S = 60.0
+"""A download that sends nothing for so long has failed."""
+_WRAPPERS = ("state_dict", "model")
+_PREFIXES = ("module.", "features.")
+_HEADS = ("fc.", "head.")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NUMBERS = (*_FLOATS, torch.int64, torch.int32)
+
+
+def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
+    """Load the backbone's weights; the head keeps its own.
+
+    Args:
+        model: is changed.
+        backbone: torchvision's name.
+        weights: torchvision's name of a weight set, or a .pth or .safetensors file with
+            torchvision's keys; `fc`, a `module.` prefix and other float types are taken care of.
+
+    Raises:
+        WeightsError: the download failed, the file cannot be read, or it does not fit.
+    """
+    if Path(weights).suffix:
+        state = _read_weights(Path(weights))
+    else:
+        known = {w.name: w for w in torchvision.models.get_model_weights(backbone)}
+        if weights not in known:
+            raise WeightsError(
+                f"model.weights: {backbone} has no '{weights}'{suggest(weights, list(known))}; "
+                f"known: {', '.join(known)}, a .pth or .safetensors file, or null"
+            )
+        state = download_weights(known[weights].url)
+    _load_backbone(model.features, _strip_keys(state), weights)
+
+
+def download_weights(url: str) -> dict[str, Tensor]:
+    """A state dict through torch.hub's cache; a fresh download's hash is checked.
+
+    Raises:
+        WeightsError: what was tried, where to put the file, which key to set.
+    """
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    file = cache / url.rpartition("/")[2]
+    advice = (
+        f"put the file at {file}, or set model.weights to a local .pth or .safetensors file, "
+        f"or to null for random weights"
+    )
+    try:
+        # torch.hub announces the download on stdout, and would wait for a stalled server for ever.
+        with redirect_stdout(sys.stderr), _socket_timeout(STALLED_S):
+            state = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True
+            )
+    except Exception as error:
+        if isinstance(error, HTTPError):
+            error.close()
+        if file.exists():
+            raise WeightsError(_describe_bad_cache(file, url, _first_line(error))) from error
+        if not isinstance(error, OSError | RuntimeError | HTTPException | ValueError):
+            raise
+        raise WeightsError(f"cannot download {url}: {_first_line(error)}; {advice}") from error
+    if not _is_state_dict(state):
+        raise WeightsError(_describe_bad_cache(file, url, "it holds no state dict of tensors"))
+    return state
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _describe_bad_cache(file: Path, url: str, why: str) -> str:
+    return (
+        f"{file} (the cached copy of {url}) cannot be loaded: {why}; delete it to download it again"
+    )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"model.weights: no such file: {path}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"model.weights: {path} is no safetensors file: {error}") from error
+    except Exception as error:  # torch.load raises whatever its unpickler raises
+        raise WeightsError(
+            f"model.weights: {path} cannot be loaded as plain weights "
+            f"({_first_line(error)}); save its state_dict() alone, or as .safetensors"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not _is_state_dict(state):
+        raise WeightsError(f"model.weights: {path} holds no state dict of tensors")
+    return state
+
+
+def _is_state_dict(state: object) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+
+
+def _strip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without wrappers' prefixes and without a head."""
+    for prefix in _PREFIXES:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
+
+
+def find_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded where this one is wanted."""
+    faults = [f"missing: {key}" for key in wanted if key not in state]
+    faults += [f"unknown: {key[:200]}" for key in state if key not in wanted]
+    for key, other in wanted.items():
+        tensor = state.get(key, other)
+        if tensor.shape != other.shape:
+            faults.append(f"{key}: shape {tuple(tensor.shape)}, wanted {tuple(other.shape)}")
+        if tensor.dtype not in (_FLOATS if other.is_floating_point() else _NUMBERS):
+            faults.append(f"{key}: type {tensor.dtype}, wanted {other.dtype}")
+    return faults
+
+
+def _load_backbone(features: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    wanted = features.state_dict()
+    optional = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
+    state = {**optional, **state}
+    faults = find_misfits(state, wanted)
+    faults += [
+        f"{key}: holds values that are not finite"
+        for key in wanted
+        if not faults and not state[key].float().isfinite().all()
+    ]
+    if faults:
+        raise WeightsError(f"model.weights: {origin} does not fit\n{format_list(faults)}")
+    features.load_state_dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,262 @@
+"""A checkpoint is one safetensors file, sealed by a SHA-256 over all of it.
+
+    header metadata {"mlfinetune": JSON of everything but the weights, with the digest}
+    tensors         the model's state dict
+
+The digest is of the whole file with 64 zeros in the digest's place, so that any flipped bit,
+wherever it falls, and any truncation is refused. Nothing is unpickled. Knows no model.
+
+A right digest says that a file is whole, not that its writer meant well: lengths are held against
+the file's before anything is read, and every field against what it has to be.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from mlfinetune.config import MAX_IMAGE_SIZE
+from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.errors import CheckpointError, TrainingError
+from mlfinetune.metrics.types import DecisionRule
+from mlfinetune.storage.atomic import write_atomic
+from mlfinetune.text import to_finite
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that predicting needs, in one file.
+
+    Attributes:
+        weights: state dict of the whole model, on the CPU.
+        labels: column order of the head.
+        transform: how pictures become input.
+        backbone: torchvision's name of the network.
+        decision: how its logits become labels.
+        config: the resolved config of the run, as plain containers.
+        data_digest: SHA-256 over names and targets of the validation data.
+        epoch: epochs that had been trained.
+        versions: of mlfinetune, torch and torchvision, when it was written.
+    """
+
+    weights: dict[str, torch.Tensor]
+    labels: LabelSpace
+    transform: TransformSpec
+    backbone: str
+    decision: DecisionRule
+    config: dict[str, Any]
+    data_digest: str
+    epoch: int
+    versions: dict[str, str]
+
+
+FORMAT = 2
+_KEY = "mlfinetune"
+_NO_DIGEST = "0" * 64
+_DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+_END = re.compile(rb'"data_offsets":\[\d{1,20},(\d{1,20})\]')
+_MAX_HEADER = 100_000_000
+"""Bytes, as safetensors has it: a million labels, and no more than memory takes."""
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written (a full disk, no permission).
+        TrainingError: weights that are not finite; what was at `path` stays.
+    """
+    if odd := find_not_finite(checkpoint.weights):
+        raise TrainingError(f"{path} is not written: {odd}; lower train.lr and train.head_lr")
+    about = {
+        "sha256": _NO_DIGEST,
+        "format": FORMAT,
+        "labels": checkpoint.labels.names,
+        "transform": asdict(checkpoint.transform),
+        "backbone": checkpoint.backbone,
+        "decision": asdict(checkpoint.decision),
+        "config": checkpoint.config,
+        "data_digest": checkpoint.data_digest,
+        "epoch": checkpoint.epoch,
+        "versions": checkpoint.versions,
+    }
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
+    start, end = _digest_span(content[: 8 + _header_length(content, len(content), path)], path)
+    write_atomic(path, content[:start] + _digest(content, start, end) + content[end:])
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, altered, cut short, or no checkpoint of ours.
+    """
+    try:
+        content, length = _read(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} is larger than the memory of this machine") from error
+    start, end = _digest_span(content[: 8 + length], path)
+    if _digest(content, start, end) != content[start:end]:
+        raise CheckpointError(
+            f"{path} is damaged: its SHA-256 is not the one written in it; copy it again, "
+            f"or use another checkpoint"
+        )
+    try:
+        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        weights = load_tensors(content)
+        if odd := find_not_finite(weights):
+            raise CheckpointError(f"{path} cannot be used: {odd}")
+        return _to_checkpoint(about, weights, path)
+    except _FOREIGN as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of mlfinetune: {repr(error)[:200]}"
+        ) from error
+
+
+def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
+    if about["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {about['format']}, this version reads {FORMAT}; "
+            f"it was written by mlfinetune {about['versions'].get('mlfinetune')}"
+        )
+    labels = about["labels"]
+    _require(labels, "labels", type(labels) is list and all(type(name) is str for name in labels))
+    _require(labels, "labels", 0 < len(labels) == len(set(labels)))
+    for name, kind in _KINDS.items():
+        _require(about[name], name, type(about[name]) is kind)
+    return Checkpoint(
+        weights=weights,
+        labels=LabelSpace(tuple(labels)),
+        transform=_transform(about["transform"]),
+        decision=_decision(about["decision"], len(labels)),
+        **{name: about[name] for name in _KINDS},
+    )
+
+
+_KINDS = {"backbone": str, "config": dict, "data_digest": str, "epoch": int, "versions": dict}
+_FOREIGN = (
+    SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
+    RuntimeError, MemoryError,
+)  # fmt: skip
+"""What the parsers raise, and we do, where a whole file holds what no run writes."""
+
+
+def _transform(about: dict[str, Any]) -> TransformSpec:
+    """Raises ValueError where a field is none that a config may have."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+    spec = TransformSpec(**fields)
+    pictures = {"image_size": (1, MAX_IMAGE_SIZE), "max_pixels": (1, 2**40)}
+    for name, (least, most) in {**pictures, "rand_augment": (0, 10)}.items():
+        value = getattr(spec, name)
+        _require(value, name, type(value) is int and least <= value <= most)
+    _require(spec.resize, "resize", spec.resize in ("squash", "crop", "pad"))
+    for name, length in {"mean": 3, "std": 3, "crop_scale": 2}.items():
+        value = getattr(spec, name)
+        _require(value, name, len(value) == length and all(0 <= to_finite(x) <= 1 for x in value))
+    _require(spec.std, "std", min(spec.std) > 0)
+    for name in ("horizontal_flip", "color_jitter"):
+        _require(getattr(spec, name), name, 0 <= to_finite(getattr(spec, name)) <= 1)
+    return spec
+
+
+def _decision(about: dict[str, Any], labels: int) -> DecisionRule:
+    """Raises ValueError where it is not of so many labels, or none that scores lead to."""
+    lists = {k: tuple(map(to_finite, about[k])) for k in ("thresholds", "slope", "intercept")}
+    if any(len(values) != labels for values in lists.values()):
+        raise ValueError("the decision is not of these labels")
+    thresholds = lists["thresholds"]
+    _require(thresholds, "thresholds", min(thresholds) >= 0 and max(thresholds) <= 1)
+    low, high = map(to_finite, about["review"] or (0, 0))
+    _require(about["review"], "review", 0 <= low <= high <= 1)
+    for name in ("how", "calibration"):
+        _require(about[name], name, isinstance(about[name], str))
+    return DecisionRule(
+        how=about["how"],
+        calibration=about["calibration"],
+        review=(low, high) if about["review"] else None,
+        **lists,
+    )
+
+
+def find_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Which holds NaN or infinity, in words; empty: none does. Waits for the device once."""
+    floats = {name: x for name, x in tensors.items() if x.is_floating_point()}
+    if not floats or nn.utils.get_total_norm(floats.values(), math.inf).isfinite():
+        return ""
+    odd = next(name for name, x in floats.items() if not x.isfinite().all())
+    return f"{odd} holds values that are not finite"
+
+
+def _require(value: object, name: str, right: bool) -> None:
+    if not right:
+        raise ValueError(f"its {name} cannot be {shown(value)}")
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """A file that is as long as its header says, and the header's length."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = _header_length(start, size, path)
+        start += file.read(length)
+        ends = 8 + length + max(map(int, _END.findall(start)), default=0)
+        if ends != size:
+            raise CheckpointError(
+                f"{path} is cut short, or no safetensors file: {size:,} bytes where its header "
+                f"tells of {ends:,}"
+            )
+        file.seek(0)
+        return file.read(), length
+
+
+def _header_length(start: bytes, size: int, path: Path) -> int:
+    """Bytes of the JSON behind the first eight, in a file of so many."""
+    length = int.from_bytes(start[:8], "little")
+    if size >= 8 and length <= min(size - 8, _MAX_HEADER):
+        return length
+    if start.startswith(_PICKLES):
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save), not a safetensors file; pickles can run code "
+            f"and are not loaded"
+        )
+    if size >= 8 and length <= size - 8:
+        raise CheckpointError(
+            f"{path}: a header of {length:,} bytes, more than the {_MAX_HEADER:,} of a checkpoint"
+        )
+    raise CheckpointError(f"{path} is cut short, or no safetensors file")
+
+
+def _digest(content: bytes, start: int, end: int) -> bytes:
+    """SHA-256 with zeros in the digest's place."""
+    view = memoryview(content)
+    found = hashlib.sha256(view[:start])
+    found.update(_NO_DIGEST.encode())
+    found.update(view[end:])
+    return found.hexdigest().encode()
+
+
+def _digest_span(header: bytes, path: Path) -> tuple[int, int]:
+    """Where the 64 characters of the digest stand: the first match."""
+    found = _DIGEST.search(header, 8)
+    if found is None:
+        raise CheckpointError(
+            f"{path} is no checkpoint of mlfinetune, or is damaged: it holds no SHA-256"
+        )
+    return found.span(1)

@@ -1,0 +1,153 @@
+"""Every file name inside a run directory, and how a file gets there whole.
+
+runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
+              metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
+              suspects.csv  train.log; while it trains resume.pt, resume-previous.pt and .lock
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape as glob_escape
+from pathlib import Path
+
+from mlfinetune.errors import CheckpointError
+from mlfinetune.storage.atomic import write_error
+from mlfinetune.text import display_path
+
+RUNS = Path("runs")
+CONFIG = "config.yaml"
+LABELS = "labels.txt"
+BEST = "best.safetensors"
+LAST = "last.safetensors"
+STATE = "resume.pt"
+PREVIOUS_STATE = "resume-previous.pt"
+LOCK = ".lock"
+HISTORY = "metrics.jsonl"
+METRICS = "metrics.json"
+PER_LABEL = "per_label.csv"
+PREDICTIONS = "predictions.csv"
+SCORES = "scores.npz"
+SKIPPED = "skipped.csv"
+REPORT = "report.html"
+SUSPECTS = "suspects.csv"
+LOG = "train.log"
+EVAL = "eval"
+_FIRST = (CONFIG, LOCK)
+"""What there is of a run that was killed as it began, or that another machine has made."""
+
+
+def make_run_dir(wanted: Path) -> Path:
+    """Make the run directory `wanted`, or `wanted-2`, `wanted-3` ... where it is taken.
+
+    Raises:
+        CheckpointError: the directory cannot be made.
+    """
+    number, candidate = 1, wanted
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = wanted.with_name(f"{wanted.name}-{number}")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make the run directory {candidate}: {error.strerror}; "
+                f"choose another with --output"
+            ) from error
+
+
+def find_run(wanted: Path) -> Path | None:
+    """The newest of the run directories `wanted`, `wanted-2` ...; None: there is none."""
+    found = [
+        path
+        for path in wanted.parent.glob(f"{glob_escape(wanted.name)}*")
+        if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
+        and any((path / name).is_file() for name in _FIRST)
+    ]
+    return max(found, key=_last_written_ns, default=None)
+
+
+def list_states(run: Path) -> list[Path]:
+    """The states that there are to go on from, the newest first."""
+    return [run / name for name in (STATE, PREVIOUS_STATE) if (run / name).is_file()]
+
+
+def is_unfinished(run: Path) -> bool:
+    """Has it stopped before its end, with a state to go on from, and does nobody write to it?"""
+    if (run / METRICS).is_file() or not list_states(run):
+        return False
+    try:
+        with locked_run(run):
+            return True
+    except CheckpointError:
+        return False
+
+
+def _last_written_ns(run: Path) -> int:
+    newest = [(run / name) for name in (LOG, STATE, *_FIRST) if (run / name).is_file()]
+    return max(path.stat().st_mtime_ns for path in newest)
+
+
+@contextmanager
+def locked_run(run: Path) -> Iterator[None]:
+    """Only one process at a time; the lock goes with the process that holds it, however it ends.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
+    try:
+        file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise write_error(run / LOCK, error) from error
+    try:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's not a child's too
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(file, 20).decode(errors="replace").strip() or "?"
+            raise CheckpointError(
+                f"{display_path(run)} is being written by process {holder}; "
+                f"wait for it or stop it, or choose another run directory with --output"
+            ) from error
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+            os.ftruncate(file, 0)
+            os.write(file, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(file)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that `path`, a run directory or a file, stands for.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if os.path.isfile(path):  # unlike pathlib's, these take what cannot be read for absent
+        return path
+    if os.path.isfile(path / BEST):
+        return path / BEST
+    if os.path.isdir(path):
+        raise CheckpointError(
+            f"{path} holds no {BEST}; name a run directory that `mlfinetune train` finished, "
+            f"or a checkpoint file"
+        )
+    raise CheckpointError(f"no such checkpoint: {path}")
+
+
+def find_newest_checkpoint(runs: Path = RUNS) -> Path:
+    """The checkpoint of the run under `runs` that finished last.
+
+    Raises:
+        CheckpointError: no run has finished.
+    """
+    finished = [p for p in runs.glob(f"*/{METRICS}") if (p.parent / BEST).is_file()]
+    if not finished:
+        raise CheckpointError(
+            f"no finished run under {runs.absolute()}; train one, or name one with --checkpoint"
+        )
+    return max(finished, key=lambda p: p.stat().st_mtime_ns).parent / BEST

@@ -1,0 +1,198 @@
+"""The machine: device, precision, worker processes, memory, seeds."""
+
+import ctypes
+import os
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mlfinetune.errors import DeviceError
+from mlfinetune.runtime.torchrun import DistInfo, dist_info
+
+
+def prepare_device(wanted: str, deterministic: bool = False) -> torch.device:
+    """Choose the device, and set this process up for it.
+
+    Args:
+        wanted: as of `choose_device`.
+        deterministic: on a GPU the same bits every time, from kernels that are slower; a CPU gives
+            them anyway.
+
+    Raises:
+        DeviceError: as `choose_device`.
+    """
+    device = choose_device(wanted)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda":
+        # Every batch but the last has the same shape; what is fastest may differ from run to run.
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+        if deterministic:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS begins
+    return device
+
+
+def choose_rank_device(wanted: str, here: DistInfo) -> str:
+    """The device of this process, as `prepare` takes it: of several each has its own GPU.
+
+    Raises:
+        DeviceError: there are more processes than GPUs, or one device is named for all.
+    """
+    if here.size == 1:
+        return wanted
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        count = torch.cuda.device_count()
+        if here.local_rank >= count > 0:
+            raise DeviceError(
+                f"{here.local_size} processes on a machine with {count} GPUs: start one for each, "
+                f"with torchrun --nproc-per-node {count}"
+            )
+        return f"cuda:{here.local_rank}"
+    if wanted != "cpu":
+        raise DeviceError(
+            f"device '{wanted}' is one, and torchrun has started {here.size} processes: "
+            f"leave --device out, or use --device cpu"
+        )
+    return wanted
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` takes the first GPU there is, else the CPU.
+
+    Args:
+        wanted: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        DeviceError: this machine, or this build of torch, lacks it.
+    """
+    if wanted == "auto":
+        accelerated = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("mps" if torch.backends.mps.is_available() else accelerated)
+    named = re.fullmatch(r"(cpu|mps|cuda)(?::(\d{1,9}))?", wanted, re.ASCII)
+    if named is None or (named[2] and named[1] != "cuda"):
+        raise DeviceError(f"device '{wanted}': wanted auto, cpu, cuda, cuda:N or mps")
+    if named[1] == "cuda" and int(named[2] or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        built = "built without CUDA" if torch.version.cuda is None else "built for CUDA"
+        raise DeviceError(
+            f"device '{wanted}': torch {torch.__version__}, {built}, sees {count} GPUs here; "
+            f"look at nvidia-smi, or use --device cpu"
+        )
+    if named[1] == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"device '{wanted}': no Apple GPU here; use --device cpu")
+    return torch.device(wanted)
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type of the backbone's arithmetic, and why.
+
+    Args:
+        wanted: `auto`, `float32` or `bfloat16`; auto takes bfloat16 where the hardware is fast
+            at it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
+        device: where the model runs.
+    """
+    if wanted != "auto":
+        return getattr(torch, wanted), "as configured"
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        return (torch.bfloat16, "the GPU is fast at it") if fast else (torch.float32, "older GPU")
+    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in read_cpu_flags()]
+    if device.type == "cpu" and found:
+        return torch.bfloat16, f"the CPU has {found[0]}"
+    return torch.float32, "no fast bfloat16 here"
+
+
+def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The CPU's features as Linux names them; empty elsewhere."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((x.split() for x in lines if x.startswith("flags")), ()))
+
+
+def choose_workers(wanted: int | str, device: torch.device) -> int:
+    """Processes that decode pictures. `auto`: a GPU is fed by all cores, up to 16.
+
+    On a CPU one process decodes beside the model, which keeps the cores busy by itself.
+    """
+    if wanted != "auto":
+        return int(wanted)
+    cores = count_cores()
+    if device.type == "cpu":
+        return 1 if cores > 1 else 0
+    return min(16, cores)
+
+
+def count_cores() -> int:
+    """Cores that this process may use: of those that torchrun started here, its share."""
+    found = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, found // dist_info().local_size)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: a CPU step would else pay for fresh pages every time.
+
+    `benchmarks/allocator.py` measures it. Freed memory stays with the process until it ends;
+    a C library other than glibc is left as it is.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    mallopt(m_mmap_threshold, 2**30)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 2**28)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's generators, from which weights are initialised."""
+    torch.manual_seed(seed)
+
+
+def read_peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's largest allocation, or on the CPU this process's largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+
+
+def synchronize_device(device: torch.device) -> None:
+    """Return when the device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def read_free_memory(device: torch.device) -> int:
+    """Bytes that are free on the GPU, or on this machine; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+@contextmanager
+def oom_as_device_error() -> Iterator[None]:
+    """Running out of GPU memory becomes a DeviceError that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of GPU memory ({str(error).split('.')[0]}); in training halve train.batch_size, "
+            f"or keep it and set train.accumulate: 2; predict has --batch-size"
+        ) from error

@@ -1,0 +1,174 @@
+"""The stage that holds a run back, and one change that would help; knows no model and no config.
+
+Speeds, Work -> estimate_times, find_bottleneck, suggest_change
+"""
+
+from dataclasses import dataclass, replace
+
+MIN_SAVING = 0.1
+"""A change that saves less than this share of the time is not suggested."""
+SLOW_DECODING = 150.0
+"""Images/s below which a process must be decoding large pictures; of 500 px they are 400."""
+FREEZE_SPEEDUP, LONG_S = 3.0, 600.0
+"""Freezing is suggested where it makes a run so many times quicker, and the run takes so long."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Images a second of each stage; None where the run has none such.
+
+    Attributes:
+        loader: decoding and transforming, with the run's processes.
+        copy: to the GPU.
+        forward: the backbone as evaluation runs it.
+        step: a training step, without loading.
+        larger: a training step with twice the batch, where it was tried and fits.
+        head: a training step of the head, on features.
+        loss: forward and backward.
+    """
+
+    loader: float
+    copy: float | None
+    forward: float
+    step: float | None
+    larger: float | None
+    head: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What else a run's time depends on.
+
+    Attributes:
+        train, val, epochs, batch_size: as they are called in the config.
+        workers, cores: decoding processes, and cores for them.
+        gpu: the model has a machine of its own; on a CPU it shares the cores.
+        frozen: the backbone does not train.
+        views, decodings: of a picture, for features that are computed once; 0: every epoch
+            goes through the backbone.
+        copies_off: the config forbids small copies of large pictures.
+        slow_type: the hardware is fast at bfloat16, and the run does without.
+    """
+
+    train: int
+    val: int
+    epochs: int
+    batch_size: int
+    workers: int
+    cores: int
+    gpu: bool
+    frozen: bool
+    views: int
+    decodings: int
+    copies_off: bool
+    slow_type: bool
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: what is paid once, and what an epoch or a pass over the features takes."""
+
+    once: float
+    epoch: float
+
+
+def estimate_times(speeds: Speeds, work: Work) -> Times:
+    """About how long a run takes; saving and start-up are left out."""
+    val = work.val * _seconds_per_image(speeds.loader, speeds.forward, work)
+    if work.views:
+        decoded, seen = speeds.loader / work.decodings, speeds.forward / work.views
+        assert speeds.head is not None
+        once = work.train * _seconds_per_image(decoded, seen, work) + val
+        return Times(once, work.train / speeds.head)
+    return Times(
+        0.0, work.train * _seconds_per_image(speeds.loader, _device_rate(speeds, work), work) + val
+    )
+
+
+def find_bottleneck(speeds: Speeds, work: Work) -> str:
+    """The field of Speeds that the run waits for most."""
+    if work.views:
+        return "loader" if _waits_for_loader(speeds, work) else "forward"
+    if _waits_for_loader(speeds, work):
+        return "loader"
+    assert speeds.step is not None
+    return "copy" if speeds.copy is not None and speeds.copy < speeds.step else "step"
+
+
+def suggest_change(speeds: Speeds, work: Work) -> str:
+    """The one change that gains most for least, or that there is none."""
+    now = _total_seconds(speeds, work)
+    kept = _seconds_if_frozen(speeds, work)
+    if work.frozen and kept < (1 - MIN_SAVING) * now:
+        return f"train.cache_features: auto, for a run about {now / kept:.1f} times as fast"
+    more, with_more = _more_workers(speeds, work)
+    if with_more < (1 - MIN_SAVING) * now:
+        return f"train.workers: {more}, for a run about {now / with_more:.1f} times as fast"
+    if _waits_for_loader(speeds, work):
+        each = speeds.loader / max(1, work.workers)
+        if work.copies_off and each < SLOW_DECODING:
+            return f"data.cache_images: disk, as a process decodes only {each:.0f} images/s"
+        return f"none: decoding keeps {work.cores} cores busy"
+    if work.slow_type:
+        return "train.precision: bfloat16, which this hardware is fast at"
+    gain = speeds.larger / speeds.step if speeds.larger and speeds.step else 1.0
+    if gain > 1 / (1 - MIN_SAVING):
+        return (
+            f"train.batch_size: {2 * work.batch_size}, for a step of {gain:.1f} times as many "
+            f"images/s (fewer steps: mind train.lr)"
+        )
+    if now > LONG_S and kept * FREEZE_SPEEDUP < now:
+        return (
+            f"model.freeze_backbone: true for first figures, about {now / kept:.0f} times as "
+            f"quick (features are then computed once)"
+        )
+    return "none: nothing is to be gained simply"
+
+
+def _seconds_if_frozen(speeds: Speeds, work: Work) -> float:
+    """Seconds of the run if the backbone were frozen and two views' features computed once."""
+    if work.views:
+        return _total_seconds(speeds, work)
+    once = replace(work, frozen=True, views=2, decodings=1)
+    return estimate_times(replace(speeds, head=speeds.head or speeds.loss), once).once
+
+
+def _device_rate(speeds: Speeds, work: Work) -> float:
+    """Images a second of what the model's device does for every picture that is loaded."""
+    if work.views:
+        return speeds.forward * work.decodings / work.views
+    assert speeds.step is not None
+    return 1 / (1 / speeds.step + (1 / speeds.copy if speeds.copy else 0))
+
+
+def _waits_for_loader(speeds: Speeds, work: Work) -> bool:
+    """Does the model wait for pictures?"""
+    return speeds.loader < _device_rate(speeds, work)
+
+
+def _seconds_per_image(loader: float, device: float, work: Work) -> float:
+    """Seconds an image. Decoding goes on beside the model; on a CPU it takes cores from it."""
+    if work.workers == 0:
+        return 1 / loader + 1 / device
+    shared = 0.0 if work.gpu else min(work.workers / work.cores, 1) / loader
+    return max(1 / loader, 1 / device + shared)
+
+
+def _total_seconds(speeds: Speeds, work: Work) -> float:
+    """Seconds of the whole run, as far as pictures are loaded."""
+    found = estimate_times(speeds, work)
+    return found.once if work.views else work.epochs * found.epoch
+
+
+def _more_workers(speeds: Speeds, work: Work) -> tuple[int, float]:
+    """The fewest processes that come near the best time, and the run's seconds with them."""
+    each = speeds.loader / max(1, work.workers)
+    found = {}
+    for workers in range(work.workers + 1, work.cores + 1):
+        faster = replace(speeds, loader=each * workers)
+        found[workers] = _total_seconds(faster, replace(work, workers=workers))
+    if not found:
+        return work.workers, _total_seconds(speeds, work)
+    least = min(found.values())
+    return next((n, s) for n, s in found.items() if s <= 1.01 * least)

@@ -1,0 +1,132 @@
+"""Scores become a decision on validation, and numbers by it, honest ones beside optimistic ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from mlfinetune.config import EvalConfig
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.evaluation import DRAWN, evaluate, fit_decision_rule
+from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.types import DecisionRule, ScoreTable
+
+LABELS = LabelSpace(("common", "rare", "none"))
+
+
+def drawn(seed: int, images: int = 400) -> ScoreTable:
+    """Logits that are too sure of themselves, and too low; a label without a positive."""
+    random = np.random.default_rng(seed)
+    truth = random.normal(size=(images, 3)) + np.array([0.5, -2.0, -9.0])
+    targets = (random.random((images, 3)) < expit(2 * truth)).astype(np.int8)
+    targets[::10, 0] = -1
+    names = tuple(f"{at}.jpg" for at in range(images))
+    return ScoreTable(names, (6 * truth - 3).astype(np.float32), targets, LABELS)
+
+
+def test_a_plain_decision_changes_nothing() -> None:
+    """Logits as they are, one threshold."""
+    scores, plain = drawn(0), DecisionRule.plain(3)
+    verdict = evaluate(EvalConfig(thresholds="fixed"), scores, plain, fitted_here=True)
+    assert verdict.scores.logits is scores.logits
+    assert verdict.table == measure(scores, 0.5)
+    assert (verdict.facts["threshold_source"], verdict.facts["fitted_on"]) == ("fixed", "nothing")
+    assert "cross_fitted" not in verdict.facts
+
+
+@pytest.mark.parametrize("how", ["global", "per_label", "precision"])
+def test_fitted_thresholds_come_with_cross_fitted_numbers(how: str) -> None:
+    """On the images that fitted them; on others the numbers are honest by themselves."""
+    settings, scores = EvalConfig.model_validate({"thresholds": how}), drawn(1)
+    decision = fit_decision_rule(settings, scores)
+    here = evaluate(settings, scores, decision, fitted_here=True)
+    assert here.facts["cross_fitted"].keys() >= {"macro_F1", "micro_F1"}
+    fresh = evaluate(settings, drawn(2), decision, fitted_here=False)
+    assert fresh.facts["fitted_on"] == "other images"
+    assert "cross_fitted" not in fresh.facts
+    assert [row.threshold for row in fresh.table.per_label] == list(decision.thresholds)
+
+
+def test_cross_fitted_numbers_are_nearer_to_those_of_fresh_images() -> None:
+    """Over forty draws: what the optimism is, and what is left of it."""
+    settings, optimism, left = EvalConfig(), [], []
+    for seed in range(40):
+        scores = drawn(seed, 120)
+        decision = fit_decision_rule(settings, scores)
+        here = evaluate(settings, scores, decision, fitted_here=True)
+        fresh = measure(drawn(1000 + seed, 4000), np.array(decision.thresholds))
+        wanted = fresh.averages["micro_F1"]
+        optimism.append(here.table.averages["micro_F1"] - wanted)  # type: ignore[operator]
+        left.append(here.facts["cross_fitted"]["micro_F1"] - wanted)
+    assert abs(np.mean(left)) < 0.5 * np.mean(optimism)
+
+
+@pytest.mark.parametrize(("how", "share"), [("temperature", 0.75), ("platt", 0.3)])
+def test_calibration_makes_probabilities_believable(how: str, share: float) -> None:
+    """ECE and Brier fall on fresh images, the more where the shift is mended too; AP stays."""
+    settings = EvalConfig.model_validate({"calibration": how, "thresholds": "global"})
+    decision, fresh = fit_decision_rule(settings, drawn(3, 2000)), drawn(4, 2000)
+    verdict = evaluate(settings, fresh, decision, fitted_here=False)
+    facts = verdict.facts["calibration"]
+    assert facts["calibrated"]["ECE"] < share * facts["ECE"]
+    assert facts["calibrated"]["Brier"] < facts["Brier"]
+    plain = measure(fresh)
+    assert verdict.table.averages["mAP"] == pytest.approx(plain.averages["mAP"], abs=1e-3)
+    wanted = decision.slope[0] * fresh.logits[:, 0].astype(float) + decision.intercept[0]
+    np.testing.assert_allclose(verdict.scores.logits[:, 0], wanted, rtol=1e-6)
+
+
+def test_the_review_band_holds_most_of_the_mistakes() -> None:
+    """Counted by hand on fresh images; on those that fitted it by cross-fitted probabilities."""
+    settings = EvalConfig(calibration="platt", review=(0.2, 0.8))
+    decision, fresh = fit_decision_rule(settings, drawn(6, 2000)), drawn(7, 2000)
+    band = evaluate(settings, fresh, decision, fitted_here=False).facts["review"]
+    p = expit(decision.calibrated(fresh.logits).astype(float))
+    inside, known = (p >= 0.2) & (p <= 0.8), fresh.targets >= 0
+    wrong = known & ((p >= np.array(decision.thresholds)) != (fresh.targets == 1))
+    assert (band["images"], band["pairs"]) == (inside.any(1).sum(), inside.sum())
+    assert (band["wrong"], band["wrong_inside"]) == (wrong.sum(), (wrong & inside).sum())
+    assert band["wrong_inside"] > 0.6 * band["wrong"]
+    assert band["pairs"] < 0.25 * p.size
+    here = evaluate(settings, drawn(6, 2000), decision, fitted_here=True).facts["review"]
+    assert (
+        here["wrong"]
+        != evaluate(settings, drawn(6, 2000), decision, False).facts["review"]["wrong"]
+    )
+
+
+@pytest.mark.parametrize("review", [(0.2, 0.8), (0.5, 0.5), (-0.1, 0.5)])
+def test_a_review_band_needs_calibration_and_an_order(review: tuple[float, float]) -> None:
+    """Of uncalibrated probabilities a range says nothing."""
+    how = "none" if review == (0.2, 0.8) else "platt"
+    with pytest.raises(ValueError, match="review"):
+        EvalConfig.model_validate({"calibration": how, "review": review})
+
+
+def test_a_precision_out_of_reach_is_never_said() -> None:
+    """The threshold is 1, and not even a probability of 1 reaches it."""
+    scores = drawn(5)
+    decision = fit_decision_rule(EvalConfig(thresholds="precision", precision=0.99), scores)
+    assert decision.thresholds[2] == 1
+    sure = replace(scores, logits=np.full_like(scores.logits, 90))
+    assert evaluate(EvalConfig(), sure, decision, False).table.per_label[2].F1 is None
+    both = replace(sure, targets=np.ones_like(sure.targets))
+    assert evaluate(EvalConfig(), both, decision, False).table.per_label[2].recall == 0
+
+
+def test_a_large_table_gets_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stays bounded; the file says how many."""
+    assert (
+        evaluate(EvalConfig(), drawn(0), DecisionRule.plain(3), False).facts["intervals"][
+            "resamples"
+        ]
+        == 1000
+    )
+    monkeypatch.setattr("mlfinetune.metrics.evaluation.DRAWN", DRAWN // 10**6)
+    assert (
+        evaluate(EvalConfig(), drawn(0), DecisionRule.plain(3), False).facts["intervals"][
+            "resamples"
+        ]
+        == 100
+    )

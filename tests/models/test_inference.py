@@ -1,0 +1,188 @@
+"""The packed backbone: the original's numbers, the original untouched, and what serves instead."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mlfinetune.models.inference import FOLDED, FUSED, FusedBackbone, fuse_for_cpu
+
+SIDE = 64
+NAMES = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
+
+
+def backbone(name: str = "resnet18", seed: int = 0) -> nn.Module:
+    """Random weights, and BatchNorm statistics that matter."""
+    torch.manual_seed(seed)
+    net = torchvision.models.get_model(name, weights=None).eval()
+    net.fc = nn.Identity()
+    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 1.5)
+        nn.init.uniform_(norm.weight, 0.2, 0.6)
+        nn.init.normal_(norm.bias, 0, 0.1)
+    return net
+
+
+def pictures(count: int, side: int = SIDE) -> Tensor:
+    """Normalised noise."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    """Every kind of block, grouped and wide ones too; no test changes it."""
+    return backbone(request.param)
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    """A resnet18; no test changes it."""
+    return backbone()
+
+
+def plain(net: nn.Module, dtype: torch.dtype = torch.float32) -> FusedBackbone:
+    """What serves where there is no oneDNN."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        packed, why = fuse_for_cpu(net, dtype, SIDE)
+    assert why == f"{FOLDED}: torch.backends.mkldnn.enabled is False"
+    return packed
+
+
+def off(one: Tensor, two: Tensor) -> float:
+    """The distance, as a share of the second's length."""
+    return ((one - two).norm() / two.norm()).item()
+
+
+# ---- the same numbers -------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_float32_features_are_the_originals(net: nn.Module) -> None:
+    """Odd batches, in float32, come out as the original says, to 1e-4 and in float32."""
+    packed, why = fuse_for_cpu(net, torch.float32, SIDE)
+    assert why == FUSED
+    for count in (1, 3, 5):
+        features = packed(pictures(count))
+        torch.testing.assert_close(features, net(pictures(count)), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_bfloat16_features_are_near_the_originals(net: nn.Module) -> None:
+    """bfloat16 with 8 bits is within 1 % of float32, and not float32 itself."""
+    packed, why = fuse_for_cpu(net, torch.bfloat16, SIDE)
+    assert why == FUSED
+    for count in (1, 3, 5):
+        features = packed(pictures(count))
+        assert features.dtype == torch.bfloat16
+        assert 0 < off(features.float(), net(pictures(count))) < 0.01
+
+
+@pytest.mark.parametrize("side", [32, 63, 96])
+@torch.inference_mode()
+def test_another_size_comes_out_right(small: nn.Module, side: int) -> None:
+    """Weights laid out for 64 px compute other sizes as well."""
+    packed, _ = fuse_for_cpu(small, torch.float32, SIDE)
+    torch.testing.assert_close(packed(pictures(3, side)), small(pictures(3, side)))
+
+
+@torch.inference_mode()
+def test_either_layout_is_taken_and_left_as_it_is(small: nn.Module) -> None:
+    """NCHW and channels_last give one result, and the input stays what it was."""
+    packed, _ = fuse_for_cpu(small, torch.float32, SIDE)
+    x = pictures(3)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(packed(x), packed(last))
+    assert torch.equal(x, pictures(3))
+    assert torch.equal(last, x)
+
+
+@torch.inference_mode()
+def test_autocast_around_it_changes_nothing(small: nn.Module) -> None:
+    """The type is chosen at packing: under bfloat16 autocast float32 stays float32."""
+    for packed in (fuse_for_cpu(small, torch.float32, SIDE)[0], plain(small)):
+        expected = packed(pictures(2))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(packed(pictures(2)), expected)
+
+
+@torch.inference_mode()
+def test_threads_share_it(small: nn.Module) -> None:
+    """Eight threads at once get what one gets."""
+    packed, _ = fuse_for_cpu(small, torch.bfloat16, SIDE)
+    expected = [packed(pictures(count)) for count in (1, 2, 3, 4)]
+    counts = [1, 2, 3, 4] * 8
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda count: packed(pictures(count)), counts))
+    for count, features in zip(counts, found, strict=True):
+        assert torch.equal(features, expected[count - 1])
+
+
+# ---- the original -----------------------------------------------------------------------
+
+
+def test_the_original_is_untouched() -> None:
+    """Weights, statistics, gradient switches and the global generator stay what they were."""
+    net = backbone()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    packed, _ = fuse_for_cpu(net, torch.bfloat16, SIDE)
+    packed(pictures(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("way", ["fused", "plain"])
+def test_later_changes_of_the_original_do_not_reach_it(way: str) -> None:
+    """What is packed stays packed, whatever becomes of the weights."""
+    net = backbone()
+    packed = fuse_for_cpu(net, torch.float32, SIDE)[0] if way == "fused" else plain(net)
+    expected = packed(pictures(2)).clone()
+    for value in net.state_dict().values():
+        value.zero_()
+    assert torch.equal(packed(pictures(2)), expected)
+
+
+def test_training_mode_is_not_packed(small: nn.Module) -> None:
+    """It is the network in evaluation mode that is packed, and the result wants no gradient."""
+    net = backbone().train()
+    for packed in (fuse_for_cpu(net, torch.float32, SIDE)[0], plain(net)):
+        features = packed(pictures(2))
+        with torch.no_grad():
+            torch.testing.assert_close(features, small(pictures(2)))
+        assert not features.requires_grad
+    assert net.training
+
+
+# ---- what serves instead ----------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_plain_operators_say_the_same(net: nn.Module) -> None:
+    """Without oneDNN the folded network serves: float32 to 1e-4, bfloat16 within 1 %."""
+    expected = net(pictures(3))
+    torch.testing.assert_close(plain(net)(pictures(3)), expected, rtol=1e-4, atol=1e-4)
+    assert 0 < off(plain(net, torch.bfloat16)(pictures(3)), expected) < 0.01
+
+
+def test_an_operator_that_refuses_is_replaced() -> None:
+    """oneDNN has no float64: plain operators serve, exactly, and the log can say why."""
+    net = backbone().double()
+    packed, why = fuse_for_cpu(net, torch.float64, SIDE)
+    assert re.fullmatch(f"{FOLDED}: .*tensor.*", why)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(pictures(3)).float(), net(pictures(3).double()).float())
+
+
+def test_features_that_are_not_finite_are_not_trusted() -> None:
+    """Where the fused operators cannot be compared, the plain ones serve, and it is said."""
+    net = backbone()
+    nn.init.constant_(net.get_submodule("layer4.1.bn2").bias, torch.nan)
+    packed, why = fuse_for_cpu(net, torch.float32, SIDE)
+    assert why == f"{FOLDED}: they are off by nan of the features"
+    assert packed(pictures(1)).isnan().all()

@@ -1,0 +1,277 @@
+"""The head solved for, against scikit-learn and against the objective in float64."""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mlfinetune.data.batches.batch import Batch
+from mlfinetune.errors import TrainingError
+from mlfinetune.loss import build_loss
+from mlfinetune.training.lbfgs import ITERATIONS, PENALTIES, Solver
+from mlfinetune.training.records import StepRecord
+
+FORMS = {
+    "sce": {"name": "sce"},
+    "pos_weight": {"name": "sce", "pos_weight": torch.tensor([5.0, 1.0, 0.2])},
+    "smooth": {"name": "sce", "label_smoothing": 0.1},
+    "asl": {"name": "asl", "gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+    "focal": {"name": "focal", "gamma": 2.0, "alpha": 0.25},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small matrices gain nothing from more, and on a busy machine lose."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def data(
+    n: int = 120, width: int = 10, labels: int = 3, together: float = 1.0, unknown: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Features that go together and are far from 0, as pooled ones; targets that depend on them."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, width, generator=g) + together * torch.randn(n, 1, generator=g)
+    logits = 2 * x[:, :1] - torch.arange(labels) + torch.randn(n, labels, generator=g)
+    y = (logits > 0).to(torch.int8)
+    y[torch.rand(n, labels, generator=g) < unknown] = -1
+    return x + 3, y
+
+
+def batches(x: Tensor, y: Tensor, size: int = 50) -> list[Batch]:
+    """In order, the last one smaller."""
+    rows = torch.arange(len(x)).split(size)
+    return [Batch(x[part], y[part], part) for part in rows]
+
+
+def solved(
+    x: Tensor, y: Tensor, strengths: Iterable[float], **form: object
+) -> list[tuple[StepRecord, nn.Linear]]:
+    """The last record and its head at each strength."""
+    head, path, parts = nn.Linear(x.shape[1], y.shape[1]), [], batches(x, y)
+    solver = Solver(head, lambda: parts, build_loss(**form))
+    for l2 in strengths:
+        *_, record = solver.path(l2)
+        path.append((record, deepcopy(head)))
+    return path
+
+
+def ridges(x: Tensor, y: Tensor, l2: float) -> Tensor:
+    """(L,) what ||w||^2 / 2 is multiplied with: l2 h v, by the module's definition."""
+    positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
+    share = (positives / (positives + negatives)).double()
+    return l2 * share * (1 - share) * x.double().var(0, correction=0).mean()
+
+
+def objective(
+    head: nn.Linear, x: Tensor, y: Tensor, l2: float, **form: object
+) -> tuple[float, float]:
+    """Of all labels, in float64, and the size of its gradient for features of size 1."""
+    weight, bias = (p.detach().double().requires_grad_() for p in (head.weight, head.bias))
+    wide = x.double()
+    loss = build_loss(**form)(linear(wide, weight, bias), y) * y.shape[1]
+    total = loss + 0.5 * (ridges(x, y, l2) * weight.square().sum(1)).sum()
+    gradients = torch.autograd.grad(total, [weight, bias])
+    deviation = wide.var(0, correction=0).mean().sqrt()
+    size = torch.cat([(gradients[0] / deviation).flatten(), gradients[1]]).norm()
+    return float(total.detach()), float(size)
+
+
+def oracle(x: Tensor, y: Tensor, l2: float) -> nn.Linear:
+    """The head by scikit-learn, label by label, from known targets."""
+    known_a_label = float((y >= 0).sum()) / y.shape[1]
+    head = nn.Linear(x.shape[1], y.shape[1])
+    for label, ridge in enumerate(ridges(x, y, l2).tolist()):
+        known = y[:, label] >= 0
+        model = LogisticRegression(
+            C=1 / (ridge * known_a_label), solver="newton-cholesky", tol=1e-10
+        ).fit(x[known].double().numpy(), y[known, label].numpy())
+        head.weight.data[label] = torch.from_numpy(model.coef_[0])
+        head.bias.data[label] = float(model.intercept_[0])
+    return head
+
+
+# ---- the solution -----------------------------------------------------------------------
+
+
+def assert_near(head: nn.Linear, exact: nn.Linear) -> None:
+    """But for a five-hundredth of the largest weight."""
+    near = 2e-3 * float(exact.weight.detach().abs().max())
+    torch.testing.assert_close(head.weight, exact.weight, rtol=0, atol=near)
+    torch.testing.assert_close(head.bias, exact.bias, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.4])
+@pytest.mark.parametrize("shape", [(120, 10, 3), (60, 5, 1)])
+def test_solutions_are_scikit_learns(shape: tuple[int, int, int], unknown: float) -> None:
+    """All along the path, unknown targets masked; one label too."""
+    x, y = data(*shape, unknown=unknown)
+    for record, head in solved(x, y, PENALTIES[::2]):
+        exact = oracle(x, y, record.rates["l2"])
+        assert_near(head, exact)
+        value, best = (objective(one, x, y, record.rates["l2"])[0] for one in (head, exact))
+        assert value == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.4])
+def test_more_features_than_examples(unknown: float) -> None:
+    """Only the penalty says which of many solutions: its objective is scikit-learn's."""
+    x, y = data(40, 90, 3, unknown=unknown)
+    for record, head in solved(x, y, PENALTIES[:4]):
+        exact = oracle(x, y, record.rates["l2"])
+        value, best = (objective(one, x, y, record.rates["l2"])[0] for one in (head, exact))
+        assert value == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("together", [0.0, 10.0])
+def test_no_gradient_is_left(form: str, together: float) -> None:
+    """In float64, with features that are all but one and the same too."""
+    x, y = data(together=together, unknown=0.2)
+    for record, head in solved(x, y, PENALTIES, **FORMS[form]):
+        _, left = objective(head, x, y, record.rates["l2"], **FORMS[form])
+        assert left < 0.01
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_weaker_penalty_lowers_the_loss(form: str) -> None:
+    """Down the path; `loss` is that of the head as it is yielded, without the penalty."""
+    x, y = data(unknown=0.2)
+    path = solved(x, y, PENALTIES, **FORMS[form])
+    losses = [record.loss for record, _ in path]
+    assert all(after <= before + 1e-6 for before, after in pairwise(losses))
+    for record, head in path:
+        with torch.no_grad():
+            own = float(build_loss(**FORMS[form])(head(x), y))
+        assert record.loss == pytest.approx(own, rel=1e-5)
+
+
+def test_the_start_does_not_matter() -> None:
+    """Weights that the head had, and strengths that were tried before, leave no trace."""
+    x, y = data()
+    heads = [solved(x, y, strengths)[-1][1] for strengths in ((0.1, 0.01), (0.01,))]
+    assert torch.equal(heads[0].weight, heads[1].weight)
+
+
+def test_batches_are_only_pieces() -> None:
+    """Seven at a time or all at once: the loss is one mean over the known targets."""
+    x, y = data(unknown=0.3)
+    heads = [nn.Linear(10, 3), nn.Linear(10, 3)]
+    for head, size in zip(heads, (7, 1000), strict=True):
+        parts = batches(x, y, size)
+        list(Solver(head, lambda parts=parts: parts, build_loss()).path(0.01))
+    torch.testing.assert_close(heads[0].weight, heads[1].weight, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
+def test_the_scale_of_features_does_not_matter(scale: float) -> None:
+    """A strength is in units of their variance: predictions are the same, and so is the loss."""
+    x, y = data()
+    for (one, small), (two, large) in zip(
+        solved(x, y, PENALTIES[::2]), solved(x * scale, y, PENALTIES[::2]), strict=True
+    ):
+        assert one.loss == pytest.approx(two.loss, rel=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(small(x), large(x * scale), atol=2e-2, rtol=1e-2)
+
+
+# ---- records ----------------------------------------------------------------------------
+
+
+def test_records_say_what_was_done() -> None:
+    """Strength and iterations, passes so far, every example; more iterations: a lower objective."""
+    x, y = data()
+    passes, parts, head = [0], batches(x, y), nn.Linear(10, 3)
+
+    def counted() -> list[Batch]:
+        passes[0] += 1
+        return parts
+
+    solver = Solver(head, counted, build_loss())
+    for l2 in (0.1, 0.001):
+        values = []
+        for number, record in enumerate(solver.path(l2)):
+            assert record.rates == {"l2": l2, "iterations": ITERATIONS[number]}
+            assert (record.images, record.settled) == (len(x), True)
+            assert record.step + 1 == solver.passes == passes[0]
+            values.append(objective(head, x, y, l2)[0])
+        assert len(values) == len(ITERATIONS)
+        assert all(after <= before + 1e-6 for before, after in pairwise(values))
+    assert not any(p.grad is not None for p in head.parameters())
+
+
+# ---- data at the edge -------------------------------------------------------------------
+
+
+def test_constant_features_leave_the_biases() -> None:
+    """Each label's log-odds, and weights of no consequence."""
+    x, y = data()
+    _, head = solved(torch.full_like(x, 0.1), y, PENALTIES)[-1]
+    share = y.double().mean(0)
+    with torch.no_grad():
+        found = head(torch.full((1, x.shape[1]), 0.1))[0]
+    torch.testing.assert_close(found.double(), torch.logit(share), atol=1e-2, rtol=1e-2)
+
+
+def test_one_constant_feature_among_others() -> None:
+    """A channel that is always 0, as ReLUs make them, has no weight."""
+    x, y = data()
+    x[:, 4] = 0
+    for record, head in solved(x, y, PENALTIES[::2]):
+        assert_near(head, oracle(x, y, record.rates["l2"]))
+        assert float(head.weight[:, 4].detach().abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("value", [0, 1, -1])
+def test_a_label_of_one_kind(value: int) -> None:
+    """No positives, no negatives, nothing known: finite, and the other labels as without it."""
+    x, y = data()
+    y[:, 1] = value
+    path = solved(x, y, PENALTIES)
+    for record, head in path:
+        assert all(bool(p.isfinite().all()) for p in head.parameters())
+        assert np.isfinite([record.loss, record.grad_norm]).all()
+    with torch.no_grad():
+        scores = path[0][1](x)[:, 1].sigmoid()
+    if value >= 0:
+        assert float((scores - value).abs().max()) < 0.02
+        exact = oracle(x, y[:, [0, 2]], PENALTIES[2])
+        found = path[2][1].weight[[0, 2]]
+        torch.testing.assert_close(found, exact.weight, rtol=0, atol=5e-3)
+
+
+def test_one_example() -> None:
+    """Nothing varies; it ends, and is finite."""
+    _, head = solved(torch.ones(1, 4), torch.tensor([[1, 0]], dtype=torch.int8), PENALTIES)[-1]
+    assert all(bool(p.isfinite().all()) for p in head.parameters())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [slice(None), slice(3, 4)])
+def test_features_that_are_not_finite_are_an_error_to_mend(bad: float, where: slice) -> None:
+    """One of them, or all: weights that overflow in their precision make such."""
+    x, y = data()
+    x[where] = bad
+    with pytest.raises(TrainingError, match="not finite"):
+        solved(x, y, PENALTIES)
+
+
+@pytest.mark.parametrize("mean", [0, 1, 10])
+def test_features_that_are_all_but_one(mean: float) -> None:
+    """2,048 of them in one direction, as from a backbone of random weights."""
+    g = torch.Generator().manual_seed(0)
+    direction, noise = torch.rand(1, 2048, generator=g), torch.randn(60, 2048, generator=g)
+    one = torch.randn(60, 1, generator=g)
+    y = (one > 0.3).to(torch.int8)
+    record, head = solved(one @ direction + mean + 1e-4 * noise, y, PENALTIES[-1:])[0]
+    assert record.loss < 0.1
+    assert bool(head.weight.isfinite().all())
