@@ -104,7 +104,7 @@ def select_split(table: Table, split: str) -> Table:
     return _columns(own, np.flatnonzero(positives + unknown).tolist())
 
 
-def find_rare(table: Table, min_positives: int) -> list[str]:
+def find_rare_labels(table: Table, min_positives: int) -> list[str]:
     """Labels with fewer positive images than that."""
     if not min_positives:
         return []

@@ -22,7 +22,7 @@ from mlfinetune.data.labels import (
     apply_label_options,
     choose_labels,
     drop_labels,
-    find_rare,
+    find_rare_labels,
     natural_key,
     select_split,
 )
@@ -121,7 +121,9 @@ def split_tables(
         other, more_notes, more = _ready(other, "val", ("val",), options, policy)
         notes, skipped = notes + more_notes, skipped + more
         notes += _overlap(table, other)
-    left_out = find_rare(_to_train(table), policy.min_positives) if policy.labels is None else []
+    left_out = (
+        find_rare_labels(_to_train(table), policy.min_positives) if policy.labels is None else []
+    )
     if left_out:
         if len(left_out) == len(table.labels):
             raise DataError(

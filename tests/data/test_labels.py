@@ -15,7 +15,7 @@ from mlfinetune.data.labels import (
     apply_label_options,
     choose_labels,
     drop_labels,
-    find_rare,
+    find_rare_labels,
     natural_key,
     select_split,
 )
@@ -171,13 +171,13 @@ def test_columns_are_left_out() -> None:
 def test_rare_labels_have_fewer_positives_than_asked() -> None:
     """Unknown is not positive; as many are enough."""
     before = table("a b c", [1, -1, 1], [1, -1, 0], [0, 1, 0])
-    assert [find_rare(before, least) for least in (0, 1, 2, 3)] == [
+    assert [find_rare_labels(before, least) for least in (0, 1, 2, 3)] == [
         [],
         [],
         ["b", "c"],
         ["a", "b", "c"],
     ]
-    assert find_rare(table("a b", [0, 1]), 1) == ["a"]
+    assert find_rare_labels(table("a b", [0, 1]), 1) == ["a"]
 
 
 def test_a_split_has_the_listed_labels_of_its_rows() -> None:
