@@ -1,9 +1,9 @@
-"""What a config leaves to measurement: `batch_size: auto` and `workers: auto`.
+"""Measured settings: `train.batch_size: auto` and `train.workers: auto`, by a throw-away model.
 
-    Config, examples -> rehearsal: a model to throw away -> its steps, tried -> a number, and why
+    Config, examples -> build_trial -> TrialRun: its steps are timed -> a number, and the reason
 
-Nothing of a rehearsal stays. The run's own model is built afterwards, from a seed that is set
-afterwards, so a run with `auto` is the run of the number that it records.
+Nothing of a trial stays. The run's own model is built afterwards, from a seed that is set
+afterwards. So a run with `auto` is the run of the number that it records.
 """
 
 from collections.abc import Iterator
@@ -53,58 +53,64 @@ from mlfinetune.training.timing import (
 
 CPU_SIZES = (8, 16, 32, 64)
 DRY_RUN_BATCH = 32
-"""The batch size of a dry run of a config that says `auto`."""
+"""Batch size of a dry run where the config says `auto`."""
 MAX_GPU_BATCH = 512
-"""The largest batch size that is tried on a GPU: a larger one would want another learning rate."""
+"""Largest batch size that is tried on a GPU: a larger one would need another learning rate."""
 FREE_MEMORY_SHARE = 0.1
-"""Share of the GPU's memory that stays free, for fragments and for others."""
+"""Share of the GPU's memory that stays free, for fragmentation and for other programs."""
 MIN_MEASURED_IMAGES = 1000
-"""Pictures that a run decodes from which on a measurement of a second or two pays."""
+"""Fewest pictures of a run for which a measurement of a second or two pays."""
 MIN_SHARED_CORES = 4
-"""Cores of a CPU from which on more than one process can be right beside the model."""
+"""Fewest cores of a CPU for which more than one decoding process can pay beside the model."""
 PIECE_IMAGES = 16
-"""Pictures that are decoded between two looks at the clock."""
+"""Pictures that are decoded between two readings of the clock."""
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A run's model, loss and optimizer, made as the run makes them, and trained for nothing."""
+    """Model, loss and optimizer as the run builds them, to be timed and thrown away.
+
+    Attributes:
+        options: of a training step.
+        features_once: the run computes features once, so that its batches are not trained on.
+        side: S, pixels on a side of the input.
+    """
 
     tagger: Tagger
     loss: Loss
     optimizer: torch.optim.Optimizer
-    settings: StepOptions
+    options: StepOptions
     features_once: bool
     side: int
 
     def step(self, batch: Batch) -> int:
-        """A training step; the number of its images."""
+        """Take a training step; return the number of its images."""
         self.tagger.train()
-        train_step(self.tagger, batch, self.loss, self.optimizer, self.settings)
+        train_step(self.tagger, batch, self.loss, self.optimizer, self.options)
         return len(batch.images)
 
-    def look(self, batch: Batch) -> int:
-        """A forward pass, as evaluation has it; the number of its images."""
-        compute_logits(self._serving, batch, self.settings.device, self.settings.dtype)
+    def infer(self, batch: Batch) -> int:
+        """Run a forward pass as evaluation does; return the number of its images."""
+        compute_logits(self._inference_tagger, batch, self.options.device, self.options.dtype)
         return len(batch.images)
 
     @cached_property
-    def _serving(self) -> Tagger:
-        settings = self.settings
-        return for_inference(self.tagger, self.side, settings.device, settings.dtype)[0]
+    def _inference_tagger(self) -> Tagger:
+        options = self.options
+        return for_inference(self.tagger, self.side, options.device, options.dtype)[0]
 
     def work(self, batch: Batch) -> int:
-        """What the run does with the batches that it loads."""
-        return self.look(batch) if self.features_once else self.step(batch)
+        """Do what the run does with the batches that it loads; return the number of images."""
+        return self.infer(batch) if self.features_once else self.step(batch)
 
 
 def build_trial(
     config: Config, train: Manifest, device: torch.device, dtype: torch.dtype
 ) -> TrialRun:
-    """The parts of a run, on the device.
+    """Build the trial of a run, on the device.
 
     Raises:
-        MlfinetuneError: as the run would.
+        MlfinetuneError: what the run could not use either.
     """
     config = _with_batches_of(config, batch_size_or(config, MIN_BATCH))
     tagger = build_model(config, train, build_transform_spec(config), device)
@@ -119,28 +125,31 @@ def build_trial(
 
 
 def batch_size_or(config: Config, other: int) -> int:
-    """The config's batch size, or `other` where it is `auto`."""
+    """Return the config's batch size, or `other` where it is `auto`."""
     return other if config.train.batch_size == "auto" else config.train.batch_size
 
 
 def choose_batch_size(
     config: Config, train: Manifest, device: torch.device, dtype: torch.dtype
 ) -> tuple[Config, str | None]:
-    """The config with a batch size that is a number, and why this one where it was `auto`.
+    """Put a number in place of `batch_size: auto`.
 
-    On a GPU: the largest power of two that fits into its memory, up to TOP. Elsewhere: 32, or
-    what is faster by 5 %. An epoch keeps 20 steps, or batches of 8.
+    On a GPU: the largest power of two that fits into its memory, up to MAX_GPU_BATCH. Elsewhere:
+    32, or what is faster by 5 %. An epoch keeps 20 steps, or has batches of 8.
+
+    Returns:
+        The config with a number, and the reason for it; None where it was a number already.
 
     Raises:
-        MlfinetuneError: as the run would, and where not one picture fits.
+        MlfinetuneError: what the run could not use either; or not one picture fits.
     """
     if config.train.batch_size != "auto":
         return config, None
     gpu = device.type == "cuda"
     top = largest_batch_size(len(train), MAX_GPU_BATCH if gpu else CPU_SIZES[-1])
     with torch.random.fork_rng(devices=[device] if gpu else []):
-        parts = build_trial(config, train, device, dtype)
-        size, why = _most_that_fits(parts, top) if gpu else _fastest(parts, top)
+        trial = build_trial(config, train, device, dtype)
+        size, why = _most_that_fits(trial, top) if gpu else _fastest(trial, top)
     limit = f"sizes up to {top} were tried: an epoch keeps {-(-len(train) // top)} steps"
     return _with_batches_of(config, size), f"train.batch_size {size}: {why}; {limit}"
 
@@ -148,9 +157,10 @@ def choose_batch_size(
 def choose_worker_count(
     config: Config, train: Manifest, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, str]:
-    """Decoding processes, and why so many.
+    """Choose the number of decoding processes, and tell why.
 
-    They are measured where a run decodes MANY pictures: for a GPU, and on a CPU of SHARED cores.
+    It is measured where a run decodes MIN_MEASURED_IMAGES or more: for a GPU, and on a CPU with
+    MIN_SHARED_CORES or more.
 
     Args:
         config: its batch size is a number.
@@ -171,10 +181,10 @@ def choose_worker_count(
 def measure_workers(
     config: Config, train: Manifest, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, str]:
-    """As many as the model's speed asks for; takes a second or two.
+    """Measure how many decoding processes keep up with the model; takes a second or two.
 
     Raises:
-        MlfinetuneError: as the run would.
+        MlfinetuneError: what the run could not use either.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes that are to decode
@@ -183,10 +193,10 @@ def measure_workers(
         decoded = time_rate(lambda: len(next(batches).images), 1.0)
     finally:
         torch.set_num_threads(threads)
-    parts = build_trial(config, train, device, dtype)
+    trial = build_trial(config, train, device, dtype)
     most = CPU_SIZES[0] if device.type == "cpu" else MAX_GPU_BATCH
-    batch = make_random_batch(parts, min(most, get_batch_size(config)))
-    work = time_rate(lambda: parts.work(batch), 0.5, lambda: synchronize_device(device))
+    batch = make_random_batch(trial, min(most, get_batch_size(config)))
+    work = time_rate(lambda: trial.work(batch), 0.5, lambda: synchronize_device(device))
     cores = count_cores()
     choose = workers_beside_cpu if device.type == "cpu" else workers_for_gpu
     number = choose(work, decoded, cores)
@@ -196,14 +206,14 @@ def measure_workers(
 def build_trial_loader(
     config: Config, train: Manifest, device: torch.device, workers: int
 ) -> Loader:
-    """The training pictures as the run loads them, but in small batches, to time them by."""
+    """Build a loader of the training pictures as the run has it, but with small batches to time."""
     augmented = not precomputes_features(config)
     few = _with_batches_of(config, min(PIECE_IMAGES, batch_size_or(config, PIECE_IMAGES)))
     return build_loader(few, train, build_transform_spec(config), device, workers, train=augmented)
 
 
 def repeat_epochs(loader: Loader) -> Iterator[Batch]:
-    """The batches of epoch after epoch.
+    """Yield the batches of epoch after epoch, without end.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
@@ -213,26 +223,27 @@ def repeat_epochs(loader: Loader) -> Iterator[Batch]:
         yield batch
 
 
-def make_random_batch(parts: TrialRun, size: int) -> Batch:
-    """(size, 3, S, S) random pictures without labels."""
-    drawn, shape = torch.Generator().manual_seed(0), (size, 3, parts.side, parts.side)
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=drawn)
-    labels = parts.tagger.head.bias.numel()
+def make_random_batch(trial: TrialRun, size: int) -> Batch:
+    """Return a batch of (size, 3, S, S) random pictures, all targets 0."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, 3, trial.side, trial.side)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    labels = trial.tagger.head.bias.numel()
     return Batch(images, torch.zeros(size, labels, dtype=torch.int8), torch.arange(size))
 
 
-def _most_that_fits(parts: TrialRun, top: int) -> tuple[int, str]:
-    """The largest batch size that leaves memory free, and what to say of it."""
-    device = parts.settings.device
+def _most_that_fits(trial: TrialRun, top: int) -> tuple[int, str]:
+    """Return the largest batch size that leaves memory free, and the reason in words."""
+    device = trial.options.device
     room = (1 - FREE_MEMORY_SHARE) * (read_free_memory(device) + torch.cuda.memory_reserved(device))
 
     def fits(size: int) -> bool:
         try:
-            parts.work(
-                make_random_batch(parts, size)
+            trial.work(
+                make_random_batch(trial, size)
             )  # cuDNN tries its algorithms, in memory of their own
             torch.cuda.reset_peak_memory_stats(device)
-            parts.work(make_random_batch(parts, size))
+            trial.work(make_random_batch(trial, size))
             synchronize_device(device)
         except torch.OutOfMemoryError:
             return False
@@ -250,16 +261,16 @@ def _most_that_fits(parts: TrialRun, top: int) -> tuple[int, str]:
     )
 
 
-def _fastest(parts: TrialRun, top: int) -> tuple[int, str]:
-    """The batch size of the most images a second, and what to say of it."""
+def _fastest(trial: TrialRun, top: int) -> tuple[int, str]:
+    """Return the fastest batch size, and the reason in words."""
     sizes = [size for size in CPU_SIZES if size <= top]
     if len(sizes) == 1:
         return sizes[0], "the data are few"
-    batches = {size: make_random_batch(parts, size) for size in sizes}
+    batches = {size: make_random_batch(trial, size) for size in sizes}
     found = compare_rates(
         sizes,
-        lambda size: parts.work(batches[size]),
-        lambda: synchronize_device(parts.settings.device),
+        lambda size: trial.work(batches[size]),
+        lambda: synchronize_device(trial.options.device),
     )
     shown = ", ".join(f"{size}: {rate:.1f}" for size, rate in found.items())
     return choose_fastest_size(found), f"images/s were {shown}"

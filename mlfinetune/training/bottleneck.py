@@ -1,21 +1,23 @@
 """The stage that holds a run back, and one change that would help; knows no model and no config.
 
-Speeds, Work -> estimate_times, find_bottleneck, suggest_change
+Speeds, Work -> estimate_times   seconds of the run
+             -> find_bottleneck  the stage that the run waits for most
+             -> suggest_change   the one change that saves most for least
 """
 
 from dataclasses import dataclass, replace
 
 MIN_SAVING = 0.1
-"""A change that saves less than this share of the time is not suggested."""
+"""Smallest share of the time that a change has to save to be suggested."""
 SLOW_DECODING = 150.0
-"""Images/s below which a process must be decoding large pictures; of 500 px they are 400."""
+"""Images/s below which a process must be decoding large pictures; of 500 px it decodes 400."""
 FREEZE_SPEEDUP, LONG_S = 3.0, 600.0
-"""Freezing is suggested where it makes a run so many times quicker, and the run takes so long."""
+"""Freezing is suggested if it makes a run this many times as fast, and the run is this long."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Images a second of each stage; None where the run has none such.
+    """Images a second of each stage; None where the run has no such stage.
 
     Attributes:
         loader: decoding and transforming, with the run's processes.
@@ -38,15 +40,16 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Work:
-    """What else a run's time depends on.
+    """Sizes and settings of a run that its time depends on, beside the speeds.
 
     Attributes:
-        train, val, epochs, batch_size: as they are called in the config.
+        train, val: numbers of images.
+        epochs, batch_size: as in the config.
         workers, cores: decoding processes, and cores for them.
         gpu: the model has a machine of its own; on a CPU it shares the cores.
         frozen: the backbone does not train.
-        views, decodings: of a picture, for features that are computed once; 0: every epoch
-            goes through the backbone.
+        views, decodings: of a picture, where features are computed once; 0: every epoch goes
+            through the backbone.
         copies_off: the config forbids small copies of large pictures.
         slow_type: the hardware is fast at bfloat16, and the run does without.
     """
@@ -67,14 +70,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: what is paid once, and what an epoch or a pass over the features takes."""
+    """Seconds that are paid once, and seconds of an epoch or of a pass over the features."""
 
     once: float
     epoch: float
 
 
 def estimate_times(speeds: Speeds, work: Work) -> Times:
-    """About how long a run takes; saving and start-up are left out."""
+    """Estimate how long a run takes; saving and start-up are left out."""
     val = work.val * _seconds_per_image(speeds.loader, speeds.forward, work)
     if work.views:
         decoded, seen = speeds.loader / work.decodings, speeds.forward / work.views
@@ -87,7 +90,7 @@ def estimate_times(speeds: Speeds, work: Work) -> Times:
 
 
 def find_bottleneck(speeds: Speeds, work: Work) -> str:
-    """The field of Speeds that the run waits for most."""
+    """Return the field of Speeds that the run waits for most."""
     if work.views:
         return "loader" if _waits_for_loader(speeds, work) else "forward"
     if _waits_for_loader(speeds, work):
@@ -97,7 +100,7 @@ def find_bottleneck(speeds: Speeds, work: Work) -> str:
 
 
 def suggest_change(speeds: Speeds, work: Work) -> str:
-    """The one change that gains most for least, or that there is none."""
+    """Return the one change that saves most for least; or `none` with the reason."""
     now = _total_seconds(speeds, work)
     kept = _seconds_if_frozen(speeds, work)
     if work.frozen and kept < (1 - MIN_SAVING) * now:
@@ -127,7 +130,7 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
 
 
 def _seconds_if_frozen(speeds: Speeds, work: Work) -> float:
-    """Seconds of the run if the backbone were frozen and two views' features computed once."""
+    """Estimate the seconds of the run with a frozen backbone and the features of two views."""
     if work.views:
         return _total_seconds(speeds, work)
     once = replace(work, frozen=True, views=2, decodings=1)
@@ -135,7 +138,7 @@ def _seconds_if_frozen(speeds: Speeds, work: Work) -> float:
 
 
 def _device_rate(speeds: Speeds, work: Work) -> float:
-    """Images a second of what the model's device does for every picture that is loaded."""
+    """Return images a second of the device: what it does for every picture that is loaded."""
     if work.views:
         return speeds.forward * work.decodings / work.views
     assert speeds.step is not None
@@ -143,12 +146,15 @@ def _device_rate(speeds: Speeds, work: Work) -> float:
 
 
 def _waits_for_loader(speeds: Speeds, work: Work) -> bool:
-    """Does the model wait for pictures?"""
+    """Tell whether the model waits for pictures."""
     return speeds.loader < _device_rate(speeds, work)
 
 
 def _seconds_per_image(loader: float, device: float, work: Work) -> float:
-    """Seconds an image. Decoding goes on beside the model; on a CPU it takes cores from it."""
+    """Return the seconds an image takes.
+
+    Worker processes decode while the model works; on a CPU they take cores from it.
+    """
     if work.workers == 0:
         return 1 / loader + 1 / device
     shared = 0.0 if work.gpu else min(work.workers / work.cores, 1) / loader
@@ -156,13 +162,13 @@ def _seconds_per_image(loader: float, device: float, work: Work) -> float:
 
 
 def _total_seconds(speeds: Speeds, work: Work) -> float:
-    """Seconds of the whole run, as far as pictures are loaded."""
+    """Return the seconds of all parts of a run in which pictures are loaded."""
     found = estimate_times(speeds, work)
     return found.once if work.views else work.epochs * found.epoch
 
 
 def _more_workers(speeds: Speeds, work: Work) -> tuple[int, float]:
-    """The fewest processes that come near the best time, and the run's seconds with them."""
+    """Return the fewest processes that come within 1 % of the best time, and the run's seconds."""
     each = speeds.loader / max(1, work.workers)
     found = {}
     for workers in range(work.workers + 1, work.cores + 1):

@@ -1,6 +1,11 @@
-"""Config -> parts that need torch; parts take plain values. `examples.py` reads `data`."""
+"""Builders: the config becomes model, loss, optimizer, loaders, checkpoint.
 
-from collections.abc import Iterator
+    Config -> build_model, build_loader, build_training_loss, build_training_optimizer, ...
+
+The config stops here: what is built takes plain values. `data/load.py` reads its `data` section.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,22 +34,21 @@ from mlfinetune.training.optim import build_ema_model, build_optimizer, lr_at
 from mlfinetune.training.step import StepOptions
 
 MAX_POS_WEIGHT = 100.0
-"""`pos_weight: auto` stops here: one picture in ten thousand must not outweigh the rest."""
+"""Largest weight of `pos_weight: auto`: one picture in ten thousand must not outweigh the rest."""
 
 MANY_LABELS = 10_000
-"""From here on the gradient of the whole head is not kept: at 2,048 features, 82 MB and more."""
-
-
+"""Number of labels from which on the gradient of the whole head is not kept. At 2,048 features
+it would take 82 MB and more."""
 MIN_BATCH_NORM_IMAGES = 16
-"""Pictures from which a process's own are enough for BatchNorm, by our choice; the error of a
-ResNet-50 rises fast as they get fewer (Wu & He 2018, Group Normalization)."""
+"""Pictures of one rank that are enough for its own BatchNorm statistics. The limit is our choice:
+the error of a ResNet-50 rises fast as they get fewer (Wu & He 2018, Group Normalization)."""
 
 MAX_EVAL_BATCH = 256
-"""Pictures of a batch of evaluation: a batch of training may be many GPUs'."""
+"""Most pictures in a batch of evaluation. A batch of training may be that of many GPUs."""
 
 
 def build_transform_spec(config: Config) -> TransformSpec:
-    """How pictures become input."""
+    """Return how pictures become input."""
     return TransformSpec(
         image_size=config.model.image_size,
         resize=config.model.resize,
@@ -57,7 +61,7 @@ def build_transform_spec(config: Config) -> TransformSpec:
 
 
 def get_batch_size(config: Config) -> int:
-    """Images a step; `tune` has settled it where it was `auto`."""
+    """Return the images a step; `autotune` has put a number in place of `auto`."""
     assert config.train.batch_size != "auto"
     return config.train.batch_size
 
@@ -65,34 +69,39 @@ def get_batch_size(config: Config) -> int:
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
 ) -> Tagger:
-    """The tagger with its pretrained backbone, on the device.
+    """Build the tagger with its pretrained backbone, on the device.
 
     Args:
-        processes: that train it together.
+        train: the training examples; they decide the number of labels and `head_bias: prior`.
+        spec: has the mean and standard deviation of the channels, and the image size.
+        processes: number of ranks that train it together.
 
     Raises:
         ConfigError: an unknown backbone, or batches that BatchNorm cannot train on.
         WeightsError: the weights cannot be had, or do not fit.
     """
-    settings = config.model
+    model = config.model
     _require_batches(config, len(train), spec.image_size, processes)
-    prior = compute_log_odds(train) if settings.head_bias == "prior" else None
+    prior = compute_log_odds(train) if model.head_bias == "prior" else None
     tagger = Tagger(
-        settings.backbone,
+        model.backbone,
         len(train.labels),
         mean=spec.mean,
         std=spec.std,
-        frozen=settings.freeze_backbone,
+        frozen=model.freeze_backbone,
         bias=prior,
         chunked=chunks_head(config, train, processes),
     )
-    if settings.weights is not None:
-        load_pretrained(tagger, settings.backbone, settings.weights)
+    if model.weights is not None:
+        load_pretrained(tagger, model.backbone, model.weights)
     return place_on_device(tagger, device)
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:
-    """Raise a ConfigError where a process would have too few pictures at a time to train on."""
+    """Raise a ConfigError where a rank would train on too few pictures at a time.
+
+    At 32 pixels the last layer has one pixel: with one picture BatchNorm would see one value.
+    """
     size = get_batch_size(config)
     if size < processes:
         raise ConfigError(
@@ -113,7 +122,10 @@ def _require_batches(config: Config, images: int, side: int, processes: int) -> 
 
 
 def syncs_batch_norm(config: Config, processes: int) -> bool:
-    """Does BatchNorm learn from the pictures of all processes?"""
+    """Tell whether BatchNorm learns from the pictures of all ranks.
+
+    With `train.sync_batch_norm: auto`, 4 ranks: a batch of 32 is 8 for each: yes; 256: no.
+    """
     if config.model.freeze_backbone or processes == 1:
         return False
     wanted = config.train.sync_batch_norm
@@ -122,28 +134,31 @@ def syncs_batch_norm(config: Config, processes: int) -> bool:
 
 
 def chunks_head(config: Config, train: Manifest, processes: int = 1) -> bool:
-    """Are the labels so many that the head's weights are stepped chunk by chunk?
+    """Tell whether the head is so large that its weights are stepped chunk by chunk.
 
-    Several processes sum gradients first, so they keep all of them.
+    Several ranks sum the gradients first, so they have to keep all of them.
     """
     many = len(train.labels) >= MANY_LABELS and config.train.accumulate == processes == 1
     return many and config.train.optimizer != "lbfgs" and config.train.not_finite == "stop"
 
 
 def precomputes_features(config: Config) -> bool:
-    """Does the backbone stay what it is, so that a picture's features are computed once?"""
+    """Tell whether the backbone is frozen, and features are computed once for every picture."""
     return config.model.freeze_backbone and config.train.cache_features == "auto"
 
 
 def uses_lbfgs(config: Config, train: Manifest) -> bool:
-    """Is the head solved for? L-BFGS keeps twenty copies of it: too many for a very large one."""
+    """Tell whether L-BFGS solves for the head.
+
+    It keeps twenty copies of the head, so `auto` does not take it for a very large one.
+    """
     wanted = config.train.optimizer
     small = len(train.labels) < MANY_LABELS
     return wanted == "lbfgs" or (wanted == "auto" and precomputes_features(config) and small)
 
 
 def require_lbfgs_fits(config: Config, train: Manifest) -> None:
-    """Raise a ConfigError where a head is to be solved for first that has too many labels."""
+    """Raise a ConfigError if `solve_head_first` is set for too many labels."""
     if config.train.solve_head_first and len(train.labels) >= MANY_LABELS:
         raise ConfigError(
             f"train.solve_head_first: L-BFGS keeps twenty copies of the head, too many for "
@@ -162,7 +177,13 @@ def build_loader(
     rank: int = 0,
     size: int = 1,
 ) -> Loader:
-    """Batches of a manifest, to train or to evaluate; the part of process `rank` of `size`."""
+    """Build the loader of a manifest, to train or to evaluate.
+
+    Args:
+        workers: decoding processes.
+        train: shuffle and augment.
+        rank, size: this rank and the number of ranks: the loader gives this rank's share.
+    """
     pictures = get_batch_size(config)
     return Loader(
         manifest,
@@ -179,7 +200,11 @@ def build_loader(
 def opened_image_copies(
     config: Config, train: Manifest, spec: TransformSpec, root: Path | None, log: RunLog
 ) -> Iterator[SmallCopies | None]:
-    """Small copies of train's large pictures, missing ones made first; None: this run has none."""
+    """Context with the small copies of large training pictures; missing ones are made first.
+
+    Yields:
+        None where this run reads no copies; the log says why.
+    """
     once, epochs = precomputes_features(config), config.train.epochs
     with opened_copies(config.data.cache_images, train, spec, epochs, once, root) as found:
         log.say(found.why)
@@ -190,10 +215,13 @@ def opened_image_copies(
 
 
 def build_training_loss(config: Config, train: Manifest, device: torch.device) -> tuple[Loss, str]:
-    """The loss with its weights on the device, and what there is to say of it.
+    """Build the loss with its weights on the device.
+
+    Returns:
+        The loss, and a line for the log: its settings, the backend and why this one.
 
     Raises:
-        ConfigError: a weight for a label that is not there, or a backend that cannot be had.
+        ConfigError: a weight for a label that does not exist, or a backend that does not run here.
     """
     wanted = config.loss
     try:
@@ -208,39 +236,43 @@ def build_training_loss(config: Config, train: Manifest, device: torch.device) -
     if fault:
         backend, why = "torch", f"Triton's kernel does not run here: {fault}"
     weights = compute_pos_weight(wanted.pos_weight, train)
-    own = {key: getattr(wanted, key) for key in LOSS_SETTINGS.get(wanted.name, ())}
-    built = build_loss(
+    settings = {key: getattr(wanted, key) for key in LOSS_SETTINGS.get(wanted.name, ())}
+    loss = build_loss(
         wanted.name,
         pos_weight=None if weights is None else weights.to(device),
         label_smoothing=wanted.label_smoothing,
         backend=backend,
-        **own,
+        **settings,
     )
-    settings = "".join(f", {key} {value:g}" for key, value in own.items())
-    return built, f"loss {wanted.name}{settings}; backend {backend} ({why})"
+    shown = "".join(f", {key} {value:g}" for key, value in settings.items())
+    return loss, f"loss {wanted.name}{shown}; backend {backend} ({why})"
 
 
 def build_training_optimizer(config: Config, tagger: Tagger) -> torch.optim.Optimizer:
-    """The optimizer of what trains."""
+    """Build the optimizer of the parameters that train."""
     train = config.train
     groups = tagger.parameter_groups(train.lr, train.head_lr, train.weight_decay)
     return build_optimizer(groups, train.optimizer, train.momentum)
 
 
 def build_ema(config: Config, net: nn.Module) -> AveragedModel | None:
-    """A running mean of what trains, where it is wanted."""
+    """Build the exponential moving average of `net`; None where `train.ema` is not set."""
     return None if config.train.ema is None else build_ema_model(net, config.train.ema)
 
 
-def build_schedule(config: Config, steps: int) -> Any:
-    """Step -> share of the learning rates, over `steps` steps an epoch."""
+def build_schedule(config: Config, steps: int) -> Callable[[int], float]:
+    """Build the schedule: a function from the step to the factor of the learning rates.
+
+    Args:
+        steps: optimizer steps an epoch.
+    """
     total = steps * config.train.epochs
     warmup = round(total * config.train.warmup_ratio)
     return lambda step: lr_at(step, total, warmup)
 
 
 def build_step_options(config: Config, device: torch.device, dtype: torch.dtype) -> StepOptions:
-    """How every training step is taken."""
+    """Return the options of every training step, for one rank."""
     train = config.train
     skip = train.not_finite == "skip"
     return StepOptions(device, dtype, train.accumulate, train.clip_grad_norm, skip)
@@ -249,7 +281,10 @@ def build_step_options(config: Config, device: torch.device, dtype: torch.dtype)
 def build_checkpoint(
     config: Config, tagger: Tagger, val: Manifest, spec: TransformSpec, epoch: int
 ) -> Checkpoint:
-    """Everything that predicting needs, weights copied to the CPU."""
+    """Build the checkpoint: everything that prediction needs, weights copied to the CPU.
+
+    Its thresholds are 0.5 until `fit_decision_rule` has fitted others.
+    """
     return Checkpoint(
         weights={k: v.detach().to("cpu", copy=True) for k, v in tagger.state_dict().items()},
         labels=val.labels,
@@ -268,20 +303,20 @@ def build_checkpoint(
 
 
 def locate_images(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Where the pictures of results are, for a report's thumbnails."""
+    """Return what a report needs to read the pictures for its thumbnails."""
     return {"images_root": str(manifest.root), "max_pixels": config.data.max_pixels}
 
 
 def compute_pos_weight(wanted: str | dict[str, float] | None, train: Manifest) -> Tensor | None:
-    """(L,) weights of the positive targets.
+    """Compute the weights of the positive targets: (L,), or None for weights of 1.
 
     Args:
-        wanted: None; `auto`, the known negatives over the known positives of a label, at most
-            100, and 1 for a label without positives; or label -> weight, 1 for the others.
+        wanted: None; `auto`: the known negatives over the known positives of a label, at most
+            100, and 1 for a label without positives; or label -> weight, 1 for other labels.
         train: the training examples.
 
     Raises:
-        ConfigError: a weight for a label that is not there.
+        ConfigError: a weight for a label that does not exist.
     """
     if wanted is None:
         return None
@@ -302,7 +337,7 @@ def compute_pos_weight(wanted: str | dict[str, float] | None, train: Manifest) -
 
 
 def compute_log_odds(train: Manifest) -> Tensor:
-    """(L,) log of positives over negatives, each counted one too many."""
+    """Compute (L,) log((positives + 1) / (negatives + 1)): finite for a label without either."""
     positives, negatives = _count_targets(train)
     return torch.log((positives + 1) / (negatives + 1)).float()
 

@@ -1,6 +1,7 @@
-"""A frozen backbone: Config -> batches of its features, which are computed once and kept.
+"""Precomputed features of a frozen backbone, from the config to batches of them.
 
-open_store -> loaders: what is kept already, what has to be computed -> FeatureLoader a side
+open_feature_store -> build_feature_loaders: find what is kept, compute the rest
+                   -> FeatureLoader for train, FeatureLoader for validation
 """
 
 import hashlib
@@ -39,87 +40,96 @@ from mlfinetune.text import pluralize
 from mlfinetune.training.build import MAX_EVAL_BATCH, get_batch_size
 
 FEATURES_VERSION = 1
-"""Goes up where the same weights and pictures give other features."""
+"""Part of the store's key; goes up when the same weights and pictures give other features."""
 
 
 def build_feature_loaders(
     config: Config,
     splits: Splits,
-    embedder: FeatureExtractor,
+    extractor: FeatureExtractor,
     store: Store | None,
     world: World,
     room: int,
     log: RunLog,
 ) -> tuple[FeatureLoader, FeatureLoader] | None:
-    """Batches of features for train and val: what is not kept yet is computed.
+    """Build the feature loaders of train and validation; features that are not kept are computed.
 
     Args:
-        embedder: what makes features.
-        store: where they are kept; None in all processes but the first.
-        world: the processes that compute.
+        extractor: computes features.
+        store: keeps features; None on all ranks but 0.
+        world: the ranks that compute.
         room: bytes that features may take in the device's memory.
-        log: says what is reused, and why not.
+        log: says how many features are reused, and why the others are not.
 
     Returns:
-        None in all processes but the first, whose features they are.
+        None on all ranks but 0, which alone has the features.
 
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    wished = config.train.cache_views
-    seen = choose_views(embedder.spec, wished)
-    if len(seen) < wished:
+    wanted = config.train.cache_views
+    views = choose_views(extractor.spec, wanted)
+    if len(views) < wanted:
         log.say(
-            f"train.cache_views {wished}: augment makes only {pluralize(len(seen), 'view')} of a "
-            f"picture (itself, its mirror image, then random crops and colours)"
+            f"train.cache_views {wanted}: augment makes only {pluralize(len(views), 'view')} of a "
+            f"picture (itself, its mirror image, then random crops and colors)"
         )
-    sides = (splits.train, seen), (splits.val, (PLAIN_VIEW,))
-    new, found = store is not None and not len(store), list[FeatureLoader]()
-    told = 0
-    for (examples, looks), what in zip(sides, ("train", "val"), strict=True):
-        wanted, damaged = world.broadcast(partial(_missing, store, examples, looks, embedder, told))
-        told += damaged
-        lacking = sum(len(one.missing) for one in wanted)
-        log.say(_reuse(what, len(examples), len(looks), lacking, new, damaged))
-        with log.bar(f"features of {what}", lacking) as bar:
-            for rows in compute_missing(store, examples, wanted, embedder, world.gather_stream):
+    is_new = store is not None and not len(store)
+    damaged_before = 0
+    loaders: list[FeatureLoader] = []
+    sides = (("train", splits.train, views), ("val", splits.val, (PLAIN_VIEW,)))
+    for side, examples, side_views in sides:
+        find = partial(_find_missing, store, examples, side_views, extractor, damaged_before)
+        by_view, damaged = world.broadcast(find)
+        damaged_before += damaged
+        missing = sum(len(view.missing) for view in by_view)
+        log.say(_describe_reuse(side, len(examples), len(side_views), missing, is_new, damaged))
+        with log.bar(f"features of {side}", missing) as bar:
+            for rows in compute_missing(store, examples, by_view, extractor, world.gather_stream):
                 bar.update(rows)
         if store is None:
             continue
-        share = room // (2 * len(looks))
-        kept = [Features(store, one, embedder, world.device, share) for one in wanted]
-        seed = config.train.seed if what == "train" else None
+        view_room = room // (2 * len(side_views))
+        features = [Features(store, view, extractor, world.device, view_room) for view in by_view]
+        seed = config.train.seed if side == "train" else None
         size = get_batch_size(config)
-        found.append(FeatureLoader(examples, kept, batch_size=size, train_seed=seed))
-    return (found[0], found[1]) if found else None
+        loaders.append(FeatureLoader(examples, features, batch_size=size, train_seed=seed))
+    return (loaders[0], loaders[1]) if loaders else None
 
 
-def _missing(
+def _find_missing(
     store: Store | None,
     examples: Manifest,
-    looks: Sequence[View],
-    embedder: FeatureExtractor,
-    told: int,
+    views: Sequence[View],
+    extractor: FeatureExtractor,
+    damaged_before: int,
 ) -> tuple[list[MissingRows], int]:
-    """What is lacking, and how many files were found to be damaged beyond those `told`."""
+    """Find the features that the store lacks.
+
+    Returns:
+        A record a view; and the files found to be damaged, without the `damaged_before` that were
+        reported already.
+    """
     assert store is not None
-    wanted = find_missing(store, examples, looks, embedder)
-    return wanted, store.damaged - told
+    by_view = find_missing(store, examples, views, extractor)
+    return by_view, store.damaged - damaged_before
 
 
-def _reuse(what: str, images: int, looks: int, lacking: int, new: bool, damaged: int) -> str:
-    """What is reused, and why the rest is not."""
-    rows = images * looks
-    each = f" ({pluralize(images, 'picture')} x {looks} views)" if looks > 1 else ""
-    text = f"features of {what}: {rows} wanted{each}, {rows - lacking} kept from before"
-    if not lacking:
+def _describe_reuse(
+    side: str, images: int, views: int, missing: int, is_new: bool, damaged: int
+) -> str:
+    """Tell how many features are reused, and why the others are not."""
+    rows = images * views
+    each = f" ({pluralize(images, 'picture')} x {views} views)" if views > 1 else ""
+    text = f"features of {side}: {rows} wanted{each}, {rows - missing} kept from before"
+    if not missing:
         return text
     why = "new or changed pictures or views"
-    if new:
+    if is_new:
         why = "none kept for these weights and settings"
     if damaged:
         why = f"{pluralize(damaged, 'damaged file')} deleted"
-    return f"{text}, {lacking} to compute ({why})"
+    return f"{text}, {missing} to compute ({why})"
 
 
 def build_extractor(
@@ -131,7 +141,11 @@ def build_extractor(
     workers: int,
     share: BatchShare = WHOLE_SHARE,
 ) -> FeatureExtractor:
-    """What makes the features of the frozen backbone; `share` of them here."""
+    """Build what computes the features of the frozen backbone, on this rank.
+
+    Args:
+        share: the part of all batches that this rank computes.
+    """
     model, how = for_inference(tagger, spec.image_size, device, dtype)
 
     def embed(pictures: Tensor) -> Tensor:
@@ -165,14 +179,17 @@ def build_extractor(
 
 
 def open_feature_store(
-    root: Path, tagger: Tagger, spec: TransformSpec, backbone: str, embedder: FeatureExtractor
+    root: Path, tagger: Tagger, spec: TransformSpec, backbone: str, extractor: FeatureExtractor
 ) -> Store:
-    """The store of these features: all that they depend on, but for the picture, names it."""
+    """Open the store of these features.
+
+    Its folder is named after everything that features depend on, but for the picture.
+    """
     weights = hashlib.sha256()
     for name, tensor in tagger.features.state_dict().items():
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    looks = (
+    view = (
         spec.image_size,
         spec.resize,
         *spec.mean,
@@ -180,13 +197,13 @@ def open_feature_store(
         decode.DECODE_VERSION,
         choose_jpeg_decoder()[1],
     )
-    made = (
+    made_by = (
         FEATURES_VERSION,
         backbone,
         weights.hexdigest(),
-        embedder.dtype,
+        extractor.dtype,
         torch.__version__,
-        embedder.how,
+        extractor.how,
     )
-    key = hash_key(*made, *looks)
+    key = hash_key(*made_by, *view)
     return Store(make_cache_folder(root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"))

@@ -1,20 +1,26 @@
-"""The head by itself, without a learning rate: full-batch L-BFGS at a path of ridge penalties.
+"""The head on precomputed features, by full-batch L-BFGS at a path of ridge penalties.
 
-    Solver(head, batches, loss).path(l2)   after 3, 10, 30, 100 iterations: StepRecord, head changed
+    Solver(head, batches, loss).path(l2)   after 3, 10, 30, 100 iterations: head changed, StepRecord
 
-On features that do not change the loss of a linear head is convex (`sce`), so its curvature can be
-bounded once. With C the covariance of the features and h = p(1-p) the variance of a label whose
-share of positives is p, the curvature where the head says no more than p is h C. Weights are
-written as w = inverse(R') u / sqrt(h), where R R' = C + l2 v I and v is the mean variance of a
-feature: in u the curvature is 1 there in all directions, and L-BFGS needs tens of passes where it
-would need thousands. The objective of a label is
+There is no learning rate to tune.
+
+The features do not change, so the loss of a linear head is convex (`sce`), and its curvature can
+be bounded once. Let C be the covariance of the features, p the share of positives of a label, and
+h = p(1-p) the variance of its targets. Where the head predicts p for every image, the curvature is
+h C. The weights are written as w = inverse(R') u / sqrt(h), where R R' = C + l2 v I and v is the
+mean variance of a feature. In u the curvature is 1 there in all directions, so that L-BFGS needs
+tens of passes where it would need thousands. The objective of a label is
 
     loss over its known targets / known targets of an average label + l2/2 * h * v * ||w||^2
 
-so that a strength l2 means the same for every backbone and for rare and frequent labels. All
-start from zero weights, and biases at the labels' log-odds. Few iterations are close to linear
-discriminant analysis, many to the penalised optimum: with noisy tags the former score better
-(measured: `benchmarks/head_path.py`), so both are offered, and validation chooses.
+so that a penalty l2 means the same for every backbone, and for rare and frequent labels. Each solve
+starts from zero weights, and from biases at the log-odds of the labels. After few iterations the
+head is close to linear discriminant analysis, after many to the penalised optimum. With noisy tags
+the former scores better (measured: `benchmarks/head_path.py`), so both are offered, and validation
+chooses.
+
+Statistics and the Cholesky factor are computed in float64: features are correlated, and in float32
+C may lose definiteness. On a device without float64 (MPS) they are computed on the CPU.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,23 +35,26 @@ from mlfinetune.errors import TrainingError
 from mlfinetune.training.records import StepRecord
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Ridge penalties l2, from strong to weak."""
 ITERATIONS = (3, 10, 30, 100)
+"""Numbers of iterations after which a solution is offered."""
 
 Batches = Callable[[], Iterable[Batch]]
-"""One pass over all examples, the same each time; `images` are features (B, F) float32."""
+"""Returns the batches of one pass over all examples, the same each time; their `images` are
+features, (B, F) float32."""
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What a pass over all features finds out first.
+class _FeatureStats:
+    """Statistics of features and targets, from which the solver's coordinates follow.
 
     Attributes:
-        mean, covariance: (F,) and (F, F) of the features.
+        mean, covariance: (F,) and (F, F) float32, of the features.
         variance: mean variance of a feature.
-        log_odds: (L,) of a positive target, one of each added.
-        spread: (L,) the standard deviation of a target.
-        known: () targets that are not unknown, at least 1.
-        images: rows of a pass.
+        log_odds: (L,) log-odds of a positive target, with one positive and one negative added.
+        spread: (L,) standard deviation of a target, sqrt(h) in the module's docstring.
+        known: () number of known targets of all labels, at least 1.
+        images: number of images in a pass.
     """
 
     mean: Tensor
@@ -58,35 +67,42 @@ class _Facts:
 
 
 class Solver:
-    """Solves for a head's weights."""
+    """Solver for the weights of a linear head.
+
+    Attributes:
+        passes: passes over the examples so far.
+    """
 
     def __init__(self, head: nn.Linear, batches: Batches, loss: Callable[..., Tensor]) -> None:
-        """Two passes over the examples.
+        """Compute the statistics of the features, in two passes.
 
         Args:
-            head: is changed, on whose device the features are.
+            head: is changed; the features are on its device.
             batches: gives the examples, pass by pass.
-            loss: `mlfinetune.loss.build_loss()`.
+            loss: from `mlfinetune.loss.build_loss()`.
+
+        Raises:
+            TrainingError: features that are not finite.
         """
         self._head, self._batches, self._loss = head, batches, loss
-        self._facts = _survey(batches, head.weight.device)
+        self._stats = _feature_stats(batches, head.weight.device)
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
-        """The head after some and after more iterations at one strength, from the start.
+        """Solve at one penalty, and stop after some and after more iterations.
 
         Args:
-            l2: the strength.
+            l2: the ridge penalty.
             stops: numbers of iterations, rising.
 
         Yields:
-            A record at each of `stops`, while the head holds that solution: `rates` says l2 and
+            A record at each of `stops`, while the head holds that solution: `rates` has l2 and
             iterations, `loss` is without the penalty, `step` counts passes over the examples.
 
         Raises:
             TrainingError: a loss that is not finite.
         """
-        problem = _Problem(self._head, self._batches, self._loss, self._facts, l2)
+        problem = _Problem(self._head, self._batches, self._loss, self._stats, l2)
         optimizer = torch.optim.LBFGS(
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
@@ -96,28 +112,28 @@ class Solver:
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
             optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
             done = iterations
-            problem.write()
+            problem.write_to_head()
             self.passes += problem.passes
             rates = {"l2": l2, "iterations": iterations}
             yield StepRecord(
-                number,
-                self.passes - 1,
-                problem.loss,
-                problem.norm(),
-                rates,
-                self._facts.images,
-                True,
+                epoch=number,
+                step=self.passes - 1,
+                loss=problem.loss,
+                grad_norm=problem.gradient_norm(),
+                rates=rates,
+                images=self._stats.images,
+                settled=True,
             )
             problem.passes = 0
 
 
 class _Problem:
-    """Loss and gradient at one strength, in the coordinates that the solver works in.
+    """Objective and gradient at one penalty, in the coordinates u of the module's docstring.
 
     Attributes:
-        parameters: inner weights (L, F), biases (L,).
-        loss: without the penalty, of the last evaluation.
-        passes: evaluations.
+        parameters: u (L, F) and biases (L,).
+        loss: of the last evaluation, without the penalty.
+        passes: number of evaluations.
     """
 
     def __init__(
@@ -125,40 +141,47 @@ class _Problem:
         head: nn.Linear,
         batches: Batches,
         loss: Callable[..., Tensor],
-        facts: _Facts,
+        stats: _FeatureStats,
         l2: float,
     ) -> None:
-        self._head, self._batches, self._loss, self._facts = head, batches, loss, facts
-        self._penalty = l2 * facts.variance
-        exact = facts.covariance.double()  # features go together: float32 may lose definiteness
+        self._head, self._batches, self._loss, self._stats = head, batches, loss, stats
+        self._penalty = l2 * stats.variance
+        exact = _to_float64(stats.covariance)
         exact.diagonal().add_(self._penalty)
-        self._factor = torch.linalg.cholesky(exact).to(facts.covariance.dtype)
-        self._inner = torch.zeros_like(head.weight, requires_grad=True)
-        self._bias = facts.log_odds.clone().requires_grad_()
-        self.parameters = [self._inner, self._bias]
+        self._factor = torch.linalg.cholesky(exact).float().to(head.weight.device)  # R
+        self._u = torch.zeros_like(head.weight, requires_grad=True)
+        self._bias = stats.log_odds.clone().requires_grad_()
+        self.parameters = [self._u, self._bias]
         self.loss, self.passes = float("nan"), 0
 
     def _weight(self) -> Tensor:
-        """(L, F)."""
+        """Return w (L, F) of u."""
         solved: Tensor = torch.linalg.solve_triangular(
-            self._factor, self._inner, upper=False, left=False
+            self._factor, self._u, upper=False, left=False
         )
-        return solved / self._facts.spread[:, None]
+        return solved / self._stats.spread[:, None]
 
     def evaluate(self, optimizer: torch.optim.Optimizer) -> Tensor:
-        """The objective, summed over labels so that its curvature is 1, and its gradient."""
+        """Compute the objective, and its gradient in `parameters`.
+
+        It is summed over labels, so that its curvature is 1 however many labels there are.
+
+        Raises:
+            TrainingError: a loss that is not finite.
+        """
         optimizer.zero_grad()
-        facts, labels = self._facts, len(self._bias)
+        stats, labels = self._stats, len(self._bias)
         weight = self._weight()
-        sheet = weight.detach().requires_grad_()
+        # Batches add to the gradient of this leaf; it goes back to u once, after the last one.
+        leaf = weight.detach().requires_grad_()
         total = torch.zeros((), device=weight.device)
         for batch in self._batches():
-            logits = linear(batch.images - facts.mean, sheet, self._bias)
-            part = self._loss(logits, batch.targets.to(weight.device), divisor=facts.known)
+            logits = linear(batch.images - stats.mean, leaf, self._bias)
+            part = self._loss(logits, batch.targets.to(weight.device), divisor=stats.known)
             torch.autograd.backward(part * labels)
             total += part.detach()
-        ridge = 0.5 * self._penalty * (facts.spread[:, None] * weight).square().sum()
-        torch.autograd.backward([ridge, weight], [None, sheet.grad])
+        ridge = 0.5 * self._penalty * (stats.spread[:, None] * weight).square().sum()
+        torch.autograd.backward([ridge, weight], [None, leaf.grad])
         self.passes += 1
         self.loss = float(total)
         if not abs(self.loss) < float("inf"):
@@ -168,44 +191,58 @@ class _Problem:
             )
         return total * labels + ridge.detach()
 
-    def norm(self) -> float:
-        """Of the last gradient, an average label's."""
+    def gradient_norm(self) -> float:
+        """Return the norm of the last gradient over the number of labels."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         return float(nn.utils.get_total_norm(grads)) / len(self._bias)
 
     @torch.no_grad()
-    def write(self) -> None:
-        """Into the head."""
+    def write_to_head(self) -> None:
+        """Write the solved weights and bias into the head.
+
+        The problem is posed on centered features; the head gets features as they are.
+        """
         weight = self._weight()
         self._head.weight.copy_(weight)
-        self._head.bias.copy_(self._bias - weight @ self._facts.mean)
+        self._head.bias.copy_(self._bias - weight @ self._stats.mean)
 
 
-def _survey(batches: Batches, device: torch.device) -> _Facts:
-    """Two passes: means and counts, then the covariance about the mean."""
-    zero = torch.zeros((), dtype=torch.float64, device=device)
-    sums, positives, negatives, images = zero, zero, zero, 0
+def _feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
+    """Compute the statistics in two passes: means and counts, then the covariance about the mean.
+
+    Raises:
+        TrainingError: features that are not finite.
+    """
+    zero = _to_float64(torch.zeros((), device=device))
+    sums, positives, negatives = zero, zero, zero
+    images = 0
     for batch in batches():
         targets = batch.targets.to(device)
-        sums = sums + batch.images.double().sum(0)
-        positives = positives + (targets.clamp(min=0) * (targets >= 0)).double().sum(0)
-        negatives = negatives + (targets == 0).sum(0)
+        sums = sums + _to_float64(batch.images).sum(0)
+        positives = positives + _to_float64(targets.clamp(min=0) * (targets >= 0)).sum(0)
+        negatives = negatives + _to_float64(targets == 0).sum(0)
         images += len(batch.images)
-    mean = (sums / images).float()
+    mean = (sums / images).float().to(device)
     covariance = torch.zeros(len(mean), len(mean), device=device)
     for batch in batches():
-        centred = batch.images - mean
-        covariance += centred.T @ centred
+        centered = batch.images - mean
+        covariance += centered.T @ centered
     covariance /= images
     if not covariance.isfinite().all():
         raise TrainingError("features or their squares are not finite: look at model.weights")
     share = (positives + 1) / (positives + negatives + 2)
-    return _Facts(
-        mean,
-        covariance,
-        float(covariance.trace()) / len(mean) or 1.0,
-        share.logit().float(),
-        (share * (1 - share)).sqrt().float(),
-        (positives + negatives).sum().clamp(min=1),
-        images,
+    known = (positives + negatives).sum().clamp(min=1)
+    return _FeatureStats(
+        mean=mean,
+        covariance=covariance,
+        variance=float(covariance.trace()) / len(mean) or 1.0,
+        log_odds=share.logit().float().to(device),
+        spread=(share * (1 - share)).sqrt().float().to(device),
+        known=known.float().to(device) if device.type == "mps" else known,
+        images=images,
     )
+
+
+def _to_float64(x: Tensor) -> Tensor:
+    """Return `x` in float64: where it is, or on the CPU if its device has no float64."""
+    return x.to("cpu" if x.device.type == "mps" else x.device).double()

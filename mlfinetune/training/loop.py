@@ -1,9 +1,10 @@
-"""What a run tries, one outcome after another: epochs of training, or solutions for the head.
+"""The training loop: candidates for the run's result, one after the other.
 
-    Parts, Position -> epochs     fit -> validate -> Outcome, an epoch at a time
-    Parts           -> solutions  solve -> validate -> Outcome, at ever weaker penalties
+    TrainingSetup, Position -> train_epochs   fit   -> validate -> Candidate, one an epoch
+    TrainingSetup           -> solve_head     solve -> validate -> Candidate, several a penalty
 
-The caller says, saves and chooses, between steps too. Each outcome is a line of metrics.jsonl.
+A candidate is one state of the weights with its validation mAP. The caller logs, saves and chooses
+between two candidates. Each candidate becomes a line of metrics.jsonl.
 """
 
 import time
@@ -42,9 +43,16 @@ PATIENCE = 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """One epoch's outcome, or one solution's; `number` counts from 1, `name` is for people.
+    """One state of the weights that may become the run's result: after an epoch, or a solution.
 
-    `scores`: what process 0 has validated; None elsewhere, and of an epoch before a run went on.
+    Attributes:
+        number: epoch or solution, from 1; 0 is the solved head before training.
+        name: for people, as `epoch 3/10`.
+        mAP: on the validation data; None where it is undefined.
+        scores: of the validation data, on rank 0; None on other ranks, and for an epoch from
+            before the run was resumed.
+        loss: mean training loss.
+        speed: for people, as `120.3 images/s  2:10 left`.
     """
 
     number: int
@@ -55,156 +63,191 @@ class Candidate:
     speed: str
 
     def beats(self, other: "Candidate") -> bool:
-        """A higher mAP; where mAP is undefined the later epoch."""
+        """Tell whether the mAP is higher than that of `other`, an earlier candidate.
+
+        Where the earlier mAP is undefined the later candidate wins:
+
+            self 0.5   other 0.4    True         self 0.4   other None   True
+            self 0.4   other 0.4    False        self None  other 0.4    False
+        """
         ours, theirs = self.mAP, other.mAP
         return theirs is None or (ours is not None and ours > theirs)
 
 
 @dataclass(frozen=True)
 class SavePoint:
-    """When the state between two steps is wanted, and who takes it.
+    """Asks at every step whether to save the resume state, and saves it.
 
     Attributes:
-        due: asked at every step and every batch of validation; costs next to nothing.
-        keep: given the position whenever it is due in any process; may raise, to stop.
+        should_save: is called at every step and every validation batch; costs next to nothing.
+        save: is given the position if any rank wants to save; may raise, to stop the run.
     """
 
-    due: Callable[[], bool]
-    keep: Callable[[Position], None]
+    should_save: Callable[[], bool]
+    save: Callable[[Position], None]
 
 
 def train_epochs(
-    parts: TrainingSetup,
+    setup: TrainingSetup,
     optimizer: torch.optim.Optimizer,
-    at: Position,
-    pause: SavePoint,
+    position: Position,
+    save_point: SavePoint,
     log: RunLog,
 ) -> Generator[Candidate]:
-    """Train from a position on; an outcome an epoch."""
-    config, splits, epochs = parts.config, parts.splits, parts.config.train.epochs
-    steps = parts.train.steps
-    net, settings = _net_and_options(parts)
+    """Train from `position` to the last epoch; yield a candidate after each epoch.
+
+    Raises:
+        DataError: a picture that cannot be decoded, by name.
+        TrainingError: numbers that are not finite.
+    """
+    splits, epochs = setup.splits, setup.config.train.epochs
+    steps = setup.train.steps
+    net, options = _share_over_ranks(setup)
     records = fit(
         net,
-        _batches(parts, at, epochs),
+        _remaining_batches(setup, position, epochs),
         steps,
-        parts.loss,
+        setup.loss,
         optimizer,
-        build_schedule(config, steps),
-        settings,
+        build_schedule(setup.config, steps),
+        options,
         lambda index: str(splits.train.path(index)),
-        average=parts.average,
-        start=at.step,
-        pause=pause.due,
+        ema=setup.ema,
+        start=position.step,
+        should_save=save_point.should_save,
     )
-    started, first = time.monotonic(), at.epoch(steps)
+    started, first = time.monotonic(), position.epoch(steps)
     for number in range(first + 1, epochs + 1):
         name = f"epoch {number}/{epochs}"
         with log.bar(name, len(splits.train)) as bar:
-            bar.start_at(at.images)
-            while at.step < number * steps:
+            bar.start_at(position.images)
+            while position.step < number * steps:
                 record = next(records)
-                at = at.after(record)
+                position = position.after(record)
                 if record.skipped:
-                    _skipped(record, at, steps, log)
+                    _report_skipped(record, position, steps, log)
                 bar.update(record.images, f"loss {record.loss:.4f}")
-                if record.settled and record.paused:
-                    pause.keep(at)
-        averages, scores = validate(parts, log, partial(_poll, parts.world, pause, at))
+                if record.settled and record.save_requested:
+                    save_point.save(position)
+        poll = partial(_save_if_asked, setup.world, save_point, position)
+        averages, scores = validate(setup, log, poll)
         left = (time.monotonic() - started) / (number - first) * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {format_duration(left)} left"
-        mean_loss = at.loss_sum / at.images
-        _history(log, number, at, mean_loss, bar.rate, averages)
-        at = Position(at.step)
+        mean_loss = position.loss_sum / position.images
+        _log_candidate(log, number, position, mean_loss, bar.rate, averages)
+        position = Position(position.step)
         yield Candidate(number, name, averages["mAP"], scores, mean_loss, speed)
 
 
-def _net_and_options(parts: TrainingSetup) -> tuple[nn.Module, StepOptions]:
-    """What trains, and how, in step with the other processes where there are some."""
-    world, settings = parts.world, build_step_options(parts.config, parts.device, parts.dtype)
-    replica, apart = world.ddp(parts.net)
-    add = world.all_reduce_sum_ if world.is_distributed else None
-    return replica, replace(settings, add=add, apart=apart)
+def _share_over_ranks(setup: TrainingSetup) -> tuple[nn.Module, StepOptions]:
+    """Return the net to train, in DDP where there are several ranks, and the step options."""
+    world, options = setup.world, build_step_options(setup.config, setup.device, setup.dtype)
+    net, no_sync = world.ddp(setup.net)
+    all_reduce = world.all_reduce_sum_ if world.is_distributed else None
+    return net, replace(options, all_reduce=all_reduce, no_sync=no_sync)
 
 
-def _poll(world: World, pause: SavePoint, at: Position) -> None:
-    if world.all_reduce_max(pause.due()):
-        pause.keep(at)
+def _save_if_asked(world: World, save_point: SavePoint, position: Position) -> None:
+    if world.all_reduce_max(save_point.should_save()):
+        save_point.save(position)
 
 
-def _batches(parts: TrainingSetup, at: Position, epochs: int) -> Iterator[Batch]:
-    """Those of all epochs that are left; an epoch begins when its first batch is asked for."""
-    first, done = divmod(at.step, parts.train.steps)
+def _remaining_batches(setup: TrainingSetup, position: Position, epochs: int) -> Iterator[Batch]:
+    """Yield the batches of all epochs from `position` on.
+
+    An epoch's loader starts when its first batch is asked for.
+    """
+    first, done = divmod(position.step, setup.train.steps)
     for number in range(first, epochs):
-        yield from parts.train.epoch(number, done if number == first else 0)
+        yield from setup.train.epoch(number, done if number == first else 0)
 
 
-def solve_head(parts: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
-    """The head solved for: an ever weaker penalty, and more iterations while they help."""
-    assert isinstance(parts.train, FeatureLoader)
-    assert isinstance(parts.tagger.head, nn.Linear)
-    sweep, number, bests = parts.train.sweep, 0, list[Candidate]()
+def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
+    """Solve for the head by L-BFGS, and yield each solution as a candidate.
+
+    Penalties get weaker from one to the next. At each penalty more iterations are tried while they
+    raise the mAP. After PATIENCE penalties in a row without a better mAP no weaker one is tried.
+    """
+    assert isinstance(setup.train, FeatureLoader)
+    assert isinstance(setup.tagger.head, nn.Linear)
+    sweep = setup.train.sweep
+    number = 0
+    best_by_penalty: list[Candidate] = []
     with log.bar("solving for the head", None) as bar:
-        solver = Solver(parts.tagger.head, lambda: bar.track(sweep(), _count_images), parts.loss)
+        solver = Solver(setup.tagger.head, lambda: bar.track(sweep(), _count_images), setup.loss)
         for l2 in PENALTIES:
-            here: Candidate | None = None
+            best: Candidate | None = None
             for record in solver.path(l2):
                 number += 1
-                averages, scores = validate(parts, log)
-                if not parts.config.train.solve_head_first:  # then epochs are the history
-                    at = Position().after(record)
-                    _history(log, number, at, record.loss, bar.rate, averages)
+                averages, scores = validate(setup, log)
+                if not setup.config.train.solve_head_first:  # else epochs are the history
+                    position = Position().after(record)
+                    _log_candidate(log, number, position, record.loss, bar.rate, averages)
                 name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
                 speed = f"{record.step + 1} passes"
-                now = Candidate(number, name, averages["mAP"], scores, record.loss, speed)
-                yield now
-                if here is not None and not now.beats(here):
+                candidate = Candidate(number, name, averages["mAP"], scores, record.loss, speed)
+                yield candidate
+                if best is not None and not candidate.beats(best):
                     break
-                here = now
-            assert here is not None
-            bests.append(here)
-            if len(bests) > PATIENCE and not any(
-                one.beats(bests[-PATIENCE - 1]) for one in bests[-PATIENCE:]
-            ):
+                best = candidate
+            assert best is not None
+            best_by_penalty.append(best)
+            if _is_past_best(best_by_penalty):
                 break
 
 
+def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
+    """Tell whether none of the last PATIENCE penalties beats the one before them."""
+    if len(best_by_penalty) <= PATIENCE:
+        return False
+    before = best_by_penalty[-PATIENCE - 1]
+    return not any(candidate.beats(before) for candidate in best_by_penalty[-PATIENCE:])
+
+
 def validate(
-    parts: TrainingSetup, log: RunLog, poll: Callable[[], None] = lambda: None
+    setup: TrainingSetup, log: RunLog, poll: Callable[[], None] = lambda: None
 ) -> tuple[Averages, ScoreTable | None]:
-    """Score the validation data with what the parts hold now; `poll` is called at every batch.
+    """Score the validation data with the weights of now.
+
+    Args:
+        poll: is called once a batch, equally often on all ranks.
 
     Returns:
-        The metrics' averages, and on process 0 the scores.
-    """
-    net, device, dtype = parts.scored, parts.device, parts.dtype
-    if isinstance(net, Tagger):
-        net, _ = for_inference(net, parts.spec.image_size, device, dtype)
+        The averages of the metrics; and the scores on rank 0, None elsewhere.
 
-    def polled(batches: Iterable[Batch]) -> Iterator[Batch]:
-        left = parts.val.steps
+    Raises:
+        DataError: a picture that cannot be decoded, by name.
+        TrainingError: scores or averages that are not finite.
+    """
+    net, device, dtype = setup.eval_net, setup.device, setup.dtype
+    if isinstance(net, Tagger):
+        net, _ = for_inference(net, setup.spec.image_size, device, dtype)
+
+    def poll_each(batches: Iterable[Batch]) -> Iterator[Batch]:
+        left = setup.val.steps
         for batch in batches:
             poll()
             left -= 1
             yield batch
-        for _ in range(left):  # the others have a batch more
+        for _ in range(left):  # other ranks have a batch more, and poll is an all-reduce
             poll()
 
-    val = parts.splits.val
+    val = setup.splits.val
     with log.bar("validation", len(val)) as bar:
-        batches = polled(bar.track(parts.val.epoch(), _count_images))
-        rows = list(parts.world.gather_stream(score_batches(net, batches, val.path, device, dtype)))
-    scores = tabulate(rows, val) if parts.world.is_main else None
-    averages = parts.world.broadcast(lambda: _averages(scores))
+        batches = poll_each(bar.track(setup.val.epoch(), _count_images))
+        scored = score_batches(net, batches, val.path, device, dtype)
+        rows = list(setup.world.gather_stream(scored))
+    scores = tabulate(rows, val) if setup.world.is_main else None
+    averages = setup.world.broadcast(lambda: _average_metrics(scores))
     return averages, scores
 
 
 def _count_images(batch: Batch) -> int:
-    """Images of a batch, on all ranks."""
+    """Return the number of images of a batch, on all ranks together."""
     return len(batch.everyone)
 
 
-def _averages(scores: ScoreTable | None) -> Averages:
+def _average_metrics(scores: ScoreTable | None) -> Averages:
     assert scores is not None
     averages = measure(scores).averages
     if odd := [name for name, x in averages.items() if x is not None and not isfinite(x)]:
@@ -212,23 +255,27 @@ def _averages(scores: ScoreTable | None) -> Averages:
     return averages
 
 
-def _skipped(record: StepRecord, at: Position, steps: int, log: RunLog) -> None:
-    """Say so; too many in a row, or all of an epoch, are no accident."""
-    if at.skipped >= min(MAX_SKIPPED, steps):
-        raise TrainingError(f"{pluralize(at.skipped, 'step')} in a row {record.skipped}")
+def _report_skipped(record: StepRecord, position: Position, steps: int, log: RunLog) -> None:
+    """Log a skipped step.
+
+    Raises:
+        TrainingError: too many were skipped in a row, or all of an epoch: that is no accident.
+    """
+    if position.skipped >= min(MAX_SKIPPED, steps):
+        raise TrainingError(f"{pluralize(position.skipped, 'step')} in a row {record.skipped}")
     log.say(f"warning: skipped, {record.skipped}")
 
 
-def _history(
-    log: RunLog, number: int, at: Position, loss: float, rate: float, averages: Averages
+def _log_candidate(
+    log: RunLog, number: int, position: Position, loss: float, rate: float, averages: Averages
 ) -> None:
-    """A line of metrics.jsonl."""
+    """Append a line to metrics.jsonl."""
     log.log_epoch(
         {
             "epoch": number,
-            "step": at.step,
+            "step": position.step,
             "loss": loss,
-            **at.last,
+            **position.last,
             "images_per_s": rate,
             **averages,
         }

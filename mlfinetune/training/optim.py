@@ -1,4 +1,4 @@
-"""The optimizer, its rate as a pure function of the step, and a running mean of the weights."""
+"""The optimizer, its learning rate as a pure function of the step, and the moving average."""
 
 import math
 import weakref
@@ -13,10 +13,10 @@ from torch.optim.swa_utils import AveragedModel
 def build_optimizer(
     groups: list[dict[str, Any]], name: str, momentum: float
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD over groups that carry `initial_lr` and `weight_decay`.
+    """Build AdamW or SGD over groups that carry `initial_lr` and `weight_decay`.
 
-    The parameters of a group with `in_backward` are each stepped as soon as their gradient is
-    complete, in the backward pass, and the gradient is dropped: no clipping, no accumulation.
+    Each parameter of a group with `in_backward` is stepped in the backward pass, as soon as its
+    gradient is complete, and the gradient is dropped. So it is neither clipped nor accumulated.
 
     Args:
         groups: as `Tagger.parameter_groups` gives them.
@@ -41,9 +41,9 @@ def build_optimizer(
 def _step_alone(
     reference: "weakref.ref[torch.optim.SGD | torch.optim.AdamW]", index: int, parameter: Tensor
 ) -> None:
-    """One parameter's step, with its group's settings of now and the optimizer's own state.
+    """Step one parameter, with the current settings of its group and the optimizer's state.
 
-    `optimizer.step()` passes over the parameter: by then it has no gradient.
+    `optimizer.step()` then skips the parameter, since it has no gradient any more.
     """
     optimizer = reference()
     if optimizer is None:
@@ -55,29 +55,32 @@ def _step_alone(
 
 
 def build_ema_model(model: nn.Module, decay: float) -> AveragedModel:
-    """A running mean of the model's weights and buffers; its `update_parameters` is a step of it.
+    """Build the exponential moving average of the model's weights and buffers.
 
-    The n-th step keeps min(decay, (1 + n) / (10 + n)) of the mean, so that a short run does not
-    end with its first weights. What is no float (BatchNorm's count of batches) is copied.
+    `update_parameters` is one step of it. The n-th step keeps min(decay, (1 + n) / (10 + n)) of the
+    average, so that a short run does not end with its first weights. Integers (BatchNorm's count of
+    batches) are copied.
 
     Args:
-        model: is copied, where it is.
-        decay: above 0, below 1; the mean of about 1 / (1 - decay) steps.
+        model: is copied, on its device.
+        decay: above 0 and below 1; about the last 1 / (1 - decay) steps count.
     """
 
     @torch.no_grad()
-    def step(means: Any, values: Any, done: Any) -> None:
+    def update(means: Any, values: Any, done: Any) -> None:
         if means[0].is_floating_point():
             kept = min(decay, (1 + int(done)) / (10 + int(done)))
             torch._foreach_lerp_(means, values, 1 - kept)
         else:
             torch._foreach_copy_(means, values)
 
-    return AveragedModel(model, multi_avg_fn=step, use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:
-    """The share of the initial learning rate at `step`: linear warmup, then a cosine to 0.
+    """Return the factor of the initial learning rate at `step`: linear warmup, then a cosine to 0.
+
+    With total 6 and warmup 2 the factors are 0.5, 1, 1, 0.85, 0.5, 0.15.
 
     Args:
         step: from 0 to total - 1.

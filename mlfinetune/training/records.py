@@ -1,6 +1,8 @@
 """Records of training: one optimizer step, and the position between two steps.
 
-Batch -> train_step -> StepRecord;  Position.after(StepRecord) -> Position
+    Batch -> train_step -> StepRecord;  Position.after(StepRecord) -> Position
+
+`Position` is stored in resume.pt by its field names: they are a file format.
 """
 
 from dataclasses import dataclass, field, replace
@@ -8,18 +10,19 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step, known to be finite, or skipped.
+    """One optimizer step: its numbers are finite, or the step was skipped.
 
     Attributes:
         epoch: from 0.
-        step: optimizer steps since the start, from 0.
+        step: optimizer steps since the start of the run, from 0.
         loss: mean over the known targets of the batch.
-        grad_norm: before clipping.
-        rates: `lr` and `head_lr` of the step, or the `l2` that the head was solved with.
-        images: pictures in the batch, in all processes.
-        settled: no later step has been taken; always so at the end of an epoch.
-        paused: settled because some process asked for it.
-        skipped: why the step was not taken, with its pictures; empty where it was.
+        grad_norm: norm of the gradient before clipping.
+        rates: `lr` and `head_lr` of the step; of the L-BFGS solver `l2` and `iterations`.
+        images: pictures in the batch, on all ranks together.
+        settled: no later step has been taken yet, so model and optimizer are in the state after
+            this step. Always true at the end of an epoch.
+        save_requested: some rank asked for the resume state to be saved here.
+        skipped: reason why the step was not taken, with its pictures; empty if it was taken.
     """
 
     epoch: int
@@ -29,20 +32,20 @@ class StepRecord:
     rates: dict[str, float]
     images: int
     settled: bool
-    paused: bool = False
+    save_requested: bool = False
     skipped: str = ""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands, between two steps.
+    """The place between two optimizer steps from which training continues.
 
     Attributes:
         step: optimizer steps that were taken.
-        loss_sum, images: of the epoch that is under way, its loss an image times its images;
-            0 once it has been validated.
-        last: `grad_norm` and rates of the step before.
-        skipped: steps before this one, in a row, that were not taken.
+        loss_sum, images: of the epoch under way: sum of (loss of a batch * its pictures), and the
+            number of pictures. Both are 0 once the epoch has been validated.
+        last: `grad_norm` and rates of the last step.
+        skipped: number of steps just before this position, in a row, that were skipped.
     """
 
     step: int = 0
@@ -52,7 +55,7 @@ class Position:
     skipped: int = 0
 
     def after(self, record: StepRecord) -> "Position":
-        """One step further."""
+        """Return the position after the step of `record`."""
         if record.skipped:
             return replace(self, step=record.step + 1, skipped=self.skipped + 1)
         return Position(
@@ -63,5 +66,15 @@ class Position:
         )
 
     def epoch(self, steps: int) -> int:
-        """The epoch, from 0, that is under way or comes next; `steps` an epoch."""
+        """Return the epoch, from 0, that is under way or comes next.
+
+        With 3 steps an epoch:
+
+            step 2, images 16   epoch 0   its third step is missing
+            step 3, images 24   epoch 0   trained, but not validated yet
+            step 3, images  0   epoch 1   epoch 0 is validated
+
+        Args:
+            steps: optimizer steps an epoch.
+        """
         return (self.step - 1 if self.images else self.step) // steps

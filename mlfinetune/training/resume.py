@@ -1,10 +1,11 @@
-"""Where a run stands, kept so that it can go on from there, bit for bit.
+"""The resume state of a run: everything it needs to continue as if it had never stopped.
 
-    capture: net, optimizer, random numbers, Position, best so far -> plain containers -> resume.pt
-    restore: resume.pt, or where that is damaged the one before it -> the same, put back
+    capture_state   net, optimizer, random numbers, Position, best epoch -> content of resume.pt
+    load_state      resume.pt, or the one before it where that is damaged -> ResumeState
+    restore_state   ResumeState -> net, optimizer, random numbers, bit for bit
 
-The order of pictures is a function of (seed, epoch) and each augmentation one of (seed, epoch,
-index), so a position is all that the data needs.
+The order of pictures is a function of (seed, epoch), and each augmentation one of (seed, epoch,
+index). So a position is all that the data needs.
 """
 
 import time
@@ -20,7 +21,7 @@ from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.runs import directory
 from mlfinetune.runs.state import read_state, write_state
-from mlfinetune.runtime.device import choose_precision
+from mlfinetune.runtime.device import choose_precision, name_dtype
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.text import format_list
@@ -28,7 +29,7 @@ from mlfinetune.training.loop import Candidate, SavePoint
 from mlfinetune.training.records import Position
 from mlfinetune.training.setup import TrainingSetup
 
-_FREE = (
+_MAY_CHANGE = (
     "output",
     "data.train",
     "data.val",
@@ -38,57 +39,54 @@ _FREE = (
     "train.save_minutes",
     "eval",
 )
-"""Keys that may change between the parts of a run: they do not change what it learns, or, as the
-paths of the data, are held to account by the data's digest."""
+"""Keys that may change when a run is resumed. They do not change what the run learns; and the
+digest of the data would tell if the paths of the data led to other examples."""
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """Where a run stands.
+    """A resume state that was read from a run directory.
 
     Attributes:
-        at: between two steps.
+        position: between two steps.
         best: the best epoch so far, without its scores; None before the first.
-        content: all of it, as `capture` gave it.
+        content: all of the state, as `capture_state` returned it.
     """
 
-    at: Position
+    position: Position
     best: Candidate | None
     content: Mapping[str, Any]
 
 
 def capture_state(
-    parts: TrainingSetup, optimizer: torch.optim.Optimizer, at: Position, best: Candidate | None
+    setup: TrainingSetup,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    best: Candidate | None,
 ) -> dict[str, Any]:
-    """Everything that the rest of the run depends on, as tensors and plain containers."""
-    cuda = [torch.cuda.get_rng_state(parts.device)] if parts.device.type == "cuda" else []
-    kept = None
+    """Return everything that the rest of the run depends on, as tensors and plain containers.
+
+    The keys are the format of resume.pt.
+    """
+    cuda = [torch.cuda.get_rng_state(setup.device)] if setup.device.type == "cuda" else []
+    best_fields = None
     if best is not None:
-        kept = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
+        best_fields = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
     return {
-        "made_of": collect_identity(parts.config, parts.splits),
-        "arithmetic": _arithmetic(parts),
-        "position": asdict(at),
-        "best": kept,
-        "history": _history(parts),
-        "net": parts.net.state_dict(),
+        "made_of": _collect_identity(setup.config, setup.splits),
+        "arithmetic": _describe_arithmetic(setup),
+        "position": asdict(position),
+        "best": best_fields,
+        "history": _read_history(setup),
+        "net": setup.net.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "average": None if parts.average is None else parts.average.state_dict(),
+        "average": None if setup.ema is None else setup.ema.state_dict(),
         "random": {"torch": torch.get_rng_state(), "cuda": cuda},
     }
 
 
-def save_state(run: Path, content: dict[str, Any]) -> None:
-    """Write it; the one before it stays beside it.
-
-    Raises:
-        CheckpointError: it cannot be written (a full disk, no permission).
-    """
-    write_state(run / directory.STATE, run / directory.PREVIOUS_STATE, content)
-
-
 def load_state(run: Path, log: RunLog) -> ResumeState | None:
-    """The last good state of a run directory; None: it has none yet.
+    """Read the newest resume state of a run directory that is whole; None: there is none yet.
 
     Raises:
         CheckpointError: there is one, or two, and none is whole.
@@ -96,7 +94,7 @@ def load_state(run: Path, log: RunLog) -> ResumeState | None:
     fault: CheckpointError | None = None
     for path in directory.list_states(run):
         try:
-            return _standing(read_state(path), path)
+            return _parse_state(read_state(path), path)
         except CheckpointError as error:
             log.say(f"warning: {error}; looking for the state before it")
             fault = error
@@ -108,153 +106,182 @@ def load_state(run: Path, log: RunLog) -> ResumeState | None:
 
 
 def is_same_run(run: Path, config: Config, splits: Splits) -> bool:
-    """Is the last good state of a run directory one of these settings and data?"""
+    """Tell whether a run directory's newest whole state is one of these settings and data."""
     for path in directory.list_states(run):
         try:
-            standing = _standing(read_state(path), path)
+            state = _parse_state(read_state(path), path)
         except CheckpointError:
-            continue  # `load` will say so
-        return not list(_changes(standing, config, splits))
+            continue  # `load_state` will name the fault
+        return not list(_list_changes(state, config, splits))
     return False
 
 
-def require_same_run(standing: ResumeState, config: Config, splits: Splits) -> None:
-    """Raise a ConfigError that says in what settings or data are not those of the state."""
-    if changed := list(_changes(standing, config, splits)):
+def require_same_run(state: ResumeState, config: Config, splits: Splits) -> None:
+    """Raise a ConfigError that names the settings and data that differ from the state's."""
+    if changed := list(_list_changes(state, config, splits)):
         raise ConfigError(
             f"the run was made with other settings or data:\n{format_list(changed)}\n"
-            f"go on with the former, or with --allow-changed if that is meant; without --resume a "
-            f"new run begins"
+            f"resume it with the former ones, or with --allow-changed if the change is meant; "
+            f"without --resume a new run begins"
         )
 
 
-def find_other_arithmetic(standing: ResumeState, parts: TrainingSetup) -> Iterator[str]:
-    """What computes now but did not before, in words."""
-    before, now = standing.content["arithmetic"], _arithmetic(parts)
+def list_other_arithmetic(state: ResumeState, setup: TrainingSetup) -> Iterator[str]:
+    """Yield what rounds differently now: another device, precision, torch, number of processes."""
+    before, now = state.content["arithmetic"], _describe_arithmetic(setup)
     yield from (f"{k} {before.get(k)} before, {now[k]} now" for k in now if before.get(k) != now[k])
 
 
 def restore_state(
-    standing: ResumeState, parts: TrainingSetup, optimizer: torch.optim.Optimizer
+    state: ResumeState, setup: TrainingSetup, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put the state back into what was built anew.
+    """Load the state into net, optimizer, moving average and random number generators.
+
+    Settings of the optimizer, such as weight decay, stay those of the config.
 
     Raises:
         CheckpointError: it does not fit.
     """
-    content = standing.content
+    content = state.content
     groups = [
-        {k: v for k, v in one.items() if k not in ("params", "lr")}
-        for one in optimizer.param_groups
+        {k: v for k, v in group.items() if k not in ("params", "lr")}
+        for group in optimizer.param_groups
     ]
     try:
-        parts.net.load_state_dict(content["net"])
+        setup.net.load_state_dict(content["net"])
         optimizer.load_state_dict(content["optimizer"])
-        if parts.average is not None:
-            parts.average.load_state_dict(_average(content, parts))
+        if setup.ema is not None:
+            setup.ema.load_state_dict(_ema_state(content, setup))
         torch.set_rng_state(content["random"]["torch"])
-        if parts.device.type == "cuda" and content["random"]["cuda"]:
-            torch.cuda.set_rng_state(content["random"]["cuda"][0], parts.device)
+        if setup.device.type == "cuda" and content["random"]["cuda"]:
+            torch.cuda.set_rng_state(content["random"]["cuda"][0], setup.device)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the state does not fit this model, or this optimizer: {error}; train anew, without "
             f"--resume"
         ) from error
-    for group, fresh in zip(optimizer.param_groups, groups, strict=True):
-        group.update(fresh)
+    for group, configured in zip(optimizer.param_groups, groups, strict=True):
+        group.update(configured)
 
 
 class StateSaver:
-    """Saves where an epoch's training stands, when it is time to, or a signal was heard.
+    """Saves the resume state of a run: when `train.save_minutes` are over, or a signal was heard.
 
     Attributes:
-        at: where training begins.
-        best: the best epoch so far; kept up to date by whoever compares them.
+        optimizer: of the run.
+        signals: the signals that this process has heard.
+        position: where training begins; the start of the run, or that of `restore`.
+        best: the best epoch so far; the caller, who compares epochs, keeps it up to date.
+        save_point: what the training loop asks at every step.
     """
 
     def __init__(
-        self, run: Path, parts: TrainingSetup, optimizer: torch.optim.Optimizer, signals: Signals
+        self, run: Path, setup: TrainingSetup, optimizer: torch.optim.Optimizer, signals: Signals
     ) -> None:
-        self._run, self._parts = run, parts
+        self._run, self._setup = run, setup
         self.optimizer, self.signals = optimizer, signals
-        self.at = Position()
+        self.position = Position()
         self.best: Candidate | None = None
-        self.pause = SavePoint(self._due, self.keep)
-        self._saved = time.monotonic()
+        self.save_point = SavePoint(self._should_save, self.save)
+        self._saved_at = time.monotonic()
 
-    def go_on(self, standing: ResumeState) -> None:
-        """From there; raises as `restore`."""
-        restore_state(standing, self._parts, self.optimizer)
-        self.at, self.best = standing.at, standing.best
+    def restore(self, state: ResumeState) -> None:
+        """Load `state` into model and optimizer, and continue at its position.
 
-    def keep(self, at: Position) -> None:
-        """Save; then raise what was heard, by whichever process, as `Signals.check`."""
-        world = self._parts.world
+        Raises:
+            CheckpointError: as `restore_state`.
+        """
+        restore_state(state, self._setup, self.optimizer)
+        self.position, self.best = state.position, state.best
+
+    def save(self, position: Position) -> None:
+        """Save the state; then stop the run if any rank has heard a signal.
+
+        Raises:
+            CheckpointError: the file cannot be written (a full disk, no permission).
+            KeyboardInterrupt, SystemExit: as `Signals.check`.
+        """
+        world = self._setup.world
         if world.is_main:
-            save_state(self._run, capture_state(self._parts, self.optimizer, at, self.best))
-        self._saved = time.monotonic()
-        if heard := world.all_reduce_max(self.signals.heard or 0):
-            self.signals.heard = heard
+            content = capture_state(self._setup, self.optimizer, position, self.best)
+            write_state(self._run / directory.STATE, self._run / directory.PREVIOUS_STATE, content)
+        self._saved_at = time.monotonic()
+        if heard := world.all_reduce_max(self.signals.received or 0):
+            self.signals.received = heard
             self.signals.check()
 
-    def _due(self) -> bool:
-        minutes = self._parts.config.train.save_minutes
-        return self.signals.heard is not None or time.monotonic() - self._saved >= 60 * minutes
+    def _should_save(self) -> bool:
+        seconds = 60 * self._setup.config.train.save_minutes
+        return self.signals.received is not None or time.monotonic() - self._saved_at >= seconds
 
 
-def collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
-    """What a run may not change under way: settings by their dotted names, and the data."""
-    flat = dict(_flat(config.model_dump(mode="json"), ""))
-    kept = {k: v for k, v in flat.items() if not any(_below(k, free) for free in _FREE)}
+def _collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
+    """Return all that may not change when a run is resumed: settings by dotted name, and the data.
+
+    For example {"train.lr": 0.0001, ..., "training data": "5f1d...", "validation data": "..."}.
+    """
+    flat = dict(_flatten(config.model_dump(mode="json"), ""))
+    fixed = {k: v for k, v in flat.items() if not any(_is_below(k, key) for key in _MAY_CHANGE)}
     return {
-        **kept,
+        **fixed,
         "training data": digest_manifest(splits.train),
         "validation data": digest_manifest(splits.val),
     }
 
 
-def _average(content: Mapping[str, Any], parts: TrainingSetup) -> dict[str, Any]:
-    """The running mean as it was; where there was none (--allow-changed), that of the net alone."""
-    assert parts.average is not None
-    found: dict[str, Any] = content["average"] or {
+def _ema_state(content: Mapping[str, Any], setup: TrainingSetup) -> dict[str, Any]:
+    """Return the state of the moving average.
+
+    A run without one (--allow-changed adds it now) starts it at the weights of the net.
+    """
+    state: dict[str, Any] = content["average"] or {
         "n_averaged": torch.tensor(0),
-        **{f"module.{name}": value for name, value in parts.net.state_dict().items()},
+        **{f"module.{name}": value for name, value in setup.net.state_dict().items()},
     }
-    return found
+    return state
 
 
-def _history(parts: TrainingSetup) -> str:
-    """metrics.jsonl as it is."""
-    assert parts.config.output is not None
-    path = parts.config.output / directory.HISTORY
+def _read_history(setup: TrainingSetup) -> str:
+    """Read metrics.jsonl as it is; empty before the first epoch."""
+    assert setup.config.output is not None
+    path = setup.config.output / directory.HISTORY
     return path.read_text("utf-8") if path.is_file() else ""
 
 
-def _arithmetic(parts: TrainingSetup) -> dict[str, str]:
-    """What rounds; the precision is the backbone's, of kept features too."""
-    dtype, _ = choose_precision(parts.config.train.precision, parts.device)
-    precision = str(dtype).removeprefix("torch.")
+def _describe_arithmetic(setup: TrainingSetup) -> dict[str, str]:
+    """Name everything that decides how numbers are rounded.
+
+    The precision is that of the backbone, also where features were precomputed with it.
+    """
+    dtype, _ = choose_precision(setup.config.train.precision, setup.device)
     return {
-        "device": parts.device.type,
-        "precision": precision,
+        "device": setup.device.type,
+        "precision": name_dtype(dtype),
         "torch": str(torch.__version__),
-        "processes": str(parts.world.info.size),
+        "processes": str(setup.world.info.size),
     }
 
 
-def _standing(content: Mapping[str, Any], path: Path) -> ResumeState:
+def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
+    """Check the fields of a state.
+
+    Raises:
+        CheckpointError: it has other fields than this version writes.
+    """
     try:
         best = content["best"]
-        at = Position(**content["position"])
+        position = Position(**content["position"])
         assert all(isinstance(content[name], dict) for name in ("made_of", "arithmetic"))
         assert isinstance(content["history"], str)
-        return ResumeState(at, None if best is None else Candidate(scores=None, **best), content)
+        candidate = None if best is None else Candidate(scores=None, **best)
+        return ResumeState(position, candidate, content)
     except (KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
 
-def _changes(standing: ResumeState, config: Config, splits: Splits) -> Iterator[str]:
-    before, now = standing.content["made_of"], collect_identity(config, splits)
+def _list_changes(state: ResumeState, config: Config, splits: Splits) -> Iterator[str]:
+    """Yield the settings and data that differ from the state's, in words."""
+    before, now = state.content["made_of"], _collect_identity(config, splits)
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             if key.endswith(" data"):
@@ -263,13 +290,14 @@ def _changes(standing: ResumeState, config: Config, splits: Splits) -> Iterator[
                 yield f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
 
 
-def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a config with dots: ("train.lr", 0.0001), of two levels at most."""
     for key, value in tree.items():
         if isinstance(value, dict) and not prefix:
-            yield from _flat(value, f"{key}.")
+            yield from _flatten(value, f"{key}.")
         else:
             yield prefix + key, value
 
 
-def _below(key: str, free: str) -> bool:
-    return key == free or key.startswith(free + ".")
+def _is_below(key: str, section: str) -> bool:
+    return key == section or key.startswith(section + ".")

@@ -1,6 +1,8 @@
-"""What a run is made of.
+"""Everything one training run needs, built from its config and its data.
 
-Config, Splits, World -> Parts -> the same on features, or on small copies
+Config, Splits, World -> set_up          -> TrainingSetup: the whole tagger trains on pictures
+TrainingSetup         -> with_features   -> the same run, the head alone on precomputed features
+TrainingSetup         -> reading_copies  -> training reads small copies of large pictures
 """
 
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import (
     choose_precision,
     choose_workers,
+    name_dtype,
     oom_as_device_error,
     read_free_memory,
     seed_everything,
@@ -50,10 +53,22 @@ from mlfinetune.training.features import build_extractor, build_feature_loaders,
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a run is made of; `net` is what trains on the batches: the tagger, or its head.
+    """Everything one training run needs: config, data, model, loss, loaders, device, ranks.
 
-    `average`: its running mean, which is then what is validated and saved. `world`: the processes
-    that the run is shared by, each of which has all of this but for the batches of the others.
+    Each rank has one. They differ in `world` and in the batches that the loaders give.
+
+    Attributes:
+        config: with numbers in place of `auto`.
+        splits: examples of train and validation.
+        spec: how pictures become input.
+        tagger: backbone and head.
+        net: the module that is trained on the batches: the whole tagger, or only its head on
+            precomputed features.
+        loss: from `mlfinetune.loss.build_loss`.
+        train, val: batches of pictures (`Loader`) or of features (`FeatureLoader`).
+        device, dtype: where the net runs, and autocast's type.
+        world: the ranks that share the run.
+        ema: exponential moving average of `net` (`train.ema`); None: not wanted.
     """
 
     config: Config
@@ -67,43 +82,44 @@ class TrainingSetup:
     device: torch.device
     dtype: torch.dtype
     world: World
-    average: AveragedModel | None = None
+    ema: AveragedModel | None = None
 
     @property
-    def scored(self) -> nn.Module:
-        """What is validated on the batches."""
-        return self.net if self.average is None else self.average.module
+    def eval_net(self) -> nn.Module:
+        """The module that is validated: the moving average where there is one, else `net`."""
+        return self.net if self.ema is None else self.ema.module
 
     @property
-    def saved(self) -> Tagger:
-        """The whole tagger of what is validated."""
-        scored = self.scored
-        if scored is self.net:
+    def eval_tagger(self) -> Tagger:
+        """The whole tagger with the weights of `eval_net`; this is what is saved."""
+        net = self.eval_net
+        if net is self.net:
             return self.tagger
-        return scored if isinstance(scored, Tagger) else self.tagger.with_head(scored)
+        return net if isinstance(net, Tagger) else self.tagger.with_head(net)
 
 
 def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> TrainingSetup:
-    """The parts of a run, on the device; says what was chosen.
+    """Build everything the run needs, on the device, and log what was chosen.
 
     Raises:
         MlfinetuneError: weights, device, loss or batch size that cannot be used.
     """
-    device, place = world.device, world.info
-    precision = config.train.precision
-    dtype, why = world.broadcast(lambda: choose_precision(precision, device))
+    device, info = world.device, world.info
+    dtype, why = world.broadcast(lambda: choose_precision(config.train.precision, device))
     with oom_as_device_error():
         config, tried = world.broadcast(
             lambda: choose_batch_size(config, splits.train, device, dtype)
         )
         workers, why_workers = choose_worker_count(config, splits.train, device, dtype)
+    # After the trials: what they draw from the generator does not reach the run.
     seed_everything(config.train.seed)
     spec = build_transform_spec(config)
     with world.local_main_first():  # the weights may have to be downloaded
-        tagger = build_model(config, splits.train, spec, device, place.size)
-    if syncs_batch_norm(config, place.size):
+        tagger = build_model(config, splits.train, spec, device, info.size)
+    if syncs_batch_norm(config, info.size):
         # A function, since a copy of the net (train.ema) would copy a method's World with it.
         sync_batch_norm(tagger, device, lambda tensor: world.all_reduce_sum_(tensor))
+    loss, about_loss = build_training_loss(config, splits.train, device)
     log.say(
         f"{len(splits.train)} images to train, {len(splits.val)} to validate, "
         f"{len(splits.train.labels)} labels"
@@ -111,70 +127,77 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     log.say(
         f"{config.model.backbone} with {config.model.weights or 'random weights'}"
         f"{', frozen' if config.model.freeze_backbone else ''}; "
-        f"device {device}, precision {str(dtype).removeprefix('torch.')} ({why}), "
+        f"device {device}, precision {name_dtype(dtype)} ({why}), "
         f"{workers} decoding processes ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
-    if world.is_distributed:
-        log.say(_describe_sharing(config, place))
-    if tried is not None:
-        log.say(tried)
-    if chunks_head(config, splits.train, place.size):
-        log.say(
-            "the head is large: its weights are updated chunk by chunk in the backward pass; "
-            "train.clip_grad_norm does not bound them, and grad_norm does not count them"
-        )
-    loss, about = build_training_loss(config, splits.train, device)
-    log.say(about)
-    rank, size = place.rank, place.size
-    train, val = (
-        build_loader(
-            config, side, spec, device, workers, train=side is splits.train, rank=rank, size=size
-        )
-        for side in (splits.train, splits.val)
-    )
+    for line in (*_describe_sharing(config, info), tried, _describe_head(config, splits, info)):
+        if line:
+            log.say(line)
+    log.say(about_loss)
+    ranks = {"rank": info.rank, "size": info.size}
+    train = build_loader(config, splits.train, spec, device, workers, train=True, **ranks)
+    val = build_loader(config, splits.val, spec, device, workers, train=False, **ranks)
     return TrainingSetup(
         config, splits, spec, tagger, tagger, loss, train, val, device, dtype, world
     )
 
 
-def _describe_sharing(config: Config, place: DistInfo) -> str:
-    """How several processes share the work."""
+def _describe_sharing(config: Config, info: DistInfo) -> list[str]:
+    """Describe how several ranks share the work, in one line; no line where there is one rank."""
+    if info.size == 1:
+        return []
     batch = get_batch_size(config)
-    text = f"{place.size} processes"
+    text = f"{info.size} processes"
     if precomputes_features(config):
-        return f"{text} compute features; the first one trains the head on them"
-    text += f", each with {batch / place.size:g} pictures of a batch of {batch}"
+        return [f"{text} compute features; the first one trains the head on them"]
+    text += f", each with {batch / info.size:g} pictures of a batch of {batch}"
     if config.model.freeze_backbone:
-        return text
-    synced = syncs_batch_norm(config, place.size)
+        return [text]
+    synced = syncs_batch_norm(config, info.size)
     learns = "from those of all" if synced else "in each from its own"
-    return f"{text}; BatchNorm learns {learns} (train.sync_batch_norm)"
+    return [f"{text}; BatchNorm learns {learns} (train.sync_batch_norm)"]
 
 
-def with_features(parts: TrainingSetup, kept: Path | None, log: RunLog) -> TrainingSetup | None:
-    """The same run on the features of its backbone as it is, which are computed once.
+def _describe_head(config: Config, splits: Splits, info: DistInfo) -> str:
+    """Describe what is different about a very large head; empty for others."""
+    if not chunks_head(config, splits.train, info.size):
+        return ""
+    return (
+        "the head is large: its weights are updated chunk by chunk in the backward pass; "
+        "train.clip_grad_norm does not bound them, and grad_norm does not count them"
+    )
 
-    All processes compute them; the first one has them, and the rest to itself.
+
+def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> TrainingSetup | None:
+    """Return the same run on precomputed features: only the head is trained from here on.
+
+    All ranks compute features. Rank 0 gets all of them and trains the head alone.
 
     Args:
-        kept: the folder of stores; None: that of all runs.
+        root: folder of the feature stores; None: the cache's.
+
+    Returns:
+        None on all ranks but 0.
+
+    Raises:
+        DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    config, device, world, spec = parts.config, parts.device, parts.world, parts.spec
+    config, device, world, spec = setup.config, setup.device, setup.world, setup.spec
     workers = choose_workers(config.train.workers, device)
     share = BatchShare(world.info.rank, world.info.size)
-    maker = build_extractor(config, parts.tagger, spec, device, parts.dtype, workers, share)
+    extractor = build_extractor(config, setup.tagger, spec, device, setup.dtype, workers, share)
     store = None
     if world.is_main:
-        root = kept or cache_folder("features")
-        store = open_feature_store(root, parts.tagger, spec, config.model.backbone, maker)
+        root = root or cache_folder("features")
+        store = open_feature_store(root, setup.tagger, spec, config.model.backbone, extractor)
     room = read_free_memory(device) // 2
-    found = build_feature_loaders(config, parts.splits, maker, store, world, room, log)
-    if found is None:
+    loaders = build_feature_loaders(config, setup.splits, extractor, store, world, room, log)
+    if loaders is None:
         return None
-    train, val = found
+    train, val = loaders
     return replace(
-        parts,
-        net=parts.tagger.head,
+        setup,
+        net=setup.tagger.head,
         train=train,
         val=val,
         dtype=torch.float32,
@@ -183,19 +206,29 @@ def with_features(parts: TrainingSetup, kept: Path | None, log: RunLog) -> Train
 
 
 @contextmanager
-def reading_copies(parts: TrainingSetup, root: Path | None, log: RunLog) -> Iterator[None]:
-    """Training reads small copies of large pictures where it pays, made once on a machine."""
-    config, train, world = parts.config, parts.splits.train, parts.world
+def reading_copies(setup: TrainingSetup, root: Path | None, log: RunLog) -> Iterator[None]:
+    """Context in which training reads small copies of large pictures, where that pays.
+
+    Copies that are missing are made first, once on a machine.
+
+    Args:
+        root: folder of the copies; None: the cache's.
+
+    Raises:
+        ConfigError: copies in memory for several ranks.
+        DataError: a picture that cannot be decoded, or too little room.
+    """
+    config, train, world = setup.config, setup.splits.train, setup.world
     if world.is_distributed and config.data.cache_images == "ram":
         raise ConfigError(
-            "data.cache_images: ram is the memory of one process; of several use disk, with "
-            "MLFINETUNE_CACHE=/dev/shm/mlfinetune where it is to be memory"
+            "data.cache_images: ram keeps pictures in the memory of one process; for several "
+            "processes use disk, with MLFINETUNE_CACHE=/dev/shm/mlfinetune to keep them in memory"
         )
     with ExitStack() as stack:
         with world.local_main_first():
-            opened = opened_image_copies(config, train, parts.spec, root, log)
-            found = stack.enter_context(opened)
-        if found is not None:
-            assert isinstance(parts.train, Loader)
-            parts.train.read_copies(found)
+            opened = opened_image_copies(config, train, setup.spec, root, log)
+            copies = stack.enter_context(opened)
+        if copies is not None:
+            assert isinstance(setup.train, Loader)
+            setup.train.read_copies(copies)
         yield

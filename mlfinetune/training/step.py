@@ -1,10 +1,11 @@
-"""Training: one step, and a generator of steps.
+"""The training step, and a generator of steps.
 
     fit: for every batch of every epoch   train_step -> StepRecord
 
-A record is yielded one step late, when its loss and gradient norm are known to be finite:
-the check then waits for work that is already done, and the device never idles for it. At the end
-of an epoch, and where the caller pauses, it is yielded at once, and no step is under way.
+A record is yielded one step late, when its loss and gradient norm are known to be finite. The check
+then waits for work that is already done, and the device is never idle for it. At the end of an
+epoch, and where the resume state is to be saved, the record is yielded at once, and no step is
+under way.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,30 +24,31 @@ from mlfinetune.training.records import StepRecord
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How every step is taken.
+    """Options of every training step.
 
     Attributes:
-        device, dtype: where, and autocast's type (float32: no autocast).
-        accumulate: pieces a batch is computed in.
-        clip_grad_norm: largest gradient norm, or None.
-        skip: a step whose loss or gradient is not finite is not taken, and training goes on; the
-            device is waited for at every step.
-        add: sums a tensor over all processes, in place; None: there is one.
-        apart: in it, gradients are not summed over processes yet.
+        device: where model and batches are.
+        dtype: autocast's type; float32 means no autocast.
+        accumulate: number of pieces that a batch is computed in (gradient accumulation).
+        clip_grad_norm: largest gradient norm; None: no clipping.
+        skip_not_finite: do not take a step whose loss or gradient is not finite, and go on. The
+            host then waits for the device at every step.
+        all_reduce: sums a tensor over all ranks, in place; None: there is one rank.
+        no_sync: context in which gradients are not summed over ranks, as DDP's `no_sync`.
     """
 
     device: torch.device
     dtype: torch.dtype
     accumulate: int
     clip_grad_norm: float | None
-    skip: bool = False
-    add: Callable[[Tensor], None] | None = None
-    apart: Callable[[], AbstractContextManager[None]] = nullcontext
+    skip_not_finite: bool = False
+    all_reduce: Callable[[Tensor], None] | None = None
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A step whose numbers are still on the device."""
+class _PendingStep:
+    """A step whose loss and gradient norm are still on the device."""
 
     epoch: int
     step: int
@@ -54,10 +56,15 @@ class _Pending:
     lrs: tuple[float, ...]
     batch: Batch
 
-    def record(
-        self, settled: bool, skip: bool, name_of: Callable[[int], str], paused: bool = False
+    def to_record(
+        self, settled: bool, skip: bool, name_of: Callable[[int], str], save: bool = False
     ) -> StepRecord:
-        loss, grad_norm, asked = self.numbers.tolist()
+        """Wait for the numbers, and check them.
+
+        Raises:
+            TrainingError: loss or gradient norm is not finite, and `skip` is false.
+        """
+        loss, grad_norm, ranks_to_save = self.numbers.tolist()
         fault, everyone = "", self.batch.everyone
         if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
             names = [name_of(index) for index in everyone]
@@ -68,17 +75,18 @@ class _Pending:
             )
             if not skip:
                 raise TrainingError(fault)
-        rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}  # one where the head alone trains
+        # One group where the head alone trains: then the first is the last.
+        rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}
         return StepRecord(
-            self.epoch,
-            self.step,
-            loss,
-            grad_norm,
-            rates,
-            len(everyone),
-            settled,
-            paused or asked > 0,
-            fault,
+            epoch=self.epoch,
+            step=self.step,
+            loss=loss,
+            grad_norm=grad_norm,
+            rates=rates,
+            images=len(everyone),
+            settled=settled,
+            save_requested=save or ranks_to_save > 0,
+            skipped=fault,
         )
 
 
@@ -89,29 +97,29 @@ def fit(
     loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: Callable[[int], float],
-    settings: StepOptions,
+    options: StepOptions,
     name_of: Callable[[int], str],
     *,
-    average: AveragedModel | None = None,
+    ema: AveragedModel | None = None,
     start: int = 0,
-    pause: Callable[[], bool] = lambda: False,
+    should_save: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
-    """Train, step by step; the model is in training mode at the start of every epoch.
+    """Train, and yield a record a step. The model is in training mode as every epoch begins.
 
     Args:
-        model: the batches' images -> (B, L) logits; is changed.
-        batches: of all epochs, from step `start` on.
+        model: maps the batches' images to (B, L) logits; is changed.
+        batches: the batches of all epochs, from step `start` on.
         steps: batches in an epoch.
-        loss: `mlfinetune.loss.build_loss()`.
+        loss: from `mlfinetune.loss.build_loss()`.
         optimizer: its groups carry `initial_lr`.
-        schedule: step -> share of the initial learning rates.
-        settings: how to take a step.
-        name_of: index -> file name, for messages.
-        average: a running mean of the model, which follows every step.
-        start: steps that were taken before.
-        pause: asked at every step: shall a record be settled, so that what model and optimizer
-            hold when it is yielded is the state after that very step? Of several processes all
-            pause, at the step after the one at which any was asked to.
+        schedule: maps a step to the factor of the initial learning rates.
+        options: of every step.
+        name_of: maps an index to a file name, for messages.
+        ema: exponential moving average of the model; is updated after every step.
+        start: number of steps that were taken before.
+        should_save: is asked at every step. If true, the record of that step is yielded settled:
+            model and optimizer then hold the state after that very step. On several ranks all
+            settle at the step after the one at which any rank said yes.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
@@ -119,26 +127,29 @@ def fit(
             such steps are skipped.
     """
     step, pending = start, None
+    one_rank = options.all_reduce is None
     model.train()
     for batch in batches:
         if step % steps == 0:
             model.train()
         batch.require_all(name_of)
         lrs = _set_lrs(optimizer, schedule(step))
-        asked = settings.add is not None and pause()
-        numbers = train_step(model, batch, loss, optimizer, settings, asked)
-        if average is not None:
-            average.update_parameters(model)
-        paused = False
+        wants_save = not one_rank and should_save()
+        numbers = train_step(model, batch, loss, optimizer, options, wants_save)
+        if ema is not None:
+            ema.update_parameters(model)
+        save = False
         if pending is not None:
-            record = pending.record(False, settings.skip, name_of)
-            paused = record.paused
+            record = pending.to_record(False, options.skip_not_finite, name_of)
+            # The wishes of all ranks travel with a step's loss, so they are known a step later.
+            save = record.save_requested
             yield record
-        pending = _Pending(step // steps, step, numbers, lrs, batch)
+        pending = _PendingStep(step // steps, step, numbers, lrs, batch)
         step += 1
-        paused = pause() if settings.add is None else paused
-        if step % steps == 0 or paused:
-            yield pending.record(True, settings.skip, name_of, paused)
+        if one_rank:
+            save = should_save()
+        if step % steps == 0 or save:
+            yield pending.to_record(True, options.skip_not_finite, name_of, save)
             pending = None
 
 
@@ -147,59 +158,61 @@ def train_step(
     batch: Batch,
     loss: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
-    settings: StepOptions,
-    asked: bool = False,
+    options: StepOptions,
+    wants_save: bool = False,
 ) -> Tensor:
-    """Forward, backward, clip, step; no synchronisation with the device, unless settings.skip.
+    """Forward, backward, clip, step. The host does not wait for the device (`skip_not_finite`: it
+    does).
 
-    The batch's mean is over its known targets, however many pieces it is computed in, and
-    processes it is shared by.
+    The loss is the mean over the known targets of the whole batch, into however many pieces the
+    batch is cut, and over however many ranks it is shared.
 
     Args:
-        asked: this process wants a pause.
+        wants_save: this rank asks for the resume state to be saved.
 
     Returns:
-        (3,) float32 on the device: the batch's loss, its gradient norm before clipping, and how
-        many of the processes that share it want a pause.
+        (3,) float32 on the device: the batch's loss, the gradient norm before clipping, and the
+        number of ranks that want the resume state saved.
     """
-    images = batch.images.to(settings.device, non_blocking=True)
-    targets = batch.targets.to(settings.device, non_blocking=True)
+    images = batch.images.to(options.device, non_blocking=True)
+    targets = batch.targets.to(options.device, non_blocking=True)
     known = (targets >= 0).sum()
-    if settings.add is not None:
-        settings.add(known)
+    if options.all_reduce is not None:
+        options.all_reduce(known)
     known.clamp_(min=1)
-    total = torch.zeros((), device=settings.device)
+    total = torch.zeros((), device=options.device)
     optimizer.zero_grad(set_to_none=True)
-    before = [buffer.clone() for buffer in model.buffers()] if settings.skip else []
-    count = min(settings.accumulate, len(batch.everyone))
+    buffers = [buffer.clone() for buffer in model.buffers()] if options.skip_not_finite else []
+    count = min(options.accumulate, len(batch.everyone))
     pieces = zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
-    for number, (some_images, some_targets) in enumerate(pieces, 1):
-        with settings.apart() if number < count else nullcontext():
+    for number, (piece_images, piece_targets) in enumerate(pieces, 1):
+        with options.no_sync() if number < count else nullcontext():
             with torch.autocast(
-                settings.device.type, settings.dtype, enabled=settings.dtype != torch.float32
+                options.device.type, options.dtype, enabled=options.dtype != torch.float32
             ):
-                logits = _look(model, some_images)
-            part = loss(logits, some_targets, divisor=known) if len(logits) else logits.sum()
+                logits = _compute_logits(model, piece_images)
+            # A rank without a picture of this piece still takes part in DDP's backward pass.
+            part = loss(logits, piece_targets, divisor=known) if len(logits) else logits.sum()
             torch.autograd.backward(part)
         total += part.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    numbers = torch.stack([total, norm.float(), total.new_full((), asked)])
-    if settings.add is not None:
-        _join(model, numbers, len(images) / len(batch.everyone), settings.add)
-    if settings.skip and not numbers.isfinite().all():
-        for buffer, value in zip(model.buffers(), before, strict=True):  # BatchNorm's statistics
+    numbers = torch.stack([total, norm.float(), total.new_full((), wants_save)])
+    if options.all_reduce is not None:
+        _reduce_numbers(model, numbers, len(images) / len(batch.everyone), options.all_reduce)
+    if options.skip_not_finite and not numbers.isfinite().all():
+        for buffer, value in zip(model.buffers(), buffers, strict=True):  # BatchNorm's statistics
             buffer.copy_(value)
         return numbers
-    if settings.clip_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, settings.clip_grad_norm, norm)
+    if options.clip_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, options.clip_grad_norm, norm)
     optimizer.step()
     return numbers
 
 
-def _look(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits; of no pictures BatchNorm learns nothing."""
-    if len(images) or not _own_statistics(model):
+def _compute_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Compute (B, L) logits; from a batch without pictures BatchNorm learns nothing."""
+    if len(images) or not _local_statistics(model):
         logits: Tensor = model(images)
         return logits
     model.eval()
@@ -208,35 +221,43 @@ def _look(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _own_statistics(model: nn.Module) -> list[Tensor]:
-    """Of each BatchNorm that learns from this process's pictures alone: mean and variance."""
+def _local_statistics(model: nn.Module) -> list[Tensor]:
+    """Return running mean and variance of each BatchNorm that learns from this rank alone."""
     return [
         statistic
         for module in model.modules()
-        if type(module) is nn.BatchNorm2d and module.training  # those of all processes are no such
+        if type(module) is nn.BatchNorm2d and module.training  # synchronized ones are subclasses
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]
 
 
-def _join(model: nn.Module, numbers: Tensor, share: float, add: Callable[[Tensor], None]) -> None:
-    """Sum loss and wishes over processes, and average BatchNorm's statistics, in place.
+def _reduce_numbers(
+    model: nn.Module, numbers: Tensor, share: float, all_reduce: Callable[[Tensor], None]
+) -> None:
+    """Sum loss and wishes over ranks, and average BatchNorm's statistics, in one all-reduce.
 
-    Each process has seen `share` of the batch; the gradient's norm is everyone's already.
+    The gradient norm is not summed: DDP has summed the gradients already.
+
+    Args:
+        model: its BatchNorm statistics are changed.
+        numbers: (3,) as `train_step` returns them; are changed.
+        share: the part of the batch that this rank has seen, 0 to 1.
+        all_reduce: sums a tensor over all ranks, in place.
     """
-    found = _own_statistics(model)
+    statistics = _local_statistics(model)
     norm = numbers[1].clone()
-    everything = torch.cat([numbers, *(share * statistic for statistic in found)])
-    add(everything)
-    numbers.copy_(everything[: len(numbers)])
+    joined = torch.cat([numbers, *(share * statistic for statistic in statistics)])
+    all_reduce(joined)
+    numbers.copy_(joined[: len(numbers)])
     numbers[1] = norm
     start = len(numbers)
-    for statistic in found:
-        statistic.copy_(everything[start : start + len(statistic)])
+    for statistic in statistics:
+        statistic.copy_(joined[start : start + len(statistic)])
         start += len(statistic)
 
 
-def _set_lrs(optimizer: torch.optim.Optimizer, share: float) -> tuple[float, ...]:
+def _set_lrs(optimizer: torch.optim.Optimizer, factor: float) -> tuple[float, ...]:
     for group in optimizer.param_groups:
-        group["lr"] = share * group["initial_lr"]
+        group["lr"] = factor * group["initial_lr"]
     return tuple(group["lr"] for group in optimizer.param_groups)

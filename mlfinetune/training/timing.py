@@ -1,9 +1,8 @@
-"""Short measurements, and the choices that follow from them; knows no model and no config.
+"""Timing, and the choices that follow from measured rates; knows no model and no config.
 
-act, act, ...  -> pace          -> images a second
-fits(size)     -> largest_power -> a batch size
-rate(size)     -> best_size     -> a batch size
-Speeds, Work   -> times, bound, suggestion
+act, act, ...  -> time_rate          -> images a second
+fits(size)     -> find_largest_power -> a batch size
+rates          -> choose_fastest_size, workers_for_gpu, workers_beside_cpu
 """
 
 import math
@@ -12,16 +11,17 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 MAX_CALLS = 50
-"""Calls that are timed at most."""
+"""Most calls that are timed."""
 MIN_EPOCH_STEPS = 20
-"""A batch size that is chosen leaves an epoch so many steps."""
+"""Fewest steps an epoch that a chosen batch size leaves."""
 MIN_BATCH = 8
-"""It is no smaller than this, however small the data: BatchNorm learns from the batch."""
+"""Smallest batch size that is chosen, however few the data: BatchNorm learns from the batch."""
 PREFERRED_BATCH = 32
+"""Batch size that is kept where no other is clearly faster."""
 MIN_SPEEDUP = 0.05
-"""A batch size this much faster than PREFERRED is worth leaving it."""
+"""A batch size has to be this much faster than PREFERRED_BATCH to be chosen."""
 WORKER_MARGIN = 1.5
-"""Decoding processes slow each other down: they share caches, memory and hyper-threads."""
+"""Spare factor: decoding processes slow each other down, through caches, memory, hyper-threads."""
 
 
 # ---- measuring --------------------------------------------------------------------------
@@ -30,12 +30,12 @@ WORKER_MARGIN = 1.5
 def time_rate(
     act: Callable[[], int], seconds: float, settle: Callable[[], None] = lambda: None
 ) -> float:
-    """Images a second: the median of at least three calls, after one that warms up.
+    """Return images a second: the median of at least three calls, after one that warms up.
 
     Args:
         act: does the work once, and returns its number of images.
-        seconds: the calls go on for so long, or until there are CALLS of them.
-        settle: waits for work that the call has only begun.
+        seconds: the calls go on for so long, or until there are MAX_CALLS of them.
+        settle: waits for work that the call has only started, as on a GPU.
     """
     act()
     settle()
@@ -53,12 +53,15 @@ def time_rate(
 def compare_rates(
     sizes: Sequence[int], step: Callable[[int], int], settle: Callable[[], None]
 ) -> dict[int, float]:
-    """Images a second of each batch size, in turns, so that a busy moment hits all of them.
+    """Return images a second of each batch size.
+
+    Sizes take turns, so that a busy moment of the machine hits all of them.
+
 
     Args:
         sizes: to try.
         step: works on so many images, and returns their number.
-        settle: as in `pace`.
+        settle: waits for work that the call has only started.
     """
     for size in sizes:
         step(size)
@@ -77,22 +80,26 @@ def compare_rates(
 
 
 def largest_batch_size(images: int, top: int) -> int:
-    """The largest power of two up to `top` that leaves an epoch of `images` STEPS_AN_EPOCH steps.
+    """Return the largest power of two up to `top` that leaves an epoch MIN_EPOCH_STEPS steps.
 
-    LEAST where that would be smaller.
+    With top 512: 10,000 images -> 256; 1,000 -> 32; 100 -> 8, which is MIN_BATCH.
+
+    Args:
+        images: in an epoch.
+        top: largest size.
     """
     return max(MIN_BATCH, min(top, _power_of_two(images // MIN_EPOCH_STEPS)))
 
 
 def find_largest_power(fits: Callable[[int], bool], start: int, top: int) -> int:
-    """The largest power of two up to `top` that fits, from `start` upwards, else downwards.
+    """Return the largest power of two up to `top` that fits, from `start` upwards, else downwards.
 
     Args:
-        fits: is asked once a size, and never for a size above one that does not fit.
+        fits: is called once a size, and never for a size above one that does not fit.
         start, top: powers of two, start <= top.
 
     Returns:
-        0 where not even 1 fits.
+        The size; 0 where not even 1 fits.
     """
     size = start
     if fits(size):
@@ -107,9 +114,14 @@ def find_largest_power(fits: Callable[[int], bool], start: int, top: int) -> int
 
 
 def choose_fastest_size(rates: dict[int, float]) -> int:
-    """The batch size of the most images a second; PREFERRED where that is hardly slower.
+    """Return the fastest batch size; PREFERRED_BATCH where that is hardly slower.
 
-    Where PREFERRED was not measured the largest size below it stands for it.
+    If PREFERRED_BATCH was not measured, the largest size below it stands for it.
+
+        {16: 90, 32: 97, 64: 100} -> 32        {16: 90, 32: 90, 64: 100} -> 64
+
+    Args:
+        rates: batch size -> images a second.
     """
     preferred = max(size for size in rates if size <= PREFERRED_BATCH)
     fastest = max(rates, key=lambda size: rates[size])
@@ -117,7 +129,10 @@ def choose_fastest_size(rates: dict[int, float]) -> int:
 
 
 def workers_for_gpu(work: float, decoded: float, cores: int) -> int:
-    """Processes that decode at least as fast as a GPU works: from 1 to `cores`.
+    """Return how many processes decode at least as fast as a GPU works: from 1 to `cores`.
+
+    Work 800, decoded 100, WORKER_MARGIN 1.5: 12 processes on 16 cores, 8 on 8 cores.
+
 
     Args:
         work: images a second that the model takes.
@@ -128,10 +143,10 @@ def workers_for_gpu(work: float, decoded: float, cores: int) -> int:
 
 
 def workers_beside_cpu(work: float, decoded: float, cores: int) -> int:
-    """Processes that decode as fast as the model works on the cores that they leave it.
+    """Return how many processes decode as fast as the model works on the cores they leave it.
 
-    A picture costs `cores / work` core-seconds in the model and `1 / decoded` in a process: the
-    processes' share of the cores is their number. More would only take cores from the model.
+    A picture costs `cores / work` core-seconds in the model, and `1 / decoded` in a process. The
+    processes get the same share of the cores. More processes would only take cores from the model.
 
     Args:
         work: images a second of the model on all cores.
@@ -143,7 +158,7 @@ def workers_beside_cpu(work: float, decoded: float, cores: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """The largest power of two that is not above `number`, at least 1."""
+    """Return the largest power of two up to `number`, at least 1."""
     power: int = 2 ** (max(1, number).bit_length() - 1)
     return power
 

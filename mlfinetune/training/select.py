@@ -1,0 +1,157 @@
+"""The choice of a run's result: the best epoch, or the best solution for the head; saved.
+
+TrainingSetup -> select_best  -> best Candidate; best.safetensors and last.safetensors
+TrainingSetup -> solve_first  -> a tagger whose head is solved for, from which training starts
+"""
+
+import copy
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from mlfinetune.data.batches.loader import Loader
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.signals import Signals
+from mlfinetune.training.build import (
+    build_checkpoint,
+    build_ema,
+    build_training_optimizer,
+    uses_lbfgs,
+)
+from mlfinetune.training.loop import Candidate, solve_head, train_epochs
+from mlfinetune.training.records import Position
+from mlfinetune.training.resume import ResumeState, StateSaver
+from mlfinetune.training.setup import TrainingSetup, with_features
+
+
+def select_best(
+    setup: TrainingSetup,
+    start: Candidate | None,
+    state: ResumeState | None,
+    signals: Signals,
+    log: RunLog,
+) -> Candidate:
+    """Train, or solve for the head, and return the best candidate; it is saved.
+
+    Args:
+        start: the solved head that training starts from; None: from a random head.
+        state: of the run that is resumed; None: a new run.
+        signals: that this process hears.
+    """
+    run = setup.config.output
+    assert run is not None
+    if uses_lbfgs(setup.config, setup.splits.train):
+        log.say(
+            "L-BFGS solves for the head: train.epochs, learning rates, weight_decay, ema and "
+            "early_stopping do not apply; train.optimizer: adamw would use them"
+        )
+        best = _select_solution(setup, log)
+        _save_candidate(setup, best, run, is_best=True)
+        return best
+    setup = replace(setup, ema=build_ema(setup.config, setup.net))
+    optimizer = build_training_optimizer(setup.config, setup.tagger)
+    saver = StateSaver(run, setup, optimizer, signals)
+    if state is not None:
+        saver.restore(state)
+    elif start is not None:
+        _save_candidate(setup, start, run, is_best=True)
+        saver.best = start
+    return _select_epoch(setup, saver, run, log)
+
+
+def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLog) -> Candidate:
+    """Train and save every epoch; return the best one, or the best so far at an early stop."""
+    if isinstance(setup.val, Loader):
+        setup.val.begin()
+    epochs = train_epochs(setup, saver.optimizer, saver.position, saver.save_point, log)
+    with saver.signals.deferred(), closing(setup.train), closing(setup.val), closing(epochs):
+        # A resumed run may have stopped just after the epoch at which it would stop early.
+        if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
+            for epoch in epochs:
+                if saver.best is None or epoch.beats(saver.best):
+                    saver.best = epoch
+                _save_candidate(setup, epoch, run, is_best=epoch is saver.best)
+                log.say(_format_candidate(epoch, saver.best))
+                log.repeat_warnings(setup.world.gather(log.take_warnings()))
+                saver.save(Position(epoch.number * setup.train.steps))
+                if _stops_early(setup, saver, epoch.number, log):
+                    break
+    assert saver.best is not None
+    return saver.best
+
+
+def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLog) -> bool:
+    """Tell whether there was no better epoch for `train.early_stopping` epochs."""
+    patience, best = setup.config.train.early_stopping, saver.best
+    if patience is None or best is None or epoch - best.number < patience:
+        return False
+    log.say(f"early stop: no better mAP for {epoch - best.number} epochs")
+    return True
+
+
+def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) -> Candidate:
+    """Solve for the head of the pretrained backbone; fine-tuning then starts from that tagger.
+
+    Args:
+        setup: its tagger gets the solved head, on all ranks.
+        feature_root: folder of the feature stores; None: the cache's.
+
+    Returns:
+        The candidate before the first epoch, of number 0; its scores are on rank 0 alone.
+    """
+    features = with_features(setup, feature_root, log)
+    on_rank_0: list[Candidate] = []
+
+    def solve() -> Candidate:
+        assert features is not None
+        best = _select_solution(features, log)
+        log.say(f"training starts from the head of {best.name}, mAP {_format_map(best)}")
+        on_rank_0.append(replace(best, number=0, name="the solved head, before training"))
+        return replace(on_rank_0[0], scores=None)
+
+    # Its scores are large, and only rank 0 needs them. DDP sends the head to the other ranks.
+    without_scores = setup.world.broadcast(solve)
+    return on_rank_0[0] if on_rank_0 else without_scores
+
+
+def _select_solution(setup: TrainingSetup, log: RunLog) -> Candidate:
+    """Return the best solution for the head, which the head holds afterwards.
+
+    Nothing is saved in between: all solutions take a few seconds, on features that are kept.
+    """
+    best: Candidate | None = None
+    weights: dict[str, Tensor] = {}
+    for solution in solve_head(setup, log):
+        if best is None or solution.beats(best):
+            best = solution
+            weights = copy.deepcopy(setup.tagger.head.state_dict())
+        log.say(_format_candidate(solution, best))
+    assert best is not None
+    setup.tagger.head.load_state_dict(weights)
+    return best
+
+
+def _save_candidate(setup: TrainingSetup, candidate: Candidate, run: Path, is_best: bool) -> None:
+    """Write last.safetensors, and best.safetensors where this is the best; on rank 0 alone."""
+    if not setup.world.is_main:
+        return
+    content = build_checkpoint(
+        setup.config, setup.eval_tagger, setup.splits.val, setup.spec, candidate.number
+    )
+    checkpoint.save(run / directory.LAST, content)
+    if is_best:
+        checkpoint.save(run / directory.BEST, content)
+
+
+def _format_candidate(candidate: Candidate, best: Candidate) -> str:
+    """Format a line of the log: `epoch 2/10  loss 0.1234  mAP 0.5678 (best)  98.7 images/s`."""
+    mark = " (best)" if candidate is best else f" (best {_format_map(best)})"
+    head = f"{candidate.name}  loss {candidate.loss:.4f}  mAP {_format_map(candidate)}{mark}"
+    return f"{head}  {candidate.speed}"
+
+
+def _format_map(candidate: Candidate) -> str:
+    return "--" if candidate.mAP is None else f"{candidate.mAP:.4f}"

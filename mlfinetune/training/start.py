@@ -1,0 +1,186 @@
+"""The start of a run: a new run directory, or one to resume; and the config with nothing open.
+
+TrainRequest, Splits -> find_run_to_resume -> run directory, or None: a new run
+Config, Splits, run  -> resolve_config     -> Config
+run directory        -> load_resume_state, open_run
+"""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfinetune.config import Config, dump_config, load_config
+from mlfinetune.data.load import resolve_data_config
+from mlfinetune.data.manifest import Splits
+from mlfinetune.runs import directory
+from mlfinetune.runs.results import write_skipped
+from mlfinetune.runtime.distributed import World
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.signals import Signals
+from mlfinetune.storage.atomic import remove_leftovers, write_atomic
+from mlfinetune.text import display_path
+from mlfinetune.training.resume import (
+    ResumeState,
+    is_same_run,
+    list_other_arithmetic,
+    load_state,
+    require_same_run,
+)
+from mlfinetune.training.setup import TrainingSetup
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Options of `--resume`.
+
+    Attributes:
+        in_place: the config is the run directory's own config.yaml, so that its output is the
+            very directory to resume.
+        allow_changed: resume with other settings or data too (`--allow-changed`).
+    """
+
+    in_place: bool = False
+    allow_changed: bool = False
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A request to train.
+
+    Attributes:
+        config: as the user wrote it, with its output.
+        world: the ranks that share the run.
+        signals: signals that this process has heard.
+        resume: options of `--resume`; None: it was not given.
+        feature_root: folder of feature stores; None: the cache's.
+        copy_root: folder of small copies of pictures; None: the cache's.
+    """
+
+    config: Config
+    world: World
+    signals: Signals
+    resume: ResumeOptions | None = None
+    feature_root: Path | None = None
+    copy_root: Path | None = None
+
+
+def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Path | None:
+    """Return the run directory to resume; None: a new run begins.
+
+    The newest run directory of the config is what `runs/NAME`, `runs/NAME-2` ... was written last.
+
+        --resume  its own config  newest run directory                    result
+        yes       yes             any                                     that directory
+        yes       no              none                                    new run, and say so
+        yes       no              there is one                            it
+        no        any             this start's, after a torchrun restart  it, and say so
+        no        any             none, finished, or in use               new run
+        no        any             unfinished, same settings and data      it
+        no        any             unfinished, other settings or data      new run, and say so
+
+    An unfinished run of the same settings and data is resumed without being asked: its result is
+    that of a new run.
+    """
+    output = request.config.output
+    assert output is not None
+    if request.resume is not None:
+        run = output if request.resume.in_place else directory.find_run(output)
+        if run is None:
+            log.say(f"nothing to resume at {display_path(output)}: a new run begins")
+        return run
+    run = directory.find_run(output)
+    if run is None:
+        return None
+    restarts = request.world.info.restarts
+    if restarts and _is_run_of_this_start(run, request, splits):
+        log.say(f"restart {restarts} by torchrun, after a process has failed")
+        return run
+    if not directory.is_unfinished(run):
+        return None
+    if is_same_run(run, resolve_config(request.config, splits, run), splits):
+        return run
+    log.say(
+        f"{display_path(run)} is unfinished, but has other settings or data: a new run begins; "
+        f"--resume names the differences, and --resume --allow-changed resumes it all the same"
+    )
+    return None
+
+
+def _is_run_of_this_start(run: Path, request: TrainRequest, splits: Splits) -> bool:
+    """Tell whether this command began the run, before torchrun restarted the command."""
+    if (run / directory.METRICS).is_file():
+        return False
+    config = resolve_config(request.config, splits, run)
+    if directory.list_states(run):
+        return is_same_run(run, config, splits)
+    kept = run / directory.CONFIG  # it failed before the first state was saved
+    if not kept.is_file():
+        return False
+    return load_config(kept) == config.model_copy(update={"output": run.absolute()})
+
+
+def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
+    """Return the config with what the data decided, and what the run to resume had measured.
+
+    Args:
+        run: the run directory to resume; None: a new run. Its batch size stands in for `auto`.
+    """
+    config = resolve_data_config(config, splits)
+    kept = None if run is None else run / directory.CONFIG
+    if kept is not None and kept.is_file() and config.train.batch_size == "auto":
+        size = load_config(kept).train.batch_size
+        train = config.train.model_copy(update={"batch_size": size})
+        config = config.model_copy(update={"train": train})
+    return config
+
+
+def load_resume_state(
+    run: Path | None, setup: TrainingSetup, request: TrainRequest, log: RunLog
+) -> ResumeState | None:
+    """Read the state of the run to resume; None: a new run, or no state was saved yet.
+
+    Raises:
+        ConfigError: it is of other settings or data, and `--allow-changed` was not given.
+        CheckpointError: no state is whole.
+    """
+    state = None if run is None else load_state(run, log)
+    if state is not None and not (request.resume and request.resume.allow_changed):
+        require_same_run(state, setup.config, setup.splits)
+    return state
+
+
+def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: RunLog) -> None:
+    """Write the resolved config and the labels into the run directory, and attach the log to it.
+
+    Leftovers of processes that were killed are removed.
+    """
+    remove_leftovers(run)
+    write_atomic(run / directory.CONFIG, dump_config(setup.config).encode())
+    labels = "".join(f"{name}\n" for name in setup.splits.train.labels.names)
+    write_atomic(run / directory.LABELS, labels.encode(errors="surrogateescape"))
+    if setup.splits.skipped:
+        write_skipped(run, setup.splits.skipped)
+    history = "" if state is None else state.content["history"]
+    log.attach_run(run / directory.LOG, run / directory.HISTORY, history)
+    log.say(f"run directory: {display_path(run)}")
+    if state is not None:
+        _say_where_it_resumes(setup, state, log)
+
+
+def _say_where_it_resumes(setup: TrainingSetup, state: ResumeState, log: RunLog) -> None:
+    steps = setup.train.steps
+    epoch, step = divmod(state.position.step, steps)
+    if epoch == setup.config.train.epochs:
+        log.say("all epochs are trained")
+    else:
+        log.say(f"resumes at epoch {epoch + 1}, after {step} of {steps} steps")
+    for change in list_other_arithmetic(state, setup):
+        log.say(f"warning: {change}: the result will not be bit for bit that of one run")
+
+
+def describe_saved(run: Path | None) -> str:
+    """Tell what was saved, and the command that resumes the run."""
+    if run is None or not directory.list_states(run):
+        return "nothing saved yet"
+    command = f"mlfinetune train {shlex.quote(display_path(run / directory.CONFIG))} --resume"
+    return f"everything is saved; resume with\n  {command}"

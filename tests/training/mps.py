@@ -1,0 +1,95 @@
+"""A stand-in for an Apple GPU on machines without one: tensors that say `mps`, computed on the CPU.
+
+Like MPS it refuses float64, and operations that mix its tensors with those of the CPU. Below the
+level of Python the tensors are the CPU's, so that autograd needs no threads of a device.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+MPS = torch.device("mps:0")
+
+
+class OnMps(torch.Tensor):
+    """A tensor that says it is on the device `mps`; `held` has its numbers."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Self:
+        if held.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as MPS has no float64")
+        tensor: Self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, held.shape, dtype=held.dtype, strides=held.stride()
+        )
+        tensor.held = held
+        return tensor
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return MPS
+
+    def __repr__(self, **options: Any) -> str:
+        return f"OnMps({self.held})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        """The operation on the CPU; what it returns is on the stand-in."""
+        kwargs = kwargs or {}
+        tensors: list[torch.Tensor] = []
+        tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
+        others = [x for x in tensors if not isinstance(x, OnMps) and x.dim()]
+        assert not others, f"{function} mixes mps and cpu"
+        args, kwargs = tree_map_only(OnMps, lambda x: x.held, (args, kwargs))
+        return tree_map_only(torch.Tensor, OnMps, function(*args, **kwargs))
+
+
+class _Move(torch.autograd.Function):
+    """To the stand-in, or to the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.held.clone() if isinstance(x, OnMps) else OnMps(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad.held.clone() if isinstance(grad, OnMps) else OnMps(grad.clone())
+
+
+class _Devices(TorchFunctionMode):
+    """`device=` of new tensors, `to(device)` and `cpu()` mean the stand-in where they say mps."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.Tensor.cpu:
+            return to_cpu(args[0])
+        if function is torch.Tensor.to and isinstance(args[1], torch.device | str):
+            x, device = args[0], torch.device(args[1])
+            return to_mps(x) if device.type == "mps" else to_cpu(x)
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "mps":
+            return to_mps(function(*args, **{**kwargs, "device": "cpu"}))
+        return function(*args, **kwargs)
+
+
+def to_mps(x: torch.Tensor) -> torch.Tensor:
+    """The tensor on the stand-in; itself where it is there."""
+    moved: torch.Tensor = x if isinstance(x, OnMps) else _Move.apply(x)
+    return moved
+
+
+def to_cpu(x: torch.Tensor) -> torch.Tensor:
+    """The tensor on the CPU; itself where it is there."""
+    moved: torch.Tensor = _Move.apply(x) if isinstance(x, OnMps) else x
+    return moved
+
+
+@contextmanager
+def stand_in() -> Iterator[torch.device]:
+    """In it, the device `mps` is there, as far as the stand-in goes."""
+    with _Devices():
+        yield MPS
