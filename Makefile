@@ -7,10 +7,10 @@ BIN := .venv/bin
 CODE := $(shell find mlfinetune -name '*.py')
 CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '*.yaml') \
            $(wildcard mlfinetune/report/templates/*) \
-           pyproject.toml README.md Makefile .ci/run
+           $(wildcard docs/*.md docs/*.py docs/images/*) pyproject.toml README.md Makefile .ci/run
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-faults fuzz check check-deps tools bench gpu-check clean
+.PHONY: demo docs docs-image test test-faults fuzz check check-deps tools bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
 
@@ -48,6 +48,15 @@ runs/demo/eval/metrics.json: runs/demo/metrics.json
 
 demo/predictions.csv: runs/demo/metrics.json
 	$(BIN)/mlfinetune predict demo/images --checkpoint runs/demo -o $@
+
+# The tables of docs/config.md, from the schema; a test compares the two.
+docs: .venv/done
+	$(BIN)/python docs/config.py
+
+# The picture of the page that the README shows, of that run; needs Debian's chromium.
+docs-image: runs/demo/metrics.json | tools
+	$(BIN)/mlfinetune report runs/demo
+	$(BIN)/python docs/images/report.py runs/demo/report.html docs/images/report.png
 
 # ---- checks ---------------------------------------------------------------------------------
 
@@ -108,7 +117,7 @@ endif
 # large head; at the end every stage of a run, with the batch size that fits.
 gpu-check:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-check needs a CUDA device; torch sees none')"
-	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/test_machine.py tests/distributed tests/loss \
+	$(PYTHON) -m pytest -m "gpu or kernel" tests/test_gpu.py tests/runtime tests/distributed tests/loss \
 		tests/faults/test_resume.py
 	$(PYTHON) benchmarks/train_step.py --device cuda --batch 256 --steps 20
 	$(PYTHON) benchmarks/decode.py

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.metrics import bootstrap
-from mlfinetune.metrics.bootstrap import AVERAGES, intervals, paired
+from mlfinetune.metrics.bootstrap import AVERAGES, compare_tables, compute_intervals
+from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
 
 RESULTS = Path(__file__).with_name("results") / "bootstrap.json"
@@ -88,10 +88,10 @@ def speed(rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"intervals": [], "paired": [], "scikit-learn, mAP alone": []}
     for _ in range(rounds):
         started = time.process_time()
-        intervals(a, cuts, RESAMPLES)
+        compute_intervals(a, cuts, RESAMPLES)
         seconds["intervals"].append(time.process_time() - started)
         started = time.process_time()
-        paired(a, b, cuts, cuts, RESAMPLES)
+        compare_tables(a, b, cuts, cuts, RESAMPLES)
         seconds["paired"].append(time.process_time() - started)
         started = time.process_time()
         for _ in range(LOOPED):
@@ -107,10 +107,10 @@ def large() -> dict[str, Any]:
     """Seconds at 100,000 x 80, and the peak of memory beyond the table."""
     scores = drawn(100_000, 80, np.random.default_rng(0))
     started = time.process_time()
-    intervals(scores, [THRESHOLD] * 80, RESAMPLES)
+    compute_intervals(scores, [THRESHOLD] * 80, RESAMPLES)
     seconds = time.process_time() - started
     tracemalloc.start()
-    intervals(scores, [THRESHOLD] * 80, 20)  # two blocks, all that is in memory at a time
+    compute_intervals(scores, [THRESHOLD] * 80, 20)  # two blocks, all that is in memory at a time
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return {
@@ -127,9 +127,8 @@ def large() -> dict[str, Any]:
 
 def values(scores: ScoreTable) -> NDArray[np.float64]:
     """mAP, macro F1 and micro F1 of a table."""
-    ranked = bootstrap._ranked(scores, [THRESHOLD] * len(scores.labels))
-    found = bootstrap._results(ranked, np.ones((1, len(scores.names)), np.int32)).averages()
-    return np.array([found[name][0] for name in AVERAGES])
+    averages = measure(scores, THRESHOLD).averages
+    return np.array([averages[name] for name in AVERAGES], np.float64)
 
 
 def coverage(repetitions: int, labels: int = 20, resamples: int = 400) -> dict[str, Any]:
@@ -168,10 +167,11 @@ def held_by(
     random = np.random.default_rng(seed)
     a = drawn(images, labels, random)
     b, cuts = other(a, random), [THRESHOLD] * labels
-    alone = intervals(a, cuts, resamples, seed).averages
-    both = paired(a, b, cuts, cuts, resamples, seed).averages
-    (found,) = bootstrap._resampled([bootstrap._ranked(a, cuts)], images, resamples, seed)
-    held = {"mAP, plain percentiles": holds(bootstrap._interval(found.averages()["mAP"]), truth[0])}
+    alone = compute_intervals(a, cuts, resamples, seed).averages
+    both = compare_tables(a, b, cuts, cuts, resamples, seed).averages
+    perfect = replace(a, logits=a.targets.astype(np.float32))  # its mAP is 1 in every resample
+    above = compare_tables(perfect, a, cuts, cuts, resamples, seed).averages["mAP"].interval
+    held = {"mAP, plain percentiles": holds(above, truth[0] - 1)}
     for at, name in enumerate(AVERAGES):
         held[name] = holds(alone[name], truth[at])
         held[f"{name}, difference"] = holds(both[name].interval, truth_other[at] - truth[at])

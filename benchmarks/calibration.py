@@ -25,11 +25,13 @@ SPREADS = {"alike": 0.1, "apart": 0.5, "far apart": 1.2}
 
 def judge(
     found: calibration.Calibration, logits: np.ndarray, targets: np.ndarray
-) -> tuple[float | None, float]:
+) -> tuple[float, float]:
     """Log loss, and mean ECE of the labels."""
-    seen = found.apply(logits)
-    each = calibration.per_label(calibration.ece, expit(seen.astype(np.float64)), targets)
-    return calibration.log_loss(seen, targets), float(np.mean(each))
+    seen = found.apply(logits).astype(np.float64)
+    columns = zip(expit(seen).T, targets.T, strict=True)
+    errors = [calibration.ece(p, truth) for p, truth in columns]
+    loss = np.logaddexp(0, np.where(targets == 1, -seen, seen))[targets != -1].mean()
+    return float(loss), float(np.mean(errors))
 
 
 def alone(logits: np.ndarray, targets: np.ndarray) -> calibration.Calibration:

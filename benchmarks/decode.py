@@ -3,11 +3,11 @@
 python benchmarks/decode.py  ->  benchmarks/results/decode.json
 
 pillow: open, convert, torchvision's Resize and CenterCrop, or RandomResizedCrop, and ToTensor.
-ours: `data.dataset.ImageDataset` in evaluation and in training, with the same transforms. The
-pictures are made here: noise whose detail falls off as in photographs, quality 91, 4:2:0. Rounds
-take turns; images a second of CPU time are their median. `difference` is the mean absolute
-difference of pixels, of 255, between Pillow's pixels and ours at the same crop, as we decode
-and where we decode at full size.
+ours: `data.batches.dataset.ImageDataset` in evaluation and in training, with the same transforms.
+The pictures are made here: noise whose detail falls off as in photographs, quality 91, 4:2:0.
+Rounds take turns; images a second of CPU time are their median. `difference` is the mean absolute
+difference of pixels, of 255, between Pillow's pixels and ours at the same crop, as we decode and
+where we decode at full size.
 """
 
 import json

@@ -2,14 +2,14 @@
 
 python benchmarks/image_store.py  ->  benchmarks/results/image_store.json
 
-file: `data.dataset.ImageDataset` decodes the picture, takes a random crop and makes it 224 px.
-copy: the same with `data.decoded.Copies`, its look-up and checksum included. raw: what reading
-uncompressed pixels of the same size would cost. fill: a copy made and written. Rates are images a
-second of CPU time on one core, the median of rounds that take turns; files are in the system's
-memory. `pays after`: epochs from which filling and reading cost less than the files. `difference`
-is the mean absolute difference of pixels, of 255, between the training views of the file at full
-size and of the copy, with the same seeds; `contrast`: what copies keep of the mean difference
-between neighbouring pixels.
+file: `data.batches.dataset.ImageDataset` decodes the picture, takes a random crop and makes it 224
+px. copy: the same with `data.batches.copies.SmallCopies`, its look-up and checksum included. raw:
+what reading uncompressed pixels of the same size would cost. fill: a copy made and written. Rates
+are images a second of CPU time on one core, the median of rounds that take turns; files are in the
+system's memory. `pays after`: epochs from which filling and reading cost less than the files.
+`difference` is the mean absolute difference of pixels, of 255, between the training views of the
+file at full size and of the copy, with the same seeds; `contrast`: what copies keep of the mean
+difference between neighbouring pixels.
 """
 
 import itertools
@@ -88,7 +88,7 @@ def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
     """One size of pictures."""
     examples = manifest(folder, width, height)
     copies = SmallCopies(folder / "store", SPEC)
-    items = copies.missing(examples)
+    items = copies.find_missing(examples)
     made = [CopyMaker(SPEC)[item] for item in items]
     sum(copies.fill([made]))
     paths = [examples.path(index) for index in range(PICTURES)]

@@ -3,9 +3,9 @@
 python benchmarks/large_head.py  ->  benchmarks/results/large_head.json
 
 whole: nn.Linear, BCEWithLogitsLoss, the optimizer's step after the backward pass. chunked: ours
-(`model.ChunkedLinear`, `optim.build_optimizer`, `loss.sigmoid_cross_entropy`). Every round runs
-each in a process of its own, in turn; seconds are the median of the rounds, memory is what a step
-needs beyond the weights and the optimizer's state.
+(`models.tagger.ChunkedLinear`, `training.optim.build_optimizer`, `loss.sigmoid_cross_entropy`).
+Every round runs each in a process of its own, in turn; seconds are the median of the rounds, memory
+is what a step needs beyond the weights and the optimizer's state.
 """
 
 import ctypes

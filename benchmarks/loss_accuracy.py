@@ -22,6 +22,7 @@ if not torch.cuda.is_available():
 
 from mlfinetune.loss import sigmoid_cross_entropy
 from mlfinetune.loss.reference import sigmoid_cross_entropy_reference
+from mlfinetune.runtime.device import name_dtype
 
 COUNT = 20_000
 BANDS = [(1e-6, 1.0), (1.0, 10.0), (10.0, 80.0), (80.0, 1e4)]
@@ -82,7 +83,7 @@ def main() -> None:
     """Measure every type, loss and band; write, and print the float32 table."""
     result: dict[str, dict[str, dict[str, list[float]]]] = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        rows = result.setdefault(str(dtype).removeprefix("torch."), {})
+        rows = result.setdefault(name_dtype(dtype), {})
         for least, most in BANDS:
             torch.manual_seed(0)
             size = torch.empty(1, COUNT).uniform_(math.log(least), math.log(most)).exp()

@@ -3,9 +3,9 @@
 python benchmarks/loss_speed.py  ->  benchmarks/results/loss_speed_DEVICE.json
 
 Takes the GPU where there is one. On a CPU each setting (threads, allocator) has a process of its
-own; `tuned` is what `mlfinetune train` asks of glibc (`machine.keep_freed_memory`). Within a round
-every contender takes its turn; the median of the rounds counts. The copy moves as many bytes as the
-loss has to: logits and targets read, the gradient written.
+own; `tuned` is what `mlfinetune train` asks of glibc (`runtime.device.keep_freed_memory`). Within a
+round every contender takes its turn; the median of the rounds counts. The copy moves as many bytes
+as the loss has to: logits and targets read, the gradient written.
 """
 
 import ctypes

@@ -3,8 +3,8 @@
     python benchmarks/precision.py --train train.csv --val val.csv --images images --weights FILE
 
 A frozen ResNet-50 is trained as `configs/frozen.yaml` says; its best checkpoint is evaluated by
-`mlfinetune eval` with `train.precision` float32 and bfloat16, in the packed form that the CPU runs.
-Prints, and writes benchmarks/results/precision.json.
+`mlfinetune eval` with `train.precision` float32 and bfloat16, with the fused backbone that the CPU
+runs. Prints, and writes benchmarks/results/precision.json.
 """
 
 import argparse

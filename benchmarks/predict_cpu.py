@@ -1,16 +1,17 @@
-"""ResNet-50 features at 224 px on the CPU: what a user would write, and what `packed.pack` makes.
+"""ResNet-50 features at 224 px on the CPU: plain torch, and the fused backbone of predict.
 
 python benchmarks/predict_cpu.py  ->  benchmarks/results/predict_cpu.json
 
 eager float32: torchvision's network, NCHW, glibc's allocator as it comes. All others run with the
-allocator as the package sets it (`machine.keep_freed_memory`), channels_last: autocast, the same
-network under bfloat16 autocast; folded, BatchNorm in the convolutions, plain operators; packed,
-fused operators and weights laid out for them, in both types. The two allocators need a process
-each; the two processes take turns, batch by batch, and never run at once. On one core the rates
-count CPU time, on all cores wall time; each is the median of the rounds after one that warms up.
-`ratio` is over eager float32 at its own best batch, on as many cores. The largest difference of
-probabilities is against float32, under a random head whose logits have a deviation of about 2.
-The one-core peak of a large matrix product in either type says what there is to be had.
+allocator as the package sets it (`runtime.device.keep_freed_memory`), channels_last: autocast, the
+same network under bfloat16 autocast; folded, BatchNorm in the convolutions, plain operators;
+packed, what `models.inference.fuse_for_cpu` builds: fused operators and weights laid out for them,
+in both types. The two allocators need a process each; the two processes take turns, batch by batch,
+and never run at once. On one core the rates count CPU time, on all cores wall time; each is the
+median of the rounds after one that warms up. `ratio` is over eager float32 at its own best batch,
+on as many cores. The largest difference of probabilities is against float32, under a random head
+whose logits have a deviation of about 2. The one-core peak of a large matrix product in either type
+says what there is to be had.
 """
 
 import copy
@@ -28,8 +29,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mlfinetune.models.inference import FusedBackbone, fuse_for_cpu
-from mlfinetune.runtime.device import count_cores, keep_freed_memory, read_cpu_flags
+from mlfinetune.models.inference import fuse_for_cpu
+from mlfinetune.runtime.device import count_cores, keep_freed_memory, name_dtype, read_cpu_flags
 
 BATCHES, BATCHES_ALL_CORES, ROUNDS, SIDE = (1, 8, 16, 32), (1, 8, 16), 5, 224
 EAGER = "eager float32"
@@ -49,8 +50,8 @@ def backbone() -> nn.Module:
     return net
 
 
-def folded(net: nn.Module, dtype: torch.dtype) -> FusedBackbone:
-    """What serves where there are no fused operators."""
+def folded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The backbone of a machine without fused operators."""
     torch.backends.mkldnn.enabled = False
     plain, _ = fuse_for_cpu(net, dtype, SIDE)
     torch.backends.mkldnn.enabled = True
@@ -69,7 +70,7 @@ def variants() -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Any]]:
     found: dict[str, Callable[[Tensor], Tensor]] = {"autocast bfloat16": autocast}
     about: dict[str, Any] = {}
     for dtype in (torch.float32, BF16):
-        name = str(dtype).removeprefix("torch.")
+        name = name_dtype(dtype)
         found[f"folded {name}"] = folded(net, dtype)
         start = time.perf_counter()
         found[f"packed {name}"], why = fuse_for_cpu(net, dtype, SIDE)

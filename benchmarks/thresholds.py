@@ -146,7 +146,7 @@ def honesty(images: int) -> dict[str, float]:
         world = World.draw(rng, "normal", 0.5)
         logits, targets = world.sample(rng, images)
         found = thresholds.fit(logits, targets, "per_label")
-        crossed = thresholds.cross_fitted(logits, targets, "per_label")
+        crossed = thresholds.cross_fit(logits, targets, "per_label")
         known = targets.any(axis=0)  # the same labels in all three
         rows.append(
             [

@@ -3,10 +3,11 @@
 python benchmarks/train_step.py [--device cuda]  ->  benchmarks/results/train_step_{cpu,cuda}.json
 
 usual: float32, NCHW, AdamW as it comes, BCEWithLogitsLoss, on a CPU glibc's allocator as it comes.
-ours: `fit.train_step` as `train` sets it up: the precision that `auto` chooses, channels_last, the
-fused loss and optimizer, the allocator told to keep freed memory. ours compiled: the same with the
-backbone under torch.compile. Each is a process of its own; they run in turn, ROUNDS times; images/s
-are medians, without the first steps. A compiled backbone's first step is shown by itself.
+ours: `training.step.train_step` as `train` sets it up: the precision that `auto` chooses,
+channels_last, the fused loss and optimizer, the allocator told to keep freed memory. ours compiled:
+the same with the backbone under torch.compile. Each is a process of its own; they run in turn,
+ROUNDS times; images/s are medians, without the first steps. A compiled backbone's first step is
+shown by itself.
 """
 
 import argparse

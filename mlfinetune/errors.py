@@ -1,4 +1,4 @@
-"""The errors that people can mend.
+"""Errors that the user can fix: a wrong file, a wrong setting, a full disk.
 
     MlfinetuneError
     ├── ConfigError       a YAML file or an override
@@ -6,17 +6,17 @@
     │   └── ImageError    one file that cannot be decoded
     ├── WeightsError      pretrained weights: download, file, shapes
     ├── CheckpointError   a checkpoint or a run directory
-    ├── DeviceError       a device that is not there
+    ├── DeviceError       a device that is missing, or out of memory
     ├── TrainingError     a loss or gradient that is not finite
     └── LostError         another process of the run has ended
 
-Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches the family
+Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches MlfinetuneError
 once and exits with 2; any other exception is a bug and keeps its traceback.
 """
 
 
 class MlfinetuneError(Exception):
-    """Something the user can mend."""
+    """An error that the user can fix; its text says what is wrong, where, and what to do."""
 
 
 class ConfigError(MlfinetuneError):
@@ -28,11 +28,11 @@ class DataError(MlfinetuneError):
 
 
 class ImageError(DataError):
-    """One picture that cannot be decoded.
+    """A picture that cannot be decoded.
 
     Attributes:
-        name: the file.
-        reason: why, without the file's name.
+        name: path or URL of the picture.
+        reason: the reason, without the name.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -44,7 +44,7 @@ class ImageError(DataError):
 
 
 class WeightsError(MlfinetuneError):
-    """Pretrained weights that cannot be had or do not fit."""
+    """Pretrained weights that cannot be downloaded or read, or that do not fit the model."""
 
 
 class CheckpointError(MlfinetuneError):
@@ -52,18 +52,18 @@ class CheckpointError(MlfinetuneError):
 
 
 class DeviceError(MlfinetuneError):
-    """A device that this machine lacks."""
+    """A device that this machine does not have, or that has too little memory."""
 
 
 class TrainingError(MlfinetuneError):
-    """Training that cannot go on."""
+    """Training that cannot continue: a loss or a gradient is not finite."""
 
 
 class LostError(MlfinetuneError):
-    """A process of a run that several share has ended without a word."""
+    """Another process of a run with several ranks has ended, and this one cannot continue."""
 
     ENDED = (
-        "another process of this run ended without saying why: killed, or out of memory? The lines "
-        "above may tell, and its machine's log (dmesg)"
+        "another process of this run ended without saying why: killed, or out of memory? Look at "
+        "the lines above, and at its machine's log (dmesg)"
     )
-    STOPPED = "another process of this run was stopped by a signal, before all could be"
+    STOPPED = "another process of this run was stopped by a signal, so this one cannot continue"

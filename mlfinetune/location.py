@@ -1,25 +1,25 @@
-"""Names of tables and pictures: paths of this machine, or URLs, as `s3://bucket/a.jpg`."""
+"""Locations of tables and pictures: paths of this machine, or URLs such as `s3://bucket/a.jpg`."""
 
 import os
 import re
 from pathlib import Path
 
 Location = Path | str
-"""A path, or a URL, which no Path can hold: it would take `//` for `/`."""
+"""A path, or a URL as text: Path would make `s3:/bucket` of `s3://bucket`."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]", re.IGNORECASE)
 
 
 def is_url(name: object) -> bool:
-    """Does it name something behind a protocol?"""
+    """Return whether `name` is text that begins with a protocol, such as `https://`."""
     return isinstance(name, str) and _URL.match(name) is not None
 
 
 def parse_location(text: str) -> Location:
-    """What a command line or a config names.
+    """Return the Path or URL that a command line or a config names.
 
     Raises:
-        ValueError: a URL with a password, which would stand in logs and checkpoints.
+        ValueError: a URL with a user or password; it would end up in logs and checkpoints.
     """
     if is_url(text) and "@" in text.partition("://")[2].partition("/")[0]:
         raise ValueError(
@@ -30,10 +30,10 @@ def parse_location(text: str) -> Location:
 
 
 def join_location(root: Location, name: str) -> str:
-    """Where a name below `root` leads; one that stands by itself leads where it says."""
+    """Return `name` below `root`; a URL or an absolute path is returned as it is."""
     return name if is_url(name) else os.path.join(root, name)
 
 
 def parent_url(url: str) -> str:
-    """The URL without its last part."""
+    """Return the URL without its last part: `s3://b/x/a.csv` -> `s3://b/x`."""
     return url.rpartition("/")[0]

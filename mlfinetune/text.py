@@ -1,4 +1,4 @@
-"""Cells and lines that do no harm: to a spreadsheet, to a terminal, to a table's columns."""
+"""Words for messages: plurals, lists, durations; and text that is safe in a terminal or CSV."""
 
 import math
 import reprlib
@@ -9,32 +9,37 @@ from pathlib import Path
 from typing import cast
 
 MAX_LISTED = 10
+"""Number of faults that a message shows; the others are counted."""
 _FORMULA_STARTS = tuple("=+-@\t\r\n\0＝＋－＠")
 
 
 def display_path(path: Path) -> str:
-    """The path as the user would type it: from the current folder where it lies below it."""
+    """Return the path relative to the current folder if it is inside of it, else unchanged."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def format_duration(seconds: float) -> str:
-    """75 -> 1:15."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+    """Return 75 as `1:15`, and 3675 as `1:01:15`."""
+    total_minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(total_minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def format_age(seconds: float) -> str:
-    """7200 -> 2 hours."""
+    """Return 7200 as `2 hours`: whole days, hours or minutes, rounded down; else `just now`."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'' if count == 1 else 's'}"
+            return pluralize(int(seconds // size), unit)
     return "just now"
 
 
 def format_list(faults: Sequence[str], total: int | None = None) -> str:
-    """Lines for a message: the first ten faults, the rest (of `total`) counted."""
+    """Return the first ten faults, one a line, and the number of those not shown.
+
+    Args:
+        faults: the faults, or the first of them.
+        total: number of all faults; None: `faults` is complete.
+    """
     lines = [f"  {fault}" for fault in faults[:MAX_LISTED]]
     total = len(faults) if total is None else total
     if total > len(lines):
@@ -43,41 +48,48 @@ def format_list(faults: Sequence[str], total: int | None = None) -> str:
 
 
 def pluralize(number: int, noun: str) -> str:
-    """`1 label`, `2 labels`."""
+    """Return `1 label` or `2 labels`: the number, and the noun with an s where it needs one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def to_finite(value: object) -> float:
-    """The number that a file says; raises ValueError where it is none, or not finite."""
+    """Return a number from a file as a float.
+
+    Raises:
+        ValueError: it is no number (`true` is none), infinite or NaN.
+    """
     if type(value) not in (int, float) or not math.isfinite(number := float(cast(float, value))):
         raise ValueError(f"{reprlib.repr(value)} is no finite number")
     return number
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` for the known name most like `name`, or nothing."""
+    """Return `; did you mean 'x'?` for the known name most similar to `name`, or an empty text."""
     by_case = {candidate.casefold().strip(): candidate for candidate in known}
     close = get_close_matches(name.casefold().strip(), list(by_case), n=1, cutoff=0.6)
     return f"; did you mean '{by_case[close[0]]}'?" if close else ""
 
 
 def neutralize(cell: str) -> str:
-    """The cell, with an apostrophe before what a spreadsheet would run as a formula."""
+    """Return the cell of a CSV file with an apostrophe before what a spreadsheet takes for code.
+
+    Example: `=1+1` becomes `'=1+1`.
+    """
     return "'" + cell if cell.startswith(_FORMULA_STARTS) else cell
 
 
 def make_printable(text: str) -> str:
-    """The text without characters that would move the cursor or colour the screen."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    """Replace control characters, which could move the cursor or color the terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def make_lines_printable(text: str) -> str:
-    """The same, line by line."""
+    """Replace control characters, and keep line breaks."""
     return "\n".join(map(make_printable, text.split("\n")))
 
 
 def fit_width(text: str, width: int) -> str:
-    """The text cut or filled to `width` columns of a terminal, where some characters take two."""
+    """Cut the text, or fill it with spaces, to `width` columns of a terminal."""
     if _count_columns(text) > width:
         while _count_columns(text) > width - 3:
             text = text[:-1]
@@ -86,7 +98,8 @@ def fit_width(text: str, width: int) -> str:
 
 
 def _count_columns(text: str) -> int:
+    """Return the columns that the text takes: 2 for wide East Asian characters, 0 for accents."""
     return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
     )

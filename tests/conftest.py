@@ -4,6 +4,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import torch
 if not torch.cuda.is_available():  # before triton is imported: its kernels are then interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
+from faults import children  # before the tagger: it registers the tiny network
+
 from mlfinetune.cli import main
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -26,11 +29,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ENVIRONMENT = {"NO_COLOR": "1", "COLUMNS": "100"}
-CONFIG = """\
+TINY = """\
 data:
   train: tags.csv
 model:
-  backbone: resnet18
+  backbone: resnet6_tiny
   weights: null
   image_size: 64
 augment:
@@ -42,6 +45,10 @@ train:
   precision: float32
   workers: 0
 """
+"""Runs of half a second: in this process, in `run_child` and by COMMAND."""
+
+COMMAND = (sys.executable, str(Path(__file__).with_name("command.py")))
+"""`mlfinetune` as a new process that knows the tiny network."""
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Promise = Callable[[str, int, Collection[object]], None]
@@ -68,14 +75,14 @@ def pictures(tmp_path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run: pets.yaml, tags.csv, images/ and runs/pets/."""
     folder = prepare(tmp_path_factory.mktemp("trained"))
-    done = run_process("train", "pets.yaml", cwd=folder)
+    done = run_child("train", "pets.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.fixture
 def process() -> Run:
-    """`mlfinetune ...` as its own process: process(*arguments, cwd=, stdin=, **environment)."""
+    """`python -m mlfinetune ...`: process(*arguments, cwd=, **environment)."""
     return run_process
 
 
@@ -132,23 +139,35 @@ def lacking(
 def prepare(folder: Path, count: int = 24) -> Path:
     """Draw 24 pictures, or so many, into `folder`, with tags.csv and pets.yaml."""
     demo_data.write(folder, count=count, size=32)
-    (folder / "pets.yaml").write_text(CONFIG)
+    (folder / "pets.yaml").write_text(TINY)
     return folder
 
 
-def run_process(
-    *arguments: str, cwd: Path, stdin: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """`mlfinetune ...` as its own process."""
+def run_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m mlfinetune ...`, as a user starts it; the tiny network is unknown there."""
     return subprocess.run(
         [sys.executable, "-m", "mlfinetune", *arguments],
         cwd=cwd,
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, **ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def run_child(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`mlfinetune ...` as its own process, forked where all is imported: seconds faster."""
+    children.prepare_server()
+    child = children.start(*arguments, cwd=cwd, **environment)
+    done = subprocess.CompletedProcess(arguments, child.wait(), child.out, child.said)
+    shutil.rmtree(cwd / "said")
+    return done
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The commands of the pages first: the demo alone takes minutes, and others run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_pages.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

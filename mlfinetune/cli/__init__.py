@@ -1,8 +1,11 @@
-"""The command line: one file a command; each parses, loads, calls one workflow, prints.
+"""The command line, one file for each command: parse, load, call one workflow, print.
 
-Importing this loads no torch: commands import their workflow when they are called. Every
-MlfinetuneError ends here: its message on standard error, exit code 2. So does a signal, which ends
-a command in order: what it has begun to write aside goes, and its processes end.
+arguments -> Config or request -> workflows.X.run -> table on stdout, messages on stderr, exit code
+Start at evaluate.py, a command as all are; `main` below is where every error ends.
+
+Importing this package loads no torch: a command imports its workflow when it is called. Every
+MlfinetuneError ends in `main`: its message goes to standard error, and the exit code is 2. A signal
+also ends there: half-written files are removed and child processes end before the command does.
 """
 
 import io
@@ -29,7 +32,7 @@ from mlfinetune.errors import ConfigError, DeviceError, MlfinetuneError
 from mlfinetune.runtime.signals import catch_signals, kill_children
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
-REPORT_TO = (
+BUG_REPORT = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
     "the command and the config"
 )
@@ -52,69 +55,77 @@ app.command()(bench)
 app.command()(cache)
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"mlfinetune {__version__}")
         raise typer.Exit
 
 
-SHARED = ("train", "eval", "predict")
-"""Commands that several processes share."""
+DISTRIBUTED = ("train", "eval", "predict")
+"""Commands that torchrun may start as several processes."""
 
 
 @app.callback()
 def about(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Turn a pretrained ResNet into a multi-label image tagger."""
-    if dist_info().size > 1 and context.invoked_subcommand not in SHARED:
+    if dist_info().size > 1 and context.invoked_subcommand not in DISTRIBUTED:
         raise ConfigError(
-            f"{context.invoked_subcommand} runs in one process: leave torchrun out; it is for "
-            f"{', '.join(SHARED)}"
+            f"{context.invoked_subcommand} runs in one process: start it without torchrun, which "
+            f"is for {', '.join(DISTRIBUTED)}"
         )
 
 
 def main() -> None:
-    """The console script.
+    """Run the console script `mlfinetune`.
 
-    Exit codes: 0 done, 1 a bug, 2 yours to mend, 3 some inputs failed, 130 Ctrl-C, 143 SIGTERM.
+    | exit code | meaning                                                          |
+    |-----------|------------------------------------------------------------------|
+    | 0         | done                                                             |
+    | 1         | a bug: the traceback is shown                                    |
+    | 2         | arguments, config, data or machine: the message says what to fix |
+    | 3         | predict: some pictures could not be read                         |
+    | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # file names that are no UTF-8 go through
+        if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 pass through
             stream.reconfigure(errors=errors)
     try:
         with catch_signals():
             app()
-    except KeyboardInterrupt:  # before or after typer, which makes an exit of it
+    except KeyboardInterrupt:  # outside of typer's own code, which turns it into an exit
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        _end(error)
+        _exit_with(error)
 
 
-def _end(error: Exception) -> NoReturn:
-    """Say what went wrong, unless another process of the run has."""
+def _exit_with(error: Exception) -> NoReturn:
+    """Print the error, unless another rank has printed the failure of the run, and exit."""
     shown: Exception | None = error
     try:
-        here = dist_info()
-    except DeviceError:  # which is this error
-        here = DistInfo()
-    if here.size > 1:
+        info = dist_info()
+    except DeviceError:  # torchrun's variables are wrong: that is the error that is shown
+        info = DistInfo()
+    if info.size > 1:
         from mlfinetune.runtime.distributed import report_failure
 
         shown = report_failure(error)
     if isinstance(shown, MlfinetuneError):
         from mlfinetune.text import make_lines_printable
 
-        rank = f" (process {here.rank})" if here.size > 1 else ""
+        rank = f" (process {info.rank})" if info.size > 1 else ""
         print(f"error{rank}: {make_lines_printable(str(shown))}", file=sys.stderr)
     elif shown is not None:
         traceback.print_exception(shown)
-        print(REPORT_TO, file=sys.stderr)
+        print(BUG_REPORT, file=sys.stderr)
     code = 2 if shown is None or isinstance(shown, MlfinetuneError) else 1
-    if here.size > 1:  # what waits for the others would wait on
+    if info.size > 1:
+        # A normal exit would wait for threads and processes that still wait for other ranks.
         sys.stderr.flush()
         kill_children()
         os._exit(code)

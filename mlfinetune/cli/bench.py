@@ -1,4 +1,4 @@
-"""`mlfinetune bench`."""
+"""`mlfinetune bench`: prints the speed of each stage, and the bottleneck."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 
 
 def bench(
-    config: Annotated[Path, typer.Argument(help="YAML file, as for train.")],
+    config: Annotated[Path, typer.Argument(help="YAML file, the same as for train.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.workers=4."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Config keys to change, such as train.workers=4."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
-    """Time a run's stages for half a minute: what holds it back, and one thing to change."""
+    """Time the stages of a training run, name the slowest, and suggest one change."""
     from mlfinetune.config import load_config
 
     loaded = load_config(config, overrides or ())
@@ -27,44 +29,44 @@ def bench(
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import bench as workflow
 
-    print(_table(workflow.run(loaded, device, RunLog())))
+    print(_format_table(workflow.run(loaded, device, RunLog())))
 
 
-def _table(found: "BenchResult") -> str:
-    """At most 80 columns."""
+def _format_table(result: "BenchResult") -> str:
+    """Return the table of stages and the conclusion, in at most 80 columns."""
     from mlfinetune.text import format_duration
 
-    work, batch = found.work, found.work.batch_size
+    work, batch = result.work, result.work.batch_size
     lines = [f"{'stage':<26} {'images/s':>12} {f'ms per {batch}':>12}   paid"]
-    for stage in found.stages:
+    for stage in result.stages:
         rate = f"{stage.rate:,.1f}"
         lines.append(
             f"{stage.name:<26} {rate:>12} {1000 * batch / stage.rate:>12,.2f}   {stage.paid}"
         )
-    once, epoch = found.times.once, found.times.epoch
+    once, epoch = result.times.once, result.times.epoch
     if work.views:
-        took = (
-            f"about {_short(once)} once, for features of {work.train} + {work.val} images; "
-            f"then {_short(epoch)} a pass over them"
+        duration = (
+            f"about {_format_seconds(once)} once, for features of {work.train} + {work.val} "
+            f"images; then {_format_seconds(epoch)} a pass over them"
         )
     else:
-        took = (
-            f"about {_short(epoch)} an epoch of {work.train} + {work.val} images, "
+        duration = (
+            f"about {_format_seconds(epoch)} an epoch of {work.train} + {work.val} images, "
             f"{format_duration(work.epochs * epoch)} for {work.epochs}"
         )
     return "\n".join(
         [
             *lines,
             "",
-            f"the run is held back by: {found.bound}",
-            took,
-            f"suggestion: {found.suggestion}",
+            f"the run is held back by: {result.bound}",
+            duration,
+            f"suggestion: {result.suggestion}",
         ]
     )
 
 
-def _short(seconds: float) -> str:
-    """Seconds under a minute, else a clock."""
+def _format_seconds(seconds: float) -> str:
+    """Return `4.2 s` for less than a minute, else `1:15`."""
     from mlfinetune.text import format_duration
 
     return format_duration(seconds) if seconds >= 60 else f"{seconds:.2g} s"

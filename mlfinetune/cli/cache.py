@@ -1,4 +1,4 @@
-"""`mlfinetune cache`."""
+"""`mlfinetune cache`: lists or deletes what is kept between runs."""
 
 from typing import Annotated
 
@@ -8,19 +8,20 @@ import typer
 def cache(
     kinds: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KIND]...", help="features, scan, ...; default: all."),
+        typer.Argument(
+            metavar="[KIND]...", help="Kinds to list, such as features or scan. Default: all."
+        ),
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Delete them.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
 ) -> None:
-    """List what is kept to save work, outside of data and runs; it may all be deleted."""
+    """List cached files that save work in later runs, with their size; all may be deleted."""
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.text import format_age
     from mlfinetune.workflows import cache as workflow
 
-    root, kept = workflow.run(clear, kinds or [])
-    for one in kept:
-        print(
-            f"{one.bytes / 1e6:10.1f} MB  {format_age(one.unused_s):>8}  {one.kind}/{one.path.name}"
-        )
-    total = sum(one.bytes for one in kept) / 1e6
+    root, entries = workflow.run(clear, kinds or [])
+    for entry in entries:
+        size, age = f"{entry.bytes / 1e6:10.1f} MB", f"{format_age(entry.unused_s):>8}"
+        print(f"{size}  {age}  {entry.kind}/{entry.path.name}")
+    total = sum(entry.bytes for entry in entries) / 1e6
     RunLog().say(f"{root}: {total:.1f} MB {'deleted' if clear else 'in all'}")

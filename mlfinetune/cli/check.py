@@ -1,4 +1,4 @@
-"""`mlfinetune check`."""
+"""`mlfinetune check`: prints the findings about a data set, as text or JSON."""
 
 import json
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:  # it loads numpy
 SHOWN_LABELS = 20
 SHOWN_PAIRS = 5
 WIDEST = 300
-"""Letters of an item that the text shows: the JSON has all."""
+"""Letters of an item that the text shows; the JSON has all of them."""
 
 
 def format_json(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
-    """Everything: each finding with all of its items, and the facts."""
+    """Return a JSON object: each finding with all of its items, and the facts."""
     listed = [
         {"severity": f.severity, "kind": f.kind, "message": f.message, "items": f.items}
         for f in findings
@@ -30,7 +30,12 @@ def format_json(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
 
 
 def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
-    """Facts first, then the findings, errors before warnings, ten items each."""
+    """Return the facts, then the findings, errors before warnings, with ten items each.
+
+    Args:
+        findings: errors first.
+        facts: notes, pictures, sides, labels and pairs of labels, as `--json` adds them.
+    """
     lines = [*facts["notes"], "", *_picture_lines(facts["pictures"])]
     if facts["labels"]:
         lines += [
@@ -45,14 +50,14 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
         shown = [item if len(item) <= WIDEST else item[:WIDEST] + "..." for item in finding.items]
         lines += [format_list(shown)] if shown else []
     errors = sum(finding.severity == "error" for finding in findings)
-    found = {"error": errors, "warning": len(findings) - errors}
-    kinds = [f"{pluralize(n, 'kind')} of {word}s" for word, n in found.items() if n]
+    counts = {"error": errors, "warning": len(findings) - errors}
+    kinds = [f"{pluralize(n, 'kind')} of {word}s" for word, n in counts.items() if n]
     verdict = ", ".join(kinds) or "clean"
     return "\n".join(_printable_lines([*lines, "", verdict]))
 
 
 def _printable_lines(lines: Sequence[str]) -> list[str]:
-    """Each line without characters that would move the cursor."""
+    """Return the lines without characters that would move the cursor."""
     return [make_printable(part) for line in lines for part in line.split("\n")]
 
 
@@ -82,9 +87,9 @@ def _label_lines(labels: dict[str, Any]) -> list[str]:
     lines = [f"  {'label':<44} " + " ".join(f"{side:>10}" for side in sides)]
     rows = sorted(labels.items(), key=lambda row: -row[1][sides[0]]["positives"])
     half = SHOWN_LABELS // 2
-    for at, (name, counts) in enumerate(rows):
-        if len(rows) > SHOWN_LABELS and half <= at < len(rows) - half:
-            if at == half:
+    for index, (name, counts) in enumerate(rows):
+        if len(rows) > SHOWN_LABELS and half <= index < len(rows) - half:
+            if index == half:
                 lines.append(f"  ... {len(rows) - SHOWN_LABELS} labels in between (--json has all)")
             continue
         numbers = " ".join(f"{counts[side]['positives']:>10}" for side in sides)
@@ -101,25 +106,29 @@ def _pair_lines(facts: dict[str, Any]) -> list[str]:
     return ["", "labels that come together most", *pairs] if pairs else []
 
 
-UNSOUND = 2
+NOT_CLEAN = 2
+"""Exit code where there are errors."""
 
 
 def check(
-    config: Annotated[Path, typer.Argument(help="YAML file, as for train.")],
+    config: Annotated[Path, typer.Argument(help="YAML file, the same as for train.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as data.train=tags.csv."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Config keys to change, such as data.train=tags.csv."
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Everything that was found, for programs.")
+        bool, typer.Option("--json", help="Print all findings as JSON, for programs.")
     ] = False,
 ) -> None:
-    """Examine a data set: every picture and every row. Exit code 0 clean, 2 with a list."""
+    """Look for errors in a data set, in every row and picture. Exit code 0: none, 2: a list."""
     from mlfinetune.config import load_config
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import check as workflow
 
-    checked = workflow.run(load_config(config, overrides or ()), RunLog())
-    print((format_json if as_json else format_text)(checked.findings, checked.facts))
-    if not checked.clean:
-        raise typer.Exit(UNSOUND)
+    result = workflow.run(load_config(config, overrides or ()), RunLog())
+    format_result = format_json if as_json else format_text
+    print(format_result(result.findings, result.facts))
+    if not result.clean:
+        raise typer.Exit(NOT_CLEAN)

@@ -1,4 +1,4 @@
-"""`mlfinetune eval`."""
+"""`mlfinetune eval`: prints the metrics of a checkpoint on labelled pictures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,26 +18,33 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Table, its URL, or folder to score; default: the run's validation data.",
+            help="Table (a file or URL) or folder to score. Default: the run's validation data.",
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Rows of this split column value.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Score only rows with this value in the split column.")
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH", help="Root of the table's paths, or its URL; default: its folder."
+            metavar="PATH",
+            help="Folder or URL that the table's paths start from. Default: its folder.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for results; default: eval/.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the results. Default: eval/ in the run."),
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Such as data.ignore_labels=[other]."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Config keys to change, such as data.bad_images=skip.",
+        ),
     ] = None,
 ) -> None:
-    """Score labelled pictures with a checkpoint: mAP, F1, a table of labels."""
+    """Score labelled pictures with a checkpoint: mAP, F1, and a table of labels."""
     from mlfinetune.cli.summary import format_summary
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
@@ -45,21 +52,21 @@ def evaluate(
     from mlfinetune.workflows import evaluate as workflow
 
     log = RunLog(rank=dist_info().rank)
-    asked = workflow.EvalRequest(
-        checkpoint.absolute(),
-        _location(data),
-        split,
-        _location(images),
-        output,
-        tuple(overrides or ()),
+    request = workflow.EvalRequest(
+        checkpoint=checkpoint.absolute(),
+        data=_parse_location(data),
+        split=split,
+        images=_parse_location(images),
+        output=output,
+        overrides=tuple(overrides or ()),
     )
-    folder, verdict = workflow.run(asked, device, log)
-    if verdict is not None:
-        print(format_summary(verdict))
+    folder, evaluation = workflow.run(request, device, log)
+    if evaluation is not None:
+        print(format_summary(evaluation))
         log.say(f"results in {display_path(folder)}")
 
 
-def _location(text: str | None) -> Location | None:
+def _parse_location(text: str | None) -> Location | None:
     try:
         return None if text is None else parse_location(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""`mlfinetune predict`."""
+"""`mlfinetune predict`: writes a row of probabilities for each picture."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -14,11 +14,16 @@ from mlfinetune.cli.train import DEVICE_HELP
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, pluralize
 
+if TYPE_CHECKING:  # they load torch
+    from mlfinetune.runtime.log import RunLog
+    from mlfinetune.workflows.predict import FailedImages, PredictRequest
+
 SOME_FAILED = 3
+"""Exit code where some pictures could not be read."""
 
 
 class Format(StrEnum):
-    """How rows are written."""
+    """Format of the rows."""
 
     csv = "csv"
     jsonl = "jsonl"
@@ -27,40 +32,53 @@ class Format(StrEnum):
 
 def predict(
     inputs: Annotated[
-        list[str], typer.Argument(help="Files, folders, 'globs', or - for paths on stdin.")
+        list[str], typer.Argument(help="Files, folders, 'globs', URLs, or - for paths on stdin.")
     ],
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", "-c", help="Run directory or file; default: the newest run in runs/."
+            "--checkpoint", "-c", help="Run directory or file. Default: the newest run in runs/."
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; its ending chooses the format.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; its ending chooses the format."),
     ] = None,
     format: Annotated[
-        Format | None, typer.Option(help="Default: text on a terminal, else csv.")
+        Format | None,
+        typer.Option(help="Format of the rows. Default: text on a terminal, else csv."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Default: the checkpoint's.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Probability from which a label is named. Default: the checkpoint's.",
+        ),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Name the K most probable labels instead.")
+        int | None,
+        typer.Option(min=1, help="Name the K most probable labels, without a threshold."),
     ] = None,
     only_labels: Annotated[
-        bool, typer.Option("--only-labels", help="Leave the probabilities out.")
+        bool, typer.Option("--only-labels", help="Write no probabilities.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures that the model takes at once.")
+    ] = 16,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Every N-th picture from the I-th on.")
+        str, typer.Option(metavar="I/N", help="Predict only every N-th picture, from the I-th on.")
     ] = "1/1",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last complete row of the output.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue a file that was not finished, after its last complete row."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
-    """Tag pictures: per-label probabilities, one row a picture, in input order."""
-    chosen = _format(format, output)
+    """Tag pictures: one row for each, in input order, with a probability for each label."""
+    chosen = _choose_format(format, output)
 
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
@@ -68,8 +86,8 @@ def predict(
 
     log = RunLog(rank=dist_info().rank)
     if resume and (output is None or chosen == Format.text):
-        raise DataError("--resume goes on with a CSV or JSONL file: name it with -o")
-    asked = workflow.PredictRequest(
+        raise DataError("--resume continues a CSV or JSONL file: name it with -o")
+    request = workflow.PredictRequest(
         inputs=tuple(inputs),
         checkpoint=checkpoint,
         format=chosen,
@@ -77,45 +95,56 @@ def predict(
         top=top,
         only_labels=only_labels,
         batch_size=batch_size,
-        shard=_shard(shard),
-        begun=output if resume else None,
+        shard=_parse_shard(shard),
+        resume_from=output if resume else None,
     )
-    try:
-        failed = workflow.run(asked, sys.stdin, lambda: _open(output, resume), device, log)
-    except BrokenPipeError:  # `mlfinetune predict ... | head`: its reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if dist_info().size > 1:
-            from mlfinetune.runtime.distributed import report_failure
-
-            report_failure(DataError("enough"))  # the others end without a word
-        raise typer.Exit from None
-    except OSError as error:
-        where = error.filename or output or "standard output"
-        raise DataError(f"{where}: {error.strerror}") from error
+    failed = _run_workflow(request, output, resume, device, log)
     if failed.count:
         faults = format_list(failed.first, failed.count)
         log.say(f"{pluralize(failed.count, 'picture')} could not be read\n{faults}")
         raise typer.Exit(SOME_FAILED)
 
 
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+def _run_workflow(
+    request: "PredictRequest", output: Path | None, resume: bool, device: str, log: "RunLog"
+) -> "FailedImages":
+    """Predict; end quietly where the reader of stdout has closed it, name a file that fails."""
+    from mlfinetune.runtime.torchrun import dist_info
+    from mlfinetune.workflows import predict as workflow
+
+    try:
+        return workflow.run(request, sys.stdin, lambda: _open_output(output, resume), device, log)
+    except BrokenPipeError:  # `mlfinetune predict ... | head`: head has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if dist_info().size > 1:
+            from mlfinetune.runtime.distributed import report_failure
+
+            report_failure(DataError("enough"))  # the other ranks then end without a message
+        raise typer.Exit from None
+    except OSError as error:
+        where = error.filename or output or "standard output"
+        raise DataError(f"{where}: {error.strerror}") from error
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    """Return (2, 8) for `2/8`."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise DataError(f"--shard {text}: wanted I/N, from 1/N to N/N")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
-def _open(output: Path | None, begun: bool) -> AbstractContextManager[TextIO]:
+def _open_output(output: Path | None, append: bool) -> AbstractContextManager[TextIO]:
     if output is None:
         return nullcontext(sys.stdout)
     return output.open(
-        "a" if begun else "w", encoding="utf-8", errors="backslashreplace", newline=""
+        "a" if append else "w", encoding="utf-8", errors="backslashreplace", newline=""
     )
 
 
-def _format(asked: Format | None, output: Path | None) -> str:
-    if asked is not None:
-        return asked
+def _choose_format(wanted: Format | None, output: Path | None) -> str:
+    if wanted is not None:
+        return wanted
     if output is None:
         return Format.text if sys.stdout.isatty() else Format.csv
     endings = {".csv": Format.csv, ".jsonl": Format.jsonl, ".txt": Format.text}

@@ -1,4 +1,4 @@
-"""`mlfinetune split`."""
+"""`mlfinetune split`: writes a table with a split column, and prints its balance."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,7 @@ SHOWN_LABELS = 20
 
 
 def format_balance(balance: "Balance") -> str:
-    """Sizes of the sides, and how far each label's share is from that of all images."""
+    """Return the sizes of the sides, and each label's share held out, the worst labels first."""
     sizes = ", ".join(f"{n} {side}" for side, n in zip(balance.sides, balance.sizes, strict=True))
     lines = [f"{sum(balance.sizes)} images: {sizes}", ""]
     lines.append(f"  {'label':<36} {'positives':>9} {'share held out':>15} {'by chance':>11}")
@@ -36,31 +36,37 @@ def format_balance(balance: "Balance") -> str:
 
 
 def split(
-    data: Annotated[Path, typer.Argument(help="Table or folder, as data.train takes it.")],
+    data: Annotated[
+        Path, typer.Argument(help="Table or folder, the same as data.train in a config.")
+    ],
     val: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the images held out for validation.")
     ] = 0.2,
-    test: Annotated[float, typer.Option(min=0, max=1, help="Share held out for a test.")] = 0.0,
+    test: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the images held out for testing.")
+    ] = 0.0,
     group_by: Annotated[
-        str | None, typer.Option(help="Column whose rows of one value stay together.")
+        str | None,
+        typer.Option(help="Column of the table; rows with the same value stay on one side."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Root of the table's paths; default: the table's folder.")
+        Path | None,
+        typer.Option(help="Folder that the table's paths start from. Default: its own."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="CSV file to write.", show_default="NAME.split.csv"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choices.")] = 0,
 ) -> None:
-    """Split a data set so that every label keeps its share on every side."""
+    """Split a data set into train, val and test, with every label's share kept on each side."""
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.text import display_path
     from mlfinetune.workflows import split as workflow
 
     log = RunLog()
-    asked = workflow.SplitRequest(data.absolute(), val, test, group_by, images, output, seed)
-    done = workflow.run(asked, log)
-    print(format_balance(done.balance))
-    written = display_path(done.file)
+    request = workflow.SplitRequest(data.absolute(), val, test, group_by, images, output, seed)
+    result = workflow.run(request, log)
+    print(format_balance(result.balance))
+    written = display_path(result.file)
     log.say(f"written: {written}; train on it with data.train: {written}")

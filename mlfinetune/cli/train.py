@@ -1,31 +1,35 @@
-"""`mlfinetune train`."""
+"""`mlfinetune train`: prints the metrics of the run on its validation data."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
+DEVICE_HELP = "Device to compute on: auto, cpu, cuda, cuda:N or mps."
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file; see configs/ for recipes.")],
+    config: Annotated[Path, typer.Argument(help="YAML file. The folder configs/ has recipes.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.lr=1e-4."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Config keys to change, such as train.lr=1e-4."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory.", show_default="runs/NAME")
+        Path | None,
+        typer.Option("--output", "-o", help="Run directory to write.", show_default="runs/NAME"),
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run stopped; a new one if none did.")
+        bool,
+        typer.Option("--resume", help="Continue the run that was stopped, or begin a new one."),
     ] = False,
     allow_changed: Annotated[
-        bool, typer.Option("--allow-changed", help="Go on with other settings or data, too.")
+        bool, typer.Option("--allow-changed", help="Resume even where config or data have changed.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="One batch of everything; leaves no files.")
+        bool, typer.Option("--dry-run", help="Try one batch of each step; leave no files.")
     ] = False,
 ) -> None:
     """Train on a labelled folder or table, and write a run directory."""
@@ -41,6 +45,7 @@ def train(
     from mlfinetune.runs import directory
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
+    from mlfinetune.training.start import ResumeOptions
     from mlfinetune.workflows import train as workflow
 
     log = RunLog(rank=dist_info().rank)
@@ -52,11 +57,13 @@ def train(
         return
     if allow_changed and not resume:
         raise ConfigError("--allow-changed is for --resume")
-    own = config.name == directory.CONFIG and (config.parent / directory.LABELS).is_file()
-    if resume and own and output is None:
+    is_run_config = config.name == directory.CONFIG
+    is_run_config &= (config.parent / directory.LABELS).is_file()
+    resumes_own = is_run_config and output is None  # the config lies in the run to resume
+    if resume and resumes_own:
         loaded = loaded.model_copy(update={"output": config.parent.absolute()})
-    going = workflow.ResumeOptions(own and output is None, allow_changed) if resume else None
-    done = workflow.run(loaded, device, log, going)
-    if done is not None:
-        print(format_summary(done.verdict))
-        log.say(f"results in {display_path(done.run)}")
+    options = ResumeOptions(resumes_own, allow_changed) if resume else None
+    result = workflow.run(loaded, device, log, options)
+    if result is not None:
+        print(format_summary(result.evaluation))
+        log.say(f"results in {display_path(result.run)}")

@@ -1,10 +1,14 @@
-"""The config: defaults <- YAML <- `key=value`, checked once, never changed after.
+"""The config of a run: defaults <- YAML file <- `section.key=value`; checked once, then frozen.
 
-    load(path, overrides) -> Config      every fault in one ConfigError, with its path and line
-    dump(config)          -> YAML text   that loads to the same Config
+In: a YAML file and overrides. Out: Config, or one ConfigError with all faults, keys and lines.
+Start at sections.py (every key and its default); messages.py words the faults.
 
-YAML as `mlfinetune.yaml12` reads it: `1e-3` is a number, `no` and `off` are strings.
-Relative paths in the file are relative to the file, those in overrides to the current folder.
+    load_config(path, overrides) -> Config
+    dump_config(config)          -> YAML text that loads to the same Config
+    restore_config(tree, origin) -> Config of a checkpoint
+
+YAML is version 1.2 (yaml12.py): `1e-3` is a number, `no` and `off` are strings. Relative paths in
+the file are relative to the file, those in overrides to the current folder.
 """
 
 import json
@@ -21,7 +25,7 @@ from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, Da
 from mlfinetune.config.yaml12 import Lines, name_kind
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import is_url
-from mlfinetune.text import format_list
+from mlfinetune.text import format_list, pluralize
 
 __all__ = [
     "LOSS_SETTINGS",
@@ -37,57 +41,55 @@ __all__ = [
 ]
 
 SCHEMA = Path(__file__).with_name("schema.json")
-"""For editors, by way of a `# yaml-language-server: $schema=` line."""
+"""The JSON schema for editors, named by a `# yaml-language-server: $schema=` line in the YAML."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read, override and check a config; every path in the result is absolute.
+    """Read a config, apply overrides and check it; every path in the result is absolute.
 
     Args:
         path: the YAML file.
-        overrides: `section.key=value` each, the value in YAML.
+        overrides: texts `section.key=value`, the value in YAML: `train.lr=1e-3`.
 
     Raises:
         ConfigError: all faults, each with its key and line.
     """
-    tree, lines = _read(path)
+    tree, lines = _read_yaml(path)
     faults: list[str] = []
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: wanted keys and values at the top, found a {name_kind(tree)}")
-    tree = _rebase(tree or {}, path.absolute().parent, faults)
+    tree = _make_paths_absolute(tree or {}, path.absolute().parent, faults)
     for override in overrides:
-        faults += _override(tree, lines, override)
+        faults += _apply_override(tree, lines, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         faults += describe_errors(error.errors(), tree, lines, Config)
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ConfigError(f"{path}: {count}\n{format_list(faults)}")
+        raise ConfigError(f"{path}: {pluralize(len(faults), 'fault')}\n{format_list(faults)}")
     if config.output is not None:
         return config
     return config.model_copy(update={"output": Path("runs").absolute() / path.stem})
 
 
 def dump_config(config: Config) -> str:
-    """The config as YAML that `load` reads back to an equal Config."""
-    tree = config.model_dump(mode="json")
-    return yaml12.dump(tree)
+    """Return the config as YAML, which `load_config` reads back to an equal Config."""
+    return yaml12.dump(config.model_dump(mode="json"))
 
 
 def restore_config(tree: dict[str, Any], origin: Path, overrides: Sequence[str] = ()) -> Config:
-    """The Config of plain containers, as `Config.model_dump(mode="json")` gave them.
+    """Return the Config that a checkpoint holds, with overrides applied.
 
     Args:
-        tree: from a checkpoint.
-        origin: the checkpoint's file.
-        overrides: as `load` takes them.
+        tree: plain containers, from `Config.model_dump(mode="json")`.
+        origin: the checkpoint's file, for messages.
+        overrides: texts `section.key=value`.
 
     Raises:
-        CheckpointError: they are another version's.
+        CheckpointError: the tree is no config of this version.
         ConfigError: an override has faults.
     """
-    config, faults = _restored(tree, {})
+    config, faults = _validate_tree(tree, {})
     if config is None:
         raise CheckpointError(
             f"{origin}: the checkpoint's config is not of this version\n{format_list(faults)}"
@@ -95,15 +97,15 @@ def restore_config(tree: dict[str, Any], origin: Path, overrides: Sequence[str] 
     lines: Lines = {}
     tree, faults = dict(tree), []
     for override in overrides:
-        faults += _override(tree, lines, override)
-    config, more = _restored(tree, lines)
+        faults += _apply_override(tree, lines, override)
+    config, more = _validate_tree(tree, lines)
     if config is None or faults:
         raise ConfigError(f"overrides\n{format_list([*faults, *more])}")
     return config
 
 
-def _restored(tree: dict[str, Any], lines: Lines) -> tuple[Config | None, list[str]]:
-    """The Config, or what is wrong with it."""
+def _validate_tree(tree: dict[str, Any], lines: Lines) -> tuple[Config | None, list[str]]:
+    """Return the Config of plain containers, or None and its faults."""
     try:
         return Config.model_validate_json(json.dumps(tree)), []
     except ValidationError as error:
@@ -113,23 +115,30 @@ def _restored(tree: dict[str, Any], lines: Lines) -> tuple[Config | None, list[s
 
 
 def build_schema() -> str:
-    """The JSON schema of the config; the file SCHEMA holds it."""
+    """Return the JSON schema of the config; the file SCHEMA must hold this text."""
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
 _MAX_BYTES = 8_000_000
-"""Half a million labels by name; as YAML they take a minute, and 2 GB, to read."""
-_DATA = {".csv", ".tsv", ".jsonl", ".parquet"}
+"""Size limit of a config: room for half a million labels, which take a minute and 2 GB to parse."""
+_DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
 
 
-def _read(path: Path) -> tuple[Any, Lines]:
-    if path.is_dir() or (path.suffix.lower() in _DATA and path.is_file()):
-        raise ConfigError(f"{path} is data, no config: `mlfinetune init {path}` writes one for it")
+def _read_yaml(path: Path) -> tuple[Any, Lines]:
+    """Read a YAML file; return its content, and the line of every key.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML.
+    """
+    if path.is_dir() or (path.suffix.lower() in _DATA_SUFFIXES and path.is_file()):
+        raise ConfigError(
+            f"{path} is data, not a config: `mlfinetune init {path}` writes one for it"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
-            raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes are no config")
+            raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes, too large for a config")
         return yaml12.parse(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
@@ -141,13 +150,23 @@ def _read(path: Path) -> tuple[Any, Lines]:
 
 # ---- paths and overrides ----------------------------------------------------------------
 
-_PATHS = (("data", "train"), ("data", "val"), ("data", "images"), ("model", "weights"), ("output",))
+_PATH_KEYS = (
+    ("data", "train"),
+    ("data", "val"),
+    ("data", "images"),
+    ("model", "weights"),
+    ("output",),
+)
 
 
-def _rebase(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, Any]:
-    """A copy of `tree` with its relative paths made absolute from `folder`."""
-    tree = {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
-    for *section, key in _PATHS:
+def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, Any]:
+    """Return a copy of `tree` with absolute paths; relative ones are relative to `folder`.
+
+    URLs, and names of torchvision's weights, stay as they are. A path `~user` of an unknown user
+    is added to `faults`.
+    """
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for *section, key in _PATH_KEYS:
         parent = tree.get(section[0]) if section else tree
         value = parent.get(key) if isinstance(parent, dict) else None
         if not isinstance(value, str) or not value:
@@ -159,13 +178,23 @@ def _rebase(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, 
         assert isinstance(parent, dict)
         try:
             parent[key] = os.path.normpath(folder / Path(value).expanduser())
-        except RuntimeError as error:  # ~someone who is not there
+        except RuntimeError as error:  # ~user of an unknown user
             faults.append(f"{'.'.join([*section, key])}: {value}: {error}")
     return tree
 
 
-def _override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
-    """Set one `a.b=value` in `tree`; the faults, if any."""
+def _apply_override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
+    """Set one `section.key=value` in `tree` and `lines`, in place; return its faults.
+
+        tree                      text                     tree afterwards
+        {train: {lr: 0.1}}        train.lr=1e-3            {train: {lr: 0.001}}
+        {}                        loss.pos_weight.cat=2    {loss: {pos_weight: {cat: 2}}}
+        {data: {train: a.csv}}    data.train=b.csv         {data: {train: /current/folder/b.csv}}
+        {train: 3}                train.lr=1e-3            unchanged: `train: 3` is reported later
+        any                       train.lr                 unchanged, and a fault: no value
+
+    In `lines` the key gets line 0, which `describe_errors` shows as `override`.
+    """
     dotted, equals, value_text = text.partition("=")
     if not equals or not all(dotted.split(".")):
         return [f"override '{text}': wanted section.key=value"]
@@ -173,25 +202,26 @@ def _override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
         value, _ = yaml12.parse(value_text)
     except yaml12.YamlFault as fault:
         return [f"override '{text}'{fault}"]
-    where = tuple(dotted.split("."))
+    keys = tuple(dotted.split("."))
     layer: Any = value
-    for key in reversed(where):
+    for key in reversed(keys):
         layer = {key: layer}
     faults: list[str] = []
-    layer = _rebase(layer, Path.cwd(), faults)
+    layer = _make_paths_absolute(layer, Path.cwd(), faults)
     parent = tree
-    for depth, key in enumerate(where[:-1]):
-        below = parent.get(key)
-        if not isinstance(below, dict):
-            if depth == 0 and below is not None:  # `train: 3` stays, and is reported
+    for depth, key in enumerate(keys[:-1]):
+        section = parent.get(key)
+        if not isinstance(section, dict):
+            if depth == 0 and section is not None:  # `train: 3` stays: the check reports it
                 return faults
-            below = {}
-        parent[key] = dict(below)
-        parent, layer = parent[key], layer[key]
-    parent[where[-1]] = layer[where[-1]]
-    for stale in [w for w in lines if w[: len(where)] == where]:
-        del lines[stale]
-    lines[where] = 0
-    for depth in range(1, len(where)):
-        lines.setdefault(where[:depth], 0)
+            section = {}
+        parent[key] = dict(section)  # a copy: the caller's tree stays as it is
+        parent = parent[key]
+        layer = layer[key]
+    parent[keys[-1]] = layer[keys[-1]]
+    for stale in [key_path for key_path in lines if key_path[: len(keys)] == keys]:
+        del lines[stale]  # lines of the value that is replaced
+    lines[keys] = 0
+    for depth in range(1, len(keys)):
+        lines.setdefault(keys[:depth], 0)
     return faults

@@ -1,49 +1,69 @@
-"""Pydantic's complaints about a document in words: line, key, and what was wanted."""
+"""Pydantic's errors in words: line, key, what was wanted, and what stands there."""
 
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from mlfinetune.config.yaml12 import Lines, Where
+from mlfinetune.config.yaml12 import KeyPath, Lines
 from mlfinetune.text import suggest
 
 
 def describe_errors(
     errors: list[ErrorDetails], tree: Any, lines: Lines, model: type[BaseModel]
 ) -> list[str]:
-    """One fault a key, in the file's order: its line, its path and what was wanted.
+    """Return one fault for each key, in the file's order: line, key, wanted, found.
 
-    A union reports every branch that failed: branches are joined with `or`, and where one got
-    further into the document than the others, it alone speaks.
+    pydantic reports a union once for each of its types. Here the types are joined with `or`; where
+    one type matched further into the document than the others, only its error is shown.
+
+    Example: line 3 of the YAML is `batch_size: many`. Before, by pydantic, two errors:
+
+        ('train', 'batch_size', 'constrained-int'): Input should be a valid integer
+        ('train', 'batch_size', "literal['auto']"): Input should be 'auto'
+
+    After, one fault:
+
+        line 3: train.batch_size: wanted integer or 'auto', got 'many'
+
+    Args:
+        errors: from `ValidationError.errors()`.
+        tree: the document that was checked.
+        lines: line of every key; 0: set by an override.
+        model: the model that it was checked by.
     """
-    messages: dict[Where, dict[str, str]] = {}
+    messages: dict[KeyPath, dict[str, str]] = {}  # key -> wanted -> what stands there instead
     for error in errors:
-        where = error["loc"] if error["type"] == "missing" else _place(error["loc"], tree)
-        wanted, got = _message(error, model)
-        messages.setdefault(where, {})[wanted] = got
+        location = error["loc"]
+        key = location if error["type"] == "missing" else _find_key(location, tree)
+        wanted, got = _describe_error(error, model)
+        messages.setdefault(key, {})[wanted] = got
     faults = []
-    above = {where[:depth] for where in messages for depth in range(len(where))}
-    for where, parts in messages.items():
-        if where in above:
+    parents = {key[:depth] for key in messages for depth in range(len(key))}
+    for key, texts in messages.items():
+        if key in parents:
             continue
-        line = next((lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines), 1)
+        line = next((lines[key[:n]] for n in range(len(key), -1, -1) if key[:n] in lines), 1)
         place = f"line {line}" if line else "override"
-        text = " or ".join(parts).replace(" or wanted ", " or ") + next(iter(parts.values()))
-        faults.append((line, f"{place}: {'.'.join(map(str, where)) or 'config'}: {text}"))
+        text = " or ".join(texts).replace(" or wanted ", " or ") + next(iter(texts.values()))
+        faults.append((line, f"{place}: {'.'.join(map(str, key)) or 'config'}: {text}"))
     return [text for _, text in sorted(faults, key=lambda fault: fault[0])]
 
 
-def _place(loc: Where, tree: Any) -> Where:
-    """The part of a pydantic location that the document has; the rest names union branches."""
-    where: list[str | int] = []
-    for key in loc:
+def _find_key(location: KeyPath, tree: Any) -> KeyPath:
+    """Return the keys of a pydantic location that the document has.
+
+    The other parts of a location name types of a union: `('train', 'lr', 'constrained-float')`
+    becomes `('train', 'lr')`.
+    """
+    keys: list[str | int] = []
+    for key in location:
         try:
             tree = tree[key]
         except (KeyError, IndexError, TypeError):
             continue
-        where.append(key)
-    return tuple(where)
+        keys.append(key)
+    return tuple(keys)
 
 
 _WANTED = {
@@ -54,11 +74,11 @@ _WANTED = {
 }
 
 
-def _message(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
-    """What was wanted, and what stands there instead."""
+def _describe_error(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
+    """Return what was wanted (`wanted integer`) and what stands there (`, got 'many'`)."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _keys(model, error["loc"][:-1])
+        known = _list_keys(model, error["loc"][:-1])
         hint = suggest(str(error["loc"][-1]), known)
         return f"unknown key{hint}", "" if hint or not known else f"; known: {', '.join(known)}"
     if kind == "missing":
@@ -72,9 +92,9 @@ def _message(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     return f"wanted {wanted}", f", got {got if len(got) <= 80 else got[:77] + '...'}{quote}"
 
 
-def _keys(model: Any, where: Where) -> list[str]:
-    """The keys of the section at `where`."""
-    for key in where:
+def _list_keys(model: Any, location: KeyPath) -> list[str]:
+    """Return the keys of the section at `location`."""
+    for key in location:
         fields = getattr(model, "model_fields", {})
         model = fields[key].annotation if key in fields else None
     return list(getattr(model, "model_fields", ()))

@@ -1,6 +1,7 @@
-"""The config's sections: every key, its type, its default and what it means.
+"""The sections of the config: every key with its type, its default and its meaning.
 
-Strict types, unknown keys are errors, nothing changes after. `mlfinetune.config` reads and writes.
+Types are strict, unknown keys are errors, and a Config is frozen. The descriptions are the text of
+schema.json, which editors show.
 """
 
 from collections import Counter
@@ -22,38 +23,40 @@ from pydantic import (
 from mlfinetune.location import Location, parse_location
 
 MAX_IMAGE_SIZE = 4096
-"""A picture of that side takes 200 MB as the model's input; a checkpoint may not ask for more."""
+"""Limit of `model.image_size`, for checkpoints too: one input of that side takes 200 MB."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def _not_empty(value: Any) -> Any:
+def _require_text(value: Any) -> Any:
+    """Refuse an empty path, which would mean the current folder."""
     if value == "":
         raise ValueError("wanted path, got ''")
     return value
 
 
-FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_not_empty)]
+FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_require_text)]
 
 
-def _location(value: Any) -> Location:
-    if not isinstance(_not_empty(value), str | Path):
+def _parse_data_path(value: Any) -> Location:
+    """Return the Path or the URL that the config gives."""
+    if not isinstance(_require_text(value), str | Path):
         raise ValueError(f"wanted path or URL, got {value!r}")
     return parse_location(str(value))
 
 
 DataPath = Annotated[
-    Location, PlainValidator(_location), WithJsonSchema({"type": "string", "format": "path"})
+    Location, PlainValidator(_parse_data_path), WithJsonSchema({"type": "string", "format": "path"})
 ]
 
 
 class Section(BaseModel):
-    """A part of the config: strict types, no unknown keys, frozen."""
+    """Base of the sections: strict types, no unknown keys, frozen."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
-    """Where the pictures and their labels are."""
+    """Location and format of the pictures and their labels."""
 
     train: DataPath = Field(
         description="table, JSON, Parquet, tars or folder of labelled pictures; or a table's URL"
@@ -96,13 +99,16 @@ class DataConfig(Section):
         0, ge=0, description="labels with fewer positive images in `train` are left out"
     )
     empty_labels: Literal["negative", "unknown", "error"] = Field(
-        "negative", description="what an image without a label says of the labels"
+        "negative",
+        description="targets of an image without a label: negative, unknown, or an error",
     )
     unknown: Literal["ignore", "positive", "negative"] = Field(
-        "ignore", description="unknown targets are masked (ignore), or taken for 1 or 0"
+        "ignore",
+        description="unknown targets are masked (ignore), or count as positive or negative",
     )
     bad_images: Literal["error", "skip"] = Field(
-        "error", description="missing and unreadable pictures stop the run, or are left out"
+        "error",
+        description="missing and unreadable pictures stop the run (error), or are left out (skip)",
     )
     allow_outside_root: bool = Field(
         False, description="let paths be absolute or leave the image root"
@@ -117,11 +123,11 @@ class DataConfig(Section):
     cache_images: Literal["auto", "off", "ram", "disk"] = Field(
         "auto",
         description="training reads small copies of large pictures, made once: kept on disk for "
-        "other runs, or in ram for this one; auto: on disk where it pays, and printed",
+        "other runs, or in ram for this one; auto: on disk where it saves time, and printed",
     )
 
     @model_validator(mode="after")
-    def _no_contradiction(self) -> Self:
+    def _check_conflicts(self) -> Self:
         if self.val is not None and self.val_fraction is not None:
             raise ValueError("give val or val_fraction, not both")
         if self.label_columns is not None and (self.label_column or self.label_delimiter):
@@ -132,14 +138,14 @@ class DataConfig(Section):
 
     @field_validator("rename_labels")
     @classmethod
-    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_new_names(cls, value: dict[str, str]) -> dict[str, str]:
         if blank := [old for old, new in value.items() if not new.strip() or new != new.strip()]:
             raise ValueError(f"{blank[0]!r}: wanted a new name without space around it")
         return value
 
     @field_validator("labels", "label_columns", "ignore_labels")
     @classmethod
-    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+    def _check_distinct(cls, value: list[str] | None) -> list[str] | None:
         repeated = [name for name, count in Counter(value).items() if count > 1]
         if repeated:
             raise ValueError(f"names {repeated[0]!r} twice")
@@ -147,7 +153,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network and what it sees."""
+    """The network and its input."""
 
     backbone: str = Field("resnet50", description="a ResNet, ResNeXt or Wide ResNet of torchvision")
     weights: str | None = Field(
@@ -168,10 +174,11 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """What training does to a picture; evaluation does none of it."""
+    """Random changes of pictures in training; evaluation makes none."""
 
     crop_scale: Annotated[tuple[float, float], Field(strict=False)] = Field(
-        (0.35, 1.0), description="area share kept by the random resized crop, least and most"
+        (0.35, 1.0),
+        description="least and largest share of the area that the random resized crop keeps",
     )
     horizontal_flip: Fraction = Field(0.5, description="probability of a mirror image")
     color_jitter: Fraction = Field(
@@ -181,39 +188,45 @@ class AugmentConfig(Section):
 
     @field_validator("crop_scale")
     @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _check_order(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1] <= 1:
             raise ValueError(f"wanted [least, most], 0 < least <= most <= 1, got {list(value)}")
         return value
 
 
 class TrainConfig(Section):
-    """Optimisation."""
+    """The optimizer, its schedule, and how training runs."""
 
     epochs: int = Field(10, gt=0)
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         32,
-        description="images an optimizer step, of all processes together; auto: tried before "
-        "training, the largest power of two up to 512 that fits into a GPU, the fastest of 8 to "
-        "64 on a CPU",
+        description="images for each optimizer step, of all processes together; auto: measured "
+        "before training, the largest power of two up to 512 that fits into a GPU, the fastest of "
+        "8 to 64 on a CPU",
     )
     accumulate: int = Field(
-        1, gt=0, description="pieces a batch is computed in (gradient accumulation), to save memory"
+        1,
+        gt=0,
+        description="pieces that a batch is computed in (gradient accumulation), to save memory",
     )
     optimizer: Literal["auto", "adamw", "sgd", "lbfgs"] = Field(
         "auto",
         description="lbfgs solves for the head of a frozen backbone, to convergence; "
-        "auto: lbfgs where features are computed once, else adamw",
+        "auto: lbfgs if features are computed once, else adamw",
     )
     cache_features: Literal["auto", "off"] = Field(
         "auto", description="auto: a frozen backbone's features are computed once, and kept"
     )
     cache_views: int = Field(
-        2, gt=0, description="of a picture: itself, its mirror image, then random crops"
+        2,
+        gt=0,
+        description="versions of a picture whose features are computed: itself, its mirror image, "
+        "then random crops",
     )
     solve_head_first: bool = Field(
         False,
-        description="fine-tuning starts from the head that is best on the pretrained backbone",
+        description="fine-tuning starts from the best head for the pretrained backbone, which "
+        "lbfgs finds first",
     )
     lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
@@ -227,45 +240,45 @@ class TrainConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="decay of a running mean of the weights, 0.999 say, which is what is "
-        "validated and saved; null: the weights themselves",
+        description="decay of an exponential moving average of the weights, such as 0.999; the "
+        "average is validated and saved; null: the weights themselves",
     )
     not_finite: Literal["stop", "skip"] = Field(
         "stop",
-        description="a step whose loss or gradient is not finite ends training, or is left out; "
+        description="a step whose loss or gradient is not finite stops training, or is skipped; "
         "its pictures are named",
     )
     save_minutes: float = Field(
         10,
         gt=0,
-        description="what training can go on from is saved after so many minutes of an epoch, and "
+        description="the state to resume from is saved after so many minutes within an epoch, and "
         "after each epoch",
     )
     early_stopping: int | None = Field(
         None, gt=0, description="stop after this many epochs without a better mAP; null: never"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware is fast at it"
+        "auto", description="of the backbone; auto: bfloat16 if the hardware is fast at it"
     )
     sync_batch_norm: bool | Literal["auto"] = Field(
         "auto",
-        description="of several processes: BatchNorm learns from the pictures of all, as one "
-        "process would; auto: where each has fewer than 16 of a batch",
+        description="with several processes: BatchNorm uses the statistics of all of them, as one "
+        "process would; auto: if each has fewer than 16 images of a batch",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="processes that decode pictures; auto: as many as the model asks for"
+        "auto", description="processes that decode pictures; auto: as many as the model needs"
     )
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = Field(
-        False, description="the same bits every time on a GPU too, which is slower there"
+        False, description="the same bits in every run on a GPU too, where it is slower"
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        [], description="where the numbers of every epoch go too; each is an extra to install"
+        [], description="services that get the numbers of every epoch; each is an extra to install"
     )
 
 
 class LossConfig(Section):
-    """The sigmoid cross entropy and its relatives."""
+    """The loss: sigmoid cross entropy, or one of its relatives."""
 
     name: Literal["sce", "asl", "focal"] = Field(
         "sce", description="sigmoid cross entropy, asymmetric loss, focal loss"
@@ -274,12 +287,18 @@ class LossConfig(Section):
         None, description="weight of positive targets: auto (negatives / positives), or a label map"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    gamma_neg: float | None = Field(None, ge=0, description="of asl: fades easy negatives; 4")
-    gamma_pos: float | None = Field(None, ge=0, description="of asl: fades easy positives; 1")
-    clip: float | None = Field(
-        None, ge=0, lt=1, description="of asl: negatives below this probability count nothing; 0.05"
+    gamma_neg: float | None = Field(
+        None, ge=0, description="of asl: reduces the weight of easy negatives; 4"
     )
-    gamma: float | None = Field(None, ge=0, description="of focal: fades easy targets; 2")
+    gamma_pos: float | None = Field(
+        None, ge=0, description="of asl: reduces the weight of easy positives; 1"
+    )
+    clip: float | None = Field(
+        None, ge=0, lt=1, description="of asl: negatives below this probability have no loss; 0.05"
+    )
+    gamma: float | None = Field(
+        None, ge=0, description="of focal: reduces the weight of easy targets; 2"
+    )
     alpha: float | None = Field(
         None, gt=0, lt=1, description="of focal: weight of positives, 1 - alpha of negatives; 0.25"
     )
@@ -289,16 +308,16 @@ class LossConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _filled(cls, tree: Any) -> Any:
-        """A run's config says the values it ran with, whatever later versions do by default."""
+    def _fill_loss_settings(cls, tree: Any) -> Any:
+        """Fill in the loss's own defaults, so that a run's config keeps the values it used."""
         if not isinstance(tree, dict):
             return tree
         defaults = LOSS_SETTINGS.get(tree.get("name", "sce"), {})
-        return {**tree, **{k: v for k, v in defaults.items() if tree.get(k) is None}}
+        return {**tree, **{key: v for key, v in defaults.items() if tree.get(key) is None}}
 
     @field_validator("gamma_neg", "gamma_pos", "clip", "gamma", "alpha")
     @classmethod
-    def _belongs(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_owner(cls, value: float | None, info: ValidationInfo) -> float | None:
         name = info.data.get("name")
         if value is not None and name and info.field_name not in LOSS_SETTINGS.get(name, {}):
             (owner,) = (name for name, keys in LOSS_SETTINGS.items() if info.field_name in keys)
@@ -310,10 +329,11 @@ LOSS_SETTINGS = {
     "asl": {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
     "focal": {"gamma": 2.0, "alpha": 0.25},
 }
+"""Loss -> its own keys of `loss:`, and their defaults."""
 
 
 class EvalConfig(Section):
-    """What scores are turned into: probabilities, yes or no, numbers."""
+    """Thresholds, calibration and metrics: how scores become decisions and numbers."""
 
     thresholds: Literal["fixed", "global", "per_label", "precision"] = Field(
         "per_label",
@@ -325,20 +345,20 @@ class EvalConfig(Section):
     precision: float = Field(0.9, gt=0, lt=1, description="wanted, of thresholds: precision")
     calibration: Literal["none", "temperature", "platt"] = Field(
         "none",
-        description="probabilities that can be taken at their word, fitted on validation: one "
+        description="corrects probabilities so that 0.8 means 80 %, fitted on validation: one "
         "slope for all labels (temperature), or a line for each (platt)",
     )
     review: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = Field(
         None,
-        description="calibrated probabilities between these two are for people to look at; "
-        "predict names such labels of a picture, eval says how many there are",
+        description="calibrated probabilities between these two are for a person to review; "
+        "predict names such labels of a picture, eval counts them",
     )
     ap: Literal["sklearn", "voc_interpolated", "voc_11point"] = Field(
         "sklearn", description="average precision: not interpolated, as VOC since 2010, as VOC 2007"
     )
 
     @model_validator(mode="after")
-    def _reviewable(self) -> Self:
+    def _check_review(self) -> Self:
         if self.review is None:
             return self
         if self.calibration == "none":
@@ -352,7 +372,7 @@ class EvalConfig(Section):
 
 
 class Config(Section):
-    """The whole config."""
+    """The config of a run."""
 
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -365,7 +385,7 @@ class Config(Section):
     )
 
     @model_validator(mode="after")
-    def _solvable(self) -> Self:
+    def _check_solver(self) -> Self:
         if self.train.solve_head_first and self.model.freeze_backbone:
             raise ValueError(
                 "train.solve_head_first is for fine-tuning: with model.freeze_backbone: true the "

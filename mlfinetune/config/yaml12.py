@@ -1,8 +1,8 @@
 """YAML 1.2 text <-> plain containers, with the line of every key.
 
 Scalars follow the core schema of YAML 1.2 (`1e-3` is a number, `no` and `off` are strings).
-Aliases are refused, since a few lines of them can stand for gigabytes; so are duplicate keys
-and tags that would build objects.
+Aliases are refused, since a few lines of them can expand to gigabytes; so are duplicate keys, and
+tags that would build objects. This is the only module that imports yaml.
 """
 
 import re
@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-Where = tuple[str | int, ...]
-"""A key path, such as ("data", "labels", 2)."""
-Lines = dict[Where, int]
-"""Key path -> line, from 1."""
+KeyPath = tuple[str | int, ...]
+"""The keys from the top to a value, such as ("data", "labels", 2)."""
+Lines = dict[KeyPath, int]
+"""Key path -> line in the file, from 1; 0: set by an override."""
 
 
 class YamlFault(Exception):
-    """Text that is not YAML as we read it; reads on after a file's name."""
+    """Text that is no YAML of this kind; the message continues a file's name: `, line 3: ...`."""
 
 
 _SCALARS: tuple[tuple[str, str, str], ...] = (
@@ -35,15 +35,17 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars; no aliases; no duplicate keys."""
+    """Loads YAML 1.2 scalars; refuses aliases, duplicate keys and keys that are no text."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases before they are expanded."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # its stub has none
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse keys that are no text, and keys that stand twice."""
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -59,6 +61,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return an integer: decimal, `0o17` or `0x1F`."""
         text = str(self.construct_scalar(node))
         if len(text) > 100:
             raise yaml.MarkedYAMLError(
@@ -69,18 +72,18 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or 1.2 would take for another type."""
+    """Writes text in quotes where YAML 1.1 or 1.2 would take it for another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Double quotes keep the line breaks that YAML would fold."""
+        """Write text with rare line breaks in double quotes, in which YAML keeps them."""
         style = '"' if any(c in data for c in "\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 
-_Loader.yaml_implicit_resolvers = {}  # else YAML 1.1's come first
+_Loader.yaml_implicit_resolvers = {}  # else those of YAML 1.1 would match first
 for _name, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(
@@ -99,10 +102,10 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse(text: str) -> tuple[Any, Lines]:
-    """YAML text -> plain containers, and the line of every key path.
+    """Parse YAML text into plain containers; return them and the line of every key path.
 
     Raises:
-        YamlFault: with the line, where one is known.
+        YamlFault: the text is no YAML of this kind; with the line, where it is known.
     """
     try:
         loader = _Loader(text)
@@ -123,23 +126,24 @@ def parse(text: str) -> tuple[Any, Lines]:
 
 
 def dump(tree: Any) -> str:
-    """Plain containers -> YAML, keys in their order, quoted so that 1.1 and 1.2 readers agree."""
+    """Return YAML of plain containers, keys in order, quoted so that 1.1 and 1.2 readers agree."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text
 
 
 def name_kind(value: object) -> str:
-    """What a value is, in YAML's words."""
+    """Return the type of a value in YAML's words: `list`, `mapping`, `text`, `int`, ..."""
     names: dict[type, str] = {list: "list", dict: "mapping", str: "text"}
     return names.get(type(value), type(value).__name__)
 
 
-def _note_lines(node: yaml.Node, where: Where, lines: dict[Where, int]) -> None:
-    lines.setdefault(where, node.start_mark.line + 1)
+def _note_lines(node: yaml.Node, path: KeyPath, lines: Lines) -> None:
+    """Add the lines of a node and of all keys below it to `lines`; `path` leads to the node."""
+    lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            lines[(*where, str(key.value))] = key.start_mark.line + 1
-            _note_lines(value, (*where, str(key.value)), lines)
+            lines[(*path, str(key.value))] = key.start_mark.line + 1
+            _note_lines(value, (*path, str(key.value)), lines)
     elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            _note_lines(value, (*where, i), lines)
+        for index, value in enumerate(node.value):
+            _note_lines(value, (*path, index), lines)

@@ -1,7 +1,7 @@
-"""What is wrong, or odd, in a data set: from tables and looked-at pictures to findings.
+"""Findings about a data set, from its tables and decoded pictures: errors and oddities.
 
-pictures of each side -> copies across and within sides, look-alikes, sizes and modes
-labels of each side   -> spellings, labels that nothing can be learnt of, frequencies
+pictures of each side -> duplicate files across and within sides, look-alikes, sizes and modes
+labels of each side   -> spellings, labels that cannot be learned, frequencies
 """
 
 import re
@@ -21,13 +21,13 @@ from mlfinetune.text import pluralize
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a data set that its owner should know.
+    """A problem or an oddity of a data set.
 
     Attributes:
-        severity: `error` where training would fail or its numbers mislead, else `warning`.
-        kind: a word for programs, as `unreadable`.
-        message: a line for people.
-        items: what it is about, one line each.
+        severity: `error` where training would fail or its numbers would mislead, else `warning`.
+        kind: an identifier for programs, as `unreadable`.
+        message: one line for people.
+        items: the pictures, rows or labels concerned, one line each.
     """
 
     severity: str
@@ -38,7 +38,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class LabelShare:
-    """One label's positives, the share of them held out, and that of a random split."""
+    """One label: its positives, the share of them held out, and the share of a random split."""
 
     label: str
     positives: int
@@ -48,13 +48,13 @@ class LabelShare:
 
 @dataclass(frozen=True)
 class Balance:
-    """How a split came out.
+    """Sizes of the sides of a split, and how evenly each label is divided between them.
 
     Attributes:
         sides: train, val and perhaps test.
-        sizes: images on each.
-        wanted: the share to hold out, of all images.
-        rows: a label each.
+        sizes: number of images on each side.
+        wanted: the share of all images that is held out.
+        rows: one entry per label.
     """
 
     sides: tuple[str, ...]
@@ -64,7 +64,7 @@ class Balance:
 
     @property
     def worst(self) -> tuple[float, float]:
-        """The largest distance from `wanted` among labels with positives: here, and by chance."""
+        """Largest |share - wanted| of any label with positives: of this split, of a random one."""
         rows = [row for row in self.rows if row.positives]
         return (
             max((abs(row.share - self.wanted) for row in rows), default=0.0),
@@ -73,30 +73,38 @@ class Balance:
 
 
 NEAR_BITS = 4
-"""Look-alikes differ in at most so many of the 128 bits of their difference hash.
+"""Look-alikes differ in at most this many of the 128 bits of their difference hash.
 
-On 3,241 pictures of clip art 99 % of copies recompressed at quality 60 come within 4 bits, and 91 %
-of copies of half the size.
+Measured on 3,241 pictures of clip art: 99 % of the copies recompressed at JPEG quality 60 differ
+in at most 4 bits, and 91 % of the copies of half the size.
 """
 
 FEW_STEPS = 16
-"""Hashes with fewer bits set are of blank pictures and icons, which are all alike."""
+"""Hashes with fewer bits set are not compared: blank pictures and icons all look alike."""
 
 _TYPO_RATIO = 10
-"""A rare label one letter off another that is so many times as frequent is a likely typo."""
+"""A label is a likely typo if one that differs by a letter is this many times as frequent."""
 
 _LONGEST = 40
-"""Letters of a label in which typing errors are looked for: sentences would fill the memory."""
+"""Longest label, in letters, that is checked for typos; sentences would need too much memory."""
 
 _TOP_PAIRS = 50
+"""Pairs of labels that `find_label_pairs` returns at most."""
 
 MOST_PAIRS = 20_000
-"""Look-alikes that are listed."""
+"""Pairs of look-alikes that are listed at most."""
 
 
 @dataclass(frozen=True)
 class SeenImage:
-    """A picture of one side of the data, and where its row stands."""
+    """A decoded picture of one side of the data.
+
+    Attributes:
+        side: train, val or test.
+        name: the image name in the table.
+        picture: what decoding found.
+        place: place of its row in the table, as `line 12`; empty where there is none.
+    """
 
     side: str
     name: str
@@ -112,50 +120,52 @@ class SeenImage:
 
 
 def find_duplicate_files(seen: Sequence[SeenImage]) -> list[Finding]:
-    """Files with the same bytes: across sides an error, within one a warning."""
+    """Find files with the same bytes: an error across sides, a warning within one side."""
     groups: defaultdict[str, list[SeenImage]] = defaultdict(list)
-    for one in seen:
-        groups[one.picture.digest].append(one)
+    for image in seen:
+        groups[image.picture.digest].append(image)
     repeated = [group for group in groups.values() if len(group) > 1]
-    across = [group for group in repeated if len({one.side for one in group}) > 1]
-    within = [group for group in repeated if len({one.side for one in group}) == 1]
+    across = [group for group in repeated if len({image.side for image in group}) > 1]
+    within = [group for group in repeated if len({image.side for image in group}) == 1]
     return [
-        *_finding(
+        *_build_finding(
             "error",
             "copies_across_splits",
             f"{pluralize(len(across), 'picture')} in several splits (the same bytes): "
-            f"scores flatter",
-            [_group(group) for group in across],
+            f"scores will be too high",
+            [_join_images(group) for group in across],
         ),
-        *_finding(
+        *_build_finding(
             "warning",
             "copies",
             f"{pluralize(len(within), 'picture')} several times in one split (the same bytes)",
-            [_group(group) for group in within],
+            [_join_images(group) for group in within],
         ),
     ]
 
 
 def find_look_alikes(seen: Sequence[SeenImage]) -> list[Finding]:
-    """Pictures of different bytes that look the same, such as a smaller or recompressed copy."""
-    by_digest = {one.picture.digest: one for one in seen}
-    firsts = [
-        one for one in by_digest.values() if int(one.picture.dhash, 16).bit_count() >= FEW_STEPS
+    """Find pictures that look the same in files that differ, as a smaller or recompressed copy."""
+    by_digest = {image.picture.digest: image for image in seen}  # one image per content
+    images = [
+        image
+        for image in by_digest.values()
+        if int(image.picture.dhash, 16).bit_count() >= FEW_STEPS
     ]
-    pairs = find_near_pairs([one.picture.dhash for one in firsts], NEAR_BITS)
+    pairs = find_near_pairs([image.picture.dhash for image in images], NEAR_BITS)
     across: list[str] = []
     within: list[str] = []
     for a, b in pairs:
-        group = [firsts[a], firsts[b]]
-        (within if firsts[a].side == firsts[b].side else across).append(_group(group))
+        same_side = images[a].side == images[b].side
+        (within if same_side else across).append(_join_images([images[a], images[b]]))
     return [
-        *_finding(
+        *_build_finding(
             "warning",
             "look_alikes_across_splits",
             f"{pluralize(len(across), 'pair')} of pictures in different splits that look the same",
             across,
         ),
-        *_finding(
+        *_build_finding(
             "warning",
             "look_alikes",
             f"{pluralize(len(within), 'pair')} of pictures in one split that look the same",
@@ -167,49 +177,51 @@ def find_look_alikes(seen: Sequence[SeenImage]) -> list[Finding]:
 def find_near_pairs(
     hashes: Sequence[str], bits: int, most: int = MOST_PAIRS
 ) -> list[tuple[int, int]]:
-    """Pairs of hashes of 128 bits that differ in at most `bits` of them, fewer than 8.
+    """Return the pairs (a, b), a < b, of 128-bit hashes that differ in at most `bits` bits.
 
-    Of 8 bands of 16 bits one at least is then the same in both: only pairs that share a band
-    are compared. Past a hundred hashes with one band the farthest in order are not; past `most`
-    pairs, as frames of a film have, none more are looked for.
+    `hashes` have 32 hexadecimal digits each, and `bits` is less than 8. A hash has 8 bands of 16
+    bits. Two hashes that differ in fewer than 8 bits have at least one band in common, so only
+    hashes with a common band are compared. Two limits bound the time: of many hashes with one
+    common band, each is compared with the next 99 in sorted order; and the search stops after
+    `most` pairs, as frames of a film have.
     """
     assert bits < 8
     if len(hashes) < 2:
         return []
-    every = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 16)
-    found: set[tuple[int, int]] = set()
-    for band in every.view(np.uint16).T:
-        order = np.lexsort([*every.T, band])
+    bytes_of = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(-1, 16)
+    near_pairs: set[tuple[int, int]] = set()
+    for band in bytes_of.view(np.uint16).T:
+        order = np.lexsort([*bytes_of.T, band])
         for step in range(1, min(100, len(order))):
             a, b = order[:-step], order[step:]
             same = band[a] == band[b]
             if not same.any():
                 break
             a, b = a[same], b[same]
-            near = np.bitwise_count(every[a] ^ every[b]).sum(axis=1) <= bits
+            near = np.bitwise_count(bytes_of[a] ^ bytes_of[b]).sum(axis=1) <= bits
             pairs = zip(a[near].tolist(), b[near].tolist(), strict=True)
-            found.update((min(pair), max(pair)) for pair in pairs)
-            if len(found) >= most:
-                return sorted(found)[:most]
-    return sorted(found)
+            near_pairs.update((min(pair), max(pair)) for pair in pairs)
+            if len(near_pairs) >= most:
+                return sorted(near_pairs)[:most]
+    return sorted(near_pairs)
 
 
 def find_oddities(seen: Sequence[SeenImage], smallest: int) -> list[Finding]:
-    """Pictures of which little is seen: parts of a file are not used, or there is not much."""
-    frames = [_group([one]) for one in seen if one.picture.frames_dropped]
+    """Find files with several frames or pages, and pictures with a side under `smallest` pixels."""
+    frames = [str(image) for image in seen if image.picture.frames_dropped]
     small = [
-        f"{_group([one])}: {one.picture.width} x {one.picture.height}"
-        for one in seen
-        if min(one.picture.width, one.picture.height) < smallest
+        f"{image}: {image.picture.width} x {image.picture.height}"
+        for image in seen
+        if min(image.picture.width, image.picture.height) < smallest
     ]
     return [
-        *_finding(
+        *_build_finding(
             "warning",
             "frames_dropped",
             f"{pluralize(len(frames), 'file')} with several frames or pages: the first is used",
             frames,
         ),
-        *_finding(
+        *_build_finding(
             "warning",
             "small",
             f"{pluralize(len(small), 'picture')} with a side under {smallest} px",
@@ -219,18 +231,19 @@ def find_oddities(seen: Sequence[SeenImage], smallest: int) -> list[Finding]:
 
 
 def summarize_pictures(seen: Sequence[SeenImage]) -> dict[str, Any]:
-    """Sizes, formats and modes."""
+    """Return the number of pictures, their sizes in pixels, formats and modes, ready for JSON."""
     if not seen:
         return {"count": 0}
-    sides = np.array([(one.picture.width, one.picture.height) for one in seen])
-    low, middle, high = np.percentile(sides, [0, 50, 100], axis=0, method="nearest").tolist()
+    pictures = [image.picture for image in seen]
+    sizes = np.array([(picture.width, picture.height) for picture in pictures])
+    low, middle, high = np.percentile(sizes, [0, 50, 100], axis=0, method="nearest").tolist()
     return {
-        "count": len(seen),
+        "count": len(pictures),
         "width": {"least": low[0], "median": middle[0], "most": high[0]},
         "height": {"least": low[1], "median": middle[1], "most": high[1]},
-        "formats": _counted(one.picture.format for one in seen),
-        "modes": _counted(one.picture.mode for one in seen),
-        "turned_by_exif": sum(one.picture.turned for one in seen),
+        "formats": _count_words(picture.format for picture in pictures),
+        "modes": _count_words(picture.mode for picture in pictures),
+        "turned_by_exif": sum(picture.turned for picture in pictures),
     }
 
 
@@ -238,70 +251,81 @@ def summarize_pictures(seen: Sequence[SeenImage]) -> dict[str, Any]:
 
 
 def find_spellings(positives: Mapping[str, int]) -> list[Finding]:
-    """Labels that are probably one label; `positives` counts the images of each."""
+    """Find labels that are probably one label: several spellings of it, or typos.
+
+    `positives` maps each label to the number of its images.
+    """
     forms: defaultdict[str, list[str]] = defaultdict(list)
     for name in positives:
-        forms[_form(name)].append(name)
+        forms[_normalize_label(name)].append(name)
     alike = [names for names in forms.values() if len(names) > 1]
     items = [" / ".join(f"{name!r} ({positives[name]})" for name in names) for names in alike]
-    frequent = {form: max(positives[name] for name in names) for form, names in forms.items()}
-    by_gap: defaultdict[str, list[str]] = defaultdict(list)
-    short = [form for form in frequent if len(form) <= _LONGEST]
-    for form in short:
-        for gap in _gaps(form):
-            by_gap[gap].append(form)
-    typos = []
-    for form in short:
-        count = frequent[form]
-        close = {other for gap in _gaps(form) for other in by_gap[gap]}
-        likely = max(close, key=lambda other: (frequent[other], other), default=form)
-        if len(form) >= 5 and frequent[likely] >= _TYPO_RATIO * max(count, 1):
-            typos.append(f"{forms[form][0]!r} ({count}): {forms[likely][0]!r}?")
-    hint = "; data.rename_labels joins them"
     return [
-        *_finding(
+        *_build_finding(
             "error",
             "label_spellings",
-            f"{pluralize(len(alike), 'label')} with several spellings{hint}",
+            f"{pluralize(len(alike), 'label')} with several spellings; "
+            f"data.rename_labels joins them",
             items,
         ),
-        *_finding(
-            "warning",
-            "label_typos",
-            f"{pluralize(len(typos), 'label')} with the look of typing errors",
-            typos,
-        ),
+        *_find_typos(forms, positives),
     ]
 
 
+def _find_typos(forms: Mapping[str, Sequence[str]], positives: Mapping[str, int]) -> list[Finding]:
+    """Find labels that differ by one letter from a label that is much more frequent.
+
+    `forms` maps each normalized label to its spellings, `positives` each label to its images.
+    """
+    images = {form: max(positives[name] for name in names) for form, names in forms.items()}
+    by_pattern: defaultdict[str, list[str]] = defaultdict(list)
+    short = [form for form in images if len(form) <= _LONGEST]
+    for form in short:
+        for pattern in _list_patterns(form):
+            by_pattern[pattern].append(form)
+    typos = []
+    for form in short:
+        count = images[form]
+        close = {other for pattern in _list_patterns(form) for other in by_pattern[pattern]}
+        likely = max(close, key=lambda other: (images[other], other), default=form)
+        if len(form) >= 5 and images[likely] >= _TYPO_RATIO * max(count, 1):
+            typos.append(f"{forms[form][0]!r} ({count}): {forms[likely][0]!r}?")
+    message = f"{pluralize(len(typos), 'label')} that may be a typing error"
+    return _build_finding("warning", "label_typos", message, typos)
+
+
 def find_unlearnable(sides: Mapping[str, Manifest]) -> list[Finding]:
-    """Labels without positives or without negatives in train (errors) or another side."""
+    """Find labels without a positive or a negative: an error in train, a warning elsewhere."""
     findings = []
     for side, manifest in sides.items():
         positives, negatives, _ = manifest.targets.counts()
         names = np.array(manifest.labels.names, object)
-        what = "nothing to learn" if side == "train" else "no AP"
         severity = "error" if side == "train" else "warning"
+        effect = "nothing to learn" if side == "train" else "no AP"
         for state, counts in (("positive", positives), ("negative", negatives)):
             lacking = [repr(name) for name in names[counts == 0]]
-            text = f"{pluralize(len(lacking), 'label')} without a {state} in {side}: {what}"
-            findings += _finding(severity, f"no_{state}_in_{side}", text, lacking)
+            text = f"{pluralize(len(lacking), 'label')} without a {state} in {side}: {effect}"
+            findings += _build_finding(severity, f"no_{state}_in_{side}", text, lacking)
     return findings
 
 
 def summarize_labels(sides: Mapping[str, Manifest]) -> dict[str, Any]:
-    """Frequencies a side, images without a label, labels an image, pairs that come together."""
+    """Return, ready for JSON, the counts of labels and of images, and `find_label_pairs`.
+
+    labels: label -> side -> positives, negatives, unknown
+    sides:  side -> images, images without a label, mean number of labels per image
+    """
     facts: dict[str, Any] = {"labels": {}, "sides": {}}
     for side, manifest in sides.items():
-        positives, negatives, unknown = (x.tolist() for x in manifest.targets.counts())
+        positives, negatives, unknown = (c.tolist() for c in manifest.targets.counts())
         for name, *counts in zip(manifest.labels.names, positives, negatives, unknown, strict=True):
             facts["labels"].setdefault(name, {})[side] = dict(
                 zip(("positives", "negatives", "unknown"), counts, strict=True)
             )
-        none = int((~manifest.targets.any_positive()).sum())
+        without_label = int((~manifest.targets.any_positive()).sum())
         facts["sides"][side] = {
             "images": len(manifest),
-            "without_label": none,
+            "without_label": without_label,
             "labels_an_image": round(sum(positives) / max(1, len(manifest)), 2),
         }
     facts["together"] = find_label_pairs(sides["train"]) if "train" in sides else []
@@ -309,14 +333,14 @@ def summarize_labels(sides: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def find_label_pairs(manifest: Manifest) -> list[dict[str, Any]]:
-    """The pairs of labels that come together most, by the share of the images that have either."""
-    n = len(manifest.labels)
-    both = np.zeros((n, n))
+    """Return the 50 pairs of labels that occur together most, by |both| / |either| (Jaccard)."""
+    count = len(manifest.labels)
+    both = np.zeros((count, count))
     for _, block in manifest.targets.blocks():
-        held = (block == POSITIVE).astype(np.float32)
-        both += held.T @ held
-    alone = both.diagonal()
-    either = alone[:, None] + alone - both
+        positive = (block == POSITIVE).astype(np.float32)
+        both += positive.T @ positive
+    totals = both.diagonal()
+    either = totals[:, None] + totals - both
     share = np.triu(both / np.maximum(either, 1), k=1)
     best = np.argsort(-share, axis=None, kind="stable")[:_TOP_PAIRS]
     pairs: list[dict[str, Any]] = []
@@ -332,35 +356,44 @@ def find_label_pairs(manifest: Manifest) -> list[dict[str, Any]]:
 # ---- words ------------------------------------------------------------------------------
 
 
-def _finding(severity: str, kind: str, message: str, items: Sequence[str]) -> list[Finding]:
+def _build_finding(severity: str, kind: str, message: str, items: Sequence[str]) -> list[Finding]:
+    """Return a list with the finding, or an empty list where it has no items."""
     return [Finding(severity, kind, message, tuple(items))] if items else []
 
 
-def _group(group: Iterable[SeenImage]) -> str:
-    return " = ".join(map(str, group))
+def _join_images(images: Iterable[SeenImage]) -> str:
+    return " = ".join(map(str, images))
 
 
-def _form(name: str) -> str:
-    """The same for labels that differ in case, spaces, hyphens, underscores or Unicode form."""
+def _normalize_label(name: str) -> str:
+    """Return the label without case, spaces, hyphens, underscores and Unicode variants.
+
+    Spellings of one label become equal: `Hot-Dog` and `hot dog` are `hotdog`.
+    """
     form = unicodedata.normalize("NFKC", name).casefold().strip()
-    form = re.sub(r"(^|(?<=[0-9]))[\s_-]+(?=[0-9])", "\0", form)  # -1 is not 1, nor 1-2 12
+    form = re.sub(
+        r"(^|(?<=[0-9]))[\s_-]+(?=[0-9])", "\0", form
+    )  # keep -1 apart from 1, 1-2 from 12
     return re.sub(r"[\s_-]+", "", form) or name
 
 
-def _gaps(form: str) -> set[str]:
-    """Shared by two forms where one letter is missing, added or replaced, or two are swapped.
+def _list_patterns(form: str) -> set[str]:
+    """Return patterns of a word; two words share one if they differ by one typing error.
 
-    Digits count things: label 12 is no misspelt label 13.
+    A typing error is a letter that is missing, added or replaced, or two neighbors that are
+    swapped. With ? for the wildcard, `cat` has: ?cat c?at ca?t cat? (missing), ?at c?t ca?
+    (replaced), ??act c??at (swapped). Digits are kept: label 12 is no typo of label 13.
     """
-    letters = [at for at, letter in enumerate(form) if not letter.isdecimal()]
-    gaps = {f"{form[:at]}\0{form[at:]}" for at in range(len(form) + 1)}
-    gaps |= {f"{form[:at]}\0{form[at + 1 :]}" for at in letters}
-    for at in letters:
-        if form[at + 1 : at + 2] and not form[at + 1].isdecimal():
-            pair = "".join(sorted(form[at : at + 2]))
-            gaps.add(f"{form[:at]}\0\0{pair}{form[at + 2 :]}")
-    return gaps
+    letters = [index for index, letter in enumerate(form) if not letter.isdecimal()]
+    patterns = {f"{form[:index]}\0{form[index:]}" for index in range(len(form) + 1)}
+    patterns |= {f"{form[:index]}\0{form[index + 1 :]}" for index in letters}
+    for index in letters:
+        if form[index + 1 : index + 2] and not form[index + 1].isdecimal():
+            pair = "".join(sorted(form[index : index + 2]))
+            patterns.add(f"{form[:index]}\0\0{pair}{form[index + 2 :]}")
+    return patterns
 
 
-def _counted(words: Iterable[str]) -> dict[str, int]:
+def _count_words(words: Iterable[str]) -> dict[str, int]:
+    """Return word -> number of times, the most frequent first."""
     return dict(Counter(words).most_common())

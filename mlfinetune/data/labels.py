@@ -1,6 +1,7 @@
-"""Labels of a table: renamed, ignored, given their columns.
+"""Labels of a table: apply the config's label options, choose the columns, align the targets.
 
-Table -> rename, ignore -> what an empty row and an unknown say -> LabelSpace -> Manifest
+Table -> empty_labels -> rename_labels -> ignore_labels -> unknown -> Table
+Table -> LabelSpace -> Manifest
 """
 
 import re
@@ -19,20 +20,24 @@ from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
 
 
 def apply_label_options(table: Table, options: SourceOptions) -> Table:
-    """The table after `rename_labels`, `ignore_labels`, `empty_labels` and `unknown`."""
-    table = _empty_rows(table, options.empty_labels)
-    table = _renamed(table, dict(options.rename_labels))
+    """Return the table after `empty_labels`, `rename_labels`, `ignore_labels` and `unknown`.
+
+    The order matters: a row is empty only if the file lists no label in it, so a row whose labels
+    are all ignored is not. Labels are ignored under their new names.
+    """
+    table = _apply_empty_labels(table, options.empty_labels)
+    table = _rename_labels(table, dict(options.rename_labels))
     table = drop_labels(table, options.ignore_labels)
     if options.unknown != "ignore":
-        table = _decided(table, POSITIVE if options.unknown == "positive" else NEGATIVE)
+        table = _replace_unknown(table, POSITIVE if options.unknown == "positive" else NEGATIVE)
     return table
 
 
 def choose_labels(table: Table, given: Sequence[str] | None) -> LabelSpace:
-    """The labels in column order: as given, else the table's in natural order.
+    """Return the labels in column order: as given, else those of the table in natural order.
 
     Raises:
-        DataError: there is none.
+        DataError: no labels are given, and the table has none.
     """
     if given is not None:
         return LabelSpace(tuple(given))
@@ -42,114 +47,139 @@ def choose_labels(table: Table, given: Sequence[str] | None) -> LabelSpace:
 
 
 def align(table: Table, space: LabelSpace) -> Manifest:
-    """The table's targets in the columns of `space`.
+    """Return the examples of the table, with one target column per label of `space`.
+
+        a row of the table                       in the columns cat, dog, fox
+        labels as lists:    `dog`                0   1   0    not listed is absent
+        labels as columns:  cat is 1, dog is 0   1   0  -1    no column is unknown
+        an empty row, empty_labels: unknown     -1  -1  -1
+        a row with a label `cow`                 DataError: `space` lacks it
 
     Raises:
         DataError: the table has labels that `space` lacks.
     """
-    table = _without_strangers(table, space)
+    table = _drop_foreign_labels(table, space)
     if space.names == table.labels.names:
         return Manifest(table.root, table.names, table.targets, space)
     if len(space) == len(table.labels):  # the same labels in another order
         order = [table.labels.column[name] for name in space.names]
         blocks = (block[:, order] for _, block in table.targets.blocks())
         return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
-    places = [space.column[name] for name in table.labels.names]
+    columns = [space.column[name] for name in table.labels.names]
 
-    def place(start: int, block: NDArray[np.int8]) -> NDArray[np.int8]:
+    def widen(start: int, block: NDArray[np.int8]) -> NDArray[np.int8]:
         wide = np.repeat(table.unnamed[start : start + len(block), None], len(space), axis=1)
-        wide[:, places] = block
+        wide[:, columns] = block
         return wide
 
-    blocks = (place(start, block) for start, block in table.targets.blocks(len(space)))
+    blocks = (widen(start, block) for start, block in table.targets.blocks(len(space)))
     return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
 
 
-def _without_strangers(table: Table, space: LabelSpace) -> Table:
-    """The table without labels that it declares, that no image has, and that `space` lacks.
+def _drop_foreign_labels(table: Table, space: LabelSpace) -> Table:
+    """Return the table without labels that `space` lacks, where no image has them.
+
+    COCO, for example, declares all its categories in every file.
 
     Raises:
-        DataError: images have labels that `space` lacks, or those have columns of their own.
+        DataError: images have labels that `space` lacks, or such labels have a column each.
     """
-    strangers = [name for name in table.labels.names if name not in space.column]
-    if not strangers:
+    foreign = [name for name in table.labels.names if name not in space.column]
+    if not foreign:
         return table
     positives, _, unknown = table.targets.counts()
-    listed = bool((table.unnamed == NEGATIVE).any())
-    known = positives + unknown
-    named = [x for x in strangers if known[table.labels.column[x]] or not listed]
-    if not named:
-        return drop_labels(table, strangers)
+    is_list = bool((table.unnamed == NEGATIVE).any())
+    uses = positives + unknown
+    refused = [name for name in foreign if uses[table.labels.column[name]] or not is_list]
+    if not refused:
+        return drop_labels(table, foreign)
     faults = []
-    for name in named[:MAX_LISTED]:
-        rows = _rows_of(table, table.labels.column[name])
-        first = f", first at {table.place(int(rows[0]))}" if rows.size else ""
+    for name in refused[:MAX_LISTED]:
+        rows = _find_rows_with(table, table.labels.column[name])
+        first = f", first at {table.find_place(int(rows[0]))}" if rows.size else ""
         faults.append(
             f"'{name}': {pluralize(rows.size, 'image')}{first}{suggest(name, space.names)}"
         )
     raise DataError(
         f"{table.origin}: labels that training does not know; data.ignore_labels leaves labels "
-        f"out, data.rename_labels joins spellings\n{format_list([*faults, *named[MAX_LISTED:]])}"
+        f"out, data.rename_labels joins spellings\n{format_list([*faults, *refused[MAX_LISTED:]])}"
     )
 
 
 def select_split(table: Table, split: str) -> Table:
-    """The rows of one split; of listed labels, those that these rows name."""
+    """Return the rows of one split.
+
+    Where rows list their labels, labels that no row of this split names are dropped. Where each
+    label has a column, all columns stay.
+    """
     assert table.splits is not None
-    own = table.take([row for row, name in enumerate(table.splits) if name == split])
-    if (own.unnamed == UNKNOWN).all():  # one column a label: the columns are the labels
-        return own
-    positives, _, _ = own.targets.counts()
-    _, _, unknown = own.targets.take(own.unnamed == NEGATIVE).counts()  # not of empty rows
-    return _columns(own, np.flatnonzero(positives + unknown).tolist())
+    rows = table.take([row for row, name in enumerate(table.splits) if name == split])
+    if (rows.unnamed == UNKNOWN).all():
+        return rows
+    positives, _, _ = rows.targets.counts()
+    # Rows made unknown by `empty_labels` name no label, so their unknowns do not count.
+    _, _, unknown = rows.targets.take(rows.unnamed == NEGATIVE).counts()
+    return _take_columns(rows, np.flatnonzero(positives + unknown).tolist())
 
 
 def find_rare_labels(table: Table, min_positives: int) -> list[str]:
-    """Labels with fewer positive images than that."""
+    """Return the labels with fewer than `min_positives` positive images; none where it is 0."""
     if not min_positives:
         return []
     positives, _, _ = table.targets.counts()
-    return [table.labels.names[at] for at in np.flatnonzero(positives < min_positives)]
+    return [table.labels.names[column] for column in np.flatnonzero(positives < min_positives)]
 
 
 def drop_labels(table: Table, names: Collection[str]) -> Table:
-    """The table without those labels; names that it does not have change nothing."""
-    kept = [at for at, name in enumerate(table.labels.names) if name not in set(names)]
-    return _columns(table, kept)
+    """Return the table without these labels; names that it does not have change nothing."""
+    dropped = set(names)
+    kept = [column for column, name in enumerate(table.labels.names) if name not in dropped]
+    return _take_columns(table, kept)
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorts 2 before 10, and a before B."""
+    """Return a sort key that puts 2 before 10, and a before B."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    digits = [(p.lstrip("0"), p.isdecimal()) for p in parts]
-    return [(0, len(d), d) if number else (1, 0, d) for d, number in digits], name
+    stripped = [(part.lstrip("0"), part.isdecimal()) for part in parts]
+    # Numbers compare by length, then by digits: no limit on their size.
+    key = [(0, len(text), text) if is_number else (1, 0, text) for text, is_number in stripped]
+    return key, name
 
 
-def _empty_rows(table: Table, policy: str) -> Table:
-    """What rows say that list the labels that hold, and list none."""
+def _apply_empty_labels(table: Table, policy: str) -> Table:
+    """Return the table with rows that list no label made negative, unknown, or faults.
+
+    Args:
+        table: rows with label columns are left as they are.
+        policy: negative, unknown or error.
+    """
     rows = np.flatnonzero((table.unnamed == NEGATIVE) & ~table.targets.any_positive())
     if not rows.size:
         return table
-    state = {"negative": "all labels absent", "unknown": "all labels unknown", "error": "refused"}
-    count = f"{rows.size} {'image has' if rows.size == 1 else 'images have'} no label"
-    table = replace(table, notes=(*table.notes, f"{count}: {state[policy]}"))
+    effect = {"negative": "all labels absent", "unknown": "all labels unknown", "error": "refused"}
+    note = f"{pluralize(rows.size, 'image')} with no label: {effect[policy]}"
+    table = replace(table, notes=(*table.notes, note))
     if policy == "error":
         faults = [table.fault(int(row), "no label (data.empty_labels is error)") for row in rows]
         return replace(table, faults=(*table.faults, *faults))
     if policy == "negative":
         return table
     packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()
-    packed[rows], unnamed[rows] = 0xFF, UNKNOWN
+    packed[rows] = 0xFF  # four times the code of unknown
+    unnamed[rows] = UNKNOWN
     return replace(table, targets=Targets(packed, len(table.labels)), unnamed=unnamed)
 
 
-def _renamed(table: Table, new_names: dict[str, str]) -> Table:
-    """Labels under their new names; those that get one name are joined: 1 beats unknown beats 0."""
+def _rename_labels(table: Table, new_names: dict[str, str]) -> Table:
+    """Return the table with new label names; labels that get the same name become one.
+
+    Their states are joined as in `join_states`.
+    """
     if not any(name in new_names for name in table.labels.names):
         return table
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    for at, name in enumerate(table.labels.names):
-        groups[new_names.get(name, name)].append(at)
+    for column, name in enumerate(table.labels.names):
+        groups[new_names.get(name, name)].append(column)
 
     def join(block: NDArray[np.int8]) -> NDArray[np.int8]:
         joined = [join_states(block[:, columns], axis=1) for columns in groups.values()]
@@ -161,30 +191,30 @@ def _renamed(table: Table, new_names: dict[str, str]) -> Table:
 
 
 def join_states(states: NDArray[np.int8], axis: int) -> NDArray[np.int8]:
-    """Several states of one target as one: 1 beats unknown beats 0."""
+    """Join several states of a target along `axis`: 1 beats unknown, unknown beats 0."""
     absent = np.where((states == UNKNOWN).any(axis), UNKNOWN, NEGATIVE)
     return np.where((states == POSITIVE).any(axis), POSITIVE, absent).astype(np.int8)
 
 
-def _columns(table: Table, kept: list[int]) -> Table:
+def _take_columns(table: Table, kept: list[int]) -> Table:
     if len(kept) == len(table.labels):
         return table
     blocks = (block[:, kept] for _, block in table.targets.blocks())
-    names = tuple(table.labels.names[at] for at in kept)
+    names = tuple(table.labels.names[column] for column in kept)
     return replace(table, targets=Targets.pack(blocks, len(kept)), labels=LabelSpace(names))
 
 
-def _decided(table: Table, state: int) -> Table:
-    """Unknown targets as the config decides them, with their count."""
+def _replace_unknown(table: Table, state: int) -> Table:
+    """Return the table with `state` for every unknown target, and a note with their number."""
     unknown = int(table.targets.counts()[2].sum())
     blocks = (np.where(block == UNKNOWN, state, block) for _, block in table.targets.blocks())
     targets = Targets.pack(blocks, len(table.labels))
     word = "present" if state == POSITIVE else "absent"
-    note = f"{unknown} unknown targets are taken for {word} (data.unknown)"
+    note = f"{pluralize(unknown, 'unknown target')} counted as {word} (data.unknown)"
     return replace(table, targets=targets, notes=(*table.notes, note))
 
 
-def _rows_of(table: Table, column: int) -> NDArray[np.int64]:
-    """Rows where a label holds, else where it is unknown."""
+def _find_rows_with(table: Table, column: int) -> NDArray[np.int64]:
+    """Return the rows where a label is positive; where there is none, those where it is unknown."""
     states = np.concatenate([block[:, column] for _, block in table.targets.blocks()])
     return np.flatnonzero(states == (POSITIVE if POSITIVE in states else UNKNOWN))

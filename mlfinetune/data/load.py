@@ -1,19 +1,20 @@
-"""Config -> examples: tables read, pictures scanned, sides chosen. Needs no torch."""
+"""Config -> Splits: build the options, read the tables, scan the pictures. Needs no torch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlfinetune.config import Config
 from mlfinetune.data.images.decode import ImageInfo
-from mlfinetune.data.images.scan import Found, scan_images
+from mlfinetune.data.images.scan import ScanResult, scan_images
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.read import SplitOptions, read_splits
+from mlfinetune.data.rows import PictureScan, Scan
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.runtime.log import RunLog
 
 
-def source_options(config: Config) -> SourceOptions:
-    """How to read tables and folders."""
+def build_source_options(config: Config) -> SourceOptions:
+    """Return how to read tables and folders, from the config's `data` section."""
     data = config.data
     return SourceOptions(
         format=data.format,
@@ -33,66 +34,78 @@ def source_options(config: Config) -> SourceOptions:
     )
 
 
-def scan_pictures(config: Config, paths: Sequence[str], log: RunLog) -> Iterator[Found]:
-    """What each picture is, with a bar; see `data.scan`."""
-    with log.bar("scan", len(paths)) as bar:
-        for found in scan_images(paths, config.data.max_pixels):
-            bar.update(1)
-            yield found
-
-
-def split_options(config: Config, log: RunLog | None) -> SplitOptions:
-    """What the run takes; pictures are scanned where there is a log to say so."""
+def build_split_options(config: Config) -> SplitOptions:
+    """Return how the run takes its train and val examples from the tables."""
     data = config.data
-
-    contents: dict[str, int] = {}
-
-    def bad_pictures(paths: Sequence[str]) -> dict[int, str]:
-        assert log is not None
-        bad = {}
-        for at, found in enumerate(scan_pictures(config, paths, log)):
-            if isinstance(found, str):
-                bad[at] = found
-            else:
-                contents[paths[at]] = hash_content(found)
-        return bad
-
     return SplitOptions(
         val_fraction=data.val_fraction,
         labels=data.labels,
         seed=config.train.seed,
         min_positives=data.min_positives,
         skip_bad=data.bad_images == "skip",
-        scan=None if log is None else bad_pictures,
-        contents=contents,
     )
 
 
+def build_scan(config: Config, log: RunLog) -> Scan:
+    """Return the function that decodes every picture of a table, with a progress bar."""
+
+    def scan(paths: Sequence[str]) -> PictureScan:
+        bad: dict[int, str] = {}
+        contents: dict[str, int] = {}
+        for index, result in enumerate(scan_pictures(config, paths, log)):
+            if isinstance(result, str):
+                bad[index] = result
+            else:
+                contents[paths[index]] = hash_content(result)
+        return PictureScan(bad, contents)
+
+    return scan
+
+
+def scan_pictures(config: Config, paths: Sequence[str], log: RunLog) -> Iterator[ScanResult]:
+    """Yield the result of `scan_images` for each path, and advance a progress bar."""
+    with log.bar("scan", len(paths)) as bar:
+        for result in scan_images(paths, config.data.max_pixels):
+            bar.update(1)
+            yield result
+
+
 def hash_content(picture: ImageInfo) -> int:
-    """60 bits of the digest: the same for files of the same bytes, and for hardly any others."""
+    """Return 60 bits of the file's SHA-256; files with the same bytes have the same number."""
     return int(picture.digest[:15], 16)
 
 
 def load_splits(config: Config, log: RunLog | None) -> Splits:
-    """The examples of train and val.
+    """Read the examples of train and val.
 
     Args:
         config: names the data.
-        log: shows the scan of the pictures; None scans none.
+        log: shows the progress of the picture scan; None: pictures are not scanned.
 
     Raises:
         DataError: as `read_splits`.
     """
     data = config.data
-    return read_splits(data.train, data.val, source_options(config), split_options(config, log))
+    return read_splits(
+        data.train,
+        data.val,
+        build_source_options(config),
+        build_split_options(config),
+        None if log is None else build_scan(config, log),
+    )
 
 
-def record_choices(config: Config, found: Splits) -> Config:
-    """The config with what the data decided: rare labels by name, what separates labels."""
+def resolve_data_config(config: Config, splits: Splits) -> Config:
+    """Return the config with the choices that the data decided.
+
+    Labels that were left out as rare go into `ignore_labels` by name, and `min_positives` becomes
+    0. The detected delimiter goes into `label_delimiter`. A run with the returned config reads
+    the same examples and decides nothing anew.
+    """
     update: dict[str, Any] = {}
-    if found.rare:
-        ignored = [*config.data.ignore_labels, *found.rare]
+    if splits.rare:
+        ignored = [*config.data.ignore_labels, *splits.rare]
         update = {"ignore_labels": ignored, "min_positives": 0}
-    if found.delimiter is not None:
-        update["label_delimiter"] = found.delimiter
+    if splits.delimiter is not None:
+        update["label_delimiter"] = splits.delimiter
     return config.model_copy(update={"data": config.data.model_copy(update=update)})

@@ -1,4 +1,4 @@
-"""The examples of a run: a Manifest a side, and what was decided on the way to them.
+"""Manifest: the examples of one side of a run. Splits: train and val, and what was decided.
 
 root, names, targets, labels -> Manifest        train and val -> Splits
 """
@@ -17,9 +17,9 @@ class Manifest:
 
     Attributes:
         root: the folder, or the URL, that names are relative to.
-        names: N paths as the user wrote them, relative to `root`.
-        targets: (N, L) in {1, 0, -1}.
-        labels: what the L columns mean.
+        names: N image paths as the user wrote them, relative to `root`.
+        targets: (N, L) in {1, 0, -1}: positive, negative, unknown.
+        labels: the names of the L columns.
     """
 
     root: Location
@@ -31,17 +31,17 @@ class Manifest:
         return len(self.names)
 
     def path(self, index: int) -> str:
-        """Where example `index` lies."""
+        """Return the path or URL of the picture of example `index`."""
         return join_location(self.root, self.names[index])
 
     def take(self, rows: list[int]) -> "Manifest":
-        """The examples `rows`, in that order."""
+        """Return the manifest of these examples only, in this order."""
         names = tuple(self.names[row] for row in rows)
         return Manifest(self.root, names, self.targets.take(rows), self.labels)
 
 
 def digest_manifest(manifest: Manifest) -> str:
-    """SHA-256 over names, labels and targets: do two runs speak of the same examples?"""
+    """Return the SHA-256 of names, labels and targets, in hex: equal means the same examples."""
     digest = hashlib.sha256(
         "\0".join((*manifest.names, *manifest.labels.names)).encode(errors="surrogatepass")
     )
@@ -52,15 +52,16 @@ def digest_manifest(manifest: Manifest) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """Both sides of a run, in one label order, and what to tell the user about them.
+    """Both sides of a run, in one label order, and what was decided on the way.
 
     Attributes:
         train, val: the examples.
-        notes: what was seen and decided.
-        skipped: pictures that were found and are not used because they cannot be.
-        rare: labels left out for `min_positives`.
-        delimiter: what separates the labels in a cell of train, where anything does.
-        drawn: val was held out of train, so that another table would give another val.
+        notes: what was seen and decided, as lines for the user.
+        skipped: pictures that are in the data and cannot be used.
+        rare: labels left out by `min_positives`.
+        delimiter: what separates the labels in a cell of train; None where nothing does.
+        drawn: True where val was held out of train at random, so that a changed table gives
+            another val.
     """
 
     train: Manifest

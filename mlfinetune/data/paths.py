@@ -1,7 +1,7 @@
-"""Do the names of a table lead to files below its root?
+"""Check that the names of a table lead to files below its root, without opening one.
 
-names, a folder at a time -> one listing where a folder holds many, else a look at each
--> the table with names as the disk spells them, and what is missing or out of bounds
+names, grouped by folder -> a folder with many names is listed once; else each file is looked up
+-> the table with names as the disk spells them, and a fault for each missing or outside file
 """
 
 import errno
@@ -10,7 +10,7 @@ import re
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from urllib.parse import unquote
@@ -20,37 +20,40 @@ from mlfinetune.location import is_url, join_location
 from mlfinetune.storage.tars import find_member
 
 _WORTH_LISTING = 32
-"""Names in one folder from which reading the folder is cheaper than looking each one up."""
+"""Names in one folder from which listing the folder is cheaper than looking up each file."""
+
+_NO_FILE = "no such file"
+_OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
 
 
 def check_paths(table: Table, allow_outside_root: bool) -> Table:
-    """Look at every file that the table names, without opening one; adds faults to the table.
+    """Look up every file that the table names, without opening one; add a fault for each bad one.
 
-    A missing file is a fault of the picture; a name that leaves the root, by `..`, absolutely or
-    through a link, is one of the row. Names that are found only in another Unicode normalisation
-    (NFC, NFD) are taken as the disk spells them.
+        the name leads to                               outcome
+        a file below the root                           the name stays as it is
+        a file in another Unicode form (NFC, NFD)       the name as the disk spells it, and a note
+        no file, a folder, an unreadable path           a fault of the picture: it can be skipped
+        outside the root, by `..`, `/` or a link        a fault of the row: it is never skipped
+
+    With `allow_outside_root` the last line does not apply. Names that are URLs are not looked up,
+    only compared with the root; whether they exist is seen by the scan.
     """
     root = str(table.root) if is_url(table.root) else os.path.realpath(table.root)
-    faults = [*table.faults, *_leaving(table, root, allow_outside_root)]
+    faults = [*table.faults, *_find_urls_outside(table, root, allow_outside_root)]
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
         if name and not is_url(name) and not is_url(root):
             by_folder[name[: name.rfind(os.sep) + 1]].append(row)
     respelled: dict[int, str] = {}
     for below, rows in by_folder.items():
-        spelled = _as_on_disk(root, below)
+        spelled = _spell_as_on_disk(root, below)
         folder = _Folder(os.path.join(root, spelled), root, allow_outside_root)
-        listed = folder.entries if len(rows) >= _WORTH_LISTING else {}
-        for row in rows:
+        for row, base, problem in _look_up(folder, table, below, rows):
             name = table.names[row]
-            base = name[len(below) :]
-            problem = None if listed.get(base) else folder.problem(base)
-            if problem == _NO_FILE and (other := folder.respelling(base)):
-                base, problem = other, folder.problem(other)
             if problem:
                 hint = ""
                 if problem == _NO_FILE:
-                    hint = folder.hint(base) or _turned_slashes(root, name)
+                    hint = folder.hint(base) or _suggest_slashes(root, name)
                 text = f"{name!r}: {problem}{hint}"
                 faults.append(table.fault(row, text, picture=problem != _OUTSIDE))
             elif spelled + base != name:
@@ -62,35 +65,49 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
     return replace(table, faults=tuple(faults))
 
 
-def _leaving(table: Table, root: str, allowed: bool) -> Iterator[Fault]:
-    """Names that lead elsewhere, where they or the root are URLs; the scan sees what is there."""
+def _look_up(
+    folder: "_Folder", table: Table, below: str, rows: Sequence[int]
+) -> Iterator[tuple[int, str, str | None]]:
+    """Yield (row, file name as on disk, problem or None) for the rows that name files of a folder.
+
+    `below` is the folder's part of their names.
+    """
+    listed = folder.entries if len(rows) >= _WORTH_LISTING else {}
+    for row in rows:
+        base = table.names[row][len(below) :]
+        problem = None if listed.get(base) else folder.problem(base)
+        if problem == _NO_FILE and (other := folder.respelling(base)):
+            base, problem = other, folder.problem(other)
+        yield row, base, problem
+
+
+def _find_urls_outside(table: Table, root: str, allowed: bool) -> Iterator[Fault]:
+    """Yield a fault for each name outside the root, where the name or the root is a URL."""
     for row, name in enumerate(table.names):
         if name and not allowed and (is_url(name) or is_url(root)) and not _is_below(root, name):
             yield table.fault(row, f"{name!r}: {_OUTSIDE}")
 
 
 def _is_below(root: str, name: str) -> bool:
-    where = join_location(root, name)
-    read = unquote(unquote(where))  # servers and libraries decode once, or again
-    odd = "::" in read or not read.isprintable()
-    parts = re.split(r"[/\\]", read)
-    return where.startswith(root.rstrip("/") + "/") and not odd and ".." not in parts
+    """Return whether a name, joined to the root, is a URL below the root."""
+    location = join_location(root, name)
+    decoded = unquote(unquote(location))  # servers and libraries may decode %2e once, or twice
+    odd = "::" in decoded or not decoded.isprintable()  # fsspec chains protocols with ::
+    parts = re.split(r"[/\\]", decoded)
+    return location.startswith(root.rstrip("/") + "/") and not odd and ".." not in parts
 
 
-_NO_FILE = "no such file"
-_OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
-
-
-def _turned_slashes(root: str, name: str) -> str:
-    """The file that a name of Windows means, for the message."""
+def _suggest_slashes(root: str, name: str) -> str:
+    """Return a hint where the name, with / for the backslashes of Windows, leads to a file."""
     other = name.replace("\\", "/")
-    found = other != name and ".." not in other.split("/") and not other.startswith("/")
-    found = found and os.path.isfile(os.path.join(root, other))
-    return f"; there is {other!r}: write / for \\" if found else ""
+    if other == name or other.startswith("/") or ".." in other.split("/"):
+        return ""
+    exists = os.path.isfile(os.path.join(root, other))
+    return f"; there is {other!r}: write / for \\" if exists else ""
 
 
-def _as_on_disk(root: str, below: str) -> str:
-    """A folder's name; where it is found only in another Unicode normalisation, that one."""
+def _spell_as_on_disk(root: str, below: str) -> str:
+    """Return a folder's name; where only another Unicode form of it exists, that form."""
     if below.isascii() or os.path.lexists(os.path.join(root, below)):
         return below
     spelled = ""
@@ -104,24 +121,24 @@ def _as_on_disk(root: str, below: str) -> str:
 
 
 class _Folder:
-    """One folder that names lead to; read when that is needed."""
+    """A folder that names lead to; it is listed when that is first needed."""
 
     def __init__(self, path: str, root: str, allow_outside: bool) -> None:
         self._path, self._root, self._allow_outside = path, root, allow_outside
 
     @cached_property
     def inside(self) -> bool:
-        """Is the folder below the root, or may it be anywhere?"""
+        """True if the folder is below the root, or may be anywhere."""
         return self._is_inside(self._path)
 
     @cached_property
     def entries(self) -> dict[str, bool]:
-        """Name -> is it a regular file? Nothing of a folder outside."""
+        """Name -> True for a regular file; empty for a folder outside the root."""
         if not self.inside:
             return {}
         try:
             with os.scandir(self._path) as entries:
-                return {e.name: e.is_file(follow_symlinks=False) for e in entries}
+                return {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
         except (OSError, ValueError):
             return {}
 
@@ -134,7 +151,7 @@ class _Folder:
         return {name.casefold(): name for name in sorted(self.entries)}
 
     def problem(self, base: str) -> str | None:
-        """What keeps the file from being read, as far as its name tells."""
+        """Return why the file cannot be used, as far as a look-up tells; None if it can."""
         path = os.path.join(self._path, base)
         try:
             mode = os.stat(path).st_mode
@@ -155,7 +172,7 @@ class _Folder:
         return None if stat.S_ISREG(mode) else "not a regular file"
 
     def _problem_in_tar(self, path: str) -> str | None:
-        """The same of a path that has a file where a folder would be."""
+        """Return why a path below a file cannot be used; None if it is a member of a tar."""
         try:
             if find_member(path) is None:
                 return os.strerror(errno.ENOTDIR)
@@ -166,11 +183,11 @@ class _Folder:
             return error.strerror or str(error)
 
     def respelling(self, base: str) -> str | None:
-        """The file whose name is the same letters in another normalisation."""
+        """Return the file with this name in another Unicode form, or None."""
         return self._by_form.get(unicodedata.normalize("NFC", base))
 
     def hint(self, base: str) -> str:
-        """The file whose name differs in case alone, for the message."""
+        """Return a hint that names the file whose name differs only in case, or nothing."""
         other = self._by_case.get(base.casefold())
         return f"; there is {other!r}" if other and self.problem(other) is None else ""
 
@@ -179,6 +196,6 @@ class _Folder:
             return True
         try:
             real = os.path.realpath(path)
-        except ValueError:  # no file name
+        except ValueError:  # a NUL, or half a character
             return False
         return real == self._root or real.startswith(self._root.rstrip(os.sep) + os.sep)

@@ -1,25 +1,22 @@
-"""What the files say: tables become the Manifests of train and val, with one label order.
+"""Tables become the Manifests of train and val, with one label order.
 
-    read_table   file or folder -> Table     its format's source, paths checked, rows joined
-    read_splits  Table(s)       -> Splits    bad rows refused, pictures scanned, sides, columns
-    read_one     Table          -> Manifest  the same for data to score
+    read_table     file or folder -> Table     read in its format, paths checked, rows joined
+    read_splits    Table(s)       -> Splits    bad rows refused, pictures scanned, sides, columns
+    read_manifest  Table          -> Manifest  the examples to score, in given columns
 
-Every bad row of a table stands in one message. Nothing is guessed silently: `notes` says what
-was seen and decided, and found = used + skipped.
+All bad rows of a table are in one error message. Every guess is reported: `notes` says what was
+seen and decided, and for each table the number of images found = used + skipped.
 """
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mlfinetune.data.images.decode import TOO_LARGE
 from mlfinetune.data.labels import (
     align,
-    apply_label_options,
     choose_labels,
     drop_labels,
     find_rare_labels,
@@ -30,33 +27,31 @@ from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import SPLITS
 from mlfinetune.data.readers.detect import read_source
-from mlfinetune.data.rows import Scan, add_scan_faults, drop_faulty, join_repeats, raise_faults
+from mlfinetune.data.rows import Scan, join_repeats, select_usable
 from mlfinetune.data.stratify import assign_sides
-from mlfinetune.data.table import Skipped, SourceOptions, Table
+from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location, join_location, parent_url
+from mlfinetune.location import Location, parent_url
 from mlfinetune.storage import files
-from mlfinetune.text import format_list, pluralize, suggest
+from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
 
 DEFAULT_VAL_FRACTION = 0.2
-_REMOTE = (".csv", ".tsv", ".jsonl")
-"""Tables that are read from URLs."""
+_REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+"""Endings of the tables that can be read from URLs."""
+_TOO_HIGH = "scores will be too high"
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """What a run takes; the keys of the config's `data` section say what each does.
+    """Options for making train and val from tables; the config's `data` section documents each.
 
     Attributes:
-        val_fraction: share of train to hold out; None is 0.2 where nothing else says.
-        labels: label order; None is the natural sort of what train holds.
+        val_fraction: share of train to hold out; None: 0.2 where the data names no val.
+        labels: label order; None: the labels of train in natural order.
         seed: decides which rows are held out.
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
-        scan: finds bad pictures; None finds those alone that are no files.
-        contents: path -> a number that files of the same bytes share, as far as the scan has seen
-            them: what is held out is held out with its copies.
     """
 
     val_fraction: float | None = None
@@ -64,31 +59,31 @@ class SplitOptions:
     seed: int = 0
     min_positives: int = 0
     skip_bad: bool = False
-    scan: Scan | None = None
-    contents: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_splits(
     train: Location,
     val: Location | None,
     options: SourceOptions,
-    policy: SplitOptions = SplitOptions(),
+    split_options: SplitOptions = SplitOptions(),
+    scan: Scan | None = None,
 ) -> Splits:
     """Read the training and the validation examples.
 
-    Validation is the table `val`, else what splits `train` tells, else a share of `train`,
-    stratified by label.
+    Validation is the table `val`; without one, the rows that `train` marks as val; without these,
+    a share of `train`, stratified by label.
 
     Raises:
-        DataError: all bad rows of a table; labels that train lacks; nothing to train on.
+        DataError: bad rows, all of a table in one message; labels that train lacks; no images.
     """
-    return split_tables(*read_tables(train, val, options), options, policy)
+    table, val_table = read_tables(train, val, options)
+    return split_tables(table, val_table, options, split_options, scan)
 
 
 def read_tables(
     train: Location, val: Location | None, options: SourceOptions
 ) -> tuple[Table, Table | None]:
-    """The tables of a run; labels in cells of both are separated alike."""
+    """Read the table of train and, if there is one, of val, with the same label delimiter."""
     table = read_table(train, options)
     if val is None:
         return table, None
@@ -97,45 +92,51 @@ def read_tables(
 
 
 def split_tables(
-    table: Table, other: Table | None, options: SourceOptions, policy: SplitOptions
+    table: Table,
+    val_table: Table | None,
+    options: SourceOptions,
+    split_options: SplitOptions,
+    scan: Scan | None = None,
 ) -> Splits:
-    """The sides of a run from its table, or from those of train and val.
+    """Make train and val from one table, or from one table each.
+
+    Args:
+        table: the table of train, and of val where `val_table` is None.
+        val_table: the table of val.
+        options: how the tables were read.
+        split_options: how to make the sides.
+        scan: decodes the pictures. Without it a picture is bad only where its file is missing, and
+            files with the same bytes may be on both sides.
 
     Raises:
         DataError: as `read_splits`.
     """
-    told = table.splits is not None and "val" in table.splits
-    if other is None and told and policy.val_fraction is not None:
-        raise DataError(
-            f"{table.origin} says which images are val; remove data.val_fraction, or the split"
-        )
-    if options.group_by is not None and table.groups is None:
-        raise DataError(f"{table.origin}: data.group_by wants a table with such a column")
-    _check_names(options, table, other)
-    own = ("train", "val") if other is None and told else ("train",)
-    delimiter = table.delimiter
-    table, notes, skipped = _ready(table, "train", own, options, policy)
-    if own == ("train",):
+    has_val_rows = val_table is None and table.splits is not None and "val" in table.splits
+    _check_options(table, val_table, options, split_options, has_val_rows)
+    delimiter, skip_bad = table.delimiter, split_options.skip_bad
+    kept_splits = ("train", "val") if has_val_rows else ("train",)
+    usable = select_usable(table, "train", kept_splits, options, skip_bad, scan)
+    table, notes, skipped = usable.table, usable.notes, usable.skipped
+    if not has_val_rows:
         table = replace(table, splits=None)
-    if other is not None:
-        other, more_notes, more = _ready(other, "val", ("val",), options, policy)
-        notes, skipped = notes + more_notes, skipped + more
-        notes += _overlap(table, other)
-    left_out = (
-        find_rare_labels(_to_train(table), policy.min_positives) if policy.labels is None else []
-    )
-    if left_out:
-        if len(left_out) == len(table.labels):
-            raise DataError(
-                f"{table.origin}: every label has fewer than {policy.min_positives} positives "
-                f"(data.min_positives): none is left"
-            )
-        notes.append(f"{_shown(left_out)}: fewer than {policy.min_positives} positives, left out")
-        table, other = drop_labels(table, left_out), other and drop_labels(other, left_out)
-    drawn = other is None and table.splits is None
-    sides = _sides(table, other, policy, notes)
-    notes += [*_groups_apart(table), *_label_notes(*sides)]
-    return Splits(*sides, tuple(notes), tuple(skipped), tuple(left_out), delimiter, drawn)
+    if val_table is not None:
+        usable_val = select_usable(val_table, "val", ("val",), options, skip_bad, scan)
+        val_table = usable_val.table
+        notes += [*usable_val.notes, *_warn_of_overlap(table, val_table)]
+        skipped += usable_val.skipped
+    rare = _find_rare_in_train(table, split_options)
+    if rare:
+        least = split_options.min_positives
+        notes.append(f"{_list_labels(rare)}: fewer than {least} positives, left out")
+        table, val_table = drop_labels(table, rare), val_table and drop_labels(val_table, rare)
+    drawn = val_table is None and not has_val_rows
+    if drawn:
+        train, val, hold_out_notes = _hold_out(table, usable.contents, split_options)
+        notes += hold_out_notes
+    else:
+        train, val = _align_sides(table, val_table, split_options)
+    notes += [*_warn_of_divided_groups(table), *_note_unlearnable_labels(train, val)]
+    return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, drawn)
 
 
 def read_manifest(
@@ -143,249 +144,251 @@ def read_manifest(
     split: str | None,
     options: SourceOptions,
     labels: LabelSpace,
-    policy: SplitOptions = SplitOptions(),
+    skip_bad: bool = False,
+    scan: Scan | None = None,
 ) -> tuple[Manifest, tuple[str, ...]]:
-    """The examples of one table, or of one split of it, in the columns of `labels`; and notes.
+    """Read the examples of a table, or of one of its splits, in the columns of `labels`.
+
+    Args:
+        path: the table.
+        split: value of the split column; None: all rows.
+        options: how to read the table.
+        labels: the columns of the targets, as a checkpoint has them.
+        skip_bad: leave bad pictures out, instead of refusing the table.
+        scan: decodes the pictures; None: they are not scanned.
+
+    Returns:
+        The examples, and notes for the user.
 
     Raises:
         DataError: bad rows, labels not in `labels`, or no rows in that split.
     """
     table = read_table(path, replace(options, group_by=None))
-    notes: list[str] = []
+    split_notes: list[str] = []
     if split is not None:
         if table.splits is None:
             raise DataError(f"{path} has no split column, so it has no split '{split}'")
         split = SPLITS.get(split.casefold(), split)
     elif table.splits is not None:
-        notes = ["all splits are scored; --split chooses one"]
-    kept = (split,) if split else ("train", "val", "test")
-    table, said, _ = _ready(table, "data", kept, options, policy)
+        split_notes = ["all splits are scored; --split chooses one"]
+    kept_splits = (split,) if split else ("train", "val", "test")
+    usable = select_usable(table, "data", kept_splits, options, skip_bad, scan)
+    table = usable.table
     if not table.names:
         raise DataError(f"{path}: no images" + (f" in split '{split}'" if split else ""))
     if not table.labels.names:
         raise DataError(f"{path}: no image has a label: there is nothing to score against")
-    return align(table, labels), (*said, *notes)
+    return align(table, labels), (*usable.notes, *split_notes)
 
 
 def read_validation(
-    path: Location, options: SourceOptions, labels: LabelSpace, policy: SplitOptions
+    path: Location,
+    options: SourceOptions,
+    labels: LabelSpace,
+    skip_bad: bool = False,
+    scan: Scan | None = None,
 ) -> tuple[Manifest, tuple[str, ...]]:
-    """The examples of a run's table of validation, as `read_splits` takes them; and notes."""
+    """Read the examples of a run's table of val, exactly as `read_splits` does.
+
+    Arguments, results and errors are those of `read_manifest`.
+    """
     table = read_table(path, replace(options, group_by=None))
-    table, notes, _ = _ready(table, "val", ("val",), options, policy)
-    return align(table, labels), tuple(notes)
+    usable = select_usable(table, "val", ("val",), options, skip_bad, scan)
+    return align(usable.table, labels), tuple(usable.notes)
 
 
 def read_table(path: Location, options: SourceOptions) -> Table:
-    """Read a file or folder in its format, look for its pictures, join rows of one image.
+    """Read a file or folder in its format, check the paths of its pictures, join repeated rows.
 
-    Bad rows stand in the table's `faults`, by line; what else is wrong is raised.
+    Bad rows are in the table's `faults`, sorted by line.
 
     Raises:
         DataError: the file cannot be read as a whole.
     """
-    table = check_paths(_read(path, options), options.allow_outside_root)
+    table = check_paths(_read_location(path, options), options.allow_outside_root)
     table = join_repeats(table)
     return replace(table, faults=tuple(sorted(table.faults, key=lambda f: natural_key(str(f)))))
 
 
-def _read(path: Location, options: SourceOptions) -> Table:
-    """What a file, a folder or a table behind a URL says."""
+def _read_location(path: Location, options: SourceOptions) -> Table:
+    """Read a file, a folder, or a table behind a URL."""
     if isinstance(path, Path):
         return read_source(path, options)
-    if not path.lower().endswith(_REMOTE):
+    if not path.lower().endswith(_REMOTE_SUFFIXES):
         raise DataError(
-            f"{path}: of what is behind URLs tables are read that end in {', '.join(_REMOTE)}; "
+            f"{path}: only tables that end in {', '.join(_REMOTE_SUFFIXES)} are read from URLs; "
             f"download it, or list its pictures in such a table"
         )
     options = replace(options, images=options.images or parent_url(path))
-    kept = files.fetch_table(path)
+    local_copy = files.fetch_table(path)
     try:
-        return replace(read_source(kept, options), origin=path)
+        return replace(read_source(local_copy, options), origin=path)
     except DataError as error:
-        raise DataError(str(error).replace(str(kept), path)) from error
+        raise DataError(str(error).replace(str(local_copy), path)) from error
 
 
-# ---- usable rows ----
+# ---- checks before the rows are used ----------------------------------------------------
 
 
-def _ready(
-    table: Table, name: str, kept: Sequence[str], options: SourceOptions, policy: SplitOptions
-) -> tuple[Table, list[str], list[Skipped]]:
-    """The usable rows of the splits that are `kept`, notes, and what was skipped."""
-    found, splits = len(table), _split_counts(table)
-    table = _forgiven(table, kept)
-    if policy.scan is None or not all(fault.picture for fault in table.faults):
-        raise_faults(table, [f for f in table.faults if not (f.picture and policy.skip_bad)])
-    faults = table.faults
-    table, skipped = drop_faulty(table)
-    table, reasons = _of_splits(table, kept)
-    if policy.scan is not None:
-        table = add_scan_faults(table, policy.scan)
-        if not policy.skip_bad:
-            both = [*faults, *table.faults]
-            raise_faults(table, sorted(both, key=lambda fault: natural_key(str(fault))))
-        table, bad = drop_faulty(table)
-        skipped = sorted([*skipped, *bad], key=lambda one: natural_key(one.place))
-    lines = format_list([f"{one.place}: {one.name!r}: {one.reason}" for one in skipped])
-    if skipped and not len(table):
+def _check_options(
+    table: Table,
+    val_table: Table | None,
+    options: SourceOptions,
+    split_options: SplitOptions,
+    has_val_rows: bool,
+) -> None:
+    """Raise DataError where an option contradicts the tables, or names what they do not have."""
+    if has_val_rows and split_options.val_fraction is not None:
         raise DataError(
-            f"{table.origin}: none of {pluralize(found, 'image')} can be used, pictures under "
-            f"{table.root} (data.images)\n{lines}"
+            f"{table.origin} says which images are val; remove data.val_fraction, or the split"
         )
-    table = apply_label_options(table, options)
-    raise_faults(table, table.faults)
-    reasons.update(_kind(one.reason) for one in skipped)
-    said = [*table.notes, *splits, _ledger(found, len(table), reasons)]
-    notes = [f"{name}: {note}" for note in said]
-    if skipped:
-        notes.append(f"{name}: skipped (data.bad_images)\n{lines}")
-    return table, notes, skipped
+    if options.group_by is not None and table.groups is None:
+        raise DataError(f"{table.origin}: data.group_by needs a table with this column")
+    _check_label_names(options, table, val_table)
 
 
-def _to_train(table: Table) -> Table:
-    """The rows to train on, or those that both sides are made of; with all labels."""
-    if table.splits is None:
-        return table
-    return table.take([row for row, name in enumerate(table.splits) if name == "train"])
-
-
-def _forgiven(table: Table, kept: Sequence[str]) -> Table:
-    """The table without the faults of pictures that are on no wanted side."""
-    sides = table.splits
-    if sides is None:
-        return table
-    own = (f for f in table.faults if not f.picture or f.row is None or sides[f.row] in kept)
-    return replace(table, faults=tuple(own))
-
-
-def _split_counts(table: Table) -> list[str]:
-    counts = Counter(table.splits or ())
-    listed = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))
-    return [f"splits: {listed}"] * bool(counts)
-
-
-def _of_splits(table: Table, kept: Sequence[str]) -> tuple[Table, Counter[str]]:
-    """The rows of those splits, and how many there are of the others."""
-    counts = Counter(table.splits or ())
-    others = Counter({f"in split {name}": n for name, n in counts.items() if name not in kept})
-    if table.splits is None or not others:
-        return table, others
-    if len(kept) == 1:
-        return select_split(table, kept[0]), others
-    rows = [row for row, name in enumerate(table.splits) if name in kept]
-    return table.take(rows), others
-
-
-def _ledger(found: int, used: int, reasons: Counter[str]) -> str:
-    reasons = +reasons  # without zeros
-    assert found == used + reasons.total()
-    if not reasons:
-        return f"{pluralize(found, 'image')} found, all used"
-    parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{pluralize(found, 'image')} found = {used} used + {reasons.total()} skipped ({parts})"
-
-
-def _kind(reason: str) -> str:
-    """The reason without what is this picture's own."""
-    return "too large" if TOO_LARGE in reason else reason.split(" (")[0].split(";")[0]
-
-
-def _check_names(options: SourceOptions, *tables: Table | None) -> None:
-    """Labels to ignore or to rename that no table has are typing errors."""
-    old = {name for table in tables if table is not None for name in table.labels.names}
+def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
+    """Raise DataError for a label to ignore or to rename that no table has: a typing error."""
+    in_tables = {name for table in tables if table is not None for name in table.labels.names}
     renames = dict(options.rename_labels)
-    new = {renames.get(name, name) for name in old}
-    asked = [("rename_labels", name, old) for name in renames]
-    asked += [("ignore_labels", name, new) for name in options.ignore_labels]
+    renamed = {renames.get(name, name) for name in in_tables}
+    requests = [("rename_labels", name, in_tables) for name in renames]
+    requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [
         f"data.{key}: no label '{name}' in the data{suggest(name, sorted(known))}"
-        for key, name, known in asked
+        for key, name, known in requests
         if name not in known
     ]
     if faults:
         raise DataError("labels that no table has\n" + format_list(faults))
 
 
+def _find_rare_in_train(table: Table, split_options: SplitOptions) -> list[str]:
+    """Return the labels to leave out for `min_positives`; none where the labels are given.
+
+    Raises:
+        DataError: no label would be left.
+    """
+    if split_options.labels is not None:
+        return []
+    train = table
+    if table.splits is not None:  # not select_split: it would drop labels
+        train = table.take([row for row, name in enumerate(table.splits) if name == "train"])
+    rare = find_rare_labels(train, split_options.min_positives)
+    if rare and len(rare) == len(table.labels):
+        raise DataError(
+            f"{table.origin}: every label has fewer than {split_options.min_positives} positives "
+            f"(data.min_positives): no label is left"
+        )
+    return rare
+
+
 # ---- sides ------------------------------------------------------------------------------
 
 
-def _sides(
-    table: Table, other: Table | None, policy: SplitOptions, notes: list[str]
+def _align_sides(
+    table: Table, val_table: Table | None, split_options: SplitOptions
 ) -> tuple[Manifest, Manifest]:
-    """Train and val in the same columns; says how they came to be."""
-    if other is None and table.splits is None:
-        if len(table) < 2:
-            raise DataError(
-                f"{table.origin}: {pluralize(len(table), 'image')}: too few to hold out some for "
-                f"validation; give data.val, or more images"
-            )
-        space = choose_labels(table, policy.labels)
-        return _hold_out(align(table, space), table, policy, notes)
-    if other is None:
-        table, other = select_split(table, "train"), select_split(table, "val")
-    for side, name in ((table, "train"), (other, "val")):
+    """Return train and val in the same columns, from two tables or from a table with splits."""
+    if val_table is None:
+        table, val_table = select_split(table, "train"), select_split(table, "val")
+    for side, name in ((table, "train"), (val_table, "val")):
         if not side.names:
             raise DataError(f"{side.origin} has no image for {name}")
-    space = choose_labels(table, policy.labels)
-    return align(table, space), align(other, space)
+    space = choose_labels(table, split_options.labels)
+    return align(table, space), align(val_table, space)
 
 
 def _hold_out(
-    whole: Manifest, table: Table, policy: SplitOptions, notes: list[str]
-) -> tuple[Manifest, Manifest]:
-    fraction = policy.val_fraction or DEFAULT_VAL_FRACTION
-    seen = policy.contents
-    contents = [seen.get(whole.path(row), -1 - row) for row in range(len(whole))] if seen else []
-    copies = len(contents) - len(set(contents))
-    together = contents if copies else None
-    side = assign_sides(whole.targets, table.groups, (fraction,), policy.seed, together)
-    if together and len(set(side.tolist())) == 1:  # nothing but copies: they cannot stay together
-        notes.append("warning: copies of the same bytes in train and in val: scores flatter")
-        side, copies = assign_sides(whole.targets, table.groups, (fraction,), policy.seed), 0
-    train, val = (np.flatnonzero(side == at).tolist() for at in (0, 1))
+    table: Table, contents: Mapping[str, int], split_options: SplitOptions
+) -> tuple[Manifest, Manifest, list[str]]:
+    """Draw val from the table at random, stratified by label; return train, val and notes.
+
+    Rows that must be on one side (example with 10 images, `val_fraction` 0.2):
+
+        data.group_by   scan            units that are dealt to the sides
+        not set         not run         10 images
+        set             not run         groups; an image with a blank cell is its own group
+        not set         two files same  8 images, and the 2 copies as one unit
+        set             two files same  groups; two groups that share a copy are one unit
+        any             all files same  as if not scanned, with a warning
+    """
+    if len(table) < 2:
+        raise DataError(
+            f"{table.origin}: {pluralize(len(table), 'image')}: too few to hold out some for "
+            f"validation; give data.val, or more images"
+        )
+    whole = align(table, choose_labels(table, split_options.labels))
+    fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
+    notes = []
+    # A file that was not scanned is like no other: its number is negative and its own.
+    rows = range(len(whole)) if contents else ()
+    numbers = [contents.get(whole.path(row), -1 - row) for row in rows]
+    copies = len(numbers) - len(set(numbers))
+    seed, groups = split_options.seed, table.groups
+    side = assign_sides(whole.targets, groups, (fraction,), seed, numbers if copies else None)
+    if copies and len(set(side.tolist())) == 1:  # one unit holds all images: divide the copies
+        notes.append(f"warning: copies of the same bytes in both train and val: {_TOO_HIGH}")
+        side, copies = assign_sides(whole.targets, groups, (fraction,), seed), 0
+    train, val = (np.flatnonzero(side == number).tolist() for number in (0, 1))
     if not train or not val:
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
-    grouped = "" if table.groups is None else ", groups kept whole"
-    grouped += f", {pluralize(copies, 'picture')} beside a copy of the same bytes" * bool(copies)
+    details = f"val_fraction {fraction:g}, stratified by label"
+    if groups is not None:
+        details += ", groups kept whole"
+    if copies:
+        details += f", {pluralize(copies, 'picture')} beside a copy of the same bytes"
     notes.append(
-        f"{len(val)} of {len(whole)} images held out for validation (val_fraction {fraction:g}, "
-        f"stratified by label{grouped}, seed {policy.seed})"
+        f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )
-    return whole.take(train), whole.take(val)
+    return whole.take(train), whole.take(val), notes
 
 
-def _groups_apart(table: Table) -> list[str]:
-    """A warning where the data itself puts rows of one group on both sides."""
+# ---- notes ------------------------------------------------------------------------------
+
+
+def _warn_of_divided_groups(table: Table) -> list[str]:
+    """Return a warning where the data itself puts rows of one group on both sides."""
     if table.groups is None or table.splits is None:
         return []
-    of: dict[str, set[str]] = {name: set() for name in ("train", "val")}
+    groups_of: dict[str, set[str]] = {name: set() for name in ("train", "val")}
     for group, side in zip(table.groups, table.splits, strict=True):
-        of[side].add(group)
-    both = len(of["train"] & of["val"] - {""})
-    return [f"warning: {pluralize(both, 'group')} in train and in val: scores flatter"] * bool(both)
+        groups_of[side].add(group)
+    both = len(groups_of["train"] & groups_of["val"] - {""})
+    if not both:
+        return []
+    return [f"warning: {pluralize(both, 'group')} in both train and val: {_TOO_HIGH}"]
 
 
-def _overlap(train: Table, val: Table) -> list[str]:
-    own = {os.path.normpath(join_location(train.root, name)) for name in train.names}
-    both = sum(os.path.normpath(join_location(val.root, name)) in own for name in val.names)
-    return [f"warning: {both} images stand in train and in val: scores flatter"] * bool(both)
+def _warn_of_overlap(train: Table, val: Table) -> list[str]:
+    """Return a warning where images of one path are in both tables."""
+    train_paths = {os.path.normpath(train.path(row)) for row in range(len(train))}
+    both = sum(os.path.normpath(val.path(row)) in train_paths for row in range(len(val)))
+    if not both:
+        return []
+    return [f"warning: {pluralize(both, 'image')} in both train and val: {_TOO_HIGH}"]
 
 
-def _label_notes(train: Manifest, val: Manifest) -> list[str]:
+def _note_unlearnable_labels(train: Manifest, val: Manifest) -> list[str]:
+    """Return a note for labels without a positive in a side, or without a negative in train."""
     notes = []
-    for side, name, what in ((train, "train", "cannot be learnt"), (val, "val", "have no AP")):
-        lacking = [side.labels.names[at] for at in np.flatnonzero(side.targets.counts()[0] == 0)]
+    for side, name, effect in ((train, "train", "cannot be learned"), (val, "val", "no AP")):
+        positives, _, _ = side.targets.counts()
+        lacking = [side.labels.names[column] for column in np.flatnonzero(positives == 0)]
         if lacking:
-            notes.append(f"{_shown(lacking)} without a positive in {name}: {what}")
+            notes.append(f"{_list_labels(lacking)} without a positive in {name}: {effect}")
     positives, negatives, unknown = train.targets.counts()
-    lacking = [train.labels.names[at] for at in np.flatnonzero((negatives == 0) & (positives > 0))]
+    columns = np.flatnonzero((negatives == 0) & (positives > 0))
+    lacking = [train.labels.names[column] for column in columns]
     if lacking:
         hint = "; if unknown means no, set data.unknown: negative" if unknown.any() else ""
-        notes.append(f"{_shown(lacking)} without a negative in train: cannot be learnt{hint}")
+        notes.append(
+            f"{_list_labels(lacking)} without a negative in train: cannot be learned{hint}"
+        )
     return notes
 
 
-def _shown(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-    return f"{pluralize(len(labels), 'label')} ({', '.join(labels[:10])}{more})"
+def _list_labels(labels: Sequence[str]) -> str:
+    """Return `2 labels (cat, dog)`; after ten names the others are counted."""
+    more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
+    return f"{pluralize(len(labels), 'label')} ({', '.join(labels[:MAX_LISTED])}{more})"

@@ -1,11 +1,12 @@
-"""Share images out so that every label keeps its share, and groups of images stay whole.
+"""Assign images to sides so that every label keeps its share and groups of images stay whole.
 
-    quotas -> how many positives of each label, and how many images, each side is to get
-    order  -> units (a group, or an image of none): those of the rarest label first
-    deal   -> each unit to the side that most lacks what it holds
+    quotas -> the number of positives of each label, and of images, that each side is to get
+    order  -> units (a group, or an image without group): those of the rarest label first
+    deal   -> each unit goes to the side that most lacks what the unit holds
 
-Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011), with the images counted as one label
-more, the commonest, so that sizes come out exactly. Memory goes with the positives, not with N * L.
+Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011). The images are counted as one more
+label, the most frequent one, so that the sizes of the sides come out exactly. Memory grows with
+the number of positives, not with N * L.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import Targets
 
 Ints = NDArray[np.int64]
-Unit = list[tuple[int, int]]  # label and number of positives, rarest label first, images last
+Unit = list[tuple[int, int]]  # (label, number of positives), rarest label first, images last
 
 
 def stratified_split(
@@ -28,22 +29,24 @@ def stratified_split(
     seed: int,
     groups: Ints | None = None,
 ) -> NDArray[np.int8]:
-    """The side of each image, a function of the arguments alone.
+    """Return the side of each image; equal arguments give equal sides.
 
-    Without groups, each side has round(size * fraction) images, at least one, and train the rest,
-    at least one. If train has as many images as there are labels, it has a positive of each. The
-    other sides are meant to have one too where there are enough; small sides may miss some.
+    Without groups, side 1, 2, ... has round(size * fraction) images, at least one. Train (side 0)
+    has the rest, at least one. If train has at least as many images as there are labels, it has a
+    positive of each label. The other sides get a positive of each label where there are enough;
+    small sides may miss some.
 
-    With groups, of two sides neither is off by more than half the largest group, if no group is
-    larger than a side. Larger groups come first and go where they fit, else to train, so that a
-    side stays empty if all groups are larger. Labels keep their shares as whole groups let them.
+    With groups: if there are two sides and no group is larger than a side, neither side is off by
+    more than half the largest group. Larger groups are dealt first. A group goes to a side where
+    it fits, else to train; so a side stays empty if all groups are larger than it. Labels keep
+    their shares as far as whole groups allow.
 
     Args:
         rows, columns: (P,) image and label of each positive, each pair once.
-        size, labels: N and L, N at least the number of sides.
+        size, labels: N and L; N is at least the number of sides.
         fractions: shares of sides 1, 2, ...; side 0, train, has the rest.
         seed: decides ties.
-        groups: (N,) group of each image.
+        groups: (N,) group of each image; None: each image is its own group.
 
     Returns:
         (N,) side of each image.
@@ -52,7 +55,7 @@ def stratified_split(
     assert 0 < min(fractions) <= sum(fractions) < 1
     units = np.arange(size) if groups is None else np.unique(groups, return_inverse=True)[1]
     totals = np.append(np.bincount(columns, minlength=labels), size)
-    # A label is its rank from here on, 0 the rarest; rank `labels`, the last, counts the images.
+    # From here on a label is its rank: 0 is the rarest label. The last rank counts the images.
     rank = np.argsort(np.argsort(totals, kind="stable"))
     cells = np.append(units[rows] * (labels + 1) + rank[columns], units * (labels + 1) + labels)
     cells, counts = np.unique(cells, return_counts=True)
@@ -61,17 +64,28 @@ def stratified_split(
 
 
 def _quotas(totals: Ints, fractions: Sequence[float]) -> Ints:
-    """(L+1,) totals -> (sides, L+1) shares: one at least, where short to train, then side 1."""
+    """Divide (L+1,) totals into the (sides, L+1) numbers that each side is to get.
+
+    Each side gets at least one of each label. Where there are too few, train comes first, then
+    side 1, then side 2: the last sides get none.
+    """
     left, quotas = totals, []
-    for after, fraction in zip(reversed(range(len(fractions))), fractions, strict=True):
+    for sides_after, fraction in zip(reversed(range(len(fractions))), fractions, strict=True):
         share = np.maximum(np.rint(totals * fraction).astype(np.int64), 1)
-        quotas.append(np.minimum(share, np.maximum(left - 1 - after, left > 1)))
+        # Keep one for train and one for each later side, but take one as long as train keeps one.
+        quotas.append(np.minimum(share, np.maximum(left - 1 - sides_after, left > 1)))
         left = left - quotas[-1]
     return np.array([left, *quotas])
 
 
 class _Sides:
-    """What each side still lacks of each label, and of images last."""
+    """Counts what each side still lacks of each label; the last count is of images.
+
+    Attributes:
+        lacks: side -> label -> positives still wanted; negative where there are too many.
+        worth: side -> label -> 1 / quota: a positive weighs more where few are wanted.
+        room: side -> images wanted at the start.
+    """
 
     def __init__(self, want: Ints) -> None:
         self.lacks: list[list[int]] = want.tolist()
@@ -79,13 +93,17 @@ class _Sides:
         self.room: list[int] = want[:, -1].tolist()
 
     def best(self, unit: Unit) -> int:
-        """The side that lacks the unit's rarest label; of several, the one that gains most."""
+        """Return the side that gains most from the unit; train where it fits nowhere.
+
+        Sides that lack the unit's rarest label come before all others.
+        """
         (rarest, number), (_, images) = unit[0], unit[-1]
         chosen, most = 0, (False, -np.inf)
         for side, (lacks, worth) in enumerate(zip(self.lacks, self.worth, strict=True)):
-            if images > min(self.room[side], 2 * lacks[-1]):  # nearer without the unit
+            if images > min(self.room[side], 2 * lacks[-1]):  # its size is nearer without the unit
                 continue
-            gain = 0.0  # each positive, one by one: the share of its quota that lacks before it
+            # Add the positives one by one: each gains the share of its quota that lacks before it.
+            gain = 0.0
             for label, count in unit:
                 gain += count * (2 * lacks[label] + 1 - count) * worth[label]
             if (fit := (2 * lacks[rarest] >= number, gain)) > most:
@@ -93,22 +111,31 @@ class _Sides:
         return chosen
 
     def give(self, side: int, unit: Unit) -> int:
-        """Count the unit as the side's, and return the side."""
+        """Give the unit to the side: count its positives; return the side."""
         for label, count in unit:
             self.lacks[side][label] -= count
         return side
 
 
 def _deal(labels: Ints, counts: Ints, want: Ints, rng: np.random.Generator) -> NDArray[np.int8]:
-    """The side of each unit, given what they hold, unit after unit."""
+    """Return the side of each unit.
+
+    Args:
+        labels, counts: labels and numbers of positives of all units, one unit after the other.
+            The last entry of each unit has label L: its number of images.
+        want: (sides, L+1) quotas.
+        rng: decides the order of units that are alike.
+    """
     ends = np.flatnonzero(labels == want.shape[1] - 1) + 1
     starts, images = np.append(0, ends[:-1]), counts[ends - 1]
-    large = np.maximum(images, want[:, -1].min())  # for some side: first, while others have room
+    # Units larger than the smallest side come first, while the other sides still have room.
+    large = np.maximum(images, want[:, -1].min())
     order = np.lexsort([rng.random(len(ends)), -images, labels[starts], -large])
     dealt, sides = np.full(len(ends), -1, np.int8), _Sides(want)
     cells = np.stack([labels, counts], axis=1)
 
-    # No label is held out whole: train has a unit of each first, the one that would be dealt last.
+    # Train must have a positive of each label. So it first gets one unit per label: the one that
+    # would be dealt last.
     last = np.zeros(want.shape[1], np.int64)
     np.maximum.at(last, labels, np.repeat(np.argsort(order), ends - starts))
     for label, unit in enumerate(order[last[:-1]].tolist()):
@@ -128,22 +155,39 @@ def assign_sides(
     seed: int,
     contents: Sequence[int] | None = None,
 ) -> NDArray[np.int8]:
-    """(N,) 0 for train, 1, 2 ... for the sides with those shares, stratified by label.
+    """Return the (N,) side of each image, stratified by label; 0 is train.
 
-    Images of one group, and those whose `contents` are equal, are on one side.
+    Images of one group are on one side, and so are images whose `contents` are equal. Images that
+    are linked by a chain of both are on one side too:
+
+        image     a   b   c   d
+        groups    x   x   y   ""     "" is no group: d is alone
+        contents  1   2   2   4
+        units     0   0   0   1      a and b by group, b and c by content
+
+    Args:
+        targets: (N, L) states; positives are what is stratified.
+        groups: N group names, or None.
+        fractions: shares of sides 1, 2, ...; train has the rest.
+        seed: decides ties.
+        contents: N numbers, equal for files with the same bytes, or None.
     """
     numbers = None
     if groups is not None:  # a blank cell is a group of its own
-        named = [group or f"\0{row}" for row, group in enumerate(groups)]
-        numbers = np.unique(np.array(named), return_inverse=True)[1]
+        names = [group or f"\0{row}" for row, group in enumerate(groups)]
+        numbers = np.unique(np.array(names), return_inverse=True)[1]
     if contents is not None:
-        own = np.unique(np.array(contents), return_inverse=True)[1]
-        numbers = own if numbers is None else _components(numbers, own)
+        copies = np.unique(np.array(contents), return_inverse=True)[1]
+        numbers = copies if numbers is None else _join_partitions(numbers, copies)
     return stratified_split(*targets.positives(), *targets.shape, fractions, seed, numbers)
 
 
-def _components(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) numbers that rows share which either partition puts together, by whatever chain."""
+def _join_partitions(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (N,) numbers: rows that share a number in `first` or in `second` share one here.
+
+    These are the connected components. The least number spreads along both partitions until
+    nothing changes.
+    """
     numbers = first
     while True:
         least = np.full(second.max() + 1, len(first))

@@ -1,7 +1,7 @@
-"""What one table or folder says, before a run fixes the label columns.
+"""Table: the content of one table or folder, before a run fixes the label columns.
 
 file or folder + SourceOptions -> Table, with its Faults
-LabelLists.add(the labels of a row) -> Targets -> Table
+LabelLists.add(labels of a row) -> Targets -> Table
 """
 
 from array import array
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import BLOCK_BYTES, NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
-from mlfinetune.location import Location
+from mlfinetune.location import Location, join_location
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read a table or folder; the keys of the config's `data` section say what each does."""
+    """Options for reading a table or folder; the config's `data` section documents each key."""
 
     format: str = "auto"
     images: Location | None = None
@@ -37,13 +37,14 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a row, or with the picture that it names.
+    """An error in a row, or in the picture that the row names.
 
     Attributes:
-        place: where it stands, as `line 12`.
+        place: where it is in the source, as `line 12`, `annotation 3` or a file name.
         text: what is wrong.
-        row: its row in the table, where it became one.
-        picture: True where the row is sound and its picture is not: `bad_images` decides.
+        row: index of the row in the table; None where the bad entry gave no row.
+        picture: True where the row is good and its picture is bad; then `data.bad_images` says
+            whether the picture is skipped. A bad row is never skipped.
     """
 
     place: str
@@ -57,23 +58,24 @@ class Fault:
 
 @dataclass(frozen=True)
 class Table:
-    """What one table or folder says, before a run fixes the columns.
+    """Content of one table or folder: N image names, their targets for L labels, and faults.
 
     Attributes:
-        origin: the file, folder or URL.
-        format: what it was read as.
+        origin: the file, folder or URL that was read.
+        format: name of its format, as `csv`.
         root: the folder, or the URL, that names are relative to.
-        names: N paths as they stand there.
-        targets: (N, L) in {1, 0, -1}.
-        unnamed: (N,) int8: what a row says of a label that the table does not have: 0 where
-            rows list the labels that hold, -1 where nothing is said.
-        labels: what the L columns mean.
-        lines: (N,) the line of each row, where there are lines; else names say where a row is.
-        splits: N of `train`, `val`, `test`, or None where nothing tells them.
-        groups: N cells of the column that `group_by` names.
-        delimiter: what separates the labels in a cell, given or detected, where anything does.
-        notes: what was seen and decided, for the user to read.
-        faults: what is wrong with it.
+        names: N image paths, as the source writes them.
+        targets: (N, L) in {1, 0, -1}: positive, negative, unknown.
+        unnamed: (N,) int8: the state of each row for any label that the table does not have: 0
+            where rows list their labels (not listed means absent), -1 where each label has a
+            column (no column means unknown).
+        labels: the names of the L columns.
+        lines: (N,) line number of each row, where the source has lines; else None.
+        splits: N of `train`, `val`, `test`; None where the source has no splits.
+        groups: N cells of the column that `group_by` names; else None.
+        delimiter: what separates the labels in a cell, given or detected; else None.
+        notes: what the reader saw and decided, as lines for the user.
+        faults: all errors in rows and pictures.
     """
 
     origin: Location
@@ -93,16 +95,20 @@ class Table:
     def __len__(self) -> int:
         return len(self.names)
 
-    def place(self, row: int) -> str:
-        """Where a row stands, as `line 12`."""
+    def path(self, row: int) -> str:
+        """Return the path or URL of the picture of a row."""
+        return join_location(self.root, self.names[row])
+
+    def find_place(self, row: int) -> str:
+        """Return where a row is in the source: `line 12`, or its image name without lines."""
         return self.names[row] if self.lines is None else f"line {self.lines[row]}"
 
     def fault(self, row: int, text: str, picture: bool = False) -> Fault:
-        """A fault of a row, or of its picture."""
-        return Fault(self.place(row), text, row, picture)
+        """Return a fault of a row, or of its picture."""
+        return Fault(self.find_place(row), text, row, picture)
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Table":
-        """Those rows, in that order."""
+        """Return the table of these rows only, in this order."""
         rows = [int(row) for row in rows]
         return replace(
             self,
@@ -117,7 +123,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is not used, where it stands in its table, and why."""
+    """A picture that is not used: its name, its place in the table (as `line 12`), the reason."""
 
     name: str
     place: str
@@ -125,13 +131,18 @@ class Skipped:
 
 
 class LabelLists:
-    """Rows that name the labels that hold, as they are read."""
+    """Collects rows that list their labels, one row at a time, and packs them into a Table.
+
+    lists.add(["cat"]); lists.add(["dog", "cat"], unknown=["fox"])
+    lists.labels     cat dog fox
+    lists.targets()  [[1, 0, 0], [1, 1, -1]]
+    """
 
     def __init__(self, labels: Iterable[str] = ()) -> None:
-        """With `labels` those have columns even where no row names them."""
+        """Start without rows; `labels` get the first columns, even if no row names them."""
         names = dict.fromkeys(labels)
-        self.column: dict[str, int] = {name: at for at, name in enumerate(names)}
-        # A state each: the columns of all rows, one row after the other, and where each row ends.
+        self.column: dict[str, int] = {name: index for index, name in enumerate(names)}
+        # Per state: the label columns of all rows, one row after the other, and each row's end.
         self._columns = {state: array("i") for state in (UNKNOWN, POSITIVE)}
         self._ends = {state: array("q") for state in (UNKNOWN, POSITIVE)}
 
@@ -140,19 +151,19 @@ class LabelLists:
 
     @property
     def labels(self) -> LabelSpace:
-        """In order of first appearance."""
+        """The labels in order of first appearance."""
         return LabelSpace(tuple(self.column))
 
     def add(self, positive: Iterable[str], unknown: Iterable[str] = ()) -> None:
-        """One more row; a label that stands in both is positive."""
-        number = self.column
+        """Add a row; a label in both lists is positive."""
+        column = self.column
         for state, names in ((UNKNOWN, unknown), (POSITIVE, positive)):
             columns = self._columns[state]
-            columns.extend([number.setdefault(name, len(number)) for name in names])
+            columns.extend([column.setdefault(name, len(column)) for name in names])
             self._ends[state].append(len(columns))
 
     def targets(self) -> Targets:
-        """What the rows say; 0 of the labels that a row does not name."""
+        """Return the (N, L) targets; a label that a row does not name is 0."""
         return Targets.pack(self._blocks(), len(self.column))
 
     def table(
@@ -167,7 +178,7 @@ class LabelLists:
         notes: Iterable[str] = (),
         faults: Iterable[Fault] = (),
     ) -> Table:
-        """The rows as a Table, in which a label that no row has holds for none of them."""
+        """Return the rows as a Table; labels that it does not have are absent from every row."""
         return Table(
             origin=origin,
             format=format,
@@ -187,7 +198,7 @@ class LabelLists:
         for first in range(0, len(self), step):
             last = min(first + step, len(self))
             block = np.zeros((last - first, len(self.column)), np.int8)
-            for state, columns in self._columns.items():  # what holds is written last
+            for state, columns in self._columns.items():  # positive last: it wins
                 ends = np.array(self._ends[state][max(0, first - 1) : last], dtype=np.int64)
                 starts = ends[:-1] if first else np.concatenate([[0], ends[:-1]])
                 ends = ends[1:] if first else ends

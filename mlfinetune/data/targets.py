@@ -1,8 +1,8 @@
 """(N, L) targets in {1, 0, -1}, two bits each: a million images of a thousand labels in 250 MB.
 
-LabelLists.add(row's labels) -> Targets       rows that name the labels that hold
-Targets.pack(dense blocks)   -> Targets       rows that say something of every label
-Targets[rows]                -> int8 (n, L)   what a batch needs
+LabelLists.add(labels of a row) -> Targets       rows that list their labels (data/table.py)
+Targets.pack(dense blocks)      -> Targets       rows that give a state for every label
+Targets[rows]                   -> int8 (n, L)   what a batch needs
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
-"""The three states of a target. UNKNOWN is masked in the loss and in every metric."""
+"""States of a target. UNKNOWN is masked in the loss and in every metric."""
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The labels, in column order."""
+    """The labels in column order."""
 
     names: tuple[str, ...]
 
@@ -28,34 +28,35 @@ class LabelSpace:
 
     @cached_property
     def column(self) -> dict[str, int]:
-        """Label -> its column."""
-        return {name: i for i, name in enumerate(self.names)}
+        """Label -> index of its column."""
+        return {name: index for index, name in enumerate(self.names)}
 
 
 BLOCK_BYTES = 2**23
-"""Bytes of the dense blocks that whole-table work goes through."""
+"""Largest size in bytes of the dense blocks in which a whole table is processed."""
 
 _STATES = np.array([0, 1, 0, -1], np.int8)
-"""Two bits -> state. 2 is free: readers mark with it what they could not read."""
+"""Two bits -> state. Code 2 is free: readers mark with it a cell that they could not read."""
 
 _UNPACKED = _STATES[np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3]
-"""(256, 4): a byte -> its four states."""
+"""(256, 4): byte -> its four states."""
 
 _FOUR_AT_ONCE = np.ascontiguousarray(_UNPACKED).view("<u4").ravel()
-"""(256,): the same as one number of four bytes, which numpy looks up several times faster."""
+"""(256,): byte -> its four states as one uint32; numpy looks these up several times faster."""
 
 
 class Targets:
-    """(N, L) states, unpacked where they are indexed."""
+    """(N, L) states, two bits each; indexing unpacks the rows asked for."""
 
     def __init__(self, packed: NDArray[np.uint8], labels: int) -> None:
-        """Take (N, ceil(L / 4)) bytes, the first label in the lowest bits."""
+        """Wrap (N, ceil(L / 4)) bytes; the first label of a byte is in its lowest bits."""
         assert packed.shape[1] == -(-labels // 4)
-        self.packed, self._labels = packed, labels
+        self.packed = packed
+        self._labels = labels
 
     @classmethod
     def pack(cls, blocks: Iterable[NDArray[Any]], labels: int) -> "Targets":
-        """The rows of (n, L) int8 blocks, one after the other."""
+        """Return the targets of (n, L) int8 blocks, whose rows follow one another."""
         width = -(-labels // 4)
         packed = [np.empty((0, width), np.uint8), *(pack_codes(block & 3) for block in blocks)]
         return cls(np.concatenate(packed), labels)
@@ -65,58 +66,64 @@ class Targets:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(N, L)."""
+        """Number of rows and of labels: (N, L)."""
         return len(self.packed), self._labels
 
     def __getitem__(self, rows: Any) -> NDArray[np.int8]:
-        """(L,) for a number, (n, L) for a slice or an array of row numbers."""
+        """Return int8 states: (L,) for a row number, (n, L) for a slice or an array of numbers."""
         states: NDArray[np.int8] = _FOUR_AT_ONCE[self.packed[rows]].view(np.int8)
         return states[..., : self._labels]
 
     def blocks(self, labels: int = 0) -> Iterator[tuple[int, NDArray[np.int8]]]:
-        """(first row, (n, L) states) of all rows, a few megabytes of them, or of (n, labels)."""
+        """Yield (first row, (n, L) states) for all rows, in blocks of at most `BLOCK_BYTES`.
+
+        Where the caller makes blocks with more columns of these, `labels` is their number.
+        """
         step = max(1, BLOCK_BYTES // max(1, labels, self._labels))
         for start in range(0, len(self), step):
             yield start, self[start : start + step]
 
     def take(self, rows: Any) -> "Targets":
-        """The rows of those numbers, in that order."""
+        """Return the targets of these rows only, in this order."""
         return Targets(self.packed[rows], self._labels)
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(L,) positives, negatives and unknowns."""
+        """Return the numbers of positives, negatives and unknowns, (L,) each."""
         bits = np.zeros((8, self.packed.shape[1]), np.int64)
-        for start in range(0, len(self), 255):  # a byte can count so many
+        for start in range(0, len(self), 255):  # a byte counts to 255
             rows = self.packed[start : start + 255]
             for bit in range(8):
                 bits[bit] += (rows >> bit & 1).sum(axis=0, dtype=np.uint8)
-        low, high = (bits[at::2].T.ravel()[: self._labels] for at in (0, 1))
+        low, high = (bits[first::2].T.ravel()[: self._labels] for first in (0, 1))
+        # Codes of two bits: 0 is 00, 1 is 01, unknown is 11. So the high bit counts unknowns.
         return low - high, len(self) - low, high
 
     def any_positive(self) -> NDArray[np.bool_]:
-        """(N,) does a row have a label that holds?"""
-        found = np.zeros(len(self), bool)
+        """Return (N,) bools: whether a row has a positive target."""
+        positive = np.zeros(len(self), bool)
         for start in range(0, len(self), 4096):
             rows = self.packed[start : start + 4096]
-            found[start : start + 4096] = (rows & ~(rows >> 1) & 0b01010101).any(axis=1)
-        return found
+            # 01 is positive: the low bit is set, the high bit is not.
+            positive[start : start + 4096] = (rows & ~(rows >> 1) & 0b01010101).any(axis=1)
+        return positive
 
     def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column of every positive target, by rows."""
-        found = [np.empty((2, 0), np.int64)]
+        """Return (P,) rows and (P,) columns of the positive targets, sorted by row."""
+        parts = [np.empty((2, 0), np.int64)]
         for start, block in self.blocks():
             flat = np.flatnonzero(block == POSITIVE)  # much faster than two dimensions at once
             rows, columns = np.divmod(flat, self._labels)
-            found.append(np.stack([rows + start, columns]))
-        rows, columns = np.concatenate(found, axis=1)
+            parts.append(np.stack([rows + start, columns]))
+        rows, columns = np.concatenate(parts, axis=1)
         return rows, columns
 
 
 def pack_codes(codes: NDArray[Any]) -> NDArray[np.uint8]:
-    """(n, L) numbers from 0 to 3 -> (n, ceil(L / 4)) bytes."""
+    """Pack (n, L) numbers from 0 to 3 into (n, ceil(L / 4)) bytes."""
     rows, labels = codes.shape
     padded = np.zeros((rows, -(-labels // 4) * 4), np.uint8)
     padded[:, :labels] = codes
-    # Four bytes as a number: the product has them side by side, two bits each, in its top byte.
+    # A uint32 holds four codes, one a byte. Multiplying by these shifts gathers all four, two bits
+    # each, in the top byte.
     products = padded.view("<u4") * np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
     return (products >> np.uint32(24)).astype(np.uint8)

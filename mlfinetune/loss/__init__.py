@@ -1,6 +1,12 @@
-"""The loss: `sigmoid_cross_entropy` and its relatives, and `build_loss` that binds their settings.
+"""The loss: `sigmoid_cross_entropy`, its relatives, and `build_loss` that binds their settings.
 
 logits (..., L), targets (..., L) in [0, 1] or -1  ->  scalar, or (..., L) with reduction="none"
+Start at reference.py, the definition; operator.py chooses who computes: blocks.py, or kernel.py.
+
+A new loss of this family takes four steps: a field of `Form` and its term in reference.py; the same
+in blocks.py (`elementwise`) and in kernel.py (`_loss_and_slope`); a function here, with an entry in
+`build_loss`; its name and keys in config/sections.py. The tests compare all three with the
+reference.
 """
 
 import math
@@ -24,7 +30,7 @@ __all__ = [
 ]
 
 Loss = Callable[..., Tensor]
-"""loss(logits, targets, divisor=...) -> Tensor."""
+"""Function loss(logits, targets, divisor=...) -> Tensor."""
 
 
 def sigmoid_cross_entropy(
@@ -49,22 +55,23 @@ def sigmoid_cross_entropy(
         pos_weight: (L,) or a scalar tensor: weight of the positive part of each label's loss.
         label_smoothing: s in [0, 1): targets become t*(1-s) + s/2.
         reduction: "mean" over the known targets (0 where none is known), "sum", or "none".
-        divisor: positive scalar tensor: what "mean" divides by in place of the count of its own
-            known targets, where the batch is a piece of a larger one.
+        divisor: positive scalar tensor that "mean" divides by, instead of the number of its own
+            known targets. Give it where the batch is a part of a larger one.
         backend: "auto" (Triton's kernel on a GPU, plain torch elsewhere), "triton" or "torch".
 
     Returns:
         A float32 (float64 for float64 logits) scalar, or the shape of `logits` for "none",
-        where unknown targets give 0. Its gradient can be taken once ("none" and float64: again).
+        where unknown targets give 0. Its gradient can be taken once; with "none" or float64,
+        again and again.
 
     Raises:
         ValueError: shapes or devices that differ, integer logits, targets or weights that need a
-            gradient, settings out of range, or a backend that cannot be had.
+            gradient, settings out of range, or a backend that is not available.
 
     Source: the log-sum-exp form of binary cross entropy; see `mlfinetune.loss.reference`.
     """
     form = Form(label_smoothing=label_smoothing)
-    return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
+    return _check_and_compute(logits, targets, pos_weight, form, reduction, divisor, backend)
 
 
 def asymmetric_loss(
@@ -80,7 +87,7 @@ def asymmetric_loss(
     divisor: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Asymmetric loss: easy negatives fade with `gamma_neg`, those below `clip` count nothing.
+    """Asymmetric loss: easy negatives weigh less, negatives with p below `clip` weigh nothing.
 
     With p = sigmoid(x), a positive costs (1-p)^gamma_pos * -log(p) and a negative
     p_m^gamma_neg * -log(1-p_m), where p_m = max(p - clip, 0). Gammas and clip of 0 give
@@ -89,12 +96,12 @@ def asymmetric_loss(
     Args:
         gamma_neg, gamma_pos: focusing exponents, at least 0.
         clip: in [0, 1).
-        Others: as `sigmoid_cross_entropy`, which also says what is returned and raised.
+        Other arguments, returns and errors: see `sigmoid_cross_entropy`.
 
     Source: Ben-Baruch et al. 2021, Asymmetric Loss for Multi-Label Classification.
     """
     form = Form(label_smoothing, gamma_neg, gamma_pos, clip)
-    return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
+    return _check_and_compute(logits, targets, pos_weight, form, reduction, divisor, backend)
 
 
 def focal_loss(
@@ -109,15 +116,15 @@ def focal_loss(
     divisor: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Focal loss: what is classified well already fades with `gamma`.
+    """Focal loss: targets that are classified well already weigh less, the more so with `gamma`.
 
     With p = sigmoid(x), a positive costs alpha * (1-p)^gamma * -log(p) and a negative
     (1-alpha) * p^gamma * -log(1-p).
 
     Args:
         gamma: focusing exponent, at least 0.
-        alpha: in (0, 1), the share of positives; None weighs both sides by 1.
-        Others: as `sigmoid_cross_entropy`, which also says what is returned and raised.
+        alpha: in (0, 1), the weight of positives; negatives weigh 1 - alpha. None: both weigh 1.
+        Other arguments, returns and errors: see `sigmoid_cross_entropy`.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection.
     """
@@ -129,7 +136,7 @@ def focal_loss(
         share = logits.new_full((), alpha, dtype=exact)
         pos_weight = share if pos_weight is None else share * pos_weight
         form = form._replace(negative_weight=1 - alpha)
-    return _loss(logits, targets, pos_weight, form, reduction, divisor, backend)
+    return _check_and_compute(logits, targets, pos_weight, form, reduction, divisor, backend)
 
 
 def build_loss(
@@ -140,14 +147,18 @@ def build_loss(
     backend: str = "auto",
     **settings: float,
 ) -> Loss:
-    """The loss with its settings bound: call it with (logits, targets, divisor=...).
+    """Return the loss with its settings bound: call it with (logits, targets, divisor=...).
 
     Args:
         name: "sce", "asl" or "focal".
         pos_weight: (L,) on the device of the logits, or None.
         label_smoothing: in [0, 1).
         backend: "auto", "triton" or "torch".
-        settings: of `asymmetric_loss` or `focal_loss`.
+        settings: of `asymmetric_loss` or `focal_loss`, such as `gamma=2.0`.
+
+    Raises:
+        ValueError: pos_weight is negative or not finite.
+        KeyError: there is no loss of this name.
     """
     if pos_weight is not None and not (torch.isfinite(pos_weight) & (pos_weight >= 0)).all():
         raise ValueError("pos_weight must be finite and not negative")
@@ -165,7 +176,7 @@ def build_loss(
     )
 
 
-def _loss(
+def _check_and_compute(
     logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,
@@ -174,7 +185,7 @@ def _loss(
     divisor: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """Check, choose the backend, and compute in two dimensions."""
+    """Check the arguments, choose the backend, and compute on (N, L) views."""
     if logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ")
     if not logits.is_floating_point():
@@ -196,7 +207,7 @@ def _loss(
 
 
 def _check_given(name: str, given: Tensor | None, logits: Tensor, shape: tuple[int, ...]) -> None:
-    """A constant, of this shape or a scalar, beside the logits."""
+    """Raise a ValueError unless `given` is a constant, of this shape or (), beside the logits."""
     if given is None:
         return
     if given.dim() and given.shape != shape:
@@ -208,7 +219,7 @@ def _check_given(name: str, given: Tensor | None, logits: Tensor, shape: tuple[i
 
 
 def _check_form(form: Form) -> None:
-    """Settings in their ranges."""
+    """Raise a ValueError where a setting is out of its range."""
     if not 0 <= form.label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {form.label_smoothing}")
     if not (0 <= form.gamma_neg < math.inf and 0 <= form.gamma_pos < math.inf):

@@ -2,17 +2,17 @@
 
     logits (N, L), targets (N, L)  ->  loss, its gradient for the logits
 
-A block and its temporaries stay in cache, so that memory is read once and written once, and the
-gradient is computed beside the loss. float32 inside, float64 for float64 logits.
+A block and its temporaries stay in the processor's cache, so memory is read once and written once.
+The gradient is computed together with the loss. float32 inside, float64 for float64 logits.
 
-Where every target is 0, 1 or unknown and nothing is weighted, with z = x for a negative and -x for
-a positive,
+Hard targets (each 0, 1 or unknown) without weights take a shorter way. With z = x for a negative
+and z = -x for a positive,
 
     loss = softplus(z) = max(z, 0) + log1p(e)      d loss / dz = sigmoid(z)      e = exp(-|z|)
 
-Of all these log1p only the sum is wanted, and log1p(a) + log1p(b) = log1p(a + b + a*b): a sum of
-terms of one sign, in which no small a is lost. Halves of the block are joined so, five times over
-(no product of 32 factors below 2 overflows), and one log1p serves 32 logits.
+Only the sum of the log1p is needed, and log1p(a) + log1p(b) = log1p(a + b + a*b): all terms have
+one sign, so no small a is lost. The two halves of the block are joined in this way five times, and
+one log1p serves 32 logits. No product of 32 factors (1 + e) <= 2 overflows.
 """
 
 import math
@@ -29,18 +29,24 @@ from torch.nn.functional import softplus
 from mlfinetune.loss.reference import Form
 
 BLOCK = 2**19
-"""Elements: fewer and the number of operations shows, more and memory does (measured)."""
+"""Elements of a block. Smaller: calls cost more than arithmetic; larger: memory does (measured)."""
 SMALL = 2**14
-"""Elements below which the time of a call is not arithmetic but the number of operations."""
+"""Elements below which a call's time is the number of its operations, not their arithmetic."""
 PLAIN = Form()
 _KEPT = threading.local()
 
 
 def gradient_dtype(logits: torch.dtype, reduction: str) -> torch.dtype:
-    """The type in which a gradient waits for its last factor.
+    """Return the type in which the gradient is kept until backward multiplies it by grad_output.
 
-    That of the logits, so that nothing is converted; but a factor comes too late for what float16
-    has rounded to 0 (a GradScaler's is 65536), and one an element is worth a better type.
+    It is the logits' own type, so that nothing is converted, but for two cases. float16 would round
+    small gradients to 0 before a GradScaler's factor (65536) can lift them. And with "none",
+    bfloat16 gradients are multiplied by a factor each, which rounds them a second time.
+
+        logits     mean, sum   none
+        float32    float32     float32
+        bfloat16   bfloat16    float32
+        float16    float32     float32
     """
     if logits == torch.float16 or (reduction == "none" and logits == torch.bfloat16):
         return torch.float32
@@ -56,15 +62,15 @@ def value_and_gradient(
     reduction: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, divided by the divisor already.
+    """Compute the loss and its gradient, with the division of "mean" in both.
 
     Args:
         logits, targets: (N, L).
         pos_weight: (L,), () or None.
-        divisor: () what the mean divides by; None: the count of known targets.
-        form: which member of the family.
+        divisor: () that the mean divides by; None: the number of known targets.
+        form: the member of the family.
         reduction: "mean", "sum" or "none".
-        gradient: is it wanted? Else an empty tensor is given.
+        gradient: False: the gradient is not needed, and an empty tensor stands for it.
 
     Returns:
         The loss, () or (N, L), float32 (float64 for float64 logits); the gradient, (N, L) or
@@ -84,54 +90,58 @@ def value_and_gradient(
     masked = targets.dtype.is_signed and targets.numel() > 0 and not float(targets.amin()) >= 0
     scale = 1.0
     if reduction == "mean":
-        scale = 1 / _count(targets, masked) if divisor is None else float(divisor.reciprocal())
+        scale = (
+            1 / _count_known(targets, masked) if divisor is None else float(divisor.reciprocal())
+        )
     hard = pos_weight is None and form == PLAIN and _is_hard(targets)
     if hard and logits.numel() < SMALL:
-        total, grad = _hard_and_few(logits, targets, masked, scale, dtype)
+        total, grad = _compute_small(logits, targets, masked, scale, dtype)
         if not masked or math.isfinite(total):
             loss = torch.scalar_tensor(total * scale, dtype=dtype, device=logits.device)
             return loss, grad.to(saved) if gradient else grad.new_empty(0, dtype=saved)
     settings: dict[str, Any] = {"masked": masked, "dtype": dtype, "scale": scale}
-    every: Callable[..., float] = partial(_any, **settings, weight=pos_weight, form=form)
-    losses = partial(_hard, **settings) if hard else every
+    every: Callable[..., float] = partial(_compute_block, **settings, weight=pos_weight, form=form)
+    losses = partial(_compute_hard_block, **settings) if hard else every
     grad = torch.empty(logits.shape if gradient else 0, dtype=saved, device=logits.device)
     total = 0.0
-    for block in _blocks(logits, targets, grad if gradient else None):
+    for block in _split_blocks(logits, targets, grad if gradient else None):
         part = losses(*block)
-        if masked and not math.isfinite(part):  # perhaps of logits whose targets are unknown
+        # An infinite logit with an unknown target spoils the short way: inf * 0 is NaN. The general
+        # way sets losses of unknown targets to 0, and gives the sum of the others.
+        if masked and not math.isfinite(part):
             part = every(*block)
         total += part
     return torch.scalar_tensor(total * scale, dtype=dtype, device=logits.device), grad
 
 
-def _hard_and_few(
+def _compute_small(
     x: Tensor, targets: Tensor, masked: bool, scale: float, dtype: torch.dtype
 ) -> tuple[float, Tensor]:
-    """The sum of the losses for targets of 0, 1 and -1, and its gradient times the scale.
+    """Return the sum of the losses for targets of 0, 1 and -1, and its gradient times `scale`.
 
-    With the fewest operations: their number is the time of a small batch.
+    It uses the fewest operations: their number decides the time of a small batch.
     """
-    sign = _sign(targets).to(dtype)
+    sign = _compute_sign(targets).to(dtype)
     known = targets >= 0 if masked else None
     if known is not None:
         sign.mul_(known)
     z = x * sign
     losses = softplus(z, 1, 40)
-    total = _sum(losses if known is None else losses.mul_(known))
+    total = _sum_finite(losses if known is None else losses.mul_(known))
     return total, z.sigmoid_().mul_(sign.mul_(scale))
 
 
-def _count(targets: Tensor, masked: bool) -> int:
-    """Known targets, at least 1."""
+def _count_known(targets: Tensor, masked: bool) -> int:
+    """Return the number of known targets, at least 1."""
     if not masked:
         return max(1, targets.numel())
-    return max(1, sum(int((t >= 0).sum()) for _, t, _ in _blocks(targets, targets, None)))
+    return max(1, sum(int((t >= 0).sum()) for _, t, _ in _split_blocks(targets, targets, None)))
 
 
-def _blocks(
+def _split_blocks(
     logits: Tensor, targets: Tensor, grad: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Some rows of each at a time."""
+    """Yield the same rows of all three, some at a time."""
     if logits.numel() <= BLOCK:
         yield logits, targets, grad
         return
@@ -141,10 +151,10 @@ def _blocks(
         yield logits[block], targets[block], None if grad is None else grad[block]
 
 
-# ---- every block: the sum of its losses; its gradient, times the scale, goes into `grad` -----
+# ---- one block: returns the sum of its losses, writes its gradient times the scale into `grad`
 
 
-def _any(
+def _compute_block(
     x: Tensor,
     targets: Tensor,
     grad: Tensor | None,
@@ -155,16 +165,16 @@ def _any(
     weight: Tensor | None,
     form: Form,
 ) -> float:
-    """Soft, weighted, smoothed, focused."""
+    """Compute one block for any member of the family, and any targets."""
     unknown = ~(targets >= 0) if masked else None
-    buffers = iter(_buffers(x, dtype))
+    buffers = iter(_take_buffers(x, dtype))
     values, slopes = elementwise(x.to(dtype), targets, unknown, weight, form, buffers)
     if grad is not None:
         grad.copy_(slopes.mul_(scale))
-    return _sum(values)
+    return _sum_finite(values)
 
 
-def _hard(
+def _compute_hard_block(
     x: Tensor,
     targets: Tensor,
     grad: Tensor | None,
@@ -173,19 +183,19 @@ def _hard(
     dtype: torch.dtype,
     scale: float,
 ) -> float:
-    """Targets of 0, 1 and -1, with the least arithmetic, in buffers that are kept."""
-    sign, a, b, z, *_ = _buffers(x, dtype)
-    sign.copy_(_sign(targets))
+    """Compute one block of the plain loss for targets of 0, 1 and -1, in buffers that are kept."""
+    sign, a, b, z, *_ = _take_buffers(x, dtype)
+    sign.copy_(_compute_sign(targets))
     known = (targets + 1).clamp_(0, 1) if masked else None
     if known is not None:
         sign.mul_(known)
     z = grad if grad is not None and grad.dtype == dtype else z
     torch.mul(x, sign, out=z)
-    total = _sum(torch.clamp(z, min=0, out=a))
+    total = _sum_finite(torch.clamp(z, min=0, out=a))
     chance = z.sigmoid_()
     rest = torch.sub(1, chance, out=a)
     e = torch.minimum(chance, rest, out=b).div_(torch.maximum(chance, rest, out=rest))
-    total += _sum(_joined((e if known is None else e.mul_(known)).view(-1)).log1p_())
+    total += _sum_finite(_join_pairs((e if known is None else e.mul_(known)).view(-1)).log1p_())
     if grad is not None:
         chance.mul_(sign).mul_(scale)
         if grad is not z:
@@ -193,15 +203,15 @@ def _hard(
     return total
 
 
-def _sign(targets: Tensor) -> Tensor:
-    """1 for 0, -1 for 1."""
+def _compute_sign(targets: Tensor) -> Tensor:
+    """Return the sign of z: 1 for a target of 0, -1 for a target of 1."""
     if targets.dtype in (torch.bool, torch.uint8):
         targets = targets.view(torch.int8)
     return torch.rsub(targets, 1, alpha=2)
 
 
-def _buffers(like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Seven buffers of the size of a block, which this thread keeps for the next one."""
+def _take_buffers(like: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return seven buffers of the shape of a block; this thread keeps them for the next block."""
     kept: dict[torch.dtype, list[Tensor]] = _KEPT.__dict__.setdefault("buffers", {})
     if type(like) is not Tensor:  # a subclass may be a tracer's
         return [torch.empty_like(like, dtype=dtype) for _ in range(7)]
@@ -219,19 +229,23 @@ def elementwise(
     form: Form,
     buffers: Iterator[Tensor | None] = repeat(None),  # noqa: B008 (endless, holds nothing)
 ) -> tuple[Tensor, Tensor]:
-    """Every target's loss and slope; any device, no synchronisation.
+    """Compute loss and derivative of every element; on any device, without synchronization.
 
     Args:
         x: (N, L) logits, float32 or float64.
-        unknown: (N, L) bool: whose loss and slope are 0, whatever else is there; None: none is.
-        buffers: what temporaries and results are written into; None: fresh memory.
-        Others: as for `value_and_gradient`.
+        targets, pos_weight, form: see `value_and_gradient`.
+        unknown: (N, L) bool, the targets that are unknown: their loss and derivative are 0, even
+            where the logit is not finite. None: all targets are known.
+        buffers: temporaries and results are written into these; a None asks for fresh memory.
+
+    Returns:
+        values (N, L) and slopes (N, L), the derivatives with respect to x.
     """
     s = form.label_smoothing
     into = next(buffers)
     to_positive = targets.to(x.dtype, copy=True) if into is None else into.copy_(targets)
     to_negative = torch.sub(1, to_positive, out=next(buffers))
-    if s:  # each side by itself: 1 - (t smoothed) would cancel
+    if s:  # each side by itself: 1 - (smoothed t) would cancel
         to_positive.mul_(1 - s).add_(s / 2)
         to_negative.mul_(1 - s).add_(s / 2)
     if form.negative_weight != 1:
@@ -248,34 +262,34 @@ def elementwise(
     if not form.focused:
         values = above.mul_(to_negative).addcmul_(below, to_positive)
         slopes = p.mul_(to_negative).addcmul_(q, to_positive, value=-1)
-        return _without(unknown, values, slopes)
+        return _zero_unknown_(unknown, values, slopes)
     fade = torch.exp(-form.gamma_pos * above)  # q^gamma
     positive = fade * below
     rise = fade * (form.gamma_pos * p * below + q)
-    negative, slope = _negative(p, q, above, below, form)
+    negative, slope = _compute_negative(p, q, above, below, form)
     values = negative.mul_(to_negative).addcmul_(positive, to_positive)
     slopes = slope.mul_(to_negative).addcmul_(rise, to_positive, value=-1)
-    return _without(unknown, values, slopes)
+    return _zero_unknown_(unknown, values, slopes)
 
 
-def _without(unknown: Tensor | None, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+def _zero_unknown_(unknown: Tensor | None, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     if unknown is not None:
         values.masked_fill_(unknown, 0)
         slopes.masked_fill_(unknown, 0)
     return values, slopes
 
 
-def _negative(
+def _compute_negative(
     p: Tensor, q: Tensor, above: Tensor, below: Tensor, form: Form
 ) -> tuple[Tensor, Tensor]:
-    """p_m^gamma * -log(1 - p_m), and its slope."""
+    """Return p_m^gamma * -log(1 - p_m), and its derivative with respect to the logit."""
     gamma = form.gamma_neg
     if not form.clip:
         fade = torch.exp(-gamma * below)  # p^gamma
         return fade * above, fade * (gamma * q * above + p)
     p_m = (p - form.clip).clamp_(min=0)
     counts = p_m > 0
-    p_m.masked_fill_(~counts, 0.5)  # any value that divides; what it gives is taken out below
+    p_m.masked_fill_(~counts, 0.5)  # any value that can be divided by; `fade` is 0 there
     fade = p_m.pow(gamma).mul_(counts)
     rest = torch.where(p_m > 0.5, q + form.clip, 1 - p_m)  # 1 - p_m would lose a small q
     surprise = -torch.where(p_m > 0.5, rest.log(), torch.log1p(-p_m))
@@ -283,12 +297,15 @@ def _negative(
 
 
 def _is_hard(targets: Tensor) -> bool:
-    """Is every target a whole number: 0, 1, or negative and unknown?"""
+    """Return True where every target is a whole number: 0, 1, or negative, which is unknown."""
     return not targets.is_floating_point() or not targets.frac().any()
 
 
-def _joined(e: Tensor) -> Tensor:
-    """Fewer numbers with the same sum of log1p, in place: pairs become a + b + a*b."""
+def _join_pairs(e: Tensor) -> Tensor:
+    """Return 32 times fewer numbers with the same sum of log1p: pairs become a + b + a*b.
+
+    `e` is overwritten. An odd number stays as it is until the next round: 5 -> 3 -> 2 -> 1.
+    """
     for _ in range(5):
         half = len(e) // 2
         a, b = e[-half:], e[:half]
@@ -297,7 +314,7 @@ def _joined(e: Tensor) -> Tensor:
     return e
 
 
-def _sum(values: Tensor) -> float:
-    """A finite mean must not overflow on its way through the sum."""
+def _sum_finite(values: Tensor) -> float:
+    """Return the sum, in float64 where float32 overflows: the mean may still be finite."""
     total = float(values.sum())
     return total if math.isfinite(total) else float(values.double().sum())

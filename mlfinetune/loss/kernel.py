@@ -13,11 +13,12 @@ and one division serves both 1/(1+e) and 1/(2+e). float32 inside.
     last           ->  their sums, in one order: by the program itself where it is the only one,
                        else by a second launch of a single program. No atomics, so the same bits.
 
-A mean needs the count of known targets before the gradient is written. Either it is given, or the
-gradient is divided by the count of all, and the correction all/known is left to `rescale_`, which
-touches nothing where grad_output * correction is 1: one read of the targets is enough.
+A mean divides the gradient by the number of known targets, which is known only when all targets
+have been read. So the gradient is divided by the number of all targets, unless a divisor is given,
+and the correction all/known is left to `rescale_`. That writes nothing where
+grad_output * correction is 1. One read of the targets is enough.
 
-Arithmetic per element: about 30 floating-point operations, 2 of them of the special-function unit.
+Arithmetic per element: about 30 floating-point operations, 2 of them on the special-function unit.
 """
 
 import torch
@@ -29,17 +30,17 @@ from mlfinetune.loss.blocks import gradient_dtype
 from mlfinetune.loss.reference import Form
 
 SINGLE = 8192
-"""Elements that one program takes, in one launch."""
+"""Up to so many elements one program computes all of them, in one launch."""
 TILE, PROGRAMS = 2048, 4096
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOG2_E_REST = tl.constexpr(1.92596299e-8)
-"""log2(e) without LOG2_E rounded to float32."""
+"""log2(e) minus LOG2_E rounded to float32."""
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def _exp_minus(magnitude):
-    """exp(-magnitude); the rounding error of the power, which large ones feel, is added back."""
+    """Return exp(-magnitude); the rounding error of the power, large for large ones, is undone."""
     magnitude = tl.where(magnitude > 200.0, 200.0, magnitude)  # exp(-200) is 0; NaN stays NaN
     power = magnitude * -LOG2_E
     lost = tl.fma(magnitude, -LOG2_E, -power) - magnitude * LOG2_E_REST
@@ -47,8 +48,8 @@ def _exp_minus(magnitude):
 
 
 @triton.jit
-def _pieces(x):
-    """p, q, softplus(x), softplus(-x)."""
+def _sigmoid_and_softplus(x):
+    """Return p, q, softplus(x), softplus(-x)."""
     e = _exp_minus(tl.abs(x))
     inverse = 1.0 / ((1.0 + e) * (2.0 + e))
     large = inverse * (2.0 + e)  # 1 / (1 + e)
@@ -68,13 +69,13 @@ def _pieces(x):
 
 
 @triton.jit
-def _clipped(p, q, gamma, clip):
-    """p_m^gamma * -log(1 - p_m) and its slope, for p_m = max(p - clip, 0)."""
+def _clipped_negative(p, q, gamma, clip):
+    """Return p_m^gamma * -log(1 - p_m) and its derivative, for p_m = max(p - clip, 0)."""
     counts = p > clip
     p_m = tl.where(counts, p - clip, 0.5)
     likely = p_m > 0.5
     rest = tl.where(likely, q + clip, 1.0 - p_m)  # 1 - p_m would lose a small q
-    # where p_m is small, what the subtraction rounded away is divided out again: log1p(-p_m)
+    # log1p(-p_m) for a small p_m: the error of rounding 1 - p_m is divided out again
     lost = tl.where(likely | (rest == 1.0), 1.0, p_m / tl.where(rest == 1.0, 1.0, 1.0 - rest))
     surprise = tl.where(rest == 1.0, p_m, -tl.log(rest) * lost)
     fade = tl.exp(gamma * tl.log(p_m))
@@ -83,22 +84,22 @@ def _clipped(p, q, gamma, clip):
 
 
 @triton.jit
-def _element(
+def _loss_and_slope(
     x, t, weight, smoothing, gamma_neg, gamma_pos, clip, negative_weight,
     SMOOTHED: tl.constexpr, FOCUSED: tl.constexpr, CLIPPED: tl.constexpr,
 ):  # fmt: skip
-    """Loss and slope of known targets."""
+    """Return loss and derivative of elements whose targets are known."""
     to_positive, to_negative = t, 1.0 - t
     if SMOOTHED:
         to_positive = t * (1.0 - smoothing) + 0.5 * smoothing
         to_negative = to_negative * (1.0 - smoothing) + 0.5 * smoothing
     to_positive, to_negative = to_positive * weight, to_negative * negative_weight
-    p, q, above, below = _pieces(x)
+    p, q, above, below = _sigmoid_and_softplus(x)
     if FOCUSED:
         fade = tl.exp(-gamma_pos * above)
         positive, rise = fade * below, fade * (gamma_pos * p * below + q)
         if CLIPPED:
-            negative, slope = _clipped(p, q, gamma_neg, clip)
+            negative, slope = _clipped_negative(p, q, gamma_neg, clip)
         else:
             fade = tl.exp(-gamma_neg * below)
             negative, slope = fade * above, fade * (gamma_neg * q * above + p)
@@ -124,7 +125,7 @@ def _forward(
     for tile in range(program, tl.cdiv(tl.cast(n, tl.int64), BLOCK), PROGRAMS):
         i = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = i < n
-        row = i // columns  # no work where neither strides nor weights need it
+        row = i // columns  # the compiler drops it where neither strides nor weights need it
         column = i - row * columns
         x_at, t_at = i, i
         if STRIDED:
@@ -135,7 +136,7 @@ def _forward(
         if WEIGHTED:
             weight = tl.load(weights + column * w_step, mask=inside, other=0.0).to(tl.float32)
         known = inside & (t >= 0)
-        value, slope = _element(
+        value, slope = _loss_and_slope(
             x, t, weight, smoothing, gamma_neg, gamma_pos, clip, negative_weight,
             SMOOTHED, FOCUSED, CLIPPED,
         )  # fmt: skip
@@ -152,24 +153,24 @@ def _forward(
         if program == 0:
             tl.store(correction, 1.0)
     elif PROGRAMS == 1:
-        _write(tl.sum(total), tl.sum(known_count).to(tl.float32), n, loss, correction, MEAN)
+        _store_loss(tl.sum(total), tl.sum(known_count).to(tl.float32), n, loss, correction, MEAN)
     else:
         tl.store(partial_loss + program, tl.sum(total))
         tl.store(partial_known + program, tl.sum(known_count))
 
 
 @triton.jit
-def _finish(
+def _sum_programs(
     partial_loss, partial_known, loss, correction, n, MEAN: tl.constexpr, PROGRAMS: tl.constexpr
 ):
     i = tl.arange(0, PROGRAMS)
     known = tl.sum(tl.load(partial_known + i).to(tl.int64)).to(tl.float32)
-    _write(tl.sum(tl.load(partial_loss + i)), known, n, loss, correction, MEAN)
+    _store_loss(tl.sum(tl.load(partial_loss + i)), known, n, loss, correction, MEAN)
 
 
 @triton.jit
-def _write(total, known, n, loss, correction, MEAN: tl.constexpr):
-    """The loss, and what the gradient lacks."""
+def _store_loss(total, known, n, loss, correction, MEAN: tl.constexpr):
+    """Store the loss, and the factor that the gradient still lacks."""
     factor = 1.0
     if MEAN:
         factor = tl.cast(n, tl.float32) / tl.maximum(known, 1.0)
@@ -197,10 +198,11 @@ def value_and_gradient(
     reduction: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, its gradient, and the factor () that the gradient lacks.
+    """Compute the loss, its gradient, and the factor that the gradient still lacks.
 
     Args:
-        As `blocks.value_and_gradient`; logits float32, bfloat16 or float16.
+        logits: (N, L) float32, bfloat16 or float16.
+        Other arguments: see `blocks.value_and_gradient`.
 
     Returns:
         The loss, () or (N, L) float32; the gradient, (N, L) or (0,); the factor, () float32.
@@ -219,7 +221,7 @@ def value_and_gradient(
     block = max(1024, triton.next_power_of_2(n)) if programs == 1 else TILE
     partial_loss = logits.new_empty(programs, dtype=torch.float32)
     partial_known = logits.new_empty(programs, dtype=torch.int32)
-    with _on(logits):
+    with _enter_device(logits):
         _forward[(programs,)](
             logits, targets, pos_weight, divisor, grad, loss, partial_loss, partial_known, loss,
             correction, n, columns, *logits.stride(), *targets.stride(),
@@ -241,7 +243,7 @@ def value_and_gradient(
             enable_fp_fusion=True,
         )  # fmt: skip
         if not each and programs > 1:
-            _finish[(1,)](
+            _sum_programs[(1,)](
                 partial_loss, partial_known, loss, correction, n,
                 MEAN=mean and divisor is None, PROGRAMS=programs, enable_fp_fusion=True,
             )  # fmt: skip
@@ -249,15 +251,15 @@ def value_and_gradient(
 
 
 def rescale_(grad: Tensor, grad_output: Tensor, correction: Tensor) -> None:
-    """grad *= grad_output * correction, in place; the device sees whether that is 1."""
+    """Multiply grad by grad_output * correction in place; the device checks whether that is 1."""
     n = grad.numel()
     programs = min(1024, max(1, triton.cdiv(n, TILE)))
-    with _on(grad):
+    with _enter_device(grad):
         _rescale[(programs,)](
             grad, grad_output, correction, n, BLOCK=TILE, PROGRAMS=programs, enable_fp_fusion=True
         )
 
 
-def _on(tensor: Tensor) -> torch.cuda.device:
-    """Launches go to the tensor's own GPU; on a CPU, where kernels are interpreted, to none."""
+def _enter_device(tensor: Tensor) -> torch.cuda.device:
+    """Launch kernels on the tensor's own GPU; on a CPU, where they are interpreted, on none."""
     return torch.cuda.device(tensor.device if tensor.device.type == "cuda" else -1)

@@ -1,16 +1,17 @@
-"""The loss as an operator of torch: which backend computes it, and its gradient.
+"""The loss as an operator of torch: chooses the backend, and connects it to autograd.
 
     forward    logits, targets            ->  loss, gradient, correction
     backward   gradient *= grad_output * correction
 
-The gradient is computed in the forward pass. The factor that it still lacks is known in backward;
-where it is 1 nothing is touched, and the device decides that, without a synchronisation.
+The gradient is computed in the forward pass. Backward knows the factor that is still missing. Where
+it is 1, nothing is written; the device checks that itself, without synchronization.
 
-There is no second derivative, and asking for one is an error (compiled code, where another term has
-one, does not notice).
+There is no second derivative: asking for one is an error. (Compiled code in which another term of
+the loss has a second derivative does not notice.)
 
-torch.compile calls the operator mlfinetune::sigmoid_cross_entropy; eager code calls what is behind
-it through an autograd.Function, because the dispatcher costs as much as a small batch's arithmetic.
+torch.compile calls the operator mlfinetune::sigmoid_cross_entropy. Eager code calls the same
+functions through an autograd.Function, because torch's dispatcher takes as long as the arithmetic
+of a small batch.
 """
 
 import importlib.util
@@ -27,14 +28,16 @@ from mlfinetune.loss.reference import Form
 def choose_backend(
     wanted: str, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[str, str]:
-    """`triton` or `torch`, and why; `auto` takes Triton's kernel on a GPU that has triton.
+    """Return the backend, "triton" or "torch", and the reason for it, for the log.
+
+    "auto" takes Triton's kernel on a GPU where the package triton is installed.
 
     Args:
         wanted: "auto", "triton" or "torch".
         device, dtype: of the logits.
 
     Raises:
-        ValueError: what was asked for cannot be had.
+        ValueError: `wanted` is "triton" and it cannot run, or it is none of the three.
     """
     if wanted == "torch":
         return wanted, "as configured"
@@ -42,7 +45,7 @@ def choose_backend(
         raise ValueError(f"backend must be 'auto', 'triton' or 'torch', got {wanted!r}")
     if wanted == "auto" and device.type == "cpu":
         return "torch", "on a CPU"
-    lacks = _lacks(device, dtype)
+    lacks = _find_obstacle(device, dtype)
     if lacks is None:
         return "triton", "as configured" if wanted == "triton" else "on a GPU"
     if wanted == "auto":
@@ -50,8 +53,8 @@ def choose_backend(
     raise ValueError(f"backend 'triton': Triton's kernel {lacks}; use 'auto' or 'torch'")
 
 
-def _lacks(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton's kernel cannot run, or None."""
+def _find_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Say why Triton's kernel cannot run; None: it can."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "needs a GPU"
     if device.type not in ("cpu", "cuda"):
@@ -62,7 +65,7 @@ def _lacks(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def try_triton(device: torch.device) -> str | None:
-    """Why Triton's kernel does not run on the device, or None; it is compiled and run once."""
+    """Compile and run Triton's kernel once; return why that fails, or None."""
     from mlfinetune.loss import kernel
 
     one = torch.zeros(1, 1, device=device)
@@ -80,7 +83,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 # ---- what is computed -------------------------------------------------------------------
 
 
-def _forward(
+def _compute_forward(
     logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,
@@ -90,7 +93,10 @@ def _forward(
     backend: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Loss, gradient (empty if not wanted), and the factor () that the gradient lacks, if any."""
+    """Return loss, gradient (empty if not wanted) and correction.
+
+    The correction is a factor () that the gradient still lacks; None: 1.
+    """
     if backend == "triton":
         from mlfinetune.loss import kernel
 
@@ -103,8 +109,10 @@ def _forward(
     return loss, grad, None
 
 
-def _rescale_(grad: Tensor, grad_output: Tensor, correction: Tensor | None, backend: str) -> None:
-    """grad *= grad_output * correction, untouched where that is 1."""
+def _rescale_gradient_(
+    grad: Tensor, grad_output: Tensor, correction: Tensor | None, backend: str
+) -> None:
+    """Multiply grad by grad_output * correction in place; write nothing where that is 1."""
     if backend == "triton":
         from mlfinetune.loss import kernel
 
@@ -126,9 +134,11 @@ def _refuse_second_derivative() -> None:
 
 
 class _Eager(torch.autograd.Function):
+    """The loss for eager code; backward gives the gradient's memory away, so it runs once."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rest: tuple[Any, ...]) -> Tensor:
-        loss, grad, correction = _forward(logits, *rest)
+        loss, grad, correction = _compute_forward(logits, *rest)
         ctx.save_for_backward(grad, correction)
         ctx.backend, ctx.dtype, ctx.taken = rest[-2], logits.dtype, False
         return loss
@@ -144,7 +154,7 @@ class _Eager(torch.autograd.Function):
         if grad_output.dim() or grad.dtype == torch.float64:  # gradcheck takes it again and again
             return (grad * grad_output).to(ctx.dtype), None
         ctx.taken = True
-        _rescale_(grad, grad_output, correction, ctx.backend)
+        _rescale_gradient_(grad, grad_output, correction, ctx.backend)
         return grad.to(ctx.dtype), None
 
 
@@ -162,14 +172,14 @@ def _operator(
     backend: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss, grad, correction = _forward(
+    loss, grad, correction = _compute_forward(
         logits, targets, pos_weight, divisor, Form(*form), reduction, backend, gradient
     )
     return loss, grad, loss.new_ones(()) if correction is None else correction
 
 
 @_operator.register_fake
-def _fake(
+def _fake_forward(
     logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,
@@ -186,21 +196,23 @@ def _fake(
     return logits.new_empty(shape, dtype=dtype), grad, logits.new_empty((), dtype=dtype)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_for_backward(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     ctx.save_for_backward(output[1], output[2])
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.backend, ctx.dtype = inputs[-2], inputs[0].dtype
 
 
-def _gradient(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _operator_backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     _refuse_second_derivative()
     grad, correction = ctx.saved_tensors
     grad = (grad * (grad_output * correction)).to(ctx.dtype)  # a compiler may fuse it with more
     return grad, None, None, None, None, None, None, None
 
 
-_operator.register_autograd(_gradient, setup_context=_save)
+_operator.register_autograd(_operator_backward, setup_context=_save_for_backward)
 
 
 def fused(
@@ -212,13 +224,13 @@ def fused(
     reduction: str,
     backend: str,
 ) -> Tensor:
-    """The loss of one backend, differentiable once.
+    """Compute the loss with one backend; it can be differentiated once.
 
     Args:
         logits, targets: (N, L).
         pos_weight: (L,), () or None.
-        divisor: () what the mean divides by; None: the count of known targets.
-        form: which member of the family.
+        divisor: () that the mean divides by; None: the number of known targets.
+        form: the member of the family.
         reduction: "mean", "sum" or "none".
         backend: "triton" or "torch".
     """
@@ -230,8 +242,8 @@ def fused(
         return loss
     if not gradient:
         with torch.no_grad():
-            return _forward(logits, targets, pos_weight, divisor, form, reduction, backend, False)[
-                0
-            ]
+            return _compute_forward(
+                logits, targets, pos_weight, divisor, form, reduction, backend, False
+            )[0]
     loss = _Eager.apply(logits, (targets, pos_weight, divisor, form, reduction, backend, True))
     return loss

@@ -1,24 +1,24 @@
-"""The definition of the loss family, in plain differentiable torch: oracle and baseline.
+"""The definition of the loss family, in plain differentiable torch: test oracle and baseline.
 
 For a logit x and a target t in [0, 1] the sigmoid cross entropy is
 
     loss(x, t) = max(x, 0) - t*x + log1p(exp(-|x|))
 
-which is -t*log(sigmoid(x)) - (1-t)*log(1 - sigmoid(x)) without its overflow. With
-softplus(x) = max(x, 0) + log1p(exp(-|x|)) it is the same as the form below for w = v = 1, in which
-nothing cancels, not even in the derivative, and to which weights of the two sides belong:
+which is -t*log(sigmoid(x)) - (1-t)*log(1 - sigmoid(x)) without its overflow. It is computed as
 
-    loss(x, t) = v*(1-t) * softplus(x) + w*t * softplus(-x)
+    loss(x, t) = v*(1-t) * softplus(x) + w*t * softplus(-x)      softplus(x) = max(x, 0) + log1p(e)
 
-`log1p`, because `log(1 + y)` loses small y and the gradient with it.
+with e = exp(-|x|), v the weight of negatives and w of positives. For v = w = 1 it is the line
+above. All of its terms have one sign, so nothing cancels, not even in the derivative. `log1p`,
+because `log(1 + e)` loses a small e, and the gradient with it.
 
-Its relatives multiply each side by a focusing factor that fades easy examples. With p = sigmoid(x),
-q = 1 - p and p_m = max(p - clip, 0):
+Its relatives multiply each side by a focusing factor, which makes easy targets weigh less. With
+p = sigmoid(x), q = 1 - p and p_m = max(p - clip, 0):
 
     loss(x, t) = v*(1-t) * p_m^gamma_neg * -log(1 - p_m)  +  w*t * q^gamma_pos * softplus(-x)
 
 Gammas and clip of 0 give the plain loss; equal gammas with w = alpha, v = 1 - alpha the focal loss.
-The derivative is the true one: the focusing factor is a part of it.
+The derivative is that of the whole expression: the focusing factor is differentiated too.
 """
 
 from typing import NamedTuple
@@ -28,13 +28,13 @@ from torch import Tensor
 
 
 class Form(NamedTuple):
-    """Which member of the family.
+    """Settings that select one member of the loss family; the defaults are the plain loss.
 
     Attributes:
         label_smoothing: s; targets become t*(1-s) + s/2.
-        gamma_neg, gamma_pos: focusing exponents of the two sides.
-        clip: probability by which negatives are shifted; at or below it they count nothing.
-        negative_weight: v.
+        gamma_neg, gamma_pos: focusing exponents of negatives and positives.
+        clip: subtracted from the probability of negatives; where p <= clip they cost nothing.
+        negative_weight: v, the weight of negatives.
     """
 
     label_smoothing: float = 0.0
@@ -45,7 +45,7 @@ class Form(NamedTuple):
 
     @property
     def focused(self) -> bool:
-        """Is there a focusing factor, or a clip?"""
+        """True where there is a focusing factor or a clip."""
         return bool(self.gamma_neg or self.gamma_pos or self.clip)
 
 
@@ -61,9 +61,10 @@ def sigmoid_cross_entropy_reference(
     negative_weight: float = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The whole family: `mlfinetune.loss.sigmoid_cross_entropy` and relatives, term by term.
+    """Compute any member of the loss family, term by term, as this module's docstring defines it.
 
-    Works in the type of `logits`: give float64 for an oracle.
+    Arguments are those of `mlfinetune.loss.sigmoid_cross_entropy` and of `Form`. It works in the
+    type of `logits`: give float64 for an oracle.
 
     Source: the log-sum-exp form of binary cross entropy; Lin et al. 2017, Focal Loss for Dense
     Object Detection; Ben-Baruch et al. 2021, Asymmetric Loss for Multi-Label Classification.
@@ -72,21 +73,21 @@ def sigmoid_cross_entropy_reference(
     t = torch.where(known, targets.to(logits.dtype), 0)
     s, w = label_smoothing, 1 if pos_weight is None else pos_weight.to(logits.dtype)
     to_positive, to_negative = t * (1 - s) + s / 2, (1 - t) * (1 - s) + s / 2
-    loss = negative_weight * to_negative * _negative(logits, gamma_neg, clip)
-    loss = loss + w * to_positive * _positive(logits, gamma_pos)
+    loss = negative_weight * to_negative * _negative_term(logits, gamma_neg, clip)
+    loss = loss + w * to_positive * _positive_term(logits, gamma_pos)
     loss = torch.where(known, loss, 0)
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.sum() / known.sum().clamp(min=1)
 
 
-def _positive(x: Tensor, gamma: float) -> Tensor:
-    """q^gamma * softplus(-x), where log(q) = -softplus(x)."""
+def _positive_term(x: Tensor, gamma: float) -> Tensor:
+    """Return q^gamma * softplus(-x), where log(q) = -softplus(x)."""
     return torch.exp(-gamma * _softplus(x)) * _softplus(-x)
 
 
-def _negative(x: Tensor, gamma: float, clip: float) -> Tensor:
-    """p_m^gamma * -log(1 - p_m)."""
+def _negative_term(x: Tensor, gamma: float, clip: float) -> Tensor:
+    """Return p_m^gamma * -log(1 - p_m)."""
     if not clip:
         return torch.exp(-gamma * _softplus(-x)) * _softplus(x)
     p = torch.sigmoid(x)
@@ -96,5 +97,5 @@ def _negative(x: Tensor, gamma: float, clip: float) -> Tensor:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """max(x, 0) + log1p(exp(-|x|)); `maximum`, unlike `clamp`, has the slope 1/2 at 0."""
+    """Return max(x, 0) + log1p(exp(-|x|)); `maximum`, unlike `clamp`, has the slope 1/2 at 0."""
     return torch.maximum(x, torch.zeros_like(x)) + torch.log1p(torch.exp(-x.abs()))

@@ -1,12 +1,12 @@
-"""Average precision by three protocols, from the steps of a ranking.
+"""Average precision (AP) by three protocols, from the steps of a ranking.
 
-sklearn           sum of (R_k - R_k-1) P_k, scikit-learn's; not interpolated
+sklearn           sum of (R_k - R_k-1) P_k, as in scikit-learn; not interpolated
 voc_interpolated  VOC since 2010: the area under the greatest precision at this or a higher recall
 voc_11point       VOC 2007: mean of the greatest precision at recall >= 0, 0.1, ... 1
 
-A threshold passes all tied scores at once. Only where a positive stands does recall grow, and
-precision falls from there to the next, so that the distinct scores of positives are the whole
-curve. A long curve may come in pieces.
+R is recall, P is precision. A threshold passes all tied scores at once. Recall grows only at the
+scores of positives, and between two of them precision falls. So the distinct scores of positives
+are the whole curve. A long curve may come in pieces.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,11 @@ _PIECE = 1 << 16
 
 @dataclass(frozen=True)
 class Steps:
-    """A piece of a curve: the K distinct scores of its positives, rising.
+    """One piece of a curve: K distinct scores of positives, rising.
 
     Attributes:
-        gained: (K,) positives at the score.
-        tp, fp: (K,) positives and negatives at or above it.
+        gained: (K,) number of positives with this score.
+        tp, fp: (K,) number of positives and of negatives at or above it.
     """
 
     gained: NDArray[np.int64]
@@ -34,38 +34,40 @@ class Steps:
     fp: NDArray[np.int64]
 
 
-def steps(
+def trace_steps(
     positive: NDArray[np.float32], negative: NDArray[np.float32], above: tuple[int, int] = (0, 0)
 ) -> Iterator[Steps]:
-    """The curve of positives' and negatives' scores, both rising; in pieces that caches hold.
+    """Yield the curve of one ranking, lowest scores first, in pieces that fit a CPU's cache.
+
+        positive [1, 3], negative [2]  ->  gained [1, 1], tp [2, 1], fp [1, 0]
 
     Args:
-        positive, negative: sorted.
-        above: how many positives and negatives outside of these score higher.
+        positive, negative: scores of the known positives and negatives, each sorted, rising.
+        above: number of positives and negatives outside of these that score higher.
     """
     starts = np.unique(np.searchsorted(positive, positive[::_PIECE]))  # never between tied ones
     for start, stop in pairwise([*starts.tolist(), len(positive)]):
         scores = positive[start:stop]
-        first = np.flatnonzero(new_values(scores))
+        first = np.flatnonzero(mark_new_values(scores))
         low, high = np.searchsorted(negative, scores[[0, -1]])
         below = low + np.searchsorted(negative[low:high], scores[first])
         tp, fp = above[0] + len(positive) - start - first, above[1] + len(negative) - below
         yield Steps(np.diff(first, append=len(scores)), tp, fp)
 
 
-def new_values(rising: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Where a value of a sorted array is not the one before it."""
+def mark_new_values(rising: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Return a mask: True where a value of a sorted array differs from the one before it."""
     new = np.ones(len(rising), np.bool_)
     np.not_equal(rising[1:], rising[:-1], out=new[1:])
     return new
 
 
 def average_precision(pieces: Iterable[Steps], positives: int, protocol: str) -> float:
-    """AP of the curve that `pieces` make up, lowest scores first.
+    """Return the AP, in [0, 1], of the curve that `pieces` make up.
 
     Args:
-        pieces: disjoint ranges of scores.
-        positives: in all of them, at least one.
+        pieces: disjoint ranges of scores, lowest first.
+        positives: number of positives in all of them, at least one.
         protocol: one of PROTOCOLS.
     """
     assert protocol in PROTOCOLS

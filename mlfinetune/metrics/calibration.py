@@ -1,20 +1,25 @@
-"""Logits -> logits whose probabilities can be believed, and how far they can be.
+"""Calibration of logits, and the calibration error of probabilities.
 
-    logits, targets -> fit() -> Calibration -> apply() -> logits
-    probabilities, targets -> reliability() -> ece();  brier()
+    logits, targets        -> fit()               -> Calibration -> apply() -> logits
+    probabilities, targets -> reliability_curve() -> ece();  brier()
 
 A label's calibrated logit is slope * logit + intercept, fitted to the log loss over its known
-targets (Platt, 1999; Guo et al., 2017). A slope is an exponential, hence above 0: the order of
-a label's images, and with it its AP, stays.
+targets (Platt, 1999; Guo et al., 2017). A slope is an exponential, hence above 0: the order of a
+label's images, and with it its AP, stays.
 
-Few positives cannot carry two numbers. So a label's line is drawn to the line that all labels
-share, which in turn is drawn to the identity: as if log(slope) were normal around the shared
-one with a standard deviation of SLOPE_SD, and the shift in logits, where the label's targets
-tell most, with one of SHIFT_SD (benchmarks/calibration.py measures it). The penalty is 0 at the
-line that a fit starts from, so that no fit has a worse log loss on its own data than that line.
+A label with few positives cannot determine two numbers. So each label's line is pulled toward the
+line that all labels share, and that one toward the identity. The prior of log(slope) is normal
+around that of the shared line, with a standard deviation of SLOPE_SD. The prior of the shift is
+normal around 0 logits, with a standard deviation of SHIFT_SD; the shift is measured at the logit
+where the label's targets tell most (benchmarks/calibration.py measures the effect). The penalty is
+0 at the line that a fit starts from, so that no fit has a worse log loss on its own data than that
+line.
+
+The sigmoid here is SciPy's: it may differ from metrics/logits.py in the last digit, and the fitted
+numbers in checkpoints depend on every digit.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,9 +28,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from mlfinetune.data.targets import POSITIVE, UNKNOWN
-from mlfinetune.metrics.folds import known_pairs, split_folds
+from mlfinetune.metrics.folds import select_known, split_folds
+from mlfinetune.metrics.types import CalibrationHow
 
-CalibrationHow = Literal["none", "temperature", "platt"]
 Column = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 SLOPE_SD, SHIFT_SD = 0.3, 0.7
@@ -34,7 +39,7 @@ TOLERANCE, ITERATIONS, LONGEST_STEP = 1e-12, 100, 4.0
 
 @dataclass(frozen=True)
 class Line:
-    """calibrated logit = slope * logit + intercept."""
+    """A line of one label: calibrated logit = slope * logit + intercept."""
 
     slope: float
     intercept: float
@@ -45,7 +50,7 @@ IDENTITY = Line(1.0, 0.0)
 
 @dataclass(frozen=True)
 class Calibration:
-    """A line a label.
+    """Lines of L labels.
 
     Attributes:
         how: `none`, `temperature` (one slope for all labels) or `platt` (a line for each).
@@ -58,32 +63,33 @@ class Calibration:
     intercept: NDArray[np.float64]
 
     def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Calibrated (N, L) logits, a label's in the same order, though rounding may tie some."""
+        """Return calibrated (N, L) logits. A label's order stays, but rounding may tie some."""
         out = np.empty_like(logits)
-        for at in range(logits.shape[1]):
-            out[:, at] = self.slope[at] * logits[:, at].astype(np.float64) + self.intercept[at]
+        for column in range(logits.shape[1]):
+            values = logits[:, column].astype(np.float64)
+            out[:, column] = self.slope[column] * values + self.intercept[column]
         return out
 
 
 def fit(logits: NDArray[np.float32], targets: NDArray[np.int8], how: CalibrationHow) -> Calibration:
-    """The calibration that (N, L) logits and targets in {1, 0, unknown} ask for.
+    """Fit a calibration to (N, L) logits and targets in {1, 0, unknown}.
 
-    A label without a known positive or without a known negative gets the shared line, and all
-    get the identity where that holds for the labels together.
+    A label without a known positive, or without a known negative, gets the shared line. If all
+    labels together lack one of the two, each gets the identity.
     """
     labels = logits.shape[1]
     lines = [IDENTITY] * labels
     if how != "none":
         columns = _Columns(logits, targets)
-        shared = _line(columns, IDENTITY, shift=how == "platt")
+        shared = _fit_line(columns, IDENTITY, shift=how == "platt")
         lines = [shared] * labels
         if how == "platt":
-            lines = [_line([column], shared, shift=True) for column in columns]
+            lines = [_fit_line([column], shared, shift=True) for column in columns]
     slope, intercept = [line.slope for line in lines], [line.intercept for line in lines]
     return Calibration(how, np.array(slope, np.float64), np.array(intercept, np.float64))
 
 
-def cross_fitted(
+def cross_fit(
     logits: NDArray[np.float32],
     targets: NDArray[np.int8],
     how: CalibrationHow,
@@ -91,7 +97,10 @@ def cross_fitted(
     folds: int = 5,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """(N, L) logits, each image's calibrated by what the other folds fitted: for honest numbers."""
+    """Return (N, L) logits, each image's calibrated by a fit on the other folds.
+
+    Numbers of these logits are not optimistic.
+    """
     out = np.empty_like(logits)
     for others, held in split_folds(len(logits), folds, seed):
         out[held] = fit(logits[others], targets[others], how).apply(logits[held])
@@ -103,43 +112,45 @@ def cross_fitted(
 
 @dataclass(frozen=True)
 class _Columns:
-    """Every label's known pairs, made anew each time, so that one label's are held at a time."""
+    """Known pairs of every label, made anew in each loop: memory holds one label's at a time."""
 
     logits: NDArray[np.float32]
     targets: NDArray[np.int8]
 
     def __iter__(self) -> Iterator[Column]:
-        return (known_pairs(self.logits, self.targets, at) for at in range(self.logits.shape[1]))
+        columns = range(self.logits.shape[1])
+        return (select_known(self.logits, self.targets, column) for column in columns)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is minimised over theta = (log slope beyond that of `around`, shift at `centre`).
+    """The function that a fit minimizes: summed log loss in nats, plus the penalty of theta.
 
-    The summed log loss in nats, and theta's penalty. Without `shift` only the slope is free.
+    theta[0] is log(slope / around.slope), and theta[1] is the shift in logits at `center`.
+    Without `shift` only the slope is free.
     """
 
     columns: Iterable[Column]
     around: Line
-    centre: float
+    center: float
     shift: bool
 
     def line(self, theta: NDArray[np.float64]) -> Line:
-        """The line that turns as far as theta[0] around `centre` and is theta[1] higher there."""
+        """Return `around`, turned at `center` by theta[0], and higher by theta[1]."""
         slope = self.around.slope * float(np.exp(theta[0]))
-        turned = self.around.intercept + (self.around.slope - slope) * self.centre
+        turned = self.around.intercept + (self.around.slope - slope) * self.center
         return Line(slope, turned + float(theta[1]))
 
-    def at(
+    def evaluate(
         self, theta: NDArray[np.float64]
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Value, (2,) gradient and (2, 2) Fisher information."""
+        """Return value, (2,) gradient and (2, 2) Fisher information at theta."""
         line, rigid = self.line(theta), np.array([SLOPE_SD, SHIFT_SD]) ** -2.0
         value, gradient, information = rigid @ theta**2 / 2, rigid * theta, np.diag(rigid)
         for logits, truth in self.columns:
             z = line.slope * logits + line.intercept
             p = expit(z)
-            turn = line.slope * (logits - self.centre)
+            turn = line.slope * (logits - self.center)
             weight, miss = p * (1 - p), p - truth
             value += np.logaddexp(0, np.where(truth, -z, z)).sum()
             gradient += (miss @ turn, miss.sum())
@@ -150,31 +161,38 @@ class _Fit:
         return float(value), gradient, information
 
 
-def _line(columns: Iterable[Column], around: Line, *, shift: bool) -> Line:
-    """The line of least penalised log loss by Fisher scoring, or `around` where it says nothing."""
+def _fit_line(columns: Iterable[Column], around: Line, *, shift: bool) -> Line:
+    """Find the line of least penalized log loss, by Fisher scoring.
+
+    Return `around` if there is no known positive, or no known negative.
+    """
     counts = np.sum([(truth.sum(), (~truth).sum()) for _, truth in columns] or [(0, 0)], axis=0)
     if not counts.all():
         return around
-    problem = _Fit(columns, around, _centre(columns, around) if shift else 0.0, shift)
+    problem = _Fit(columns, around, _find_center(columns, around) if shift else 0.0, shift)
     theta = np.zeros(2)
-    value, gradient, information = problem.at(theta)
+    value, gradient, information = problem.evaluate(theta)
     for _ in range(ITERATIONS):
         step = -np.linalg.solve(information, gradient)
         step *= min(1.0, LONGEST_STEP / max(np.abs(step).max(), 1e-300))
         if -gradient @ step <= TOLERANCE * (1 + value):
             break
-        ahead = problem.at(theta + step)
+        ahead = problem.evaluate(theta + step)
         while ahead[0] > value and np.abs(step).max() > TOLERANCE:
             step /= 2
-            ahead = problem.at(theta + step)
+            ahead = problem.evaluate(theta + step)
         if ahead[0] > value:
             break
         theta, (value, gradient, information) = theta + step, ahead
     return problem.line(theta)
 
 
-def _centre(columns: Iterable[Column], around: Line) -> float:
-    """The logit where targets tell most about a line near `around`: there its two parts part."""
+def _find_center(columns: Iterable[Column], around: Line) -> float:
+    """Return the logit where targets tell most about a line near `around`.
+
+    It is the mean logit, weighted by p (1 - p). There, an error in the slope and one in the shift
+    have no correlation, so that each has its own penalty.
+    """
     moment = total = 0.0
     for logits, _ in columns:
         p = expit(around.slope * logits + around.intercept)
@@ -188,12 +206,12 @@ def _centre(columns: Iterable[Column], around: Line) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """The reliability curve; one entry a bin that holds anything, by rising probability.
+    """A reliability curve: one entry for each bin that is not empty, by rising probability.
 
     Attributes:
         probability: mean predicted probability.
         observed: share of positives.
-        count: known pairs.
+        count: number of known pairs.
     """
 
     probability: NDArray[np.float64]
@@ -201,20 +219,25 @@ class Reliability:
     count: NDArray[np.int64]
 
 
-def reliability(
+def reliability_curve(
     probabilities: NDArray[np.floating],
     targets: NDArray[np.int8],
     bins: int = 15,
     equal: Literal["count", "width"] = "count",
 ) -> Reliability:
-    """The curve over the known pairs, arrays of any one shape, in bins of equal count or width.
+    """Return the reliability curve over the known pairs, in bins of equal count or equal width.
 
-    Equal counts to measure: most probabilities of rare labels lie near 0, where equal widths put
-    them all in one bin, and the ECE of equal counts is the less biased (Roelofs et al., 2022).
-    Equal probabilities stay in one bin, so that the order of images does not matter. Equal widths
-    to draw: the bins are ranges of probability.
+    Bins of equal count are for measuring: most probabilities of rare labels lie near 0, where bins
+    of equal width put them all in one, and the ECE of equal counts is less biased (Roelofs et al.,
+    2022). Equal probabilities stay in one bin, so that the order of images does not matter. Bins
+    of equal width are for drawing: each is a range of probability.
+
+    Args:
+        probabilities, targets: arrays of one shape, any.
+        bins: greatest number of bins.
+        equal: count or width.
     """
-    p, truth = _known_pairs(probabilities, targets)
+    p, truth = _select_known(probabilities, targets)
     if equal == "width":
         bin_of = np.minimum((p * bins).astype(np.int64), bins - 1)
     else:
@@ -233,41 +256,27 @@ def reliability(
 def ece(
     probabilities: NDArray[np.floating], targets: NDArray[np.int8], bins: int = 15
 ) -> float | None:
-    """Expected calibration error over the known pairs, in [0, 1]; None without any.
+    """Return the expected calibration error over the known pairs, in [0, 1]; None without any.
 
-    The mean distance between `observed` and `probability` of reliability(), by count. Chance
-    alone makes it positive: 0.01 for 2,000 images of a perfectly calibrated label of 5 %.
+    It is the mean of |observed - probability| over the bins of `reliability_curve`, weighted by
+    count. Chance alone makes it positive: about 0.01 for 2,000 images of a perfectly calibrated
+    label of which 5 % are positive.
     """
-    curve = reliability(probabilities, targets, bins)
+    curve = reliability_curve(probabilities, targets, bins)
     if not curve.count.size:
         return None
     return float(np.average(np.abs(curve.observed - curve.probability), weights=curve.count))
 
 
 def brier(probabilities: NDArray[np.floating], targets: NDArray[np.int8]) -> float | None:
-    """Mean squared distance of probability and truth over the known pairs; None without any."""
-    p, truth = _known_pairs(probabilities, targets)
+    """Return the mean of (probability - truth)^2 over the known pairs; None without any."""
+    p, truth = _select_known(probabilities, targets)
     return float(np.mean((p - truth) ** 2)) if p.size else None
 
 
-def log_loss(logits: NDArray[np.floating], targets: NDArray[np.int8]) -> float | None:
-    """Mean log loss of logits over the known pairs, in nats; None without any."""
-    z, truth = _known_pairs(logits, targets)
-    return float(np.logaddexp(0, np.where(truth, -z, z)).mean()) if z.size else None
-
-
-def per_label(
-    score: Callable[[NDArray[np.floating], NDArray[np.int8]], float | None],
-    values: NDArray[np.floating],
-    targets: NDArray[np.int8],
-) -> tuple[float | None, ...]:
-    """ece, brier or log_loss of each of L columns; None where a label has no known target."""
-    return tuple(score(values[:, at], targets[:, at]) for at in range(targets.shape[1]))
-
-
-def _known_pairs(
+def _select_known(
     values: NDArray[np.floating], targets: NDArray[np.int8]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The values and truth of all known pairs, flat."""
+    """Return (K,) values and (K,) truth of all K known pairs."""
     rows = targets != UNKNOWN
     return values[rows].astype(np.float64), targets[rows] == POSITIVE

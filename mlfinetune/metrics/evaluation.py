@@ -1,14 +1,14 @@
 """Scores become decisions and numbers, as the config's `eval` section says.
 
-    validation's scores -> decide -> Decision, stored in the checkpoint
-    scores, Decision    -> judge  -> Verdict: what a folder of results says
+    validation's scores  -> fit_decision_rule -> DecisionRule, stored in the checkpoint
+    scores, DecisionRule -> evaluate          -> Evaluation, written as a folder of results
 
-Numbers at thresholds that were fitted on the same images are optimistic, so those of thresholds
-fitted on other images stand beside them: `cross_fitted`, five parts, each decided by the rest.
+Numbers at thresholds that were fitted on the same images are optimistic. So rates at thresholds
+that were fitted on other images stand beside them: five folds, each decided by what the other four
+fitted (`cross_fitted`).
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,19 @@ from mlfinetune.data.targets import POSITIVE, UNKNOWN
 from mlfinetune.metrics import bootstrap, calibration, thresholds
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
-from mlfinetune.metrics.types import DecisionRule, Evaluation, ScoreTable
+from mlfinetune.metrics.types import (
+    CalibrationError,
+    CalibrationFacts,
+    CrossFittedRates,
+    DecisionRule,
+    Evaluation,
+    Facts,
+    FittedOn,
+    Intervals,
+    ReliabilityBin,
+    ReviewBand,
+    ScoreTable,
+)
 
 RESAMPLES = 1000
 DRAWN_BINS = 10
@@ -27,19 +39,24 @@ DRAWN = 2 * 10**9
 
 
 def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
-    """The calibration and the thresholds that these scores ask for."""
+    """Fit the calibration, then the thresholds to calibrated logits, to these scores.
+
+    Args:
+        settings: kinds of calibration and thresholds, and the review band.
+        scores: (N, L) the model's own logits, and targets.
+    """
     line = calibration.fit(scores.logits, scores.targets, settings.calibration)
-    found = thresholds.fit(
+    fitted = thresholds.fit(
         line.apply(scores.logits),
         scores.targets,
         settings.thresholds,
         fixed=settings.threshold,
         precision=settings.precision,
     )
-    values = found.values
-    values[list(found.unreachable)] = 1.0
+    values = fitted.values
+    values[list(fitted.unreachable)] = 1.0
     return DecisionRule(
-        found.how,
+        fitted.how,
         tuple(values.tolist()),
         line.how,
         tuple(line.slope.tolist()),
@@ -51,46 +68,52 @@ def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
 def evaluate(
     settings: EvalConfig, scores: ScoreTable, decision: DecisionRule, fitted_here: bool
 ) -> Evaluation:
-    """Every number of scores, by a decision.
+    """Compute every number of `scores`, at the thresholds of `decision`.
 
     Args:
-        settings: `ap`, and how the decision was fitted, where it was.
+        settings: `ap`, and how the decision was fitted, if it was.
         scores: (N, L) the model's own logits, and targets.
-        decision: of the checkpoint.
-        fitted_here: on these very images.
+        decision: from the checkpoint.
+        fitted_here: whether `decision` was fitted on these very images.
     """
-    calibrated = replace(scores, logits=decision.calibrated(scores.logits))
+    assert scores.calibration == "none"
+    logits = decision.calibrate(scores.logits)
+    calibrated = replace(scores, logits=logits, calibration=decision.calibration)
     table = measure(calibrated, np.array(decision.thresholds), settings.ap)
-    facts: dict[str, Any] = {
-        "threshold_source": decision.how,
-        "fitted_on": "the same images" if fitted_here else "other images",
-        "intervals": _intervals(calibrated, decision),
-    }
-    honest, said = calibrated, _said(calibrated, decision)
+    honest, present = calibrated, sigmoid(calibrated.logits) >= decision.limits
+    fitted_on: FittedOn = "other images"
+    cross_fitted = None
     if decision.how == "fixed" and decision.calibration == "none":
-        facts["fitted_on"] = "nothing"
+        fitted_on = "nothing"
     elif fitted_here:
-        honest, said = _cross_fitted(settings, scores)
-        facts["cross_fitted"] = _rates(scores, said)
-    facts["calibration"] = {"how": decision.calibration, **_off(scores)}
-    if decision.calibration != "none":
-        facts["calibration"]["calibrated"] = _off(honest)
+        fitted_on = "the same images"
+        honest, present = _cross_fit(settings, scores)
+        cross_fitted = _measure_rates(scores, present)
+    review = None
     if decision.review is not None:
-        facts["review"] = _review(honest, said, *decision.review)
+        review = _count_review(honest, present, *decision.review)
+    facts = Facts(
+        threshold_source=decision.how,
+        fitted_on=fitted_on,
+        intervals=_compute_intervals(calibrated, decision),
+        cross_fitted=cross_fitted,
+        calibration=CalibrationFacts(
+            decision.calibration,
+            _measure_calibration(scores),
+            None if decision.calibration == "none" else _measure_calibration(honest),
+        ),
+        review=review,
+    )
     return Evaluation(calibrated, table, decision, facts)
 
 
-def _said(calibrated: ScoreTable, decision: DecisionRule) -> NDArray[np.bool_]:
-    """(N, L) yes or no at the decision's thresholds; one of 1 is never reached."""
-    limits = np.array(decision.thresholds)
-    limits[limits >= 1] = np.inf
-    said: NDArray[np.bool_] = sigmoid(calibrated.logits) >= limits
-    return said
+def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, NDArray[np.bool_]]:
+    """Calibrate and decide each image by a fit on the other folds.
 
-
-def _cross_fitted(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, NDArray[np.bool_]]:
-    """Calibrated scores, and yes or no, each image's by what the others fitted."""
-    said = thresholds.cross_fitted(
+    Returns:
+        Scores with calibrated logits, and (N, L) bool: True where a label is predicted.
+    """
+    present = thresholds.cross_fit(
         scores.logits,
         scores.targets,
         settings.thresholds,
@@ -98,56 +121,53 @@ def _cross_fitted(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable,
         fixed=settings.threshold,
         precision=settings.precision,
     )
-    fitted = calibration.cross_fitted(scores.logits, scores.targets, settings.calibration)
-    return replace(scores, logits=fitted), said
+    logits = calibration.cross_fit(scores.logits, scores.targets, settings.calibration)
+    return replace(scores, logits=logits, calibration=settings.calibration), present
 
 
-def _rates(scores: ScoreTable, said: NDArray[np.bool_]) -> dict[str, float | None]:
-    decided = replace(scores, logits=np.where(said, np.float32(1), np.float32(-1)))
+def _measure_rates(scores: ScoreTable, present: NDArray[np.bool_]) -> CrossFittedRates:
+    decided = replace(scores, logits=np.where(present, np.float32(1), np.float32(-1)))
     averages = measure(decided).averages
-    names = ("precision", "recall", "F1")
-    return {
-        f"{kind}_{name}": averages[f"{kind}_{name}"]
-        for kind in ("macro", "micro")
-        for name in names
-    }
-
-
-def _intervals(scores: ScoreTable, decision: DecisionRule) -> dict[str, Any]:
-    """95 % of resampled images give numbers between these."""
-    pairs = max(1, scores.logits.size)
-    found = bootstrap.intervals(
-        scores, decision.thresholds, max(100, min(RESAMPLES, DRAWN // pairs))
+    return CrossFittedRates(
+        **{
+            f"{kind}_{name}": averages[f"{kind}_{name}"]
+            for kind in ("macro", "micro")
+            for name in ("precision", "recall", "F1")
+        }
     )
-    return {
-        **found.averages,
-        "resamples": found.resamples,
-        "per_label": {row.label: {"AP": row.AP, "F1": row.F1} for row in found.per_label},
-    }
 
 
-def _off(scores: ScoreTable) -> dict[str, Any]:
-    """How far probabilities are off, over all known pairs, and the curve to draw of them."""
+def _compute_intervals(scores: ScoreTable, decision: DecisionRule) -> Intervals:
+    """Compute the 95 % intervals, of fewer resamples where the table is large."""
+    pairs = max(1, scores.logits.size)
+    resamples = max(100, min(RESAMPLES, DRAWN // pairs))
+    return bootstrap.compute_intervals(scores, decision.thresholds, resamples)
+
+
+def _measure_calibration(scores: ScoreTable) -> CalibrationError:
+    """Measure the calibration error over all known pairs, with the curve that the page draws."""
     p = sigmoid(scores.logits)
-    curve = calibration.reliability(p, scores.targets, DRAWN_BINS, equal="width")
+    curve = calibration.reliability_curve(p, scores.targets, DRAWN_BINS, equal="width")
     columns = (curve.probability.tolist(), curve.observed.tolist(), curve.count.tolist())
-    return {
-        "ECE": calibration.ece(p, scores.targets),
-        "Brier": calibration.brier(p, scores.targets),
-        "reliability": [list(row) for row in zip(*columns, strict=True)],
-    }
+    return CalibrationError(
+        calibration.ece(p, scores.targets),
+        calibration.brier(p, scores.targets),
+        tuple(ReliabilityBin(*row) for row in zip(*columns, strict=True)),
+    )
 
 
-def _review(scores: ScoreTable, said: NDArray[np.bool_], low: float, high: float) -> dict[str, Any]:
-    """How much people would look at, and which share of the wrong decisions they would find."""
+def _count_review(
+    scores: ScoreTable, present: NDArray[np.bool_], low: float, high: float
+) -> ReviewBand:
+    """Count what people would look at, and the wrong decisions that they would see there."""
     p, known = sigmoid(scores.logits), scores.targets != UNKNOWN
     inside = (p >= low) & (p <= high)
-    wrong = known & (said != (scores.targets == POSITIVE))
-    return {
-        "low": low,
-        "high": high,
-        "images": int(inside.any(axis=1).sum()),
-        "pairs": int(inside.sum()),
-        "wrong": int(wrong.sum()),
-        "wrong_inside": int((wrong & inside).sum()),
-    }
+    wrong = known & (present != (scores.targets == POSITIVE))
+    return ReviewBand(
+        low=low,
+        high=high,
+        images=int(inside.any(axis=1).sum()),
+        pairs=int(inside.sum()),
+        wrong=int(wrong.sum()),
+        wrong_inside=int((wrong & inside).sum()),
+    )

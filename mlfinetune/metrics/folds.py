@@ -1,4 +1,4 @@
-"""One label's known pairs, and the images held out of a fit."""
+"""Known pairs of one label, and folds of images for cross-fitting."""
 
 from collections.abc import Iterator
 
@@ -8,21 +8,22 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import POSITIVE, UNKNOWN
 
 
-def known_pairs(
-    logits: NDArray[np.float32], targets: NDArray[np.int8], at: int
+def select_known(
+    logits: NDArray[np.float32], targets: NDArray[np.int8], column: int
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Logits and truth of the images where label `at` is known: two arrays of one length."""
-    rows = targets[:, at] != UNKNOWN
-    return logits[rows, at].astype(np.float64), targets[rows, at] == POSITIVE
+    """Return (K,) logits and (K,) truth of the K images where label `column` is known."""
+    rows = targets[:, column] != UNKNOWN
+    return logits[rows, column].astype(np.float64), targets[rows, column] == POSITIVE
 
 
 def split_folds(
     images: int, folds: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to fit on and rows to judge, in order: every image is judged exactly once.
+    """Yield (rows to fit on, rows to decide) of each fold, rows in order.
 
-    Folds are drawn from `seed` and differ by at most one image. With fewer images than `folds`,
-    each is a fold of its own; an only image is judged by what was fitted on nothing.
+    Every image is in exactly one fold. Folds are drawn from `seed`, and their sizes differ by at
+    most one image. With fewer images than `folds`, each is a fold of its own. A single image is
+    decided by a fit on nothing.
     """
     parts = max(1, min(folds, images))
     fold = np.random.default_rng(seed).permutation(images) % parts

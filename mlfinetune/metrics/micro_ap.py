@@ -1,8 +1,8 @@
-"""AP of all known pairs pooled, one range of scores at a time, in memory that N does not change.
+"""AP of all known pairs pooled, one range of scores at a time, in memory independent of N.
 
-scikit-learn's function would hold several float64 arrays of N * L. Here the pairs of a range are
-gathered, sorted and become a piece of the curve. Ranges hold about RANGE pairs, cut at the
-quantiles of a sample; a value that would fill one alone is only counted.
+scikit-learn's function would hold several float64 arrays of N * L. Here the pairs of one range of
+scores are collected and sorted, and give one piece of the curve. A range holds about RANGE pairs;
+its ends are quantiles of a sample. A value that would fill a range alone is only counted.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import NEGATIVE, POSITIVE
-from mlfinetune.metrics.average_precision import Steps, average_precision, steps
+from mlfinetune.metrics.average_precision import Steps, average_precision, trace_steps
 
 RANGE = 1 << 23
 _BLOCK = 1 << 20
@@ -25,31 +25,33 @@ Targets = NDArray[np.int8]
 def pooled_average_precision(
     logits: Logits, targets: Targets, positives: int, negatives: int, protocol: str
 ) -> float:
-    """AP of the known pairs of (N, L) logits and targets.
+    """Return the AP, in [0, 1], of the known pairs of (N, L) logits and targets.
 
     Args:
-        positives, negatives: how many of both are known, at least one each.
+        positives, negatives: numbers of known positives and negatives, at least one each.
         protocol: one of average_precision.PROTOCOLS.
     """
-    pieces = _pieces(logits, targets, positives, negatives)
+    pieces = _trace_pieces(logits, targets, positives, negatives)
     return average_precision(pieces, positives, protocol)
 
 
-def _pieces(logits: Logits, targets: Targets, positives: int, negatives: int) -> Iterator[Steps]:
-    for low, high in _ranges(logits):
+def _trace_pieces(
+    logits: Logits, targets: Targets, positives: int, negatives: int
+) -> Iterator[Steps]:
+    for low, high in _split_ranges(logits):
         if high == np.nextafter(low, high):  # one value
-            p, n = _tied(logits, targets, low)
+            p, n = _count_tied(logits, targets, low)
             if p:
                 yield Steps(np.array([p]), np.array([positives]), np.array([negatives]))
             positives, negatives = positives - p, negatives - n
         else:
-            positive, negative = _within(logits, targets, low, high)
+            positive, negative = _collect_range(logits, targets, low, high)
             positives, negatives = positives - len(positive), negatives - len(negative)
-            yield from steps(positive, negative, (positives, negatives))
+            yield from trace_steps(positive, negative, (positives, negatives))
 
 
-def _ranges(logits: Logits) -> list[tuple[np.float32, np.float32]]:
-    """Half open, rising; together all finite numbers."""
+def _split_ranges(logits: Logits) -> list[tuple[np.float32, np.float32]]:
+    """Return half-open ranges [low, high), rising, that together hold all finite numbers."""
     edges = np.array([-np.inf, np.inf], np.float32)
     parts = -(-logits.size // RANGE)
     if parts > 1:
@@ -62,23 +64,23 @@ def _ranges(logits: Logits) -> list[tuple[np.float32, np.float32]]:
     return list(pairwise(edges))
 
 
-def _tied(logits: Logits, targets: Targets, value: np.float32) -> tuple[int, int]:
-    """How many known positives and negatives have this logit."""
+def _count_tied(logits: Logits, targets: Targets, value: np.float32) -> tuple[int, int]:
+    """Count the known positives and the known negatives with this logit."""
     counts = [0, 0]
-    for x, t in _blocks(logits, targets):
+    for x, t in _iterate_blocks(logits, targets):
         t = t[x == value]
-        for at, state in enumerate((POSITIVE, NEGATIVE)):
-            counts[at] += int(np.count_nonzero(t == state))
+        for index, state in enumerate((POSITIVE, NEGATIVE)):
+            counts[index] += int(np.count_nonzero(t == state))
     return counts[0], counts[1]
 
 
-def _within(
+def _collect_range(
     logits: Logits, targets: Targets, low: np.float32, high: np.float32
 ) -> tuple[Logits, Logits]:
-    """Scores of the known positives and negatives in [low, high), each sorted."""
+    """Return the scores of the known positives and negatives in [low, high), each sorted."""
     positives: list[Logits] = []
     negatives: list[Logits] = []
-    for x, t in _blocks(logits, targets):
+    for x, t in _iterate_blocks(logits, targets):
         if np.isfinite(low) or np.isfinite(high):
             inside = (x >= low) & (x < high)
             x, t = x[inside], t[inside]
@@ -90,7 +92,7 @@ def _within(
     return positive, negative
 
 
-def _blocks(logits: Logits, targets: Targets) -> Iterator[tuple[Logits, Targets]]:
+def _iterate_blocks(logits: Logits, targets: Targets) -> Iterator[tuple[Logits, Targets]]:
     rows = max(1, _BLOCK // logits.shape[1])
     for start in range(0, len(logits), rows):
         yield logits[start : start + rows].ravel(), targets[start : start + rows].ravel()

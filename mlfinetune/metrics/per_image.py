@@ -1,15 +1,17 @@
-"""Every image's own numbers, over its known labels; rows in blocks.
+"""Numbers of each image, over its known labels; rows go in blocks.
 
-Of a known positive with score s let R be the known labels, P the known positives that score at
-least s. Then an image's
+For a known positive with score s, let R be the number of known labels that score at least s, and
+P the number of known positives among them. Then an image has
 
 LRAP          mean of P / R over its positives; 1 without a positive or a negative
-ranking loss  (positive, negative) pairs with the negative as high, of all; 0 without one
+ranking loss  share of (positive, negative) pairs where the negative is as high or higher; 0
+              without a pair
 coverage      the greatest R; 0 without a positive
 
-are scikit-learn's, which needs a call for every pattern of unknowns and a Python loop over rows.
-Ranks come from two sorts: a row number above an integer in the order of the float sorts the
-scores of all rows in one array.
+The definitions are scikit-learn's. Its functions would need one call for every pattern of unknown
+targets, and a Python loop over rows. Here two sorts give all ranks of a block: an int64 key has
+the row number above 32 bits that order as the float32 score does, so that one sort orders the
+scores of all rows.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
-from mlfinetune.metrics.average_precision import new_values
+from mlfinetune.metrics.average_precision import mark_new_values
 from mlfinetune.metrics.counts import Counts
 
 TOP = 3
@@ -30,8 +32,13 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Images:
-    """(N,) each; meaningless where nothing is known."""
+class ImageNumbers:
+    """Numbers of N images, (N,) each; meaningless for an image without a known label.
+
+    Attributes:
+        known: number of known labels.
+        decided: counts at the thresholds.
+    """
 
     known: Integers
     decided: Counts
@@ -40,15 +47,18 @@ class Images:
     coverage: Integers
 
 
-def per_image(logits: Logits, targets: Targets, cuts: Logits) -> tuple[Images, Counts]:
-    """The images' numbers, and (L,) counts of the decision for each image's TOP highest labels.
+def measure_images(logits: Logits, targets: Targets, cuts: Logits) -> tuple[ImageNumbers, Counts]:
+    """Measure every image, and count the labels where each image's TOP highest are predicted.
+
+    Returns:
+        The numbers of N images, and (L,) counts for `*_top3`.
 
     Args:
         logits, targets: (N, L); logits are finite.
         cuts: (L,) logits from which a label is predicted.
     """
     n, labels = logits.shape
-    known, tp, said, positives, coverage = (np.zeros(n, np.int64) for _ in range(5))
+    known, tp, predicted, positives, coverage = (np.zeros(n, np.int64) for _ in range(5))
     lrap, loss = np.ones(n), np.zeros(n)
     top = Counts(*np.zeros((3, labels), np.int64))
     rows = max(1, _BLOCK // max(1, labels))
@@ -58,15 +68,15 @@ def per_image(logits: Logits, targets: Targets, cuts: Logits) -> tuple[Images, C
         mask = t != UNKNOWN
         decided = (x >= cuts) & mask
         present = t == POSITIVE
-        known[b], said[b] = _count(mask), _count(decided)
-        tp[b], positives[b] = _count(decided & present), _count(present)
-        _rank(x, t, positives[b], known[b], (lrap[b], loss[b], coverage[b]))
+        known[b], predicted[b] = _count_flags(mask), _count_flags(decided)
+        tp[b], positives[b] = _count_flags(decided & present), _count_flags(present)
+        _fill_ranks(x, t, positives[b], known[b], (lrap[b], loss[b], coverage[b]))
         _add_top(x, t, mask, top)
         top.positives[:] += np.bincount(np.flatnonzero(present) % labels, minlength=labels)
-    return Images(known, Counts(tp, said, positives), lrap, loss, coverage), top
+    return ImageNumbers(known, Counts(tp, predicted, positives), lrap, loss, coverage), top
 
 
-def _rank(
+def _fill_ranks(
     x: Logits,
     t: Targets,
     positives: Integers,
@@ -77,11 +87,11 @@ def _rank(
     labels, lrap, loss, coverage = x.shape[1], *out
     rows = np.repeat(np.arange(len(x)), positives)
     end = np.cumsum(positives)
-    scores = np.sort(_keys(x[t == POSITIVE], rows))
-    first_tied = np.maximum.accumulate(np.where(new_values(scores), np.arange(len(scores)), 0))
+    scores = np.sort(_make_keys(x[t == POSITIVE], rows))
+    first_tied = np.maximum.accumulate(np.where(mark_new_values(scores), np.arange(len(scores)), 0))
     as_high = end[rows] - first_tied
     others = np.sort(np.where(t == NEGATIVE, x, np.float32(-np.inf)), axis=1)
-    others_keys = _keys(others, np.arange(len(x))[:, None]).ravel()
+    others_keys = _make_keys(others, np.arange(len(x))[:, None]).ravel()
     above = (rows + 1) * labels - np.searchsorted(others_keys, scores)
     rank = as_high + above
     there = positives > 0
@@ -92,24 +102,26 @@ def _rank(
     coverage[there] = rank[(end - positives)[there]]
 
 
-def _keys(x: Logits, rows: Integers) -> Integers:
-    """Integers in the order of (row, float32); both zeros are one."""
+def _make_keys(x: Logits, rows: Integers) -> Integers:
+    """Return int64 keys that order as (row, float32 score) does; -0.0 and 0.0 give one key."""
+    # The bits of a float32, read as int32, order as the floats do if positive, and reversed if
+    # negative: flipping all bits but the sign of the negative ones mends that.
     bits = (x + np.float32(0)).view(np.int32)
     return (rows << 32) + (bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 def _add_top(x: Logits, t: Targets, known: NDArray[np.bool_], top: Counts) -> None:
-    """Count each row's TOP highest known labels, the earlier of tied ones first."""
+    """Add each row's TOP highest known labels to the counts, the earlier of tied ones first."""
     left, rows, labels = np.where(known, x, np.float32(-np.inf)), np.arange(len(x)), x.shape[1]
     for _ in range(min(TOP, labels)):
         best = left.argmax(axis=1)
         there = left[rows, best] > -np.inf
-        top.said[:] += np.bincount(best[there], minlength=labels)
+        top.predicted[:] += np.bincount(best[there], minlength=labels)
         top.tp[:] += np.bincount(best[there & (t[rows, best] == POSITIVE)], minlength=labels)
         left[rows, best] = -np.inf
 
 
-def _count(flags: NDArray[np.bool_]) -> Integers:
-    """How many are set in each row; several times quicker than a sum of booleans."""
+def _count_flags(flags: NDArray[np.bool_]) -> Integers:
+    """Count the flags set in each row; several times faster than a sum of booleans."""
     counted: Integers = np.bitwise_count(np.packbits(flags, axis=1)).sum(axis=1, dtype=np.int64)
     return counted

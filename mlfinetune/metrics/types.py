@@ -1,35 +1,45 @@
 """Types of evaluation, from logits to numbers.
 
-    ScoreTable + DecisionRule -> MetricTable -> Evaluation
-    probabilities of one image            -> Prediction
+    ScoreTable + DecisionRule -> MetricTable, Facts -> Evaluation
+    probabilities of one image                      -> Prediction
 
-Frozen dataclasses. Shapes: N images, L labels.
+Frozen dataclasses. Shapes: N images, L labels. Field names are keys of metrics.json and of
+checkpoints.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.logits import find_limits
+
+ThresholdHow = Literal["fixed", "global", "per_label", "precision"]
+CalibrationHow = Literal["none", "temperature", "platt"]
+FittedOn = Literal["nothing", "the same images", "other images"]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What the model said of every image of a set.
+    """Logits and targets of every image of a set.
 
     Attributes:
         names: N image names, in manifest order.
         logits: (N, L) float32.
         targets: (N, L) int8 in {1, 0, -1}.
-        labels: what the L columns mean.
+        labels: names of the L columns.
+        calibration: how the logits were calibrated; `none`: they are the model's own; None: not
+            known, the file was written before it said so.
     """
 
     names: tuple[str, ...]
     logits: NDArray[np.float32]
     targets: NDArray[np.int8]
     labels: LabelSpace
+    calibration: CalibrationHow | None = "none"
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,8 @@ class MetricTable:
         averages: name -> value in [0, 1] (coverage: [0, L]), None where undefined.
         per_label: in label order.
         images: N.
-        labels_scored: labels with a positive and a negative, those that mAP averages over.
-        ap: the protocol of every AP: sklearn, voc_interpolated or voc_11point.
+        labels_scored: number of labels with a positive and a negative; mAP is their mean.
+        ap: protocol of every AP: sklearn, voc_interpolated or voc_11point.
     """
 
     averages: dict[str, float | None]
@@ -66,8 +76,8 @@ class MetricTable:
     ap: str = "sklearn"
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of metrics.json."""
-        fields = ("AP", "AUROC", "F1", "precision", "recall", "threshold", "positives", "negatives")
+        """Return the numbers as metrics.json has them."""
+        names = ("AP", "AUROC", "F1", "precision", "recall", "threshold", "positives", "negatives")
         return {
             **self.averages,
             "ap": self.ap,
@@ -75,63 +85,225 @@ class MetricTable:
             "labels": len(self.per_label),
             "labels_scored": self.labels_scored,
             "per_label": {
-                row.label: {name: getattr(row, name) for name in fields} for row in self.per_label
+                row.label: {name: getattr(row, name) for name in names} for row in self.per_label
             },
         }
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """What makes a probability and a yes or no of a logit; fitted on validation.
+    """Calibration and thresholds: a logit becomes a probability, and a label is present or not.
 
     Attributes:
-        how: of the thresholds: fixed, global, per_label or precision.
+        how: kind of thresholds.
         thresholds: (L,) calibrated probabilities from which a label counts as present; 1: never.
-        calibration: none, temperature or platt.
+        calibration: kind of calibration.
         slope, intercept: (L,) calibrated logit = slope * logit + intercept.
-        review: calibrated probabilities from the first to the second are for people to look at;
-            None: nobody asked for that.
+        review: calibrated probabilities from the first to the second need a person's look;
+            None: no review was asked for.
     """
 
-    how: str
+    how: ThresholdHow
     thresholds: tuple[float, ...]
-    calibration: str
+    calibration: CalibrationHow
     slope: tuple[float, ...]
     intercept: tuple[float, ...]
     review: tuple[float, float] | None = None
 
     @classmethod
     def plain(cls, labels: int, threshold: float = 0.5) -> "DecisionRule":
-        """One threshold for all labels, logits as they are."""
+        """Make the rule of one threshold for all labels, without calibration."""
         return cls("fixed", (threshold,) * labels, "none", (1.0,) * labels, (0.0,) * labels)
 
-    def calibrated(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, L) -> (N, L)."""
+    @property
+    def limits(self) -> NDArray[np.float64]:
+        """(L,) float64 thresholds to compare probabilities with; infinity: never."""
+        return find_limits(np.array(self.thresholds, np.float64))
+
+    def calibrate(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return calibrated logits for the model's own; (N, L) both."""
         if self.calibration == "none":
             return logits
         lines = zip(logits.T, self.slope, self.intercept, strict=True)
         out = logits.copy()
-        for at, (column, slope, intercept) in enumerate(lines):
-            out[:, at] = slope * column.astype("float64") + intercept
+        for column, (values, slope, intercept) in enumerate(lines):
+            out[:, column] = slope * values.astype("float64") + intercept
         return out
+
+
+# ---- facts ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelIntervals:
+    """One label's 95 % intervals; None where undefined on the data or in half the resamples."""
+
+    label: str
+    AP: Interval | None
+    F1: Interval | None
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The 95 % intervals of one ScoreTable, by bootstrap.
+
+    Attributes:
+        averages: mAP, macro_F1 and micro_F1; None where undefined.
+        per_label: in label order.
+        resamples: number of resamples.
+    """
+
+    averages: dict[str, Interval | None]
+    per_label: tuple[LabelIntervals, ...]
+    resamples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the intervals as metrics.json has them."""
+        labels = {row.label: {"AP": row.AP, "F1": row.F1} for row in self.per_label}
+        return {**self.averages, "resamples": self.resamples, "per_label": labels}
+
+
+@dataclass(frozen=True)
+class CrossFittedRates:
+    """Averages at thresholds that other images of the set fitted; None where undefined."""
+
+    macro_precision: float | None
+    macro_recall: float | None
+    macro_F1: float | None
+    micro_precision: float | None
+    micro_recall: float | None
+    micro_F1: float | None
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The known pairs of one range of probability.
+
+    Attributes:
+        probability: mean probability.
+        observed: share of positives.
+        count: number of pairs.
+    """
+
+    probability: float
+    observed: float
+    count: int
+
+
+@dataclass(frozen=True)
+class CalibrationError:
+    """Distance of probabilities from observed shares, over all known pairs.
+
+    Attributes:
+        ECE: expected calibration error, None without a known pair.
+        Brier: mean squared error, None without a known pair.
+        reliability: the curve, by rising probability.
+    """
+
+    ECE: float | None
+    Brier: float | None
+    reliability: tuple[ReliabilityBin, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the errors as metrics.json has them: a bin is a list of its three numbers."""
+        rows = [[row.probability, row.observed, row.count] for row in self.reliability]
+        return {"ECE": self.ECE, "Brier": self.Brier, "reliability": rows}
+
+
+@dataclass(frozen=True)
+class CalibrationFacts:
+    """Calibration errors before and after calibration.
+
+    Attributes:
+        how: kind of calibration.
+        own: errors of the model's own probabilities.
+        calibrated: errors of the calibrated ones; None without calibration.
+    """
+
+    how: CalibrationHow
+    own: CalibrationError
+    calibrated: CalibrationError | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the errors as metrics.json has them: `calibrated` only where there is one."""
+        content = {"how": self.how, **self.own.to_dict()}
+        if self.calibrated is not None:
+            content["calibrated"] = self.calibrated.to_dict()
+        return content
+
+
+@dataclass(frozen=True)
+class ReviewBand:
+    """Probabilities between `low` and `high`, which people are to look at.
+
+    Attributes:
+        images: number of images with such a probability.
+        pairs: number of (image, label) pairs with one.
+        wrong: number of wrong decisions among all known pairs.
+        wrong_inside: number of those whose probability lies in the band.
+    """
+
+    low: float
+    high: float
+    images: int
+    pairs: int
+    wrong: int
+    wrong_inside: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts beside the numbers of an evaluation: their origin and their uncertainty.
+
+    Attributes:
+        threshold_source: kind of thresholds.
+        fitted_on: images that fitted thresholds and calibration; `nothing`: neither was fitted.
+        intervals: of the numbers.
+        cross_fitted: rates to expect on other images; None unless fitted on the same images.
+        calibration: how well the probabilities are calibrated.
+        review: None where no review was asked for.
+    """
+
+    threshold_source: ThresholdHow
+    fitted_on: FittedOn
+    intervals: Intervals
+    cross_fitted: CrossFittedRates | None
+    calibration: CalibrationFacts
+    review: ReviewBand | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as metrics.json has them; keys of what is None are left out."""
+        content: dict[str, Any] = {
+            "threshold_source": self.threshold_source,
+            "fitted_on": self.fitted_on,
+            "intervals": self.intervals.to_dict(),
+        }
+        if self.cross_fitted is not None:
+            content["cross_fitted"] = asdict(self.cross_fitted)
+        content["calibration"] = self.calibration.to_dict()
+        if self.review is not None:
+            content["review"] = asdict(self.review)
+        return content
+
+
+# ---- results ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A ScoreTable judged: what a folder of results says.
+    """Everything that an evaluation says of a ScoreTable.
 
     Attributes:
-        scores: its logits calibrated.
+        scores: with calibrated logits, where the decision calibrates.
         table: the numbers, at the decision's thresholds.
-        decision: what they were judged by.
-        facts: what else metrics.json says, as plain containers: what fitted the thresholds,
-            `cross_fitted` numbers, `intervals`, `calibration`, `review`.
+        decision: the calibration and thresholds that were used.
+        facts: their origin, intervals, calibration errors, review.
     """
 
     scores: ScoreTable
     table: MetricTable
     decision: DecisionRule
-    facts: dict[str, Any]
+    facts: Facts
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""models."""
+"""The network: build it, load pretrained weights, train it on several ranks, score with it.
+
+images (B, 3, S, S) uint8 -> logits (B, L) float32; model + batches -> ScoreTable
+Start at tagger.py.
+"""

@@ -1,12 +1,13 @@
-"""A ResNet's backbone for inference on the CPU: fewer passes over memory, the same numbers.
+"""Taggers that predict: restored from a checkpoint, and made fast on a CPU.
 
-    features -> fold BatchNorm into convolutions (float32) -> round to a dtype
+    backbone -> fold BatchNorm into convolutions (float32) -> round to a dtype
              -> lay the weights out for the convolution that will read them
              -> convolution + addition + relu in one operator
 
 The last two steps take operators that torch's compiler emits and does not document. They are tried
-on one picture when a backbone is packed; where they cannot be had, or say something else than the
-plain operators do, the plain ones serve, and the reason is told.
+on one picture when a backbone is fused. Where they are missing, or give other numbers than the
+plain operators do, the plain ones are used. A backbone that cannot be folded is used as trained.
+The log says which of the three it is, and why.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import CheckpointError, ConfigError
@@ -26,20 +28,21 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.text import format_list
 
 BATCH = 16
-"""Pictures that weights are laid out for; others are as fast (`benchmarks/predict_cpu.py`)."""
+"""Images that weights are laid out for; other batches are as fast (`benchmarks/predict_cpu.py`)."""
 FUSED = "fused operators"
 FOLDED = "BatchNorm folded, no fused operators"
+AS_TRAINED = "as trained"
 
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution, BatchNorm folded in.
+    """A convolution with its BatchNorm folded in.
 
     Attributes:
-        weight: (out, in / groups, k, k), or the same opaque and laid out for its input.
+        weight: (out, in / groups, k, k), or the same as an opaque tensor in oneDNN's layout.
         bias: (out,).
         geometry: padding, stride, dilation, groups.
-        relu: what follows.
+        relu: whether a relu follows.
     """
 
     weight: Tensor
@@ -50,121 +53,162 @@ class _Conv:
 
 @dataclass(frozen=True)
 class _Block:
-    """Convolutions in a row; the last one's output is added to the shortcut's, before its relu."""
+    """A residual block: its convolutions in order, and the one of its shortcut, if it has one.
+
+    The output of the shortcut is added to that of the last convolution, before the last relu.
+    """
 
     convs: tuple[_Conv, ...]
     shortcut: _Conv | None
 
 
-_Run = Callable[[_Conv, Tensor, Tensor | None], Tensor]
-"""A convolution, its input, and what is added to its output, which may be overwritten."""
+_Convolve = Callable[[_Conv, Tensor, Tensor | None], Tensor]
+"""convolve(conv, x, other) -> conv(x) + other, relu after it; it may overwrite `other`."""
 
 
 class FusedBackbone(nn.Module):
-    """The backbone in evaluation mode: (B, 3, S, S) float, normalised -> (B, F) in its dtype.
+    """Backbone for inference on a CPU: (B, 3, S, S) float, normalized -> (B, F) in its dtype.
 
-    It has no parameters: nothing of it is trained, saved or moved. Any number of threads may call
-    it at once.
+    It holds tensors and no parameters: nothing of it is trained, saved or moved. Several threads
+    may call it at once.
     """
 
     def __init__(
-        self, stem: _Conv, blocks: tuple[_Block, ...], dtype: torch.dtype, run: _Run
+        self, stem: _Conv, blocks: tuple[_Block, ...], dtype: torch.dtype, convolve: _Convolve
     ) -> None:
-        """What to compute, in which type, and how; `pack` knows."""
+        """Hold the folded layers; use `fuse_for_cpu` to build one.
+
+        Args:
+            stem: the first convolution; a 3x3 max pooling with stride 2 follows it.
+            blocks: residual blocks, in order.
+            dtype: of weights and activations.
+            convolve: computes one convolution, with plain or with fused operators.
+        """
         super().__init__()
-        self._stem, self._blocks, self._dtype, self._run = stem, blocks, dtype, run
+        self._stem, self._blocks = stem, blocks
+        self._dtype = dtype
+        self._convolve = convolve
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, F); the last mean is taken in float32."""
         with torch.autocast("cpu", enabled=False):  # it would choose the plain operators' types
-            return self.through(x, self._run)
+            return self.forward_with(x, self._convolve)
 
-    def through(self, x: Tensor, run: _Run) -> Tensor:
-        """The same, with another way to convolve."""
+    def forward_with(self, x: Tensor, convolve: _Convolve) -> Tensor:
+        """Compute the features of `x` with another way to convolve."""
         x = x.to(self._dtype, memory_format=torch.channels_last)
-        x = max_pool2d(run(self._stem, x, None), 3, 2, 1)
+        x = max_pool2d(convolve(self._stem, x, None), 3, 2, 1)
         for block in self._blocks:
-            shortcut = x if block.shortcut is None else run(block.shortcut, x, None)
+            shortcut = x if block.shortcut is None else convolve(block.shortcut, x, None)
             for conv in block.convs[:-1]:
-                x = run(conv, x, None)
-            x = run(block.convs[-1], x, shortcut)
+                x = convolve(conv, x, None)
+            x = convolve(block.convs[-1], x, shortcut)
         return x.mean((2, 3), dtype=torch.float32).to(self._dtype)
 
-    def fused(self, shapes: dict[int, torch.Size]) -> "FusedBackbone":
-        """The same in fused operators, weights laid out for inputs of these shapes.
+    def with_fused_operators(self, shapes: dict[int, torch.Size]) -> "FusedBackbone":
+        """Return a copy that computes with fused operators, its weights laid out for them.
 
         Args:
-            shapes: (_, in, H, W) of the input of the convolution with this `id`.
+            shapes: `id` of a convolution -> (_, in, H, W), the shape of its input.
         """
 
-        def laid_out(conv: _Conv) -> _Conv:
+        def lay_out(conv: _Conv) -> _Conv:
             size = [BATCH, *shapes[id(conv)][1:]]
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             return replace(conv, weight=reorder(conv.weight, *conv.geometry, size))
 
         blocks = tuple(
             _Block(
-                tuple(laid_out(conv) for conv in block.convs),
-                None if block.shortcut is None else laid_out(block.shortcut),
+                tuple(lay_out(conv) for conv in block.convs),
+                None if block.shortcut is None else lay_out(block.shortcut),
             )
             for block in self._blocks
         )
-        return FusedBackbone(laid_out(self._stem), blocks, self._dtype, _fused)
+        return FusedBackbone(lay_out(self._stem), blocks, self._dtype, _convolve_fused)
 
 
 @torch.no_grad()
-def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[FusedBackbone, str]:
-    """A fast copy of a backbone, and how it computes.
+def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[nn.Module, str]:
+    """Build a fast copy of a backbone, if it can be folded.
 
-    What it costs: the weights once more, in `dtype`, and about three pictures' forward passes.
+    A copy costs the weights once more, in `dtype`, and the forward passes of about three images.
+
+        torchvision's ResNet   -> FusedBackbone, "fused operators"
+        fused operators fail   -> FusedBackbone, "BatchNorm folded, no fused operators: <reason>"
+        any other network      -> `features` itself, "as trained: <reason>"
 
     Args:
-        features: torchvision's ResNet, `fc` an identity, on the CPU; is left as it is.
+        features: the backbone with an identity for `fc`, on the CPU; it is not changed.
         dtype: of weights and activations; sums are float32 inside an operator.
         side: S that the weights are laid out for; other sizes come out right, but may be slow.
+
+    Returns:
+        The module to compute features with, and how it computes, for the log.
     """
-    plain = _fold(features, dtype)
+    if reason := _find_obstacle(features):
+        return features, f"{AS_TRAINED}: {reason}"
+    plain = _fold_backbone(features, dtype)
     if not torch.backends.mkldnn.enabled:
         return plain, f"{FOLDED}: torch.backends.mkldnn.enabled is False"
     generator = torch.Generator().manual_seed(0)  # the global one belongs to training
     probe = torch.randn(1, 3, side, side, generator=generator)
     shapes: dict[int, torch.Size] = {}
 
-    def noted(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
+    def convolve_and_note(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
         shapes[id(conv)] = x.shape
-        return _plain(conv, x, other)
+        return _convolve_plain(conv, x, other)
 
-    expected = plain.through(probe, noted)
+    expected = plain.forward_with(probe, convolve_and_note)
     try:
-        fused = plain.fused(shapes)
-        found = fused(probe)
+        fused = plain.with_fused_operators(shapes)
+        computed = fused(probe)
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return plain, f"{FOLDED}: {reason}"
-    off = ((found - expected).norm() / expected.norm()).item()
-    if not off <= torch.finfo(dtype).eps ** 0.5:  # not finite: not the same
-        return plain, f"{FOLDED}: they are off by {off:.2g} of the features"
+    error_share = ((computed - expected).norm() / expected.norm()).item()
+    if not error_share <= torch.finfo(dtype).eps ** 0.5:  # written so that NaN fails too
+        return plain, f"{FOLDED}: they are off by {error_share:.2g} of the features"
     return fused, FUSED
 
 
-def _fold(features: nn.Module, dtype: torch.dtype) -> FusedBackbone:
-    """The backbone in plain operators."""
+def _find_obstacle(features: nn.Module) -> str | None:
+    """Say why a backbone cannot be folded; None: it can.
+
+    `FusedBackbone` repeats the forward pass of torchvision's ResNet, so only that class with its
+    own blocks is taken: another network may have the same layers and compute something else.
+    """
+    if type(features) is not ResNet:
+        return f"a {type(features).__name__} is not a ResNet of torchvision"
+    for name, module in features.named_modules():
+        kind = type(module).__name__
+        is_block = name.startswith("layer") and name.count(".") == 1  # "layer1.0"
+        if is_block and type(module) not in (BasicBlock, Bottleneck):
+            return f"{name} is a {kind}, not a residual block of torchvision"
+        is_norm = name.rpartition(".")[2].startswith("bn") or name.endswith("downsample.1")
+        if is_norm and not (isinstance(module, nn.BatchNorm2d) and module.track_running_stats):
+            return f"{name} is a {kind}, not a BatchNorm2d with running statistics"
+    return None
+
+
+def _fold_backbone(features: nn.Module, dtype: torch.dtype) -> FusedBackbone:
+    """Fold the BatchNorms of torchvision's ResNet into its convolutions; plain operators."""
     net = cast(Any, features)
     blocks = []
     for block in (block for layer in (1, 2, 3, 4) for block in getattr(net, f"layer{layer}")):
         last = 3 if hasattr(block, "conv3") else 2
         convs = tuple(
-            _folded(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), True, dtype)
+            _fold_layer(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), True, dtype)
             for i in range(1, last + 1)
         )
         down = block.downsample
-        shortcut = None if down is None else _folded(down[0], down[1], False, dtype)
+        shortcut = None if down is None else _fold_layer(down[0], down[1], False, dtype)
         blocks.append(_Block(convs, shortcut))
-    stem = _folded(net.conv1, net.bn1, True, dtype)
-    return FusedBackbone(stem, tuple(blocks), dtype, _plain)
+    stem = _fold_layer(net.conv1, net.bn1, True, dtype)
+    return FusedBackbone(stem, tuple(blocks), dtype, _convolve_plain)
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool, dtype: torch.dtype) -> _Conv:
+def _fold_layer(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool, dtype: torch.dtype) -> _Conv:
+    """Fold one BatchNorm into the convolution before it, in float32, then round to `dtype`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert not isinstance(conv.padding, str)
@@ -185,7 +229,7 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool, dtype: torch.dtyp
     )
 
 
-def _plain(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
+def _convolve_plain(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
     padding, stride, dilation, groups = conv.geometry
     y = conv2d(x, conv.weight, conv.bias, stride, padding, dilation, groups)
     if other is not None:
@@ -193,19 +237,20 @@ def _plain(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
     return y.relu_() if conv.relu else y
 
 
-def _fused(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
+def _convolve_fused(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
+    """Compute as `_convolve_plain`, in one pass over memory."""
     relu = "relu" if conv.relu else "none"
-    how = (x, conv.weight, conv.bias, *conv.geometry)
+    arguments = (x, conv.weight, conv.bias, *conv.geometry)
     if other is None:
-        return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(*how, relu, [], ""))
+        return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(*arguments, relu, [], ""))
     add = torch.ops.mkldnn._convolution_pointwise_.binary
-    return cast(Tensor, add(other, *how, "add", 1.0, relu, [], ""))
+    return cast(Tensor, add(other, *arguments, "add", 1.0, relu, [], ""))
 
 
 # ---- taggers that predict ---------------------------------------------------------------
 
 
-def tagger_of(
+def restore_tagger(
     backbone: str,
     labels: int,
     weights: dict[str, Tensor],
@@ -213,7 +258,7 @@ def tagger_of(
     device: torch.device,
     origin: Path,
 ) -> Tagger:
-    """The tagger that a checkpoint holds, in evaluation mode, on the device.
+    """Build the tagger that a checkpoint holds, in evaluation mode, on the device.
 
     Args:
         backbone: torchvision's name of the network.
@@ -224,7 +269,7 @@ def tagger_of(
         origin: the checkpoint's file, for messages.
 
     Raises:
-        CheckpointError: `weights` are not those of this backbone with so many labels.
+        CheckpointError: there is no such backbone, or `weights` do not fit it and L labels.
     """
 
     def build() -> Tagger:
@@ -248,22 +293,26 @@ def tagger_of(
 def for_inference(
     tagger: Tagger, side: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tagger, str]:
-    """The tagger as it infers fastest: on the CPU with a packed backbone, as it is elsewhere.
+    """Prepare a tagger for scoring: on a CPU with a fused backbone, on a GPU as trained.
 
     Args:
-        side: of the pictures, in pixels.
+        tagger: its weights are not changed.
+        side: of the images, in pixels.
+        device: where the tagger is.
+        dtype: of activations, bfloat16 or float32.
 
     Returns:
-        What to score with (weights that change later do not reach it), and a word for the log.
+        The tagger to score with, and how it computes, for the log. A fused backbone is a copy:
+        weights that change later do not reach it.
     """
     if device.type != "cpu":
-        return tagger.eval(), "as trained"
-    packed, how = fuse_for_cpu(tagger.features, dtype, side)
-    return tagger.serving(packed), how
+        return tagger.eval(), AS_TRAINED
+    backbone, how = fuse_for_cpu(tagger.features, dtype, side)
+    return tagger.with_features(backbone), how
 
 
 def place_on_device(tagger: Tagger, device: torch.device) -> Tagger:
-    """On the device, convolutions in the layout that they are fast in."""
+    """Move the tagger to the device, in channels_last: convolutions are fast in that layout."""
     tagger.to(device)
     tagger.to(memory_format=torch.channels_last)
     return tagger

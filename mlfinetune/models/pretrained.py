@@ -1,4 +1,7 @@
-"""Pretrained weights of a backbone: downloaded or read from a file, checked, and loaded."""
+"""Pretrained weights of a backbone: downloaded or read from a file, checked, and loaded.
+
+name of a weight set, or a file -> state dict -> find_misfits -> the backbone's parameters
+"""
 
 import socket
 import sys
@@ -20,7 +23,7 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.text import format_list, suggest
 
 STALLED_S = 60.0
-"""A download that sends nothing for so long has failed."""
+"""Seconds without a byte after which a download has failed."""
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "features.")
 _HEADS = ("fc.", "head.")
@@ -29,13 +32,14 @@ _NUMBERS = (*_FLOATS, torch.int64, torch.int32)
 
 
 def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
-    """Load the backbone's weights; the head keeps its own.
+    """Load pretrained weights into the backbone of `model`; the head keeps its own.
 
     Args:
         model: is changed.
-        backbone: torchvision's name.
-        weights: torchvision's name of a weight set, or a .pth or .safetensors file with
-            torchvision's keys; `fc`, a `module.` prefix and other float types are taken care of.
+        backbone: torchvision's name of the network.
+        weights: torchvision's name of a weight set (IMAGENET1K_V2), or a .pth or .safetensors file
+            with torchvision's keys. A head (`fc`) in the file is ignored, a prefix `module.` is
+            removed, and other float types are converted.
 
     Raises:
         WeightsError: the download failed, the file cannot be read, or it does not fit.
@@ -43,7 +47,7 @@ def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
     if Path(weights).suffix:
         state = _read_weights(Path(weights))
     else:
-        known = {w.name: w for w in torchvision.models.get_model_weights(backbone)}
+        known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
         if weights not in known:
             raise WeightsError(
                 f"model.weights: {backbone} has no '{weights}'{suggest(weights, list(known))}; "
@@ -54,10 +58,13 @@ def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
 
 
 def download_weights(url: str) -> dict[str, Tensor]:
-    """A state dict through torch.hub's cache; a fresh download's hash is checked.
+    """Read a state dict from torch.hub's cache, downloading it first if it is not there.
+
+    The hash in the file's name is checked after a download.
 
     Raises:
-        WeightsError: what was tried, where to put the file, which key to set.
+        WeightsError: the download failed, or the cached file cannot be loaded. The message says
+            where to put the file, or which config key to set.
     """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     file = cache / url.rpartition("/")[2]
@@ -101,6 +108,7 @@ def _describe_bad_cache(file: Path, url: str, why: str) -> str:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a file, out of a wrapper such as {"state_dict": ...} if it has one."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -129,14 +137,20 @@ def _is_state_dict(state: object) -> TypeGuard[dict[str, Tensor]]:
 
 
 def _strip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without wrappers' prefixes and without a head."""
+    """Remove the prefixes of wrappers from the keys, and drop the head.
+
+    "module.conv1.weight" -> "conv1.weight"        "fc.weight" -> dropped
+    """
     for prefix in _PREFIXES:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
 
 
 def find_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """What keeps a state dict from being loaded where this one is wanted."""
+    """List what keeps `state` from being loaded into a module whose state dict is `wanted`.
+
+    Missing and unknown keys, other shapes, and types that are no numbers; empty: it fits.
+    """
     faults = [f"missing: {key}" for key in wanted if key not in state]
     faults += [f"unknown: {key[:200]}" for key in state if key not in wanted]
     for key, other in wanted.items():
@@ -149,6 +163,7 @@ def find_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[st
 
 
 def _load_backbone(features: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load `state` if it fits and is finite, else raise a WeightsError with every fault."""
     wanted = features.state_dict()
     optional = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
     state = {**optional, **state}

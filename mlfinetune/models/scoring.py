@@ -1,8 +1,8 @@
-"""The model looks at pictures: batches become logits, logits a ScoreTable or probabilities.
+"""Scoring: the model's logits for batches of images, and the ScoreTable of a whole manifest.
 
-    model, batches -> scored -> (indices, logits) a batch -> tabulate -> ScoreTable
+    model, batches -> score_batches -> (indices, logits) of each batch -> tabulate -> ScoreTable
 
-The one place with a sigmoid.
+Logits stay logits here; probabilities are computed by `metrics.logits.sigmoid`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,14 @@ ScoredBatch = tuple[NDArray[np.int64], NDArray[np.float32]]
 def compute_logits(
     model: nn.Module, batch: Batch, device: torch.device, dtype: torch.dtype
 ) -> NDArray[np.float32]:
-    """(B, L) float32 logits of a batch that is not empty, in evaluation mode."""
+    """Return the (B, L) float32 logits of a batch with at least one image, in evaluation mode.
+
+    Args:
+        model: on the device; it is put into evaluation mode.
+        batch: its images may be on any device.
+        device: where the model is.
+        dtype: bfloat16 computes under autocast, float32 without.
+    """
     model.eval()
     with (
         torch.inference_mode(),
@@ -43,10 +50,17 @@ def score_batches(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[ScoredBatch]:
-    """What the model says of each batch.
+    """Yield indices and logits of each batch, in the order of the batches.
+
+    Args:
+        model: on the device; it is put into evaluation mode.
+        batches: may come in any order, as `indices` travel with them.
+        name_of: index of an image -> its path, for messages.
+        device: where the model is.
+        dtype: bfloat16 computes under autocast, float32 without.
 
     Raises:
-        DataError: pictures that cannot be decoded, by name.
+        DataError: images that cannot be decoded, by name.
     """
     for batch in batches:
         batch.require_all(name_of)
@@ -54,17 +68,24 @@ def score_batches(
 
 
 def tabulate(rows: Iterable[ScoredBatch], manifest: Manifest) -> ScoreTable:
-    """Every image of `manifest` once, in its order; rows come in any, from any process.
+    """Sort scored batches into the order of the manifest.
 
-    None is padded in, so that one that comes twice is a mistake, as is one that does not come.
+        indices [2, 0], [1]  and logits [c, a], [b]  ->  logits [a, b, c]
+
+    Every image comes exactly once: loaders pad nothing, so an image that comes twice, or not at
+    all, is a bug, and an AssertionError.
+
+    Args:
+        rows: in any order, from any rank.
+        manifest: N images, whose targets and names go into the table.
 
     Raises:
-        TrainingError: scores that are not finite.
+        TrainingError: logits that are not finite.
     """
     indices, logits = zip(*rows, strict=True)
-    seen = np.concatenate(indices)
-    order = np.argsort(seen, kind="stable")
-    assert np.array_equal(seen[order], np.arange(len(manifest))), "not every image once"
+    all_indices = np.concatenate(indices)
+    order = np.argsort(all_indices, kind="stable")
+    assert np.array_equal(all_indices[order], np.arange(len(manifest))), "not every image once"
     table = np.concatenate(logits)[order]
     if bad := [manifest.names[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
         raise TrainingError(
@@ -81,5 +102,10 @@ def score_manifest(
     device: torch.device,
     dtype: torch.dtype,
 ) -> ScoreTable:
-    """Both: score every image of `manifest`; raises as they do."""
+    """Score every image of `manifest`, in its order.
+
+    Raises:
+        DataError: as `score_batches`.
+        TrainingError: as `tabulate`.
+    """
     return tabulate(score_batches(model, batches, manifest.path, device, dtype), manifest)

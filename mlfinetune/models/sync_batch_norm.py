@@ -1,4 +1,7 @@
-"""BatchNorm of several processes: mean and variance are those of all their pictures."""
+"""BatchNorm across ranks: mean and variance are those of the images of all ranks.
+
+BatchNorm of each rank -> sync_batch_norm -> CpuSyncBatchNorm, or torch's SyncBatchNorm on a GPU
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,88 +9,113 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Add = Callable[[Tensor], None]
+AllReduce = Callable[[Tensor], None]
+"""Sums a tensor over all ranks, in place."""
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """What nn.SyncBatchNorm is on a GPU, for the CPU, where torch has none.
+    """nn.SyncBatchNorm for the CPU, where torch has none.
 
     Attributes:
-        add: sums a tensor over all processes, in place.
+        all_reduce: sums a tensor over all ranks, in place.
     """
 
-    add: Add
+    all_reduce: AllReduce
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same; B may be 0."""
+        """(B, C, H, W) -> (B, C, H, W), normalized; B may be 0 on some ranks."""
         if not self.training:
-            normalised: Tensor = super().forward(x)
-            return normalised
+            normalized: Tensor = super().forward(x)
+            return normalized
         wide = x.float()
         count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
-        sums = _SumOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), count]), self.add)
+        sums = _SumOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), count]), self.all_reduce)
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = wide - mean[:, None, None]
-        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3)), self.add) / count
+        # Two sums, of x and then of (x - mean)²: the mean of x² minus mean² would cancel.
+        centered = wide - mean[:, None, None]
+        squares = _SumOverRanks.apply(centered.square().sum((0, 2, 3)), self.all_reduce)
+        variance = squares / count
+        self._update_statistics(mean, variance, count)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        out: Tensor = centered * scale[:, None, None] + self.bias[:, None, None]
+        return out.to(x.dtype)
+
+    @torch.no_grad()
+    def _update_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running mean, and the running variance without bias, by `momentum`."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        out: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return out.to(x.dtype)
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes, of whose loss everyone's is the sum."""
+    """Sum over all ranks. The loss is the sum of all ranks' losses, so the gradient is summed too.
+
+    x_r on rank r -> y = x_0 + x_1 + ...        d loss / d x_r = sum over ranks of d loss_rank / d y
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, add: Add) -> Tensor:
-        ctx.add, x = add, x.clone()
-        add(x)
-        return x
+    def forward(ctx: Any, x: Tensor, all_reduce: AllReduce) -> Tensor:
+        total = x.clone()
+        all_reduce(total)
+        ctx.all_reduce = all_reduce
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
-        ctx.add(grad)
+        ctx.all_reduce(grad)
         return grad, None
 
 
 class _GpuSyncBatchNorm(nn.SyncBatchNorm):
-    """torch's own; of no pictures it would exchange bfloat16 where the others exchange float32."""
+    """nn.SyncBatchNorm that also takes a batch of 0 images under autocast.
+
+    For an empty batch nn.SyncBatchNorm sends its sums in the type of the input, bfloat16, while
+    the other ranks send float32, so that the tensors of one exchange would differ in size.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same; B may be 0."""
+        """(B, C, H, W) -> (B, C, H, W), normalized; B may be 0 on some ranks."""
         if len(x):
-            whole: Tensor = super().forward(x)
-            return whole
-        none: Tensor = super().forward(x.float())
-        return none.to(x.dtype)
+            normalized: Tensor = super().forward(x)
+            return normalized
+        empty: Tensor = super().forward(x.float())
+        return empty.to(x.dtype)
 
 
-def sync_batch_norm(net: nn.Module, device: torch.device, add: Add) -> None:
-    """Every BatchNorm in it learns from all processes' pictures; parameters stay those they are.
+def sync_batch_norm(net: nn.Module, device: torch.device, all_reduce: AllReduce) -> None:
+    """Replace every BatchNorm2d inside `net` by one that normalizes over all ranks.
+
+    Parameters and buffers stay the same objects under the same names: an optimizer that holds them
+    and a state dict are not affected.
 
     Args:
+        net: is changed; it must not be a BatchNorm2d itself.
         device: where the net is.
-        add: sums a tensor over all processes, in place; torch's own has its own way.
+        all_reduce: sums a tensor over all ranks, in place. On a GPU torch's own is used.
     """
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
-        for module in net.modules():
-            if type(module) is nn.SyncBatchNorm:
-                module.__class__ = _GpuSyncBatchNorm
-        return
-    for module in list(net.modules()):
-        for name, child in module.named_children():
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                synced = CpuSyncBatchNorm(child.num_features, child.eps, child.momentum)
-                synced.add = add
-                synced._parameters, synced._buffers = child._parameters, child._buffers
-                setattr(module, name, synced.train(child.training))
+                setattr(parent, name, _build_synced(child, device, all_reduce))
+
+
+def _build_synced(norm: nn.BatchNorm2d, device: torch.device, all_reduce: AllReduce) -> nn.Module:
+    """Return the layer that stands in for `norm`, with its parameters and buffers."""
+    synced: _GpuSyncBatchNorm | CpuSyncBatchNorm
+    if device.type == "cuda":
+        synced = _GpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    else:
+        synced = CpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+        synced.all_reduce = all_reduce
+    # Each of these replaces an entry that the new layer has already, so its order is kept.
+    synced.weight, synced.bias = norm.weight, norm.bias
+    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
+    synced.num_batches_tracked = norm.num_batches_tracked
+    return synced.train(norm.training)

@@ -1,8 +1,11 @@
 """The tagger: a torchvision ResNet without its last linear layer, and a new linear head.
 
-    images (B, 3, S, S) uint8 -> normalise -> features (B, F) -> head -> logits (B, L) float32
+    images (B, 3, S, S) uint8 -> normalize -> backbone -> features (B, F) -> head -> logits (B, L)
 
-The model returns logits; no sigmoid stands between it and the loss.
+Logits are float32, and the loss takes them as they are: the model has no sigmoid.
+
+The word `features` has two uses, as in torchvision: `Tagger.features` is the backbone module (its
+name is part of every checkpoint's keys), and features are its output (B, F).
 """
 
 import copy
@@ -23,23 +26,25 @@ BACKBONES: tuple[str, ...] = tuple(
     if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
 )
 CHUNK_LABELS = 1024
-"""Labels whose weights are stepped together (measured: `benchmarks/large_head.py`)."""
+"""Labels in one chunk of `ChunkedLinear` (measured: `benchmarks/large_head.py`)."""
 
 
 class ChunkedLinear(nn.Module):
-    """A linear layer for very many labels, its weight in chunks of labels.
+    """Linear layer for very many labels, its weight in chunks of labels.
 
-    What nn.Linear computes and, in a state dict, what it holds: `weight` (L, F) and `bias` (L,).
-    Each chunk is a parameter of its own, so that an optimizer may step it as soon as its gradient
-    is there, and no gradient of the whole weight has to exist.
+    It computes what nn.Linear computes, and its state dict has the same entries: `weight` (L, F)
+    and `bias` (L,). Each chunk is a parameter of its own, so an optimizer can step it as soon as
+    its gradient is there, and the gradient of the whole weight never exists.
+
+        L = 2500  ->  chunks (1024, F), (1024, F), (452, F)
 
     Attributes:
-        chunks: (at most CHUNK, F) each.
+        chunks: (at most CHUNK_LABELS, F) each.
         bias: (L,).
     """
 
     def __init__(self, features: int, labels: int) -> None:
-        """Kaiming-normal weights, bias 0."""
+        """Draw Kaiming-normal weights; the bias is 0."""
         super().__init__()
         self.in_features = features
         sizes = [min(CHUNK_LABELS, labels - start) for start in range(0, labels, CHUNK_LABELS)]
@@ -47,38 +52,45 @@ class ChunkedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(labels))
         for chunk in self.chunks:
             nn.init.kaiming_normal_(chunk)
-        self.register_state_dict_post_hook(self._join)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(self._part)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(self._join_chunks)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(self._split_weight)  # type: ignore[no-untyped-call]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) -> (B, L)."""
         return torch.cat([linear(features, chunk) for chunk in self.chunks], 1).add_(self.bias)
 
     @staticmethod
-    def _join(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    def _join_chunks(
+        module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, _: Any
+    ) -> None:
+        """Put one `weight` in place of the chunks, in a state dict that was just made."""
         names = [f"{prefix}chunks.{i}" for i in range(len(module.chunks))]
         # On the CPU: the whole weight may not fit beside its chunks where they are.
         state[f"{prefix}weight"] = torch.cat([state.pop(name).cpu() for name in names])
 
     @staticmethod
-    def _part(module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    def _split_weight(
+        module: "ChunkedLinear", state: dict[str, Tensor], prefix: str, *rest: Any
+    ) -> None:
+        """Put chunks in place of `weight`, in a state dict that is about to be loaded."""
         weight = state.pop(f"{prefix}weight", None)
         sizes = [len(chunk) for chunk in module.chunks]
         if weight is None or len(weight) != sum(sizes):
             found = "none" if weight is None else f"{tuple(weight.shape)}"
-            rest[-1].append(f"{prefix}weight: wanted {sum(sizes)} rows, found {found}")
+            errors: list[str] = rest[-1]
+            errors.append(f"{prefix}weight: wanted {sum(sizes)} rows, found {found}")
             return
-        parts = weight.split(sizes)  # type: ignore[no-untyped-call]
-        state.update({f"{prefix}chunks.{i}": part for i, part in enumerate(parts)})
+        chunks = weight.split(sizes)  # type: ignore[no-untyped-call]
+        state.update({f"{prefix}chunks.{i}": chunk for i, chunk in enumerate(chunks)})
 
 
 class Tagger(nn.Module):
-    """Backbone and head.
+    """Multi-label image classifier: a backbone and a linear head.
 
     Attributes:
-        features: the backbone, (B, 3, S, S) float -> (B, F).
+        features: the backbone module, (B, 3, S, S) float -> (B, F).
         head: nn.Linear(F, L), or ChunkedLinear.
-        frozen: the backbone's parameters and BatchNorm statistics stay what they are.
+        frozen: training does not change the backbone's parameters and BatchNorm statistics.
     """
 
     mean: Tensor
@@ -95,18 +107,19 @@ class Tagger(nn.Module):
         bias: Tensor | None = None,
         chunked: bool = False,
     ) -> None:
-        """A tagger with random weights; the head is Kaiming-normal, its bias 0 or `bias`.
+        """Build a tagger with random weights; the head is Kaiming-normal.
 
         Args:
-            backbone: torchvision's name.
-            labels: L.
-            mean, std: of the pictures' channels, from 0 to 1.
+            backbone: torchvision's name of the network.
+            labels: L, the number of labels.
+            mean, std: of each channel of the images, for pixels scaled to [0, 1].
             frozen: train the head alone.
-            bias: (L,), the head's first bias.
-            chunked: the head's weight is stepped chunk by chunk, during the backward pass.
+            bias: (L,) initial bias of the head; None: 0.
+            chunked: the head is a ChunkedLinear, which the optimizer steps chunk by chunk during
+                the backward pass.
 
         Raises:
-            ConfigError: no such backbone.
+            ConfigError: there is no such backbone.
         """
         super().__init__()
         if backbone not in BACKBONES:
@@ -133,30 +146,30 @@ class Tagger(nn.Module):
         self.features.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; a frozen backbone stays in evaluation mode, or BatchNorm would drift."""
+        """Set training mode; a frozen backbone stays in evaluation mode, or BatchNorm drifts."""
         super().train(mode)
         if self.frozen:
             self.features.eval()
         return self
 
-    def serving(self, features: nn.Module) -> "Tagger":
-        """The same tagger with another way to compute features, in evaluation mode.
+    def with_features(self, features: nn.Module) -> "Tagger":
+        """Return a copy with another backbone, in evaluation mode; both share the head.
 
-        It shares the head, and is for inference alone: `self` stays what trains and is saved.
+        The copy is for inference alone. `self` is the one that trains and is saved.
         """
-        return self._with("features", features).eval()
+        return self._copy_with("features", features).eval()
 
     def with_head(self, head: nn.Module) -> "Tagger":
-        """The same tagger with another head; it shares the backbone."""
-        return self._with("head", head)
+        """Return a copy with another head; both share the backbone."""
+        return self._copy_with("head", head)
 
-    def _with(self, name: str, part: nn.Module) -> "Tagger":
+    def _copy_with(self, name: str, part: nn.Module) -> "Tagger":
         other = copy.copy(self)
         other._modules = {**self._modules, name: part}
         return other
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 -> (B, F) features, in autocast's type where it is on."""
+        """(B, 3, S, S) uint8 -> (B, F) features, in the type of autocast where that is on."""
         x = (images.to(torch.float32) - self.mean) / self.std
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -166,16 +179,24 @@ class Tagger(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 logits."""
         x = self.embed(images)
-        with torch.autocast(x.device.type, enabled=False):  # 8-bit mantissas would tie scores
+        # The head in float32: with bfloat16's 8 bits many images would have equal logits.
+        with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.head(x.float())
         return logits
 
     def parameter_groups(
         self, lr: float, head_lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
-        """Optimizer groups of what trains; biases and BatchNorm take no weight decay.
+        """Return optimizer groups of the parameters that train; biases and BatchNorm do not decay.
 
-        A group that `optim.build_optimizer` is to step in the backward pass says `in_backward`.
+        group               initial_lr   weight_decay
+        backbone weights    lr           weight_decay
+        backbone others     lr           0
+        head weights        head_lr      weight_decay
+        head bias           head_lr      0
+
+        A group with `in_backward` true is stepped during the backward pass, by the optimizer that
+        `training.optim.build_optimizer` builds.
         """
         groups: list[dict[str, Any]] = []
         for part, part_lr in ((self.features, lr), (self.head, head_lr)):
@@ -187,6 +208,3 @@ class Tagger(nn.Module):
                     groups.append({"params": group, "initial_lr": part_lr, "weight_decay": decay})
                     groups[-1]["in_backward"] = isinstance(part, ChunkedLinear) and group is weights
         return groups
-
-
-# ---- pretrained weights -----------------------------------------------------------------

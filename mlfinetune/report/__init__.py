@@ -1,13 +1,13 @@
-"""What a run's numbers mean, on one self-contained HTML page.
+"""One self-contained HTML page that explains the numbers of a run.
 
-Evidence -> build -> Report -> with_pictures -> Report -> render -> str
-                            -> suspect_rows  -> rows of suspects.csv
+Evidence -> build -> Report -> read_pictures -> Report -> render -> HTML; Report -> suspects.csv.
+Start at write.py, which does all of it for a folder; content.py computes what the page says.
 """
 
 from mlfinetune.report.content import Evidence, build
-from mlfinetune.report.mistakes import suspect_rows
+from mlfinetune.report.mistakes import list_suspect_rows
 from mlfinetune.report.page import render
-from mlfinetune.report.pictures import with_pictures
+from mlfinetune.report.pictures import read_pictures
 from mlfinetune.report.view import Bin, Calibration, Report
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Evidence",
     "Report",
     "build",
+    "list_suspect_rows",
+    "read_pictures",
     "render",
-    "suspect_rows",
-    "with_pictures",
 ]

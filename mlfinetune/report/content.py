@@ -1,6 +1,6 @@
-"""Evidence -> Report: everything that the page says, computed with numpy alone.
+"""Evidence -> Report: everything that the page says, computed with NumPy alone.
 
-The numbers themselves come from the MetricTable; here are curves, lists and judgements.
+The numbers come from the MetricTable; curves, lists and verdicts are added here.
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import UNKNOWN
+from mlfinetune.metrics.logits import find_cuts
 from mlfinetune.metrics.types import LabelMetrics, MetricTable, ScoreTable
 from mlfinetune.report import curves, mistakes, pictures
 from mlfinetune.report.view import (
@@ -32,10 +33,10 @@ FEW = 10
 """Known positives below which a label without an interval is not judged."""
 
 DETAILED = 200
-"""Labels with curves and pictures on the page, the weakest ones; the others have a row alone."""
+"""Number of labels, the weakest, with curves and pictures; the others have only a table row."""
 
-_LISTED = 8
-_SLOTS = 80 * _LISTED  # pictures of one kind over all labels
+_LISTED = 8  # pictures in one list
+_SLOTS = 80 * _LISTED  # pictures in all lists of one kind, over all labels
 
 _HEADLINE = {
     "mAP": "mean average precision of the labels: how well each ranks its pictures, whatever "
@@ -51,18 +52,18 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report is made of. N images, L labels.
+    """Everything that a report is computed from. N images, L labels.
 
     Attributes:
-        title: such as the run's name.
-        about: data and protocol as (name, value): which data and split, which AP protocol, which
-            data fitted the thresholds, which checkpoint.
+        title: of the page, such as the run's name.
+        about: data and protocol as (name, value): the data and split, the AP protocol, the data
+            that fitted the thresholds, the checkpoint.
         scores: (N, L) logits and targets in {1, 0, -1}.
         probabilities: (N, L) sigmoid of the logits.
-        table: the numbers of `scores`; its thresholds are probabilities of the same scale.
+        table: the numbers of `scores`, with thresholds for `probabilities`.
         intervals: name of an average -> ends of its 95 % interval.
         ap_intervals, f1_intervals: label -> ends of its 95 % interval.
-        calibrated: the probabilities are, so that 0.5 is an even chance.
+        calibrated: whether the probabilities are calibrated, so that 0.5 is an even chance.
         calibration: reliability curves of the probabilities, before calibration first.
         history: rows of metrics.jsonl.
         good: AP from which a label is called good.
@@ -83,27 +84,27 @@ class Evidence:
 
 
 def build(evidence: Evidence) -> Report:
-    """Everything that the page says; pictures are named, not yet read."""
-    report = _judge(evidence)
+    """Compute everything that the page says; pictures are named, not yet read."""
+    report = _compute_report(evidence)
     names = evidence.scores.names
     return replace(
-        report, pictures={index: Picture(names[index]) for index in pictures.wanted(report)}
+        report, pictures={index: Picture(names[index]) for index in pictures.list_pictures(report)}
     )
 
 
-def _judge(evidence: Evidence) -> Report:
-    """The report without its pictures."""
+def _compute_report(evidence: Evidence) -> Report:
+    """Compute the report without its pictures."""
     scores, shape = evidence.scores, evidence.scores.logits.shape
     assert scores.targets.shape == evidence.probabilities.shape == shape
     thresholds = np.array([row.threshold for row in evidence.table.per_label])
     assert thresholds.shape == shape[1:]
-    limits = curves.cuts(thresholds)
-    found = [
-        mistakes.sides(scores.logits[:, at], scores.targets[:, at], limits[at])
-        for at in range(shape[1])
+    limits = find_cuts(thresholds)
+    outcomes = [
+        mistakes.split_outcomes(scores.logits[:, column], scores.targets[:, column], limits[column])
+        for column in range(shape[1])
     ]
-    pairs, matrix = mistakes.missed(scores, limits, found)
-    headline, averages = _averages(evidence)
+    pairs, matrix = mistakes.count_missed(scores, limits, outcomes)
+    headline, averages = _split_averages(evidence)
     return Report(
         title=evidence.title,
         about=evidence.about,
@@ -112,16 +113,16 @@ def _judge(evidence: Evidence) -> Report:
         headline=headline,
         averages=averages,
         decisions=Decisions(
-            sum(len(one.hits) for one in found),
-            sum(len(one.false_positives) for one in found),
-            sum(len(one.false_negatives) for one in found),
+            sum(len(label.hits) for label in outcomes),
+            sum(len(label.false_positives) for label in outcomes),
+            sum(len(label.false_negatives) for label in outcomes),
         ),
-        labels=_labels(evidence, limits, found),
-        training=_training(evidence.history),
+        labels=_report_labels(evidence, limits, outcomes),
+        training=_collect_training(evidence.history),
         calibration=evidence.calibration,
         missed=pairs,
         matrix=matrix,
-        suspects=mistakes.suspects(
+        suspects=mistakes.find_suspects(
             scores, evidence.probabilities, limits, thresholds, evidence.calibrated
         ),
     )
@@ -130,8 +131,8 @@ def _judge(evidence: Evidence) -> Report:
 # ---- averages -------------------------------------------------------------------------------
 
 
-def _averages(evidence: Evidence) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
-    """The numbers to read first, and all others."""
+def _split_averages(evidence: Evidence) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
+    """Return the numbers to read first, and all others."""
     nothing = "undefined: no label has both a known positive and a known negative"
     numbers = {}
     for name, value in evidence.table.averages.items():
@@ -142,8 +143,8 @@ def _averages(evidence: Evidence) -> tuple[tuple[Number, ...], tuple[Number, ...
     return headline, tuple(numbers.values())
 
 
-def _training(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
-    """The finite values of each quantity by epoch; a repeated epoch counts once, the last time."""
+def _collect_training(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
+    """Collect the finite values of each quantity by epoch; of a repeated epoch the last row."""
     rows = sorted({int(row["epoch"]): row for row in history}.items())
     series = (
         Series(
@@ -156,28 +157,29 @@ def _training(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
         )
         for name in _TRAINING
     )
-    return tuple(one for one in series if one.points)
+    return tuple(line for line in series if line.points)
 
 
 # ---- labels ---------------------------------------------------------------------------------
 
 
-def _labels(
-    evidence: Evidence, limits: NDArray[np.float32], found: Sequence[mistakes.Sides]
+def _report_labels(
+    evidence: Evidence, limits: NDArray[np.float32], outcomes: Sequence[mistakes.Outcomes]
 ) -> tuple[LabelReport, ...]:
-    """By rising AP, those without one last; the first DETAILED with their detail."""
+    """Report labels by rising AP, undefined AP last; the first DETAILED with curves and lists."""
     rows = evidence.table.per_label
-    order = sorted(range(len(rows)), key=lambda at: (rows[at].AP is None, rows[at].AP or 0.0))
+    order = sorted(range(len(rows)), key=lambda c: (rows[c].AP is None, rows[c].AP or 0.0))
     most = max(2, min(_LISTED, _SLOTS // max(1, min(len(rows), DETAILED))))
-    return tuple(
-        _label(
-            evidence, at, _detail(evidence, limits, at, found[at], most) if n < DETAILED else None
-        )
-        for n, at in enumerate(order)
-    )
+    reports = []
+    for rank, column in enumerate(order):
+        detail = None
+        if rank < DETAILED:
+            detail = _detail_label(evidence, limits, column, outcomes[column], most)
+        reports.append(_report_label(evidence, column, detail))
+    return tuple(reports)
 
 
-def _label(evidence: Evidence, column: int, detail: Detail | None) -> LabelReport:
+def _report_label(evidence: Evidence, column: int, detail: Detail | None) -> LabelReport:
     row = evidence.table.per_label[column]
     ap_low, ap_high = evidence.ap_intervals.get(row.label, (None, None))
     f1_low, f1_high = evidence.f1_intervals.get(row.label, (None, None))
@@ -194,13 +196,16 @@ def _label(evidence: Evidence, column: int, detail: Detail | None) -> LabelRepor
         F1=Number("F1", row.F1, f1_low, f1_high, lacks_positive),
         precision=Number("precision", row.precision, note=lacks_positive),
         recall=Number("recall", row.recall, note=lacks_positive),
-        standing=_standing(row, ap_low, ap_high, evidence.good),
+        verdict=_judge_label(row, ap_low, ap_high, evidence.good),
         detail=detail,
     )
 
 
-def _standing(row: LabelMetrics, low: float | None, high: float | None, bar: float) -> str:
-    """A key of STANDINGS; without an interval, AP itself, of at least FEW positives, decides."""
+def _judge_label(row: LabelMetrics, low: float | None, high: float | None, bar: float) -> str:
+    """Return one of VERDICTS, by the interval of AP.
+
+    Without an interval, AP itself decides if the label has at least FEW positives.
+    """
     if row.AP is None:
         return "unmeasured"
     if low is None or high is None:
@@ -210,23 +215,24 @@ def _standing(row: LabelMetrics, low: float | None, high: float | None, bar: flo
     return "good" if low >= bar else "weak" if high < bar else "unsure"
 
 
-def _detail(
+def _detail_label(
     evidence: Evidence,
     limits: NDArray[np.float32],
     column: int,
-    found: mistakes.Sides,
+    outcomes: mistakes.Outcomes,
     most: int,
 ) -> Detail:
+    """Compute one label's curves, and the lists of its first `most` pictures of each kind."""
     scores, row = evidence.scores, evidence.table.per_label[column]
-    shown = mistakes.galleries(scores, evidence.probabilities, limits, column, found, most)
+    shown = mistakes.build_galleries(scores, evidence.probabilities, limits, column, outcomes, most)
     if not (row.positives and row.negatives):
         return Detail((), (), None, *shown)
     known = scores.targets[:, column] != UNKNOWN
     logits, targets = scores.logits[known, column], scores.targets[known, column]
-    hits, passed = len(found.hits), len(found.hits) + len(found.false_positives)
+    hits, passed = len(outcomes.hits), len(outcomes.hits) + len(outcomes.false_positives)
     return Detail(
-        curves.precision_recall(logits, targets),
-        curves.by_threshold(logits, targets, row.threshold),
+        curves.compute_precision_recall(logits, targets),
+        curves.compute_by_threshold(logits, targets, row.threshold),
         (hits / row.positives, hits / passed) if passed else None,
         *shown,
     )

@@ -1,6 +1,6 @@
-"""What the scores get wrong, and where they say that the tags are wrong.
+"""Mistakes of the scores, and given tags that disagree with the scores.
 
-Unknown targets are never an error. Shapes: N images, L labels; `limits` (L,) are the logits from
+Unknown targets are never a mistake. Shapes: N images, L labels; `limits` (L,) are the logits from
 which labels count as present.
 """
 
@@ -16,45 +16,48 @@ from mlfinetune.report.view import Gallery, Matrix, Missed, Report, Shown, Suspe
 from mlfinetune.text import neutralize
 
 OTHERS = 4
+"""Greatest number of other labels beside a picture."""
 PAIRS = 12
-"""Of missed and found labels that are listed; rows and columns of the matrix."""
+"""Greatest number of listed (missed, found) pairs, and of the matrix's rows and columns."""
 
 
 @dataclass(frozen=True)
-class Sides:
-    """A label's pictures on either side of its threshold, as sorted rows of the ScoreTable."""
+class Outcomes:
+    """Outcomes of one label at its threshold: sorted rows of the ScoreTable."""
 
     false_positives: NDArray[np.int64]
     false_negatives: NDArray[np.int64]
     hits: NDArray[np.int64]
 
 
-def sides(logits: NDArray[np.float32], targets: NDArray[np.int8], limit: np.float32) -> Sides:
-    """Sort one label's (N,) scores: highest first, but for false negatives, lowest first."""
+def split_outcomes(
+    logits: NDArray[np.float32], targets: NDArray[np.int8], limit: np.float32
+) -> Outcomes:
+    """Split one label's (N,) scores at `limit`: highest first, of false negatives lowest first."""
     over = logits >= limit
 
-    def by(rows: NDArray[np.bool_], sign: int) -> NDArray[np.int64]:
-        found = np.flatnonzero(rows)
-        return found[np.argsort(sign * logits[found], kind="stable")]
+    def sort_rows(chosen: NDArray[np.bool_], sign: int) -> NDArray[np.int64]:
+        rows = np.flatnonzero(chosen)
+        return rows[np.argsort(sign * logits[rows], kind="stable")]
 
-    return Sides(
-        by((targets == NEGATIVE) & over, -1),
-        by((targets == POSITIVE) & ~over, 1),
-        by((targets == POSITIVE) & over, -1),
+    return Outcomes(
+        false_positives=sort_rows((targets == NEGATIVE) & over, -1),
+        false_negatives=sort_rows((targets == POSITIVE) & ~over, 1),
+        hits=sort_rows((targets == POSITIVE) & over, -1),
     )
 
 
-def galleries(
+def build_galleries(
     scores: ScoreTable,
     probabilities: NDArray[np.float64],
     limits: NDArray[np.float32],
     column: int,
-    found: Sides,
+    outcomes: Outcomes,
     most: int,
 ) -> tuple[Gallery, Gallery, Gallery]:
-    """The first `most` false positives, false negatives and hits of label `column`.
+    """Return the first `most` false positives, false negatives and hits of label `column`.
 
-    False positives come with the picture's tags, false negatives with what was found instead.
+    False positives come with the picture's tags, false negatives with the labels that were found.
     """
 
     def gallery(rows: NDArray[np.int64], beside: str) -> Gallery:
@@ -62,58 +65,65 @@ def galleries(
         for row in rows[:most].tolist():
             others: tuple[str, ...] = ()
             if beside == "tags":
-                others = tags(scores, row)[:OTHERS]
+                others = list_tags(scores, row)[:OTHERS]
             elif beside == "found":
                 over = np.flatnonzero(scores.logits[row] >= limits)
                 best = over[np.argsort(-scores.logits[row, over], kind="stable")]
-                others = tuple(scores.labels.names[at] for at in best[:OTHERS])
+                others = tuple(scores.labels.names[other] for other in best[:OTHERS])
             shown.append(Shown(row, float(probabilities[row, column]), others))
         return Gallery(len(rows), tuple(shown))
 
     return (
-        gallery(found.false_positives, "tags"),
-        gallery(found.false_negatives, "found"),
-        gallery(found.hits, ""),
+        gallery(outcomes.false_positives, "tags"),
+        gallery(outcomes.false_negatives, "found"),
+        gallery(outcomes.hits, ""),
     )
 
 
-def tags(scores: ScoreTable, row: int) -> tuple[str, ...]:
-    """The known labels of one picture."""
-    return tuple(scores.labels.names[at] for at in np.flatnonzero(scores.targets[row] == POSITIVE))
+def list_tags(scores: ScoreTable, row: int) -> tuple[str, ...]:
+    """Return the known labels of one picture."""
+    columns = np.flatnonzero(scores.targets[row] == POSITIVE)
+    return tuple(scores.labels.names[column] for column in columns)
 
 
 # ---- one label missed while another is found ----------------------------------------------
 
 
-def missed(
-    scores: ScoreTable, limits: NDArray[np.float32], found: Sequence[Sides]
+def count_missed(
+    scores: ScoreTable, limits: NDArray[np.float32], outcomes: Sequence[Outcomes]
 ) -> tuple[tuple[Missed, ...], Matrix]:
-    """The most frequent pairs, and the counts among the labels that lead them.
+    """Count the pictures where one label is missed while another is found.
 
     A known positive below its threshold is missed; a known negative at or above its own is found.
 
     Args:
-        found: L of them.
+        outcomes: of L labels.
+
+    Returns:
+        The most frequent pairs, and a matrix of the counts among their labels.
     """
     best: list[tuple[int, int, int]] = []
     counts: dict[int, NDArray[np.int64]] = {}
-    for column, one in enumerate(found):
-        rows = one.false_negatives
+    for column, label in enumerate(outcomes):
+        rows = label.false_negatives
         wrong = (scores.targets[rows] == NEGATIVE) & (scores.logits[rows] >= limits)
         instead = wrong.sum(axis=0)
         top = np.argsort(-instead, kind="stable")[:PAIRS]
-        best += [(-int(instead[at]), column, int(at)) for at in top if instead[at]]
+        best += [(-int(instead[other]), column, int(other)) for other in top if instead[other]]
         if instead.any():
             counts[column] = instead
     best.sort()
-    rows_, columns = (
+    rows_of_matrix, columns_of_matrix = (
         sorted(list(dict.fromkeys(pair[side] for pair in best))[:PAIRS]) for side in (1, 2)
     )
     names = scores.labels.names
     matrix = Matrix(
-        tuple(names[a] for a in rows_),
-        tuple(names[b] for b in columns),
-        tuple(tuple(int(counts[a][b]) for b in columns) for a in rows_),
+        tuple(names[row] for row in rows_of_matrix),
+        tuple(names[column] for column in columns_of_matrix),
+        tuple(
+            tuple(int(counts[row][column]) for column in columns_of_matrix)
+            for row in rows_of_matrix
+        ),
     )
     return tuple(Missed(names[a], names[b], -n) for n, a, b in best[:PAIRS]), matrix
 
@@ -121,19 +131,20 @@ def missed(
 # ---- tags that may be wrong -----------------------------------------------------------------
 
 
-def suspects(
+def find_suspects(
     scores: ScoreTable,
     probabilities: NDArray[np.float64],
     limits: NDArray[np.float32],
     thresholds: NDArray[np.float64],
     calibrated: bool,
 ) -> tuple[Suspect, ...]:
-    """Tags that the scores speak against: missing ones first, the least likely to be right first.
+    """Find the given tags that disagree with the scores: missing tags first, then wrong ones.
 
-    A known negative is suspect from the greatest of its label's threshold, the mean probability of
-    the label's known positives, and an even chance on; a known positive up to the lesser of the
-    threshold and the mean of the known negatives. They are ranked by probability where that is
-    calibrated, else by the logit's distance from the threshold's.
+    A known negative may be a missing tag if its probability is at least all three of: its label's
+    threshold, the mean probability of the label's known positives, 0.5. A known positive may be a
+    wrong tag if its probability is below the threshold, and at most the mean probability of the
+    label's known negatives. The least likely to be right come first: ranked by probability if it
+    is calibrated, else by the distance of the logit from the threshold's logit.
 
     Source: the per-label thresholds of confident learning, Northcutt et al. 2021.
     """
@@ -143,21 +154,21 @@ def suspects(
         distance = scores.logits[:, column] - np.clip(limits[column], -50, 50)
         surprise = p if calibrated else distance
         for given, sign in ((NEGATIVE, 1), (POSITIVE, -1)):
-            edge, why = _edge(p, targets, given, float(thresholds[column]))
+            edge, why = _find_edge(p, targets, given, float(thresholds[column]))
             decided = (distance >= 0) & (p >= 0.5) if given == NEGATIVE else distance < 0
             beyond = (targets == given) & decided & (sign * p >= sign * edge)
             for row in np.flatnonzero(beyond).tolist():
-                others = tuple(tag for tag in tags(scores, row) if tag != label)
-                one = Suspect(row, scores.names[row], label, given, float(p[row]), why, others)
-                ranked.append((given, -sign * float(surprise[row]), one))
+                others = tuple(tag for tag in list_tags(scores, row) if tag != label)
+                suspect = Suspect(row, scores.names[row], label, given, float(p[row]), why, others)
+                ranked.append((given, -sign * float(surprise[row]), suspect))
     ranked.sort(key=lambda item: item[:2])
     return tuple(item[2] for item in ranked)
 
 
-def _edge(
+def _find_edge(
     p: NDArray[np.float64], targets: NDArray[np.int8], given: int, threshold: float
 ) -> tuple[float, str]:
-    """From which probability a tag given as `given` is suspect, and the words for it."""
+    """Return the probability from which a tag given as `given` is suspect, and why, in words."""
     opposite = p[targets == (POSITIVE if given == NEGATIVE else NEGATIVE)]
     words = f"threshold {threshold:.2f}"
     if not len(opposite):
@@ -168,14 +179,14 @@ def _edge(
     return min(threshold, mean), f"{words}, untagged pictures average {mean:.2f}"
 
 
-def suspect_rows(report: Report) -> Iterator[tuple[str, ...]]:
-    """Header and rows of suspects.csv, inert in spreadsheets, in the page's order."""
+def list_suspect_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    """Yield header and rows of suspects.csv in the page's order; no cell is run as a formula."""
     yield ("image", "label", "given", "probability", "why")
-    for one in report.suspects:
+    for suspect in report.suspects:
         yield (
-            neutralize(one.image),
-            neutralize(one.label),
-            str(one.given),
-            f"{one.probability:.6f}",
-            one.why,
+            neutralize(suspect.image),
+            neutralize(suspect.label),
+            str(suspect.given),
+            f"{suspect.probability:.6f}",
+            suspect.why,
         )

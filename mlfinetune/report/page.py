@@ -1,7 +1,7 @@
 """Report -> one self-contained HTML string.
 
-Whatever comes from data is text: Jinja escapes it, and the page's own content security policy
-lets nothing run but its one script, by hash, and lets nothing be fetched.
+Everything that comes from data stays text: Jinja escapes it. The page's content security policy
+allows only the page's own script and style, by their hashes, and no request to anywhere.
 """
 
 import base64
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlfinetune.report import plots, words
-from mlfinetune.report.pictures import suspects_shown
+from mlfinetune.report.pictures import select_suspects
 from mlfinetune.report.view import Report, Series
 from mlfinetune.runs import directory
 
@@ -25,67 +25,67 @@ _TRAINING = (
 
 
 def render(report: Report) -> str:
-    """The page: UTF-8 text that asks for nothing outside of itself."""
-    style = _asset("style.css") + _thumbnails(report)
-    script = _asset("script.js")
-    page = _environment().get_template("page.html.j2")
+    """Return the page: HTML in UTF-8 that loads nothing from outside."""
+    style = _read_asset("style.css") + _write_thumbnail_styles(report)
+    script = _read_asset("script.js")
+    page = _make_environment().get_template("page.html.j2")
     return page.render(
         report=report,
         style=Markup(style),
         script=Markup(script),
         policy=(
-            f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
-            f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src {_hash_source(style)}; "
+            f"script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
         ),
-        groups=words.by_standing(report),
+        groups=words.group_by_verdict(report),
         sure=words.has_intervals(report),
-        training=_training(report.training),
-        suspects=[report.suspects[at] for at in suspects_shown(report)],
+        training=_plot_training(report.training),
+        suspects=[report.suspects[index] for index in select_suspects(report)],
         suspects_file=directory.SUSPECTS,
         most=max((n for row in report.matrix.counts for n in row), default=1),
     )
 
 
-def _environment() -> Environment:
+def _make_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("mlfinetune.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=words.visible,
+        finalize=words.replace_unprintable,
     )
     environment.globals["words"] = words
     environment.globals["plots"] = plots
     return environment
 
 
-def _training(series: tuple[Series, ...]) -> list[plots.Plot]:
-    by_name = {one.name: one for one in series}
+def _plot_training(series: tuple[Series, ...]) -> list[plots.Plot]:
+    by_name = {line.name: line for line in series}
     groups = (
         (title, [by_name[name] for name in names if name in by_name], log)
         for title, names, log in _TRAINING
     )
-    return [plots.training(group, title, log) for title, group, log in groups if group]
+    return [plots.plot_training(group, title, log) for title, group, log in groups if group]
 
 
-def _thumbnails(report: Report) -> str:
-    """A class for each picture, so that those in several lists are in the page once."""
+def _write_thumbnail_styles(report: Report) -> str:
+    """Return a CSS class for each picture: one in several lists is in the page once."""
     return "".join(
-        f".p{index}{{background-image:url(data:image/jpeg;base64,{_base64(picture.jpeg)})}}\n"
+        f".p{index}{{background-image:url(data:image/jpeg;base64,{_encode_base64(picture.jpeg)})}}\n"
         for index, picture in report.pictures.items()
         if picture.jpeg is not None
     )
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (resources.files("mlfinetune.report") / "templates" / name).read_text("utf-8")
 
 
-def _hash(text: str) -> str:
-    """The source expression of an inline element with this text."""
-    return f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'"
+def _hash_source(text: str) -> str:
+    """Return the policy's source expression for an inline element with this text."""
+    return f"'sha256-{_encode_base64(hashlib.sha256(text.encode()).digest())}'"
 
 
-def _base64(content: bytes) -> str:
+def _encode_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()

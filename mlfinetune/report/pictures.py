@@ -1,7 +1,8 @@
-"""Which thumbnails the page holds, how large, and how many fit.
+"""Thumbnails of the page: their choice, their size, and the budget of bytes.
 
-Each picture is read and embedded once, however many lists show it. Those that would say most
-come first: the heads of all lists, then the seconds; where the budget ends, names stand alone.
+Each picture is read and embedded once, however many lists show it. The most useful come first: the
+first pictures of all lists, then the second ones, and so on. Beyond the budget only names are
+shown.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,18 +21,18 @@ _SIDES = (192, 160, 128, 112, 96)
 _BYTES_A_PIXEL = 0.2  # of a small photograph as JPEG, quality 70
 
 Thumbnail = Callable[[str, int], bytes]
-"""(a picture's name, the longest side in pixels) -> JPEG; unreadable ones give a placeholder."""
+"""(a picture's name, the longest side in pixels) -> JPEG; a placeholder if it is unreadable."""
 
 
-def with_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) -> Report:
-    """The report with its pictures read.
+def read_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) -> Report:
+    """Return the report with its pictures read.
 
     Args:
-        report: as `build` made it.
-        thumbnail: reads one.
-        budget: characters of base64 in all; pictures beyond it stay names.
+        report: from `build`.
+        thumbnail: makes the thumbnail of one picture.
+        budget: characters of base64 in all; beyond it a picture is shown by its name.
     """
-    side = _side(len(report.pictures), budget)
+    side = _choose_side(len(report.pictures), budget)
     pictures: dict[int, Picture] = {}
     for index, picture in report.pictures.items():
         if budget > 0:
@@ -42,25 +43,25 @@ def with_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) ->
     return replace(report, pictures=pictures, side=side)
 
 
-def suspects_shown(report: Report) -> tuple[int, ...]:
-    """Places in `report.suspects` of those that the page shows."""
-    wrong = [at for at, one in enumerate(report.suspects) if one.given]
-    missing = [at for at, one in enumerate(report.suspects) if not one.given]
+def select_suspects(report: Report) -> tuple[int, ...]:
+    """Return the indices, in `report.suspects`, of the suspects that the page shows."""
+    wrong = [index for index, suspect in enumerate(report.suspects) if suspect.given]
+    missing = [index for index, suspect in enumerate(report.suspects) if not suspect.given]
     return (*missing[:MISSING_SHOWN], *wrong[:WRONG_SHOWN])
 
 
-def wanted(report: Report) -> list[int]:
-    """Indices of all pictures that the page shows, by falling need."""
-    return list(dict.fromkeys(_in_turn(report)))
+def list_pictures(report: Report) -> list[int]:
+    """Return the indices of all pictures that the page shows, the most useful first."""
+    return list(dict.fromkeys(_list_by_need(report)))
 
 
-def _in_turn(report: Report) -> Iterator[int]:
-    """The same with repeats."""
-    for at in suspects_shown(report):
-        yield report.suspects[at].index
+def _list_by_need(report: Report) -> Iterator[int]:
+    """Yield the indices of pictures, the most useful first; one in two lists comes twice."""
+    for suspect in select_suspects(report):
+        yield report.suspects[suspect].index
     details = [row.detail for row in report.labels if row.detail]
     lists = [
-        [one.index for one in gallery.shown]
+        [picture.index for picture in gallery.shown]
         for kind in ("false_positives", "false_negatives", "hits")
         for gallery in (getattr(detail, kind) for detail in details)
     ]
@@ -68,7 +69,7 @@ def _in_turn(report: Report) -> Iterator[int]:
         yield from (index for index in rank if index is not None)
 
 
-def _side(count: int, budget: int) -> int:
-    """The largest side at which `count` photographs should fit the budget."""
-    fits = (s for s in _SIDES if count * s * s * _BYTES_A_PIXEL * 4 / 3 <= budget)
+def _choose_side(count: int, budget: int) -> int:
+    """Return the largest side in pixels at which `count` photographs should fit the budget."""
+    fits = (side for side in _SIDES if count * side * side * _BYTES_A_PIXEL * 4 / 3 <= budget)
     return next(fits, _SIDES[-1])

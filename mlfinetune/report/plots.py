@@ -1,7 +1,7 @@
 """Numbers -> the geometry of a plot, which a template writes as SVG.
 
-Drawn by hand: Matplotlib would be a dependency of 30 MB for polylines, and its pictures know
-neither the page's colours, dark or light, nor a screen reader.
+The plots are drawn here because Matplotlib would be a dependency of 30 MB for a few polylines, and
+its pictures follow neither the page's dark and light themes nor a screen reader.
 """
 
 import math
@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 36, 10, 10, 34
 
 @dataclass(frozen=True)
 class Tick:
-    """A line of the grid, in SVG units, and its text."""
+    """A line of the grid: its position in SVG units, and its text."""
 
     at: float
     text: str
@@ -35,12 +35,12 @@ class Plot:
     """A plot of WIDTH x HEIGHT units.
 
     Attributes:
-        caption: above the plot.
-        title, description: for screen readers.
-        legend: (kind, words) of the strokes that need them.
-        dots: (x, y, kind).
+        caption: text above the plot.
+        title, description: texts for screen readers.
+        legend: (kind, text) of the strokes that need one.
+        dots: (x, y, kind) of circles.
         rule: x of a vertical line.
-        remark: below the plot.
+        remark: text below the plot.
     """
 
     caption: str
@@ -56,32 +56,32 @@ class Plot:
     remark: str = ""
 
 
-def precision_recall(row: LabelReport) -> Plot:
-    """The curve in steps, chance as a guide, the threshold as a dot."""
+def plot_precision_recall(row: LabelReport) -> Plot:
+    """Plot the curve in steps, chance as a guide, the threshold as a dot."""
     assert row.detail is not None
     detail, base = row.detail, row.positives / (row.positives + row.negatives)
     path = [f"M{_x(0)} {_y(detail.curve[0][1])}"]
     for recall, precision in detail.curve:
         path.append(f"V{_y(precision)}H{_x(recall)}")
-    at = "the threshold passes no picture"
+    chosen = "the threshold passes no picture"
     if detail.chosen:
         recall, precision = detail.chosen
-        at = f"at the threshold precision is {precision:.2f} and recall {recall:.2f}"
+        chosen = f"at the threshold precision is {precision:.2f} and recall {recall:.2f}"
     return Plot(
         caption="Precision by recall",
         title=f"Precision by recall of {row.label}",
-        description=f"Average precision {row.AP.value or 0:.3f}; {at}; by chance {base:.2f}.",
+        description=f"Average precision {row.AP.value or 0:.3f}; {chosen}; by chance {base:.2f}.",
         x_name="recall",
-        x_ticks=_unit(_x),
-        y_ticks=_unit(_y),
-        strokes=(Stroke(_line([(0, base), (1, base)]), "guide"), Stroke("".join(path), "one")),
+        x_ticks=_unit_ticks(_x),
+        y_ticks=_unit_ticks(_y),
+        strokes=(Stroke(_draw_line([(0, base), (1, base)]), "guide"), Stroke("".join(path), "one")),
         legend=(("guide", f"chance, {base:.2f}"), ("dot", "at the threshold")),
         dots=((_x(detail.chosen[0]), _y(detail.chosen[1]), "one"),) if detail.chosen else (),
     )
 
 
-def by_threshold(row: LabelReport) -> Plot:
-    """Precision, recall and F1 by threshold, the chosen one as a rule."""
+def plot_by_threshold(row: LabelReport) -> Plot:
+    """Plot precision, recall and F1 by threshold, the chosen threshold as a vertical line."""
     assert row.detail is not None
     points = row.detail.thresholds
     best = max(points, key=lambda point: point.F1)
@@ -92,12 +92,12 @@ def by_threshold(row: LabelReport) -> Plot:
         description=f"The threshold is {row.threshold:.2f}, where F1 is {row.F1.value or 0:.3f}; "
         f"on these pictures the best F1 is {best.F1:.3f}, at {best.threshold:.2f}.",
         x_name="threshold",
-        x_ticks=_unit(_x),
-        y_ticks=_unit(_y),
+        x_ticks=_unit_ticks(_x),
+        y_ticks=_unit_ticks(_y),
         strokes=(
-            Stroke(_line(passing), "two"),
-            Stroke(_line([(p.threshold, p.recall) for p in points]), "three"),
-            Stroke(_line([(p.threshold, p.F1) for p in points]), "one"),
+            Stroke(_draw_line(passing), "two"),
+            Stroke(_draw_line([(p.threshold, p.recall) for p in points]), "three"),
+            Stroke(_draw_line([(p.threshold, p.F1) for p in points]), "one"),
         ),
         legend=(("one", "F1"), ("two", "precision"), ("three", "recall"), ("rule", "threshold")),
         rule=_x(row.threshold),
@@ -105,14 +105,14 @@ def by_threshold(row: LabelReport) -> Plot:
     )
 
 
-def reliability(curves: Sequence[Calibration]) -> Plot:
-    """Share positive by probability; the diagonal is what a calibrated score would give."""
+def plot_reliability(curves: Sequence[Calibration]) -> Plot:
+    """Plot the share of positives by probability; perfect calibration is the diagonal."""
     kinds = ("one", "two")
-    strokes = [Stroke(_line([(0, 0), (1, 1)]), "guide")]
+    strokes = [Stroke(_draw_line([(0, 0), (1, 1)]), "guide")]
     dots: list[tuple[float, float, str]] = []
     for kind, curve in zip(kinds, curves, strict=False):
-        points = [(one.probability, one.observed) for one in curve.bins]
-        strokes.append(Stroke(_line(points), kind))
+        points = [(point.probability, point.observed) for point in curve.bins]
+        strokes.append(Stroke(_draw_line(points), kind))
         dots += [(_x(x), _y(y), kind) for x, y in points]
     errors = [f"{c.error:.3f} ({c.name})" for c in curves if c.error is not None]
     off = f"off by {' and '.join(errors)}" if errors else "nothing is known"
@@ -121,8 +121,8 @@ def reliability(curves: Sequence[Calibration]) -> Plot:
         title="Share of positives by probability",
         description=f"On average over all pairs: {off}.",
         x_name="probability",
-        x_ticks=_unit(_x),
-        y_ticks=_unit(_y),
+        x_ticks=_unit_ticks(_x),
+        y_ticks=_unit_ticks(_y),
         strokes=tuple(strokes),
         legend=(
             *((kind, curve.name) for kind, curve in zip(kinds, curves, strict=False)),
@@ -132,15 +132,15 @@ def reliability(curves: Sequence[Calibration]) -> Plot:
     )
 
 
-def training(group: Sequence[Series], title: str, log: bool) -> Plot:
-    """Quantities of one scale by epoch."""
+def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
+    """Plot quantities of one scale by epoch."""
     scale = math.log10 if log else float
     shown = [
-        [(epoch, scale(value)) for epoch, value in one.points if value > 0 or not log]
-        for one in group
+        [(epoch, scale(value)) for epoch, value in line.points if value > 0 or not log]
+        for line in group
     ]
     values = [value for points in shown for _, value in points] or [0.0]
-    low, high, ticks = _decades(values) if log else _nice(min(*values, 0), max(values))
+    low, high, ticks = _decade_ticks(values) if log else _nice_ticks(min(*values, 0), max(values))
     epochs = [epoch for points in shown for epoch, _ in points] or [0]
     first, last = min(epochs), max(epochs)
 
@@ -152,7 +152,8 @@ def training(group: Sequence[Series], title: str, log: bool) -> Plot:
     lines = [[place(*point) for point in points] for points in shown]
     kinds = ("one", "two", "three")
     ends = "; ".join(
-        f"{one.name} goes from {one.points[0][1]:.3g} to {one.points[-1][1]:.3g}" for one in group
+        f"{line.name} goes from {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}"
+        for line in group
     )
     return Plot(
         caption=title,
@@ -161,8 +162,8 @@ def training(group: Sequence[Series], title: str, log: bool) -> Plot:
         x_name="epoch",
         x_ticks=tuple(Tick(_x(place(e, low)[0]), str(e)) for e in range(first, last + 1, step)),
         y_ticks=tuple(Tick(_y(place(first, v)[1]), text) for v, text in ticks),
-        strokes=tuple(Stroke(_line(line), k) for line, k in zip(lines, kinds, strict=False)),
-        legend=tuple((k, one.name) for k, one in zip(kinds, group, strict=False)),
+        strokes=tuple(Stroke(_draw_line(line), k) for line, k in zip(lines, kinds, strict=False)),
+        legend=tuple((k, line.name) for k, line in zip(kinds, group, strict=False)),
         dots=tuple(
             (_x(x), _y(y), kind)
             for line, kind in zip(lines, kinds, strict=False)
@@ -182,17 +183,17 @@ def _y(value: float) -> float:
     return round(HEIGHT - BOTTOM - value * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _line(points: Sequence[Point]) -> str:
-    """A polyline through points of the unit square."""
+def _draw_line(points: Sequence[Point]) -> str:
+    """Return the SVG path of a polyline through points of the unit square."""
     return "M" + "L".join(f"{_x(x)} {_y(y)}" for x, y in points) if points else ""
 
 
-def _unit(scale: Callable[[float], float]) -> tuple[Tick, ...]:
+def _unit_ticks(scale: Callable[[float], float]) -> tuple[Tick, ...]:
     return tuple(Tick(scale(n / 4), f"{n / 4:g}") for n in range(5))
 
 
-def _nice(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
-    """Ends and ticks, steps of 1, 2 or 5 times a power of ten."""
+def _nice_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
+    """Return (low, high, ticks) of a linear axis, in steps of 1, 2 or 5 times a power of ten."""
     high = high if high > low else low + 1
     span = high - low
     step = 10 ** math.floor(math.log10(span / 3))
@@ -206,8 +207,8 @@ def _nice(low: float, high: float) -> tuple[float, float, list[tuple[float, str]
     )
 
 
-def _decades(logs: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
-    """The same for powers of ten, four ticks at most."""
+def _decade_ticks(logs: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
+    """Return (low, high, ticks) of an axis of logarithms: powers of ten, five ticks at most."""
     first, last = math.floor(min(logs)), math.ceil(max(logs))
     last = max(last, first + 1)
     step = math.ceil((last - first) / 4)

@@ -1,7 +1,7 @@
-"""What the page says, as frozen records: no arrays, no files, no markup.
+"""Everything the page shows, as frozen dataclasses: no arrays, no files, no markup.
 
 Probabilities and metrics lie in [0, 1]; an `index` is a picture's row in the ScoreTable; a
-`column` is a label's place in the LabelSpace. None is undefined, and says why.
+`column` is a label's place in the LabelSpace. None means undefined; a `note` says why.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ class Number:
     """A measured number.
 
     Attributes:
-        name: what people call it.
+        name: such as mAP.
         value: None where undefined.
         low, high: ends of its 95 % interval, None where there is none.
-        note: what it means, or why it is undefined.
+        note: its meaning, or the reason why it is undefined.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class ThresholdPoint:
-    """What a threshold would give: precision is None where it passes no picture."""
+    """Rates at one threshold; precision is None where no picture passes."""
 
     threshold: float
     precision: float | None
@@ -57,13 +57,13 @@ class ThresholdPoint:
 
 @dataclass(frozen=True)
 class Detail:
-    """What one label's page shows beside its row.
+    """Curves and pictures of one label, beside its table row.
 
     Attributes:
         curve: (recall, precision) where recall grows, by falling score; steps, not slopes. Empty
             without a known positive and a known negative.
         thresholds: by rising threshold, the chosen one among them; empty as `curve`.
-        chosen: (recall, precision) at the threshold, None where it passes nothing.
+        chosen: (recall, precision) at the threshold, None where no picture passes.
         false_positives: known negatives at or above the threshold, highest first.
         false_negatives: known positives below it, lowest first.
         hits: known positives at or above it, highest first.
@@ -82,7 +82,7 @@ class LabelReport:
     """One label's row; `detail` is None where the page has no room for it.
 
     Attributes:
-        standing: a key of STANDINGS.
+        verdict: one of VERDICTS.
     """
 
     column: int
@@ -95,17 +95,21 @@ class LabelReport:
     F1: Number
     precision: Number
     recall: Number
-    standing: str
+    verdict: str
     detail: Detail | None = None
 
 
-STANDINGS = ("good", "weak", "unsure", "unmeasured")
-"""good: AP surely at or above the bar; weak: surely below; unsure: these pictures cannot tell."""
+VERDICTS = ("good", "weak", "unsure", "unmeasured")
+"""Verdicts on a label's AP, by its interval.
+
+good: surely at or above the bar; weak: surely below it; unsure: too few pictures to tell;
+unmeasured: AP is undefined.
+"""
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """All known (picture, label) pairs at the thresholds, counted."""
+    """Counts of all known (picture, label) pairs at the thresholds."""
 
     hits: int
     false_positives: int
@@ -140,7 +144,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Missed:
-    """`label` was there and missed, `found` was not there and found, in `count` pictures."""
+    """Number of pictures where `label` was missed while `found` was wrongly found."""
 
     label: str
     found: str
@@ -149,7 +153,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class Matrix:
-    """counts[i][j]: pictures where rows[i] was missed while columns[j] was found."""
+    """Matrix: counts[i][j] pictures where rows[i] was missed while columns[j] was found."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -158,12 +162,13 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A given tag that the scores speak against.
+    """A given tag that disagrees with the scores.
 
     Attributes:
         image: the picture's name.
-        given: 0, a tag that may be missing, or 1, one that may be wrong.
+        given: 0: the tag may be missing; 1: it may be wrong.
         probability: of the label.
+        why: the reason, in words.
         tags: the picture's other known labels.
     """
 
@@ -186,7 +191,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """The page, said in records.
+    """Everything that the page shows.
 
     Attributes:
         title: of the page, such as the run's name.
@@ -195,12 +200,12 @@ class Report:
         bar: AP from which a label is called good.
         headline: the numbers to read first.
         averages: all others.
-        labels: by rising AP, those without one last.
+        labels: by rising AP, undefined AP last.
         training: empty where nothing was trained.
-        calibration: the probabilities as the model gives them, then calibrated ones, if any.
+        calibration: curves of the model's own probabilities, then of calibrated ones, if any.
         missed: most frequent first.
         suspects: missing tags, then wrong ones; the least likely to be right first.
-        pictures: by index, all that any list shows, the most needed first.
+        pictures: by index, all that any list shows, the most useful first.
         side: of the thumbnails, in pixels.
     """
 

@@ -1,13 +1,13 @@
-"""A checkpoint is one safetensors file, sealed by a SHA-256 over all of it.
+"""Checkpoint: one safetensors file, sealed by a SHA-256 over all of it.
 
     header metadata {"mlfinetune": JSON of everything but the weights, with the digest}
     tensors         the model's state dict
 
-The digest is of the whole file with 64 zeros in the digest's place, so that any flipped bit,
-wherever it falls, and any truncation is refused. Nothing is unpickled. Knows no model.
+The digest is of the whole file with 64 zeros in the digest's place. So any flipped bit, and any
+truncation, is refused. Nothing is unpickled. This file knows no model.
 
-A right digest says that a file is whole, not that its writer meant well: lengths are held against
-the file's before anything is read, and every field against what it has to be.
+A correct digest says that a file is whole, not that its writer is honest. So lengths are compared
+with the file's length before anything is read, and every field is checked.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -31,25 +31,25 @@ from mlfinetune.config import MAX_IMAGE_SIZE
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import CheckpointError, TrainingError
-from mlfinetune.metrics.types import DecisionRule
+from mlfinetune.metrics.types import CalibrationHow, DecisionRule, ThresholdHow
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.text import to_finite
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that predicting needs, in one file.
+    """Everything that predicting needs, in one file.
 
     Attributes:
         weights: state dict of the whole model, on the CPU.
-        labels: column order of the head.
-        transform: how pictures become input.
+        labels: names of the head's outputs, in order.
+        transform: preprocessing that makes a picture the model's input.
         backbone: torchvision's name of the network.
-        decision: how its logits become labels.
+        decision: calibration and thresholds.
         config: the resolved config of the run, as plain containers.
         data_digest: SHA-256 over names and targets of the validation data.
-        epoch: epochs that had been trained.
-        versions: of mlfinetune, torch and torchvision, when it was written.
+        epoch: number of trained epochs.
+        versions: of mlfinetune, torch and torchvision at the time of writing.
     """
 
     weights: dict[str, torch.Tensor]
@@ -69,7 +69,7 @@ _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _END = re.compile(rb'"data_offsets":\[\d{1,20},(\d{1,20})\]')
 _MAX_HEADER = 100_000_000
-"""Bytes, as safetensors has it: a million labels, and no more than memory takes."""
+"""Bytes: the limit of safetensors itself; enough for a million labels."""
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -78,10 +78,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
-        TrainingError: weights that are not finite; what was at `path` stays.
+        TrainingError: weights are not finite; a file that was at `path` stays.
     """
-    if odd := find_not_finite(checkpoint.weights):
-        raise TrainingError(f"{path} is not written: {odd}; lower train.lr and train.head_lr")
+    if problem := find_not_finite(checkpoint.weights):
+        raise TrainingError(f"{path} is not written: {problem}; lower train.lr and train.head_lr")
     about = {
         "sha256": _NO_DIGEST,
         "format": FORMAT,
@@ -96,24 +96,24 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
-    start, end = _digest_span(content[: 8 + _header_length(content, len(content), path)], path)
-    write_atomic(path, content[:start] + _digest(content, start, end) + content[end:])
+    start, end = _find_digest(content[: 8 + _read_header_length(content, len(content), path)], path)
+    write_atomic(path, content[:start] + _compute_digest(content, start, end) + content[end:])
 
 
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, altered, cut short, or no checkpoint of ours.
+        CheckpointError: the file is missing, altered, cut short, or no checkpoint of mlfinetune.
     """
     try:
-        content, length = _read(path)
+        content, length = _read_whole(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path} is larger than the memory of this machine") from error
-    start, end = _digest_span(content[: 8 + length], path)
-    if _digest(content, start, end) != content[start:end]:
+    start, end = _find_digest(content[: 8 + length], path)
+    if _compute_digest(content, start, end) != content[start:end]:
         raise CheckpointError(
             f"{path} is damaged: its SHA-256 is not the one written in it; copy it again, "
             f"or use another checkpoint"
@@ -121,8 +121,8 @@ def load(path: Path) -> Checkpoint:
     try:
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
         weights = load_tensors(content)
-        if odd := find_not_finite(weights):
-            raise CheckpointError(f"{path} cannot be used: {odd}")
+        if problem := find_not_finite(weights):
+            raise CheckpointError(f"{path} cannot be used: {problem}")
         return _to_checkpoint(about, weights, path)
     except _FOREIGN as error:
         raise CheckpointError(
@@ -144,8 +144,8 @@ def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -
     return Checkpoint(
         weights=weights,
         labels=LabelSpace(tuple(labels)),
-        transform=_transform(about["transform"]),
-        decision=_decision(about["decision"], len(labels)),
+        transform=_parse_transform(about["transform"]),
+        decision=_parse_decision(about["decision"], len(labels)),
         **{name: about[name] for name in _KINDS},
     )
 
@@ -155,15 +155,15 @@ _FOREIGN = (
     SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
     RuntimeError, MemoryError,
 )  # fmt: skip
-"""What the parsers raise, and we do, where a whole file holds what no run writes."""
+"""Errors that parsers, and the checks here, raise for a whole file that no run wrote."""
 
 
-def _transform(about: dict[str, Any]) -> TransformSpec:
-    """Raises ValueError where a field is none that a config may have."""
+def _parse_transform(about: dict[str, Any]) -> TransformSpec:
+    """Parse the transform; raises ValueError for a value that no config may have."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
     spec = TransformSpec(**fields)
-    pictures = {"image_size": (1, MAX_IMAGE_SIZE), "max_pixels": (1, 2**40)}
-    for name, (least, most) in {**pictures, "rand_augment": (0, 10)}.items():
+    ranges = {"image_size": (1, MAX_IMAGE_SIZE), "max_pixels": (1, 2**40), "rand_augment": (0, 10)}
+    for name, (least, most) in ranges.items():
         value = getattr(spec, name)
         _require(value, name, type(value) is int and least <= value <= most)
     _require(spec.resize, "resize", spec.resize in ("squash", "crop", "pad"))
@@ -176,8 +176,8 @@ def _transform(about: dict[str, Any]) -> TransformSpec:
     return spec
 
 
-def _decision(about: dict[str, Any], labels: int) -> DecisionRule:
-    """Raises ValueError where it is not of so many labels, or none that scores lead to."""
+def _parse_decision(about: dict[str, Any], labels: int) -> DecisionRule:
+    """Parse the decision on `labels` labels; raises ValueError for values that do not fit."""
     lists = {k: tuple(map(to_finite, about[k])) for k in ("thresholds", "slope", "intercept")}
     if any(len(values) != labels for values in lists.values()):
         raise ValueError("the decision is not of these labels")
@@ -185,8 +185,8 @@ def _decision(about: dict[str, Any], labels: int) -> DecisionRule:
     _require(thresholds, "thresholds", min(thresholds) >= 0 and max(thresholds) <= 1)
     low, high = map(to_finite, about["review"] or (0, 0))
     _require(about["review"], "review", 0 <= low <= high <= 1)
-    for name in ("how", "calibration"):
-        _require(about[name], name, isinstance(about[name], str))
+    _require(about["how"], "how", about["how"] in get_args(ThresholdHow))
+    _require(about["calibration"], "calibration", about["calibration"] in get_args(CalibrationHow))
     return DecisionRule(
         how=about["how"],
         calibration=about["calibration"],
@@ -196,12 +196,15 @@ def _decision(about: dict[str, Any], labels: int) -> DecisionRule:
 
 
 def find_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Which holds NaN or infinity, in words; empty: none does. Waits for the device once."""
+    """Return a sentence on a tensor that holds NaN or infinity; empty if none does.
+
+    The device is synchronized once, whatever the number of tensors.
+    """
     floats = {name: x for name, x in tensors.items() if x.is_floating_point()}
     if not floats or nn.utils.get_total_norm(floats.values(), math.inf).isfinite():
         return ""
-    odd = next(name for name, x in floats.items() if not x.isfinite().all())
-    return f"{odd} holds values that are not finite"
+    first = next(name for name, x in floats.items() if not x.isfinite().all())
+    return f"{first} holds values that are not finite"
 
 
 def _require(value: object, name: str, right: bool) -> None:
@@ -209,25 +212,30 @@ def _require(value: object, name: str, right: bool) -> None:
         raise ValueError(f"its {name} cannot be {shown(value)}")
 
 
-def _read(path: Path) -> tuple[bytes, int]:
-    """A file that is as long as its header says, and the header's length."""
+def _read_whole(path: Path) -> tuple[bytes, int]:
+    """Read a file that is as long as its header says; return it, and the header's length."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        length = _header_length(start, size, path)
+        length = _read_header_length(start, size, path)
         start += file.read(length)
         ends = 8 + length + max(map(int, _END.findall(start)), default=0)
         if ends != size:
             raise CheckpointError(
-                f"{path} is cut short, or no safetensors file: {size:,} bytes where its header "
-                f"tells of {ends:,}"
+                f"{path} is cut short, or no safetensors file: {size:,} bytes, but its "
+                f"header says {ends:,}"
             )
         file.seek(0)
         return file.read(), length
 
 
-def _header_length(start: bytes, size: int, path: Path) -> int:
-    """Bytes of the JSON behind the first eight, in a file of so many."""
+def _read_header_length(start: bytes, size: int, path: Path) -> int:
+    """Return the length in bytes of the JSON header, which follows the first eight bytes.
+
+    Args:
+        start: the first bytes of the file.
+        size: of the file, in bytes.
+    """
     length = int.from_bytes(start[:8], "little")
     if size >= 8 and length <= min(size - 8, _MAX_HEADER):
         return length
@@ -243,20 +251,20 @@ def _header_length(start: bytes, size: int, path: Path) -> int:
     raise CheckpointError(f"{path} is cut short, or no safetensors file")
 
 
-def _digest(content: bytes, start: int, end: int) -> bytes:
-    """SHA-256 with zeros in the digest's place."""
+def _compute_digest(content: bytes, start: int, end: int) -> bytes:
+    """Return the SHA-256 of `content`, with zeros in the digest's place."""
     view = memoryview(content)
-    found = hashlib.sha256(view[:start])
-    found.update(_NO_DIGEST.encode())
-    found.update(view[end:])
-    return found.hexdigest().encode()
+    digest = hashlib.sha256(view[:start])
+    digest.update(_NO_DIGEST.encode())
+    digest.update(view[end:])
+    return digest.hexdigest().encode()
 
 
-def _digest_span(header: bytes, path: Path) -> tuple[int, int]:
-    """Where the 64 characters of the digest stand: the first match."""
-    found = _DIGEST.search(header, 8)
-    if found is None:
+def _find_digest(header: bytes, path: Path) -> tuple[int, int]:
+    """Return start and end of the 64 characters of the digest: the first match."""
+    match = _DIGEST.search(header, 8)
+    if match is None:
         raise CheckpointError(
             f"{path} is no checkpoint of mlfinetune, or is damaged: it holds no SHA-256"
         )
-    return found.span(1)
+    return match.span(1)

@@ -1,20 +1,19 @@
-"""Every file name inside a run directory, and how a file gets there whole.
+"""File names of a run directory; making, finding and locking one.
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
               metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
               suspects.csv  train.log; while it trains resume.pt, resume-previous.pt and .lock
 """
 
-import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from glob import escape as glob_escape
 from pathlib import Path
 
 from mlfinetune.errors import CheckpointError
+from mlfinetune.runtime.locks import LockedError, locked_file
 from mlfinetune.storage.atomic import write_error
 from mlfinetune.text import display_path
 
@@ -37,7 +36,7 @@ SUSPECTS = "suspects.csv"
 LOG = "train.log"
 EVAL = "eval"
 _FIRST = (CONFIG, LOCK)
-"""What there is of a run that was killed as it began, or that another machine has made."""
+"""Files that even a run has that was killed at its start, or that another machine made."""
 
 
 def make_run_dir(wanted: Path) -> Path:
@@ -62,23 +61,23 @@ def make_run_dir(wanted: Path) -> Path:
 
 
 def find_run(wanted: Path) -> Path | None:
-    """The newest of the run directories `wanted`, `wanted-2` ...; None: there is none."""
-    found = [
+    """Return the newest of the run directories `wanted`, `wanted-2` ..., or None."""
+    runs = [
         path
         for path in wanted.parent.glob(f"{glob_escape(wanted.name)}*")
         if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
         and any((path / name).is_file() for name in _FIRST)
     ]
-    return max(found, key=_last_written_ns, default=None)
+    return max(runs, key=_last_written_ns, default=None)
 
 
 def list_states(run: Path) -> list[Path]:
-    """The states that there are to go on from, the newest first."""
+    """Return the paths of the resume states that exist, the newest first."""
     return [run / name for name in (STATE, PREVIOUS_STATE) if (run / name).is_file()]
 
 
 def is_unfinished(run: Path) -> bool:
-    """Has it stopped before its end, with a state to go on from, and does nobody write to it?"""
+    """Return whether a run stopped before its end, has a resume state, and is not being written."""
     if (run / METRICS).is_file() or not list_states(run):
         return False
     try:
@@ -95,39 +94,33 @@ def _last_written_ns(run: Path) -> int:
 
 @contextmanager
 def locked_run(run: Path) -> Iterator[None]:
-    """Only one process at a time; the lock goes with the process that holds it, however it ends.
+    """Hold the lock on a run directory inside the block; one process at a time has it.
+
+    The lock ends with the process that holds it, however that ends.
 
     Raises:
-        CheckpointError: another process has it.
+        CheckpointError: another process has it, or the lock file cannot be written.
     """
-    try:
-        file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise write_error(run / LOCK, error) from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's not a child's too
-        except (BlockingIOError, PermissionError) as error:
-            holder = os.read(file, 20).decode(errors="replace").strip() or "?"
+            stack.enter_context(locked_file(run / LOCK))
+        except LockedError as error:
             raise CheckpointError(
-                f"{display_path(run)} is being written by process {holder}; "
+                f"{display_path(run)} is being written by process {error.holder}; "
                 f"wait for it or stop it, or choose another run directory with --output"
             ) from error
-        with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
-            os.ftruncate(file, 0)
-            os.write(file, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise write_error(run / LOCK, error) from error
         yield
-    finally:
-        os.close(file)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that `path`, a run directory or a file, stands for.
+    """Return the checkpoint file of `path`, which is a run directory or the file itself.
 
     Raises:
         CheckpointError: there is none.
     """
-    if os.path.isfile(path):  # unlike pathlib's, these take what cannot be read for absent
+    if os.path.isfile(path):  # unlike pathlib, os.path treats an unreadable path as absent
         return path
     if os.path.isfile(path / BEST):
         return path / BEST
@@ -140,7 +133,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_newest_checkpoint(runs: Path = RUNS) -> Path:
-    """The checkpoint of the run under `runs` that finished last.
+    """Return the checkpoint of the run under `runs` that finished last.
 
     Raises:
         CheckpointError: no run has finished.

@@ -1,7 +1,7 @@
-"""Predictions as rows of CSV, JSONL or text, written as they come; and read back, to go on.
+"""Predictions as rows of CSV, JSONL or text; and the rows of an unfinished file, read back.
 
-Prediction -> one row
-a file     -> its complete rows, each with the picture it is of
+Prediction -> one row, written at once
+a file     -> its complete rows, each with its picture's name, to resume after them
 """
 
 import csv
@@ -20,77 +20,84 @@ from mlfinetune.text import make_printable, neutralize
 
 
 class LabelSelector:
-    """Which labels a row names: those over their thresholds, or the K most probable."""
+    """Selects the labels of a row: those at or above their thresholds, or the K most probable."""
 
     def __init__(self, labels: LabelSpace, decision: DecisionRule, top: int | None = None) -> None:
-        """The `decision` on L labels; a threshold of 1: never."""
+        """Select by `decision`, or, with `top`, the `top` most probable labels."""
         self.labels, self.decision, self._top = labels, decision, top
-        self._thresholds = np.array(decision.thresholds)
-        self._thresholds[self._thresholds >= 1] = np.inf
+        self._limits = decision.limits
         self.reviews, self.calibrated = decision.review is not None, decision.calibration != "none"
 
     def __call__(self, prediction: Prediction) -> list[int]:
-        """Columns; by falling probability where the K best were asked for."""
+        """Return the selected columns, rising; with `top` by falling probability."""
         p = prediction.probabilities
         assert p is not None
         if self._top is not None:
-            return [int(at) for at in np.argsort(-p, kind="stable")[: self._top]]
-        return [int(at) for at in np.flatnonzero(p >= self._thresholds)]
+            return [int(column) for column in np.argsort(-p, kind="stable")[: self._top]]
+        return [int(column) for column in np.flatnonzero(p >= self._limits)]
 
-    def for_review(self, prediction: Prediction) -> list[int]:
-        """Columns whose probability is for people to look at."""
-        p, between = prediction.probabilities, self.decision.review
+    def select_review(self, prediction: Prediction) -> list[int]:
+        """Return the columns whose probability lies in the review band, for people to look at."""
+        p, band = prediction.probabilities, self.decision.review
         assert p is not None
-        assert between is not None
-        return [int(at) for at in np.flatnonzero((p >= between[0]) & (p <= between[1]))]
+        assert band is not None
+        low, high = band
+        return [int(column) for column in np.flatnonzero((p >= low) & (p <= high))]
 
 
 class CsvWriter:
-    """image,labels,<label 1>,...,error: probabilities with 6 digits, inert in spreadsheets.
+    """Writes CSV rows: image,labels,<label 1>,...,error; probabilities have 6 digits.
 
-    Before `error` stand `calibration`, where probabilities are calibrated, and `review`, where the
-    checkpoint says which are for people to look at.
+    Before `error` there is `calibration` if probabilities are calibrated, and `review` if the
+    checkpoint has a review band. A spreadsheet runs no cell as a formula.
     """
 
     def __init__(
         self, file: TextIO, choice: LabelSelector, only_labels: bool, begun: bool = False
     ) -> None:
-        """A `begun` file has its header."""
+        """Write the header, unless the file is `begun`: it has one."""
         self._writer, self._choice, self._wide = csv.writer(file), choice, not only_labels
-        self._says_how = self._wide and choice.calibrated
         header = build_csv_header(choice, only_labels)
         self._blank = [""] * (len(header) - 3)
         if not begun:
             self._writer.writerow(header)
 
     def write(self, prediction: Prediction) -> None:
-        """One row."""
+        """Write one row."""
         name, p = neutralize(prediction.name), prediction.probabilities
         if p is None:
             self._writer.writerow([name, "", *self._blank, neutralize(prediction.error or "")])
             return
-        cells = [self._joined(self._choice(prediction))]
-        cells += [f"{x:.6f}" for x in p] if self._wide else []
-        cells += [self._choice.decision.calibration] * self._says_how
+        cells = [self._join_labels(self._choice(prediction))]
+        if self._wide:
+            cells += [f"{x:.6f}" for x in p]
+        if self._wide and self._choice.calibrated:
+            cells.append(self._choice.decision.calibration)
         if self._choice.reviews:
-            cells.append(self._joined(self._choice.for_review(prediction)))
+            cells.append(self._join_labels(self._choice.select_review(prediction)))
         self._writer.writerow([name, *cells, ""])
 
-    def _joined(self, columns: Sequence[int]) -> str:
-        return neutralize("|".join(self._choice.labels.names[at] for at in columns))
+    def _join_labels(self, columns: Sequence[int]) -> str:
+        names = self._choice.labels.names
+        return neutralize("|".join(names[column] for column in columns))
 
 
 def build_csv_header(choice: LabelSelector, only_labels: bool) -> list[str]:
-    """The first row."""
-    columns = [] if only_labels else [neutralize(name) for name in choice.labels.names]
-    columns += ["calibration"] * (choice.calibrated and not only_labels)
-    return ["image", "labels", *columns, *["review"] * choice.reviews, "error"]
+    """Return the cells of the first row."""
+    header = ["image", "labels"]
+    if not only_labels:
+        header += [neutralize(name) for name in choice.labels.names]
+    if not only_labels and choice.calibrated:
+        header.append("calibration")
+    if choice.reviews:
+        header.append("review")
+    return [*header, "error"]
 
 
 class JsonlWriter:
-    """{"image", "labels", "scores": {label: p}}, or {"image", "error"}; text is exact.
+    """Writes JSON lines: {"image", "labels", "scores": {label: p}}, or {"image", "error"}.
 
-    With `calibration` and `review` where CsvWriter has them.
+    Text is exact. `calibration` and `review` are there where CsvWriter has them.
     """
 
     def __init__(
@@ -99,24 +106,25 @@ class JsonlWriter:
         self._file, self._choice, self._wide = file, choice, not only_labels
 
     def write(self, prediction: Prediction) -> None:
-        """One line."""
+        """Write one line."""
         row: dict[str, Any] = {"image": prediction.name}
         p, names = prediction.probabilities, self._choice.labels.names
         if p is None:
             row["error"] = prediction.error
         else:
-            row["labels"] = [names[at] for at in self._choice(prediction)]
+            row["labels"] = [names[column] for column in self._choice(prediction)]
             if self._wide:
                 row["scores"] = {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
             if self._wide and self._choice.calibrated:
                 row["calibration"] = self._choice.decision.calibration
             if self._choice.reviews:
-                row["review"] = [names[at] for at in self._choice.for_review(prediction)]
+                review = self._choice.select_review(prediction)
+                row["review"] = [names[column] for column in review]
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 class TextWriter:
-    """For the screen: the name, then the labels with their probabilities."""
+    """Writes lines for the screen: the name, then the labels with their probabilities."""
 
     def __init__(
         self, file: TextIO, choice: LabelSelector, only_labels: bool, begun: bool = False
@@ -124,17 +132,17 @@ class TextWriter:
         self._file, self._choice, self._wide = file, choice, not only_labels
 
     def write(self, prediction: Prediction) -> None:
-        """One line."""
+        """Write one line."""
         p, names = prediction.probabilities, self._choice.labels.names
         if p is None:
             text = f"error: {prediction.error}"
         else:
-            chosen = sorted(self._choice(prediction), key=lambda at: -p[at])
-            shown = [f"{names[at]} {p[at]:.2f}" if self._wide else names[at] for at in chosen]
+            chosen = sorted(self._choice(prediction), key=lambda column: -p[column])
+            shown = [f"{names[c]} {p[c]:.2f}" if self._wide else names[c] for c in chosen]
             best = int(np.argmax(p))
             text = ", ".join(shown) or f"(none; nearest: {names[best]} {p[best]:.2f})"
-            if self._choice.reviews and (unsure := self._choice.for_review(prediction)):
-                text += f"; needs review: {', '.join(f'{names[at]} {p[at]:.2f}' for at in unsure)}"
+            if self._choice.reviews and (unsure := self._choice.select_review(prediction)):
+                text += f"; needs review: {', '.join(f'{names[c]} {p[c]:.2f}' for c in unsure)}"
         self._file.write(f"{make_printable(prediction.name)}: {make_printable(text)}\n")
 
 
@@ -145,18 +153,18 @@ FORMATS: dict[str, type[CsvWriter] | type[JsonlWriter] | type[TextWriter]] = {
 }
 
 
-# ---- going on ---------------------------------------------------------------------------
+# ---- resuming ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """A complete row of a file that was written before.
+    """A complete row of an unfinished file.
 
     Attributes:
-        number: from 1.
+        number: 1 for the first picture; 0 is the header of a CSV.
         name: of the picture, as the file has it.
-        failed: it could not be read.
-        end: bytes of the file up to here.
+        failed: whether the picture could not be read.
+        end: bytes of the file up to the end of this row.
     """
 
     number: int
@@ -168,31 +176,31 @@ class Row:
 def read_complete_rows(
     path: Path, format: str, choice: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:
-    """The rows of a file that was not finished, up to the first that is not complete.
+    """Yield the rows of an unfinished file, up to the first incomplete one.
 
     Args:
-        path: what CsvWriter or JsonlWriter wrote, or a part of it.
+        path: a file that CsvWriter or JsonlWriter wrote, or the start of one.
         format: csv or jsonl.
-        choice, only_labels: of the command that would go on.
+        choice, only_labels: of the command that resumes.
 
     Raises:
-        DataError: it is not of these labels and columns.
+        DataError: the file has other labels or columns.
     """
     with path.open("rb") as file:
         if format == "jsonl":
-            yield from _jsonl_rows(path, file, choice, only_labels)
+            yield from _read_jsonl_rows(path, file, choice, only_labels)
         else:
-            yield from _csv_rows(path, file, choice, only_labels)
+            yield from _read_csv_rows(path, file, choice, only_labels)
 
 
 def format_row_name(name: str, format: str) -> str:
-    """The name of a picture as a file of this format has it."""
+    """Return the name of a picture as a file of this format has it."""
     if format == "jsonl":
         return name
     return neutralize(name).encode("utf-8", "backslashreplace").decode()
 
 
-def _csv_rows(
+def _read_csv_rows(
     path: Path, file: BinaryIO, choice: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:
     end = 0
@@ -210,7 +218,7 @@ def _csv_rows(
     try:
         for number, cells in enumerate(reader):
             if number == 0 and cells != header:
-                raise _other(path)
+                raise _mismatch_error(path)
             if len(cells) != len(header):
                 return
             yield Row(number, cells[0] if number else "", bool(number and cells[-1]), end)
@@ -218,7 +226,7 @@ def _csv_rows(
         return
 
 
-def _jsonl_rows(
+def _read_jsonl_rows(
     path: Path, file: BinaryIO, choice: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:
     end, labels = 0, list(choice.labels.names)
@@ -233,12 +241,12 @@ def _jsonl_rows(
         if not line.endswith(b"\n"):
             return
         if other:
-            raise _other(path)
+            raise _mismatch_error(path)
         yield Row(number, name, failed, end)
 
 
-def _other(path: Path) -> DataError:
+def _mismatch_error(path: Path) -> DataError:
     return DataError(
-        f"{path} was written with other labels or options: go on with those, or begin anew "
-        f"without --resume"
+        f"{path} was written with other labels or options: resume with the same ones, "
+        f"or write a new file without --resume"
     )

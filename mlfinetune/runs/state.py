@@ -1,7 +1,7 @@
-"""The resume state: a file of a run directory, never needed to predict.
+"""Resume state: a file of a run directory, never needed to predict.
 
-mlfinetune state 1 <SHA-256 of the rest>
-plain containers and tensors, as torch.save writes and torch.load(weights_only=True) reads them
+line 1    mlfinetune state 1 <SHA-256 of the rest>
+the rest  plain containers and tensors, by torch.save; read by torch.load(weights_only=True)
 """
 
 import hashlib
@@ -21,18 +21,18 @@ _STATE_HEAD = len(_STATE) + 64 + 1
 
 
 def write_state(path: Path, previous: Path, content: dict[str, Any]) -> None:
-    """Write a resume state whole or not at all; the one that was there becomes `previous`.
+    """Write a resume state whole or not at all; the one that was at `path` becomes `previous`.
 
-    Between the two renames of a save there is no `path`, but a whole `previous`.
+    A save renames twice. Between the two renames there is no `path`, but a whole `previous`.
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
-        TrainingError: tensors that are not finite; what was at `path` stays.
+        TrainingError: tensors are not finite; a file that was at `path` stays.
     """
-    if odd := find_not_finite(dict(_tensors(content, ""))):
+    if problem := find_not_finite(dict(_iterate_tensors(content, ""))):
         raise TrainingError(
-            f"{path} is not written: {odd}, training has diverged; lower train.lr and "
-            f"train.head_lr, then --resume --allow-changed goes on from what is there"
+            f"{path} is not written: {problem}, training has diverged; lower train.lr and "
+            f"train.head_lr, then resume the last saved state with --resume --allow-changed"
         )
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -47,31 +47,31 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read and verify a resume state, tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, altered, cut short, or no state of ours.
+        CheckpointError: the file is missing, altered, cut short, or no state of mlfinetune.
     """
     try:
-        content = path.read_bytes()
+        file = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    head, payload = content[:_STATE_HEAD], memoryview(content)[_STATE_HEAD:]
+    head, payload = file[:_STATE_HEAD], memoryview(file)[_STATE_HEAD:]
     if head != _STATE + hashlib.sha256(payload).hexdigest().encode() + b"\n":
         raise CheckpointError(f"{path} is damaged, or no state of this version of mlfinetune")
     try:
-        found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its unpickler raises
         raise CheckpointError(
             f"{path} is no state of mlfinetune: it holds more than tensors and plain containers"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no state of mlfinetune: it holds no mapping")
-    return found
+    return content
 
 
-def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of nested containers, by dotted names."""
+def _iterate_tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (dotted name, tensor) of every tensor in nested containers."""
     if isinstance(tree, torch.Tensor):
         yield name, tree
     elif isinstance(tree, Mapping | list | tuple):
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         for key, value in items:
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+            yield from _iterate_tensors(value, f"{name}.{key}" if name else str(key))

@@ -1,9 +1,9 @@
-"""The numbers of every epoch, for TensorBoard, Weights & Biases and MLflow: extras, all of them.
+"""Trackers: the numbers of every epoch go to TensorBoard, Weights & Biases or MLflow.
 
-    names, run directory, config -> opened -> write(epoch, numbers), write(...), ...
+    names, run directory, config -> opened_trackers -> write(epoch, numbers), write(...), ...
 
-Where a service keeps its runs, and who may write to it, is its own affair: its environment
-variables (`WANDB_MODE`, `WANDB_PROJECT`, `MLFLOW_TRACKING_URI`, ...) and its login apply.
+Each package is an extra. A service's own environment variables (`WANDB_MODE`, `WANDB_PROJECT`,
+`MLFLOW_TRACKING_URI`, ...) and its login decide where its runs are kept.
 """
 
 import importlib
@@ -18,40 +18,43 @@ Write = Callable[[int, dict[str, float]], None]
 
 
 class Tracker(Protocol):
-    """Where numbers go."""
+    """Destination of the numbers of each epoch."""
 
     def write(self, epoch: int, numbers: dict[str, float]) -> None:
-        """The numbers of one epoch."""
+        """Write the numbers of one epoch."""
 
     def close(self) -> None:
-        """Everything is written, and the run has ended."""
+        """Finish: everything is written, and the run has ended."""
 
 
 @contextmanager
 def opened_trackers(names: Sequence[str], run: Path, config: dict[str, Any]) -> Iterator[Write]:
-    """What writes an epoch's numbers to each of `names`, for the run directory `run`.
+    """Open trackers for a block, and give the function that writes an epoch's numbers to all.
 
     Args:
+        names: keys of the config's `train.trackers`.
+        run: the run directory.
         config: the resolved config, nested, as the services show it beside the numbers.
     """
     with ExitStack() as stack:
-        found: list[Tracker] = []
+        trackers: list[Tracker] = []
         for name in names:
-            found.append(_TRACKERS[name](run, config))
-            stack.callback(found[-1].close)
+            tracker = _TRACKERS[name](run, config)
+            stack.callback(tracker.close)
+            trackers.append(tracker)
 
         def write(epoch: int, numbers: dict[str, float]) -> None:
-            for tracker in found:
+            for tracker in trackers:
                 tracker.write(epoch, numbers)
 
         yield write
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Are their packages installed?
+    """Check that the packages of these trackers can be imported.
 
     Raises:
-        ConfigError: one is not; how to install it.
+        ConfigError: one cannot; the message says how to install it.
     """
     for name in names:
         try:
@@ -64,15 +67,14 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def flatten_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found: dict[str, Any] = {}
+    """Flatten nested dictionaries to dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= (
-            flatten_keys(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {prefix + key: value}
-        )
-    return found
+        if isinstance(value, dict):
+            flat |= flatten_keys(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 class _TensorBoard:

@@ -1,4 +1,4 @@
-"""The machine: device, precision, worker processes, memory, seeds."""
+"""Device, precision, worker processes, memory and seeds: choices that depend on the machine."""
 
 import ctypes
 import os
@@ -16,12 +16,12 @@ from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
 
 def prepare_device(wanted: str, deterministic: bool = False) -> torch.device:
-    """Choose the device, and set this process up for it.
+    """Choose the device, and set torch and the memory allocator up for it.
 
     Args:
-        wanted: as of `choose_device`.
-        deterministic: on a GPU the same bits every time, from kernels that are slower; a CPU gives
-            them anyway.
+        wanted: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; see `choose_device`.
+        deterministic: use slower GPU kernels that give the same bits in every run; those of a CPU
+            always do.
 
     Raises:
         DeviceError: as `choose_device`.
@@ -30,52 +30,59 @@ def prepare_device(wanted: str, deterministic: bool = False) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
-        # Every batch but the last has the same shape; what is fastest may differ from run to run.
+        # cuDNN times its kernels once for each shape, and all batches but the last have the same
+        # shape. Its choice may differ from run to run, so it is off for deterministic runs.
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic)
         if deterministic:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS begins
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when it starts
     return device
 
 
-def choose_rank_device(wanted: str, here: DistInfo) -> str:
-    """The device of this process, as `prepare` takes it: of several each has its own GPU.
+def choose_rank_device(wanted: str, info: DistInfo) -> str:
+    """Return the device of this rank, as text for `prepare_device`: each rank has its own GPU.
+
+    Example: `auto` or `cuda` on a machine with 4 GPUs gives `cuda:2` to local rank 2.
 
     Raises:
-        DeviceError: there are more processes than GPUs, or one device is named for all.
+        DeviceError: a machine has more ranks than GPUs, or one device is named for all ranks.
     """
-    if here.size == 1:
+    if info.size == 1:
         return wanted
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda":
         count = torch.cuda.device_count()
-        if here.local_rank >= count > 0:
+        if info.local_rank >= count > 0:
             raise DeviceError(
-                f"{here.local_size} processes on a machine with {count} GPUs: start one for each, "
+                f"{info.local_size} processes on a machine with {count} GPUs: start one for each, "
                 f"with torchrun --nproc-per-node {count}"
             )
-        return f"cuda:{here.local_rank}"
+        return f"cuda:{info.local_rank}"
     if wanted != "cpu":
         raise DeviceError(
-            f"device '{wanted}' is one, and torchrun has started {here.size} processes: "
-            f"leave --device out, or use --device cpu"
+            f"device '{wanted}' is a single device, but torchrun has started {info.size} "
+            f"processes: leave --device out, or use --device cpu"
         )
     return wanted
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` takes the first GPU there is, else the CPU.
+    """Return the torch.device for `wanted`; `auto` takes the first GPU there is, else the CPU.
+
+    `auto` looks for an Apple GPU (MPS), then for CUDA; no machine has both. MPS has no float64:
+    code that needs it must compute that part on the CPU.
 
     Args:
         wanted: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises:
-        DeviceError: this machine, or this build of torch, lacks it.
+        DeviceError: this machine, or this build of torch, has no such device.
     """
     if wanted == "auto":
-        accelerated = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device("mps" if torch.backends.mps.is_available() else accelerated)
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     named = re.fullmatch(r"(cpu|mps|cuda)(?::(\d{1,9}))?", wanted, re.ASCII)
     if named is None or (named[2] and named[1] != "cuda"):
         raise DeviceError(f"device '{wanted}': wanted auto, cpu, cuda, cuda:N or mps")
@@ -92,11 +99,11 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The type of the backbone's arithmetic, and why.
+    """Return the dtype of the backbone's arithmetic (autocast), and the reason for the log.
 
     Args:
-        wanted: `auto`, `float32` or `bfloat16`; auto takes bfloat16 where the hardware is fast
-            at it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
+        wanted: `auto`, `float32` or `bfloat16`; auto takes bfloat16 where the hardware is
+            fast at it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
         device: where the model runs.
     """
     if wanted != "auto":
@@ -110,8 +117,13 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     return torch.float32, "no fast bfloat16 here"
 
 
+def name_dtype(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its module: torch.bfloat16 -> `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The CPU's features as Linux names them; empty elsewhere."""
+    """Return the CPU's features by Linux's names (`avx2`, `amx_bf16`); empty elsewhere."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -120,9 +132,10 @@ def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def choose_workers(wanted: int | str, device: torch.device) -> int:
-    """Processes that decode pictures. `auto`: a GPU is fed by all cores, up to 16.
+    """Return the number of processes that decode pictures; `auto` depends on the device.
 
-    On a CPU one process decodes beside the model, which keeps the cores busy by itself.
+    With a GPU all cores decode, up to 16. On a CPU one process decodes: the model keeps the cores
+    busy by itself.
     """
     if wanted != "auto":
         return int(wanted)
@@ -133,16 +146,16 @@ def choose_workers(wanted: int | str, device: torch.device) -> int:
 
 
 def count_cores() -> int:
-    """Cores that this process may use: of those that torchrun started here, its share."""
-    found = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, found // dist_info().local_size)
+    """Return the number of cores for this rank: those of the machine over its local ranks."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // dist_info().local_size)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: a CPU step would else pay for fresh pages every time.
+    """Tell glibc to keep freed memory in the process, for the next training step.
 
-    `benchmarks/allocator.py` measures it. Freed memory stays with the process until it ends;
-    a C library other than glibc is left as it is.
+    Otherwise each step on a CPU pays for fresh pages of memory; `benchmarks/allocator.py` measures
+    it. A C library other than glibc is left as it is.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -155,12 +168,12 @@ def keep_freed_memory() -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch's generators, from which weights are initialised."""
+    """Seed torch's global generators, which initialise weights."""
     torch.manual_seed(seed)
 
 
 def read_peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's largest allocation, or on the CPU this process's largest resident set."""
+    """Return the peak memory in bytes: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -168,7 +181,7 @@ def read_peak_memory(device: torch.device) -> int:
 
 
 def synchronize_device(device: torch.device) -> None:
-    """Return when the device has done what it was given; a CPU always has."""
+    """Wait until the device has finished all work that was queued; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     if device.type == "mps":
@@ -176,7 +189,7 @@ def synchronize_device(device: torch.device) -> None:
 
 
 def read_free_memory(device: torch.device) -> int:
-    """Bytes that are free on the GPU, or on this machine; 0 where nobody says."""
+    """Return the free bytes on the GPU, or else in this machine's memory; 0: unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -188,7 +201,7 @@ def read_free_memory(device: torch.device) -> int:
 
 @contextmanager
 def oom_as_device_error() -> Iterator[None]:
-    """Running out of GPU memory becomes a DeviceError that says what to change."""
+    """Raise a DeviceError, with what to change, where the block runs out of GPU memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,340 +1,287 @@
-"""The processes of a run that torchrun has started together.
+"""The ranks of a run, started together by torchrun: sums, barriers, broadcasts, gathers.
 
-    joined -> World: (rank, size), sums, turns, one decision for all, one order of what all find
+    init_distributed -> World: rank and size, all_reduce, barrier, broadcast, gather, ddp
 
-The only room that knows torch.distributed. Alone, a World costs nothing.
+This module and rendezvous.py alone import torch.distributed. With one process, every method of
+World returns at once and starts nothing.
+
+Two ways to talk are used. Tensors and objects go through torch's process groups. Waiting goes
+through the key-value store of rendezvous.py: a rank asks for a key in a Python loop, so that it
+hears signals while it waits, and learns that another rank has failed. torch's own collectives do
+neither, and give up after TIMEOUT.
 """
 
 import inspect
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
-from functools import cache
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from mlfinetune.errors import LostError
 from mlfinetune.runtime.device import choose_rank_device, prepare_device
-from mlfinetune.runtime.signals import Signals, catch_signals
+from mlfinetune.runtime.rendezvous import (
+    TIMEOUT,
+    add_prefix,
+    meet_ranks,
+    shared_store,
+    wait_for_key,
+    wait_until,
+)
+from mlfinetune.runtime.signals import catch_signals
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
 T = TypeVar("T")
-Apart = AbstractContextManager[None]
-TIMEOUT = timedelta(minutes=10)
-"""After so long a process that waits for the others gives up."""
-_BUFFERS = "forward_sync_buffers"
-if _BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
-    _BUFFERS = "broadcast_buffers"  # its older name
-_LOST = re.compile(r"connection|broken pipe|remote|peer|abort|time(d )?out|recv", re.IGNORECASE)
-"""What torch says where another process has gone: plain RuntimeErrors, by gloo at least."""
-_stores: list[Any] = []
-"""What the processes of this start share, the newest last."""
+NoSync = AbstractContextManager[None]
+"""A block in which DDP does not sum gradients over ranks: `with no_sync():`."""
+_BUFFERS_OPTION = "forward_sync_buffers"
+"""The argument of DistributedDataParallel that broadcasts buffers before each forward pass."""
+if _BUFFERS_OPTION not in inspect.signature(DistributedDataParallel).parameters:
+    _BUFFERS_OPTION = "broadcast_buffers"  # its name in older versions of torch
+_CONNECTION_FAULT = re.compile(
+    r"connection|broken pipe|remote|peer|abort|time(d )?out|recv", re.IGNORECASE
+)
+"""Words in the errors that torch raises when another rank is gone: plain RuntimeErrors, in gloo."""
 
 
 class World:
-    """The processes of a run.
+    """The ranks of a run, and the collectives among them.
+
+    Each method must be called by all ranks, in the same order.
 
     Attributes:
         info: rank, world size, local rank and local size of this process.
-        device: this process's.
+        device: device of this process.
     """
 
     def __init__(self, device: torch.device, info: DistInfo) -> None:
-        """A process that is not alone has to have joined the others."""
+        """With `info.size` above 1, torch's process group must exist already."""
         self.device, self.info = device, info
-        self._control: Any = None  # the one group that there is
+        self._cpu_group: Any = None  # None is torch's word for the default group
         if self.is_distributed and device.type != "cpu":
-            self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        self._waits = 0
+            self._cpu_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._keys_taken = 0
 
     @property
     def is_distributed(self) -> bool:
-        """Are there others?"""
+        """Whether the run has more than one rank."""
         return self.info.size > 1
 
     @property
     def is_main(self) -> bool:
-        """Is this the process that writes and prints?"""
+        """Whether this is rank 0, which writes files and prints."""
         return self.info.rank == 0
 
     def single(self) -> "World":
-        """This process without the others."""
+        """Return a World of this process alone, on the same device."""
         return World(self.device, DistInfo())
 
     def all_reduce_sum_(self, tensor: Tensor) -> None:
-        """Sum it over all processes, in place; it is on the device."""
+        """Sum a tensor of `self.device` over all ranks, in place."""
         if self.is_distributed:
             dist.all_reduce(tensor)
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+        """Return the largest of all ranks' numbers, on every rank."""
         if not self.is_distributed:
             return number
-        found = torch.tensor(number)
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
-        return int(found)
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._cpu_group)
+        return int(largest)
 
     def broadcast(self, choose: Callable[[], T]) -> T:
-        """What process 0 makes of it, for all; the others wait, however long it takes."""
+        """Run `choose` on rank 0 and return its result on all ranks.
+
+        The others wait for as long as `choose` takes; TIMEOUT does not apply.
+        """
         if not self.is_distributed:
             return choose()
-        key = self._next("broadcast")
-        found = [choose()] if self.is_main else list[T]()
+        key = self._next_key("broadcast")
+        box: list[Any] = [None]
         if self.is_main:
-            _store().set(key, "")
+            box = [choose()]
+            shared_store().set(key, "")
         else:
-            _wait_for(key)
-            found = [None]  # type: ignore[list-item]
+            wait_for_key(key)
         self.barrier()
-        dist.broadcast_object_list(found, 0, group=self._control)
-        return found[0]
+        dist.broadcast_object_list(box, 0, group=self._cpu_group)
+        result: T = box[0]
+        return result
 
     def barrier(self) -> None:
-        """Go on when all have come here, however long it takes: what follows may wait for less."""
+        """Wait until all ranks are here, without a timeout.
+
+        Called before collectives of torch that would time out where one rank is late.
+        """
         if self.is_distributed:
-            key = self._next("barrier")
-            _store().add(key, 1)
-            _wait(lambda: _store().add(key, 0) >= self.info.size)
+            key = self._next_key("barrier")
+            shared_store().add(key, 1)
+            wait_until(lambda: shared_store().add(key, 0) >= self.info.size)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """One process of a machine first; the others then find what it has kept on the disk."""
-        key = self._next(f"machine {self.info.machine}")
+        """Run the block on local rank 0 of each machine first, then on the other ranks.
+
+        Example: local rank 0 downloads the weights; the others find them in the cache.
+        """
+        key = self._next_key(f"machine {self.info.machine}")
         if self.info.local_rank:
-            _wait_for(key)
+            wait_for_key(key)
         yield
         if self.is_distributed and not self.info.local_rank:
-            _store().set(key, "")
+            shared_store().set(key, "")
 
     def gather_stream(self, items: Iterable[T]) -> Iterator[T]:
-        """Everyone's items, on process 0: the first of each, the second of each, and so on.
+        """Yield all ranks' items on rank 0: the first of each rank, the second of each, and so on.
 
-        The others send theirs one by one, get none, and are never more than one ahead.
+        Example: rank 0 has a, b and rank 1 has x, y, z -> rank 0 yields a, x, b, y, z. The other
+        ranks send their items one by one, at most one ahead of rank 0, and yield nothing.
         """
         if not self.is_distributed:
             yield from items
         elif not self.is_main:
             for item in items:
-                dist.send_object_list([item], 0, group=self._control)
-            dist.send_object_list([_End()], 0, group=self._control)
+                dist.send_object_list([item], 0, group=self._cpu_group)
+            dist.send_object_list([_EndOfStream()], 0, group=self._cpu_group)
         else:
-            sources = {rank: self._from(rank) for rank in range(1, self.info.size)}
-            own: dict[int, Iterator[T]] = {0: iter(items)}
-            left = own | sources
-            while left:
-                for rank in list(left):
-                    found = next(left[rank], _END)
-                    if isinstance(found, _End):
-                        del left[rank]
+            streams: dict[int, Iterator[Any]] = {0: iter(items)}
+            streams |= {rank: self._receive_from(rank) for rank in range(1, self.info.size)}
+            while streams:
+                for rank in list(streams):
+                    box = next(streams[rank], _END_OF_STREAM)
+                    if isinstance(box, _EndOfStream):
+                        del streams[rank]
                     else:
-                        yield found
+                        yield box
 
-    def _from(self, rank: int) -> Iterator[Any]:
+    def _receive_from(self, rank: int) -> Iterator[Any]:
+        """Yield the objects that `rank` sends, up to its _EndOfStream."""
         while True:
             box: list[Any] = [None]
-            dist.recv_object_list(box, rank, group=self._control)
-            if isinstance(box[0], _End):
+            dist.recv_object_list(box, rank, group=self._cpu_group)
+            if isinstance(box[0], _EndOfStream):
                 return
             yield box[0]
 
     def gather(self, item: T) -> list[T]:
-        """Everyone's item, by rank, on process 0; nothing elsewhere."""
+        """Return the items of all ranks, by rank, on rank 0; an empty list on the others."""
         return list(self.gather_stream([item]))
 
-    def ddp(self, net: nn.Module) -> tuple[nn.Module, Callable[[], Apart]]:
-        """The net to train, and in what its gradients are not summed over processes yet.
+    def ddp(self, net: nn.Module) -> tuple[nn.Module, Callable[[], NoSync]]:
+        """Wrap the net for training on all ranks, with the weights of rank 0.
 
-        All processes' begin as process 0's.
+        Returns:
+            The module to call in training, and its `no_sync`: gradients are not summed over ranks
+            inside of `with no_sync():`. With one rank: the net itself, and `nullcontext`.
         """
         if not self.is_distributed:
             return net, nullcontext
         self.barrier()
-        options: dict[str, Any] = {_BUFFERS: False}  # `fit` averages BatchNorm's statistics
+        # No broadcast of BatchNorm's buffers: `training.step` averages its statistics.
+        options: dict[str, Any] = {_BUFFERS_OPTION: False}
         if self.device.type == "cuda":
             options["device_ids"] = [self.device]
         replica = DistributedDataParallel(net, gradient_as_bucket_view=True, **options)
-        replica.register_comm_hook(None, lambda _, bucket: _sum(bucket))
+        replica.register_comm_hook(None, lambda _, bucket: _sum_gradients(bucket))
         return replica, replica.no_sync
 
-    def _next(self, what: str) -> str:
-        """A key that all processes come to in the same order."""
-        self._waits += 1
-        return f"{what} {self._waits}"
+    def _next_key(self, purpose: str) -> str:
+        """Return a key of the store; all ranks come to the same keys in the same order."""
+        self._keys_taken += 1
+        return f"{purpose} {self._keys_taken}"
 
 
-class _End:
-    """Nothing follows."""
+class _EndOfStream:
+    """The last object that a rank sends to `gather_stream`."""
 
 
-_END = _End()
+_END_OF_STREAM = _EndOfStream()
 
 
 @contextmanager
 def init_distributed(wanted: str, deterministic: bool = False) -> Iterator[World]:
-    """This process among those that torchrun has started with it, if it has; on its own device.
+    """Join the ranks that torchrun has started, and yield the World; one process alone joins none.
 
     Args:
-        wanted, deterministic: as `prepare`.
+        wanted: a device, `auto` or one that `choose_rank_device` takes.
+        deterministic: argument of `prepare_device`.
 
     Raises:
-        DeviceError: as `prepare`, and where a process has no GPU of its own.
+        DeviceError: as `prepare_device`; or there is no GPU for this rank.
+        LostError: not all ranks have started within TIMEOUT.
     """
-    here = dist_info()
-    device = prepare_device(choose_rank_device(wanted, here), deterministic)
-    if here.size == 1:
-        yield World(device, here)
+    info = dist_info()
+    device = prepare_device(choose_rank_device(wanted, info), deterministic)
+    if info.size == 1:
+        yield World(device, info)
         return
-    with catch_signals() as heard:
-        with heard.deferred():
-            store = _met(here, heard)
-            _stores.append(store)
-            world = _connected(device, here, store)
-        heard.check()
+    with catch_signals() as signals:
+        with signals.deferred():
+            world = _init_process_group(device, info, meet_ranks(info, signals))
+        signals.check()
     try:
         yield world
     except (KeyboardInterrupt, SystemExit):
-        _store().add("stopped", 1)
+        shared_store().add("stopped", 1)  # the ranks that wait for this one will stop too
         raise
     world.barrier()
     dist.destroy_process_group()
 
 
 def report_failure(error: Exception) -> Exception | None:
-    """What there is to say of an error that ends this process.
+    """Tell the other ranks that this one fails, and return the error to print.
 
-    None: another process ended before, and has said why.
+    One rank's error makes the collectives of the others fail. So only the first rank that comes
+    here prints: the cause, or a LostError where the cause is that another rank has gone.
+
+    Args:
+        error: the exception that ends this process.
+
+    Returns:
+        The exception to print; None: another rank has printed its own already.
     """
     if dist_info().size == 1:
         return error
-    of_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
-    lost = of_torch and bool(_LOST.search(str(error)))
+    from_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    is_lost = from_torch and bool(_CONNECTION_FAULT.search(str(error)))
     try:
-        first = _store().add("failed", 1) == 1
-    except RuntimeError:  # its machine has gone: who else has spoken cannot be told
-        first = True
-    if not first:
+        is_first = shared_store().add("failed", 1) == 1
+        was_stopped = shared_store().add("stopped", 0) > 0
+    except RuntimeError:  # the machine with the store has gone: nobody knows who has printed
+        is_first, was_stopped = True, False
+    if not is_first:
         return None
+    if not is_lost:
+        return error
     first_line = str(error).strip().partition("\n")[0]
-    what = LostError.STOPPED if _stores and _stores[-1].add("stopped", 0) else LostError.ENDED
-    return LostError(f"{what} ({first_line})") if lost else error
+    return LostError(f"{LostError.STOPPED if was_stopped else LostError.ENDED} ({first_line})")
 
 
-def _store() -> Any:
-    """What all processes of this start write to and read from."""
-    return _stores[-1] if _stores else _named(f"early {dist_info().restarts}", _agent())
-
-
-@cache
-def _agent() -> Any:
-    """The store at torchrun's own address: one for all starts, so that it holds what is stale."""
-    found, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-    return found
-
-
-def _connected(device: torch.device, here: DistInfo, store: Any) -> World:
-    gpu = device.type == "cuda"
-    if gpu:
+def _init_process_group(device: torch.device, info: DistInfo, store: Any) -> World:
+    """Connect this rank with all others: NCCL between GPUs, gloo between CPUs."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if gpu else "gloo",
-        store=_named("group", store),
-        rank=here.rank,
-        world_size=here.size,
+        "nccl" if on_gpu else "gloo",
+        store=add_prefix("group", store),
+        rank=info.rank,
+        world_size=info.size,
         timeout=TIMEOUT,
-        device_id=device if gpu else None,
+        device_id=device if on_gpu else None,
     )
-    return World(device, here)
+    return World(device, info)
 
 
-def _met(here: DistInfo, heard: Signals) -> Any:
-    """A store of this start alone, once all of its processes have come, and are about to connect.
+def _sum_gradients(bucket: Any) -> torch.futures.Future[Tensor]:
+    """Sum one bucket of gradients over ranks, where DDP's own hook would take the mean.
 
-    Machines count restarts each by itself, so a start has a name that process 0 draws: it answers
-    every process by the name that this one has drawn, until all have said that they know. Then it
-    says whether all go on. torch waits for all to connect, and hears no signal meanwhile: one that
-    has said that it knows leaves only if process 0 says so, and nobody leaves after that.
-
-    Raises:
-        LostError: they do not come.
-        KeyboardInterrupt, SystemExit: as `Signals.check`.
+    The loss of each rank is divided by the known targets of all ranks already.
     """
-    store, mine = _named("mlfinetune", _agent()), uuid4().hex
-    end = time.monotonic() + TIMEOUT.total_seconds()
-
-    def require_patience() -> None:
-        if time.monotonic() > end:
-            raise LostError(f"not all of {here.size} processes have come in {TIMEOUT}")
-
-    def require_quiet() -> None:
-        require_patience()
-        heard.check()
-
-    if here.rank:
-        store.set(f"hello {here.rank}", mine)
-        answer = f"answer {mine}"
-        _wait(lambda: bool(store.check([answer])), require_quiet)
-        start = store.get(answer).decode()
-        store.add(f"known {start}", 1)
-        _wait(lambda: bool(store.check([f"go {start}"])), require_patience)
-    else:
-        start, go = mine, b"no"
-        try:
-            _wait(lambda: _answered(store, start, here.size), require_quiet)
-            go = b"yes"
-        finally:
-            store.set(f"go {start}", go)
-    if store.get(f"go {start}") != b"yes":
-        heard.check()
-        raise LostError(LostError.ENDED)
-    return _named(start, store)
-
-
-def _answered(store: Any, start: str, size: int) -> bool:
-    """Tell all that have come so far; True: all know."""
-    for rank in range(1, size):
-        if store.check([f"hello {rank}"]):
-            store.set(f"answer {store.get(f'hello {rank}').decode()}", start)
-    known: int = store.add(f"known {start}", 0)
-    return known == size - 1
-
-
-def _named(name: str, store: Any) -> Any:
-    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
-
-
-def _wait_for(key: str) -> None:
-    _wait(lambda: bool(_store().check([key])))
-
-
-def _require_all() -> None:
-    """Raise a LostError where a process has failed; one that was stopped stops those that heard."""
-    if _store().add("failed", 0):
-        raise LostError(LostError.ENDED)
-    if _store().add("stopped", 0):
-        with catch_signals() as heard:
-            heard.check()
-        raise LostError(LostError.STOPPED)
-
-
-def _wait(done: Callable[[], bool], require: Callable[[], None] = _require_all) -> None:
-    """For as long as it takes, or `require` allows; in Python, so that signals are heard."""
-    pause = 0.005
-    while not done():
-        require()
-        time.sleep(pause)
-        pause = min(0.5, 1.5 * pause)
-
-
-def _sum(bucket: Any) -> torch.futures.Future[Tensor]:
-    """DDP's own would be the mean; the loss is divided by everyone's known targets already."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])

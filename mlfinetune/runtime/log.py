@@ -1,4 +1,4 @@
-"""What a run says while it runs: lines and bars on standard error, train.log, metrics.jsonl.
+"""The log of a command: lines and progress bars on standard error, train.log, metrics.jsonl.
 
 Standard output is for results alone.
 """
@@ -20,90 +20,99 @@ from mlfinetune.text import format_duration, make_lines_printable
 T = TypeVar("T")
 PLAIN_INTERVAL_S = 5.0
 """Seconds between two lines of progress where there is no terminal."""
-tqdm.monitor_interval = 0  # its thread would take signals while processes are forked
+tqdm.monitor_interval = 0  # no monitor thread: it would receive signals while workers are forked
 
 
 class RunLog:
-    """The log of a command: on standard error, and in the run directory once one is attached."""
+    """Writes lines to standard error, and to files of the run directory once one is attached."""
 
     def __init__(self, stream: TextIO | None = None, rank: int = 0) -> None:
-        """Of several processes only rank 0 prints; the others keep their warnings for it."""
-        self._stream, self._prints = stream or sys.stderr, rank == 0
+        """Open the log on `stream`; ranks above 0 print nothing and keep their warnings."""
+        self._stream = stream or sys.stderr
+        self._prints = rank == 0
         self._warnings: list[str] = []
-        if rank:  # the warnings of libraries too
+        if rank:  # keep the warnings of libraries too
             warnings.showwarning = lambda message, *_: self.say(f"warning: {_join_lines(message)}")
         self._log_file: Path | None = None
         self._epoch_file: Path | None = None
-        self._said: list[str] = []
+        self._printed_lines: list[str] = []
         self._trackers: list[Callable[[int, dict[str, float]], None]] = []
 
     @property
     def folder(self) -> Path | None:
-        """The run directory that the log is written to; None before `attach_run`."""
+        """Run directory that the log is written to; None before `attach_run`."""
         return None if self._log_file is None else self._log_file.parent
 
     def attach_run(self, log_file: Path, epoch_file: Path, history: str = "") -> None:
-        """Write to a run directory from now on, and first of all the lines said so far.
+        """Write to a run directory from now on, beginning with the lines printed so far.
 
         Args:
             log_file: train.log; lines are appended.
-            epoch_file: metrics.jsonl; a line an epoch is appended.
-            history: the first lines of `epoch_file`, of the epochs before a run was resumed.
+            epoch_file: metrics.jsonl; one line is appended for each epoch.
+            history: the first lines of `epoch_file`: the epochs before a run was resumed.
 
         Raises:
-            CheckpointError: here and later, the files cannot be written (a full disk).
+            CheckpointError: the files cannot be written (a full disk); `say` and `log_epoch` raise
+                it too.
         """
         self._log_file, self._epoch_file = log_file, epoch_file
         if history or epoch_file.exists():
             write_atomic(epoch_file, history.encode())
-        _append(log_file, "".join(self._said))
+        _append_text(log_file, "".join(self._printed_lines))
 
     def say(self, text: str) -> None:
-        """Print one line for the user, above any bar, and write it to the log file."""
+        """Print one line, above the progress bar, and append it to the log file."""
         text = make_lines_printable(text)
         if not self._prints:
             if text.startswith("warning: "):
                 self._warnings.append(text)
             return
         tqdm.write(text, file=self._stream)
-        self._said.append(text + "\n")
+        self._printed_lines.append(text + "\n")
         if self._log_file is not None:
-            _append(self._log_file, text + "\n")
+            _append_text(self._log_file, text + "\n")
 
     def take_warnings(self) -> list[str]:
-        """Return the warnings that this rank has kept, and keep them no more."""
+        """Return the warnings that this rank has kept, and forget them."""
         taken, self._warnings = self._warnings, []
         return taken
 
     def repeat_warnings(self, by_rank: Sequence[Sequence[str]]) -> None:
-        """Say the warnings of all ranks, each text once, but for those that this rank has said.
+        """Print the warnings of other ranks, each text once; skip those printed here before.
 
         Args:
-            by_rank: what `take_warnings` returned on each rank.
+            by_rank: the result of `take_warnings` on each rank.
         """
         for rank, taken in enumerate(by_rank):
             for text in taken:
                 line = f"warning: process {rank}: {text.removeprefix('warning: ')}"
-                if not {text + "\n", line + "\n"} & set(self._said):
+                if not {text + "\n", line + "\n"} & set(self._printed_lines):
                     self.say(line)
 
     def add_tracker(self, write: Callable[[int, dict[str, float]], None]) -> None:
-        """Give the numbers of each epoch to `write(epoch, numbers)` too."""
+        """Call `write(epoch, numbers)` after each epoch too."""
         self._trackers.append(write)
 
     def log_epoch(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, of the epoch `record["epoch"]`; None: undefined."""
+        """Append one line to metrics.jsonl, and give its numbers to the trackers.
+
+        Args:
+            record: name -> number, or None where a metric is undefined; `epoch` among the names.
+        """
         if self._epoch_file is not None:
-            _append(self._epoch_file, json.dumps(record) + "\n")
+            _append_text(self._epoch_file, json.dumps(record) + "\n")
         numbers = {k: float(x) for k, x in record.items() if k != "epoch" and x is not None}
         for write in self._trackers:
             write(record["epoch"], numbers)
 
     @contextmanager
     def bar(self, title: str, total: int | None, shown: bool = True) -> Iterator["ProgressBar"]:
-        """Progress over `total` images: a bar on a terminal, else a line every few seconds.
+        """Show progress over `total` images: a bar on a terminal, else a line every 5 seconds.
 
-        With `shown` false it only counts: the rows that go to the same screen tell enough.
+        Args:
+            title: text before the numbers.
+            total: number of images; None: unknown.
+            shown: False: only count, where rows of results go to the same screen.
         """
         bar = ProgressBar(title, total, self._stream, shown and self._prints)
         try:
@@ -112,7 +121,12 @@ class RunLog:
             bar.close()
 
 
-def _append(path: Path, text: str) -> None:
+def _append_text(path: Path, text: str) -> None:
+    """Append to a file of the run directory.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
@@ -128,7 +142,7 @@ class ProgressBar:
     """Counts images, and shows how many are done.
 
     Attributes:
-        done: images that are done, those before this bar began among them.
+        done: number of images that are done, with those that were done before the bar.
     """
 
     def __init__(self, title: str, total: int | None, stream: TextIO, shown: bool = True) -> None:
@@ -148,38 +162,41 @@ class ProgressBar:
         )
 
     def update(self, images: int, note: str = "") -> None:
-        """Count `images` more, and show `note` beside them."""
+        """Add `images` to the count, and show `note` beside it."""
         self.done += images
         if self._terminal:
             self._tqdm.set_postfix_str(note, refresh=False)
             self._tqdm.update(images)
         elif self._shown and time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._printed = time.monotonic()
-            print(f"{self._title}: {self._line()}{note and ', ' + note}", file=self._stream)
+            print(
+                f"{self._title}: {self._format_progress()}{note and ', ' + note}", file=self._stream
+            )
             self._stream.flush()
 
     def start_at(self, images: int) -> None:
-        """Count images that were done before this bar began; they are no part of its rate."""
+        """Add images that were done before the bar, so that its rate does not count them."""
         self._before += images
         self.done += images
         self._tqdm.update(images)
 
     def track(self, items: Iterable[T], count: Callable[[T], int]) -> Iterator[T]:
-        """Yield the items; `count(item)` images are done when the next item is asked for."""
+        """Yield the items; count `count(item)` images when the next item is asked for."""
         for item in items:
             yield item
             self.update(count(item))
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the screen."""
         self._tqdm.close()
 
     @property
     def rate(self) -> float:
-        """Images a second so far."""
+        """Images per second so far."""
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
 
-    def _line(self) -> str:
+    def _format_progress(self) -> str:
+        """Return `320/1000 images, 41.3 images/s, 0:16 left`."""
         if self._total is None:
             return f"{self.done} images, {self.rate:.1f} images/s"
         left = format_duration((self._total - self.done) / max(self.rate, 1e-9))

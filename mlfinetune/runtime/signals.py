@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: every command ends in order on the first, and at once on the second.
+"""Ctrl-C and SIGTERM: the first ends a command in order, the second ends it at once.
 
-Whoever saves defers the first until all is saved. No torch here: the command line listens before
-it is imported.
+A function that saves something defers the first signal until the save is complete.
+This module imports no torch: the command line listens for signals before torch is imported.
 """
 
 import multiprocessing
@@ -14,28 +14,40 @@ from types import FrameType
 
 from mlfinetune.runtime.torchrun import dist_info
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""SIGINT is Ctrl-C; SIGTERM is sent by `kill`, by schedulers and by torchrun."""
 REPEATED_S = 5.0
-"""A signal that comes again so soon, to one of several processes, is the same one."""
+"""With several ranks, the same signal again within so many seconds counts as one signal."""
 
 
 class Signals:
-    """Ctrl-C and SIGTERM, the first of which ends a run in order, and the second at once.
+    """Handler of SIGINT and SIGTERM: it raises the first, or keeps it until `check` is called.
 
-    `heard` is the first one's number. Outside of `deferred` it raises where it strikes, as Ctrl-C
-    always does; inside, whoever is there asks for it, and calls `check` when all is saved.
+        signal                              outside of `deferred()`   inside of `deferred()`
+        the first                           raised at once            raised by the next `check()`
+        the same again within 5 s, several  ignored: a scheduler sent it to each rank, and torchrun
+        ranks                               passes its own on, so it is one signal (both columns)
+        any other one after the first       kills the children, exits with 128 + number (both)
+
+    Attributes:
+        received: number of the first signal; None: no signal yet. A rank may also set it, to stop
+            for a signal that another rank has received.
     """
 
     def __init__(self) -> None:
-        self.heard: int | None = None
-        self._deferring, self._since = False, 0.0
-
-    def _repeated(self) -> bool:
-        """Of several processes each may get a signal from torchrun, and from who sent it to all."""
-        return dist_info().size > 1 and time.monotonic() - self._since < REPEATED_S
+        self.received: int | None = None
+        self._deferring = False
+        self._received_at = 0.0
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Nothing is raised here: a save, a step, a batch ends first."""
+        """Let a save, a step or a batch end before a signal is raised.
+
+        The block raises nothing by itself: call `check` after it.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: as `check`, before the block begins.
+        """
         self.check()
         self._deferring = True
         try:
@@ -44,54 +56,77 @@ class Signals:
             self._deferring = False
 
     def check(self) -> None:
-        """Raise what was heard, and deferred, or dropped by Python, which it prints and drops
-        where it is raised in a destructor or in a callback from C.
+        """Raise the signal that was received, if any.
+
+        That is a deferred one, or one that Python lost: where a handler raises in a destructor or
+        in a callback from C, Python prints the exception and drops it.
 
         Raises:
-            KeyboardInterrupt: on SIGINT.
-            SystemExit: on SIGTERM, with 143.
+            KeyboardInterrupt: SIGINT was received.
+            SystemExit: SIGTERM was received; the exit code is 143.
         """
-        if self.heard == signal.SIGINT:
+        if self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.heard is not None:
-            raise SystemExit(128 + self.heard)
+        if self.received is not None:
+            raise SystemExit(128 + self.received)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        if self.heard == number and self._repeated():
+        """Handle one signal; `signal.signal` installs this method."""
+        if self.received == number and self._is_repeat():
             return
-        if self.heard is not None:
+        if self.received is not None:
             kill_children()
             os._exit(128 + number)
-        self.heard, self._since = number, time.monotonic()
+        self.received = number
+        self._received_at = time.monotonic()
         if not self._deferring:
             self.check()
 
+    def _is_repeat(self) -> bool:
+        """Did a rank get one signal twice: from its sender, and from torchrun?"""
+        return dist_info().size > 1 and time.monotonic() - self._received_at < REPEATED_S
+
 
 def kill_children() -> None:
-    """Kill those that this process has started, before it ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises where a worker is killed
+    """Kill the processes that `multiprocessing` has started from this one."""
+    # torch's handler of SIGCHLD would raise an error for each worker that is killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()
 
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Listen. Where a signal is ignored, as by `nohup`, or has another handler, it stays so.
+    """Handle SIGINT and SIGTERM inside the block.
 
-    Inside of another `signals()` it is that one.
+    A signal that is ignored (by `nohup`), or that has another handler, keeps its handler. Inside
+    of another `catch_signals` block it yields the Signals of that block.
     """
-    found = Signals()
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    for outer in (getattr(signal.getsignal(n), "__self__", None) for n in usual):
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for outer in (getattr(signal.getsignal(n), "__self__", None) for n in defaults):
         if isinstance(outer, Signals):
             yield outer
             return
-    before = {n: h for n, h in usual.items() if signal.getsignal(n) == h}
-    for number in before:
-        signal.signal(number, found.handle)
+    signals = Signals()
+    replaced = {n: handler for n, handler in defaults.items() if signal.getsignal(n) == handler}
+    for number in replaced:
+        signal.signal(number, signals.handle)
     try:
-        yield found
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while processes are started; they arrive after the block.
+
+    A new process inherits that they are blocked. Without this, a signal could end it before it
+    ignores signals.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

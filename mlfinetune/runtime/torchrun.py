@@ -1,4 +1,4 @@
-"""What torchrun tells each process that it starts, in environment variables. No torch here."""
+"""The environment variables by which torchrun tells each process its rank. No torch here."""
 
 import os
 from dataclasses import dataclass
@@ -8,13 +8,18 @@ from mlfinetune.errors import DeviceError
 
 @dataclass(frozen=True)
 class DistInfo:
-    """Where a process stands among those that were started together.
+    """Rank and world size of this process, on all machines and on its own.
+
+    Example: the third process of two machines with two GPUs each is
+    `DistInfo(rank=2, size=4, local_rank=0, local_size=2, machine=1)`.
 
     Attributes:
-        rank, size: its number, from 0, and how many there are on all machines.
-        local_rank, local_size: the same on its machine.
-        machine: its machine's number, from 0.
-        restarts: how often torchrun has started all of them anew.
+        rank: number of this process, from 0.
+        size: number of processes on all machines.
+        local_rank: number of this process on its machine, from 0.
+        local_size: number of processes on its machine.
+        machine: number of its machine, from 0.
+        restarts: how often torchrun has started all processes again.
     """
 
     rank: int = 0
@@ -36,10 +41,10 @@ _VARIABLES = {
 
 
 def dist_info() -> DistInfo:
-    """This process's.
+    """Read this process's rank and world size; without torchrun it is rank 0 of 1.
 
     Raises:
-        DeviceError: the environment says that there are several, and not which one this is.
+        DeviceError: WORLD_SIZE is above 1, and the other variables are missing or no numbers.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return DistInfo(restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))

@@ -1,6 +1,8 @@
-"""Atomic writes: a file gets its name only when it is whole.
+"""Atomic writes: a file gets its name only when it is complete.
 
-temporary file -> fsync -> rename -> fsync of the folder
+    temporary file -> fsync -> rename -> fsync of the folder
+
+A reader, or a run after a crash, finds the old file or the new one, never a part of one.
 """
 
 import contextlib
@@ -14,17 +16,17 @@ from typing import BinaryIO, TextIO
 
 from mlfinetune.errors import CheckpointError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def remove_leftovers(run: Path) -> None:
-    """Remove what writers that were killed have left behind."""
-    for orphan in run.glob(".*.tmp"):
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for orphan in folder.glob(".*.tmp"):
         orphan.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` where it is missing.
+    """Make `folder` and its parents, unless it exists.
 
     Raises:
         CheckpointError: it cannot be made.
@@ -38,15 +40,15 @@ def make_folder(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> CheckpointError:
-    """The error in writing `path`, in words, with what to do where the disk is full."""
+    """Return the error for a failed write of `path`, with what to do where the disk is full."""
     text = f"cannot write {path}: {error.strerror}"
-    if error.errno in _NO_ROOM:
+    if error.errno in _DISK_FULL:
         text += "; make room there and start it again, `mlfinetune train` with --resume"
     return CheckpointError(text)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """Write `content` to `path`, whole or not at all.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, no permission).
@@ -57,11 +59,16 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing_binary(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A binary file that takes its place at `path` only when it is whole, as in `write_atomic`.
+    """Open a binary file that gets the name `path` when the block ends without an error.
 
-    `keep`: what was at `path` before goes there.
+    Args:
+        path: the file's name in the end; a file of that name is replaced.
+        keep: name for the file that was at `path` before; None: it is deleted.
+
+    Raises:
+        CheckpointError: it cannot be written.
     """
-    with _replacing(path, keep) as temporary, temporary.open("wb") as file:
+    with _replacing_file(path, keep) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -69,9 +76,13 @@ def writing_binary(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def writing_text(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 text file for CSV that takes its place at `path` only when it is whole."""
+    """Open a UTF-8 text file, for CSV, that gets the name `path` when the block ends without error.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     with (
-        _replacing(path) as temporary,
+        _replacing_file(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
@@ -80,8 +91,11 @@ def writing_text(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary name beside `path` that is renamed to it at the end, or removed on an error."""
+def _replacing_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` at the end, remove it on an error.
+
+    Beside it, since a rename is atomic only within one file system.
+    """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
@@ -90,7 +104,7 @@ def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_read_umask())
+        temporary.chmod(0o666 & ~_read_umask())  # mkstemp gives rights to this user alone
         if keep is not None:
             with contextlib.suppress(FileNotFoundError):
                 path.replace(keep)
@@ -108,6 +122,7 @@ def _replacing(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def _read_umask() -> int:
+    """Return this process's umask, which the system gives only in exchange for another."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

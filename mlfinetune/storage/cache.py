@@ -1,4 +1,4 @@
-"""Where what was computed once is kept: outside of user data, safe to delete at any time.
+"""The cache folder: results that are computed once; safe to delete at any time.
 
 $MLFINETUNE_CACHE, else $XDG_CACHE_HOME/mlfinetune, else ~/.cache/mlfinetune
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 from mlfinetune.errors import DataError
 
 KINDS = ("features", "images", "parquet", "scan", "tables", "tars")
-"""What is kept, a folder each; anything else beside them is not ours."""
+"""Kinds of cached results, a folder each; `mlfinetune cache` touches no other folder."""
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder of one of KINDS; made where it is missing.
+    """Return the cache folder of one of KINDS; make it where it is missing.
 
     Raises:
         DataError: it cannot be made.
@@ -22,12 +22,12 @@ def cache_folder(kind: str) -> Path:
     try:
         path = cache_root() / kind
     except RuntimeError as error:
-        raise _no_folder(str(error)) from error
+        raise _folder_error(str(error)) from error
     return make_cache_folder(path)
 
 
 def make_cache_folder(path: Path) -> Path:
-    """A folder of the cache, made where it is missing.
+    """Make a folder of the cache where it is missing, and return it.
 
     Raises:
         DataError: it cannot be made.
@@ -35,11 +35,12 @@ def make_cache_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _no_folder(f"{error.filename}: {error.strerror}") from error
+        raise _folder_error(f"{error.filename}: {error.strerror}") from error
     return path
 
 
-def _no_folder(why: str) -> DataError:
+def _folder_error(why: str) -> DataError:
+    """Return the error for a cache folder that cannot be made."""
     return DataError(
         f"cannot make the cache folder ({why.rstrip('.')}); "
         f"set MLFINETUNE_CACHE to a folder that can be written"
@@ -47,9 +48,13 @@ def _no_folder(why: str) -> DataError:
 
 
 def cache_root() -> Path:
-    """The folder of all kinds; it may not exist yet."""
-    if own := os.environ.get("MLFINETUNE_CACHE"):
-        return Path(own)
+    """Return the folder that holds all kinds; it may not exist yet.
+
+    Raises:
+        RuntimeError: the user has no home folder.
+    """
+    if root := os.environ.get("MLFINETUNE_CACHE"):
+        return Path(root)
     if general := os.environ.get("XDG_CACHE_HOME"):
         return Path(general, "mlfinetune")
-    return Path.home() / ".cache" / "mlfinetune"  # RuntimeError: the user has no home
+    return Path.home() / ".cache" / "mlfinetune"

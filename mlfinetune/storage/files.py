@@ -1,9 +1,10 @@
-"""What a name leads to: a file, a member of a tar, an object behind a URL.
+"""Read a name: a file, a member of a tar (`shards/a.tar/1.jpg`), or an object behind a URL.
 
-    name -> opened: a binary file that can be sought     name -> stamp: does it still hold the same?
-    at_hand(names): those behind URLs are fetched together
+    name -> open_binary -> a binary file that can seek
+    name -> read_stamp  -> (size, mtime), which changes with the content
+    with prefetched(names): the objects behind URLs are fetched at the same time
 
-The one place that knows fsspec.
+This is the only module that imports fsspec.
 """
 
 import io
@@ -32,40 +33,45 @@ Stamp = tuple[int, int]
 """Size in bytes, and modification time in nanoseconds."""
 
 TRIES = 4
-"""How often an object is asked for, at longer and longer intervals, before its error is told."""
+"""Number of requests for an object before its error is raised."""
 PAUSE_S = 0.5
+"""Seconds before the second request; doubled before each further one."""
 STALLED_S = 30.0
-"""A server that sends nothing for so long has failed."""
-AT_ONCE = 16
-"""Objects that are fetched at the same time; the wait is for the network, not for a core."""
+"""Seconds without a byte after which a request has failed."""
+MAX_FETCH_S = 300.0
+"""Seconds after which a request has failed, even if bytes still arrive."""
+PARALLEL_FETCHES = 16
+"""Number of objects that are fetched at the same time: threads that wait for the network."""
 MAX_BYTES = 2**32
-"""Of a file: a picture as large as the cap on pixels allows has a quarter of it."""
+"""Size limit in bytes of a local file; 89 uncompressed megapixels of 12 bytes take a quarter."""
 MAX_REMOTE = 2**27
-"""Bytes of an object that is read into memory."""
-HELD = 2**28
-"""Bytes from which on no more objects are fetched ahead."""
-LONGEST_S = 300.0
-"""An object that takes longer has failed, however it drips."""
+"""Size limit in bytes of an object behind a URL, which is read into memory."""
+MAX_PREFETCHED = 2**28
+"""Bytes in memory at which `prefetched` stops to fetch more."""
 _MAX_TABLE = 2**33
 _CHUNK = 2**20
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-_fetched: dict[str, bytes | OSError] = {}
-"""What `at_hand` holds."""
+_prefetched: dict[str, bytes | OSError] = {}
+"""URL -> content or error, inside of `prefetched`; empty outside.
+
+A global of each process: `open_binary` is called from inside the decoders with a name alone, and a
+worker decodes one batch at a time.
+"""
 
 
 class UnreadableError(OSError):
-    """A content that cannot be had; its text says why, without the name."""
+    """A file or an object that cannot be read; its text gives the reason, without the name."""
 
 
 @contextmanager
 def open_binary(name: str) -> Iterator[File]:
-    """The content, to read and to seek.
+    """Open the file, tar member or object `name` to read and to seek.
 
     Raises:
-        OSError: there is nothing, or it cannot be read.
+        OSError: it does not exist, or it cannot be read.
     """
     if is_url(name):
-        yield io.BytesIO(_object(name))
+        yield io.BytesIO(_read_object(name))
         return
     try:
         status = os.stat(name)
@@ -75,7 +81,7 @@ def open_binary(name: str) -> Iterator[File]:
             raise
         yield io.BytesIO(member.read())
         return
-    if not stat.S_ISREG(status.st_mode):  # a device would be read for ever
+    if not stat.S_ISREG(status.st_mode):  # reading a device may never end
         raise UnreadableError("not a regular file")
     if status.st_size > MAX_BYTES:
         raise UnreadableError(f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
@@ -84,10 +90,10 @@ def open_binary(name: str) -> Iterator[File]:
 
 
 def read_stamp(name: str) -> Stamp | None:
-    """Changes when the content does; None: there is no such file.
+    """Return a value that changes when the content does; None: there is no such file.
 
-    What is behind a URL is taken to stay what it is: asking for each picture would cost as much as
-    reading it.
+    The stamp of a URL is always (0, 0): an object is assumed to stay the same, since a request for
+    its date costs as much as a request for the object.
     """
     if is_url(name):
         return 0, 0
@@ -104,41 +110,50 @@ def read_stamp(name: str) -> Stamp | None:
 
 
 def hash_file_key(name: str, *parts: object) -> int:
-    """The key of a file as it is now, and of `parts`; one that is not there has one too."""
-    found, whole = read_stamp(name), name if is_url(name) else os.path.abspath(name)
-    return hash_key(whole, *parts) if found is None else hash_key(whole, *found, *parts)
+    """Return a cache key of a file's name, size and time, and of `parts`.
+
+    A file that does not exist has a key too. URLs are hashed as they are, paths as absolute ones.
+    """
+    absolute = name if is_url(name) else os.path.abspath(name)
+    stamp = read_stamp(name)
+    return hash_key(absolute, *parts) if stamp is None else hash_key(absolute, *stamp, *parts)
 
 
 @contextmanager
 def prefetched(names: Iterable[str]) -> Iterator[None]:
-    """In it, what is behind URLs is there already, asked for together; as much as memory may hold.
+    """Fetch the URLs among `names` at the same time; inside the block `open_binary` finds them.
 
-    What is not is asked for when it is opened.
+    It stops at MAX_PREFETCHED bytes; the rest are fetched one by one, when they are opened. Files
+    and tar members are left as they are. An error is raised when its URL is opened.
     """
-    urls, size = list(dict.fromkeys(name for name in names if is_url(name))), 0
+    urls = list(dict.fromkeys(name for name in names if is_url(name)))
+    size = 0
     try:
         if urls:
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                for start in range(0, len(urls), AT_ONCE):
-                    some = urls[start : start + AT_ONCE]
-                    _fetched.update(zip(some, pool.map(_tried, some), strict=True))
-                    size += sum(len(x) for x in map(_fetched.get, some) if isinstance(x, bytes))
-                    if size > HELD:
+            with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
+                for start in range(0, len(urls), PARALLEL_FETCHES):
+                    part = urls[start : start + PARALLEL_FETCHES]
+                    contents = list(pool.map(_fetch_or_error, part))
+                    _prefetched.update(zip(part, contents, strict=True))
+                    size += sum(len(content) for content in contents if isinstance(content, bytes))
+                    if size > MAX_PREFETCHED:
                         break
         yield
     finally:
-        _fetched.clear()
+        _prefetched.clear()
 
 
 def fetch_table(url: str) -> Path:
-    """A table behind a URL, as a file in the cache, fetched anew.
+    """Download the table at `url` into the cache, and return the file's path.
+
+    It is downloaded at every call: a table may have changed.
 
     Raises:
-        DataError: it cannot be had.
+        DataError: it cannot be downloaded, or the cache cannot be written.
     """
     path = cache_folder("tables") / f"{hash_key(url):016x}{Path(url).suffix.lower()}"
     try:
-        content = _retried(lambda: _read(url, _MAX_TABLE))
+        content = _call_with_retries(lambda: _fetch_once(url, _MAX_TABLE))
     except UnreadableError as error:
         raise DataError(f"{url}: {error}") from error
     try:
@@ -152,21 +167,21 @@ def fetch_table(url: str) -> Path:
 
 
 def list_urls(url: str) -> list[str]:
-    """The URLs below one that ends in `/`, or that a pattern with `*` matches; in sorted order.
+    """Return the URLs below `url`, or those that match it where it has a `*`; sorted.
 
     Raises:
-        DataError: they cannot be listed; over http nothing can, whatever a server's pages say.
+        DataError: they cannot be listed; http has no listings.
     """
     if url.lower().startswith("http"):
         raise DataError(f"{url}: http has no listings; name the pictures, or a table of them")
 
-    def found() -> list[str]:
-        system, path = _system(url)
+    def list_once() -> list[str]:
+        system, path = _open_filesystem(url)
         paths = system.glob(path) if "*" in path else system.find(path)
         return sorted(system.unstrip_protocol(path) for path in paths)
 
     try:
-        return _retried(found)
+        return _call_with_retries(list_once)
     except UnreadableError as error:
         raise DataError(f"{url}: {error}") from error
 
@@ -174,57 +189,69 @@ def list_urls(url: str) -> list[str]:
 # ---- behind URLs ------------------------------------------------------------------------
 
 
-def _object(url: str) -> bytes:
-    content = _fetched.get(url)
+def _read_object(url: str) -> bytes:
+    """Return the content of an object, prefetched or fetched now.
+
+    Raises:
+        OSError: it cannot be fetched.
+    """
+    content = _prefetched.get(url)
     if content is None:
-        content = _tried(url)
+        content = _fetch_or_error(url)
     if isinstance(content, OSError):
         raise content
     return content
 
 
-def _tried(url: str) -> bytes | OSError:
+def _fetch_or_error(url: str) -> bytes | OSError:
+    """Fetch an object; return its error in place of raising it, for use in a thread."""
     try:
-        return _retried(lambda: _read(url, MAX_REMOTE))
+        return _call_with_retries(lambda: _fetch_once(url, MAX_REMOTE))
     except OSError as error:
         return error
 
 
-def _retried(get: Callable[[], T]) -> T:
-    """Again and again, where that may help.
+def _call_with_retries(get: Callable[[], T]) -> T:
+    """Call `get` up to TRIES times; no second time where the object is missing or forbidden.
 
     Raises:
-        Unreadable: it did not.
+        UnreadableError: the last call failed.
     """
-    for tried in range(1, TRIES + 1):
+    for attempt in range(1, TRIES + 1):
         try:
             return get()
         except FileNotFoundError as error:
             raise UnreadableError("no such object") from error
         except PermissionError as error:
-            raise UnreadableError(f"no permission ({_words(error)})") from error
+            raise UnreadableError(f"no permission ({_describe_error(error)})") from error
         except (UnreadableError, MemoryError):
             raise
-        except Exception as error:  # of aiohttp, botocore, whatever a protocol is made of
-            if tried == TRIES:
-                raise UnreadableError(f"{_words(error)}; tried {TRIES} times") from error
-            time.sleep(PAUSE_S * 2 ** (tried - 1))
+        except Exception as error:  # errors of aiohttp, botocore and others
+            if attempt == TRIES:
+                raise UnreadableError(f"{_describe_error(error)}; tried {TRIES} times") from error
+            time.sleep(PAUSE_S * 2 ** (attempt - 1))
     raise AssertionError
 
 
-def _read(url: str, most: int) -> bytes:
-    system, path = _system(url)
+def _fetch_once(url: str, max_bytes: int) -> bytes:
+    """Fetch an object in one request.
+
+    Raises:
+        UnreadableError: it has more than `max_bytes`.
+        Exception: any error of the protocol's package.
+    """
+    system, path = _open_filesystem(url)
     if url.lower().startswith("http"):
-        content = cast(bytes, sync(system.loop, _downloaded, system, path, most))
+        content = cast(bytes, sync(system.loop, _download_http, system, path, max_bytes))
     else:
-        content = cast(bytes, system.cat_file(path, start=0, end=most + 1))
-    if len(content) > most:
-        raise UnreadableError(f"more than {most:,} bytes")
+        content = cast(bytes, system.cat_file(path, start=0, end=max_bytes + 1))
+    if len(content) > max_bytes:
+        raise UnreadableError(f"more than {max_bytes:,} bytes")
     return content
 
 
-async def _downloaded(system: Any, url: str, most: int) -> bytes:
-    """One request, read as it comes: fsspec's own would ask for the size first."""
+async def _download_http(system: Any, url: str, max_bytes: int) -> bytes:
+    """Download in one request, in chunks; fsspec's own function would first ask for the size."""
     session = await system.set_session()
     async with session.get(system.encode_url(url)) as answer:
         if answer.status in (404, 410):
@@ -235,16 +262,16 @@ async def _downloaded(system: Any, url: str, most: int) -> bytes:
         content = bytearray()
         async for chunk in answer.content.iter_chunked(_CHUNK):
             content += chunk
-            if len(content) > most:
+            if len(content) > max_bytes:
                 break
     return bytes(content)
 
 
-def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and its path there.
+def _open_filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path in it.
 
     Raises:
-        Unreadable: a protocol that is not known, or whose package is missing.
+        UnreadableError: the protocol is unknown, or its package is not installed.
     """
     protocol, _, rest = url.partition("://")
     protocol = protocol.lower()
@@ -256,24 +283,25 @@ def _system(url: str) -> tuple[Any, str]:
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            patience = ClientTimeout(LONGEST_S, sock_connect=STALLED_S, sock_read=STALLED_S)
-            options = {"client_kwargs": {"timeout": patience}}
+            timeout = ClientTimeout(MAX_FETCH_S, sock_connect=STALLED_S, sock_read=STALLED_S)
+            options = {"client_kwargs": {"timeout": timeout}}
         elif protocol in ("s3", "s3a"):
             config = {"connect_timeout": STALLED_S, "read_timeout": STALLED_S}
             options = {"config_kwargs": {**config, "retries": {"max_attempts": 1}}}
         system, path = fsspec.url_to_fs(url, **options)
         if protocol in ("s3", "s3a"):
-            system.retries = 1  # `_retried` has its own
+            system.retries = 1  # `_call_with_retries` counts them
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         wanted = f"pip install 'mlfinetune[{extra}]'" if extra else str(error)
-        raise UnreadableError(f"{protocol}:// wants a package: {wanted}") from error
+        raise UnreadableError(f"{protocol}:// needs a package: {wanted}") from error
     except ValueError as error:
-        raise UnreadableError(_words(error)) from error
+        raise UnreadableError(_describe_error(error)) from error
     return system, path
 
 
-def _words(error: Exception) -> str:
-    status = getattr(error, "status", None)  # aiohttp's own text repeats the URL
+def _describe_error(error: Exception) -> str:
+    """Return `ClientResponseError: 503 Service Unavailable`: the type, and the text in one line."""
+    status = getattr(error, "status", None)  # aiohttp's own text would repeat the URL
     words = f"{status} {getattr(error, 'message', '')}" if status else " ".join(str(error).split())
     return f"{type(error).__name__}: {words.strip()}" if words else type(error).__name__

@@ -1,12 +1,12 @@
-"""What was computed once for a picture is kept on disk: a key -> some bytes, all of them verified.
+"""A store on disk for results that are computed once for each picture: a key -> some bytes.
 
-    keys (n,) uint64, values -> Store.add -> one file, written aside and renamed when whole
-    keys -> Store.find -> positions -> Store.get / Store.rows -> bytes, mapped from the files
+    keys (n,) uint64, values -> Store.add -> one new file, renamed when it is complete
+    keys -> Store.find -> positions -> Store.get / Store.read_rows -> bytes, mapped from the files
 
-A file is an index and the values behind it. Its name is the SHA-256 of the index, which holds a
-CRC-32 of every value: the index is verified when the store is opened, values when they are asked
-for. A damaged file is deleted, and what it held is computed anew. Files are only ever added, so
-that any number of processes may read, and write, at the same time.
+A file is an index, followed by the values. Its name is the SHA-256 of the index, and the index
+holds a CRC-32 of every value: the index is verified when the store is opened, a value when it is
+read. A damaged file is deleted, and its values are computed again. Files are added and never
+changed, so that any number of processes may read and write at the same time.
 
     file = n (8 bytes) | keys (n,) uint64 | ends (n,) int64 | CRC-32 (n,) uint64 | values
 """
@@ -29,7 +29,7 @@ from mlfinetune.errors import DataError
 
 SUFFIX = ".store"
 _STALE_S = 24 * 3600
-"""A file that is still being written after so long was left by a process that died."""
+"""Age in seconds of an unfinished file from which on it was left by a process that died."""
 
 Bytes = NDArray[np.uint8]
 Keys = NDArray[np.uint64]
@@ -37,7 +37,7 @@ Positions = NDArray[np.int64]
 
 
 def hash_key(*parts: object) -> int:
-    """64 bits that are a function of the texts of the parts, one by one."""
+    """Return a 64-bit hash of the parts' texts; ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         data = os.fsencode(str(part))
@@ -46,10 +46,15 @@ def hash_key(*parts: object) -> int:
 
 
 def require_space(folder: Path, size: int, what: str) -> None:
-    """Is there room for `size` more bytes in a folder, and some to spare?
+    """Raise unless the folder's disk has room for `size` bytes, 5 % more, and 64 MiB to spare.
+
+    Args:
+        folder: an existing folder.
+        size: in bytes.
+        what: subject of the message, such as "keeping features".
 
     Raises:
-        DataError: there is not.
+        DataError: there is too little room.
     """
     free = shutil.disk_usage(folder).free
     if size * 1.05 + 2**26 > free:
@@ -59,12 +64,24 @@ def require_space(folder: Path, size: int, what: str) -> None:
         )
 
 
-class _File:
-    """One file of a store, mapped into memory."""
+class _StoreFile:
+    """One file of a store, mapped into memory.
+
+    Attributes:
+        path: the file.
+        is_live: False once a damaged value was found: its keys are not found any more.
+        keys, ends, checks: (n,) the index: key, end in bytes and CRC-32 of each value.
+        values: all values, one after the other.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError where the index is not what the name says."""
-        self.path, self.live = path, True
+        """Open and verify the index.
+
+        Raises:
+            ValueError: the index does not match the file's name: the file is damaged.
+        """
+        self.path = path
+        self.is_live = True
         content: Any = np.memmap(path, np.uint8, "r")
         n = int.from_bytes(content[:8].tobytes(), "little")
         start = 8 + 24 * n
@@ -80,62 +97,66 @@ class _File:
         if not n or self.ends[-1] != len(self.values):
             raise ValueError(path)
 
-    def get(self, at: int) -> Bytes:
-        """The value number `at`."""
-        value: Bytes = self.values[self.ends[at - 1] if at else 0 : self.ends[at]]
+    def get(self, row: int) -> Bytes:
+        """Return the value of row `row` of the index."""
+        value: Bytes = self.values[self.ends[row - 1] if row else 0 : self.ends[row]]
         return value
 
-    def sound(self, at: int) -> bool:
-        """Is the value number `at` what was written?"""
-        return zlib.crc32(self.get(at).data) == int(self.checks[at])
+    def is_intact(self, row: int) -> bool:
+        """Return whether the value of row `row` has the CRC-32 that it was written with."""
+        return zlib.crc32(self.get(row).data) == int(self.checks[row])
 
 
 class Store:
     """Values of one kind, in one folder.
 
-    A position stays good as long as the store is open: what is deleted stays mapped.
+    A position stays valid as long as the store is open: a deleted file stays mapped.
 
     Attributes:
-        damaged: files that were found damaged, and deleted.
+        folder: folder of its files.
+        damaged: number of files that were found damaged, and deleted.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder that exists.
+        """Open an existing folder, verify the index of each file, and delete damaged files.
 
         Raises:
             DataError: a file in it cannot be read.
         """
-        self.folder, self.damaged = folder, 0
-        self._files: list[_File] = []
+        self.folder = folder
+        self.damaged = 0
+        self._files: list[_StoreFile] = []
         for path in sorted(folder.iterdir()):
             with suppress(FileNotFoundError):  # another process has renamed or deleted it
                 if path.suffix == SUFFIX:
-                    self._open(path)
+                    self._open_file(path)
                 elif time.time() - path.stat().st_mtime > _STALE_S:
                     path.unlink()
-        with suppress(OSError):  # somebody else's folder is read all the same
-            os.utime(folder)  # when it was last used, for `mlfinetune cache`
-        self._index()
+        with suppress(OSError):  # a folder of another user can be read, not touched
+            os.utime(folder)  # `mlfinetune cache` shows when it was last used
+        self._build_index()
 
-    def _open(self, path: Path) -> None:
+    def _open_file(self, path: Path) -> None:
+        """Add a file to the store; delete it where its index is damaged."""
         try:
-            self._files.append(_File(path))
+            self._files.append(_StoreFile(path))
         except ValueError:
-            self._delete(path)
+            self._delete_file(path)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise DataError(f"cannot read {path} in the cache: {error.strerror}") from error
 
-    def _delete(self, path: Path) -> None:
+    def _delete_file(self, path: Path) -> None:
+        """Delete a damaged file, and count it."""
         self.damaged += 1
         with suppress(OSError):
             path.unlink()
 
-    def _index(self) -> None:
-        """Every key in order, and where its value is."""
+    def _build_index(self) -> None:
+        """Sort the keys of all live files, for `find`; `_places` are their positions."""
         self._starts = np.cumsum([0, *(len(file.keys) for file in self._files)])
-        live = [(i, file) for i, file in enumerate(self._files) if file.live]
+        live = [(i, file) for i, file in enumerate(self._files) if file.is_live]
         keys = np.concatenate([np.zeros(0, np.uint64), *(file.keys for _, file in live)])
         places = [np.zeros(0, np.int64)]
         places += [np.arange(self._starts[i], self._starts[i + 1]) for i, _ in live]
@@ -146,54 +167,58 @@ class Store:
         return len(self._keys)
 
     def find(self, keys: Keys) -> Positions:
-        """(n,) -> (n,) positions of their values; -1: not here."""
+        """Return the positions of the values of `keys`, (n,) -> (n,); -1: not in the store."""
         if not len(self):
             return np.full(len(keys), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
-        return np.where(self._keys[at] == keys, self._places[at], -1)
+        rows = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
+        return np.where(self._keys[rows] == keys, self._places[rows], -1)
 
     def verify(self, positions: Positions) -> None:
-        """Read these values; a file with one that is not what was written is deleted.
+        """Read the values at `positions`; delete each file that holds a damaged one.
 
-        Its keys are not found from then on, or found in another file: verify those.
+        Afterwards the keys of a deleted file are not found, or are found in another file, at
+        positions that have to be verified in turn.
         """
         before = self.damaged
-        for file, _, inside in self._parts(positions):
-            if not all(file.sound(at) for at in inside.tolist()):
-                file.live = False
-                self._delete(file.path)
+        for file, _, rows in self._split_by_file(positions):
+            if not all(file.is_intact(row) for row in rows.tolist()):
+                file.is_live = False
+                self._delete_file(file.path)
         if self.damaged > before:
-            self._index()
+            self._build_index()
 
     def get(self, position: int) -> Bytes | None:
-        """One value, mapped; None where it is damaged (and its file is deleted for the next)."""
+        """Return the value at `position`, mapped; None: it is damaged, and its file is deleted."""
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        file, at = self._files[number], position - int(self._starts[number])
-        if file.sound(at):
-            return file.get(at)
-        self._delete(file.path)
+        file = self._files[number]
+        row = position - int(self._starts[number])
+        if file.is_intact(row):
+            return file.get(row)
+        self._delete_file(file.path)
         return None
 
-    def rows(self, positions: Positions, width: int) -> Bytes:
-        """(n,) -> (n, width): values that all have `width` bytes, copied; not verified again."""
+    def read_rows(self, positions: Positions, width: int) -> Bytes:
+        """Copy values of `width` bytes each, (n,) -> (n, width); call `verify` before."""
         out = np.empty((len(positions), width), np.uint8)
-        for file, places, inside in self._parts(positions):
-            out[places] = file.values.reshape(-1, width)[inside]
+        for file, places, rows in self._split_by_file(positions):
+            out[places] = file.values.reshape(-1, width)[rows]
         return out
 
-    def _parts(self, positions: Positions) -> Iterator[tuple[_File, Positions, Positions]]:
-        """File by file: which of the positions lie in it, and where there."""
+    def _split_by_file(
+        self, positions: Positions
+    ) -> Iterator[tuple[_StoreFile, Positions, Positions]]:
+        """Yield each file, the indices of the positions that lie in it, and their rows there."""
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         for number in np.unique(numbers).tolist():
             places = np.flatnonzero(numbers == number)
             yield self._files[number], places, positions[places] - self._starts[number]
 
     def add(self, keys: Keys, values: Sequence[bytes]) -> None:
-        """Keep a value for each key, in one new file.
+        """Write a value for each key into one new file.
 
         Args:
             keys: (n,), n at least 1.
-            values: n of any lengths.
+            values: n values, of any lengths.
 
         Raises:
             DataError: the file cannot be written.
@@ -203,22 +228,22 @@ class Store:
         columns = (keys.tobytes(), ends.tobytes(), checks.tobytes())
         index = b"".join((len(keys).to_bytes(8, "little"), *columns))
         path = self.folder / (hashlib.sha256(index).hexdigest() + SUFFIX)
-        aside = None
+        temporary = None
         try:
             with NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
-                aside = Path(file.name)
+                temporary = Path(file.name)
                 file.write(index)
                 file.writelines(values)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+            os.replace(temporary, path)
         except BaseException as error:
-            if aside is not None:
-                aside.unlink(missing_ok=True)
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise DataError(
                     f"cannot write to the cache {self.folder}: {error.strerror}"
                 ) from error
             raise
-        self._files.append(_File(path))
-        self._index()
+        self._files.append(_StoreFile(path))
+        self._build_index()

@@ -1,9 +1,10 @@
-"""Members of tars, read where they lie: an index of each tar is made once and kept.
+"""Members of tars, read without unpacking: an index of each tar is made once, and cached.
 
-    `shards/a.tar/1.jpg` -> find -> Member -> its bytes     members: all of a tar, in its order
+    `shards/a.tar/1.jpg` -> find_member -> Member -> its bytes
+    `shards/a.tar`       -> list_members -> (name, start, size) of each, in the tar's order
 
-The one place that knows tarfile. A tar may be hostile: it is held against its own length, nothing
-of it is unpacked, and links lead nowhere.
+This is the only module that imports tarfile. A tar may be hostile: sizes in it are checked against
+its length, nothing is written, and links are not followed.
 """
 
 import errno
@@ -27,11 +28,11 @@ from mlfinetune.storage.cache import cache_folder
 from mlfinetune.storage.store import hash_key
 
 MAX_MEMBER = 2**28
-"""Bytes of a member that is read into memory."""
+"""Size limit in bytes of a member, which is read into memory."""
 _MAX_NAME = 2**20
-"""Bytes of a member's name and attributes."""
-_OPEN = 128
-"""Indexes that are kept open, a file descriptor each."""
+"""Size limit in bytes of a member's name and attributes."""
+_MAX_OPEN = 128
+"""Number of indexes that are kept open; each takes a file descriptor."""
 _BLOCK = 512
 _ROW = np.dtype([("key", np.uint64), ("start", np.int64), ("size", np.int64)])
 _Index = NDArray[Any]
@@ -42,9 +43,10 @@ class Member:
     """A regular file in a tar.
 
     Attributes:
-        tar: the tar's path.
-        start, size: in bytes.
-        changed: the tar's modification time in nanoseconds.
+        tar: path of the tar.
+        start: position of its first byte in the tar.
+        size: in bytes.
+        changed: modification time of the tar in nanoseconds.
     """
 
     tar: str
@@ -53,10 +55,10 @@ class Member:
     changed: int
 
     def read(self) -> bytes:
-        """All of it.
+        """Return the member's bytes.
 
         Raises:
-            OSError: it is too large, or the tar cannot be read.
+            OSError: it has more than MAX_MEMBER bytes, or the tar cannot be read.
         """
         if self.size > MAX_MEMBER:
             raise OSError(errno.EFBIG, f"{self.size:,} bytes, more than {MAX_MEMBER:,}", self.tar)
@@ -66,93 +68,107 @@ class Member:
 
 
 def find_member(name: str) -> Member | None:
-    """The member of a tar that a name means; None: it means a file, or nothing.
+    """Return the member that `name` names; None: no part of the name is a tar.
+
+    Example: `shards/a.tar/dogs/1.jpg` is the member `dogs/1.jpg` of `shards/a.tar`.
 
     Raises:
         FileNotFoundError: the tar has no such member.
-        OSError: it is no tar that can be read.
+        OSError: the tar cannot be read.
     """
-    for found in re.finditer(r"\.tar/", name, re.IGNORECASE):
-        tar, inside = name[: found.end() - 1], posixpath.normpath(name[found.end() :])
+    for suffix in re.finditer(r"\.tar/", name, re.IGNORECASE):
+        tar = name[: suffix.end() - 1]
+        inside = posixpath.normpath(name[suffix.end() :])
         if os.path.isfile(tar):
             status = os.stat(tar)
-            index = _index(tar, status.st_size, status.st_mtime_ns)
+            index = _load_index(tar, status.st_size, status.st_mtime_ns)
             key = np.uint64(hash_key(inside))
-            at = int(np.searchsorted(index["key"], key))
-            if at == len(index) or index["key"][at] != key:
+            place = int(np.searchsorted(index["key"], key))
+            if place == len(index) or index["key"][place] != key:
                 raise FileNotFoundError(errno.ENOENT, f"no member {inside!r} in {tar}", name)
-            row = index[at]
+            row = index[place]
             return Member(tar, int(row["start"]), int(row["size"]), status.st_mtime_ns)
     return None
 
 
 def list_members(tar: str) -> Iterator[tuple[str, int, int]]:
-    """Name, start and size of each regular file in a tar, in its order.
+    """Yield name, start and size of each regular file in a tar, in the tar's order.
 
-    Names are `a/1.jpg` where the tar has `./a/1.jpg`; those that would leave it are passed over.
+    A name `./a/1.jpg` in the tar becomes `a/1.jpg`; names that lead out of the tar (`../1.jpg`,
+    `/1.jpg`) are left out.
 
     Raises:
-        OSError: it is no tar, or damaged, or cut short, or compressed, so that nothing has a place.
+        OSError: it is no tar, damaged, cut short, or compressed (then members have no position).
     """
-    whole = os.stat(tar).st_size
+    tar_size = os.stat(tar).st_size
     try:
         with (
             open(tar, "rb") as content,
-            tarfile.open(fileobj=cast(BinaryIO, _Bounded(content)), mode="r:") as file,
+            tarfile.open(fileobj=cast(BinaryIO, _BoundedFile(content)), mode="r:") as file,
         ):
-            before = -1
+            before = -1  # headers must go forward, or a hostile tar would loop
             while (member := file.next()) is not None:
-                file.members = []  # type: ignore[attr-defined]  # it would keep them all
+                file.members = []  # type: ignore[attr-defined]  # else it keeps all in memory
                 if member.size < 0 or file.offset <= before:
                     raise tarfile.ReadError("a size below zero")
                 before = file.offset
                 if member.isreg() and not member.issparse():
-                    if member.offset_data + member.size > whole:
+                    if member.offset_data + member.size > tar_size:
                         raise tarfile.ReadError(f"cut short in {member.name!r}")
                     name = posixpath.normpath(member.name)
                     if not name.startswith(("/", "../")) and name != "..":
                         yield name, member.offset_data, member.size
             content.seek(file.offset)
-            end = content.read(_BLOCK)  # tarfile takes damage for the end
+            end = content.read(_BLOCK)  # tarfile takes a damaged header for the end
             if len(end) < _BLOCK or any(end):
                 raise tarfile.ReadError(f"damaged or cut short at byte {file.offset:,}")
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise OSError(errno.EINVAL, f"no plain tar that can be read ({error})", tar) from error
 
 
-class _Bounded:
-    """A file of which tarfile reads names and attributes, and no gigabytes for one of them."""
+class _BoundedFile:
+    """A file that refuses reads above _MAX_NAME: tarfile would read gigabytes for one long name."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        """At most so much."""
+        """Read `size` bytes.
+
+        Raises:
+            ReadError: they are more than any name or attribute needs.
+        """
         if not 0 <= size <= _MAX_NAME:
             raise tarfile.ReadError(f"{size:,} bytes of name")
         return self._file.read(size)
 
 
-@lru_cache(maxsize=_OPEN)
-def _index(tar: str, size: int, changed: int) -> _Index:
-    """(N,) rows of its members, by key; where it cannot be kept it stays in memory."""
+@lru_cache(maxsize=_MAX_OPEN)
+def _load_index(tar: str, size: int, changed: int) -> _Index:
+    """Return the index of a tar, (N,) of _ROW sorted by key, from the cache or made now.
+
+    Size and modification time are a part of the cache key: a tar that changes has another index.
+    Without a cache folder the index stays in memory.
+    """
     key = f"{hash_key(os.path.abspath(tar), size, changed):016x}"
     try:
         path = cache_folder("tars") / f"{key}.npy"
     except DataError:
-        return _made(tar)
-    with suppress(OSError, ValueError, EOFError):  # not there, or damaged: it is a cache
-        kept: _Index = np.load(path, mmap_mode="r")
-        if kept.dtype == _ROW and kept.ndim == 1:
-            return kept
-    index, buffer = _made(tar), io.BytesIO()
+        return _build_index(tar)
+    with suppress(OSError, ValueError, EOFError):  # missing or damaged: it is made again
+        cached: _Index = np.load(path, mmap_mode="r")
+        if cached.dtype == _ROW and cached.ndim == 1:
+            return cached
+    index = _build_index(tar)
+    buffer = io.BytesIO()
     np.save(buffer, index)
-    with suppress(CheckpointError):  # a full disk, or one that is only read
+    with suppress(CheckpointError):  # a full or read-only disk
         write_atomic(path, buffer.getvalue())
     return index
 
 
-def _made(tar: str) -> _Index:
+def _build_index(tar: str) -> _Index:
+    """Read the tar's headers; of members with the same name the last one counts, as in `tar -x`."""
     last = {hash_key(name): (start, length) for name, start, length in list_members(tar)}
     return np.array([(key, *last[key]) for key in sorted(last)], _ROW)

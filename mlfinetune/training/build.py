@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune import __version__
 from mlfinetune.config import LOSS_SETTINGS, Config
-from mlfinetune.data.batches.copies import SmallCopies, opened_copies
+from mlfinetune.data.batches.copies import SmallCopies
+from mlfinetune.data.batches.copy_storage import opened_copies
 from mlfinetune.data.batches.loader import BatchShare, Loader, cut_batches, make_copies
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, digest_manifest
@@ -207,9 +208,9 @@ def opened_image_copies(
     """
     once, epochs = precomputes_features(config), config.train.epochs
     with opened_copies(config.data.cache_images, train, spec, epochs, once, root) as found:
-        log.say(found.why)
-        with log.bar("small copies of large pictures", len(found.lacking)) as bar:
-            for done in found.fill(make_copies(found.lacking, spec, config.train.workers)):
+        log.say(found.message)
+        with log.bar("small copies of large pictures", len(found.missing)) as bar:
+            for done in found.fill(make_copies(found.missing, spec, config.train.workers)):
                 bar.update(done)
         yield found.copies
 

@@ -244,7 +244,7 @@ def validate(
 
 def _count_images(batch: Batch) -> int:
     """Return the number of images of a batch, on all ranks together."""
-    return len(batch.everyone)
+    return len(batch.step_indices)
 
 
 def _average_metrics(scores: ScoreTable | None) -> Averages:

@@ -65,7 +65,7 @@ def select_best(
 def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLog) -> Candidate:
     """Train and save every epoch; return the best one, or the best so far at an early stop."""
     if isinstance(setup.val, Loader):
-        setup.val.begin()
+        setup.val.start_workers()
     epochs = train_epochs(setup, saver.optimizer, saver.position, saver.save_point, log)
     with saver.signals.deferred(), closing(setup.train), closing(setup.val), closing(epochs):
         # A resumed run may have stopped just after the epoch at which it would stop early.

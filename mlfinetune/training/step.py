@@ -65,7 +65,7 @@ class _PendingStep:
             TrainingError: loss or gradient norm is not finite, and `skip` is false.
         """
         loss, grad_norm, ranks_to_save = self.numbers.tolist()
-        fault, everyone = "", self.batch.everyone
+        fault, everyone = "", self.batch.step_indices
         if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
             names = [name_of(index) for index in everyone]
             fault = (
@@ -183,7 +183,7 @@ def train_step(
     total = torch.zeros((), device=options.device)
     optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in model.buffers()] if options.skip_not_finite else []
-    count = min(options.accumulate, len(batch.everyone))
+    count = min(options.accumulate, len(batch.step_indices))
     pieces = zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
     for number, (piece_images, piece_targets) in enumerate(pieces, 1):
         with options.no_sync() if number < count else nullcontext():
@@ -199,7 +199,7 @@ def train_step(
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     numbers = torch.stack([total, norm.float(), total.new_full((), wants_save)])
     if options.all_reduce is not None:
-        _reduce_numbers(model, numbers, len(images) / len(batch.everyone), options.all_reduce)
+        _reduce_numbers(model, numbers, len(images) / len(batch.step_indices), options.all_reduce)
     if options.skip_not_finite and not numbers.isfinite().all():
         for buffer, value in zip(model.buffers(), buffers, strict=True):  # BatchNorm's statistics
             buffer.copy_(value)

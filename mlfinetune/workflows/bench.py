@@ -1,4 +1,4 @@
-"""`mlfinetune bench`: config -> examples -> parts -> each stage timed -> what holds the run back.
+"""`mlfinetune bench`: config -> examples -> each stage of a run, timed -> its bottleneck.
 
 It trains a model that is thrown away, and leaves no files.
 """
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from mlfinetune.config import Config
 from mlfinetune.data.batches.batch import Batch
-from mlfinetune.data.batches.features import choose_views
+from mlfinetune.data.batches.features import View, choose_views
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.runtime.device import (
     choose_precision,
     count_cores,
+    name_dtype,
     oom_as_device_error,
     prepare_device,
     synchronize_device,
@@ -49,12 +50,12 @@ from mlfinetune.training.step import train_step
 from mlfinetune.training.timing import time_rate
 
 LOADER_S, FORWARD_S, STEP_S, SMALL_S = 5.0, 3.0, 6.0, 0.5
-"""Seconds that a stage is timed for; three calls at least."""
+"""Seconds that a stage is timed for; at least three calls are timed."""
 COPIED = 64
-"""Pictures that small copies are made of, where the run would read such."""
+"""Pictures to make small copies of, where the run would read such copies."""
 CPU_BATCH = 8
-"""Pictures of a step that is timed on a CPU: more are hardly any faster there, and take long."""
-BOUNDS = {
+"""Pictures in a step that is timed on a CPU: a larger batch is hardly faster, and takes long."""
+STAGE_NAMES = {
     "loader": "the loader",
     "copy": "the copy to the GPU",
     "forward": "the backbone's forward pass",
@@ -64,7 +65,7 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table: what is timed, images/s, and how often the run pays for it."""
+    """A row of the table: the stage, its images/s, and when a run pays for it (`every epoch`)."""
 
     name: str
     rate: float
@@ -73,14 +74,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was found.
+    """Speeds of a run's stages, and the conclusion.
 
     Attributes:
         stages: in the order that a picture goes through them.
-        bound: what holds the run back.
-        times: of the run.
-        work: the run.
-        suggestion: one change.
+        bound: the stage that holds the run back, in words.
+        times: estimated times of the run.
+        work: the amounts that these times depend on.
+        suggestion: the one change that helps most, in words.
     """
 
     stages: tuple[Stage, ...]
@@ -91,43 +92,48 @@ class BenchResult:
 
 
 def run(config: Config, device_name: str, log: RunLog) -> BenchResult:
-    """Time the stages of a run on its own pictures, half a minute in all.
+    """Time the stages of a run on its own pictures; it takes half a minute.
+
+    Args:
+        config: of the run, as `train` takes it.
+        device_name: auto, cpu, cuda, cuda:N or mps.
+        log: says which device, precision and number of processes are timed.
 
     Raises:
-        MlfinetuneError: what `train` could not use.
+        MlfinetuneError: data, weights or a device that `train` could not use either.
     """
     splits = load_splits(config, log if config.data.bad_images == "skip" else None)
     device = prepare_device(device_name)
-    dtype, why = choose_precision(config.train.precision, device)
+    dtype, reason = choose_precision(config.train.precision, device)
     with oom_as_device_error():
-        config, tried = choose_batch_size(config, splits.train, device, dtype)
-        workers, why_workers = choose_worker_count(config, splits.train, device, dtype)
+        config, batch_note = choose_batch_size(config, splits.train, device, dtype)
+        workers, worker_reason = choose_worker_count(config, splits.train, device, dtype)
         log.say(
-            f"{config.model.backbone}; device {device}, precision "
-            f"{str(dtype).removeprefix('torch.')} ({why}), "
-            f"{workers} decoding processes ({why_workers})"
+            f"{config.model.backbone}; device {device}, precision {name_dtype(dtype)} ({reason}), "
+            f"{workers} decoding processes ({worker_reason})"
         )
-        if tried is not None:
-            log.say(tried)
-        work = _work(config, splits, device, dtype, workers)
-        speeds = _speeds(config, splits, device, dtype, work, log)
-    stages = _stages(speeds, work)
+        if batch_note is not None:
+            log.say(batch_note)
+        work = _describe_work(config, splits, device, dtype, workers)
+        speeds = _measure_speeds(config, splits, device, dtype, work, log)
     return BenchResult(
-        tuple(stages.values()),
-        BOUNDS[find_bottleneck(speeds, work)],
+        _build_stages(speeds, work),
+        STAGE_NAMES[find_bottleneck(speeds, work)],
         estimate_times(speeds, work),
         work,
         suggest_change(speeds, work),
     )
 
 
-def _work(
+def _describe_work(
     config: Config, splits: Splits, device: torch.device, dtype: torch.dtype, workers: int
 ) -> Work:
-    """What the run's time depends on, beside speeds."""
-    once = precomputes_features(config)
-    seen = choose_views(build_transform_spec(config), config.train.cache_views) if once else ()
-    drawn = sum(view.epoch is not None for view in seen)
+    """Collect the amounts of work of a run: images, epochs, views, processes."""
+    views: tuple[View, ...] = ()
+    if precomputes_features(config):
+        views = choose_views(build_transform_spec(config), config.train.cache_views)
+    random_views = sum(view.epoch is not None for view in views)
+    has_plain_view = len(views) > random_views
     fast, _ = choose_precision("auto", device)
     return Work(
         train=len(splits.train),
@@ -138,14 +144,14 @@ def _work(
         cores=count_cores(),
         gpu=device.type != "cpu",
         frozen=config.model.freeze_backbone,
-        views=len(seen),
-        decodings=drawn + any(view.epoch is None for view in seen),
+        views=len(views),
+        decodings=random_views + has_plain_view,  # the picture and its mirror image share one
         copies_off=config.data.cache_images == "off",
         slow_type=fast == torch.bfloat16 != dtype,
     )
 
 
-def _speeds(
+def _measure_speeds(
     config: Config,
     splits: Splits,
     device: torch.device,
@@ -153,40 +159,41 @@ def _speeds(
     work: Work,
     log: RunLog,
 ) -> Speeds:
-    """Every stage, timed by itself."""
-    loader, pictures = _loading(config, splits.train, device, work.workers, log)
-    parts = build_trial(config, splits.train, device, dtype)
+    """Time every stage by itself."""
+    loader_rate, pictures = _time_loader(config, splits.train, device, work.workers, log)
+    trial = build_trial(config, splits.train, device, dtype)
     size = work.batch_size if work.gpu else min(CPU_BATCH, work.batch_size)
-    here = _of_size(pictures, size, pin=device.type == "cuda")
-    there = replace(here, images=here.images.to(device), targets=here.targets.to(device))
+    host_batch = _repeat_to_size(pictures, size, pin=device.type == "cuda")
+    images, targets = host_batch.images.to(device), host_batch.targets.to(device)
+    batch = replace(host_batch, images=images, targets=targets)
 
     def settle() -> None:
         synchronize_device(device)
 
     def copy() -> int:
-        return len(here.images.to(device, non_blocking=True))
+        return len(host_batch.images.to(device, non_blocking=True))
 
     step = larger = head = None
     if not work.views:
-        step = time_rate(lambda: parts.step(there), STEP_S, settle)
-        larger = _larger(parts, there) if device.type == "cuda" else None
+        step = time_rate(lambda: trial.step(batch), STEP_S, settle)
+        larger = _time_larger_step(trial, batch) if device.type == "cuda" else None
     if work.frozen:
-        head = _head(parts, _of_size(there, work.batch_size))
+        head = _time_head_step(trial, _repeat_to_size(batch, work.batch_size))
     return Speeds(
-        loader=loader,
+        loader=loader_rate,
         copy=time_rate(copy, SMALL_S, settle) if device.type == "cuda" else None,
-        forward=time_rate(lambda: parts.look(there), FORWARD_S),
+        forward=time_rate(lambda: trial.infer(batch), FORWARD_S),
         step=step,
         larger=larger,
         head=head,
-        loss=_loss(parts, _of_size(there, work.batch_size).targets),
+        loss=_time_loss(trial, _repeat_to_size(batch, work.batch_size).targets),
     )
 
 
-def _loading(
+def _time_loader(
     config: Config, train: Manifest, device: torch.device, workers: int, log: RunLog
 ) -> tuple[float, Batch]:
-    """Images a second of the loader, and some pictures; its processes end here."""
+    """Return images/s of the loader, and one batch; its processes end before it returns."""
     few = train.take(list(range(0, len(train), -(-len(train) // COPIED))))
     spec = build_transform_spec(config)
     with (
@@ -197,77 +204,75 @@ def _loading(
         if copies is not None:
             loader.read_copies(copies)
         batches = repeat_epochs(loader)
-        some = next(batches)
+        first = next(batches)
 
-        def round_of_all() -> int:  # each process has sent a batch, on average
+        def load_round() -> int:  # each process has sent a batch, on average
             return sum(len(next(batches).images) for _ in range(max(1, workers)))
 
-        return time_rate(round_of_all, LOADER_S), some
+        return time_rate(load_round, LOADER_S), first
 
 
-def _of_size(some: Batch, size: int, pin: bool = False) -> Batch:
-    """A batch of `size`, of these pictures over and over."""
-    rows = torch.arange(size, device=some.images.device) % len(some.images)
-    images, targets = some.images[rows], some.targets[rows]
+def _repeat_to_size(batch: Batch, size: int, pin: bool = False) -> Batch:
+    """Return a batch of `size` images, those of `batch` over and over: a b, size 5 -> a b a b a."""
+    rows = torch.arange(size, device=batch.images.device) % len(batch.images)
+    images, targets = batch.images[rows], batch.targets[rows]
     if pin:
         images, targets = images.pin_memory(), targets.pin_memory()
     return Batch(images, targets, torch.arange(size))
 
 
-def _larger(parts: TrialRun, batch: Batch) -> float | None:
-    """Images a second with twice the batch; None where it does not fit."""
+def _time_larger_step(trial: TrialRun, batch: Batch) -> float | None:
+    """Return images/s of a training step with twice the batch; None where it does not fit."""
+    device = trial.options.device
     try:
-        twice = _of_size(batch, 2 * len(batch.images))
-        return time_rate(
-            lambda: parts.step(twice), STEP_S / 2, lambda: synchronize_device(parts.settings.device)
-        )
+        twice = _repeat_to_size(batch, 2 * len(batch.images))
+        return time_rate(lambda: trial.step(twice), STEP_S / 2, lambda: synchronize_device(device))
     except torch.OutOfMemoryError:
         return None
     finally:
         torch.cuda.empty_cache()
 
 
-def _head(parts: TrialRun, batch: Batch) -> float:
-    """Images a second of a step of the head alone."""
-    device = parts.settings.device
-    width = parts.tagger.head.in_features
+def _time_head_step(trial: TrialRun, batch: Batch) -> float:
+    """Return images/s of a training step of the head alone, on random features."""
+    device = trial.options.device
+    width = trial.tagger.head.in_features
     features = torch.randn(len(batch.images), width, device=device)
-    known = replace(batch, images=features)
-    plain = replace(parts.settings, dtype=torch.float32)
+    feature_batch = replace(batch, images=features)
+    options = replace(trial.options, dtype=torch.float32)
 
     def step() -> int:
-        train_step(parts.tagger.head, known, parts.loss, parts.optimizer, plain)
+        train_step(trial.tagger.head, feature_batch, trial.loss, trial.optimizer, options)
         return len(features)
 
     return time_rate(step, SMALL_S, lambda: synchronize_device(device))
 
 
-def _loss(parts: TrialRun, targets: Tensor) -> float:
-    """Images a second of the loss, forward and backward."""
+def _time_loss(trial: TrialRun, targets: Tensor) -> float:
+    """Return images/s of the loss, forward and backward, on random logits."""
     logits = torch.randn(targets.shape, device=targets.device, requires_grad=True)
     known = (targets >= 0).sum().clamp(min=1)
 
     def step() -> int:
         logits.grad = None
-        torch.autograd.backward(parts.loss(logits, targets, divisor=known))
+        torch.autograd.backward(trial.loss(logits, targets, divisor=known))
         return len(targets)
 
     return time_rate(step, SMALL_S, lambda: synchronize_device(targets.device))
 
 
-def _stages(speeds: Speeds, work: Work) -> dict[str, Stage]:
-    """The table's rows, by their fields of Speeds."""
+def _build_stages(speeds: Speeds, work: Work) -> tuple[Stage, ...]:
+    """Build the rows of the table; stages that were not timed have none."""
     often = "every epoch"
     early = f"once, {work.views} views" if work.views else often
     decoded = f"once, {work.decodings} decodings" if work.decodings > 1 else "once"
-    rows = {
-        "loader": (f"loader (workers: {work.workers})", decoded if work.views else often),
-        "copy": ("copy to the GPU", early),
-        "forward": ("backbone forward", early if work.views else "validation"),
-        "step": ("training step", often),
-        "larger": (f"training step, batch {2 * work.batch_size}", "tried"),
-        "head": ("head step, on features", "every pass" if work.views else "in the step"),
-        "loss": ("loss alone", "in the step"),
-    }
-    found = ((field, *row, getattr(speeds, field)) for field, row in rows.items())
-    return {field: Stage(name, rate, paid) for field, name, paid, rate in found if rate}
+    rows = (
+        (f"loader (workers: {work.workers})", speeds.loader, decoded if work.views else often),
+        ("copy to the GPU", speeds.copy, early),
+        ("backbone forward", speeds.forward, early if work.views else "validation"),
+        ("training step", speeds.step, often),
+        (f"training step, batch {2 * work.batch_size}", speeds.larger, "tried"),
+        ("head step, on features", speeds.head, "every pass" if work.views else "in the step"),
+        ("loss alone", speeds.loss, "in the step"),
+    )
+    return tuple(Stage(name, rate, paid) for name, rate, paid in rows if rate)

@@ -1,4 +1,4 @@
-"""`mlfinetune cache`: what is kept outside of runs, how much of it, when it was last used."""
+"""`mlfinetune cache`: list or delete what is kept between runs, with its size and last use."""
 
 import shutil
 import stat
@@ -14,12 +14,12 @@ from mlfinetune.text import suggest
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One thing in the cache.
+    """One entry of the cache.
 
     Attributes:
         path: file or folder.
-        kind: what the cache keeps it under, such as `features`.
-        bytes: on the disk.
+        kind: its folder in the cache, such as `features`.
+        bytes: size on disk.
         unused_s: seconds since it was last used or written.
     """
 
@@ -30,14 +30,17 @@ class CacheEntry:
 
 
 def run(clear: bool, kinds: list[str]) -> tuple[Path, list[CacheEntry]]:
-    """The cache's folder and what is in it, or what has just been deleted.
+    """List the entries of the cache, and delete them with `clear`.
 
     Args:
-        clear: delete it.
-        kinds: some of `cache.KINDS`; empty: all.
+        clear: delete the entries that are listed.
+        kinds: some of `storage.cache.KINDS`; empty: all.
+
+    Returns:
+        The cache's folder, and its entries, or those that have just been deleted.
 
     Raises:
-        DataError: there is no such kind, or something cannot be deleted.
+        DataError: there is no such kind, or an entry cannot be deleted.
     """
     root = cache_root()
     for kind in kinds:
@@ -45,29 +48,32 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[CacheEntry]]:
             raise DataError(
                 f"the cache has no kind '{kind}'{suggest(kind, KINDS)}; known: {', '.join(KINDS)}"
             )
-    kept = [
-        _look(entry, kind)
+    entries = [
+        _measure_entry(path, kind)
         for kind in KINDS
         if (not kinds or kind in kinds) and (root / kind).is_dir()
-        for entry in sorted((root / kind).iterdir())
+        for path in sorted((root / kind).iterdir())
     ]
     if clear:
-        for one in kept:
-            _delete(one.path)
-    return root, kept
+        for entry in entries:
+            _delete_entry(entry.path)
+    return root, entries
 
 
-def _look(path: Path, kind: str) -> CacheEntry:
-    size, used = 0, 0.0
-    for entry in (path, *path.rglob("*")):
+def _measure_entry(path: Path, kind: str) -> CacheEntry:
+    """Sum the sizes of the files in an entry; the newest modification time is its last use."""
+    size = 0
+    last_used = 0.0
+    for file in (path, *path.rglob("*")):
         with suppress(FileNotFoundError):  # deleted meanwhile
-            status = entry.lstat()
-            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
-            used = max(used, status.st_mtime)
-    return CacheEntry(path, kind, size, time.time() - used)
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode):
+                size += status.st_size
+            last_used = max(last_used, status.st_mtime)
+    return CacheEntry(path, kind, size, time.time() - last_used)
 
 
-def _delete(path: Path) -> None:
+def _delete_entry(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,4 +1,8 @@
-"""`mlfinetune check`: tables -> every picture looked at -> findings and facts. Touches no file."""
+"""`mlfinetune check`: tables -> every picture decoded -> findings and facts. Writes no data file.
+
+A check reports faults and does not stop at them. So every fault of a table is collected first; the
+sides, labels and copies are then examined on the rows that are left.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,118 +25,207 @@ from mlfinetune.data.checks import (
 )
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.labels import apply_label_options, natural_key
-from mlfinetune.data.load import hash_content, scan_pictures, source_options, split_options
+from mlfinetune.data.load import (
+    build_source_options,
+    build_split_options,
+    hash_content,
+    scan_pictures,
+)
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import read_tables, split_tables
-from mlfinetune.data.rows import add_scan_faults, drop_faulty
+from mlfinetune.data.rows import PictureScan, add_scan_faults, drop_faulty
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.location import join_location
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import pluralize
 
 SMALLEST = 32
-"""Pixels on a side under which a picture is pointed out."""
+"""Pixels on the shorter side below which a picture is reported as small."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What the check found, errors first, and the facts that `--json` adds."""
+    """Findings, errors first, and the facts that `--json` adds."""
 
     findings: tuple[Finding, ...]
     facts: dict[str, Any]
 
     @property
     def clean(self) -> bool:
-        """Are there no errors?"""
+        """True where no finding is an error."""
         return all(finding.severity != "error" for finding in self.findings)
 
 
 def run(config: Config, log: RunLog) -> CheckResult:
-    """Look at all that the config names.
+    """Examine every row and picture of the data that the config names.
+
+    Args:
+        config: names the data, as for `train`.
+        log: shows the progress of decoding.
 
     Raises:
         DataError: a table that cannot be read as a whole.
     """
-    options = source_options(config)
-    pictures: dict[str, ImageInfo] = {}
-    tables = [
-        _looked_at(config, table, pictures, log)
-        for table in read_tables(config.data.train, config.data.val, options)
-        if table is not None
-    ]
+    options = build_source_options(config)
+    tables = [t for t in read_tables(config.data.train, config.data.val, options) if t is not None]
+    scans = [_scan_table(config, table, options, log) for table in tables]
+    tables = [table for table, _ in scans]
+    pictures = {path: picture for _, found in scans for path, picture in found.items()}
     usable = [drop_faulty(table)[0] for table in tables]
-    splits, more = _split(config, tables, options, pictures)
+    splits, unusable = _split_usable_rows(config, tables, options, pictures)
     sides = {} if splits is None else {"train": splits.train, "val": splits.val}
-    places = [{name: t.place(row) for row, name in enumerate(t.names)} for t in usable]
+    places = [{name: t.find_place(row) for row, name in enumerate(t.names)} for t in usable]
     seen = [
-        SeenImage(side, name, pictures[path], places[at][name])
-        for side, at, name, path in _by_side(usable, sides)
+        SeenImage(side, name, pictures[path], places[number][name])
+        for side, number, name, path in _iter_images(usable, sides)
     ]
+    bad_images = config.data.bad_images
     findings = [
-        *(finding for table in tables for finding in _faults(table, config.data.bad_images)),
-        *more,
+        *(finding for table in tables for finding in _report_faults(table, bad_images)),
+        *unusable,
         *find_duplicate_files(seen),
-        *find_spellings(_positives(usable, options)),
+        *find_spellings(_count_positives(usable, options)),
         *find_unlearnable(sides),
-        *_unlabelled({"train": places[0], "val": places[-1]}, sides),
+        *_find_unlabelled({"train": places[0], "val": places[-1]}, sides),
         *find_look_alikes(seen),
         *find_oddities(seen, SMALLEST),
     ]
     findings.sort(key=lambda finding: finding.severity != "error")
     notes = splits.notes if splits else [note for table in usable for note in table.notes]
-    told = [note for note in notes if "\n" not in note]  # a list of files is among the findings
-    facts = {"notes": told, "pictures": summarize_pictures(seen)}
+    one_line = [note for note in notes if "\n" not in note]  # lists of files are findings already
+    facts = {"notes": one_line, "pictures": summarize_pictures(seen)}
     return CheckResult(tuple(findings), facts | summarize_labels(sides))
 
 
-def _looked_at(config: Config, table: Table, pictures: dict[str, ImageInfo], log: RunLog) -> Table:
-    """The table with all that is wrong with it; fills `pictures` by path."""
+# ---- faults -----------------------------------------------------------------------------
+
+
+def _scan_table(
+    config: Config, table: Table, options: SourceOptions, log: RunLog
+) -> tuple[Table, dict[str, ImageInfo]]:
+    """Decode the pictures of a table.
+
+    Returns:
+        The table with every fault of its rows, pictures and labels, by line; and path -> picture,
+        for the pictures that can be decoded.
+    """
     faulty = {fault.row for fault in table.faults}
-
-    def look(paths: Sequence[str]) -> dict[int, str]:
-        rows = [row for row in range(len(paths)) if row not in faulty]
-        bad = {}
-        looks = scan_pictures(config, [paths[row] for row in rows], log)
-        for row, found in zip(rows, looks, strict=True):
-            if isinstance(found, str):
-                bad[row] = found
-            else:
-                pictures[paths[row]] = found
-        return bad
-
-    table = add_scan_faults(table, look)
-    settled = apply_label_options(table, source_options(config))
-    faults = sorted(settled.faults, key=lambda fault: natural_key(str(fault)))
-    return replace(table, faults=tuple(faults))
+    rows = [row for row in range(len(table)) if row not in faulty]
+    paths = [table.path(row) for row in rows]
+    bad: dict[int, str] = {}
+    pictures: dict[str, ImageInfo] = {}
+    for row, path, result in zip(rows, paths, scan_pictures(config, paths, log), strict=True):
+        if isinstance(result, str):
+            bad[row] = result
+        else:
+            pictures[path] = result
+    table = add_scan_faults(table, bad)
+    with_label_faults = apply_label_options(table, options)
+    faults = sorted(with_label_faults.faults, key=lambda fault: natural_key(str(fault)))
+    return replace(table, faults=tuple(faults)), pictures
 
 
-def _faults(table: Table, bad_images: str) -> Iterator[Finding]:
+def _report_faults(table: Table, bad_images: str) -> Iterator[Finding]:
+    """Yield the faults of a table, by what they mean for training.
+
+    | fault                                             | kind               | severity         |
+    |---------------------------------------------------|--------------------|------------------|
+    | of a row                                          | bad_rows           | error            |
+    | of a picture in train or val                      | unreadable         | as `bad_images`  |
+    | of a picture in test, which training does not use | unreadable_in_test | warning          |
+    """
     rows = tuple(str(fault) for fault in table.faults if not fault.picture)
     if rows:
         text = f"{table.origin}: {pluralize(len(rows), 'bad row')}"
         yield Finding("error", "bad_rows", text, rows)
-    stops = "error" if bad_images == "error" else "warning"
+    severity_of_used = "error" if bad_images == "error" else "warning"
     bad = [fault for fault in table.faults if fault.picture]
     for severity, kind, where, of_test in (
-        (stops, "unreadable", "", False),
+        (severity_of_used, "unreadable", "", False),
         ("warning", "unreadable_in_test", " of the test", True),
     ):
-        pictures = tuple(str(fault) for fault in bad if _in_test(table, fault) == of_test)
+        pictures = tuple(str(fault) for fault in bad if _is_in_test(table, fault) == of_test)
         if pictures:
             count = pluralize(len(pictures), "missing or unreadable picture")
             yield Finding(severity, kind, f"{table.origin}: {count}{where}", pictures)
 
 
-def _in_test(table: Table, fault: Fault) -> bool:
-    """Is it a row that neither trains nor validates?"""
+def _is_in_test(table: Table, fault: Fault) -> bool:
+    """Return True where the fault's row is in the split `test`."""
     if table.splits is None or fault.row is None:
         return False
     return table.splits[fault.row] == "test"
 
 
-def _unlabelled(places: dict[str, dict[str, str]], sides: dict[str, Manifest]) -> Iterator[Finding]:
-    """Images without a label, in train and val."""
+# ---- the rows that are left -------------------------------------------------------------
+
+
+def _split_usable_rows(
+    config: Config,
+    tables: Sequence[Table],
+    options: SourceOptions,
+    pictures: dict[str, ImageInfo],
+) -> tuple[Splits | None, list[Finding]]:
+    """Make train and val as training would if the bad rows were removed.
+
+    Returns:
+        The splits; or None, and a finding that says why there are none.
+    """
+    contents = {path: hash_content(picture) for path, picture in pictures.items()}
+    split_options = replace(build_split_options(config), skip_bad=True)
+    scanned = PictureScan(bad={}, contents=contents)  # bad pictures are in the tables' faults
+    table, *others = (_mark_skippable(table) for table in tables)
+    val_table = others[0] if others else None
+    try:
+        return split_tables(table, val_table, options, split_options, lambda _: scanned), []
+    except DataError as error:
+        first, *rest = str(error).split("\n")
+        return None, [Finding("error", "unusable", first, tuple(line.strip() for line in rest))]
+
+
+def _mark_skippable(table: Table) -> Table:
+    """Return the table with its bad rows marked so that `split_tables` leaves them out.
+
+    `split_tables` refuses a table with bad rows, but it can skip rows whose picture is bad
+    (`Fault.picture`). Here all faults are reported already and only the rows without any matter, so
+    a bad row is marked as a bad picture too, with the reason "bad row". The note then adds up:
+    `train: 34 images found = 30 used + 4 skipped (1 bad row, 3 ...)`. A fault without a row is of a
+    line that never became one, and is not counted.
+    """
+    faults = [
+        fault if fault.picture else replace(fault, text="bad row", picture=True)
+        for fault in table.faults
+        if fault.row is not None
+    ]
+    return replace(table, faults=tuple(faults))
+
+
+def _iter_images(
+    tables: Sequence[Table], sides: dict[str, Manifest]
+) -> Iterator[tuple[str, int, str, str]]:
+    """Yield side, number of the table, name and path of every picture.
+
+    First come the images of train and val; then those of the other rows, such as the test's.
+    """
+    yielded: set[str] = set()
+    for number, (side, manifest) in zip((0, -1), sides.items(), strict=False):
+        for row, name in enumerate(manifest.names):
+            yielded.add(manifest.path(row))
+            yield side, number, name, manifest.path(row)
+    for number, (table, usual_side) in enumerate(zip(tables, ("train", "val"), strict=False)):
+        for row, name in enumerate(table.names):
+            if table.path(row) not in yielded:
+                side = table.splits[row] if table.splits else usual_side
+                yield side, number, name, table.path(row)
+
+
+def _find_unlabelled(
+    places: dict[str, dict[str, str]], sides: dict[str, Manifest]
+) -> Iterator[Finding]:
+    """Yield one finding that lists the images without a label, if there are any.
+
+    `places` has, for each side, image name -> its place in the table, as `line 12`.
+    """
     items = []
     for side, manifest in sides.items():
         for row in np.flatnonzero(~manifest.targets.any_positive()).tolist():
@@ -144,54 +237,11 @@ def _unlabelled(places: dict[str, dict[str, str]], sides: dict[str, Manifest]) -
         yield Finding("warning", "unlabelled", text, tuple(items))
 
 
-def _split(
-    config: Config,
-    tables: Sequence[Table],
-    options: SourceOptions,
-    pictures: dict[str, ImageInfo],
-) -> tuple[Splits | None, list[Finding]]:
-    """The sides as training would have them without the bad rows, or why there are none."""
-    contents = {path: hash_content(picture) for path, picture in pictures.items()}
-    policy = replace(split_options(config, None), skip_bad=True, contents=contents)
-    table, other = (*(_skipping(table) for table in tables), None)[:2]
-    assert table is not None
-    try:
-        return split_tables(table, other, options, policy), []
-    except DataError as error:
-        first, *rest = str(error).split("\n")
-        return None, [Finding("error", "unusable", first, tuple(line.strip() for line in rest))]
-
-
-def _skipping(table: Table) -> Table:
-    """The table with every bad row as one to skip, so that the count of images adds up."""
-    faults = [
-        fault if fault.picture else replace(fault, text="bad row", picture=True)
-        for fault in table.faults
-        if fault.row is not None
-    ]
-    return replace(table, faults=tuple(faults))
-
-
-def _by_side(
-    tables: Sequence[Table], sides: dict[str, Manifest]
-) -> Iterator[tuple[str, int, str, str]]:
-    """(side, number of its table, name, path) of every picture; rows of the test split too."""
-    placed: set[str] = set()
-    for at, (side, manifest) in zip((0, -1), sides.items(), strict=False):
-        for row, name in enumerate(manifest.names):
-            placed.add(manifest.path(row))
-            yield side, at, name, manifest.path(row)
-    for at, (table, usual) in enumerate(zip(tables, ("train", "val"), strict=False)):
-        for row, name in enumerate(table.names):
-            path = join_location(table.root, name)
-            if path not in placed:
-                yield table.splits[row] if table.splits else usual, at, name, path
-
-
-def _positives(tables: Sequence[Table], options: SourceOptions) -> Counter[str]:
+def _count_positives(tables: Sequence[Table], options: SourceOptions) -> Counter[str]:
+    """Count the positives of each label over all tables, after renaming and ignoring labels."""
     counts: Counter[str] = Counter()
     for table in tables:
-        settled = apply_label_options(table, options)
-        positives, _, _ = settled.targets.counts()
-        counts.update(dict(zip(settled.labels.names, positives.tolist(), strict=True)))
+        named = apply_label_options(table, options)
+        positives, _, _ = named.targets.counts()
+        counts.update(dict(zip(named.labels.names, positives.tolist(), strict=True)))
     return counts

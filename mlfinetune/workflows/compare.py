@@ -1,15 +1,15 @@
-"""`mlfinetune compare`: two folders -> ScoreTables -> what both scored -> Comparison."""
+"""`mlfinetune compare`: two folders -> ScoreTables -> common images and labels -> Comparison."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mlfinetune.data.targets import UNKNOWN, LabelSpace
 from mlfinetune.errors import CheckpointError, DataError
-from mlfinetune.metrics.bootstrap import Comparison, paired
+from mlfinetune.metrics.bootstrap import Comparison, compare_tables
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.runs import directory
 from mlfinetune.runs.results import read_metrics, read_scores
@@ -24,7 +24,7 @@ SCORE_BOTH = (
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Two folders that train or eval wrote, and how many resamples to draw."""
+    """Two folders that train or eval wrote, and the number of bootstrap resamples."""
 
     a: Path
     b: Path
@@ -33,29 +33,33 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class Side:
-    """What one folder holds: scores, and each label's threshold."""
+    """Scores of one folder, and the threshold of each label."""
 
     scores: ScoreTable
     thresholds: tuple[float, ...]
 
     def take(self, rows: Sequence[int], columns: Sequence[int]) -> "Side":
-        """These images and labels, in this order."""
-        s = self.scores
-        names = tuple(s.names[row] for row in rows)
-        labels = LabelSpace(tuple(s.labels.names[at] for at in columns))
+        """Return these images and labels, in this order."""
+        scores = self.scores
         block = np.ix_(rows, columns)
-        scores = ScoreTable(names, s.logits[block], s.targets[block], labels)
-        return Side(scores, tuple(self.thresholds[at] for at in columns))
+        taken = replace(
+            scores,
+            names=tuple(scores.names[row] for row in rows),
+            logits=scores.logits[block],
+            targets=scores.targets[block],
+            labels=LabelSpace(tuple(scores.labels.names[column] for column in columns)),
+        )
+        return Side(taken, tuple(self.thresholds[column] for column in columns))
 
 
 @dataclass(frozen=True)
 class CompareResult:
-    """The outcome.
+    """Comparison of two folders, and how much of each was left out.
 
     Attributes:
-        comparison: B against A.
-        images: that both scored.
-        only: images, and labels, that one side alone scored: ((A, B), (A, B)).
+        comparison: B minus A, on the images and labels that both scored.
+        images: number of images that both scored.
+        only: numbers of images, then of labels, that one side alone scored: ((A, B), (A, B)).
     """
 
     comparison: Comparison
@@ -63,36 +67,35 @@ class CompareResult:
     only: tuple[tuple[int, int], tuple[int, int]]
 
 
-def run(asked: CompareRequest, log: RunLog) -> CompareResult:
+def run(request: CompareRequest, log: RunLog) -> CompareResult:
     """Compare two runs, or two results of eval, on the images and labels that both scored.
 
     Raises:
-        MlfinetuneError: folders that cannot be used, nothing in common, other targets.
+        CheckpointError: a folder holds no scores.
+        DataError: the two have no image or no label in common, or their targets differ.
     """
-    a, b = _read(asked.a), _read(asked.b)
-    rows = _common(_occurrences(a.scores.names), _occurrences(b.scores.names))
-    columns = _common(a.scores.labels.names, b.scores.labels.names)
-    for what, pairs in (("image", rows), ("label", columns)):
+    a, b = _read_side(request.a), _read_side(request.b)
+    rows = _match_positions(_number_repeats(a.scores.names), _number_repeats(b.scores.names))
+    columns = _match_positions(a.scores.labels.names, b.scores.labels.names)
+    for noun, pairs in (("image", rows), ("label", columns)):
         if not pairs:
-            raise DataError(f"{asked.a} and {asked.b} have no {what} in common; {SCORE_BOTH}")
+            raise DataError(f"{request.a} and {request.b} have no {noun} in common; {SCORE_BOTH}")
+    (rows_a, rows_b), (columns_a, columns_b) = zip(*rows, strict=True), zip(*columns, strict=True)
     images = (len(a.scores.names) - len(rows), len(b.scores.names) - len(rows))
     labels = (len(a.scores.labels) - len(columns), len(b.scores.labels) - len(columns))
-    for folder, side, one in ((asked.a, a, 0), (asked.b, b, 1)):
-        _say_left_out(folder, side, images[one], {pair[one] for pair in columns}, log)
-    a, b = (
-        side.take([pair[one] for pair in rows], [pair[one] for pair in columns])
-        for one, side in enumerate((a, b))
-    )
+    _say_left_out(request.a, a, images[0], set(columns_a), log)
+    _say_left_out(request.b, b, images[1], set(columns_b), log)
+    a, b = a.take(rows_a, columns_a), b.take(rows_b, columns_b)
     _require_same_targets(a.scores, b.scores)
-    with log.bar("resampling", len(rows) * asked.resamples) as bar:
-        comparison = paired(
-            a.scores, b.scores, a.thresholds, b.thresholds, asked.resamples, progress=bar.update
+    with log.bar("resampling", len(rows) * request.resamples) as bar:
+        comparison = compare_tables(
+            a.scores, b.scores, a.thresholds, b.thresholds, request.resamples, progress=bar.update
         )
     return CompareResult(comparison, len(rows), (images, labels))
 
 
-def _read(folder: Path) -> Side:
-    """The scores of a run directory or a folder of eval, with the thresholds beside them."""
+def _read_side(folder: Path) -> Side:
+    """Read scores and thresholds of a run directory, or of a folder that eval wrote."""
     if not (folder / directory.SCORES).is_file():
         if not folder.is_dir():
             raise CheckpointError(f"no such folder: {folder}")
@@ -105,37 +108,40 @@ def _read(folder: Path) -> Side:
     return Side(scores, thresholds)
 
 
-def _occurrences(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Each name with how often it stood before: a table may list a picture twice."""
-    seen: dict[str, itertools.count[int]] = {}
-    return [(name, next(seen.setdefault(name, itertools.count()))) for name in names]
+def _number_repeats(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Number repeats of a name, as a table may list a picture twice: a b a -> a0 b0 a1."""
+    counters: dict[str, itertools.count[int]] = {}
+    return [(name, next(counters.setdefault(name, itertools.count()))) for name in names]
 
 
-def _common(a: Sequence[object], b: Sequence[object]) -> list[tuple[int, int]]:
-    """The places in a and in b of what both hold, in a's order."""
-    place = {one: at for at, one in enumerate(b)}
-    return [(at, place[one]) for at, one in enumerate(a) if one in place]
+def _match_positions(a: Sequence[object], b: Sequence[object]) -> list[tuple[int, int]]:
+    """Return the positions, in a and in b, of items that both hold: [x y z], [z x] -> 0 1, 2 0."""
+    position_in_b = {item: index for index, item in enumerate(b)}
+    return [(index, position_in_b[item]) for index, item in enumerate(a) if item in position_in_b]
 
 
-def _say_left_out(folder: Path, side: Side, images: int, kept: set[int], log: RunLog) -> None:
-    """What this side alone scored; labels by name."""
+def _say_left_out(
+    folder: Path, side: Side, images: int, kept_columns: set[int], log: RunLog
+) -> None:
+    """Say how many images, and which labels, only this side scored."""
     shown = display_path(folder)
     if images:
         log.say(f"left out: {pluralize(images, 'image')} that only {shown} scored")
-    names = [repr(name) for at, name in enumerate(side.scores.labels.names) if at not in kept]
+    labels = side.scores.labels.names
+    names = [repr(name) for column, name in enumerate(labels) if column not in kept_columns]
     if names:
         count = pluralize(len(names), "label")
         log.say(f"left out: {count} that only {shown} knows\n{format_list(names)}")
 
 
 def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
-    """Raise a DataError that names the pairs whose targets differ, if any."""
+    """Raise a DataError where targets of the two differ, with the first ten that do."""
     differing = np.argwhere(a.targets != b.targets)
     if len(differing):
         faults = [
-            f"{a.names[row]}, {a.labels.names[at]!r}: {_state(a, row, at)} in A, "
-            f"{_state(b, row, at)} in B"
-            for row, at in differing[:MAX_LISTED]
+            f"{a.names[row]}, {a.labels.names[column]!r}: {_format_target(a, row, column)} in A, "
+            f"{_format_target(b, row, column)} in B"
+            for row, column in differing[:MAX_LISTED]
         ]
         if len(differing) > MAX_LISTED:
             faults.append(f"... and {len(differing) - MAX_LISTED} more")
@@ -146,6 +152,6 @@ def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
         )
 
 
-def _state(scores: ScoreTable, row: int, at: int) -> str:
-    value = int(scores.targets[row, at])
+def _format_target(scores: ScoreTable, row: int, column: int) -> str:
+    value = int(scores.targets[row, column])
     return "unknown" if value == UNKNOWN else str(value)

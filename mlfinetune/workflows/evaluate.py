@@ -1,24 +1,31 @@
-"""`mlfinetune eval`: checkpoint -> examples -> ScoreTable -> Verdict -> files."""
+"""`mlfinetune eval`: checkpoint -> examples -> ScoreTable -> Evaluation -> files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlfinetune.config import Config, EvalConfig, restore_config
-from mlfinetune.data.load import load_splits, source_options, split_options
+from mlfinetune.data.load import build_scan, build_source_options, load_splits
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.data.read import read_manifest, read_validation
+from mlfinetune.data.rows import Scan
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import Location
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, Evaluation, ScoreTable
-from mlfinetune.models.inference import for_inference, tagger_of
-from mlfinetune.models.scoring import score_batches, tabulate
+from mlfinetune.models.inference import for_inference, restore_tagger
+from mlfinetune.models.scoring import ScoredBatch, score_batches, tabulate
+from mlfinetune.models.tagger import Tagger
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.results import write_results
-from mlfinetune.runtime.device import choose_precision, choose_workers, oom_as_device_error
+from mlfinetune.runtime.device import (
+    choose_precision,
+    choose_workers,
+    name_dtype,
+    oom_as_device_error,
+)
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import make_folder
@@ -28,7 +35,16 @@ from mlfinetune.training.build import build_loader, locate_images
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What to evaluate; None where the command line says nothing."""
+    """Arguments of `mlfinetune eval`; None where the command line says nothing.
+
+    Attributes:
+        checkpoint: run directory or checkpoint file.
+        data: table or folder to score; None: the run's validation data.
+        split: score only the rows with this value of the split column.
+        images: root of the table's paths; None: the table's folder.
+        output: folder for the results; None: `eval` beside the checkpoint.
+        overrides: config keys, as `data.bad_images=skip`.
+    """
 
     checkpoint: Path
     data: Location | None = None
@@ -38,139 +54,197 @@ class EvalRequest:
     overrides: tuple[str, ...] = ()
 
 
-def run(asked: EvalRequest, device_name: str, log: RunLog) -> tuple[Path, Evaluation | None]:
-    """Score the validation data of a checkpoint's run, or other data; write the results.
+def run(request: EvalRequest, device_name: str, log: RunLog) -> tuple[Path, Evaluation | None]:
+    """Score the validation data of a checkpoint's run, or other data, and write the results.
+
+    Args:
+        request: the checkpoint, and the data to score.
+        device_name: auto, cpu, cuda, cuda:N or mps.
+        log: says what is scored, and how fast.
 
     Returns:
-        The folder that was written, and the numbers; of several processes the first has them.
+        The folder of the results, and the numbers; with several ranks, None on all but rank 0.
 
     Raises:
         MlfinetuneError: a checkpoint, data or a device that cannot be used.
     """
     with init_distributed(device_name) as world:
-        return _evaluated(asked, world, log)
+        return _run_on_rank(request, world, log)
 
 
-def _evaluated(asked: EvalRequest, world: World, log: RunLog) -> tuple[Path, Evaluation | None]:
-    file = directory.find_checkpoint(asked.checkpoint)
+def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> tuple[Path, Evaluation | None]:
+    file = directory.find_checkpoint(request.checkpoint)
     loaded = checkpoint.load(file)
-    settings = restore_config(loaded.config, file, asked.overrides)
-    device, rank, size = world.device, world.info.rank, world.info.size
+    config = restore_config(loaded.config, file, request.overrides)
     with oom_as_device_error():
-        trained = tagger_of(
-            loaded.backbone, len(loaded.labels), loaded.weights, loaded.transform, device, file
+        tagger = restore_tagger(
+            loaded.backbone,
+            len(loaded.labels),
+            loaded.weights,
+            loaded.transform,
+            world.device,
+            file,
         )
-    folder = asked.output or file.parent / directory.EVAL
     with world.local_main_first():
-        manifest, what = _examples(asked, settings, loaded, log)
+        manifest, description = _read_examples(request, config, loaded, log)
+    folder = request.output or file.parent / directory.EVAL
     world.broadcast(lambda: make_folder(folder))
-    dtype, why = choose_precision(settings.train.precision, device)
-    log.say(
-        f"checkpoint {display_path(file)}, {what}; device {device}, "
-        f"precision {str(dtype).removeprefix('torch.')} ({why})"
-    )
-    workers = choose_workers(settings.train.workers, device)
-    loader = build_loader(
-        settings, manifest, loaded.transform, device, workers, train=False, rank=rank, size=size
-    )
-    with oom_as_device_error(), log.bar("eval", len(manifest)) as bar:
-        tagger, _ = for_inference(trained, loaded.transform.image_size, device, dtype)
-        rows = score_batches(
-            tagger,
-            bar.track(loader.epoch(), lambda batch: len(batch.everyone)),
-            manifest.path,
-            device,
-            dtype,
-        )
-        found = list(world.gather_stream(rows))
-        log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
+    intro = f"checkpoint {display_path(file)}, {description}"
+    batches = _score_examples(tagger, config, manifest, loaded, world, log, intro)
     log.repeat_warnings(world.gather(log.take_warnings()))
     if not world.is_main:
         return folder, None
-    scores = tabulate(found, manifest)
+    scores = tabulate(batches, manifest)
     fitted_here = digest_manifest(manifest) == loaded.data_digest
-    asked_then = restore_config(loaded.config, file).eval
-    decision = _decision(settings.eval, asked_then, loaded, scores, fitted_here)
-    verdict = evaluate(settings.eval, scores, decision, fitted_here)
-    about = {"data": what, "checkpoint": str(file), "epoch": loaded.epoch}
-    about |= locate_images(settings, manifest)
-    write_results(folder, verdict, sigmoid(verdict.scores.logits), about)
+    trained_with = restore_config(loaded.config, file).eval
+    decision = _choose_decision(config.eval, trained_with, loaded, scores, fitted_here)
+    evaluation = evaluate(config.eval, scores, decision, fitted_here)
+    about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
+    about |= locate_images(config, manifest)
+    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about)
     write_report(folder, log)
-    return folder, verdict
+    return folder, evaluation
 
 
-def _decision(
-    asked: EvalConfig,
-    trained: EvalConfig,
+# ---- scoring ----------------------------------------------------------------------------
+
+
+def _score_examples(
+    tagger: Tagger,
+    config: Config,
+    manifest: Manifest,
+    loaded: Checkpoint,
+    world: World,
+    log: RunLog,
+    intro: str,
+) -> list[ScoredBatch]:
+    """Score this rank's share of the manifest; rank 0 gets the batches of all ranks.
+
+    `intro` is the first part of the line that says what is scored.
+    """
+    device, spec = world.device, loaded.transform
+    dtype, reason = choose_precision(config.train.precision, device)
+    log.say(f"{intro}; device {device}, precision {name_dtype(dtype)} ({reason})")
+    loader = build_loader(
+        config,
+        manifest,
+        spec,
+        device,
+        choose_workers(config.train.workers, device),
+        train=False,
+        rank=world.info.rank,
+        size=world.info.size,
+    )
+    with oom_as_device_error(), log.bar("eval", len(manifest)) as bar:
+        tagger, _ = for_inference(tagger, spec.image_size, device, dtype)
+        batches = bar.track(loader.epoch(), lambda batch: len(batch.step_indices))
+        rows = score_batches(tagger, batches, manifest.path, device, dtype)
+        gathered = list(world.gather_stream(rows))
+        log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
+    return gathered
+
+
+def _choose_decision(
+    wanted: EvalConfig,
+    trained_with: EvalConfig,
     loaded: Checkpoint,
     scores: ScoreTable,
     fitted_here: bool,
 ) -> DecisionRule:
-    """The checkpoint's, or, where overrides ask for another, the one that these scores lead to.
+    """Return the thresholds and calibration to judge these scores by.
+
+    Overrides of `eval.ap` and `eval.review` never need a new fit.
+
+        other eval.* overrides           data               decision rule
+        none                             any                the checkpoint's, with `wanted.review`
+        any                              the run's val      fitted on these scores
+        thresholds=fixed,
+          calibration=none               other              fixed: nothing is fitted
+        others                           other              ConfigError
+
+    Args:
+        wanted: `eval` of the config with the overrides.
+        trained_with: `eval` of the config without them.
+        loaded: the checkpoint, with its own rule.
+        scores: to fit on.
+        fitted_here: the data is the validation data that the checkpoint's rule was fitted on.
 
     Raises:
-        ConfigError: it would be fitted on images that are no validation data of the run.
+        ConfigError: the rule would be fitted on images that are no validation data of the run.
     """
-    if asked.model_copy(update={"ap": trained.ap, "review": trained.review}) == trained:
-        return replace(loaded.decision, review=asked.review)
-    if not fitted_here and (asked.thresholds != "fixed" or asked.calibration != "none"):
+    no_fit = {"ap": trained_with.ap, "review": trained_with.review}
+    if wanted.model_copy(update=no_fit) == trained_with:
+        return replace(loaded.decision, review=wanted.review)
+    if not fitted_here and (wanted.thresholds != "fixed" or wanted.calibration != "none"):
         raise ConfigError(
-            "eval.thresholds, eval.calibration: they are fitted on the run's validation data, and "
-            "numbers on other data use what it gave; leave them out, or set eval.thresholds=fixed "
-            "and eval.calibration=none"
+            "eval.thresholds and eval.calibration are fitted on the run's validation data, never "
+            "on other data; leave them out, or set eval.thresholds=fixed and eval.calibration=none"
         )
-    return fit_decision_rule(asked, scores)
+    return fit_decision_rule(wanted, scores)
 
 
-def _examples(
-    asked: EvalRequest, settings: Config, loaded: Checkpoint, log: RunLog
+# ---- examples ---------------------------------------------------------------------------
+
+
+def _read_examples(
+    request: EvalRequest, config: Config, loaded: Checkpoint, log: RunLog
 ) -> tuple[Manifest, str]:
-    """What to score, and its description."""
-    if asked.images is not None:
-        root = asked.images if isinstance(asked.images, str) else asked.images.absolute()
-        data = settings.data.model_copy(update={"images": root})
-        settings = settings.model_copy(update={"data": data})
-    if asked.data is None and asked.split is None:
-        return _recorded(settings, loaded, log), "validation"
-    options = source_options(settings)
-    if asked.data is not None:
-        options = replace(options, images=asked.images, format="auto")
-    source = asked.data or settings.data.train
-    policy = split_options(settings, _scan_log(settings, log))
-    manifest, notes = read_manifest(source, asked.split, options, loaded.labels, policy)
+    """Read the examples to score; return them and their description, as `tags.csv, split test`."""
+    if request.images is not None:
+        root = request.images if isinstance(request.images, str) else request.images.absolute()
+        config = _update_data(config, "images", root)
+    if request.data is None and request.split is None:
+        return _read_validation_again(config, loaded, log), "validation"
+    options = build_source_options(config)
+    if request.data is not None:
+        options = replace(options, images=request.images, format="auto")
+    source = request.data or config.data.train
+    scan = _choose_scan(config, log)
+    skip_bad = config.data.bad_images == "skip"
+    manifest, notes = read_manifest(source, request.split, options, loaded.labels, skip_bad, scan)
     for note in notes:
         log.say(note)
-    return manifest, str(source) + (f", split {asked.split}" if asked.split else "")
+    return manifest, str(source) + (f", split {request.split}" if request.split else "")
 
 
-def _recorded(settings: Config, loaded: Checkpoint, log: RunLog) -> Manifest:
-    """The validation examples of the run, read again; says where they are not the same.
+def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> Manifest:
+    """Read the validation examples of the run again; warn where they have changed.
 
     Raises:
-        DataError: validation was held out of data that has changed.
+        DataError: validation was held out at random from data that has changed since.
     """
-    data = settings.data.model_copy(update={"labels": list(loaded.labels.names)})
-    settings = settings.model_copy(update={"data": data})
-    scan, drawn = _scan_log(settings, log), False
+    config = _update_data(config, "labels", list(loaded.labels.names))
+    data, drawn = config.data, False
     if data.val is not None:
-        options, policy = source_options(settings), split_options(settings, scan)
-        val, notes = read_validation(data.val, options, loaded.labels, policy)
+        options, scan = build_source_options(config), _choose_scan(config, log)
+        skip_bad = data.bad_images == "skip"
+        val, notes = read_validation(data.val, options, loaded.labels, skip_bad, scan)
     else:
-        found = load_splits(settings, log)  # copies are held out together: it must know them
-        val, notes, drawn = found.val, found.notes, found.drawn
-    for note in notes if data.bad_images == "skip" else ():
-        log.say(note)
+        # The pictures are always scanned here: files with the same bytes are held out together.
+        splits = load_splits(config, log)
+        val, notes, drawn = splits.val, splits.notes, splits.drawn
+    if data.bad_images == "skip":
+        for note in notes:
+            log.say(note)
     if digest_manifest(val) != loaded.data_digest:
         if drawn:
             raise DataError(
-                f"{data.train} has changed since training: which of its images were held out then "
-                f"cannot be told; score others with --data. `mlfinetune split` writes a table that "
-                f"keeps its sides"
+                f"{data.train} has changed since training, so the images that were held out then "
+                f"are not known any more; score others with --data. `mlfinetune split` writes a "
+                f"table that keeps its sides"
             )
         log.say("warning: the validation data has changed since training")
     return val
 
 
-def _scan_log(settings: Config, log: RunLog) -> RunLog | None:
-    """Pictures need a scan only where bad ones are to be left out: reading finds them too."""
-    return log if settings.data.bad_images == "skip" else None
+def _update_data(config: Config, key: str, value: object) -> Config:
+    """Return the config with another value of one key of its section `data`."""
+    return config.model_copy(update={"data": config.data.model_copy(update={key: value})})
+
+
+def _choose_scan(config: Config, log: RunLog) -> Scan | None:
+    """Return the function that scans pictures, or None: no scan.
+
+    A scan is needed only where bad pictures are skipped. Otherwise scoring finds them itself.
+    """
+    return build_scan(config, log) if config.data.bad_images == "skip" else None

@@ -1,6 +1,9 @@
-"""`mlfinetune predict`: paths -> batches -> probabilities -> rows, in order, in constant memory."""
+"""`mlfinetune predict`: paths -> batches -> probabilities -> rows, in order, in constant memory.
 
-import glob
+Inputs (files, folders, tars, URLs, globs, stdin) become one stream of paths that is never held as a
+whole. With several ranks, each takes every batch of its turn, and rank 0 writes all rows in order.
+"""
+
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -14,35 +17,52 @@ import torch
 from mlfinetune.config import restore_config
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.loader import stream_batches
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.inputs import STDIN, expand_inputs, expand_url, require_inputs
+from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url, parse_location
+from mlfinetune.location import is_url
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, Prediction
-from mlfinetune.models.inference import for_inference, tagger_of
+from mlfinetune.models.inference import for_inference, restore_tagger
 from mlfinetune.models.scoring import compute_logits
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
-from mlfinetune.runs.predictions import FORMATS, LabelSelector, format_row_name, read_complete_rows
-from mlfinetune.runtime.device import choose_precision, choose_workers, oom_as_device_error
+from mlfinetune.runs.predictions import (
+    FORMATS,
+    CsvWriter,
+    JsonlWriter,
+    LabelSelector,
+    TextWriter,
+    format_row_name,
+    read_complete_rows,
+)
+from mlfinetune.runtime.device import (
+    choose_precision,
+    choose_workers,
+    name_dtype,
+    oom_as_device_error,
+)
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals, catch_signals
-from mlfinetune.storage import files
-from mlfinetune.storage.tars import list_members
 from mlfinetune.text import MAX_LISTED, display_path, pluralize
-
-STDIN = "-"
-TAR = ".tar"
 
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What to predict, and how to write it; None where the command line says nothing.
+    """Arguments of `mlfinetune predict`; None where the command line says nothing.
 
     Attributes:
+        inputs: files, folders, tars, URLs, globs, or `-` for paths on stdin.
+        checkpoint: run directory or file; None: the newest run in runs/.
+        format: csv, jsonl or text.
+        threshold: replaces the checkpoint's thresholds.
+        top: name the K most probable labels instead of those over their thresholds.
+        only_labels: leave the probabilities out.
+        batch_size: images that the model takes at once.
         shard: (i, n), i from 1: every n-th picture from the i-th on.
-        begun: a file whose complete rows stay; the output goes on after them.
+        resume_from: a file of an earlier run; its complete rows stay, and new rows follow them.
     """
 
     inputs: tuple[str, ...]
@@ -53,235 +73,229 @@ class PredictRequest:
     only_labels: bool = False
     batch_size: int = 16
     shard: tuple[int, int] = (1, 1)
-    begun: Path | None = None
+    resume_from: Path | None = None
 
 
 @dataclass
 class FailedImages:
-    """Pictures that could not be read: how many, and what is wrong with the first ones."""
+    """Pictures that could not be read: their number, and the faults of the first ones."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, fault: str) -> None:
-        """One more."""
+        """Count one picture; keep its fault if it is among the first."""
         self.count += 1
         if len(self.first) < MAX_LISTED:
             self.first.append(fault)
 
 
 def run(
-    asked: PredictRequest,
+    request: PredictRequest,
     stdin: TextIO,
     open_output: Callable[[], AbstractContextManager[TextIO]],
     device_name: str,
     log: RunLog,
 ) -> FailedImages:
-    """Write one row a picture, as they come.
+    """Write one row for each picture, as soon as it is predicted.
 
     Args:
-        asked: what to predict.
-        stdin: paths, where `-` is among the inputs.
-        open_output: opens the output, at its end where it is begun; called when everything else
-            is known to be usable.
-        device_name: as `machine.prepare` takes it.
-        log: says what is done.
+        request: inputs, checkpoint and format.
+        stdin: paths, one a line, read where `-` is among the inputs.
+        open_output: opens the output, at its end with `resume_from`. It is called once inputs and
+            checkpoint are known to be usable, so that a mistake does not empty an older file.
+        device_name: auto, cpu, cuda, cuda:N or mps.
+        log: says what predicts, and how fast.
 
     Returns:
-        What could not be read.
+        The pictures that could not be read.
 
     Raises:
         MlfinetuneError: inputs, checkpoint or device that cannot be used.
     """
-    with catch_signals() as heard, init_distributed(device_name) as world:
-        return _predicted(asked, stdin, open_output, _Run(world, heard, log))
+    with catch_signals() as signals, init_distributed(device_name) as world:
+        return _run_on_rank(request, stdin, open_output, world, signals, log)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Who predicts, who may interrupt it, and who is told."""
-
-    world: World
-    heard: Signals
-    log: RunLog
-
-
-def _predicted(
-    asked: PredictRequest,
+def _run_on_rank(
+    request: PredictRequest,
     stdin: TextIO,
     open_output: Callable[[], AbstractContextManager[TextIO]],
-    of: _Run,
+    world: World,
+    signals: Signals,
+    log: RunLog,
 ) -> FailedImages:
-    _check(asked.inputs)
-    if of.world.is_distributed:  # what is behind a URL is listed once
-        asked = replace(asked, inputs=of.world.broadcast(lambda: tuple(_listed(asked.inputs))))
-    world, log, device = of.world, of.log, of.world.device
-    file = directory.find_checkpoint(asked.checkpoint or directory.find_newest_checkpoint())
-    loaded = checkpoint.load(file)
-    dtype, _ = choose_precision(restore_config(loaded.config, file).train.precision, device)
-    decision, labels = loaded.decision, loaded.labels
-    if asked.threshold is not None:
-        decision = replace(decision, how="fixed", thresholds=(asked.threshold,) * len(labels))
-    trained = tagger_of(
-        loaded.backbone, len(labels), loaded.weights, loaded.transform, device, file
-    )
-    tagger, how = for_inference(trained, loaded.transform.image_size, device, dtype)
-    log.say(
-        f"checkpoint {display_path(file)}: {len(labels)} labels, {_about(decision)}; "
-        f"device {device}, precision {str(dtype).removeprefix('torch.')}, {how}"
-    )
-    choice, failed = LabelSelector(labels, decision, asked.top), FailedImages()
-    i, n = asked.shard
-    ours = world.is_distributed and STDIN in asked.inputs
-    names = world.broadcast(lambda: list(stdin)) if ours else stdin
-    paths, begun = islice(expand_inputs(asked.inputs, names), i - 1, None, n), False
-    if asked.begun is not None:
-        done, begun = world.broadcast(lambda: _pass_over(asked, paths, choice, failed, log))
+    require_inputs(request.inputs)
+    inputs = _share_listings(request.inputs, world)
+    predictor, labels = _load_predictor(request, world.device, log)
+    selector = LabelSelector(labels, predictor.decision, request.top)
+    failed = FailedImages()
+    paths = _stream_paths(inputs, request.shard, stdin, world)
+    has_header = False
+    if request.resume_from is not None:
+        skipped, has_header = world.broadcast(
+            lambda: _pass_over(request, paths, selector, failed, log)
+        )
         if not world.is_main:
-            next(islice(paths, done, done), None)
-    mine = share_paths(paths, asked.batch_size, world.info.rank, world.info.size)
-    batches = stream_batches(
-        mine,
-        loaded.transform,
-        batch_size=asked.batch_size,
-        workers=choose_workers("auto", device),
-        pin_memory=device.type == "cuda",
-    )
-    rows = world.gather_stream(_predict(tagger, decision, batches, device, dtype))
+            next(islice(paths, skipped, skipped), None)
+    rows = world.gather_stream(_predict_share(predictor, paths, request.batch_size, world))
     with (
         oom_as_device_error(),
         open_output() if world.is_main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
-        writer = FORMATS[asked.format](output, choice, asked.only_labels, begun)
+        writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
         for predictions in rows:
-            for prediction in predictions:
-                writer.write(prediction)
-                of.heard.check()
-                if prediction.error is not None:
-                    failed.add(f"{prediction.name}: {prediction.error}")
+            _write_batch(writer, predictions, failed, signals)
             bar.update(len(predictions))
-        if world.is_main and not bar.done and not begun:
-            raise DataError(f"no pictures in {' '.join(asked.inputs)}")
+        if world.is_main and not bar.done and not has_header:
+            raise DataError(f"no pictures in {' '.join(request.inputs)}")
         log.say(f"{bar.done} images, {bar.rate:.1f} images/s")
     return failed
 
 
+def _write_batch(
+    writer: CsvWriter | JsonlWriter | TextWriter,
+    predictions: Iterable[Prediction],
+    failed: FailedImages,
+    signals: Signals,
+) -> None:
+    """Write a row for each prediction, and count those that failed; a signal stops between rows."""
+    for prediction in predictions:
+        writer.write(prediction)
+        signals.check()
+        if prediction.error is not None:
+            failed.add(f"{prediction.name}: {prediction.error}")
+
+
+# ---- the pictures of each rank ----------------------------------------------------------
+
+
+def _share_listings(inputs: tuple[str, ...], world: World) -> tuple[str, ...]:
+    """List the pictures behind URLs on rank 0, so that all ranks have the same ones."""
+    if not world.is_distributed:
+        return inputs
+    listed = (expand_url(item) if is_url(item) else (item,) for item in inputs)
+    return world.broadcast(lambda: tuple(chain.from_iterable(listed)))
+
+
+def _stream_paths(
+    inputs: tuple[str, ...], shard: tuple[int, int], stdin: TextIO, world: World
+) -> Iterator[str]:
+    """Return the paths of one shard of the inputs; all ranks get the same ones.
+
+    With one rank stdin is read line by line, so that it may be endless. Of several ranks only rank
+    0 has it, and sends it to the others whole.
+    """
+    lines: Iterable[str] = stdin
+    if world.is_distributed and STDIN in inputs:
+        lines = world.broadcast(lambda: list(stdin))
+    i, n = shard
+    return islice(expand_inputs(inputs, lines), i - 1, None, n)
+
+
 def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterator[str]:
-    """Those in every batch of process `rank`: of `size` batches in a row, one is each one's."""
+    """Yield the paths of one rank: of every `size` batches in a row, the one of its turn.
+
+        paths a b c d e f g h i, batch_size 2, size 2
+        rank 0: a b e f i        rank 1: c d g h
+
+    `World.gather_stream` takes one batch of each rank in turn, which restores the order.
+    """
     batches = iter(lambda: tuple(islice(paths, batch_size)), ())
     return chain.from_iterable(islice(batches, rank, None, size))
 
 
-def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
-    """Files, folders, tars, URLs, globs and `-` become the paths of pictures, one after the other.
-
-    Folders give their pictures in sorted order, by the endings of their names; files that are
-    named, by a glob too, are taken whatever their ending.
-    """
-    for item in inputs:
-        if item == STDIN:
-            yield from (name for line in stdin if (name := line.rstrip("\r\n")))
-        elif is_url(item):
-            yield from _behind(item)
-        elif os.path.isdir(item):
-            yield from chain.from_iterable(map(_in_folder, walk_files(Path(item))))
-        elif os.path.exists(item) or files.read_stamp(item):
-            yield from _named(item)
-        else:
-            found = sorted(glob.glob(item, recursive=True))
-            yield from chain.from_iterable(_named(p) for p in found if not os.path.isdir(p))
-
-
-def _listed(inputs: Iterable[str]) -> Iterator[str]:
-    """The inputs, but for folders and patterns behind URLs their pictures."""
-    for item in inputs:
-        yield from _behind(item) if is_url(item) else (item,)
-
-
-def _in_folder(path: Path) -> Iterator[str]:
-    """A picture by its name, or those of a tar."""
-    if path.suffix == TAR or is_image_name(path):
-        yield from _named(str(path))
-
-
-def _named(path: str) -> Iterator[str]:
-    """A file as it is; of a tar its pictures, but for hidden ones."""
-    if not (path.endswith(TAR) and os.path.isfile(path)):
-        yield path
-        return
-    for name, *_ in list_members(path):
-        if is_image_name(Path(name)) and not os.path.basename(name).startswith("."):
-            yield f"{path}/{name}"
-
-
-def _behind(url: str) -> Iterator[str]:
-    """The object, or the pictures below a URL that ends in `/`, or that its `*` match."""
-    if url.endswith("/") or "*" in url:
-        yield from (name for name in files.list_urls(url) if is_image_name(Path(name)))
-    else:
-        yield url
+# ---- resuming ---------------------------------------------------------------------------
 
 
 def _pass_over(
-    asked: PredictRequest,
+    request: PredictRequest,
     paths: Iterator[str],
-    choice: LabelSelector,
+    selector: LabelSelector,
     failed: FailedImages,
     log: RunLog,
 ) -> tuple[int, bool]:
-    """Take from `paths` those that a file has complete rows of, and cut off the rest of the file.
+    """Skip the paths whose rows are complete in the file of an earlier run.
+
+    The file is cut after its last complete row. Rows of pictures that failed are added to `failed`.
+
+    | the CSV file holds                | paths before  | returns    | next path | file is cut to |
+    |-----------------------------------|---------------|------------|-----------|----------------|
+    | (there is no such file)           | a b c         | (0, False) | a         |                |
+    | half a header                     | a b c         | (0, False) | a         | nothing        |
+    | the header                        | a b c         | (0, True)  | a         | the header     |
+    | the header, a's row, half a row   | a b c         | (1, True)  | b         | a's row        |
+    | the header, b's row               | a b c         | DataError  |           |                |
 
     Returns:
-        How many, and whether it has its header.
+        The number of complete rows, and whether anything complete is in the file: a CSV file then
+        has its header.
 
     Raises:
         DataError: it has rows of other pictures, labels or columns.
     """
-    path = asked.begun
+    path = request.resume_from
     assert path is not None
     if not path.exists():
         return 0, False
     end = done = 0
-    for row in read_complete_rows(path, asked.format, choice, asked.only_labels):
+    for row in read_complete_rows(path, request.format, selector, request.only_labels):
         end = row.end
-        if not row.number:
-            continue  # the header
-        done, name = row.number, next(paths, None)
-        if name is None or format_row_name(name, asked.format) != row.name:
+        if row.number == 0:
+            continue  # the header of a CSV file
+        done = row.number
+        name = next(paths, None)
+        if name is None or format_row_name(name, request.format) != row.name:
             now = "there is none any more" if name is None else f"now it is {name}"
             raise DataError(
-                f"{path}: row {row.number} is of {row.name}, {now}; go on with the same pictures, "
-                f"or begin anew without --resume"
+                f"{path}: row {row.number} is of {row.name}, {now}; --resume needs the same "
+                f"pictures in the same order, or begin anew without it"
             )
         if row.failed:
-            failed.add(f"{name}: as said before")
+            failed.add(f"{name}: failed in the earlier run, see its row")
     os.truncate(path, end)
-    log.say(f"{path}: {pluralize(done, 'row')} complete, going on after them")
+    log.say(f"{path}: {pluralize(done, 'row')} complete, resuming after them")
     return done, bool(end)
 
 
-def _check(inputs: Iterable[str]) -> None:
-    missing = [
-        item
-        for item in inputs
-        if item != STDIN
-        and not is_url(item)
-        and not os.path.exists(item)
-        and not files.read_stamp(item)
-        and not glob.glob(item, recursive=True)
-    ]
-    try:
-        for item in inputs:
-            parse_location(item)
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    if missing:
-        raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
+# ---- predicting -------------------------------------------------------------------------
 
 
-def _about(decision: DecisionRule) -> str:
-    """Where labels begin, and whose probabilities these are."""
+@dataclass(frozen=True)
+class _Predictor:
+    """Everything that turns a batch into predictions."""
+
+    tagger: Tagger
+    decision: DecisionRule
+    spec: TransformSpec
+    dtype: torch.dtype
+
+
+def _load_predictor(
+    request: PredictRequest, device: torch.device, log: RunLog
+) -> tuple[_Predictor, LabelSpace]:
+    """Load the checkpoint, and say which one it is and how it predicts."""
+    file = directory.find_checkpoint(request.checkpoint or directory.find_newest_checkpoint())
+    loaded = checkpoint.load(file)
+    dtype, _ = choose_precision(restore_config(loaded.config, file).train.precision, device)
+    decision, labels = loaded.decision, loaded.labels
+    if request.threshold is not None:
+        thresholds = (request.threshold,) * len(labels)
+        decision = replace(decision, how="fixed", thresholds=thresholds)
+    trained = restore_tagger(
+        loaded.backbone, len(labels), loaded.weights, loaded.transform, device, file
+    )
+    tagger, how = for_inference(trained, loaded.transform.image_size, device, dtype)
+    log.say(
+        f"checkpoint {display_path(file)}: {len(labels)} labels, {_describe_decision(decision)}; "
+        f"device {device}, precision {name_dtype(dtype)}, {how}"
+    )
+    return _Predictor(tagger, decision, loaded.transform, dtype), labels
+
+
+def _describe_decision(decision: DecisionRule) -> str:
+    """Return thresholds and calibration in words, as `thresholds 0.21 to 0.84 (per_label)`."""
     low, high = min(decision.thresholds), max(decision.thresholds)
     source = "" if decision.how == "fixed" else f" ({decision.how})"
     text = f"threshold {low:g}" if low == high else f"thresholds {low:.2f} to {high:.2f}"
@@ -290,21 +304,33 @@ def _about(decision: DecisionRule) -> str:
     return text + source + calibrated + review
 
 
-def _predict(
-    tagger: Tagger,
-    decision: DecisionRule,
-    batches: Iterable[tuple[list[str], Batch]],
-    device: torch.device,
-    dtype: torch.dtype,
+def _predict_share(
+    predictor: _Predictor, paths: Iterator[str], batch_size: int, world: World
 ) -> Iterator[list[Prediction]]:
-    """One Prediction a path, in order, batch by batch."""
+    """Predict this rank's share of the paths, batch by batch."""
+    device = world.device
+    batches = stream_batches(
+        share_paths(paths, batch_size, world.info.rank, world.info.size),
+        predictor.spec,
+        batch_size=batch_size,
+        workers=choose_workers("auto", device),
+        pin_memory=device.type == "cuda",
+    )
     for names, batch in batches:
-        rows: dict[int, Prediction] = {
-            f.index: Prediction(names[f.index], None, f.reason) for f in batch.failures
-        }
-        if len(batch.indices):
-            logits = compute_logits(tagger, batch, device, dtype)
-            scored = sigmoid(decision.calibrated(logits))
-            for index, row in zip(batch.indices.tolist(), scored, strict=True):
-                rows[index] = Prediction(names[index], row)
-        yield [rows[index] for index in range(len(names))]
+        yield _predict_batch(predictor, names, batch, device)
+
+
+def _predict_batch(
+    predictor: _Predictor, names: list[str], batch: Batch, device: torch.device
+) -> list[Prediction]:
+    """Return one Prediction for each name, in order; a picture that failed has its reason."""
+    rows: dict[int, Prediction] = {
+        failure.index: Prediction(names[failure.index], None, failure.reason)
+        for failure in batch.failures
+    }
+    if len(batch.indices):
+        logits = compute_logits(predictor.tagger, batch, device, predictor.dtype)
+        probabilities = sigmoid(predictor.decision.calibrate(logits))
+        for index, row in zip(batch.indices.tolist(), probabilities, strict=True):
+            rows[index] = Prediction(names[index], row)
+    return [rows[index] for index in range(len(names))]

@@ -1,4 +1,4 @@
-"""`mlfinetune report`: a folder of results -> its page again, without a model."""
+"""`mlfinetune report`: a folder of results -> report.html again. Needs no model and no torch."""
 
 from pathlib import Path
 
@@ -11,8 +11,11 @@ from mlfinetune.runtime.log import RunLog
 def run(folder: Path, log: RunLog) -> Path:
     """Write report.html and suspects.csv of a run directory, or of a folder that eval wrote.
 
+    Returns:
+        The path of report.html.
+
     Raises:
-        CheckpointError: it holds no results.
+        CheckpointError: the folder holds no results.
     """
     if not (folder / directory.SCORES).is_file():
         raise CheckpointError(

@@ -1,10 +1,10 @@
-"""`mlfinetune split`: table -> a side for every image -> a copy of the table that names it."""
+"""`mlfinetune split`: table -> a side for every image -> a copy of the table with that column."""
 
 import csv
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,16 @@ _STATES = {POSITIVE: "1", NEGATIVE: "0", UNKNOWN: ""}
 
 @dataclass(frozen=True)
 class SplitRequest:
-    """What to split, and how."""
+    """Arguments of `mlfinetune split`.
+
+    Attributes:
+        data: table or folder.
+        val, test: shares of the images to hold out.
+        group_by: column; rows with the same value stay on one side.
+        images: root of the table's paths; None: the table's folder.
+        output: the CSV file; None: NAME.split.csv beside the data.
+        seed: of the random choices.
+    """
 
     data: Path
     val: float
@@ -43,51 +52,60 @@ class SplitRequest:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """The table that was written, and how even it is."""
+    """The table that was written, and how evenly its labels are split."""
 
     file: Path
     balance: Balance
 
 
-def run(asked: SplitRequest, log: RunLog) -> SplitResult:
-    """Write a table with a split column; the data stays as it is.
+def run(request: SplitRequest, log: RunLog) -> SplitResult:
+    """Write a copy of the table with a split column; the data itself is not changed.
 
     Raises:
-        MlfinetuneError: data that cannot be split, or a file that is there already.
+        ConfigError: shares, a column or an output that cannot be used.
+        DataError: data that cannot be split.
     """
-    names, fractions = _wanted(asked)
-    options = SourceOptions(group_by=asked.group_by, images=asked.images, allow_outside_root=True)
-    table = read_table(asked.data, options)
-    output = _output(asked, table)
-    raise_faults(table, [fault for fault in table.faults if not fault.picture])
-    if table.splits is not None:
-        raise DataError(f"{asked.data} tells train from val already; train on it as it is")
-    if asked.group_by is not None and table.groups is None:
-        raise ConfigError(f"--group-by {asked.group_by}: {asked.data} has no columns")
-    for note in table.notes:
-        log.say(note)
-    if table.faults:
-        missing = len(drop_faulty(table)[1])
-        count = "1 picture is" if missing == 1 else f"{missing} pictures are"
-        log.say(f"warning: {count} not where the table says")
+    names, fractions = _choose_sides(request)
+    options = SourceOptions(
+        group_by=request.group_by, images=request.images, allow_outside_root=True
+    )
+    table = read_table(request.data, options)
+    output = _choose_output(request, table)
+    _require_splittable(request, table)
+    _say_notes(table, log)
     if len(table) < len(names):
-        raise DataError(f"{asked.data}: {len(table)} images are too few for {len(names)} sides")
-    side = assign_sides(table.targets, table.groups, fractions, asked.seed)
-    for at, name in enumerate(names):
-        if at not in side:
-            raise DataError(f"{asked.data}: groups ({asked.group_by}) are too large for {name}")
-    root = _write(output, table, [names[at] for at in side], options)
+        raise DataError(f"{request.data}: {len(table)} images are too few for {len(names)} sides")
+    side = assign_sides(table.targets, table.groups, fractions, request.seed)
+    for number, name in enumerate(names):
+        if number not in side:
+            raise DataError(f"{request.data}: groups ({request.group_by}) are too large for {name}")
+    root = _write_table(output, table, [names[number] for number in side], options)
     if root != output.absolute().parent:
         log.say(f"its paths are relative to {root}: set data.images to it")
-    return SplitResult(output, _balance(table, side, names, asked.seed))
+    return SplitResult(output, _measure_balance(table, side, names, request.seed))
 
 
-def _output(asked: SplitRequest, table: Table) -> Path:
-    """Where the table is to go: beside the one that it copies, else beside the data."""
+# ---- checks -----------------------------------------------------------------------------
+
+
+def _choose_sides(request: SplitRequest) -> tuple[list[str], list[float]]:
+    """Return names and shares: --val 0.2 --test 0.1 -> [train, val, test], [0.2, 0.1]."""
+    if not (request.val > 0 and request.test >= 0 and request.val + request.test < 1):
+        raise ConfigError(
+            f"--val {request.val:g} --test {request.test:g}: wanted shares above 0 that leave some "
+            f"images to train on"
+        )
+    shares = {"val": request.val, "test": request.test}
+    shares = {name: share for name, share in shares.items() if share}
+    return ["train", *shares], list(shares.values())
+
+
+def _choose_output(request: SplitRequest, table: Table) -> Path:
+    """Return the file to write: beside the CSV table that is copied, else beside the data."""
     assert isinstance(table.origin, Path)
-    beside = table.origin if table.format == "csv" else asked.data
+    beside = table.origin if table.format == "csv" else request.data
     stem = beside.name if beside.is_dir() else beside.stem
-    output = asked.output or beside.with_name(f"{stem}.split.csv")
+    output = request.output or beside.with_name(f"{stem}.split.csv")
     if output.suffix.lower() != ".csv":
         raise ConfigError(f"--output {output}: wanted a name that ends in .csv")
     if output.exists():
@@ -95,54 +113,85 @@ def _output(asked: SplitRequest, table: Table) -> Path:
     return output
 
 
-def _wanted(asked: SplitRequest) -> tuple[list[str], list[float]]:
-    """The sides, and the shares of those after train."""
-    if not (asked.val > 0 and asked.test >= 0 and asked.val + asked.test < 1):
-        raise ConfigError(
-            f"--val {asked.val:g} --test {asked.test:g}: wanted shares above 0 that leave some "
-            f"images to train on"
-        )
-    shares = {"val": asked.val, "test": asked.test}
-    shares = {name: share for name, share in shares.items() if share}
-    return ["train", *shares], list(shares.values())
+def _require_splittable(request: SplitRequest, table: Table) -> None:
+    """Raise an error for bad rows, a table with a split, or --group-by without columns."""
+    raise_faults(table, [fault for fault in table.faults if not fault.picture])
+    if table.splits is not None:
+        raise DataError(f"{request.data} tells train from val already; train on it as it is")
+    if request.group_by is not None and table.groups is None:
+        raise ConfigError(f"--group-by {request.group_by}: {request.data} has no columns")
 
 
-def _write(output: Path, table: Table, side: Sequence[str], options: SourceOptions) -> Path:
-    """Write the table; the folder that its paths are relative to."""
+def _say_notes(table: Table, log: RunLog) -> None:
+    for note in table.notes:
+        log.say(note)
+    if table.faults:
+        missing = len(drop_faulty(table)[1])
+        count = "1 picture is" if missing == 1 else f"{missing} pictures are"
+        log.say(f"warning: {count} not where the table says")
+
+
+# ---- the table --------------------------------------------------------------------------
+
+
+def _write_table(output: Path, table: Table, sides: Sequence[str], options: SourceOptions) -> Path:
+    """Write the table; return the folder that its paths are relative to.
+
+    A CSV table is copied with one more column. Any other format becomes a CSV file with its labels
+    in lists (`cat|dog`), or with a column for each label where a label holds the delimiter.
+    """
     assert isinstance(table.root, Path)
     assert isinstance(table.origin, Path)
     root, folder = table.root.absolute(), output.absolute().parent
     if table.format == "csv":
         with writing_text(output) as file:
-            copy_with_column(table.origin, options, COLUMN, _by_name(table.names, side), file)
+            find_side = _build_side_finder(table.names, sides)
+            copy_with_column(table.origin, options, COLUMN, find_side, file)
         return root
     base = folder if root.is_relative_to(folder) else root
     prefix = os.path.relpath(root, base)
-    listed = not any(_DELIMITER in name for name in table.labels.names)
-    header = ["labels", "unknown"] if listed else _headers(table)
+    as_lists = not any(_DELIMITER in name for name in table.labels.names)
+    header = ("labels", "unknown") if as_lists else _name_label_columns(table)
     with writing_text(output) as file:
         writer = csv.writer(file)
         writer.writerow(["image", *header, COLUMN])
         for start, block in table.targets.blocks():
             for row, states in enumerate(block, start):
                 name = table.names[row]
-                name = name if is_url(name) else os.path.normpath(os.path.join(prefix, name))
-                cells = _lists(table, states) if listed else [_STATES[x] for x in states.tolist()]
-                writer.writerow([name, *cells, side[row]])
+                if not is_url(name):
+                    name = os.path.normpath(os.path.join(prefix, name))
+                cells = _format_lists(table, states) if as_lists else _format_states(states)
+                writer.writerow([name, *cells, sides[row]])
     return base
 
 
-def _lists(table: Table, states: NDArray[np.int8]) -> list[str]:
-    """The labels that hold, and the unknown ones; the delimiter stays, so that it is detected."""
-    lists = []
+def _format_lists(table: Table, states: NDArray[np.int8]) -> list[str]:
+    """Return the cells `labels` and `unknown` of one row.
+
+    A single label is followed by the delimiter, `cat|`: reading then detects it even in a table
+    where no image has two labels.
+    """
+    cells = []
     for state in (POSITIVE, UNKNOWN):
-        names = [table.labels.names[at] for at in np.flatnonzero(states == state)]
-        lists.append(_DELIMITER.join(names) + _DELIMITER * (len(names) == 1))
-    return lists
+        names = [table.labels.names[column] for column in np.flatnonzero(states == state)]
+        cell = _DELIMITER.join(names)
+        if len(names) == 1:
+            cell += _DELIMITER
+        cells.append(cell)
+    return cells
 
 
-def _headers(table: Table) -> tuple[str, ...]:
-    """The labels as columns, where they hold the delimiter."""
+def _format_states(states: NDArray[np.int8]) -> list[str]:
+    """Return a cell for each label: 1, 0, or blank for unknown."""
+    return [_STATES[state] for state in states.tolist()]
+
+
+def _name_label_columns(table: Table) -> tuple[str, ...]:
+    """Return the labels as names of columns.
+
+    Raises:
+        DataError: a label has the name of another column.
+    """
     names = table.labels.names
     taken = {*IMAGE_COLUMNS, *LABEL_COLUMNS, COLUMN, "is_valid"}
     if clash := [name for name in names if name.casefold() in taken]:
@@ -153,33 +202,42 @@ def _headers(table: Table) -> tuple[str, ...]:
     return names
 
 
-def _by_name(names: Sequence[str], side: Sequence[str]) -> Callable[[str], str]:
-    """The side of an image as its cell names it: names may be spelled otherwise on disk."""
-    of = {os.path.normpath(n): s for n, s in zip(names, side, strict=True)}
-    forms = {unicodedata.normalize("NFC", name): s for name, s in of.items()}
+def _build_side_finder(names: Sequence[str], sides: Sequence[str]) -> Callable[[str], str]:
+    """Return a function: the cell that names an image -> its side.
 
-    def find(cell: str) -> str:
+    A cell may be written otherwise than the file's name on disk: `./a.jpg` for `a.jpg`, or an
+    accent as one character or as two (Unicode's NFC and NFD).
+    """
+    side_of = {os.path.normpath(name): side for name, side in zip(names, sides, strict=True)}
+    by_form = {unicodedata.normalize("NFC", name): side for name, side in side_of.items()}
+
+    def find_side(cell: str) -> str:
         name = os.path.normpath(cell)
-        return of[name] if name in of else forms[unicodedata.normalize("NFC", name)]
+        return side_of[name] if name in side_of else by_form[unicodedata.normalize("NFC", name)]
 
-    return find
+    return find_side
 
 
-def _balance(table: Table, side: NDArray[np.int8], names: Sequence[str], seed: int) -> Balance:
-    """Held out is whatever is not train; chance is a random split of the same size."""
+def _measure_balance(
+    table: Table, side: NDArray[np.int8], names: Sequence[str], seed: int
+) -> Balance:
+    """Compare each label's share held out with that of a random split of the same size.
+
+    Held out is every image that is not in train. The random split keeps groups together too.
+    """
     held_out = side > 0
-    numbers = np.arange(len(side))
+    units = np.arange(len(side))
     if table.groups is not None:
-        numbers = np.unique(np.array(table.groups), return_inverse=True)[1]
-    order = np.random.default_rng(seed).permutation(numbers.max() + 1)[numbers]
-    chance = np.zeros(len(side), bool)
-    chance[np.argsort(order, kind="stable")[: held_out.sum()]] = True
+        units = np.unique(np.array(table.groups), return_inverse=True)[1]
+    order = np.random.default_rng(seed).permutation(units.max() + 1)[units]
+    by_chance = np.zeros(len(side), bool)
+    by_chance[np.argsort(order, kind="stable")[: held_out.sum()]] = True
     positives, _, _ = table.targets.counts()
     shares = [
         table.targets.take(np.flatnonzero(chosen)).counts()[0] / np.maximum(positives, 1)
-        for chosen in (held_out, chance)
+        for chosen in (held_out, by_chance)
     ]
     rows = zip(table.labels.names, positives.tolist(), *(s.tolist() for s in shares), strict=True)
     sizes = tuple(np.bincount(side, minlength=len(names)).tolist())
-    balance = Balance(tuple(names), sizes, 0.0, tuple(LabelShare(*row) for row in rows))
-    return replace(balance, wanted=sum(sizes[1:]) / sum(sizes))
+    wanted = sum(sizes[1:]) / sum(sizes)
+    return Balance(tuple(names), sizes, wanted, tuple(LabelShare(*row) for row in rows))

@@ -151,6 +151,6 @@ def test_a_used_store_is_young(pictures: Path, cli: Run) -> None:
     lines = run("cache", "features").stdout.splitlines()
     assert len(lines) == 1, lines
     assert "3 days" in lines[0]
-    assert "features/resnet18-32-squash-" in lines[0]
+    assert "features/resnet6_tiny-32-squash-" in lines[0]
     assert run("train", "pets.yaml", *frozen).returncode == 0
     assert "just now" in run("cache", "features").stdout

@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-from conftest import Run
+from conftest import Run, run_child
 
 
-def test_eval_repeats_the_numbers_of_the_run(trained: Path, process: Run) -> None:
+def test_eval_repeats_the_numbers_of_the_run(trained: Path) -> None:
     """The checkpoint alone, without a YAML file, gives the run's own metrics."""
-    done = process("eval", "--checkpoint", "runs/pets", "-o", "again", cwd=trained)
+    done = run_child("eval", "--checkpoint", "runs/pets", "-o", "again", cwd=trained)
     assert done.returncode == 0, done.stderr
     run, again = (
         json.loads((trained / folder / "metrics.json").read_text())

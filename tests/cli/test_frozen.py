@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, prepare, run_process
+from conftest import Run, prepare, run_child
+from faults.tiny import resnet6_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.models import resnet18
 
 from mlfinetune.runs import checkpoint
 
@@ -23,9 +23,9 @@ PLAIN = "augment.horizontal_flip=0"
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a ResNet-18, BatchNorm's statistics not those of a new one."""
+    """Weights of the tiny network, BatchNorm's statistics not those of a new one."""
     torch.manual_seed(7)
-    model = resnet18().train()
+    model = resnet6_tiny().train()
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(8, 3, 32, 32))
@@ -45,7 +45,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
     folder = prepare(tmp_path_factory.mktemp("first"))
     environment = {"MLFINETUNE_CACHE": str(folder / "cache")}
     arguments = ("train", "pets.yaml", *frozen(backbone), "-o", "one")
-    done = run_process(*arguments, cwd=folder, **environment)
+    done = run_child(*arguments, cwd=folder, **environment)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -217,7 +217,7 @@ def test_weights_count_by_their_content(train: Train, backbone: Path, tmp_path: 
     """A copy under another name is the same backbone; a changed number makes another one."""
     shutil.copy(backbone, tmp_path / "copy.safetensors")
     weights = load_file(backbone)
-    weights["layer4.1.bn2.running_var"][5] *= 1.001
+    weights["layer2.0.bn2.running_var"][5] *= 1.001
     save_file(weights, tmp_path / "other.safetensors")
     for name, known in (("copy", 5), ("other", 0)):
         said = train(name, f"model.weights={tmp_path / name}.safetensors", ADAMW)
@@ -327,7 +327,7 @@ def test_weights_that_overflow_are_an_error_to_mend(
 ) -> None:
     """Features that are not finite: exit code 2, and no traceback."""
     weights = load_file(backbone)
-    weights["layer4.1.bn2.weight"] *= 1e38
+    weights["layer2.0.bn2.weight"] *= 1e38
     save_file(weights, tmp_path / "huge.safetensors")
     arguments = ("train", "pets.yaml", *frozen(tmp_path / "huge.safetensors"))
     done = cli(*arguments, "-o", str(tmp_path / "run"), cwd=first)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from conftest import Run, run_child
 
 
 def fails(done: object, *words: str) -> None:
@@ -45,11 +45,11 @@ def test_unknown_label(pictures: Path, cli: Run) -> None:
     fails(done, "'rad'", "line 2", "did you mean 'red'?")
 
 
-def test_corrupt_picture(pictures: Path, process: Run) -> None:
+def test_corrupt_picture(pictures: Path, cli: Run) -> None:
     """The file's name and what is wrong with it."""
     path = pictures / "images/0000.jpg"
     path.write_bytes(path.read_bytes()[:500])
-    fails(process("train", "pets.yaml", cwd=pictures), "0000.jpg", "Truncated")
+    fails(cli("train", "pets.yaml", cwd=pictures), "0000.jpg", "Truncated")
 
 
 def test_empty_table(pictures: Path, cli: Run) -> None:
@@ -99,11 +99,12 @@ def test_a_kernel_that_cannot_run(
     assert not (pictures / "runs").exists()
 
 
-def test_weights_that_cannot_be_downloaded(pictures: Path, process: Run) -> None:
+def test_weights_that_cannot_be_downloaded(pictures: Path) -> None:
     """What was tried, where the file may be put, which key to set; no run directory is left."""
-    done = process(
+    done = run_child(
         "train",
         "pets.yaml",
+        "model.backbone=resnet18",
         "model.weights=IMAGENET1K_V1",
         cwd=pictures,
         https_proxy="http://127.0.0.1:9",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIG, Run, prepare, run_process
+from conftest import TINY, Run, prepare, run_child
 from test_check import times
 from test_mistakes import fails
 from test_train import tree_digest
@@ -37,7 +37,7 @@ def make(folder: Path) -> Path:
     (images / "0005.png").write_text("no picture")
     with (folder / "data.csv").open("w", newline="") as file:
         csv.writer(file).writerows([[*header, "split"], *rows])
-    (folder / "a.yaml").write_text(CONFIG.replace("tags.csv", "data.csv"))
+    (folder / "a.yaml").write_text(TINY.replace("tags.csv", "data.csv"))
     return folder
 
 
@@ -56,7 +56,7 @@ LEDGER = "train: 26 images found = 22 used + 4 skipped ("
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data, and a run on what is left of it: runs/a."""
     folder = make(tmp_path_factory.mktemp("policies"))
-    done = run_process("train", "a.yaml", SKIP, *LABELS, cwd=folder)
+    done = run_child("train", "a.yaml", SKIP, *LABELS, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -197,7 +197,7 @@ def test_empty_rows(tmp_path: Path, cli: Run, state: str) -> None:
         return
     assert done.returncode == 0, done.stderr
     word = {"negative": "absent", "unknown": "unknown"}[state]
-    assert f"has no label: all labels {word}" in done.stderr
+    assert f"with no label: all labels {word}" in done.stderr
 
 
 @pytest.mark.parametrize(

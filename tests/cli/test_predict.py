@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import random
+import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from conftest import COMMAND, Run, run_child
+
+from mlfinetune.workflows.predict import share_paths
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -104,7 +106,7 @@ def test_a_folder_without_pictures_is_an_error(trained: Path, cli: Run, tmp_path
 
 def test_a_reader_that_stops_early_is_no_error(trained: Path) -> None:
     """`mlfinetune predict ... | head -n 1` ends quietly."""
-    predict = f"{sys.executable} -m mlfinetune predict images images images -c runs/pets"
+    predict = f"{shlex.join(COMMAND)} predict images images images -c runs/pets"
     command = predict + " --batch-size 1 | head -n 1; exit ${PIPESTATUS[0]}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=trained, capture_output=True, text=True, timeout=120
@@ -132,11 +134,11 @@ def test_an_output_that_cannot_be_written_is_named(trained: Path, cli: Run) -> N
     assert "/dev/full: No space left" in done.stderr
 
 
-def test_predict_needs_the_checkpoint_alone(trained: Path, process: Run, tmp_path: Path) -> None:
+def test_predict_needs_the_checkpoint_alone(trained: Path, tmp_path: Path) -> None:
     """A checkpoint file copied elsewhere, with no run, table or YAML beside it, predicts."""
     shutil.copy(trained / "runs/pets/best.safetensors", tmp_path / "tagger.safetensors")
     shutil.copy(trained / "images/0000.jpg", tmp_path)
-    done = process("predict", "0000.jpg", "-c", "tagger.safetensors", cwd=tmp_path)
+    done = run_child("predict", "0000.jpg", "-c", "tagger.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(rows(done.stdout)) == 1
 
@@ -198,3 +200,9 @@ def test_shards_are_all_of_it(trained: Path, cli: Run) -> None:
         done = cli("predict", "images", "--shard", shard, cwd=trained)
         assert done.returncode == 2
         assert f"--shard {shard}: wanted I/N" in done.stderr
+
+
+def test_ranks_take_batches_in_turn() -> None:
+    """Every path has one rank, whole batches stay together, and a last one may be short."""
+    shares = [list(share_paths(iter("abcdefghi"), 2, rank, 2)) for rank in range(2)]
+    assert shares == [list("abefi"), list("cdgh")]

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ def test_report_writes_the_same_page_again(run: Path, cli: Run) -> None:
     title = str(run.relative_to(run.parent)).encode()
     assert after[1] == before[1]
     assert after[0] == before[0].replace(b"runs/pets", title)
+
+
+def test_report_runs_without_torch(run: Path) -> None:
+    """In a fresh process, from the command to the page; importing torch takes seconds."""
+    (run / "report.html").unlink()
+    code = (
+        "import sys; from mlfinetune.cli import main\n"
+        f"sys.argv = ['mlfinetune', 'report', {str(run)!r}]\n"
+        "try: main()\n"
+        "finally: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").is_file()
+    loaded = set(done.stderr.splitlines()[-1].split())
+    assert {"numpy", "jinja2", "sklearn"} <= loaded
+    assert not loaded & {"torch", "torchvision"}
 
 
 def test_pictures_that_are_gone_leave_a_page(run: Path, cli: Run) -> None:
@@ -152,6 +171,10 @@ ODD: list[tuple[str, object]] = [
     ("intervals/per_label/*/AP/1", None),
     ("intervals/per_label/*/F1/0", {}),
     ("cross_fitted/macro_F1", 10**400),
+    ("threshold_source", "magic"),
+    ("fitted_on", ["nothing"]),
+    ("calibration/how", {}),
+    ("calibration/Brier", "x"),
     ("calibration/ECE", "x"),
     ("calibration/ECE", 10**400),
     ("calibration/reliability", 3),

@@ -79,7 +79,7 @@ WORDS = "no No NO off OFF yes on y n 2024-01-01 2001-12-14t21:59:43.10-05:00 1_0
 
 @pytest.mark.parametrize("word", WORDS.split())
 def test_yaml_1_1_words_stay_strings(tmp_path: Path, word: str) -> None:
-    """What YAML 1.1 takes for a truth value, a date or base 60 is a label."""
+    """A word that YAML 1.1 takes for a truth value, a date or base 60 is a label."""
     config = load_config(write(tmp_path, f"data:\n  train: a.csv\n  labels: [cat, {word}]"))
     assert config.data.labels == ["cat", word]
 
@@ -215,7 +215,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     words = {
         "absent.yaml": "cannot read the config",
-        "folder": "is data, no config: `mlfinetune init",
+        "folder": "is data, not a config: `mlfinetune init",
     }
     assert str(tmp_path / name) in fault(tmp_path / name)
     assert words[name] in fault(tmp_path / name)
@@ -517,7 +517,7 @@ def test_an_override_hides_no_broken_section(tmp_path: Path) -> None:
 def test_paths_in_the_file_start_at_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the command runs, the file's relative paths mean the same."""
+    """Relative paths in the file mean the same from any current folder."""
     (tmp_path / "sub").mkdir()
     text = "data: {train: t.csv, val: ../v.csv, images: /abs}\noutput: out\n"
     write(tmp_path / "sub", text)
@@ -533,7 +533,7 @@ def test_paths_in_the_file_start_at_the_file(
 def test_paths_in_overrides_start_at_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is typed in a shell means what it means to the shell."""
+    """Relative paths in overrides start at the current folder, as in a shell."""
     (tmp_path / "here").mkdir()
     path = write(tmp_path, "data: {train: t.csv, val: v.csv}\n")
     monkeypatch.chdir(tmp_path / "here")
@@ -691,7 +691,7 @@ def test_a_dumped_config_means_the_same_elsewhere(
 
 
 def test_the_schema_that_ships_is_that_of_the_models() -> None:
-    """What editors check by is what `load` checks by; the message is how to mend it."""
+    """Editors check by the same rules as `load_config`; the message names the fix."""
     mend = (
         "python -c 'from mlfinetune import config; config.SCHEMA.write_text(config.build_schema())'"
     )
@@ -775,7 +775,7 @@ def test_settings_of_the_loss_out_of_range_are_refused(
 def test_a_resolved_loss_says_its_defaults(
     tmp_path: Path, name: str, function: Callable[..., Tensor]
 ) -> None:
-    """Those of the loss itself; 0 is a setting, not a missing one."""
+    """A loss gets its own defaults; 0 is a setting, not a missing one."""
     loss = load_config(write(tmp_path, f"{DATA}loss: {{name: {name}}}")).loss
     for key in ("gamma_neg", "gamma_pos", "clip", "gamma", "alpha"):
         assert getattr(loss, key) == (function.__kwdefaults__ or {}).get(key)

@@ -107,7 +107,7 @@ def test_unknown_is_decided_and_counted(unknown: str, state: int, word: str) -> 
     """Every unknown target of the table becomes that state."""
     after = settled(table("a b", [1, -1], [-1, 0], said=SAID), unknown=unknown)
     assert content(after) == {"a": [1, state], "b": [state, 0]}
-    assert after.notes == (f"2 unknown targets are taken for {word} (data.unknown)",)
+    assert after.notes == (f"2 unknown targets counted as {word} (data.unknown)",)
 
 
 def test_a_label_that_the_table_lacks_stays_unknown() -> None:
@@ -121,11 +121,11 @@ def test_an_empty_row_is_negative_unless_the_config_says_otherwise() -> None:
     rows = [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]
     after = settled(table("a b c d e", *rows))
     assert after.targets[1].tolist() == [0, 0, 0, 0, 0]
-    assert after.notes == ("1 image has no label: all labels absent",)
+    assert after.notes == ("1 image with no label: all labels absent",)
     after = settled(table("a b c d e", *rows), empty_labels="unknown")
     assert after.targets[:].tolist() == [[1, 0, 0, 0, 0], [-1, -1, -1, -1, -1]]
     assert after.unnamed.tolist() == [0, -1]
-    assert after.notes == ("1 image has no label: all labels unknown",)
+    assert after.notes == ("1 image with no label: all labels unknown",)
     after = settled(table("a b c d e", *rows, said=SAID), empty_labels="unknown")
     assert after.targets[1].tolist() == [0, 0, 0, 0, 0]
 
@@ -136,7 +136,7 @@ def test_empty_rows_are_refused_by_line() -> None:
     text = "no label (data.empty_labels is error)"
     assert [str(fault) for fault in after.faults] == [f"line 2: {text}", f"line 4: {text}"]
     assert [(fault.row, fault.picture) for fault in after.faults] == [(0, False), (2, False)]
-    assert after.notes == ("2 images have no label: refused",)
+    assert after.notes == ("2 images with no label: refused",)
 
 
 def test_a_row_of_ignored_labels_is_not_empty() -> None:

@@ -10,7 +10,7 @@ import pytest
 from mlfinetune.data.labels import align
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import SplitOptions, read_manifest, read_splits, read_table
-from mlfinetune.data.rows import raise_faults
+from mlfinetune.data.rows import PictureScan, raise_faults
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
@@ -170,7 +170,7 @@ def test_missing_and_undecodable_pictures_stand_in_one_message(tmp_path: Path) -
     table = write(tmp_path, listed(5))
     (tmp_path / "3.jpg").unlink()
     with pytest.raises(DataError) as caught:
-        read_splits(table, None, SourceOptions(), SplitOptions(scan=lambda paths: {1: "cut"}))
+        read_splits(table, None, SourceOptions(), scan=lambda _: PictureScan({1: "cut"}))
     first, *lines = str(caught.value).splitlines()
     assert "2 missing or unreadable pictures" in first
     assert lines == ["  line 3: '1.jpg': cut", "  line 5: '3.jpg': no such file"]
@@ -247,7 +247,7 @@ def test_groups_on_both_sides_are_told_of(tmp_path: Path) -> None:
     rows = "a.jpg,cat,train,1\nb.jpg,dog,train,2\nc.jpg,cat|dog,val,1\n"
     table = write(tmp_path, f"image,labels,split,patient\n{rows}")
     splits = read_splits(table, None, SourceOptions(group_by="patient"))
-    assert "warning: 1 group in train and in val: scores flatter" in splits.notes
+    assert "warning: 1 group in both train and val: scores will be too high" in splits.notes
 
 
 def test_labels_without_a_negative_are_noted_with_the_cure(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ def test_the_given_labels_are_the_columns(tmp_path: Path) -> None:
     splits = split(tmp_path, listed(10), labels=["fox", "dog", "cat"])
     assert splits.train.labels.names == ("fox", "dog", "cat")
     assert states(splits.train)[splits.train.names[0]][0] == 0
-    assert "1 label (fox) without a positive in train: cannot be learnt" in splits.notes
-    assert "1 label (fox) without a positive in val: have no AP" in splits.notes
+    assert "1 label (fox) without a positive in train: cannot be learned" in splits.notes
+    assert "1 label (fox) without a positive in val: no AP" in splits.notes
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_column_that_val_lacks_is_unknown(tmp_path: Path) -> None:
     train = "image,cat,dog,fox\na.jpg,1,0,1\nb.jpg,0,1,0\n"
     splits = split(tmp_path, train, "image,fox,dog\nc.jpg,0,1\nd.jpg,1,\n")
     assert states(splits.val) == {"c.jpg": [-1, 1, 0], "d.jpg": [-1, -1, 1]}
-    assert "1 label (cat) without a positive in val: have no AP" in splits.notes
+    assert "1 label (cat) without a positive in val: no AP" in splits.notes
 
 
 def test_an_unknown_row_is_unknown_for_every_label_of_the_run(tmp_path: Path) -> None:
@@ -379,9 +379,9 @@ def test_labels_without_a_positive_are_noted_ten_at_most(tmp_path: Path) -> None
     """The rest is counted."""
     labels = [f"l{i}" for i in range(14)]
     splits = split(tmp_path, listed(4), labels=["cat", "dog", *labels])
-    note = next(note for note in splits.notes if "cannot be learnt" in note)
+    note = next(note for note in splits.notes if "cannot be learned" in note)
     assert note.startswith("14 labels (l0, l1, ")
-    assert note.endswith(", l9 and 4 more) without a positive in train: cannot be learnt")
+    assert note.endswith(", l9 and 4 more) without a positive in train: cannot be learned")
 
 
 # ---- paths ------------------------------------------------------------------------------
@@ -495,8 +495,8 @@ def test_rows_of_one_image_are_joined(tmp_path: Path) -> None:
     """It has the labels of all of them, at the place of the first."""
     table = join(tmp_path, "image,labels\na.jpg,cat\nb.jpg,dog\na.jpg,fox\na.jpg,cat\n")
     assert states(table) == {"a.jpg": [1, 0, 1], "b.jpg": [0, 1, 0]}
-    assert [table.place(row) for row in (0, 1)] == ["line 2", "line 3"]
-    assert "1 images stand in several rows: their labels are joined" in table.notes
+    assert [table.find_place(row) for row in (0, 1)] == ["line 2", "line 3"]
+    assert "1 image in several rows: their labels are joined" in table.notes
 
 
 def test_different_spellings_of_one_path_are_one_image(tmp_path: Path) -> None:
@@ -557,7 +557,7 @@ def test_images_in_both_files_are_warned_of(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     val.write_text(val.read_text() + "sub/../0.jpg,cat\n")
     splits = read_splits(train, val, SourceOptions())
-    assert "warning: 3 images stand in train and in val: scores flatter" in splits.notes
+    assert "warning: 3 images in both train and val: scores will be too high" in splits.notes
 
 
 # ---- files that are no tables -----------------------------------------------------------
@@ -654,9 +654,10 @@ def test_copies_are_held_out_together(tmp_path: Path) -> None:
     rows = "".join(f"{n}.jpg,{'cat' if n % 3 else 'dog'},{n // 5}\n" for n in range(40))
     table = write(tmp_path, f"image,labels,patient\n{rows}")
     contents = {str(tmp_path / f"{n}.jpg"): n % 20 for n in range(40)}  # n and n + 20
+    scanned = PictureScan({}, contents)
     for options in (SourceOptions(), SourceOptions(group_by="patient")):
         splits = read_splits(
-            table, None, options, SplitOptions(contents=contents, val_fraction=0.3)
+            table, None, options, SplitOptions(val_fraction=0.3), lambda _: scanned
         )
         train, val = ({int(n[:-4]) % 20 for n in side.names} for side in (splits.train, splits.val))
         assert (train & val, len(train | val)) == (set(), 20)

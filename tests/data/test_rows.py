@@ -1,6 +1,7 @@
 """Rows that cannot be used are refused or left out, once each, and the sums add up."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ from hypothesis import strategies as st
 
 from mlfinetune.config import Config, load_config
 from mlfinetune.data.images.scan import scan_images
-from mlfinetune.data.load import load_splits, record_choices
+from mlfinetune.data.load import load_splits, resolve_data_config
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.read import SplitOptions, read_splits, read_table
-from mlfinetune.data.rows import add_scan_faults, drop_faulty, join_repeats, raise_faults
+from mlfinetune.data.rows import (
+    PictureScan,
+    add_scan_faults,
+    drop_faulty,
+    join_repeats,
+    raise_faults,
+)
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import ConfigError, DataError
@@ -40,9 +47,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def looked_at(paths: Any) -> dict[int, str]:
-    """What a scan finds bad."""
-    return {at: f for at, f in enumerate(scan_images(paths, 89_000_000)) if isinstance(f, str)}
+def scan(paths: Sequence[str]) -> PictureScan:
+    """Decode the pictures; contents are not told apart."""
+    results = enumerate(scan_images(paths, 89_000_000))
+    return PictureScan({index: why for index, why in results if isinstance(why, str)})
 
 
 def config(folder: Path, **data: Any) -> Config:
@@ -145,9 +153,8 @@ def test_pictures_alone_can_be_skipped(folder: Path) -> None:
 def test_a_scan_adds_its_faults_to_the_table(folder: Path) -> None:
     """In order of the rows, each a picture's."""
     (folder / "1.jpg").write_bytes(b"none")
-    table = add_scan_faults(
-        read_table(write(folder, "0.jpg,a", "1.jpg,a"), SourceOptions()), looked_at
-    )
+    table = read_table(write(folder, "0.jpg,a", "1.jpg,a"), SourceOptions())
+    table = add_scan_faults(table, scan([table.path(0), table.path(1)]).bad)
     assert table.faults == (Fault("line 3", f"'1.jpg': {NO_PICTURE}", 1, True),)
 
 
@@ -160,7 +167,7 @@ def test_bad_pictures_are_skipped_once_each(folder: Path) -> None:
     (folder / "4.jpg").write_bytes((folder / "5.jpg").read_bytes()[:300])
     rows = [f"{n}.jpg,{'ab'[n % 2]}" for n in range(20)]
     path = write(folder, *rows, "x.jpg,a", "./x.jpg,b", "./3.jpg,a", "sub/y.jpg,a")
-    found = read_splits(path, None, SourceOptions(), SplitOptions(skip_bad=True, scan=looked_at))
+    found = read_splits(path, None, SourceOptions(), SplitOptions(skip_bad=True), scan)
     skipped = {one.name: (one.place, one.reason) for one in found.skipped}
     assert len(found.skipped) == len(skipped) == 4
     assert skipped["x.jpg"] == ("line 22", "no such file")
@@ -181,7 +188,7 @@ def test_without_skip_the_scan_refuses(folder: Path) -> None:
         (folder / f"{number}.jpg").write_bytes(b"none")
     path = write(folder, *(f"{n}.jpg,a" for n in range(20)))
     with pytest.raises(DataError) as caught:
-        read_splits(path, None, SourceOptions(), SplitOptions(scan=looked_at))
+        read_splits(path, None, SourceOptions(), scan=scan)
     first, *lines = str(caught.value).splitlines()
     assert "2 missing or unreadable pictures" in first
     assert lines == [f"  line {n + 2}: '{n}.jpg': {NO_PICTURE}" for n in (3, 7)]
@@ -209,11 +216,11 @@ def test_rare_labels_are_left_out_and_stay_out(folder: Path, head: str) -> None:
     assert found.train.labels.names == found.val.labels.names == ("a", "c")
     assert found.rare == ("rare", "odd one")
     assert "2 labels (rare, odd one): fewer than 4 positives, left out" in found.notes
-    settled = record_choices(asked, found)
+    settled = resolve_data_config(asked, found)
     assert (settled.data.ignore_labels, settled.data.min_positives) == (["rare", "odd one"], 0)
     again = load_splits(settled, None)
     assert same(found, again)
-    assert (again.rare, record_choices(settled, again)) == ((), settled)
+    assert (again.rare, resolve_data_config(settled, again)) == ((), settled)
 
 
 def test_given_labels_are_not_rare(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder of pictures, some of whose targets nobody knows, for runs of several processes."""
+"""A folder of pictures, some with unknown targets, for runs of several processes."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from faults import children
 
 CONFIG = """\
 data: {train: tags.csv}
-model: {backbone: resnet6_tiny, weights: null, image_size: 64}
+model: {backbone: resnet6_tiny, weights: null, image_size: 32}
 train: {epochs: 2, batch_size: 8, precision: float32, workers: 0, optimizer: sgd, lr: 0.001,
         head_lr: 0.001}
 """
@@ -31,7 +31,7 @@ def ground(tmp_path: Path) -> Path:
 
 def draw(folder: Path) -> Path:
     """31 pictures: 25 to train in batches of 8, 8, 9 (a lone one joins), 6 to validate."""
-    demo_data.write(folder, count=31, size=64)
+    demo_data.write(folder, count=31, size=32)
     with (folder / "tags.csv").open() as file:
         rows = list(csv.DictReader(file))
     labels = sorted({name for row in rows for name in row["labels"].split("|") if name})
@@ -51,7 +51,7 @@ def draw(folder: Path) -> Path:
 
 
 def pack(folder: Path) -> None:
-    """The same pictures in three tars, shards/, and in a table of the same labels, plain.csv."""
+    """Write the pictures into three tars, shards/, and a table of their labels, plain.csv."""
     with (folder / "tags.csv").open() as file:
         rows = list(csv.DictReader(file))
     (folder / "shards").mkdir()

@@ -58,7 +58,7 @@ def start(
 
 
 def run(size: int, *arguments: str, cwd: Path, **environment: str) -> Child:
-    """They all end well; the one that speaks."""
+    """Run the processes to a good end; return the one that prints."""
     group = start(size, *arguments, cwd=cwd, **environment)
     codes = [child.wait() for child in group]
     assert not any(codes), "\n".join(child.said for child in group)
@@ -68,7 +68,7 @@ def run(size: int, *arguments: str, cwd: Path, **environment: str) -> Child:
 
 
 def torchrun(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """`torchrun --standalone ...` itself."""
+    """Start `torchrun --standalone ...`."""
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments],
         cwd=cwd,
@@ -80,14 +80,14 @@ def torchrun(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen
 
 
 def meeting() -> int:
-    """The port of a store, as torchrun has one for all of its starts."""
+    """Return the port of a store that outlives a start, as torchrun's does."""
     port = free_port()
     _stores.append(TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
     return port
 
 
 def free_port() -> int:
-    """One that nobody listens at."""
+    """Return a port on which nobody listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

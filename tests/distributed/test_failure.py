@@ -1,4 +1,4 @@
-"""A process of several is stopped, killed, or fails: all end, and one of them says why."""
+"""A rank is stopped, killed or fails: all ranks end, and one of them prints the reason."""
 
 import json
 import os
@@ -22,19 +22,19 @@ import runpy
 from faults import tiny  # registers its network
 runpy.run_module("mlfinetune", run_name="__main__")
 """
-EPOCHS = 24
+EPOCHS = 12
 ASKED = ("train", "tiny.yaml", f"train.epochs={EPOCHS}", "train.save_minutes=1000")
 LONG = ("train.epochs=400", "train.save_minutes=1000")
 
 
 def trained(run: Path) -> int:
-    """Epochs so far."""
+    """The number of epochs so far."""
     history = run / directory.HISTORY
     return history.read_text().count("\n") if history.exists() else 0
 
 
 def begun(run: Path) -> bool:
-    """Is it in the midst of training?"""
+    """Whether the run is training."""
     return trained(run) > 1
 
 
@@ -44,7 +44,7 @@ def ended(ground: Path, name: str) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether the weights are equal to the bit."""
     return all(bool((one[name] == two[name]).all()) for name in one)
 
 
@@ -65,22 +65,22 @@ SIGNALS = [*BOTH, ("all", signal.SIGINT), ("one", signal.SIGTERM)] if FULL else 
 def test_a_signal_saves_once_and_ends_all(
     ground: Path, undisturbed: dict[str, Tensor], whom: str, number: int, promise: Promise
 ) -> None:
-    """Sent to one, or by a scheduler to all, and by torchrun again; the same command goes on."""
+    """Sent to one rank, or by a scheduler to all and by torchrun again; a new start resumes."""
     group = start(2, *ASKED, cwd=ground)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
     for child in 2 * group if whom == "all" else group[1:]:
         child.send(number)
     assert [child.wait() for child in group] == [128 + number] * 2
-    assert group[0].said.count("all saved; go on with") == 1
+    assert group[0].said.count("everything is saved; resume with") == 1
     assert "Traceback" not in group[0].said + group[1].said
     promise("P7", 1, [])
-    assert "goes on with epoch" in run(2, *ASKED, cwd=ground).said
+    assert "resumes at epoch" in run(2, *ASKED, cwd=ground).said
     promise("P5", 1, [] if same(ended(ground, "tiny"), undisturbed) else [whom])
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.6])
 def test_a_signal_at_the_start_ends_all(ground: Path, seconds: float) -> None:
-    """Before they have met, and as they do."""
+    """Before the ranks have met, and while they meet."""
     group = start(3, "train", "tiny.yaml", *LONG, cwd=ground)
     time.sleep(seconds)
     for child in group:
@@ -104,7 +104,7 @@ def test_tar_shards_are_shared_shuffled_and_resumed(ground: Path) -> None:
     group[0].wait_until(lambda: begun(ground / "runs/stopped"))
     group[1].send(signal.SIGTERM)
     assert [child.wait() for child in group] == [143, 143]
-    assert "goes on with epoch" in run(2, *asked, cwd=ground).said
+    assert "resumes at epoch" in run(2, *asked, cwd=ground).said
     assert same(ended(ground, "stopped"), ended(ground, "shards"))
 
 
@@ -121,7 +121,7 @@ def test_another_number_of_processes_goes_on(ground: Path) -> None:
 
 
 def test_one_is_killed(ground: Path) -> None:
-    """Nobody says why: the other one does, once, and says what it can."""
+    """The others notice, and one of them prints it, once."""
     group = start(3, "train", "tiny.yaml", *LONG, cwd=ground)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
     killed = time.monotonic()
@@ -134,7 +134,7 @@ def test_one_is_killed(ground: Path) -> None:
 
 
 def test_the_first_one_is_killed(ground: Path) -> None:
-    """It holds what the others meet at: they end without it."""
+    """Rank 0 is gone: the others end without it."""
     group = start(2, "train", "tiny.yaml", *LONG, cwd=ground)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
     group[0].send(signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_the_first_one_is_killed(ground: Path) -> None:
 def test_a_start_is_told_apart_from_those_before(
     ground: Path, undisturbed: dict[str, Tensor]
 ) -> None:
-    """torchrun's store outlives starts, and each machine counts restarts by itself."""
+    """The store outlives a start, and machines count restarts differently."""
     port = meeting()
     group = start(2, *ASKED, cwd=ground, port=port)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
@@ -165,7 +165,7 @@ def test_what_all_get_wrong_is_said_once(ground: Path) -> None:
 
 
 def test_processes_that_read_other_examples(ground: Path) -> None:
-    """Their shares would be shares of other batches."""
+    """Ranks with different examples are an error: their shares would be of different batches."""
     group = start(3, "train", "tiny.yaml", cwd=ground, last=("data.val_fraction=0.4",))
     assert [child.wait() for child in group] == [2, 2, 2]
     said = "".join(child.said for child in group)
@@ -215,7 +215,7 @@ def test_torchrun_restarts_what_was_killed(
             time.sleep(0.01)
 
     for kill in range(times):
-        wait_until(lambda lines=2 + 8 * kill: trained(folder) >= lines)
+        wait_until(lambda lines=2 + 4 * kill: trained(folder) >= lines)
         holder = (folder / directory.LOCK).read_text()
         os.kill(int(holder), signal.SIGKILL)
         wait_until(lambda before=holder: (folder / directory.LOCK).read_text() != before)

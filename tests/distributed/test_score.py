@@ -54,7 +54,7 @@ def test_they_go_on_after_the_last_complete_row(trained: Path) -> None:
     whole = (trained / "whole.jsonl").read_bytes()
     (trained / "part.jsonl").write_bytes(whole[: len(whole) * 2 // 5])
     done = run(3, *asked, "-o", "part.jsonl", "--resume", cwd=trained)
-    assert "complete, going on after them" in done.said
+    assert "complete, resuming after them" in done.said
     assert (trained / "part.jsonl").read_bytes() == whole
 
 

@@ -23,7 +23,7 @@ WAYS = {
 
 
 def history(run: Path) -> list[dict[str, float]]:
-    """metrics.jsonl but for times."""
+    """The lines of metrics.jsonl without times."""
     rows = [json.loads(line) for line in (run / directory.HISTORY).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
 
@@ -33,7 +33,7 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def furthest(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest difference of a tensor, to its size, and which."""
+    """The largest relative difference of a tensor, and the tensor's name."""
     return max(
         (float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-3)), k)
         for k in one
@@ -55,7 +55,7 @@ def test_as_one_process(ground: Path, way: str) -> None:
 
 
 def test_features_of_a_frozen_backbone_are_computed_by_all(ground: Path) -> None:
-    """And bit for bit those of one process; so is the head that is solved for on them."""
+    """Features, and the head solved on them, are equal to one process's, to the bit."""
     for size in (1, 2, 3):
         environment = {"MLFINETUNE_CACHE": str(ground / f"cache-{size}")}
         more = ("model.freeze_backbone=true", "-o", f"runs/{size}")
@@ -79,7 +79,7 @@ def test_the_solved_head_is_everyone_s_start(ground: Path) -> None:
 
 
 def test_without_synchronized_statistics_all_keep_the_same_ones(ground: Path) -> None:
-    """Those in the checkpoint are the mean of all processes'; the run says how it learns."""
+    """The checkpoint has the mean of all ranks' statistics; the log says which are used."""
     more = ("train.sync_batch_norm=false", "train.epochs=1")
     said = run(2, "train", "tiny.yaml", *more, cwd=ground).said
     assert "BatchNorm learns in each from its own" in said

@@ -20,7 +20,8 @@ from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.state import read_state
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.training import step as step_module
-from mlfinetune.workflows.train import ResumeOptions, TrainResult, run
+from mlfinetune.training.start import ResumeOptions
+from mlfinetune.workflows.train import TrainResult, run
 
 EPOCHS = 3 if FULL else 2
 STEPS = 3 * EPOCHS

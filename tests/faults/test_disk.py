@@ -26,7 +26,7 @@ import resource, signal, sys
 from pathlib import Path
 from runs.test_checkpoint import content
 from mlfinetune.runs import checkpoint
-from mlfinetune.runs.state import write_state
+from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.errors import CheckpointError
 path = Path(sys.argv[1])
 def save(number):
@@ -37,7 +37,7 @@ def save(number):
         checkpoint.save(path, content(epoch=number))
 def found():
     if path.suffix == ".pt":
-        return checkpoint.load_state(path)["number"]
+        return read_state(path)["number"]
     return checkpoint.load(path).epoch
 save(3)
 size = path.stat().st_size

@@ -18,7 +18,7 @@ from faults.fault_runs import EPOCHS, STEPS, Runs, differences, left, stopped
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.state import read_state, write_state
-from mlfinetune.workflows.train import ResumeOptions
+from mlfinetune.training.start import ResumeOptions
 
 FROZEN = ("model.freeze_backbone=true", "train.optimizer=adamw")
 RANDOM = ("augment.crop_scale=[0.3, 1.0]", "augment.color_jitter=0.4", "augment.rand_augment=1")
@@ -185,11 +185,11 @@ def test_the_same_command_goes_on(runs: Runs, halfway: Callable[[str], Path]) ->
     log = io.StringIO()
     other = runs.go("same", "train.seed=1", log=log).run
     assert other.name == "same-2"
-    assert "same was not finished, and has other settings or data" in log.getvalue()
+    assert "same is unfinished, but has other settings or data" in log.getvalue()
     shutil.rmtree(other)
     done = runs.go("same", log=log).run
     assert done.name == "same"
-    assert "goes on with epoch 2, after 1 of 3 steps" in log.getvalue()
+    assert "resumes at epoch 2, after 1 of 3 steps" in log.getvalue()
     assert not [*differences(whole, left(done))]
     assert runs.go("same").run.name == "same-2"
 
@@ -247,7 +247,7 @@ def test_the_precision_of_kept_features_is_no_other_arithmetic(runs: Runs) -> No
     runs.stop("kept", *settings, step=4)
     log = io.StringIO()
     runs.go("kept", *settings, log=log)
-    assert "goes on with epoch 2" in log.getvalue()
+    assert "resumes at epoch 2" in log.getvalue()
     assert "warning" not in log.getvalue()
 
 

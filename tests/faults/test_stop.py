@@ -145,7 +145,7 @@ def resumed(ground: Ground, phase: Phase, name: str, command: list[str], child: 
     """What is wrong with what a stopped training says, and with the one that goes on."""
     run, wrong = ground.run(name), []
     saved = any((run / state).is_file() for state in (directory.STATE, directory.PREVIOUS_STATE))
-    line = f"go on with\n  mlfinetune train runs/{name}/config.yaml --resume"
+    line = f"resume with\n  mlfinetune train runs/{name}/config.yaml --resume"
     if (
         "stopped by " not in child.said
         or (line if saved else "nothing saved yet") not in child.said

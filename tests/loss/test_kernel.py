@@ -343,7 +343,7 @@ COMPILED: dict[str, tuple[str, dict[str, Any], int]] = {
     "focal": ("_forward", {"FOCUSED": True, "WEIGHTED": True, "weights": "*fp64"}, 4),
     "2^31 elements": ("_forward", {"n": "i64"}, 4),
     "strided": ("_forward", STRIDED, 4),
-    "finish": ("_finish", {}, 4),
+    "sum of programs": ("_sum_programs", {}, 4),
     "rescale": ("_rescale", {"PROGRAMS": 1024}, 4),
     "rescale bfloat16": ("_rescale", {"PROGRAMS": 1024, "grad": "*bf16"}, 4),
 }
@@ -377,7 +377,7 @@ def test_every_kernel_compiles_without_spills_and_atomics(
 
 
 @pytest.mark.parametrize(
-    "setting", [name for name in COMPILED if name not in ("strided", "finish")]
+    "setting", [name for name in COMPILED if name not in ("strided", "sum of programs")]
 )
 def test_contiguous_memory_moves_16_bytes_at_once(
     compiled: dict[str, tuple[str, str]], setting: str

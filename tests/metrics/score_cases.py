@@ -32,7 +32,7 @@ class Case:
     threshold: float
 
     def measured(self) -> MetricTable:
-        """What is under test."""
+        """Numbers of the function under test."""
         return measure(table(self.targets, self.logits), self.threshold)
 
     def said(self) -> NDArray[np.bool_]:

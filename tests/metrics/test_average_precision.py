@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from mlfinetune.metrics import average_precision as curve
 from mlfinetune.metrics import micro_ap
-from mlfinetune.metrics.average_precision import PROTOCOLS, average_precision, steps
+from mlfinetune.metrics.average_precision import PROTOCOLS, average_precision, trace_steps
 from mlfinetune.metrics.micro_ap import pooled_average_precision
 
 interpolated, eleven = "voc_interpolated", "voc_11point"
@@ -22,7 +22,9 @@ interpolated, eleven = "voc_interpolated", "voc_11point"
 def ap(truth: list[int], scores: list[float], protocol: str) -> float:
     """AP of one ranking."""
     t, x = np.array(truth), np.array(scores, np.float32)
-    return average_precision(steps(np.sort(x[t == 1]), np.sort(x[t == 0])), sum(truth), protocol)
+    return average_precision(
+        trace_steps(np.sort(x[t == 1]), np.sort(x[t == 0])), sum(truth), protocol
+    )
 
 
 def defined(truth: list[int], scores: list[float], protocol: str) -> float:
@@ -55,7 +57,7 @@ def test_the_envelope_lifts_a_dip() -> None:
 
 
 def test_eleven_points_read_the_envelope() -> None:
-    """The same: recall 0 to .3 is reached at precision 1 (4 points), .4 to 1 at 3/4 (7)."""
+    """Eleven points by hand: recall 0 to .3 is reached at precision 1 (4 points), .4 to 1 at 3/4 (7)."""
     assert ap([1, 0, 1, 1, 0], [5, 4, 3, 2, 1], eleven) == pytest.approx((4 + 7 * 3 / 4) / 11)
 
 
@@ -139,6 +141,8 @@ def test_ranges_are_even() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(micro_ap, "RANGE", 10_000)
         for x in (logits, np.exp(3 * logits), np.sort(logits, axis=0)):
-            sizes = [int(((x >= low) & (x < high)).sum()) for low, high in micro_ap._ranges(x)]
+            sizes = [
+                int(((x >= low) & (x < high)).sum()) for low, high in micro_ap._split_ranges(x)
+            ]
             assert sum(sizes) == x.size
             assert max(sizes) < 20_000

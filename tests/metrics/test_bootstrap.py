@@ -13,9 +13,14 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics import bootstrap
-from mlfinetune.metrics.bootstrap import NO_DIFFERENCE, Comparison, intervals, paired
+from mlfinetune.metrics.bootstrap import (
+    NO_DIFFERENCE,
+    Comparison,
+    compare_tables,
+    compute_intervals,
+)
 from mlfinetune.metrics.measure import measure
-from mlfinetune.metrics.types import ScoreTable
+from mlfinetune.metrics.types import Interval, ScoreTable
 
 thorough = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 
@@ -36,7 +41,7 @@ def drawn(images: int, labels: int, seed: int, share: float = 0.2) -> ScoreTable
 
 
 def noisier(scores: ScoreTable, noise: float, seed: int) -> ScoreTable:
-    """The same images, told worse."""
+    """Add noise to the logits: equal images, a worse model."""
     random = np.random.default_rng(seed)
     logits = scores.logits + noise * random.normal(size=scores.logits.shape)
     return replace(scores, logits=logits.astype(np.float32))
@@ -52,20 +57,28 @@ def tables(draw: st.DrawFn, states: tuple[int, ...] = (0, 1, -1)) -> ScoreTable:
     return table(targets, levels.astype(np.float32) / 4)
 
 
-def resampled(scores: ScoreTable, thresholds: list[float]) -> bootstrap._Results:
-    """Twelve resamples of seed 5."""
-    ranked = bootstrap._ranked(scores, thresholds)
-    return bootstrap._resampled([ranked], len(scores.names), 12, 5)[0]
+SEEDS = range(12)
 
 
-def counts(images: int) -> NDArray[np.int32]:
-    """The weights of those twelve."""
-    return np.concatenate(list(bootstrap._drawn(images, 12, 5)))
+def counts(images: int, seed: int, resamples: int = 1) -> NDArray[np.int64]:
+    """(resamples, images) counts of draws: images drawn again, with replacement."""
+    random = np.random.default_rng(seed)
+    draws = [random.integers(0, images, images) for _ in range(resamples)]
+    return np.array([np.bincount(draw, minlength=images) for draw in draws])
 
 
-def same(found: NDArray[np.float64], wanted: list[float]) -> bool:
-    """Equal to 12 digits, NaN where NaN."""
-    return np.allclose(found, wanted, rtol=0, atol=1e-12, equal_nan=True)
+def is_near(value: float | None, wanted: float | None) -> bool:
+    """Equal to 12 digits, None where None."""
+    if value is None or wanted is None:
+        return value is wanted
+    return abs(value - wanted) <= 1e-12
+
+
+def is_point(interval: Interval | None, wanted: float) -> bool:
+    """Both ends of the interval of one resample are its number, to 12 digits; None for NaN."""
+    if interval is None or np.isnan(wanted):
+        return interval is None and bool(np.isnan(wanted))
+    return bool(np.allclose(interval, wanted, rtol=0, atol=1e-12))
 
 
 # ---- one resample -----------------------------------------------------------------------
@@ -74,35 +87,36 @@ def same(found: NDArray[np.float64], wanted: list[float]) -> bool:
 @thorough
 @given(scores=tables())
 def test_each_resample_has_the_average_precision_of_scikit_learn(scores: ScoreTable) -> None:
-    """With the counts as sample weights; NaN without a positive or a negative of weight."""
-    found = resampled(scores, [0.5] * len(scores.labels)).ap
-    for at in range(len(scores.labels)):
-        known = scores.targets[:, at] != -1
-        truth, logits = scores.targets[known, at], scores.logits[known, at]
-        wanted = []
-        for weights in counts(len(scores.names))[:, known]:
+    """With the counts as sample weights; undefined without a positive or a negative of weight."""
+    for seed in SEEDS:
+        found = compute_intervals(scores, [0.5] * len(scores.labels), 1, seed).per_label
+        for at, row in enumerate(found):
+            known = scores.targets[:, at] != -1
+            truth, logits = scores.targets[known, at], scores.logits[known, at]
+            weights = counts(len(scores.names), seed)[0, known]
             both = (weights * truth).sum() and (weights * (1 - truth)).sum()
             how = {"sample_weight": weights}
-            wanted.append(average_precision_score(truth, logits, **how) if both else np.nan)
-        assert same(found[:, at], wanted)
+            wanted = average_precision_score(truth, logits, **how) if both else np.nan
+            assert is_point(row.AP, wanted)
 
 
 @settings(thorough, max_examples=40)
 @given(scores=tables(), threshold=st.sampled_from((0.0, 0.3, 0.5, 0.8, 1.0)))
 def test_each_resample_has_the_f1_of_scikit_learn(scores: ScoreTable, threshold: float) -> None:
     """A label's and the pooled one, at the threshold's logit, over known pairs."""
-    found = resampled(scores, [threshold] * len(scores.labels))
     with np.errstate(divide="ignore"):
         said = scores.logits >= np.float32(np.log(np.float64(threshold) / (1 - threshold)))
     known, truth = scores.targets != -1, scores.targets == 1
-    weights = counts(len(scores.names))[:, :, None] * known
-    pooled = [f1(truth.ravel(), said.ravel(), one.ravel()) for one in weights]
-    assert same(found.micro_f1, pooled)
-    for at in range(len(scores.labels)):
-        assert same(found.f1[:, at], [f1(truth[:, at], said[:, at], w[:, at]) for w in weights])
+    for seed in SEEDS:
+        found = compute_intervals(scores, [threshold] * len(scores.labels), 1, seed)
+        weights = counts(len(scores.names), seed)[0, :, None] * known
+        pooled = f1(truth.ravel(), said.ravel(), weights.ravel())
+        assert is_point(found.averages["micro_F1"], pooled)
+        for at, row in enumerate(found.per_label):
+            assert is_point(row.F1, f1(truth[:, at], said[:, at], weights[:, at]))
 
 
-def f1(truth: NDArray[np.bool_], said: NDArray[np.bool_], weights: NDArray[np.int32]) -> float:
+def f1(truth: NDArray[np.bool_], said: NDArray[np.bool_], weights: NDArray[np.int64]) -> float:
     """Scikit-learn's, NaN without a positive of weight."""
     if not (truth * weights).sum():
         return float("nan")
@@ -113,13 +127,12 @@ def f1(truth: NDArray[np.bool_], said: NDArray[np.bool_], weights: NDArray[np.in
 @given(scores=tables())
 def test_every_image_once_is_what_measure_says(scores: ScoreTable) -> None:
     """The points that intervals belong to are those of metrics.json."""
-    ranked = bootstrap._ranked(scores, [0.5] * len(scores.labels))
-    found = bootstrap._results(ranked, np.ones((1, len(scores.names)), np.int32))
-    wanted = measure(scores)
-    for name, values in found.averages().items():
-        said = wanted.averages[name]
-        assert same(values, [np.nan if said is None else said])
-    assert same(found.ap[0], [np.nan if row.AP is None else row.AP for row in wanted.per_label])
+    cuts = [0.5] * len(scores.labels)
+    found, wanted = compare_tables(scores, scores, cuts, cuts, 1), measure(scores)
+    for name, point in found.averages.items():
+        assert is_near(point.a, wanted.averages[name])
+    for row in wanted.per_label:
+        assert is_near(found.per_label[row.label].a, row.AP)
 
 
 # ---- intervals --------------------------------------------------------------------------
@@ -128,18 +141,18 @@ def test_every_image_once_is_what_measure_says(scores: ScoreTable) -> None:
 def test_a_seed_gives_the_same_intervals_and_another_others() -> None:
     """Nothing but the seed decides which images are drawn."""
     scores = drawn(60, 3, seed=0)
-    first, again = (intervals(scores, [0.5] * 3, 50, seed=1) for _ in range(2))
+    first, again = (compute_intervals(scores, [0.5] * 3, 50, seed=1) for _ in range(2))
     assert first == again
-    assert intervals(scores, [0.5] * 3, 50, seed=2).averages != first.averages
+    assert compute_intervals(scores, [0.5] * 3, 50, seed=2).averages != first.averages
 
 
 @pytest.mark.parametrize("block", [1, 130, 10**6])
 def test_the_size_of_a_block_changes_nothing(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Resamples are drawn one by one, whatever the number that is in memory."""
     scores = drawn(40, 3, seed=0)
-    wanted = intervals(scores, [0.5] * 3, 30)
+    wanted = compute_intervals(scores, [0.5] * 3, 30)
     monkeypatch.setattr(bootstrap, "_BLOCK", block)
-    assert intervals(scores, [0.5] * 3, 30) == wanted
+    assert compute_intervals(scores, [0.5] * 3, 30) == wanted
 
 
 def test_intervals_hold_the_population_value() -> None:
@@ -147,7 +160,7 @@ def test_intervals_hold_the_population_value() -> None:
     wanted = measure(drawn(100_000, 5, seed=0)).averages
     hits = dict.fromkeys(bootstrap.AVERAGES, 0)
     for seed in range(1, 41):
-        found = intervals(drawn(300, 5, seed), [0.5] * 5, 200).averages
+        found = compute_intervals(drawn(300, 5, seed), [0.5] * 5, 200).averages
         for name, (low, high) in found.items():  # type: ignore[misc]
             hits[name] += low <= wanted[name] <= high
     assert min(hits.values()) >= 33
@@ -159,11 +172,11 @@ def test_the_interval_of_map_has_no_bias_of_rare_labels() -> None:
     plain = lowered = 0
     for seed in range(1, 41):
         scores = drawn(300, 20, seed, share=0.02)
-        ranked, cuts = bootstrap._ranked(scores, [0.5] * 20), [0.5] * 20
-        (found,) = bootstrap._resampled([ranked], 300, 200, 0)
-        low, high = bootstrap._interval(found.averages()["mAP"]) or (0, 0)
-        plain += low <= wanted <= high
-        low, high = intervals(scores, cuts, 200).averages["mAP"] or (0, 0)
+        perfect, cuts = replace(scores, logits=scores.targets.astype(np.float32)), [0.5] * 20
+        above = compare_tables(perfect, scores, cuts, cuts, 200).averages["mAP"]
+        low, high = above.interval or (0, 0)  # plain percentiles, less the 1 of a perfect table
+        plain += low + 1 <= wanted <= high + 1
+        low, high = compute_intervals(scores, cuts, 200).averages["mAP"] or (0, 0)
         lowered += low <= wanted <= high
     assert plain < 30 <= lowered
 
@@ -172,7 +185,7 @@ def test_more_images_make_narrower_intervals() -> None:
     """Sixteen times the images, a quarter of the width."""
     widths = []
     for images in (250, 4000):
-        low, high = intervals(drawn(images, 4, 0), [0.5] * 4, 200).averages["mAP"] or (0, 0)
+        low, high = compute_intervals(drawn(images, 4, 0), [0.5] * 4, 200).averages["mAP"] or (0, 0)
         widths.append(high - low)
     assert 3 < widths[0] / widths[1] < 5.5
 
@@ -182,27 +195,33 @@ def test_the_undefined_has_no_interval() -> None:
     targets = np.zeros((50, 4), np.int8)
     targets[:, 1], targets[:, 2], targets[0, 3] = 1, -1, 1
     logits = np.random.default_rng(0).normal(size=targets.shape).astype(np.float32)
-    found = intervals(table(targets, logits), [0.5] * 4, 200).per_label
+    found = compute_intervals(table(targets, logits), [0.5] * 4, 200).per_label
     assert [row.AP is None for row in found] == [True, True, True, False]
     assert [row.F1 is None for row in found] == [True, False, True, False]
-    none = intervals(table(targets[:, :1], logits[:, :1]), [0.5], 20)
+    none = compute_intervals(table(targets[:, :1], logits[:, :1]), [0.5], 20)
     assert set(none.averages.values()) == {None}
 
 
 def test_a_label_that_most_resamples_lose_has_no_interval() -> None:
-    """The rest of the resamples would be a chosen few."""
-    values = np.full(100, np.nan)
-    values[:50] = 0.5
-    assert bootstrap._interval(values) is None
-    values[50] = 0.5
-    assert bootstrap._interval(values) == (0.5, 0.5)
+    """A positive and a negative, both in half of the resamples; more than half have to be defined.
+
+    The rest of the resamples would be a chosen few.
+    """
+    scores = table(np.array([[1], [0]], np.int8), np.array([[1], [0]], np.float32))
+    halves = set()
+    for seed in range(40):
+        defined = int((counts(2, seed, 10) == 1).all(axis=1).sum())
+        halves.add(defined)
+        wanted = (1.0, 1.0) if defined > 5 else None
+        assert wanted == compute_intervals(scores, [0.5], 10, seed).per_label[0].AP
+    assert {5, 6} <= halves
 
 
 @thorough
 @given(scores=tables())
 def test_intervals_are_ordered_and_within_bounds(scores: ScoreTable) -> None:
     """0 <= low <= high <= 1."""
-    found = intervals(scores, [0.4] * len(scores.labels), 30)
+    found = compute_intervals(scores, [0.4] * len(scores.labels), 30)
     pairs = [*found.averages.values()]
     pairs += [pair for row in found.per_label for pair in (row.AP, row.F1)]
     assert all(0 <= pair[0] <= pair[1] <= 1 for pair in pairs if pair is not None)
@@ -214,7 +233,7 @@ def test_intervals_are_ordered_and_within_bounds(scores: ScoreTable) -> None:
 def compared(a: ScoreTable, b: ScoreTable) -> Comparison:
     """200 resamples at thresholds of 0.5."""
     cuts = [0.5] * len(a.labels)
-    return paired(a, b, cuts, cuts, 200)
+    return compare_tables(a, b, cuts, cuts, 200)
 
 
 def test_nothing_can_be_told_between_a_table_and_itself() -> None:
@@ -259,14 +278,14 @@ def test_pairing_is_worth_it() -> None:
     a = drawn(500, 5, seed=0)
     b = noisier(a, 0.2, seed=1)
     low, high = compared(a, b).averages["mAP"].interval or (0, 9)
-    alone = intervals(a, [0.5] * 5, 200).averages["mAP"] or (0, 0)
+    alone = compute_intervals(a, [0.5] * 5, 200).averages["mAP"] or (0, 0)
     assert high - low < 0.5 * (alone[1] - alone[0])
 
 
 def test_each_table_has_its_own_thresholds() -> None:
-    """The same logits under better thresholds have a better F1, and the same AP."""
+    """Equal logits have a better F1 at better thresholds, and an equal AP."""
     scores = drawn(400, 3, seed=0)
-    found = paired(scores, scores, [0.999] * 3, [0.7] * 3, 100)
+    found = compare_tables(scores, scores, [0.999] * 3, [0.7] * 3, 100)
     assert found.averages["macro_F1"].sign == found.averages["micro_F1"].sign == 1
     assert found.averages["mAP"].value == 0
 
@@ -275,5 +294,5 @@ def test_a_thousand_resamples_take_seconds() -> None:
     """A tenth of 5,000 x 80, under a tenth of a minute, on one core."""
     scores = drawn(5000, 8, seed=0, share=0.05)
     started = time.monotonic()
-    intervals(scores, [0.5] * 8)
+    compute_intervals(scores, [0.5] * 8)
     assert time.monotonic() - started < 6

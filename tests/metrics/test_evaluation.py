@@ -1,5 +1,6 @@
 """Scores become a decision on validation, and numbers by it, honest ones beside optimistic ones."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,18 @@ from mlfinetune.config import EvalConfig
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics.evaluation import DRAWN, evaluate, fit_decision_rule
 from mlfinetune.metrics.measure import measure
-from mlfinetune.metrics.types import DecisionRule, ScoreTable
+from mlfinetune.metrics.types import (
+    CalibrationError,
+    CalibrationFacts,
+    CrossFittedRates,
+    DecisionRule,
+    Facts,
+    Intervals,
+    LabelIntervals,
+    ReliabilityBin,
+    ReviewBand,
+    ScoreTable,
+)
 
 LABELS = LabelSpace(("common", "rare", "none"))
 
@@ -31,8 +43,8 @@ def test_a_plain_decision_changes_nothing() -> None:
     verdict = evaluate(EvalConfig(thresholds="fixed"), scores, plain, fitted_here=True)
     assert verdict.scores.logits is scores.logits
     assert verdict.table == measure(scores, 0.5)
-    assert (verdict.facts["threshold_source"], verdict.facts["fitted_on"]) == ("fixed", "nothing")
-    assert "cross_fitted" not in verdict.facts
+    assert (verdict.facts.threshold_source, verdict.facts.fitted_on) == ("fixed", "nothing")
+    assert verdict.facts.cross_fitted is None
 
 
 @pytest.mark.parametrize("how", ["global", "per_label", "precision"])
@@ -41,10 +53,11 @@ def test_fitted_thresholds_come_with_cross_fitted_numbers(how: str) -> None:
     settings, scores = EvalConfig.model_validate({"thresholds": how}), drawn(1)
     decision = fit_decision_rule(settings, scores)
     here = evaluate(settings, scores, decision, fitted_here=True)
-    assert here.facts["cross_fitted"].keys() >= {"macro_F1", "micro_F1"}
+    assert here.facts.fitted_on == "the same images"
+    assert here.facts.cross_fitted is not None
     fresh = evaluate(settings, drawn(2), decision, fitted_here=False)
-    assert fresh.facts["fitted_on"] == "other images"
-    assert "cross_fitted" not in fresh.facts
+    assert fresh.facts.fitted_on == "other images"
+    assert fresh.facts.cross_fitted is None
     assert [row.threshold for row in fresh.table.per_label] == list(decision.thresholds)
 
 
@@ -58,7 +71,7 @@ def test_cross_fitted_numbers_are_nearer_to_those_of_fresh_images() -> None:
         fresh = measure(drawn(1000 + seed, 4000), np.array(decision.thresholds))
         wanted = fresh.averages["micro_F1"]
         optimism.append(here.table.averages["micro_F1"] - wanted)  # type: ignore[operator]
-        left.append(here.facts["cross_fitted"]["micro_F1"] - wanted)
+        left.append(here.facts.cross_fitted.micro_F1 - wanted)  # type: ignore[union-attr, operator]
     assert abs(np.mean(left)) < 0.5 * np.mean(optimism)
 
 
@@ -68,9 +81,9 @@ def test_calibration_makes_probabilities_believable(how: str, share: float) -> N
     settings = EvalConfig.model_validate({"calibration": how, "thresholds": "global"})
     decision, fresh = fit_decision_rule(settings, drawn(3, 2000)), drawn(4, 2000)
     verdict = evaluate(settings, fresh, decision, fitted_here=False)
-    facts = verdict.facts["calibration"]
-    assert facts["calibrated"]["ECE"] < share * facts["ECE"]
-    assert facts["calibrated"]["Brier"] < facts["Brier"]
+    before, after = verdict.facts.calibration.own, verdict.facts.calibration.calibrated
+    assert share * before.ECE > after.ECE  # type: ignore[union-attr, operator]
+    assert after.Brier < before.Brier  # type: ignore[union-attr, operator]
     plain = measure(fresh)
     assert verdict.table.averages["mAP"] == pytest.approx(plain.averages["mAP"], abs=1e-3)
     wanted = decision.slope[0] * fresh.logits[:, 0].astype(float) + decision.intercept[0]
@@ -81,19 +94,20 @@ def test_the_review_band_holds_most_of_the_mistakes() -> None:
     """Counted by hand on fresh images; on those that fitted it by cross-fitted probabilities."""
     settings = EvalConfig(calibration="platt", review=(0.2, 0.8))
     decision, fresh = fit_decision_rule(settings, drawn(6, 2000)), drawn(7, 2000)
-    band = evaluate(settings, fresh, decision, fitted_here=False).facts["review"]
-    p = expit(decision.calibrated(fresh.logits).astype(float))
+    band = evaluate(settings, fresh, decision, fitted_here=False).facts.review
+    assert band is not None
+    p = expit(decision.calibrate(fresh.logits).astype(float))
     inside, known = (p >= 0.2) & (p <= 0.8), fresh.targets >= 0
     wrong = known & ((p >= np.array(decision.thresholds)) != (fresh.targets == 1))
-    assert (band["images"], band["pairs"]) == (inside.any(1).sum(), inside.sum())
-    assert (band["wrong"], band["wrong_inside"]) == (wrong.sum(), (wrong & inside).sum())
-    assert band["wrong_inside"] > 0.6 * band["wrong"]
-    assert band["pairs"] < 0.25 * p.size
-    here = evaluate(settings, drawn(6, 2000), decision, fitted_here=True).facts["review"]
-    assert (
-        here["wrong"]
-        != evaluate(settings, drawn(6, 2000), decision, False).facts["review"]["wrong"]
-    )
+    assert (band.images, band.pairs) == (inside.any(1).sum(), inside.sum())
+    assert (band.wrong, band.wrong_inside) == (wrong.sum(), (wrong & inside).sum())
+    assert band.wrong_inside > 0.6 * band.wrong
+    assert band.pairs < 0.25 * p.size
+    here, there = (evaluate(settings, drawn(6, 2000), decision, same).facts.review
+                   for same in (True, False))  # fmt: skip
+    assert here is not None
+    assert there is not None
+    assert here.wrong != there.wrong
 
 
 @pytest.mark.parametrize("review", [(0.2, 0.8), (0.5, 0.5), (-0.1, 0.5)])
@@ -117,16 +131,80 @@ def test_a_precision_out_of_reach_is_never_said() -> None:
 
 def test_a_large_table_gets_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time stays bounded; the file says how many."""
-    assert (
-        evaluate(EvalConfig(), drawn(0), DecisionRule.plain(3), False).facts["intervals"][
-            "resamples"
-        ]
-        == 1000
-    )
+    plain = DecisionRule.plain(3)
+    whole = evaluate(EvalConfig(), drawn(0), plain, False)
+    assert whole.facts.intervals.resamples == 1000
     monkeypatch.setattr("mlfinetune.metrics.evaluation.DRAWN", DRAWN // 10**6)
-    assert (
-        evaluate(EvalConfig(), drawn(0), DecisionRule.plain(3), False).facts["intervals"][
-            "resamples"
-        ]
-        == 100
-    )
+    part = evaluate(EvalConfig(), drawn(0), plain, False)
+    assert part.facts.intervals.resamples == 100
+
+
+@pytest.mark.parametrize("how", ["none", "temperature", "platt"])
+def test_scores_say_how_they_were_calibrated(how: str) -> None:
+    """The model's own logits go in; those that come out are called calibrated, if they are."""
+    settings, scores = EvalConfig.model_validate({"calibration": how}), drawn(1, 60)
+    assert scores.calibration == "none"
+    decision = fit_decision_rule(settings, scores)
+    assert evaluate(settings, scores, decision, True).scores.calibration == how
+
+
+# ---- facts ------------------------------------------------------------------------------
+
+INTERVALS = Intervals(
+    averages={"mAP": (0.25, 0.75), "macro_F1": (0.5, 1.0), "micro_F1": None},
+    per_label=(LabelIntervals("cat", (0.125, 0.5), None), LabelIntervals("dog", None, (0.0, 1.0))),
+    resamples=1000,
+)
+OWN = CalibrationError(0.0625, 0.125, (ReliabilityBin(0.1, 0.0, 3), ReliabilityBin(0.75, 1.0, 2)))
+RATES = CrossFittedRates(0.1, 0.2, 0.3, 0.4, 0.5, None)
+WHOLE = Facts(
+    threshold_source="per_label",
+    fitted_on="the same images",
+    intervals=INTERVALS,
+    cross_fitted=RATES,
+    calibration=CalibrationFacts("platt", OWN, CalibrationError(None, None, ())),
+    review=ReviewBand(0.2, 0.8, images=7, pairs=9, wrong=5, wrong_inside=4),
+)
+PLAIN = Facts("fixed", "nothing", INTERVALS, None, CalibrationFacts("none", OWN, None), None)
+WRITTEN = """{
+  "threshold_source": "per_label",
+  "fitted_on": "the same images",
+  "intervals": {
+    "mAP": [0.25, 0.75],
+    "macro_F1": [0.5, 1.0],
+    "micro_F1": null,
+    "resamples": 1000,
+    "per_label": {
+      "cat": {"AP": [0.125, 0.5], "F1": null},
+      "dog": {"AP": null, "F1": [0.0, 1.0]}
+    }
+  },
+  "cross_fitted": {
+    "macro_precision": 0.1,
+    "macro_recall": 0.2,
+    "macro_F1": 0.3,
+    "micro_precision": 0.4,
+    "micro_recall": 0.5,
+    "micro_F1": null
+  },
+  "calibration": {
+    "how": "platt",
+    "ECE": 0.0625,
+    "Brier": 0.125,
+    "reliability": [[0.1, 0.0, 3], [0.75, 1.0, 2]],
+    "calibrated": {"ECE": null, "Brier": null, "reliability": []}
+  },
+  "review": {"low": 0.2, "high": 0.8, "images": 7, "pairs": 9, "wrong": 5, "wrong_inside": 4}
+}"""
+
+
+def test_facts_are_the_keys_of_metrics_json_in_their_order() -> None:
+    """Key for key; the text of a file, not a dictionary, holds the order."""
+    assert json.dumps(WHOLE.to_dict()) == json.dumps(json.loads(WRITTEN))
+
+
+def test_facts_that_do_not_apply_leave_no_key() -> None:
+    """Nothing was fitted, nothing calibrated, no review asked for."""
+    content = PLAIN.to_dict()
+    assert list(content) == ["threshold_source", "fitted_on", "intervals", "calibration"]
+    assert list(content["calibration"]) == ["how", "ECE", "Brier", "reliability"]

@@ -171,7 +171,7 @@ def said_by(averages: dict[str, float | None], kind: str) -> list[float | None]:
 
 
 def rates(truth: NDArray[Any], said: NDArray[Any], average: str) -> list[object]:
-    """The same from scikit-learn."""
+    """Call scikit-learn for the numbers of this case."""
     found = sk.precision_recall_fscore_support(truth, said, average=average, zero_division=0)
     return [near(value, 1e-12) for value in found[:3]]
 
@@ -214,7 +214,7 @@ def test_the_literature_decides_at_a_half(case: Case) -> None:
 @settings(thorough, max_examples=300)
 @given(case=cases((0, 1, -1)))
 def test_top3_predicts_the_three_highest_known_labels(case: Case) -> None:
-    """The same numbers as those of logits that say so; of tied labels the earlier."""
+    """Equal to the numbers of logits that predict these labels; of tied labels the earlier."""
     top = np.full(case.logits.shape, -1, np.float32)
     for row, (x, t) in enumerate(zip(case.logits, case.targets, strict=True)):
         known = np.flatnonzero(t != -1)

@@ -1,4 +1,4 @@
-"""The packed backbone: the original's numbers, the original untouched, and what serves instead."""
+"""The fused backbone: the numbers of the original, the original unchanged, and the fallbacks."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from mlfinetune.models.inference import FOLDED, FUSED, FusedBackbone, fuse_for_cpu
+from mlfinetune.data.batches.batch import Batch
+from mlfinetune.models.inference import (
+    AS_TRAINED,
+    FOLDED,
+    FUSED,
+    FusedBackbone,
+    for_inference,
+    fuse_for_cpu,
+)
+from mlfinetune.models.scoring import compute_logits
+from mlfinetune.models.tagger import Tagger
 
 SIDE = 64
 NAMES = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
@@ -44,13 +54,14 @@ def small() -> nn.Module:
     return backbone()
 
 
-def plain(net: nn.Module, dtype: torch.dtype = torch.float32) -> FusedBackbone:
-    """What serves where there is no oneDNN."""
+def plain(net: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The folded backbone of a machine without oneDNN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
-        packed, why = fuse_for_cpu(net, dtype, SIDE)
+        fused, why = fuse_for_cpu(net, dtype, SIDE)
     assert why == f"{FOLDED}: torch.backends.mkldnn.enabled is False"
-    return packed
+    assert isinstance(fused, FusedBackbone)
+    return fused
 
 
 def off(one: Tensor, two: Tensor) -> float:
@@ -64,20 +75,20 @@ def off(one: Tensor, two: Tensor) -> float:
 @torch.inference_mode()
 def test_float32_features_are_the_originals(net: nn.Module) -> None:
     """Odd batches, in float32, come out as the original says, to 1e-4 and in float32."""
-    packed, why = fuse_for_cpu(net, torch.float32, SIDE)
+    fused, why = fuse_for_cpu(net, torch.float32, SIDE)
     assert why == FUSED
     for count in (1, 3, 5):
-        features = packed(pictures(count))
+        features = fused(pictures(count))
         torch.testing.assert_close(features, net(pictures(count)), rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
 def test_bfloat16_features_are_near_the_originals(net: nn.Module) -> None:
     """bfloat16 with 8 bits is within 1 % of float32, and not float32 itself."""
-    packed, why = fuse_for_cpu(net, torch.bfloat16, SIDE)
+    fused, why = fuse_for_cpu(net, torch.bfloat16, SIDE)
     assert why == FUSED
     for count in (1, 3, 5):
-        features = packed(pictures(count))
+        features = fused(pictures(count))
         assert features.dtype == torch.bfloat16
         assert 0 < off(features.float(), net(pictures(count))) < 0.01
 
@@ -86,38 +97,38 @@ def test_bfloat16_features_are_near_the_originals(net: nn.Module) -> None:
 @torch.inference_mode()
 def test_another_size_comes_out_right(small: nn.Module, side: int) -> None:
     """Weights laid out for 64 px compute other sizes as well."""
-    packed, _ = fuse_for_cpu(small, torch.float32, SIDE)
-    torch.testing.assert_close(packed(pictures(3, side)), small(pictures(3, side)))
+    fused, _ = fuse_for_cpu(small, torch.float32, SIDE)
+    torch.testing.assert_close(fused(pictures(3, side)), small(pictures(3, side)))
 
 
 @torch.inference_mode()
 def test_either_layout_is_taken_and_left_as_it_is(small: nn.Module) -> None:
     """NCHW and channels_last give one result, and the input stays what it was."""
-    packed, _ = fuse_for_cpu(small, torch.float32, SIDE)
+    fused, _ = fuse_for_cpu(small, torch.float32, SIDE)
     x = pictures(3)
     last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(packed(x), packed(last))
+    assert torch.equal(fused(x), fused(last))
     assert torch.equal(x, pictures(3))
     assert torch.equal(last, x)
 
 
 @torch.inference_mode()
 def test_autocast_around_it_changes_nothing(small: nn.Module) -> None:
-    """The type is chosen at packing: under bfloat16 autocast float32 stays float32."""
-    for packed in (fuse_for_cpu(small, torch.float32, SIDE)[0], plain(small)):
-        expected = packed(pictures(2))
+    """The type is chosen when fusing: under bfloat16 autocast float32 stays float32."""
+    for fused in (fuse_for_cpu(small, torch.float32, SIDE)[0], plain(small)):
+        expected = fused(pictures(2))
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(packed(pictures(2)), expected)
+            assert torch.equal(fused(pictures(2)), expected)
 
 
 @torch.inference_mode()
 def test_threads_share_it(small: nn.Module) -> None:
     """Eight threads at once get what one gets."""
-    packed, _ = fuse_for_cpu(small, torch.bfloat16, SIDE)
-    expected = [packed(pictures(count)) for count in (1, 2, 3, 4)]
+    fused, _ = fuse_for_cpu(small, torch.bfloat16, SIDE)
+    expected = [fused(pictures(count)) for count in (1, 2, 3, 4)]
     counts = [1, 2, 3, 4] * 8
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda count: packed(pictures(count)), counts))
+        found = list(threads.map(lambda count: fused(pictures(count)), counts))
     for count, features in zip(counts, found, strict=True):
         assert torch.equal(features, expected[count - 1])
 
@@ -130,8 +141,8 @@ def test_the_original_is_untouched() -> None:
     net = backbone()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    packed, _ = fuse_for_cpu(net, torch.bfloat16, SIDE)
-    packed(pictures(2))
+    fused, _ = fuse_for_cpu(net, torch.bfloat16, SIDE)
+    fused(pictures(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
     assert all(parameter.requires_grad for parameter in net.parameters())
@@ -139,27 +150,27 @@ def test_the_original_is_untouched() -> None:
 
 @pytest.mark.parametrize("way", ["fused", "plain"])
 def test_later_changes_of_the_original_do_not_reach_it(way: str) -> None:
-    """What is packed stays packed, whatever becomes of the weights."""
+    """A fused backbone is a copy: it does not see later changes of the weights."""
     net = backbone()
-    packed = fuse_for_cpu(net, torch.float32, SIDE)[0] if way == "fused" else plain(net)
-    expected = packed(pictures(2)).clone()
+    fused = fuse_for_cpu(net, torch.float32, SIDE)[0] if way == "fused" else plain(net)
+    expected = fused(pictures(2)).clone()
     for value in net.state_dict().values():
         value.zero_()
-    assert torch.equal(packed(pictures(2)), expected)
+    assert torch.equal(fused(pictures(2)), expected)
 
 
-def test_training_mode_is_not_packed(small: nn.Module) -> None:
-    """It is the network in evaluation mode that is packed, and the result wants no gradient."""
+def test_a_network_in_training_mode_is_fused_in_evaluation_mode(small: nn.Module) -> None:
+    """Fusing takes the running statistics, leaves the original training, and needs no gradient."""
     net = backbone().train()
-    for packed in (fuse_for_cpu(net, torch.float32, SIDE)[0], plain(net)):
-        features = packed(pictures(2))
+    for fused in (fuse_for_cpu(net, torch.float32, SIDE)[0], plain(net)):
+        features = fused(pictures(2))
         with torch.no_grad():
             torch.testing.assert_close(features, small(pictures(2)))
         assert not features.requires_grad
     assert net.training
 
 
-# ---- what serves instead ----------------------------------------------------------------
+# ---- fallbacks --------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -173,16 +184,76 @@ def test_plain_operators_say_the_same(net: nn.Module) -> None:
 def test_an_operator_that_refuses_is_replaced() -> None:
     """oneDNN has no float64: plain operators serve, exactly, and the log can say why."""
     net = backbone().double()
-    packed, why = fuse_for_cpu(net, torch.float64, SIDE)
+    fused, why = fuse_for_cpu(net, torch.float64, SIDE)
     assert re.fullmatch(f"{FOLDED}: .*tensor.*", why)
     with torch.no_grad():
-        torch.testing.assert_close(packed(pictures(3)).float(), net(pictures(3).double()).float())
+        torch.testing.assert_close(fused(pictures(3)).float(), net(pictures(3).double()).float())
 
 
 def test_features_that_are_not_finite_are_not_trusted() -> None:
     """Where the fused operators cannot be compared, the plain ones serve, and it is said."""
     net = backbone()
     nn.init.constant_(net.get_submodule("layer4.1.bn2").bias, torch.nan)
-    packed, why = fuse_for_cpu(net, torch.float32, SIDE)
+    fused, why = fuse_for_cpu(net, torch.float32, SIDE)
     assert why == f"{FOLDED}: they are off by nan of the features"
-    assert packed(pictures(1)).isnan().all()
+    assert fused(pictures(1)).isnan().all()
+
+
+def other_network(kind: str) -> tuple[nn.Module, int]:
+    """A network that cannot be folded, without its last layer, and its number of features."""
+    torch.manual_seed(0)
+    if kind == "mobilenet":
+        net = torchvision.models.mobilenet_v3_small(weights=None)
+        net.classifier = nn.Identity()
+        return net, 576
+    if kind == "densenet":
+        net = torchvision.models.DenseNet(8, (2, 2), 16)
+        width = net.classifier.in_features
+        net.classifier = nn.Identity()
+        return net, width
+    if kind == "sequential":
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), *pooled), 8
+    net = torchvision.models.resnet18(norm_layer=lambda width: nn.GroupNorm(4, width))
+    net.fc = nn.Identity()
+    return net, 512
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("mobilenet", "a MobileNetV3 is not a ResNet of torchvision"),
+        ("densenet", "a DenseNet is not a ResNet of torchvision"),
+        ("sequential", "a Sequential is not a ResNet of torchvision"),
+        ("groupnorm", "bn1 is a GroupNorm, not a BatchNorm2d with running statistics"),
+    ],
+)
+def test_a_network_that_cannot_be_folded_predicts_as_trained(
+    kind: str, reason: str, dtype: torch.dtype
+) -> None:
+    """Another architecture or another norm: the network as it is, the same logits, and why."""
+    tagger = Tagger("resnet18", 3, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    net, width = other_network(kind)
+    tagger.features, tagger.head = net, nn.Linear(width, 3)
+    cpu = torch.device("cpu")
+    served, how = for_inference(tagger, SIDE, cpu, dtype)
+    assert how == f"{AS_TRAINED}: {reason}"
+    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(2, 3, dtype=torch.int8), torch.arange(2))
+    logits = torch.from_numpy(compute_logits(served, batch, cpu, dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        torch.testing.assert_close(logits, tagger.eval()(images).float())
+
+
+def test_a_resnet_with_other_blocks_is_left_as_trained() -> None:
+    """A subclass of a block may compute something else: it is not folded."""
+
+    class Block(torchvision.models.resnet.BasicBlock):
+        pass
+
+    net = torchvision.models.ResNet(Block, [1, 1, 1, 1])
+    assert fuse_for_cpu(net, torch.float32, SIDE) == (
+        net,
+        f"{AS_TRAINED}: layer1.0 is a Block, not a residual block of torchvision",
+    )

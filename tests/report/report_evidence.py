@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.metrics.calibration import ece, reliability
+from mlfinetune.metrics.calibration import ece, reliability_curve
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.report import Bin, Calibration, Evidence
@@ -31,7 +31,7 @@ def evidence(
         table = replace(table, per_label=tuple(replace(row, threshold=t) for row, t in pairs))
     about = (("Data", "val.csv"), ("AP", "sklearn"))
     p = 1 / (1 + np.exp(-x.astype(np.float64)))
-    curve = reliability(p, t, 10, "width")
+    curve = reliability_curve(p, t, 10, "width")
     columns = (curve.probability.tolist(), curve.observed.tolist(), curve.count.tolist())
     bins = tuple(Bin(*one) for one in zip(*columns, strict=True))
     off = Calibration("probabilities", bins, ece(p, t))

@@ -21,8 +21,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from mlfinetune.data.images.decode import make_thumbnail
-from mlfinetune.report import build, render, with_pictures
-from mlfinetune.report.words import visible
+from mlfinetune.report import build, read_pictures, render
+from mlfinetune.report.words import replace_unprintable
 
 pytestmark = pytest.mark.browser
 WIDTHS, THEMES = (320, 768, 1400), ("light", "dark")
@@ -67,7 +67,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "hostile": build(plausible(80, HOSTILE, hostile_names, title=HOSTILE[1])),
     }
     for name, report in reports.items():
-        shown = with_pictures(report, lambda n, side: make_thumbnail(folder / n, side, 10**6))
+        shown = read_pictures(report, lambda n, side: make_thumbnail(folder / n, side, 10**6))
         (folder / f"{name}.html").write_text(render(shown), encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in reports}
 
@@ -155,7 +155,7 @@ def test_names_sort_as_people_count(plain: webdriver.Chrome) -> None:
 
 
 def test_searching(plain: webdriver.Chrome) -> None:
-    """What is typed filters rows and details, counts them, and leaves no trace when cleared."""
+    """Typed text filters rows and details, counts them, and leaves no trace when cleared."""
     field = plain.find_element(By.ID, "search")
     field.send_keys("PAN")
     assert column(plain, 0, shown=True) == ["red panda"]
@@ -235,9 +235,11 @@ def test_hostile_names_run_nothing(chromium: webdriver.Chrome, pages: dict[str, 
         _ = chromium.switch_to.alert
     script = "return [...document.querySelectorAll(arguments[0])].map(one => one.textContent)"
     labels = chromium.execute_script(script, "#label-table bdi")
-    assert set(labels) == {str(visible(name)) for name in HOSTILE}
+    assert set(labels) == {str(replace_unprintable(name)) for name in HOSTILE}
     files = chromium.execute_script(script, ".file bdi")
-    assert set(files) <= {str(visible(f"{name} {n}")) for n, name in enumerate(HOSTILE * 2)}
+    assert set(files) <= {
+        str(replace_unprintable(f"{name} {n}")) for n, name in enumerate(HOSTILE * 2)
+    }
     assert len(set(files)) > 60
 
 
@@ -262,10 +264,10 @@ def test_no_name_runs_or_asks(chromium: webdriver.Chrome, tmp_path: Path, promis
         files = tuple(f"{name} {n}.jpg" for n in range(12))
         report = build(plausible(12, labels, files, title=name))
         path = tmp_path / f"{at}.html"
-        path.write_text(render(with_pictures(report, lambda *_: b"")), encoding="utf-8")
+        path.write_text(render(read_pictures(report, lambda *_: b"")), encoding="utf-8")
         chromium.get(path.as_uri())
         chromium.find_element(By.ID, "all").click()
-        assert {str(visible(label)) for label in labels} == set(column(chromium, 0))
+        assert {str(replace_unprintable(label)) for label in labels} == set(column(chromium, 0))
         if found := attempted(chromium):
             failures.append((name, found))
     promise("P9", len(XSS), failures)

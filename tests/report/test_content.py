@@ -14,8 +14,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from mlfinetune.report import build, suspect_rows, with_pictures
-from mlfinetune.report.curves import POINTS, by_threshold, precision_recall
+from mlfinetune.report import build, list_suspect_rows, read_pictures
+from mlfinetune.report.curves import POINTS, compute_by_threshold, compute_precision_recall
 
 
 def tied(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def tied(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_the_curve_is_scikit_learns(seed: int) -> None:
     """Each point is one of its points, ties together; the steps' area is its average precision."""
     logits, targets = tied(40, seed)
-    points = precision_recall(logits, targets)
+    points = compute_precision_recall(logits, targets)
     precision, recall, _ = precision_recall_curve(targets, logits)
     theirs = set(zip(recall.round(12), precision.round(12), strict=True))
     assert {(round(r, 12), round(p, 12)) for r, p in points} <= theirs
@@ -42,11 +42,14 @@ def test_the_curve_is_scikit_learns(seed: int) -> None:
 
 
 def test_a_long_curve_is_thinned() -> None:
-    """It keeps at most 60 points, the first and the last among them."""
+    """A curve keeps at most 60 points, the first and the last among them."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=5000).astype(np.float32)
     targets = (rng.random(5000) < 0.5).astype(np.int8)
-    whole, thin = precision_recall(logits, targets, 10**6), precision_recall(logits, targets)
+    whole, thin = (
+        compute_precision_recall(logits, targets, 10**6),
+        compute_precision_recall(logits, targets),
+    )
     assert len(whole) > 1000
     assert len(thin) == POINTS
     assert set(thin) <= set(whole)
@@ -56,7 +59,7 @@ def test_a_long_curve_is_thinned() -> None:
 def test_other_thresholds_are_scikit_learns() -> None:
     """Precision, recall and F1 at each threshold; no precision where nothing passes."""
     logits, targets = tied(60)
-    points = by_threshold(logits, targets, 0.123)
+    points = compute_by_threshold(logits, targets, 0.123)
     assert 0.123 in [point.threshold for point in points]
     assert len(points) <= POINTS
     for point in points:
@@ -117,7 +120,7 @@ def test_suspects_by_hand() -> None:
 
 
 def test_calibration_ranks_suspects() -> None:
-    """Where probabilities were calibrated they rank, and below an even chance none is missing."""
+    """Calibrated probabilities rank the suspects, and below 0.5 no tag is called missing."""
     given = evidence([[3, 2], [2, 2.5]], [[0, 1], [1, 0]], thresholds=(0.5, 0.1))
     plain = [one.label for one in build(given).suspects if not one.given]
     ranked = [one.label for one in build(replace(given, calibrated=True)).suspects]
@@ -131,7 +134,7 @@ def test_suspects_as_rows(tmp_path: Path) -> None:
     """The CSV has a header, and cells that a spreadsheet would run are inert."""
     report = build(evidence([[3], [1]], [[0], [1]], labels=("=1+1",), names=("-a.jpg", "b.jpg")))
     with (tmp_path / "suspects.csv").open("w+", newline="") as file:
-        csv.writer(file).writerows(suspect_rows(report))
+        csv.writer(file).writerows(list_suspect_rows(report))
         file.seek(0)
         header, row = csv.reader(file)
     assert header == ["image", "label", "given", "probability", "why"]
@@ -147,7 +150,7 @@ def test_undefined_numbers_say_why() -> None:
     a, b = sorted(report.labels, key=lambda row: row.label)
     assert (a.AP.value, a.AP.note, a.F1.value) == (None, "no known positive", None)
     assert (b.AP.value, b.AP.note, b.F1.value) == (None, "no known negative", 1.0)
-    assert (a.unknown, a.standing, b.standing) == (1, "unmeasured", "unmeasured")
+    assert (a.unknown, a.verdict, b.verdict) == (1, "unmeasured", "unmeasured")
     assert a.detail is not None
     assert (a.detail.curve, a.detail.thresholds) == ((), ())
     assert report.headline[0].value is None
@@ -155,12 +158,12 @@ def test_undefined_numbers_say_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "standing"), [((0.7, 1), "good"), ((0.2, 0.69), "weak"), ((0.6, 0.8), "unsure")]
+    ("interval", "verdict"), [((0.7, 1), "good"), ((0.2, 0.69), "weak"), ((0.6, 0.8), "unsure")]
 )
-def test_the_interval_judges_a_label(interval: tuple[float, float], standing: str) -> None:
+def test_the_interval_judges_a_label(interval: tuple[float, float], verdict: str) -> None:
     """Good where the whole interval reaches the bar, weak where none of it does."""
     report = build(evidence([[1], [0]], [[1], [0]], ap_intervals={"a": interval}))
-    assert report.labels[0].standing == standing
+    assert report.labels[0].verdict == verdict
     assert (report.labels[0].AP.low, report.labels[0].AP.high) == interval
 
 
@@ -168,8 +171,8 @@ def test_without_intervals_few_positives_are_not_judged() -> None:
     """Nine positives are too few, ten are enough."""
     nine, ten = ([[1]] * n + [[-1]] for n in (9, 10))
     targets = [[[1]] * n + [[0]] for n in (9, 10)]
-    standings = [build(evidence(x, t)).labels[0].standing for x, t in zip((nine, ten), targets)]  # noqa: B905
-    assert standings == ["unsure", "good"]
+    verdicts = [build(evidence(x, t)).labels[0].verdict for x, t in zip((nine, ten), targets)]  # noqa: B905
+    assert verdicts == ["unsure", "good"]
 
 
 def test_training_by_epoch() -> None:
@@ -191,7 +194,7 @@ def test_each_picture_is_read_once_within_the_budget() -> None:
         read.append(name)
         return b"123" * 100
 
-    shown = with_pictures(report, thumbnail, budget=400 * 10)
+    shown = read_pictures(report, thumbnail, budget=400 * 10)
     assert len(read) == len(set(read)) == 10
     assert read[0] == report.suspects[0].image
     assert sum(one.jpeg is not None for one in shown.pictures.values()) == 10
@@ -201,7 +204,7 @@ def test_each_picture_is_read_once_within_the_budget() -> None:
 def test_few_pictures_are_larger() -> None:
     """The side falls as their number grows."""
     sides = [
-        with_pictures(build(plausible(n, tuple(ascii_lowercase))), lambda *_: b"").side
+        read_pictures(build(plausible(n, tuple(ascii_lowercase))), lambda *_: b"").side
         for n in (30, 2000)
     ]
     assert sides[0] == 192

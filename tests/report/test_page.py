@@ -16,7 +16,7 @@ from PIL import Image
 from report_evidence import evidence, plausible
 
 from mlfinetune.data.images.decode import make_thumbnail
-from mlfinetune.report import build, render, with_pictures
+from mlfinetune.report import build, read_pictures, render
 
 
 class Page(HTMLParser):
@@ -50,7 +50,7 @@ def hostile_page() -> str:
 
 @cache
 def plain_page() -> str:
-    """The same page with plain names."""
+    """A page of equal shape with plain names."""
     labels = tuple(f"label {n}" for n in range(40))
     given = plausible(200, labels, tuple(f"images/{n}.jpg" for n in range(200)))
     return render(build(replace(given, about=tuple(("a", "b") for _ in HOSTILE))))
@@ -104,7 +104,7 @@ def test_undefined_is_a_dash_with_its_reason() -> None:
 
 
 def test_the_verdict_in_words() -> None:
-    """Counts of labels by standing, and what the thresholds do."""
+    """Counts of labels by verdict, and what the thresholds do."""
     given = evidence(
         [[1, 1, -1], [1, -1, -1]], [[1, 0, 0], [0, 1, 0]], ap_intervals={"a": (0.8, 1), "b": (0, 1)}
     )
@@ -126,7 +126,7 @@ def test_a_bare_page_renders() -> None:
 
 def test_a_picture_stands_once_however_often_it_is_shown() -> None:
     """Its bytes are in the style alone, and its name is said where it is shown."""
-    shown = with_pictures(build(plausible(40, tuple("abcdef"))), lambda name, _: name.encode())
+    shown = read_pictures(build(plausible(40, tuple("abcdef"))), lambda name, _: name.encode())
     page = render(shown)
     for index, picture in shown.pictures.items():
         assert page.count(base64.b64encode(picture.name.encode()).decode()) == 1
@@ -141,7 +141,7 @@ def test_a_thousand_pictures_and_eighty_labels_are_under_5_mb(tmp_path: Path) ->
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     files = cache(lambda n, side: make_thumbnail(tmp_path / f"{n}.png", side, 10**6))
     report = build(plausible(1000, tuple(f"label {n}" for n in range(80))))
-    shown = with_pictures(report, lambda name, side: files(int(name[7:-4]) % 40, side))
+    shown = read_pictures(report, lambda name, side: files(int(name[7:-4]) % 40, side))
     page = render(shown)
     there = sum(one.jpeg is not None for one in shown.pictures.values())
     assert len(page.encode()) < 5_000_000

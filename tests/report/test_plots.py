@@ -10,7 +10,7 @@ from mlfinetune.report.view import Number, Series
 def test_the_curve_is_drawn_in_steps() -> None:
     """Precision 1 to recall 1/2, then 2/3 to the end; the dot is where the threshold stands."""
     (row,) = build(evidence([[2], [1], [-1]], [[1], [0], [1]])).labels
-    plot = plots.precision_recall(row)
+    plot = plots.plot_precision_recall(row)
     assert plot.strokes[1].path == "M36 10.0V10.0H173.0V67.3H310.0"
     assert [stroke.kind for stroke in plot.strokes] == ["guide", "one"]
     assert plot.dots == ((173.0, 96.0, "one"),)
@@ -20,7 +20,7 @@ def test_the_curve_is_drawn_in_steps() -> None:
 def test_precision_ends_where_nothing_passes() -> None:
     """No line is drawn at 0 for a precision that is undefined; recall goes on to the end."""
     (row,) = build(evidence([[0.5], [0.1]], [[1], [0]])).labels
-    precision, recall, _ = plots.by_threshold(row).strokes
+    precision, recall, _ = plots.plot_by_threshold(row).strokes
     assert precision.path.count("L") < recall.path.count("L")
     assert recall.path.endswith(f" {plots.HEIGHT - plots.BOTTOM}.0")
 
@@ -36,21 +36,21 @@ def test_precision_ends_where_nothing_passes() -> None:
 )
 def test_scales(values: tuple[float, float], log: bool, ticks: list[str]) -> None:
     """Round steps from 0 on, or powers of ten; a rate of 0 has no place on the latter."""
-    plot = plots.training([Series("x", ((1, values[0]), (2, values[1])))], "X", log)
+    plot = plots.plot_training([Series("x", ((1, values[0]), (2, values[1])))], "X", log)
     assert [tick.text for tick in plot.y_ticks] == ticks
 
 
 def test_one_epoch_is_a_dot() -> None:
     """A run of one epoch is drawn in the middle."""
-    plot = plots.training([Series("mAP", ((3, 0.5),))], "mAP", False)
+    plot = plots.plot_training([Series("mAP", ((3, 0.5),))], "mAP", False)
     assert [(x, kind) for x, _, kind in plot.dots] == [(173.0, "one")]
     assert [tick.text for tick in plot.x_ticks] == ["3"]
 
 
 def test_numbers_in_words() -> None:
     """Undefined is a dash, and no probability is shown as 0 or 1."""
-    assert (words.number(None), words.number(0.71249)) == ("—", "0.712")
-    shown = [words.probability(p) for p in (0.0, 0.004, 0.005, 0.5, 0.994, 0.995, 1.0)]
+    assert (words.format_number(None), words.format_number(0.71249)) == ("—", "0.712")
+    shown = [words.format_probability(p) for p in (0.0, 0.004, 0.005, 0.5, 0.994, 0.995, 1.0)]
     assert shown == ["<0.01", "<0.01", "0.01", "0.50", "0.99", ">0.99", ">0.99"]
-    assert words.interval(Number("AP", 0.5, 0.4, 0.6)) == "0.400 to 0.600"
-    assert words.share(1, 3) == "33 %"
+    assert words.format_interval(Number("AP", 0.5, 0.4, 0.6)) == "0.400 to 0.600"
+    assert words.format_share(1, 3) == "33 %"

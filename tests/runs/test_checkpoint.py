@@ -301,7 +301,7 @@ def test_another_format_is_refused_by_name(tmp_path: Path, changes: dict[str, ob
 def test_weights_that_are_not_finite_are_neither_written_nor_used(
     file: Path, weight: float
 ) -> None:
-    """What was there stays; a file of such weights is refused by name."""
+    """The old file stays; a file of such weights is refused by name."""
     whole = file.read_bytes()
     odd = {"features.conv1.weight": torch.ones(2), "head.bias": torch.tensor([1.0, weight])}
     with pytest.raises(TrainingError, match=r"best\.safetensors is not written: head\.bias holds"):

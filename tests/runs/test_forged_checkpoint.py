@@ -251,7 +251,7 @@ def zipped(member: bytes, name: str = "archive/data.pkl") -> bytes:
 
 
 def saved(content: object, new: bool) -> bytes:
-    """What torch.save writes."""
+    """Return the bytes that torch.save writes."""
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=new)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""What people and spreadsheets read: CSV, JSONL and text rows, the summary, the result files."""
+"""Files that people and spreadsheets read: CSV, JSONL and text rows, the summary, the result files."""
 
 import contextlib
 import csv
@@ -21,16 +21,24 @@ from mlfinetune.cli.summary import format_summary
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import CheckpointError
 from mlfinetune.metrics.types import (
+    CalibrationError,
+    CalibrationFacts,
+    CrossFittedRates,
     DecisionRule,
     Evaluation,
+    Facts,
+    Intervals,
+    LabelIntervals,
     LabelMetrics,
     MetricTable,
     Prediction,
+    ReliabilityBin,
+    ReviewBand,
     ScoreTable,
 )
 from mlfinetune.runs import directory
 from mlfinetune.runs.predictions import FORMATS, LabelSelector
-from mlfinetune.runs.results import read_scores, write_results, write_scores
+from mlfinetune.runs.results import parse_facts, read_scores, write_results, write_scores
 from mlfinetune.text import make_printable, neutralize
 
 LABELS = LabelSpace(("cat", "dog", "bird"))
@@ -61,7 +69,7 @@ def written(
     only_labels: bool = False,
     decision: DecisionRule | None = None,
 ) -> str:
-    """What a format makes of the rows, in a file as `predict` opens it."""
+    """Write the rows in a format, to a file as `predict` opens it; return its text."""
     bytes_ = io.BytesIO()
     with io.TextIOWrapper(bytes_, "utf-8", errors="backslashreplace", newline="") as file:
         choice = LabelSelector(labels, decision or DecisionRule.plain(len(labels)), top)
@@ -88,7 +96,7 @@ def lines(text: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("cell", FORMULAS)
 def test_a_formula_is_neutralised(cell: str) -> None:
-    """What a spreadsheet would run gets an apostrophe, and is otherwise the same."""
+    """A cell that a spreadsheet would run gets an apostrophe, and nothing else changes."""
     assert neutralize(cell) == "'" + cell
 
 
@@ -139,7 +147,7 @@ def test_csv_is_wide() -> None:
 
 
 def test_an_unreadable_picture_has_a_row_with_an_error() -> None:
-    """It stands in its place, as wide as the others."""
+    """The row of an unreadable picture stands in its place, as wide as the others."""
     text = written("csv", row("a.jpg", 0.9, 0, 0), row("b.jpg", error="cut, short"))
     assert cells(text)[2] == ["b.jpg", "", "", "", "", "cut, short"]
     assert {len(cell) for cell in cells(text)} == {6}
@@ -244,11 +252,12 @@ def measured(*rows: LabelMetrics, **facts: Any) -> Evaluation:
     logits = np.zeros((2, len(rows)), np.float32)
     labels = LabelSpace(tuple(r.label for r in rows))
     scores = ScoreTable(("b.jpg", "=a.jpg"), logits, logits.astype(np.int8), labels)
-    intervals = {"mAP": (0.25, 0.75), "macro_F1": (0.125, 1.0), "micro_F1": None}
-    per_label = {r.label: {"AP": r.AP and (0.125, 0.5), "F1": None} for r in rows}
-    known = {"threshold_source": "fixed", "fitted_on": "nothing"}
-    known |= {"intervals": intervals | {"per_label": per_label}}  # type: ignore[dict-item]
-    return Evaluation(scores, table, DecisionRule.plain(len(rows)), {**known, **facts})
+    ends = {"mAP": (0.25, 0.75), "macro_F1": (0.125, 1.0), "micro_F1": None}
+    per_label = tuple(LabelIntervals(r.label, r.AP and (0.125, 0.5), None) for r in rows)
+    intervals = Intervals(ends, per_label, 1000)
+    calibration = CalibrationFacts("none", CalibrationError(0.25, 0.125, ()), None)
+    known = Facts("fixed", "nothing", intervals, None, calibration, None)
+    return Evaluation(scores, table, DecisionRule.plain(len(rows)), replace(known, **facts))
 
 
 def width(line: str) -> int:
@@ -269,7 +278,7 @@ def test_the_summary_has_the_numbers() -> None:
 def test_the_summary_says_what_the_thresholds_were_fitted_on() -> None:
     """F1s of the images that fitted them never stand alone."""
     fitted = {"threshold_source": "per_label", "fitted_on": "the same images"}
-    honest = {"macro_F1": 0.125, "micro_F1": None}
+    honest = CrossFittedRates(0.5, 0.5, 0.125, 0.5, 0.5, None)
     text = format_summary(measured(label("cat"), **fitted, cross_fitted=honest))
     assert "fitted on these images (per_label)" in text
     assert "macro F1 0.1250, micro F1     -- (cross-fitted)" in text
@@ -346,14 +355,14 @@ def test_the_file_says_that_probabilities_are_calibrated_and_which_need_review()
 
 
 def test_uncalibrated_files_have_no_further_columns() -> None:
-    """Those of the contract alone."""
+    """Only the columns of the contract are there."""
     header, _ = cells(written("csv", row("a.jpg", 0.75, 0.25, 0.9)))
     assert header == ["image", "labels", "cat", "dog", "bird", "error"]
 
 
 def test_the_summary_says_how_much_there_is_to_review() -> None:
     """Images, and the share of mistakes that review would find."""
-    band = {"low": 0.2, "high": 0.8, "images": 7, "pairs": 9, "wrong": 5, "wrong_inside": 4}
+    band = ReviewBand(0.2, 0.8, images=7, pairs=9, wrong=5, wrong_inside=4)
     text = " ".join(format_summary(measured(label("cat"), review=band)).split())
     assert "7 images have a probability between 0.2 and 0.8; 4 of 5 wrong decisions" in text
 
@@ -378,6 +387,22 @@ def test_metrics_json_has_the_keys_of_the_contract(tmp_path: Path) -> None:
     cat, dog = content["per_label"]["cat"], content["per_label"]['"dög"\n']
     assert cat.items() >= {"AP": 0.25, "F1": 0.25, "threshold": 0.5, "positives": 7}.items()
     assert dog.items() >= {"AP": None, "F1": None, "threshold": 0.5, "positives": 0}.items()
+
+
+def test_facts_come_back_from_metrics_json(tmp_path: Path) -> None:
+    """Facts of a plain decision, and facts that apply to few."""
+    own = CalibrationError(0.25, 0.125, (ReliabilityBin(0.1, 0.0, 3), ReliabilityBin(0.75, 1.0, 2)))
+    more = {
+        "threshold_source": "precision",
+        "fitted_on": "the same images",
+        "cross_fitted": CrossFittedRates(0.5, 0.5, 0.125, 0.5, 0.5, None),
+        "calibration": CalibrationFacts("platt", own, CalibrationError(None, None, ())),
+        "review": ReviewBand(0.2, 0.8, images=7, pairs=9, wrong=5, wrong_inside=4),
+    }
+    for evaluation in (measured(label("cat")), measured(label("cat"), label("dog", None), **more)):
+        write_results(tmp_path, evaluation, np.zeros((2, len(evaluation.table.per_label))), {})
+        content = json.loads((tmp_path / directory.METRICS).read_text("utf-8"))
+        assert parse_facts(content) == evaluation.facts
 
 
 def test_per_label_csv_has_a_row_a_label(tmp_path: Path) -> None:
@@ -448,7 +473,8 @@ def test_scores_come_back_as_they_were(tmp_path: Path, names: list[str], labels:
 @given(data=st.data())
 def test_damaged_scores_are_refused_or_whole(tmp_path: Path, data: st.DataObject) -> None:
     """One flipped bit, or a file cut short, never gives other numbers."""
-    write_scores(tmp_path, scored("a.jpg", "b.jpg"))
+    wanted = replace(scored("a.jpg", "b.jpg"), calibration="temperature")
+    write_scores(tmp_path, wanted)
     path = tmp_path / directory.SCORES
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
@@ -457,8 +483,9 @@ def test_damaged_scores_are_refused_or_whole(tmp_path: Path, data: st.DataObject
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     path.write_bytes(content)
     with contextlib.suppress(CheckpointError):
-        again, wanted = read_scores(tmp_path), scored("a.jpg", "b.jpg")
+        again = read_scores(tmp_path)
         assert (again.names, again.labels) == (wanted.names, wanted.labels)
+        assert again.calibration == "temperature"
         assert again.logits.tobytes() == wanted.logits.tobytes()
         assert again.targets.tobytes() == wanted.targets.tobytes()
 
@@ -475,6 +502,13 @@ def test_damaged_scores_are_refused_or_whole(tmp_path: Path, data: st.DataObject
         ("labels_at", np.array([], np.int64), "odd offsets of labels"),
         ("labels", np.frombuffer(b"catcat", np.uint8), "stands twice"),
         ("labels", None, "labels"),
+        ("calibration", np.frombuffer(b"plat", np.uint8), "'plat' is none of"),
+        ("calibration", np.frombuffer(b"\xff", np.uint8), "ascii"),
+        ("calibration", np.array([], np.uint8), "'' is none of"),
+        ("calibration", np.frombuffer(b"platt" * 10**5, np.uint8), "is none of"),
+        ("calibration", np.array(True), r"calibration is bool \(\)"),
+        ("calibration", np.array(["platt"]), "calibration is <U5"),
+        ("calibration", np.array([{}], object), "pickle"),
     ],
 )
 def test_foreign_scores_are_refused(
@@ -489,6 +523,18 @@ def test_foreign_scores_are_refused(
     np.savez(path, **arrays, **({} if value is None else {member: value}))
     with pytest.raises(CheckpointError, match=f"scores.npz is damaged.*{reason}"):
         read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("calibration", ["none", "temperature", "platt", None])
+def test_scores_say_whether_they_are_calibrated(tmp_path: Path, calibration: Any) -> None:
+    """By name; a file from before that has no such member, and says that it is not known."""
+    write_scores(tmp_path, replace(scored("a.jpg"), calibration=calibration))
+    with np.load(tmp_path / directory.SCORES) as file:
+        assert ("calibration" in file.files) == (calibration is not None)
+        assert file["logits"].tobytes() == scored("a.jpg").logits.tobytes()
+    again = read_scores(tmp_path)
+    assert again.calibration == calibration
+    assert again.names == ("a.jpg",)
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
@@ -529,7 +575,7 @@ def test_a_bomb_of_scores_is_not_unpacked(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / directory.SCORES, logits=np.zeros(10**8, np.uint8))
     start = time.monotonic()
     with pytest.raises(
-        CheckpointError, match=r"scores\.npz is damaged.*bytes told of in a smaller"
+        CheckpointError, match=r"scores\.npz is damaged.*bytes, more than the file has"
     ):
         read_scores(tmp_path)
     assert time.monotonic() - start < 0.1

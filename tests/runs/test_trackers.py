@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, prepare, run_process
+from conftest import Run, prepare, run_child
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
@@ -32,7 +32,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "MLFLOW_ALLOW_FILE_STORE": "true",
     }
     trackers = "train.trackers=[tensorboard, wandb, mlflow]"
-    done = run_process("train", "pets.yaml", trackers, "train.epochs=2", cwd=folder, **environment)
+    done = run_child("train", "pets.yaml", trackers, "train.epochs=2", cwd=folder, **environment)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -1,4 +1,4 @@
-"""The machine: which device, precision and number of processes are chosen, and why not."""
+"""The choice of device, precision and number of processes, and the reasons for the log."""
 
 import os
 import sys
@@ -137,7 +137,7 @@ def test_without_flags_nothing_is_known(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("device", [CPU, CUDA])
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_a_configured_number_of_workers_is_taken(count: int, device: torch.device) -> None:
-    """Whatever the device."""
+    """The config's number is used on every device."""
     assert choose_workers(count, device) == count
 
 
@@ -166,7 +166,7 @@ def test_cores_are_those_of_this_process() -> None:
 
 
 def test_a_seed_repeats_the_weights() -> None:
-    """The same seed gives the same random numbers, another gives others."""
+    """One seed always gives the same random numbers, another gives others."""
     drawn = []
     for seed in (3, 3, 4):
         seed_everything(seed)

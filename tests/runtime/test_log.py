@@ -1,4 +1,4 @@
-"""What a run says: bars on a terminal, lines elsewhere, and its files."""
+"""The log of a command: bars on a terminal, lines elsewhere, and its files."""
 
 import fcntl
 import io
@@ -49,7 +49,7 @@ def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bar_that_is_not_shown_still_counts() -> None:
-    """Where rows go to the same screen."""
+    """A bar is hidden if rows go to the same screen."""
     stream = io.StringIO()
     with RunLog(stream).bar("predict", None, shown=False) as bar:
         bar.update(3)
@@ -69,7 +69,7 @@ def test_what_was_said_before_the_run_had_a_folder_is_kept(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75, "1:15"), (3675.4, "1:01:15")])
 def test_clock(seconds: float, text: str) -> None:
-    """Minutes and seconds, hours where there are some."""
+    """Durations are minutes and seconds, with hours if there are some."""
     assert format_duration(seconds) == text
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends in order, the second at once."""
+"""Ctrl-C and SIGTERM: the first ends a command in order, the second at once."""
 
 import signal
 import subprocess
@@ -24,17 +24,17 @@ def test_an_interrupt_that_python_drops_is_raised_at_the_next_check(
     """Ctrl-C in a destructor must not be lost."""
     dropped: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda what: dropped.append(what.exc_type))
-    with catch_signals() as heard:
-        heard.check()
+    with catch_signals() as signals:
+        signals.check()
         Drops()
         assert dropped == [KeyboardInterrupt]
         with pytest.raises(KeyboardInterrupt):
-            heard.check()
+            signals.check()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_signal_is_raised_at_once() -> None:
-    """What waits for a slow disk is interrupted too; SIGTERM ends with the shell's code for it."""
+    """A wait for a slow disk is interrupted too; SIGTERM ends with the shell's code for it."""
     with pytest.raises(KeyboardInterrupt), catch_signals():
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(SystemExit) as caught, catch_signals():
@@ -44,19 +44,19 @@ def test_a_signal_is_raised_at_once() -> None:
 
 
 def test_a_deferred_signal_waits_for_its_check() -> None:
-    """A save ends first."""
-    with catch_signals() as heard:
-        with heard.deferred():
+    """A save is completed first."""
+    with catch_signals() as signals:
+        with signals.deferred():
             signal.raise_signal(signal.SIGTERM)
-            assert heard.heard == signal.SIGTERM
+            assert signals.received == signal.SIGTERM
         with pytest.raises(SystemExit):
-            heard.check()
-        with pytest.raises(SystemExit), heard.deferred():
+            signals.check()
+        with pytest.raises(SystemExit), signals.deferred():
             raise AssertionError("begins nothing more")
 
 
 def runs(process: int) -> bool:
-    """Is it there, and no zombie?"""
+    """Whether the process runs, and is no zombie."""
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -64,13 +64,13 @@ def runs(process: int) -> bool:
 
 
 def test_a_second_signal_ends_the_process_and_its_workers_at_once() -> None:
-    """Whatever it is in the middle of."""
+    """Even inside of a deferred block."""
     code = (
         "import multiprocessing, signal, time\n"
         "from mlfinetune.runtime.signals import catch_signals\n"
         "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
         "child.start()\n"
-        "with catch_signals() as heard, heard.deferred():\n"
+        "with catch_signals() as signals, signals.deferred():\n"
         "    print(child.pid, flush=True)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    signal.raise_signal(signal.SIGINT)\n"
@@ -87,16 +87,16 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     """`nohup` and a shell's background jobs mean it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with catch_signals() as heard:
+        with catch_signals() as signals:
             signal.raise_signal(signal.SIGINT)
-            heard.check()
+            signals.check()
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_inside_of_another_it_is_the_same_one() -> None:
-    """What the command line listens for, a workflow defers."""
+    """A workflow defers the signals that the command line catches."""
     with catch_signals() as outer:
         with catch_signals() as inner:
             assert inner is outer

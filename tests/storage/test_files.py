@@ -22,7 +22,7 @@ from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import parse_location
 from mlfinetune.storage import files
 from mlfinetune.storage.cache import cache_folder
-from mlfinetune.storage.tars import _index, list_members
+from mlfinetune.storage.tars import _load_index, list_members
 from storage.servers import Server, serving
 
 CAP = 10**6
@@ -141,17 +141,17 @@ def test_a_batch_is_asked_for_at_once(folder: Path, server: Server) -> None:
 @pytest.mark.parametrize("images", [None, "images", "elsewhere"])
 def test_a_table_behind_a_url(folder: Path, server: Server, images: str | None) -> None:
     """Its names are relative to its own URL, unless data.images says another."""
-    root = server.url if decode is None else f"{server.url}/{decode}"
-    if decode is not None:
+    root = server.url if images is None else f"{server.url}/{images}"
+    if images is not None:
         text = (folder / "tags.csv").read_text().replace("images/", "")
         (folder / "tags.csv").write_text(text)
-    options = SourceOptions(images=None if decode is None else root)
+    options = SourceOptions(images=None if images is None else root)
     table = read_table(f"{server.url}/tags.csv", options)
     assert (table.root, table.origin, len(table)) == (root, f"{server.url}/tags.csv", 12)
     splits = read_splits(f"{server.url}/tags.csv", None, options)
     path = splits.train.path(0)
     assert path.startswith(f"{root}/")
-    if decode != "elsewhere":
+    if images != "elsewhere":
         assert content(path)
 
 
@@ -213,8 +213,8 @@ def test_no_more_is_held_than_memory_may(
     folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest is asked for as it is opened."""
-    monkeypatch.setattr(files, "HELD", 1)
-    monkeypatch.setattr(files, "AT_ONCE", 4)
+    monkeypatch.setattr(files, "MAX_PREFETCHED", 1)
+    monkeypatch.setattr(files, "PARALLEL_FETCHES", 4)
     names = [f"{server.url}/images/{p.name}" for p in sorted((folder / "images").iterdir())]
     with files.prefetched(names):
         assert server.asked.total() == 4
@@ -382,7 +382,7 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
     (index,) = set(cache_folder("tars").iterdir()) - before
     for damage in (b"", b"no array", index.read_bytes()[:-8]):
         index.write_bytes(damage)
-        _index.cache_clear()
+        _load_index.cache_clear()
         assert content(f"{tar}/1") == b"one"
 
 

@@ -1,4 +1,4 @@
-"""Keys and bytes on disk: what comes back is what was written, or nothing."""
+"""Keys and bytes on disk: `get` returns the bytes that were written, or nothing."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def contents(store: Store, *numbers: int) -> list[bytes | None]:
 
 
 def given_back(store: Store, at: int) -> bytes | None:
-    """What `get` gives away: None where the key was not found; it must not be None elsewhere."""
+    """The result of `get`; None where the key was not found, and nowhere else."""
     if at < 0:
         return None
     value = store.get(at)
@@ -99,14 +99,14 @@ def test_rows_come_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
     for start in (0, 10, 20):
         store.add(keys(*range(start, start + 3)), [bytes([start + i, 9]) for i in range(3)])
     wanted = [21, 0, 12, 0, 20]
-    rows = store.rows(store.find(keys(*wanted)), 2)
+    rows = store.read_rows(store.find(keys(*wanted)), 2)
     assert rows.tolist() == [[key, 9] for key in wanted]
-    assert store.rows(store.find(keys()), 2).shape == (0, 2)
+    assert store.read_rows(store.find(keys()), 2).shape == (0, 2)
 
 
 @pytest.mark.parametrize("place", ["empty", "count", "keys", "index", "values", "last byte"])
 def test_a_truncated_file_is_deleted(tmp_path: Path, place: str) -> None:
-    """Wherever it ends: its keys are gone, it is counted, and the other file is served."""
+    """A file cut at any byte is deleted and counted; the other file is served."""
     path, start = two_files(tmp_path)
     whole = path.stat().st_size
     ends = {"empty": 0, "count": 5, "keys": 20, "index": start - 1, "values": start}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, Run
+from conftest import TINY, Run
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from mlfinetune.training.build import chunks_head
 from mlfinetune.training.optim import build_optimizer
 from mlfinetune.training.step import StepOptions, train_step
 
-LABELS = 11
+LABELS, CHUNK_LABELS = 11, models.CHUNK_LABELS
 
 
 @pytest.fixture(autouse=True)
@@ -165,15 +165,20 @@ def test_weights_of_another_size_are_named() -> None:
         ChunkedLinear(5, LABELS).load_state_dict(nn.Linear(5, 12).state_dict(), strict=False)
 
 
-def test_ten_thousand_labels_train_and_predict(tmp_path: Path, cli: Run) -> None:
+def test_ten_thousand_labels_train_and_predict(
+    tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The log says what is different; the checkpoint is an ordinary one."""
+    monkeypatch.setattr(models, "CHUNK_LABELS", CHUNK_LABELS)
     with (tmp_path / "tags.csv").open("w") as file:
         rows = csv.writer(file)
-        rows.writerow(["image", "labels"])
+        rows.writerow(["image", "labels", "split"])
         for n in range(20):
             Image.new("RGB", (32, 32), (12 * n, 255 - 12 * n, 99)).save(tmp_path / f"{n}.png")
-            rows.writerow([f"{n}.png", "|".join(f"tag{k}" for k in range(n % 10, 10_000, 10))])
-    (tmp_path / "many.yaml").write_text(CONFIG)
+            labels = [f"tag{k}" for k in range(n % 10, 10_000, 10)]
+            side, labels = ("train", labels) if n < 16 else ("val", labels[:10])
+            rows.writerow([f"{n}.png", "|".join(labels), side])
+    (tmp_path / "many.yaml").write_text(TINY)
     done = cli("train", "many.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "updated chunk by chunk in the backward pass" in done.stderr

@@ -3,7 +3,7 @@
 Shapes: B images in a batch, L labels, S pixels on a side, F features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from mlfinetune.text import format_list
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be decoded, and why."""
+    """A picture that could not be decoded, and the reason."""
 
     index: int
     reason: str
@@ -22,36 +22,50 @@ class Failure:
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded pictures with their targets; undecodable ones stand in `failures` instead.
+    """Decoded pictures with their targets; pictures that cannot be decoded are in `failures`.
 
     Attributes:
-        images: (B, 3, S, S) uint8; or (B, F) float32, a frozen backbone's features.
-        targets: (B, L) int8 in {1, 0, -1}; (B, 0) where there are none (prediction).
-        indices: (B,) int64, the pictures' places in their manifest or input order.
-        together: the indices of all that is looked at in this step, where several processes each
-            have a share; empty: this batch is all.
+        images: (B, 3, S, S) uint8; or (B, F) float32, the features of a frozen backbone.
+        targets: (B, L) int8 in {1, 0, -1}; -1 is unknown; (B, 0) in prediction, without targets.
+        indices: (B,) int64, positions of the pictures in their manifest or input.
+        failures: pictures of this batch that could not be decoded.
+        global_indices: indices of the step's batch on all ranks, of which this is one rank's
+            share; empty: this batch is all of it.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     indices: torch.Tensor
     failures: tuple[Failure, ...] = ()
-    together: tuple[int, ...] = ()
+    global_indices: tuple[int, ...] = ()
 
     @property
-    def everyone(self) -> tuple[int, ...]:
-        """The indices of the batch in all processes."""
-        return self.together or tuple(self.indices.tolist())
+    def step_indices(self) -> tuple[int, ...]:
+        """Indices of the step's batch on all ranks; with one rank those of this batch."""
+        return self.global_indices or tuple(self.indices.tolist())
 
     def require_all(self, name_of: Callable[[int], str]) -> None:
-        """Raise a DataError that names the pictures that could not be decoded, if any."""
+        """Raise if a picture of the batch could not be decoded.
+
+        Args:
+            name_of: index -> name of the picture for the message.
+
+        Raises:
+            DataError: names the pictures and the reasons.
+        """
         if self.failures:
-            faults = [f"{name_of(failure.index)}: {failure.reason}" for failure in self.failures]
-            raise DataError(
-                f"{len(faults)} unreadable in one batch; repair them or take them out\n"
-                f"{format_list(faults)}"
+            raise unreadable_error(
+                [f"{name_of(failure.index)}: {failure.reason}" for failure in self.failures]
             )
 
     def pin_memory(self) -> "Batch":
-        """In page-locked memory; DataLoader asks a batch for it by this name."""
+        """Return the batch in page-locked memory; DataLoader calls this method by its name."""
         return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+
+
+def unreadable_error(faults: Sequence[str]) -> DataError:
+    """Return the error for pictures of one batch that cannot be decoded, one fault a line."""
+    return DataError(
+        f"{len(faults)} unreadable in one batch; repair them or take them out\n"
+        f"{format_list(faults)}"
+    )

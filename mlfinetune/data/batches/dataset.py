@@ -2,9 +2,9 @@
 
     (epoch, index, path) -> decode -> transform -> Example -> collate -> Batch
 
-Decoding processes hold no manifest: keys bring the paths, and the Loader adds the targets. A
-picture that cannot be decoded is carried as a Failure, so that the reader of the batch decides:
-training stops and names it, prediction writes an error row.
+Worker processes hold no manifest: keys bring the paths, and the Loader adds the targets. A picture
+that cannot be decoded becomes a Failure, so that the reader of the batch decides: training stops
+and names it, prediction writes an error row.
 """
 
 import hashlib
@@ -39,7 +39,13 @@ Key = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Example:
-    """One decoded picture (3, S, S), or the reason there is none."""
+    """A decoded picture.
+
+    Attributes:
+        index: position of the picture in its manifest or input.
+        image: (3, S, S) uint8; None: it cannot be decoded.
+        reason: the reason why it cannot be decoded.
+    """
 
     index: int
     image: Tensor | None
@@ -47,14 +53,17 @@ class Example:
 
 
 class ImageDataset(Dataset[Example]):
-    """Pictures by their paths."""
+    """Pictures by their keys, decoded and transformed; can be pickled for worker processes."""
 
     def __init__(
         self, spec: TransformSpec, train_seed: int | None = None, copies: SmallCopies | None = None
     ) -> None:
-        """With `train_seed` pictures are augmented by (seed, epoch, index); None: evaluation.
+        """Choose the transform and the decoder.
 
-        With `copies`, those of large pictures are read in place of the files; training alone.
+        Args:
+            spec: settings of the transforms.
+            train_seed: pictures are augmented by (seed, epoch, index); None: evaluation.
+            copies: small copies to read in place of large pictures, in training only.
         """
         self.spec = spec
         self._seed = train_seed
@@ -63,22 +72,22 @@ class ImageDataset(Dataset[Example]):
             self.read_copies(copies)
         self._train = build_train_transform(spec)
         self._eval = build_eval_transform(spec)
-        self._least = min_decoded_side(spec, training=train_seed is not None)
+        self._min_side = min_decoded_side(spec, training=train_seed is not None)
         self._jpeg, _ = choose_jpeg_decoder()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Workers that are not forked get the arguments, and build the transforms anew."""
+        """Pickle the arguments: a worker that is not forked builds the transforms itself."""
         return ImageDataset, (self.spec, self._seed, self._copies)
 
     def read_copies(self, copies: SmallCopies) -> None:
-        """From now on; a worker that is already running does not hear of it."""
+        """Read small copies from now on; workers that are running already do not learn of it."""
         assert self._seed is not None, "evaluation reads the files themselves"
         self._copies = copies
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index, path = key
         try:
-            image = to_tensor(self._pixels(path))
+            image = to_tensor(self._read_pixels(path))
         except ImageError as error:
             return Example(index, None, error.reason)
         if self._seed is None:
@@ -86,31 +95,40 @@ class ImageDataset(Dataset[Example]):
         return Example(index, self._train(image, mix_seed(self._seed, epoch, index)))
 
     def __getitems__(self, keys: list[Key]) -> list[Example]:
-        """A batch, as DataLoader asks for it; what is behind URLs is asked for together."""
-        paths = (path for _, _, path in keys if is_url(path))
+        """Return a batch of examples; DataLoader calls this method by its name.
+
+        Pictures behind URLs are fetched at the same time, those with a small copy not at all.
+        """
+        urls = (path for _, _, path in keys if is_url(path))
         copies = self._copies
-        with prefetched(path for path in paths if copies is None or not copies.has(path)):
+        with prefetched(url for url in urls if copies is None or not copies.has(url)):
             return [self[key] for key in keys]
 
-    def _pixels(self, path: str) -> NDArray[np.uint8]:
+    def _read_pixels(self, path: str) -> NDArray[np.uint8]:
+        """Decode the small copy of a picture, or else the picture itself."""
         small = None if self._copies is None else self._copies.read(path)
         if small is not None:
             return small
-        return decode_image(path, self.spec.max_pixels, self._least, self._jpeg)
+        return decode_image(path, self.spec.max_pixels, self._min_side, self._jpeg)
 
 
 def collate(examples: list[Example]) -> Batch:
-    """Examples -> Batch without targets; those without an image go to `failures`."""
-    good = [(e.image, e.index) for e in examples if e.image is not None]
-    failures = tuple(Failure(e.index, e.reason) for e in examples if e.image is None)
-    images = (
-        torch.stack([image for image, _ in good]) if good else torch.empty(0, dtype=torch.uint8)
+    """Stack examples into a Batch without targets; those without an image become failures."""
+    decoded = [(example.image, example.index) for example in examples if example.image is not None]
+    images = torch.empty(0, dtype=torch.uint8)
+    if decoded:
+        images = torch.stack([image for image, _ in decoded])
+    return Batch(
+        images,
+        torch.empty(len(decoded), 0, dtype=torch.int8),
+        torch.tensor([index for _, index in decoded], dtype=torch.int64),
+        tuple(
+            Failure(example.index, example.reason) for example in examples if example.image is None
+        ),
     )
-    indices = torch.tensor([index for _, index in good], dtype=torch.int64)
-    return Batch(images, torch.empty(len(good), 0, dtype=torch.int8), indices, failures)
 
 
 def mix_seed(*numbers: int) -> int:
-    """A 63-bit seed that is a function of `numbers`."""
+    """Return a 63-bit seed, a hash of `numbers`: different numbers give unrelated seeds."""
     digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

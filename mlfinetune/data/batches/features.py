@@ -1,11 +1,11 @@
-"""A frozen backbone's features: computed once for every picture, kept, and read as batches.
+"""Features of a frozen backbone: computed once for every picture, stored, and read as batches.
 
-    manifest, views -> keys -> Store.find -> what is not there: load -> embed -> Store.add
-                                          -> Features (N, F) a view -> FeatureLoader -> Batch
+    manifest, views -> find_missing -> compute_missing: load -> embed -> Store.add
+                                    -> Features (N, F) of a view -> FeatureLoader -> Batch
 
-A view is the picture, its mirror image, or what training would see of it in some epoch. The key of
-a row is the file (path, size, modification time) and the view; all else that features depend on
-(weights, evaluation's transform, precision) names the store's folder.
+A view is the picture, its mirror image, or the augmented picture of some epoch. The key of a row is
+the file (path, size, modification time) and the view; everything else that features depend on
+(weights, evaluation's transform, precision) is in the name of the store's folder.
 """
 
 import time
@@ -24,22 +24,23 @@ from mlfinetune.data.manifest import Manifest
 from mlfinetune.storage.files import hash_file_key
 from mlfinetune.storage.store import Keys, Positions, Store, require_space
 
-_FLUSH_ROWS, _FLUSH_S = 32768, 60.0
-"""Rows and seconds after which what was computed is written: a crash loses no more.
+_FLUSH_ROWS = 32768
+_FLUSH_S = 60.0
+"""Computed features are written after so many rows or seconds: a crash loses no more than that.
 
-Seconds grow to a twentieth of what was spent, so that files stay few.
+The seconds grow to a twentieth of the time spent so far, so that the files stay few.
 """
-_SWEEP = 8192
-"""Examples in a batch where their number changes nothing but speed."""
+_SWEEP_ROWS = 8192
+"""Number of examples in a batch of `sweep`, where it changes nothing but the speed."""
 
 
 @dataclass(frozen=True)
 class View:
-    """How a picture is looked at.
+    """A version of each picture that features are computed of.
 
     Attributes:
-        mirrored: as its mirror image.
-        epoch: as training sees it in this epoch; None: as evaluation does.
+        mirrored: the mirror image of evaluation's version.
+        epoch: training's random version of this epoch; None: evaluation's version.
     """
 
     mirrored: bool = False
@@ -50,27 +51,33 @@ PLAIN_VIEW = View()
 
 
 def choose_views(spec: TransformSpec, wanted: int) -> tuple[View, ...]:
-    """At most `wanted` views that differ: the picture, its mirror image, then random ones.
+    """Return at most `wanted` views that differ, by the augmentations that training uses.
 
-    A mirror image is one where training flips; random ones there are where it crops or colours.
+    training flips   crops or changes colors   4 wanted
+    no               no                        the picture
+    yes              no                        the picture, its mirror image
+    no               yes                       the picture, random versions of epochs 1, 2, 3
+    yes              yes                       the picture, mirror image, epochs 2, 3
     """
-    found = [PLAIN_VIEW, View(mirrored=True)] if spec.horizontal_flip else [PLAIN_VIEW]
+    views = [PLAIN_VIEW]
+    if spec.horizontal_flip:
+        views.append(View(mirrored=True))
     if spec.crop_scale != (1.0, 1.0) or spec.rand_augment or spec.color_jitter:
-        found += [View(epoch=epoch) for epoch in range(len(found), wanted)]
-    return tuple(found[:wanted])
+        views += [View(epoch=epoch) for epoch in range(len(views), wanted)]
+    return tuple(views[:wanted])
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What makes features.
+    """A frozen backbone, and everything else that decides its features.
 
     Attributes:
-        embed: (B, 3, S, S) uint8, anywhere -> (B, F) features.
+        embed: (B, 3, S, S) uint8, on any device -> (B, F) features.
         width: F.
-        dtype: of the features.
-        load: (examples, which of them, view) -> their batches, in any order.
-        spec, seed: of the random views.
-        how: what else decides the last bits of features: device, operators.
+        dtype: type of the features.
+        load: (manifest, rows of it, view) -> batches of them, in any order.
+        spec, seed: transform and seed of the random views.
+        how: device and operators as text, since they decide the last bits of a feature.
     """
 
     embed: Callable[[Tensor], Tensor]
@@ -83,13 +90,19 @@ class FeatureExtractor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one picture's features."""
+        """Number of bytes of one picture's features."""
         return self.width * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class MissingRows:
-    """The rows of one view of a manifest: their keys, and which of them are missing."""
+    """The rows of one view that are not in the store yet.
+
+    Attributes:
+        view: the view.
+        keys: (N,) keys of all pictures of the manifest.
+        missing: (M,) indices of the pictures that are missing.
+    """
 
     view: View
     keys: Keys
@@ -98,23 +111,32 @@ class MissingRows:
 
 @dataclass(frozen=True)
 class ComputedRows:
-    """What is computed of a batch: indices by their view's number, and a row's bytes for each."""
+    """Features of one batch, as bytes for the store.
+
+    Attributes:
+        indices: number of the view -> indices of the pictures in the manifest.
+        values: bytes of one row for each of these indices, view by view.
+    """
 
     indices: dict[int, Positions] = field(default_factory=dict)
     values: list[bytes] = field(default_factory=list)
 
 
 def find_missing(
-    store: Store, manifest: Manifest, views: Sequence[View], embedder: FeatureExtractor
+    store: Store, manifest: Manifest, views: Sequence[View], extractor: FeatureExtractor
 ) -> list[MissingRows]:
-    """What the store has of these views, verified, and what it lacks."""
-    keyed = [(view, _keys(manifest, view, embedder)) for view in views]
+    """Verify the stored rows of these views, and return the missing rows of each view.
+
+    Verifying may delete a damaged file, and with it rows of every view: it is repeated until no
+    file was damaged.
+    """
+    keyed = [(view, _row_keys(manifest, view, extractor)) for view in views]
     damaged = -1
-    while damaged < store.damaged:  # a file that is deleted may hold rows of every view
+    while damaged < store.damaged:
         damaged = store.damaged
         for _, keys in keyed:
-            found = store.find(keys)
-            store.verify(found[found >= 0])
+            positions = store.find(keys)
+            store.verify(positions[positions >= 0])
     return [MissingRows(view, keys, np.flatnonzero(store.find(keys) < 0)) for view, keys in keyed]
 
 
@@ -122,125 +144,148 @@ def compute_missing(
     store: Store | None,
     manifest: Manifest,
     wanted: Sequence[MissingRows],
-    embedder: FeatureExtractor,
-    merged: Callable[[Iterator[ComputedRows]], Iterator[ComputedRows]] = iter,
+    extractor: FeatureExtractor,
+    gather: Callable[[Iterator[ComputedRows]], Iterator[ComputedRows]] = iter,
 ) -> Iterator[int]:
-    """Compute and keep what is missing; yields how many rows are done, batch by batch.
+    """Compute the missing rows and add them to the store; yield the number of rows of each batch.
 
-    The picture and its mirror image are of one decoding.
+    The picture and its mirror image are computed from one decoding.
 
     Args:
-        store: None in a process that computes for another one's.
-        merged: what several processes compute -> all of it in the one that has the store.
+        store: on rank 0; None on the other ranks, which send their rows to it.
+        manifest: the pictures.
+        wanted: the missing rows, view by view.
+        extractor: computes the features.
+        gather: this rank's rows -> the rows of all ranks, on rank 0 (`World.gather_stream`).
 
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    rows = sum(len(one.missing) for one in wanted)
+    rows = sum(len(part.missing) for part in wanted)
     if store is not None and rows:
-        require_space(store.folder, rows * (embedder.row_bytes + 24), "keeping features")
-    whole = [one for one in wanted if one.view.epoch is None]
-    for group in [whole, *([one] for one in wanted if one.view.epoch is not None)]:
-        lacking: set[int] = set().union(*(one.missing.tolist() for one in group))
-        if lacking:
-            batches = embedder.load(manifest, sorted(lacking), group[0].view)
-            rows_of_all = merged(_embedded(manifest, group, batches, embedder))
-            yield from _kept(store, group, rows_of_all)
+        require_space(store.folder, rows * (extractor.row_bytes + 24), "keeping features")
+    fixed = [part for part in wanted if part.view.epoch is None]
+    for group in [fixed, *([part] for part in wanted if part.view.epoch is not None)]:
+        missing: set[int] = set().union(*(part.missing.tolist() for part in group))
+        if missing:
+            batches = extractor.load(manifest, sorted(missing), group[0].view)
+            computed = gather(_extract_group(manifest, group, batches, extractor))
+            yield from _store_rows(store, group, computed)
 
 
-def _embedded(
+def _extract_group(
     manifest: Manifest,
     group: Sequence[MissingRows],
     batches: Iterable[Batch],
-    embedder: FeatureExtractor,
+    extractor: FeatureExtractor,
 ) -> Iterator[ComputedRows]:
-    """The views of a group, from one decoding."""
-    lacking = np.zeros((len(group), len(manifest)), bool)
-    for row, one in zip(lacking, group, strict=True):
-        row[one.missing] = True
+    """Compute the views of a group from the same decoded batches.
+
+    Raises:
+        DataError: a picture that cannot be decoded.
+    """
+    is_missing = np.zeros((len(group), len(manifest)), bool)  # (views, N)
+    for number, part in enumerate(group):
+        is_missing[number, part.missing] = True
     for batch in batches:
         batch.require_all(manifest.path)
-        indices, found = batch.indices.numpy(), ComputedRows()
-        for at, (row, one) in enumerate(zip(lacking, group, strict=True)):
-            new = row[indices]
+        indices = batch.indices.numpy()
+        computed = ComputedRows()
+        for number, part in enumerate(group):
+            new = is_missing[number, indices]
             if new.any():
                 images = batch.images[torch.from_numpy(new)]
-                features = embedder.embed(images.flip(-1) if one.view.mirrored else images)
-                features = features.to(embedder.dtype).cpu().contiguous()
-                found.indices[at] = indices[new]
-                found.values.extend(row.tobytes() for row in features.view(torch.uint8).numpy())
-        yield found
+                features = extractor.embed(images.flip(-1) if part.view.mirrored else images)
+                features = features.to(extractor.dtype).cpu().contiguous()
+                computed.indices[number] = indices[new]
+                computed.values.extend(row.tobytes() for row in features.view(torch.uint8).numpy())
+        yield computed
 
 
-def _kept(
-    store: Store | None, group: Sequence[MissingRows], found: Iterator[ComputedRows]
+def _store_rows(
+    store: Store | None, group: Sequence[MissingRows], computed: Iterator[ComputedRows]
 ) -> Iterator[int]:
-    """Write them, now and then."""
+    """Collect computed rows and write them from time to time; yield the number of each batch."""
     keys: list[Keys] = []
     values: list[bytes] = []
-    started = written = time.monotonic()
-    for rows in found:
+    started_at = written_at = time.monotonic()
+    for rows in computed:
         assert store is not None
-        keys += [group[at].keys[indices] for at, indices in rows.indices.items()]
+        keys += [group[number].keys[indices] for number, indices in rows.indices.items()]
         values += rows.values
         yield len(rows.values)
         now = time.monotonic()
-        if len(values) >= _FLUSH_ROWS or now - written > max(_FLUSH_S, (now - started) / 20):
+        interval = max(_FLUSH_S, (now - started_at) / 20)
+        if len(values) >= _FLUSH_ROWS or now - written_at > interval:
             store.add(np.concatenate(keys), values)
-            keys, values, written = [], [], now
+            keys, values = [], []
+            written_at = now
     if values and store is not None:
         store.add(np.concatenate(keys), values)
 
 
-def _keys(manifest: Manifest, view: View, embedder: FeatureExtractor) -> Keys:
-    """(N,) the keys of one view."""
+def _row_keys(manifest: Manifest, view: View, extractor: FeatureExtractor) -> Keys:
+    """Return the store's keys of one view, (N,)."""
     keys = np.empty(len(manifest), np.uint64)
-    look = "mirror" if view.mirrored else "plain"
+    version = "mirror" if view.mirrored else "plain"
     for index in range(len(manifest)):
         if view.epoch is not None:
-            look = f"{mix_seed(embedder.seed, view.epoch, index)} {embedder.spec}"
-        keys[index] = hash_file_key(manifest.path(index), look)
+            version = f"{mix_seed(extractor.seed, view.epoch, index)} {extractor.spec}"
+        keys[index] = hash_file_key(manifest.path(index), version)
     return keys
 
 
 class Features:
-    """(N, F) features of one view, in the manifest's order.
+    """The features of one view, (N, F), in the manifest's order.
 
-    In memory, on the device, where they take at most `room` bytes; else read as they are asked for.
+    They are copied to the device if they take at most `room` bytes; else each batch is read from
+    the store.
     """
 
     def __init__(
         self,
         store: Store,
         wanted: MissingRows,
-        embedder: FeatureExtractor,
+        extractor: FeatureExtractor,
         device: torch.device,
         room: int,
     ) -> None:
-        """Every row must be in the store."""
-        self._store, self._device = store, device
-        self._width, self._dtype = embedder.row_bytes, embedder.dtype
+        """Open one view; every row must be in the store.
+
+        Args:
+            store: holds the rows.
+            wanted: the view's keys.
+            extractor: gives width and dtype of a row.
+            device: device of the features that are returned.
+            room: number of bytes that all features may take on the device.
+        """
+        self._store = store
+        self._device = device
+        self._row_bytes = extractor.row_bytes
+        self._dtype = extractor.dtype
         self._positions = store.find(wanted.keys)
         assert (self._positions >= 0).all()
         self._whole: Tensor | None = None
-        if len(self._positions) * self._width <= room:
-            self._whole = self._read(self._positions)
+        if len(self._positions) * self._row_bytes <= room:
+            self._whole = self._read_rows(self._positions)
 
     def __getitem__(self, rows: list[int]) -> Tensor:
-        """(n, F) float32 on the device."""
+        """Return the features of n rows, (n, F) float32 on the device."""
         if self._whole is None:
-            return self._read(self._positions[rows]).float()
+            return self._read_rows(self._positions[rows]).float()
         return self._whole[torch.tensor(rows, device=self._device)].float()
 
-    def _read(self, positions: Positions) -> Tensor:
-        features = torch.from_numpy(self._store.rows(positions, self._width))
+    def _read_rows(self, positions: Positions) -> Tensor:
+        """Read rows from the store, (n, F) of the extractor's dtype, on the device."""
+        features = torch.from_numpy(self._store.read_rows(positions, self._row_bytes))
         return features.view(self._dtype).to(self._device)
 
 
 class FeatureLoader:
-    """Batches of features with the face of a `Loader`: epoch e has view e, or e modulo their count.
+    """Batches of features, with the interface of a `Loader`.
 
-    Order and batches are a Loader's, so that a head trained on either sees the same.
+    Epoch e uses view number e modulo the number of views. Order and batches are those of a Loader,
+    so that a head trained on either sees the same examples in each step.
     """
 
     def __init__(
@@ -251,33 +296,36 @@ class FeatureLoader:
         batch_size: int,
         train_seed: int | None,
     ) -> None:
-        """With `train_seed` examples are shuffled by (seed, epoch); with None they are not."""
-        self.manifest, self._features = manifest, features
-        self._batch_size, self._seed = batch_size, train_seed
+        """Build the order; `train_seed`: shuffle by (seed, epoch), None: keep the order."""
+        self.manifest = manifest
+        self._features = features
+        self._batch_size = batch_size
+        self._seed = train_seed
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(cut_batches(list(range(len(self.manifest))), self._batch_size))
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from the batch `first` on."""
+        """Yield the batches of one epoch, from batch number `first` on."""
         n = len(self.manifest)
         order = list(range(n)) if self._seed is None else shuffled_order(n, self._seed, epoch)
         features = self._features[epoch % len(self._features)]
         for rows in cut_batches(order, self._batch_size)[first:]:
-            yield self._batch(features, rows)
+            yield self._make_batch(features, rows)
 
     def close(self) -> None:
-        """As a `Loader`, which has workers to end."""
+        """Do nothing; a `Loader` ends its workers here."""
 
     def sweep(self) -> Iterator[Batch]:
-        """Every view of every example once, in order, in large batches."""
+        """Yield every view of every example once, in order, in large batches; for L-BFGS."""
         n = len(self.manifest)
         for features in self._features:
-            for start in range(0, n, _SWEEP):
-                yield self._batch(features, list(range(start, min(n, start + _SWEEP))))
+            for start in range(0, n, _SWEEP_ROWS):
+                yield self._make_batch(features, list(range(start, min(n, start + _SWEEP_ROWS))))
 
-    def _batch(self, features: Features, rows: list[int]) -> Batch:
+    def _make_batch(self, features: Features, rows: list[int]) -> Batch:
+        """Return the features of `rows` with their targets."""
         targets = torch.from_numpy(self.manifest.targets[np.array(rows)])
         return Batch(features[rows], targets, torch.tensor(rows))

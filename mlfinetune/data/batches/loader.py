@@ -1,28 +1,22 @@
-"""Batches in an order that is a function of (seed, epoch).
+"""Batches in an order that depends on (seed, epoch) alone.
 
-    train_order(n, seed, epoch) -> cut into batches -> Loader.epoch(k) -> Batch, Batch, ...
-    stream(paths)               -> batches in input order, in constant memory
-    small_copies(items)         -> copies of large pictures, in input order
+    shuffled_order(n, seed, epoch) -> cut_batches -> Loader.epoch(k) -> Batch, Batch, ...
+    stream_batches(paths)          -> batches in input order, in constant memory
+    make_copies(items)             -> small copies of large pictures, in input order
 
-The number of worker processes changes speed and nothing else: the order is drawn here, and
+The number of worker processes changes the speed and nothing else: the order is drawn here, and
 each picture's augmentation is seeded by (seed, epoch, index). Paths go to the workers with each
-batch and targets are added here, so that starting a worker copies no manifest.
+batch, and targets are added here, so that starting a worker copies no manifest.
 
-Of several processes that train together each has its share of every batch; in evaluation each has
-whole batches, every n-th, so that a picture is looked at in the company that it always has.
+With several ranks, each trains on its share of every batch. In evaluation each rank has whole
+batches, every n-th: a picture is in the same batch for any number of ranks, so that its logits are
+the same to the last bit.
 """
 
-import ctypes
-import os
-import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice, pairwise
-from multiprocessing import parent_process
-from multiprocessing.util import Finalize
 from typing import Any, Literal
 
 import torch
@@ -31,40 +25,48 @@ from torch.utils.data import DataLoader, Sampler
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.copies import CopyMaker, Item, MadeCopy, SmallCopies
 from mlfinetune.data.batches.dataset import ImageDataset, Key, collate, mix_seed
+from mlfinetune.data.batches.workers import build_data_loader, start_workers
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
-from mlfinetune.runtime.signals import kill_children
 
-_AT_ONCE = 8
-"""Pictures that a worker makes copies of before it hands them over."""
-_FOR_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
+_COPIES_PER_TASK = 8
+"""Number of pictures that a worker makes copies of before it returns them."""
 
 
 def shuffled_order(n: int, seed: int, epoch: int) -> list[int]:
-    """The permutation of n examples in an epoch."""
+    """Return the order of n examples in an epoch: a permutation of 0 .. n - 1."""
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order: list[int] = torch.randperm(n, generator=generator).tolist()
     return order
 
 
 def cut_batches(order: list[int], batch_size: int) -> list[list[int]]:
-    """Batches of `batch_size`; a lone last example joins the batch before it.
+    """Cut the order into batches of `batch_size`; a single last example joins the batch before.
 
-    BatchNorm cannot train on one example of one pixel, and a gradient of one is noise.
+    BatchNorm cannot train on one example of one pixel, and a gradient of one example is noise.
+
+        n   batch_size   sizes of the batches
+        10  4            4, 4, 2
+        9   4            4, 5
+        1   4            1
+        3   1            1, 1, 1
     """
-    batches = [list(batch) for batch in _batched(order, batch_size)]
+    batches = [list(batch) for batch in _iter_chunks(order, batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
-        lone = batches.pop()
-        batches[-1] += lone
+        last = batches.pop()
+        batches[-1] += last
     return batches
 
 
 @dataclass(frozen=True)
 class BatchShare:
-    """Which part of all batches is this process's: that of `rank` of `size`.
+    """The part of each training batch that one rank computes.
 
     Attributes:
-        pieces: that a batch of training is computed in: a share is one of each.
+        rank: number of the rank, from 0.
+        size: number of ranks.
+        pieces: number of pieces that a batch is computed in (`train.accumulate`); a share has a
+            part of each piece.
     """
 
     rank: int = 0
@@ -72,23 +74,29 @@ class BatchShare:
     pieces: int = 1
 
     def of(self, batch: list[int]) -> list[int]:
-        """Of a batch of training; may be empty. `fit.train_step` cuts it as it was put together.
+        """Return this rank's share of a training batch; it may be empty.
 
-        The shares of a piece differ by one example at most, and so do the pieces.
+        The batch is split into pieces, and each piece into one part for each rank. The sizes of
+        pieces differ by one example at most, and so do the parts of a piece. `train_step` splits
+        the share at the same places. Example: the batch 0 .. 9, two ranks, two pieces:
+
+                      piece 0   piece 1   share
+            rank 0    0 1 2     5 6 7     0 1 2 5 6 7
+            rank 1    3 4       8 9       3 4 8 9
         """
         if self.size == 1:
             return batch
-        pieces = _parted(batch, min(self.pieces, len(batch)))
-        return [row for piece in pieces for row in _parted(piece, self.size)[self.rank]]
+        pieces = _split_evenly(batch, min(self.pieces, len(batch)))
+        return [row for piece in pieces for row in _split_evenly(piece, self.size)[self.rank]]
 
 
 WHOLE_SHARE = BatchShare()
 
 
-def _parted(rows: list[int], parts: int) -> list[list[int]]:
-    """In `parts` runs, as torch.tensor_split has it: the first ones are longer by one."""
-    small, longer = divmod(len(rows), parts)
-    ends = [at * small + min(at, longer) for at in range(parts + 1)]
+def _split_evenly(rows: list[int], parts: int) -> list[list[int]]:
+    """Split into `parts` runs, like torch.tensor_split: 5 rows in 3 parts have sizes 2, 2, 1."""
+    size, longer = divmod(len(rows), parts)
+    ends = [part * size + min(part, longer) for part in range(parts + 1)]
     return [rows[start:end] for start, end in pairwise(ends)]
 
 
@@ -107,109 +115,128 @@ class Loader:
         rows: list[int] | None = None,
         share: BatchShare = WHOLE_SHARE,
     ) -> None:
-        """With `train_seed` examples are shuffled and augmented; with None neither.
+        """Build the order and the dataset; workers start with the first epoch.
 
-        `rows` names the examples, in order and unshuffled, where not all of them are wanted;
-        `share` says which batches are for this process, or which part of each.
+        Args:
+            manifest: the examples.
+            spec: settings of the transforms.
+            batch_size: number of examples in a batch, of all ranks together.
+            workers: number of worker processes; 0: pictures are decoded in this process.
+            train_seed: examples are shuffled and augmented by it; None: neither.
+            pin_memory: batches come in page-locked memory, for a GPU.
+            rows: the examples to use, in this order and never shuffled; None: all.
+            share: the part of the batches that is for this rank.
         """
-        self.manifest, self._pin_memory, self._share = manifest, pin_memory, share
+        self.manifest = manifest
+        self._pin_memory = pin_memory
+        self._share = share
         self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows, share)
-        self._dataset, self._workers = ImageDataset(spec, train_seed), workers
+        self._dataset = ImageDataset(spec, train_seed)
+        self._workers = workers
         self._loader: DataLoader[Any] | None = None
-        self._begun: Iterator[Batch] | None = None
+        self._started: Iterator[Batch] | None = None
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch; in evaluation, of the process that has most."""
+        """Number of batches in an epoch; in evaluation, of the rank that has most."""
         return len(self._sampler)
 
     def read_copies(self, copies: SmallCopies) -> None:
-        """Training, before its first epoch: read small copies of large pictures, where kept."""
+        """Read small copies in place of large pictures; to be called before the first epoch."""
         self._dataset.read_copies(copies)
 
-    def begin(self) -> None:
-        """Start the workers, and decode ahead for epoch 0, which has to come next.
+    def start_workers(self) -> None:
+        """Start the workers, which decode the first batches of epoch 0; `epoch(0)` must be next.
 
-        A process forked from one that has trained shares gigabytes with it, and each page is
-        copied when the training writes to it: 10 s after 300 pictures.
+        It is called before training: a worker forked later shares the memory of a trained model,
+        and each page is copied when the next step writes to it, which takes seconds.
         """
         if self._workers:
-            self._begun = self._started(0, 0)
+            self._started = self._start_epoch(0, 0)
 
     def close(self) -> None:
         """End the workers; another epoch would start new ones."""
-        self._begun = self._loader = None
+        self._started = None
+        self._loader = None
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from the batch `first` on."""
-        if self._begun is not None:
-            assert (epoch, first) == (0, 0), "epoch 0 has begun"
-            batches, self._begun = self._begun, None
+        """Return this rank's batches of one epoch, from batch number `first` on."""
+        if self._started is not None:
+            assert (epoch, first) == (0, 0), "the workers have started epoch 0"
+            batches = self._started
+            self._started = None
         else:
-            batches = self._started(epoch, first)
-        together = islice(self._sampler.together, first, None)
+            batches = self._start_epoch(epoch, first)
+        global_batches = islice(self._sampler.global_batches, first, None)
         return (
-            self._completed(batch, all_of_it)
-            for batch, all_of_it in zip(batches, together, strict=False)
+            self._add_targets(batch, global_batch)
+            for batch, global_batch in zip(batches, global_batches, strict=False)
         )
 
-    def _started(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The workers are started now, if there are none."""
+    def _start_epoch(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Set the order of an epoch, start the workers if there are none, and let them decode."""
         if self._loader is None:
-            self._loader = _data_loader(
-                self._dataset, self._sampler, self._workers, self._pin_memory
+            self._loader = build_data_loader(
+                self._dataset, self._sampler, self._workers, self._pin_memory, collate
             )
-        self._sampler.begin(epoch, first)
-        return _started(self._loader)
+        self._sampler.set_epoch(epoch, first)
+        return start_workers(self._loader)
 
-    def _completed(self, batch: Batch, together: list[int]) -> Batch:
-        """With what the decoding processes do not know: targets, and the other processes."""
+    def _add_targets(self, batch: Batch, global_batch: list[int]) -> Batch:
+        """Add to a decoded batch what the workers do not know: targets, and the other ranks."""
         targets = torch.from_numpy(self.manifest.targets[batch.indices.numpy()])
         targets = targets.pin_memory() if self._pin_memory else targets
         if self._share.size == 1:
             return replace(batch, targets=targets)
         images = batch.images
         if not len(images):
-            images = images.view(0, 3, *2 * (self._dataset.spec.image_size,))
-        return replace(batch, images=images, targets=targets, together=tuple(together))
+            side = self._dataset.spec.image_size
+            images = images.view(0, 3, side, side)
+        return replace(batch, images=images, targets=targets, global_indices=tuple(global_batch))
 
 
 def stream_batches(
     paths: Iterable[str], spec: TransformSpec, *, batch_size: int, workers: int, pin_memory: bool
 ) -> Iterator[tuple[list[str], Batch]]:
-    """Paths, without end if need be -> (the paths of a batch, Batch) in input order.
+    """Decode pictures in the order of `paths`; yield the paths of each batch, and the batch.
 
-    A batch's indices count from its first path. Memory holds the batches under way alone.
+    `paths` may have no end: memory holds only the batches that are being decoded. The indices of a
+    batch count from its own first path.
     """
-    under_way: deque[list[str]] = deque()
+    pending: deque[list[str]] = deque()
 
-    def keys() -> Iterator[list[Key]]:
-        for chunk in _batched(paths, batch_size):
-            under_way.append(list(chunk))
+    def iter_keys() -> Iterator[list[Key]]:
+        for chunk in _iter_chunks(paths, batch_size):
+            pending.append(list(chunk))
             yield [(0, index, path) for index, path in enumerate(chunk)]
 
-    for batch in _started(_data_loader(ImageDataset(spec), keys(), workers, pin_memory)):
-        yield under_way.popleft(), batch
+    loader = build_data_loader(ImageDataset(spec), iter_keys(), workers, pin_memory, collate)
+    for batch in start_workers(loader):
+        yield pending.popleft(), batch
 
 
 def make_copies(
     items: Sequence[Item], spec: TransformSpec, workers: int | Literal["auto"]
 ) -> Iterator[list[MadeCopy]]:
-    """The copies of pictures, made by worker processes, a few at a time.
+    """Make the copies of pictures in worker processes; yield a few at a time, in order.
 
-    `auto`: a process for each core that torch uses, up to 16; no model keeps them busy yet.
+    Args:
+        items: keys and paths of the pictures.
+        spec: their transform in training.
+        workers: number of processes; auto: one for each core that torch uses, up to 16, since no
+            model keeps the cores busy yet.
     """
     if items:
         count = workers if isinstance(workers, int) else min(16, torch.get_num_threads())
-        batches = list(_batched(items, _AT_ONCE))
-        yield from _started(_data_loader(CopyMaker(spec), batches, count, False, list))
+        batches = list(_iter_chunks(items, _COPIES_PER_TASK))
+        yield from start_workers(build_data_loader(CopyMaker(spec), batches, count, False, list))
 
 
 class _EpochSampler(Sampler[list[Key]]):
-    """Yields the keys of each batch of the epoch it is set to.
+    """Yields the keys of this rank's batches, of the epoch that was set last.
 
     Attributes:
-        together: what all processes look at in each step of that epoch.
+        global_batches: the rows that all ranks together have in each step of that epoch.
     """
 
     def __init__(
@@ -220,103 +247,54 @@ class _EpochSampler(Sampler[list[Key]]):
         rows: list[int] | None,
         share: BatchShare,
     ) -> None:
-        self._manifest, self._batch_size, self._share = manifest, batch_size, share
-        self._seed, self._rows = train_seed, rows
+        self._manifest = manifest
+        self._batch_size = batch_size
+        self._share = share
+        self._seed = train_seed
+        self._rows = rows
         self._trains = train_seed is not None and rows is None
-        self._steps = len(self._cut(rows or list(range(len(manifest)))))
+        self._steps = len(self._cut_steps(rows or list(range(len(manifest)))))
         self._epoch = self._first = 0
-        self.together: list[list[int]] = []
+        self.global_batches: list[list[int]] = []
 
     def __len__(self) -> int:
         return self._steps
 
-    def begin(self, epoch: int, first: int) -> None:
-        """The next iteration is of this epoch, from the batch `first` on."""
+    def set_epoch(self, epoch: int, first: int) -> None:
+        """Set the epoch of the next iteration, which begins at batch number `first`."""
         n = len(self._manifest)
         order = self._rows or list(range(n))
         if self._trains:
             assert self._seed is not None
             order = shuffled_order(n, self._seed, epoch)
-        self._epoch, self._first, self.together = epoch, first, self._cut(order)
+        self._epoch = epoch
+        self._first = first
+        self.global_batches = self._cut_steps(order)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for together in self.together[self._first :]:
-            own = self._own(together)
-            if own is not None:
-                yield [(self._epoch, index, self._manifest.path(index)) for index in own]
+        for global_batch in self.global_batches[self._first :]:
+            rows = self._take_share(global_batch)
+            if rows is not None:
+                yield [(self._epoch, index, self._manifest.path(index)) for index in rows]
 
-    def _cut(self, order: list[int]) -> list[list[int]]:
+    def _cut_steps(self, order: list[int]) -> list[list[int]]:
+        """Return the rows of each step: a batch in training, one batch for each rank otherwise."""
+        batches = cut_batches(order, self._batch_size)
         if self._trains or self._share.size == 1:
-            return cut_batches(order, self._batch_size)
-        rounds = _batched(cut_batches(order, self._batch_size), self._share.size)
-        return [[row for batch in one for row in batch] for one in rounds]
+            return batches
+        steps = _iter_chunks(batches, self._share.size)
+        return [[row for batch in step for row in batch] for step in steps]
 
-    def _own(self, together: list[int]) -> list[int] | None:
-        """This process's part; None: it has no batch of an evaluation's last round."""
+    def _take_share(self, global_batch: list[int]) -> list[int] | None:
+        """Return this rank's rows of a step; None: evaluation's last step has no batch for it."""
         if self._trains or self._share.size == 1:
-            return self._share.of(together)
-        batches = cut_batches(together, self._batch_size)
+            return self._share.of(global_batch)
+        batches = cut_batches(global_batch, self._batch_size)
         return batches[self._share.rank] if self._share.rank < len(batches) else None
 
 
-def _data_loader(
-    dataset: Any,
-    keys: Any,
-    workers: int,
-    pin_memory: bool,
-    collate: Callable[[list[Any]], Any] = collate,
-) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # else each epoch would draw from the global generator
-    )
-
-
-def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Its batches, of workers that start now.
-
-    They start with signals blocked: one that comes before they ignore it would end them.
-    """
-    if loader.num_workers:
-        _end_at_exit()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_MAIN_PROCESS)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@cache
-def _end_at_exit() -> None:
-    """Python sends its processes SIGTERM at exit, which workers ignore, and would wait for ever."""
-    Finalize(None, kill_children, exitpriority=0)
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and schedulers signal the whole group; the main process answers, and ends workers.
-
-    They end with it however it ends: torch's own look at it comes too late for one that has just
-    begun, or is stuck.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    main = parent_process()
-    if main is not None and main.pid != os.getppid():
-        os._exit(1)  # it has ended as this one began
-    for number in _FOR_MAIN_PROCESS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_MAIN_PROCESS)
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
-    """itertools.batched, which Python 3.11 lacks."""
+def _iter_chunks(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """Yield chunks of `size` items; itertools.batched does so from Python 3.12 on."""
     iterator = iter(items)
     while chunk := tuple(islice(iterator, size)):
         yield chunk

@@ -1,11 +1,10 @@
-"""A picture file becomes RGB uint8. The one place that knows Pillow.
+"""A picture file becomes an array of RGB uint8. This module and convert.py alone import Pillow.
 
     file -> format check -> size cap -> first frame -> 8-bit RGB on white -> EXIF turn
                                      -> a plain JPEG: the fast decoder, where one is given
 
-Formats: JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF. Whatever a decoder raises becomes an
-ImageError with the file's name. Pixels are converted a block at a time: beside the decoded
-picture and the result there are only a few megabytes.
+Formats: JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF. Any error of a decoder becomes an ImageError
+with the file's name.
 """
 
 import hashlib
@@ -14,15 +13,15 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as PIL_VERSION
 
+from mlfinetune.data.images.convert import read_orientation, scale_transparency, to_rgb_array
 from mlfinetune.errors import ImageError
 from mlfinetune.location import Location
 from mlfinetune.storage import files
@@ -30,17 +29,18 @@ from mlfinetune.storage import files
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What one look at a picture file found, every pixel of it decoded.
+    """Facts of a picture file, all of whose pixels were decoded.
 
     Attributes:
-        width, height: in pixels, as stored, before any turn.
+        width, height: in pixels, as stored, before EXIF's turn.
         format: Pillow's name: JPEG, MPO, PNG, WEBP, GIF, BMP or TIFF.
         mode: Pillow's name of the samples as stored: RGB, L, CMYK, I;16 ...
-        frames_dropped: the file holds more frames or pages than the first.
-        turned: EXIF asks for a turn or a mirror image.
-        digest: SHA-256 of the file, in hex.
-        dhash: 128-bit difference hash of what is seen, in hex: signs of the horizontal, then of
-            the vertical steps between the cells of a grey thumbnail.
+        frames_dropped: whether the file holds frames or pages after the first.
+        turned: whether EXIF asks for a turn or a mirror image.
+        digest: SHA-256 of the file, in hex: equal for copies of the same bytes.
+        dhash: 128-bit difference hash of the visible picture, in hex: similar for copies at
+            another size or quality. Its bits say whether a cell of a grey thumbnail is brighter
+            than its left neighbor, then than its upper one.
     """
 
     width: int
@@ -57,51 +57,35 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 )
 DECODE_VERSION = f"1-pillow-{PIL_VERSION}"
-"""Changes where the same bytes may be judged or hashed otherwise."""
+"""Part of cache keys: another version may accept, decode or hash the same bytes differently."""
 
 TOO_LARGE = "pixels, more than data.max_pixels"
-"""Stands in the reason of a picture over the cap."""
+"""Part of the reason of an ImageError for a picture above the cap."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_EXIF_ORIENTATION = 0x0112
-_TIFF_PHOTOMETRIC = 0x0106
-_BLOCK = 1 << 20  # pixels
-_THUMBNAIL = 128  # pixels a side, the least that a JPEG is decoded to for its hash
+_HASH_SIDE = 128  # a JPEG is decoded to at least so many pixels a side for its hash
 _NOISE = 2  # grey levels
 _MEBIBYTE = 1 << 20
-_QUALITY = 95  # of JPEGs that are written, 4:2:0; benchmarks/image_store.py weighs it
+_QUALITY = 95  # of small copies, with 4:2:0; benchmarks/image_store.py compares qualities
 _THUMBNAIL_QUALITY = 70
 
 JpegDecoder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""The bytes of an upright JPEG (n,) -> (H, W, 3) RGB; raises where it cannot."""
+"""The bytes of an upright JPEG, (n,) -> (H, W, 3) RGB; it may raise any exception."""
 
-_Box = tuple[int, int, int, int]  # left, top, right, bottom
-
-# EXIF orientation -> the turn that makes the picture upright; 1, or none, is upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Pillow's own cap warns at one size and raises at another; ours, below, is checked on the
-# header, before a pixel is decoded.
+# Pillow's own cap warns at one size and raises at another. `_open_image` checks `max_pixels` on the
+# header instead, before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def is_image_name(path: Path) -> bool:
-    """Does the name end as pictures do? Says nothing of the content."""
+    """Return whether the name has a suffix of a picture format; the content may be different."""
     return path.suffix.lower() in SUFFIXES
 
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Every file below `root`, in sorted order, hidden ones left out; one folder in memory.
+    """Yield every file below `root`, sorted; hidden files and folders are left out.
 
-    Links to folders are not followed: a loop of them would never end.
+    Links to folders are not followed: they may form a loop. Memory holds one folder's names.
     """
     for entry in sorted(root.iterdir()):
         if entry.name.startswith("."):
@@ -113,59 +97,66 @@ def walk_files(root: Path) -> Iterator[Path]:
 
 
 def decode_image(
-    path: Location, max_pixels: int, least: int | None = None, jpeg: JpegDecoder | None = None
+    path: Location, max_pixels: int, min_side: int | None = None, jpeg: JpegDecoder | None = None
 ) -> NDArray[np.uint8]:
-    """Read one picture.
+    """Decode a picture file, tar member or URL to RGB.
+
+        picture                          result
+        EXIF orientation 6               turned clockwise: height and width change places
+        RGBA, half transparent           composited on white
+        16-bit grey                      65535 becomes 255; 32 bits, floats: see convert.py
+        animated GIF, TIFF of pages      the first frame or page
+        4000 x 3000 JPEG, min_side 448   500 x 375 is too small: decoded at 1/4, 1000 x 750
+        above max_pixels, damaged, text  ImageError
 
     Args:
         path: the file.
-        max_pixels: width times height above which the file is refused undecoded.
-        least: where both sides of a JPEG stay at least this long, and whole, it comes at 1/8,
-            1/4 or 1/2 of its size, scaled as it is decoded; None: always at full size.
-        jpeg: decodes plain JPEGs faster than Pillow. What it refuses, Pillow judges.
+        max_pixels: largest width times height; above it nothing is decoded.
+        min_side: a JPEG may be decoded at 1/8, 1/4 or 1/2 of its size, which is faster, as long as
+            both sides divide evenly and keep this length; None: always at full size.
+        jpeg: a faster decoder for plain JPEGs. Where it fails, Pillow decodes.
 
     Returns:
-        (H, W, 3) uint8 RGB: upright by its EXIF orientation, alpha composited on white,
-        16-bit, 32-bit and float samples scaled to 8 bits, the first frame of several.
+        (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: the file cannot be read, for whatever reason.
+        ImageError: the file cannot be read or decoded, for any reason.
     """
-    with _reading(path) as file, _header(file, path, max_pixels) as image:
-        scale = _scale(image.size, least)
+    with _reading_image(path) as file, _open_image(file, path, max_pixels) as image:
+        scale = _choose_draft_scale(image.size, min_side)
         if scale > 1:
-            image.draft(None, (image.width // scale, image.height // scale))  # JPEG alone heeds it
-        pixels = _fast(image, file, jpeg) if jpeg and scale == 1 else None
-        return _pixels(image) if pixels is None else pixels
+            image.draft(None, (image.width // scale, image.height // scale))  # JPEG only
+        pixels = _decode_fast(image, file, jpeg) if jpeg and scale == 1 else None
+        return to_rgb_array(image) if pixels is None else pixels
 
 
 def read_image_size(path: Location, max_pixels: int) -> tuple[int, int]:
-    """Width and height by the header, EXIF's turn not heeded.
+    """Read width and height from the header, as stored, before EXIF's turn.
 
     Raises:
         ImageError: the file cannot be read, or has more pixels than `max_pixels`.
     """
-    with _reading(path) as file, _header(file, path, max_pixels) as image:
+    with _reading_image(path) as file, _open_image(file, path, max_pixels) as image:
         return image.size
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    """(H, W, 3) RGB -> a JPEG of high quality; no side may be longer than 65,500 pixels."""
+    """Encode (H, W, 3) RGB as a JPEG of quality 95; no side may exceed 65,500 pixels."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY, subsampling="4:2:0")
     return file.getvalue()
 
 
 def make_thumbnail(path: Location, side: int, max_pixels: int) -> bytes:
-    """A small JPEG of a picture, whole, upright, its longer side `side` pixels or its own.
+    """Return a small JPEG of a picture, for a page: the longer side has at most `side` pixels.
 
     A picture that cannot be read gives a grey square with a cross.
     """
     try:
-        small = Image.fromarray(decode_image(path, max_pixels, least=side))
+        small = Image.fromarray(decode_image(path, max_pixels, min_side=side))
     except ImageError:
-        across = np.eye(side, dtype=np.bool_)
-        cross = np.where(across | across[::-1], 110, 190).astype(np.uint8)
+        diagonal = np.eye(side, dtype=np.bool_)
+        cross = np.where(diagonal | diagonal[::-1], 110, 190).astype(np.uint8)
         small = Image.fromarray(cross).convert("RGB")
     small.thumbnail((side, side))
     file = io.BytesIO()
@@ -174,31 +165,31 @@ def make_thumbnail(path: Location, side: int, max_pixels: int) -> bytes:
 
 
 def decode_jpeg(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A JpegDecoder for what `encode` wrote, where there is no faster one."""
+    """Decode a JPEG of `encode_jpeg` with Pillow: the JpegDecoder where there is no faster one."""
     with Image.open(io.BytesIO(content.data), formats=("JPEG",)) as image:
         return np.array(image)
 
 
 def inspect_image(path: Location, max_pixels: int) -> ImageInfo:
-    """Look a picture over: what it is, what it hides, and two keys to find it again.
+    """Decode a picture, and return its facts and hashes.
 
     Args:
         path: the file.
-        max_pixels: width times height above which the file is refused undecoded.
+        max_pixels: largest width times height; above it nothing is decoded.
 
     Raises:
-        ImageError: where `decode` raises it, with the same reason.
+        ImageError: as `decode_image`, with the same reason.
     """
-    with _reading(path) as file:
+    with _reading_image(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
-        facts, pixels = _survey(file, path, max_pixels)
-        return ImageInfo(**facts, digest=digest, dhash=_dhash(pixels))
+        info, pixels = _inspect_pixels(file, path, max_pixels)
+        return replace(info, digest=digest, dhash=_hash_difference(pixels))
 
 
 @contextmanager
-def _reading(path: Location) -> Iterator[files.File]:
-    """The file, open; whatever goes wrong with it becomes an ImageError."""
+def _reading_image(path: Location) -> Iterator[files.File]:
+    """Open the file; any exception inside the block becomes an ImageError with its name."""
     try:
         with files.open_binary(str(path)) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -206,11 +197,16 @@ def _reading(path: Location) -> Iterator[files.File]:
     except ImageError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
-        raise ImageError(str(path), _reason(error)) from error
+        raise ImageError(str(path), _describe_error(error)) from error
 
 
-def _header(file: files.File, path: Location, max_pixels: int) -> Image.Image:
-    """The picture, not yet decoded."""
+def _open_image(file: files.File, path: Location, max_pixels: int) -> Image.Image:
+    """Read the header, and check the format and the number of pixels.
+
+    Raises:
+        ImageError: it has more than `max_pixels`.
+        Exception: any error of Pillow.
+    """
     image = Image.open(file, formats=_FORMATS)
     width, height = image.size
     if width * height > max_pixels:
@@ -218,175 +214,80 @@ def _header(file: files.File, path: Location, max_pixels: int) -> Image.Image:
             str(path),
             f"{width} x {height} {TOO_LARGE} ({max_pixels:,}) allows",
         )
-    _scale_transparency(image)
+    scale_transparency(image)
     return image
 
 
-def _survey(
+def _inspect_pixels(
     file: files.File, path: Location, max_pixels: int
-) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """What Picture says but for the two keys, and the pixels, of a JPEG perhaps at less size.
+) -> tuple[ImageInfo, NDArray[np.uint8]]:
+    """Decode the picture; return its facts, without the hashes, and its pixels.
 
-    A JPEG is read whole at any scale. The decoder's memory is free again on return.
+    A JPEG is decoded at a smaller size, which reads all of the file too. The decoder's memory is
+    free again on return, before the hashes need theirs.
     """
-    with _header(file, path, max_pixels) as image:
-        # Pillow turns a TIFF as it loads it: its size at once, its pixels later.
-        before = _orientation(image) if image.format == "TIFF" else 1
+    with _open_image(file, path, max_pixels) as image:
+        # Pillow turns a TIFF as it loads it, and gives the turned size before that.
+        before = read_orientation(image) if image.format == "TIFF" else 1
         width, height = image.size[::-1] if before > 4 else image.size
-        facts = {"width": width, "height": height, "format": image.format, "mode": image.mode}
-        image.draft(None, (_THUMBNAIL, _THUMBNAIL))
-        pixels = _pixels(image)
-        facts["turned"] = before != 1 or _orientation(image) != 1
-        facts["frames_dropped"] = _more_frames(image)
-        return facts, pixels
+        mode = image.mode  # loading may change it
+        image.draft(None, (_HASH_SIDE, _HASH_SIDE))
+        pixels = to_rgb_array(image)
+        info = ImageInfo(
+            width,
+            height,
+            str(image.format),
+            mode,
+            frames_dropped=_has_more_frames(image),
+            turned=before != 1 or read_orientation(image) != 1,
+            digest="",
+            dhash="",
+        )
+        return info, pixels
 
 
-def _scale(size: tuple[int, int], least: int | None) -> int:
-    """By how much both sides can be divided; a remainder would stretch the picture."""
-    if least is None:
+def _choose_draft_scale(size: tuple[int, int], min_side: int | None) -> int:
+    """Return 8, 4, 2 or 1: the divisor of both sides at which a JPEG can be decoded.
+
+    Both sides must divide evenly: a remainder would stretch the picture.
+    """
+    if min_side is None:
         return 1
-    scales = (8, 4, 2)
-    fit = (s for s in scales if all(side % s == 0 and side >= s * least for side in size))
-    return next(fit, 1)
+    for scale in (8, 4, 2):
+        if all(side % scale == 0 and side >= scale * min_side for side in size):
+            return scale
+    return 1
 
 
-def _fast(image: Image.Image, file: files.File, jpeg: JpegDecoder) -> NDArray[np.uint8] | None:
-    """What `jpeg` makes of a plain JPEG; None: Pillow has to decode or refuse it."""
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) != 1:
+def _decode_fast(
+    image: Image.Image, file: files.File, jpeg: JpegDecoder
+) -> NDArray[np.uint8] | None:
+    """Decode a plain, upright JPEG with `jpeg`; None: Pillow has to decode it, or to refuse it."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or read_orientation(image) != 1:
         return None
     width, height = image.size
-    # No picture needs more bytes: a file with gigabytes behind its picture stays on disk.
+    # No picture needs more bytes; a file may have gigabytes of other data after its picture.
     size = min(file.seek(0, os.SEEK_END), 3 * width * height + _MEBIBYTE)
     content = np.empty(size, np.uint8)
     file.seek(0)
-    with suppress(Exception):  # whatever a decoder raises; Pillow's reason is the one to show
+    with suppress(Exception):  # Pillow will give the reason to show
         pixels = jpeg(content[: file.readinto(content.data)])
         return pixels if pixels.shape == (height, width, 3) else None
     return None
 
 
-def _more_frames(image: Image.Image) -> bool:
+def _has_more_frames(image: Image.Image) -> bool:
+    """Return whether frames follow the first."""
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # damage behind the first frame: there was more
+    except Exception:  # damaged data after the first frame: a frame too
         return True
 
 
-def _orientation(image: Image.Image) -> int:
-    """The turn that EXIF asks for; broken EXIF asks for nothing."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        return int(orientation) if orientation in _TURNS else 1
-    except Exception:
-        return 1
+def _hash_difference(pixels: NDArray[np.uint8]) -> str:
+    """Return 128 bits in hex: is each cell of an 8 x 8 grid brighter than its left, its upper one?
 
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Decode; a block at a time, convert, turn and put it where it belongs."""
-    rawmode = _rawmode(image)
-    image.load()
-    bounds = _range(image, rawmode) if _deep(image) else (0.0, 255.0)
-    orientation = _orientation(image)
-    width, height = image.size
-    upright = np.empty((*((width, height) if orientation > 4 else (height, width)), 3), np.uint8)
-    for box in _boxes(width, height):
-        block = image if box == (0, 0, width, height) else image.crop(box)
-        rgb = _to_rgb(block, bounds)
-        if orientation != 1:
-            rgb = rgb.transpose(_TURNS[orientation])
-        left, top, right, bottom = _turned(box, width, height, orientation)
-        upright[top:bottom, left:right] = np.asarray(rgb)
-    return upright
-
-
-def _boxes(width: int, height: int) -> Iterator[_Box]:
-    """Blocks of rows, or of parts of a row, that cover a picture."""
-    across = min(width, _BLOCK)
-    down = _BLOCK // across
-    for top in range(0, height, down):
-        for left in range(0, width, across):
-            yield left, top, min(left + across, width), min(top + down, height)
-
-
-def _turned(box: _Box, width: int, height: int, orientation: int) -> _Box:
-    """Where a box of a picture of this size lies once the picture is upright."""
-    left, top, right, bottom = box
-    if orientation in (2, 3, 7, 8):
-        left, right = width - right, width - left
-    if orientation in (3, 4, 6, 7):
-        top, bottom = height - bottom, height - top
-    return (top, left, bottom, right) if orientation > 4 else (left, top, right, bottom)
-
-
-def _to_rgb(image: Image.Image, bounds: tuple[float, float]) -> Image.Image:
-    transparent = "transparency" in image.info
-    if _deep(image):
-        grey = _to_8_bits(image, bounds)
-        if transparent:
-            grey[np.asarray(image) == image.info["transparency"]] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or transparent:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _rawmode(image: Image.Image) -> str:
-    """How the samples lie in the file, in Pillow's words; known until they are loaded."""
-    args = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    return str(args[0] if isinstance(args, tuple) else args)
-
-
-def _scale_transparency(image: Image.Image) -> None:
-    """Pillow brings grey and RGB samples to 8 bits, and forgets to scale the transparent one."""
-    colour, rawmode = image.info.get("transparency"), _rawmode(image)
-    if image.format != "PNG" or colour is None:
-        return
-    if rawmode in ("L;2", "L;4"):
-        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[rawmode] & 255
-    elif rawmode == "RGB;16B":
-        image.info["transparency"] = tuple(level >> 8 for level in colour)
-
-
-def _deep(image: Image.Image) -> bool:
-    """Grey samples of more than 8 bits?"""
-    return image.mode == "F" or image.mode.startswith("I")
-
-
-def _range(image: Image.Image, rawmode: str) -> tuple[float, float]:
-    """Which samples are black and white.
-
-    12-bit and 16-bit samples: their full range, turned about where the TIFF says that zero is
-    white. 32-bit and float samples: the smallest of the ranges 1 (float alone), 255, 65535
-    that holds them, else from least to most.
-    """
-    if image.mode not in ("I", "F"):
-        top = 4095.0 if rawmode == "I;12" else 65535.0
-        inverted = getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0
-        return (top, 0.0) if inverted else (0.0, top)
-    blocks = (_samples(image.crop(box)) for box in _boxes(*image.size))
-    extremes = [(block.min(), block.max()) for block in blocks]
-    least, most = min(low for low, _ in extremes), max(high for _, high in extremes)
-    tops = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
-    return next(((0.0, top) for top in tops if least >= 0 and most <= top), (least, most))
-
-
-def _samples(image: Image.Image) -> NDArray[np.float64]:
-    samples = np.asarray(image, dtype=np.float64)
-    return np.nan_to_num(samples, posinf=0.0, neginf=0.0) if image.mode == "F" else samples
-
-
-def _to_8_bits(image: Image.Image, bounds: tuple[float, float]) -> NDArray[np.uint8]:
-    low, high = bounds
-    scaled = (_samples(image) - low) * (255.0 / ((high - low) or 1e-300))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
-
-
-def _dhash(pixels: NDArray[np.uint8]) -> str:
-    """Is each cell of an 8 x 8 grid brighter than its left neighbour; than its upper one?
-
-    By more than the noise of a recompression: on a flat ground the answer is always no.
+    Brighter means by more than the noise of a recompression: in a flat area each bit is 0.
     """
     grey = Image.fromarray(pixels).convert("L")
     across = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
@@ -395,7 +296,8 @@ def _dhash(pixels: NDArray[np.uint8]) -> str:
     return np.packbits(steps > _NOISE).tobytes().hex()
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
+    """Return the reason of an ImageError in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, files.UnreadableError):

@@ -1,10 +1,11 @@
-"""Which library decodes plain JPEGs: all use libjpeg-turbo, two of them without Pillow's copies.
+"""The fastest decoder of plain JPEGs that is installed.
 
-    decoder() -> torchvision | torchcodec | None, Pillow then serves; and a line for the log
+    choose_jpeg_decoder -> torchvision | torchcodec | None (Pillow decodes); and a line for the log
 
-torchvision comes first while it has a decoder: it is loaded anyway and leaves EXIF alone.
-Since 0.29 that decoder is deprecated for torchcodec's, which gives the same pixels as fast, but
-takes a tenth of a second to import. Both refuse a truncated file.
+All three use libjpeg-turbo; Pillow copies the pixels more often. torchvision comes first: it is
+loaded anyway, and applies no EXIF turn. Since 0.29 its decoder is deprecated in favor of
+torchcodec's, which gives the same pixels as fast, but takes 0.1 s to import. Both refuse a
+truncated file.
 """
 
 from collections.abc import Callable
@@ -21,22 +22,28 @@ _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
 def choose_jpeg_decoder() -> tuple[JpegDecoder | None, str]:
-    """The function that `images.decode` is to use for plain JPEGs, and why that one."""
-    # The operator itself: the function around it warns of its deprecation at every picture.
+    """Return the decoder of plain JPEGs for `decode_image`, and the reason for the log.
+
+    The decoder is None where Pillow has to decode.
+    """
+    # The operator itself: torchvision's function warns of its deprecation at every picture.
     operator = getattr(torch.ops.image, "decode_jpeg", None)
     if operator is not None:
         name = f"torchvision {torchvision.__version__} decodes JPEGs"
-        return _on_arrays(lambda content: operator(content, _RGB, False)), name
+        return _wrap_for_arrays(lambda content: operator(content, _RGB, False)), name
     missing = f"torchvision {torchvision.__version__} has no JPEG decoder"
     try:
         from torchcodec.decoders import decode_jpeg
-    except (ImportError, OSError, RuntimeError) as error:  # also of a version that does not load
+    except (ImportError, OSError, RuntimeError) as error:  # not installed, or does not load
         return None, f"Pillow decodes JPEGs: {missing}, and torchcodec: {error}"
-    return _on_arrays(decode_jpeg), f"torchcodec decodes JPEGs: {missing}"
+    return _wrap_for_arrays(decode_jpeg), f"torchcodec decodes JPEGs: {missing}"
 
 
-def _on_arrays(decode: Callable[[Tensor], Tensor]) -> JpegDecoder:
-    """The same for arrays; (3, H, W), interleaved in memory, becomes (H, W, 3), uncopied."""
+def _wrap_for_arrays(decode: Callable[[Tensor], Tensor]) -> JpegDecoder:
+    """Turn a decoder of tensors, (n,) -> (3, H, W), into one of arrays, (n,) -> (H, W, 3).
+
+    Nothing is copied: the decoder's pixels are interleaved in memory already.
+    """
 
     def decode_array(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = decode(torch.from_numpy(content)).permute(1, 2, 0).numpy()

@@ -1,13 +1,12 @@
-"""Look at every picture once: all of its pixels are decoded, and what was found is kept.
+"""Scan pictures: decode every pixel of each file once, and cache its facts or its fault.
 
-    paths -> known by (path, size, mtime)? -> else inspect, in several processes -> Picture | reason
+    paths -> cached by (path, size, mtime)? -> else inspect_image, in processes -> ScanResult
 
-Results are kept in the cache folder, so that check, train and init pay for each file once.
+The results are cached, so that check, train and init decode each file once.
 """
 
 import json
 import os
-import signal
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,183 +22,201 @@ from threading import Thread
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, inspect_image
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import is_url
+from mlfinetune.runtime.signals import blocked_signals
 from mlfinetune.storage import files
 from mlfinetune.storage.cache import cache_folder
 
 _CHUNK = 2048
-_AT_ONCE = 4 * files.AT_ONCE
-"""Pictures behind URLs that a process is given at once: mostly it waits for the network."""
+"""Number of pictures between two writes to the cache."""
+_FILES_PER_TASK = 4
+_URLS_PER_TASK = 4 * files.PARALLEL_FETCHES
+"""More pictures a task where they are behind URLs: mostly the process waits for the network."""
 _WORTH_PROCESSES = 64
-"""Pictures to decode from which starting processes pays."""
+"""Number of pictures to decode from which on it pays to start processes."""
 
 _CRASHED = "the decoder crashed on it, or ran out of memory"
 
-Found = ImageInfo | str
-"""A picture, or why it cannot be used."""
+ScanResult = ImageInfo | str
+"""The facts of a picture, or the reason why it cannot be used."""
 
-_Look = tuple[Found, bool]
-"""What was found, and whether that holds as long as the file does not change."""
+_Inspected = tuple[ScanResult, bool]
+"""A result, and whether it may be cached: it holds as long as the file does not change."""
 
 
-def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[Found]:
-    """What each file is, in order.
+def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
+    """Yield the result for each file, in order.
 
     Args:
-        paths: of the files, absolute or from the current folder.
-        max_pixels: as `images.decode` takes it.
+        paths: of the files, absolute or relative to the current folder, or URLs.
+        max_pixels: largest width times height; above it the result is a reason.
 
     Raises:
         DataError: the cache cannot be written.
     """
-    with _Store(max_pixels) as store, _Decoders(max_pixels) as decoders:
+    with _ScanCache(max_pixels) as cache, _InspectPool(max_pixels) as pool:
         for start in range(0, len(paths), _CHUNK):
-            chunk = [_whole(path) for path in paths[start : start + _CHUNK]]
+            chunk = [_make_absolute(path) for path in paths[start : start + _CHUNK]]
             stamps = [files.read_stamp(path) for path in chunk]
-            known = store.find(chunk, stamps)
-            wanted = [at for at in range(len(chunk)) if at not in known]
-            fresh = decoders.look([chunk[at] for at in wanted])
-            lasting = []
-            for at in range(len(chunk)):
-                if at not in known:
-                    known[at], lasts = next(fresh)
-                    if lasts:
-                        lasting.append((chunk[at], stamps[at], known[at]))
-                yield known[at]
-            store.keep(lasting)
+            known = cache.find(chunk, stamps)
+            inspected = pool.inspect([path for i, path in enumerate(chunk) if i not in known])
+            new = []
+            for i, path in enumerate(chunk):
+                if i not in known:
+                    known[i], is_lasting = next(inspected)
+                    if is_lasting:
+                        new.append((path, stamps[i], known[i]))
+                yield known[i]
+            cache.add(new)
 
 
-def _whole(path: str) -> str:
+def _make_absolute(path: str) -> str:
+    """Return an absolute path, the key in the cache; a URL stays as it is."""
     return path if is_url(path) else os.path.abspath(path)
 
 
-def _looks(paths: Sequence[str], max_pixels: int) -> list[_Look]:
-    """Several, those behind URLs asked for together."""
+def _inspect_chunk(paths: Sequence[str], max_pixels: int) -> list[_Inspected]:
+    """Inspect some pictures; those behind URLs are fetched at the same time."""
     with files.prefetched(paths):
-        return [_look(path, max_pixels) for path in paths]
+        return [_inspect_one(path, max_pixels) for path in paths]
 
 
-def _look(path: str, max_pixels: int) -> _Look:
+def _inspect_one(path: str, max_pixels: int) -> _Inspected:
+    """Inspect a picture.
+
+    A fault is cached where a decoder gives it as a property of the content. It is not where it may
+    pass: the cap on pixels (a setting), access rights, too little memory, any URL (a server may
+    send an error page in place of a picture).
+    """
     try:
         return inspect_image(path, max_pixels), True
     except ImageError as error:
-        # Only what a decoder says of the content lasts: not the cap, rights, or a lack of memory.
         cause = error.__cause__
-        passing = isinstance(cause, MemoryError | files.UnreadableError)
-        passing = passing or getattr(cause, "errno", None) is not None
-        lasting = cause is not None and not passing and not is_url(path)
-        return error.reason, lasting  # a page that stands in for a picture may go again
+        may_pass = isinstance(cause, MemoryError | files.UnreadableError)
+        may_pass = may_pass or getattr(cause, "errno", None) is not None
+        return error.reason, cause is not None and not may_pass and not is_url(path)
 
 
 # ---- processes --------------------------------------------------------------------------
 
 
-class _Decoders:
-    """Processes that look at pictures: started once that pays, anew after one has died."""
+class _InspectPool:
+    """Processes that inspect pictures.
+
+    They are started when there are enough pictures, and again where a hostile picture has killed
+    one of them.
+    """
 
     def __init__(self, max_pixels: int) -> None:
-        self._looks = partial(_looks, max_pixels=max_pixels)
+        self._inspect_chunk = partial(_inspect_chunk, max_pixels=max_pixels)
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "_Decoders":
+    def __enter__(self) -> "_InspectPool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self._stop_pool()
 
-    def look(self, paths: list[str]) -> Iterator[_Look]:
-        """Each file, in order."""
+    def inspect(self, paths: list[str]) -> Iterator[_Inspected]:
+        """Yield the result for each file, in order."""
         if self._pool is None and len(paths) < _WORTH_PROCESSES:
-            yield from self._looks(paths)
+            yield from self._inspect_chunk(paths)
             return
         done = 0
         try:
-            for found in self._results(_cores(), paths):
+            for result in self._inspect_in_pool(_count_cores(), paths):
                 done += 1
-                yield found
+                yield result
         except BrokenProcessPool:
-            self._stop()
-            yield from self._look_in_turn(paths[done:])
+            self._stop_pool()
+            yield from self._inspect_singly(paths[done:])
 
-    def _look_in_turn(self, paths: list[str]) -> Iterator[_Look]:
-        """One process: where it dies, the first file without a result is the cause."""
+    def _inspect_singly(self, paths: list[str]) -> Iterator[_Inspected]:
+        """Use one process: where it dies, the first file without a result is the cause."""
         while paths:
             done = 0
             try:
-                for found in self._results(1, paths):
+                for result in self._inspect_in_pool(1, paths):
                     done += 1
-                    yield found
+                    yield result
             except BrokenProcessPool:
                 done += 1
                 yield _CRASHED, False
-            self._stop()
+            self._stop_pool()
             paths = paths[done:]
 
-    def _results(self, processes: int, paths: list[str]) -> Iterator[_Look]:
+    def _inspect_in_pool(self, processes: int, paths: list[str]) -> Iterator[_Inspected]:
+        """Give the paths to the pool, in tasks of a few; start the pool where there is none.
+
+        Raises:
+            BrokenProcessPool: a process has died, also while the results are read.
+        """
         if self._pool is None:
             # Spawned, not forked: training has torch's threads running by then.
             context = get_context("spawn")
             lifeline, self._lifeline = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(processes, context, _begin, (lifeline,))
-        # Signals are for this process, and after all have started: a process that is about to read
-        # what it is for would say that it could not. They inherit that signals are blocked.
-        both = {signal.SIGINT, signal.SIGTERM}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
-        try:
-            few = 1 if processes == 1 else _AT_ONCE if any(map(is_url, paths)) else 4
-            chunks = [paths[at : at + few] for at in range(0, len(paths), few)]
-            return chain.from_iterable(self._pool.map(self._looks, chunks))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._pool = ProcessPoolExecutor(processes, context, _end_with_parent, (lifeline,))
+        size = _URLS_PER_TASK if any(map(is_url, paths)) else _FILES_PER_TASK
+        if processes == 1:
+            size = 1
+        tasks = [paths[start : start + size] for start in range(0, len(paths), size)]
+        # This process alone answers signals, and after all others have started: one that is
+        # interrupted while it reads its first task would print a traceback.
+        with blocked_signals():
+            return chain.from_iterable(self._pool.map(self._inspect_chunk, tasks))
 
-    def _stop(self) -> None:
+    def _stop_pool(self) -> None:
+        """End the processes; the next call starts new ones."""
         if self._pool is not None:
             self._lifeline.close()
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
 
-def _begin(lifeline: Connection) -> None:
-    """In a new process: end when the one that started it does."""
-    Thread(target=_end, args=(lifeline,), daemon=True).start()
+def _end_with_parent(lifeline: Connection) -> None:
+    """In a new process: start a thread that ends it as soon as its parent has ended."""
+    Thread(target=_wait_for_parent, args=(lifeline,), daemon=True).start()
 
 
-def _end(lifeline: Connection) -> None:
-    wait([lifeline])  # its other end is closed, by hand or with the process that held it
+def _wait_for_parent(lifeline: Connection) -> None:
+    """End this process when the parent has ended, or has closed the connection."""
+    wait([lifeline])
     os._exit(0)
 
 
-def _cores() -> int:
+def _count_cores() -> int:
+    """Return the number of cores of this process; `runtime.device` has it too, but loads torch."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-# ---- what is known --------------------------------------------------------------------------
+# ---- cache ------------------------------------------------------------------------------
 
-_Stamp = files.Stamp | None
-"""None where there is no file."""
+_OptionalStamp = files.Stamp | None
+"""None: there is no such file."""
 
 
-class _Store:
-    """(path, size, mtime) -> Found, in one SQLite file for each version of the decoder."""
+class _ScanCache:
+    """(path, size, mtime) -> ScanResult, in one SQLite file for each version of the decoder."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
         self._file = cache_folder("scan") / f"{DECODE_VERSION}.sqlite"
 
-    def __enter__(self) -> "_Store":
+    def __enter__(self) -> "_ScanCache":
         try:
             try:
-                self._open()
-            except sqlite3.OperationalError:  # in use, or out of reach
+                self._open_file()
+            except sqlite3.OperationalError:  # in use by another process, or not accessible
                 raise
-            except sqlite3.DatabaseError:  # not a database: it is a cache, and starts anew
+            except sqlite3.DatabaseError:  # damaged: a cache may begin again
                 self._connection.close()
                 self._file.unlink(missing_ok=True)
-                self._open()
+                self._open_file()
         except (sqlite3.Error, OSError) as error:
-            raise self._unusable(error) from error
+            raise self._cache_error(error) from error
         return self
 
-    def _open(self) -> None:
+    def _open_file(self) -> None:
+        """Open the file, and make its table where it is missing."""
         self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None)
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS found "
@@ -209,39 +226,46 @@ class _Store:
     def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
         self._connection.close()
         if kind is not None and issubclass(kind, sqlite3.Error):
-            raise self._unusable(error)
+            raise self._cache_error(error)
 
-    def _unusable(self, error: object) -> DataError:
+    def _cache_error(self, error: object) -> DataError:
         return DataError(
             f"{error}: the cache {self._file} cannot be used; "
             f"delete it, or set MLFINETUNE_CACHE to a folder that can be written"
         )
 
-    def find(self, paths: Sequence[str], stamps: Sequence[_Stamp]) -> dict[int, Found]:
-        """Number in `paths` -> what is known of the file as it is now."""
-        known: dict[int, Found] = {}
+    def find(self, paths: Sequence[str], stamps: Sequence[_OptionalStamp]) -> dict[int, ScanResult]:
+        """Return index in `paths` -> result, of the files that are known with these stamps.
+
+        A picture above `max_pixels` is left out: it was cached under a larger cap.
+        """
+        known: dict[int, ScanResult] = {}
         query = "SELECT found FROM found WHERE path = ? AND size = ? AND mtime = ?"
-        for at, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
-            if stamp is not None:
-                row = self._connection.execute(query, (os.fsencode(path), *stamp)).fetchone()
-                if row is not None:
-                    content = json.loads(row[0])
-                    found = content if isinstance(content, str) else ImageInfo(**content)
-                    if isinstance(found, str) or found.width * found.height <= self._max_pixels:
-                        known[at] = found
+        for i, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
+            if stamp is None:
+                continue
+            row = self._connection.execute(query, (os.fsencode(path), *stamp)).fetchone()
+            if row is None:
+                continue
+            content = json.loads(row[0])
+            result = content if isinstance(content, str) else ImageInfo(**content)
+            if isinstance(result, str) or result.width * result.height <= self._max_pixels:
+                known[i] = result
         return known
 
-    def keep(self, rows: list[tuple[str, _Stamp, Found]]) -> None:
-        """Remember them."""
-        kept = [
+    def add(self, rows: list[tuple[str, _OptionalStamp, ScanResult]]) -> None:
+        """Write (path, stamp, result) rows; files that do not exist are left out."""
+        records = [
             (
                 os.fsencode(path),
                 *stamp,
-                json.dumps(found if isinstance(found, str) else asdict(found)),
+                json.dumps(result if isinstance(result, str) else asdict(result)),
             )
-            for path, stamp, found in rows
+            for path, stamp, result in rows
             if stamp is not None
         ]
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", kept)
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", records
+            )

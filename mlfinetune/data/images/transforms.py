@@ -1,11 +1,11 @@
-"""A decoded picture becomes the model's uint8 square; one TransformSpec says how.
+"""A decoded picture becomes the model's uint8 square, as a TransformSpec says.
 
-    (H, W, 3) uint8 -> eval_transform                  squash | crop | pad     -> (3, S, S) uint8
-                    -> train_transform(seed)           random crop, flip, ...  -> (3, S, S) uint8
+    (H, W, 3) uint8 -> build_eval_transform:  squash | crop | pad          -> (3, S, S) uint8
+                    -> build_train_transform: random crop, flip, ..., seed -> (3, S, S) uint8
 
-Normalisation is the model's: batches stay uint8 until they are on the device. Pixels stay
-interleaved, as decoders give them, until they are few: torch resizes such uint8 with AVX2 at
-once, where planes would be interleaved, and a big picture copied, first.
+The model normalizes: batches stay uint8 until they are on the device. Pixels stay interleaved
+(channels last in memory), as decoders give them, until they are resized: torch resizes such uint8
+with AVX2 directly, and would first copy a large picture that lies in planes.
 """
 
 import math
@@ -23,17 +23,18 @@ from torchvision.transforms.v2 import functional as F
 
 @dataclass(frozen=True)
 class TransformSpec:
-    """How a decoded picture becomes the model's input; stored in every checkpoint.
+    """Settings by which a decoded picture becomes the model's input; part of every checkpoint.
 
     Attributes:
-        image_size: S, the side of the square that the model sees, in pixels.
-        resize: evaluation: `squash` the whole picture to the square, `crop` its centre, or `pad`.
+        image_size: S, the side of the square input in pixels.
+        resize: evaluation: `squash` the whole picture to the square, `crop` its center, or `pad`
+            the shorter side.
         max_pixels: a picture with more is refused before it is decoded.
-        mean, std: of the training set of the pretrained weights, for RGB in [0, 1].
-        crop_scale: training: bounds of the area share that a random resized crop keeps.
+        mean, std: of RGB in [0, 1], on the training set of the pretrained weights.
+        crop_scale: training: least and largest share of the area that a random resized crop keeps.
         horizontal_flip: training: probability of a mirror image.
         color_jitter: training: strength of brightness, contrast and saturation jitter, 0 to 1.
-        rand_augment: training: number of RandAugment operations a picture.
+        rand_augment: training: number of RandAugment operations for each picture.
     """
 
     image_size: int
@@ -48,39 +49,42 @@ class TransformSpec:
 
 
 CROP_SHARE = 224 / 256
-"""`crop` keeps this share of the shorter side, torchvision's convention."""
+"""Share of the shorter side that `crop` keeps: torchvision's convention."""
 
-_SPARE = 2  # a picture scaled down while it is decoded keeps twice the pixels a side it needs
-_NARROWEST = 3 / 4  # width to height of RandomResizedCrop's crops, or the other way round
+_DECODE_MARGIN = 2  # a JPEG decoded at a smaller size keeps twice the pixels a side it needs
+_MIN_ASPECT = 3 / 4  # least ratio of the sides of RandomResizedCrop's crops
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) -> (3, H, W), a view."""
+    """Return a (3, H, W) view of an (H, W, 3) array."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def min_decoded_side(spec: TransformSpec, *, training: bool) -> int:
-    """Pixels a side that a picture must keep, so that decoding it smaller does not show.
+    """Return the shortest side in pixels at which a JPEG may be decoded without visible loss.
 
-    Twice what the resize asks for, on both sides; in training of the smallest random crop.
+    It is twice what the resize needs; in training twice what the smallest random crop needs.
+    Example: 448 for `squash` to 224 pixels.
     """
     if training and spec.crop_scale != (1.0, 1.0):
-        smallest_crop = math.sqrt(spec.crop_scale[0] * _NARROWEST)  # share of the shorter side
-        return math.ceil(_SPARE * spec.image_size / smallest_crop)
+        smallest_crop = math.sqrt(spec.crop_scale[0] * _MIN_ASPECT)  # share of the shorter side
+        return math.ceil(_DECODE_MARGIN * spec.image_size / smallest_crop)
     if spec.resize == "crop":
-        return _SPARE * round(spec.image_size / CROP_SHARE)
-    return _SPARE * spec.image_size
+        return _DECODE_MARGIN * round(spec.image_size / CROP_SHARE)
+    return _DECODE_MARGIN * spec.image_size
 
 
 def build_eval_transform(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
-    """(3, H, W) uint8 -> (3, S, S) uint8, the same every time."""
-    return {"squash": _squash, "crop": _center_crop, "pad": _pad}[spec.resize](spec)
+    """Return evaluation's transform, (3, H, W) uint8 -> (3, S, S) uint8, without randomness."""
+    builders = {"squash": _build_squash, "crop": _build_center_crop, "pad": _build_pad}
+    return builders[spec.resize](spec)
 
 
 def build_train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
-    """(3, H, W) uint8 and a seed -> (3, S, S) uint8, a function of both.
+    """Return training's transform, (3, H, W) uint8 and a seed -> (3, S, S) uint8.
 
-    With a `crop_scale` of (1, 1) the picture becomes a square as in evaluation.
+    The result depends on both alone. With a `crop_scale` of (1, 1) the picture becomes a square as
+    in evaluation, and is not cropped at random.
     """
     steps: list[Callable[[Tensor], Tensor]] = []
     whole = build_eval_transform(spec) if spec.crop_scale == (1.0, 1.0) else None
@@ -103,11 +107,11 @@ def build_train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor
 
 
 def build_random_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
-    """(3, H, W) -> (3, S, S): RandomResizedCrop, drawn from torch's global generator.
+    """Return torchvision's RandomResizedCrop, (3, H, W) -> (3, S, S), on the global generator.
 
-    The crop's place is drawn as a share of the room around it, where torchvision draws a whole
-    number of pixels: a picture that was scaled as it was decoded is cropped at the same place,
-    but for rounding.
+    One thing differs: the crop's place is drawn as a share of the room around it, and not as a
+    number of pixels. So a picture decoded at half its size is cropped at the same place, up to
+    rounding.
     """
     crops = v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale)
 
@@ -124,7 +128,7 @@ def build_random_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _private_generator(seed: int) -> Iterator[None]:
-    """torchvision draws from the global CPU generator: lend it a seed, then put it back."""
+    """Seed the global CPU generator, from which torchvision draws; restore its state afterwards."""
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(seed)
@@ -134,16 +138,17 @@ def _private_generator(seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def _squash(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+def _build_squash(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """Return a transform that resizes the whole picture to the square."""
     side = [spec.image_size, spec.image_size]
     return lambda image: F.resize(image, side, antialias=True).contiguous()
 
 
-def _center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
-    """The shorter side scaled, then the centre cut out.
+def _build_center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """Return a transform that resizes the shorter side, then cuts out the center.
 
-    A picture much longer than wide is cut to its middle first: scaling all of a 1 x 5000 strip
-    would need gigabytes, for pixels that the crop drops.
+    A picture much longer than wide is first cut to its middle: to resize all of a 1 x 5000 strip
+    would take gigabytes, for pixels that the crop drops.
     """
     shorter, side = [round(spec.image_size / CROP_SHARE)], [spec.image_size] * 2
 
@@ -151,17 +156,22 @@ def _center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
         height, width = image.shape[-2:]
         short = min(height, width)
         if max(height, width) > 2 * short:
-            kept = [min(n, 2 * short + n % 2) for n in (height, width)]
-            image = F.center_crop(image, kept)
+            middle = [min(length, 2 * short + length % 2) for length in (height, width)]
+            image = F.center_crop(image, middle)
         out: Tensor = F.center_crop(F.resize(image, shorter, antialias=True), side)
         return out.contiguous()
 
     return apply
 
 
-def _pad(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
-    """The longer side fills the square; the rest has the mean colour, which normalises to 0."""
-    fill = torch.tensor([round(255 * m) for m in spec.mean], dtype=torch.uint8)[:, None, None]
+def _build_pad(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
+    """Return a transform that resizes the longer side, and fills the rest with the mean color.
+
+    The mean color is 0 after normalization.
+    """
+    fill = torch.tensor([round(255 * level) for level in spec.mean], dtype=torch.uint8)[
+        :, None, None
+    ]
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

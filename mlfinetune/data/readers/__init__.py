@@ -1,1 +1,5 @@
-"""One file a format; each gives a `Table`."""
+"""Readers: one file per data format.
+
+A file or folder and SourceOptions -> Table, with its faults.
+Start at detect.py, which finds the format; csv_table.py and columns.py read the commonest one.
+"""

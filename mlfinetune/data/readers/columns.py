@@ -1,35 +1,43 @@
-"""Rows of named cells become a Table: which column holds the image, the labels, the split.
+"""Rows of named cells become a Table: find the columns of the image, the labels, the split.
 
     header -> Columns: image column, label column(s), split column, group column
-    rows   -> a list of labels a row                 image,labels     a.jpg,cat|dog
-           -> or one column a label (1, 0, unknown)  image,cat,dog    a.jpg,1,
+    rows   -> a list of labels per row                 image,labels     a.jpg,cat|dog
+           -> or one column per label (1, 0, unknown)  image,cat,dog    a.jpg,1,
 
-Cells are text, as CSV has it, or values, as JSON and Parquet have them. Rows are taken one at a
-time and kept as names, label cells and two bits a state. Every bad row is collected.
+Cells are text, as in CSV, or values, as in JSON and Parquet. Rows are taken one at a time; names,
+label cells and two bits per state are kept. Every bad row is collected as a fault.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mlfinetune.data.readers.cells import (
+    Cell,
+    detect_delimiter,
+    find_bit_width,
+    format_cell,
+    name_delimiter,
+    parse_lists,
+    quote_names,
+)
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets, pack_codes
 from mlfinetune.errors import DataError
-from mlfinetune.text import suggest
+from mlfinetune.text import pluralize, suggest
 
 IMAGE_COLUMNS = ("image", "image_path", "filename", "file_name", "path", "file", "fname")
 LABEL_COLUMNS = ("labels", "label", "tags", "classes")
-DELIMITERS = ("|", ";", ",")
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     "test": "test",
 }
+"""Word of a split column, a folder or a shard -> the split."""
+
 _IS_VALID = {
     **dict.fromkeys(("1", "1.0", "true"), "val"),
     **dict.fromkeys(("0", "0.0", "false"), "train"),
@@ -40,32 +48,34 @@ _STATES = {
     **dict.fromkeys(("0", "0.0", "false"), NEGATIVE),
     **dict.fromkeys(("", "-1", "-1.0", "nan", "na", "none", "null"), UNKNOWN),
 }
-_LIST_ITEM = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"][^,]*)""")
-"""A quoted or bare item of a list in text."""
-
 _BAD = 2
+"""Two-bit code of a cell that is no state; the other codes are those of `Targets`."""
+
 _CHUNK_ROWS = 4096
 _KEPT_BAD_CELLS = 1000
-
-Cell = Any
-"""Text, a number, a bool, None, or a sequence of labels."""
+"""Bad cells that are kept per column: more than any message shows."""
 
 
 class Columns:
-    """Takes rows, gives their Table."""
+    """Collects the rows of a source with named columns, and returns their Table.
+
+    Use: `Columns(path, header, options)`, then `add` for each row, then `table`.
+    """
 
     def __init__(self, path: Path, header: Sequence[str], options: SourceOptions) -> None:
-        """Decide which column is what.
+        """Find the columns of the image, the labels, the split and the group.
 
         Raises:
-            DataError: no image column, a column that the config names is missing, or one
-                stands twice.
+            DataError: there is no image column, a column that the config names is missing, or
+                two columns have one name.
         """
-        self.path, self.header, self._options = path, tuple(header), options
+        self.path = path
+        self.header = tuple(header)
+        self._options = options
         repeated = sorted(name for name, times in Counter(header).items() if times > 1 and name)
         if repeated:
             raise DataError(f"{path}: the header names {quote_names(repeated)} more than once")
-        self._places = {name: at for at, name in enumerate(header)}
+        self._index = {name: index for index, name in enumerate(header)}
         image = self._find(options.image_column, IMAGE_COLUMNS, "image_column")
         if image is None:
             raise DataError(
@@ -85,6 +95,11 @@ class Columns:
         self._labels = self._choose_labels({name for name in used if name is not None})
 
     def _choose_labels(self, used: set[str]) -> "_Lists | _States":
+        """Return the collector of labels: from one column of lists, or one column per label.
+
+        `label_columns` of the config decides; then a label column, given or by a usual name; else
+        every column that is not used otherwise may be a label.
+        """
         options = self._options
         if options.label_columns is not None:
             columns = [str(self._find(name, (), "label_columns")) for name in options.label_columns]
@@ -97,51 +112,51 @@ class Columns:
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """Columns of lists of labels; none where each label has a column of its own."""
+        """The columns of lists of labels; empty where each label has a column."""
         return self._labels.listed
 
     @property
     def needed(self) -> set[str]:
-        """Columns whose cells are looked at; of the others any cells will do."""
+        """The columns whose cells are read; the cells of the others do not matter."""
         return self._labels.needed
 
     def add(self, cells: Sequence[Cell], line: int) -> None:
-        """One row, cells in the order of the header, and the line where it stands."""
+        """Add a row: its cells in the order of the header, and its line number."""
         if len(cells) != len(self.header):
             text = f"{len(cells)} cells where the header has {len(self.header)}"
             self.faults.append(Fault(f"line {line}", text))
             return
-        name = cell_text(cells[self._at(self.image)])
+        name = format_cell(cells[self._index[self.image]])
         self._lines.append(line)
         self.names.append(name)
         if not name:
             self.fault("no image named")
         if self._split is not None:
-            self._splits.append(self._side(cell_text(cells[self._at(self._split)])))
+            self._splits.append(self._read_split(format_cell(cells[self._index[self._split]])))
         if self._group is not None:
-            self._groups.append(cell_text(cells[self._at(self._group)]))
+            self._groups.append(format_cell(cells[self._index[self._group]]))
         self._labels.add(cells)
 
     def fault(self, text: str, row: int = -1) -> None:
-        """Something is wrong with a row, the last one added where none is named."""
+        """Add a fault of a row; without `row`, of the last one added."""
         row = len(self.names) - 1 if row < 0 else row
         self.faults.append(Fault(f"line {self._lines[row]}", text, row))
 
     def table(self, root: Path, format: str) -> Table:
-        """What the rows say.
+        """Return the Table of the rows; `root` is the folder of the pictures if none is given.
 
         Raises:
             DataError: no column holds labels.
         """
         labels, targets, notes = self._labels.result()
-        listed = isinstance(self._labels, _Lists)
+        is_list = isinstance(self._labels, _Lists)
         return Table(
             origin=self.path,
             format=format,
             root=self._options.images or root,
             names=tuple(self.names),
             targets=targets,
-            unnamed=np.full(len(self.names), NEGATIVE if listed else UNKNOWN, np.int8),
+            unnamed=np.full(len(self.names), NEGATIVE if is_list else UNKNOWN, np.int8),
             labels=labels,
             lines=np.array(self._lines, np.int64),
             splits=tuple(self._splits) if self._split is not None else None,
@@ -152,7 +167,10 @@ class Columns:
         )
 
     def _find(self, given: str | None, usual: Sequence[str], key: str) -> str | None:
-        """The column that the config names, else the first one with a usual name."""
+        """Return the column that the config names, else the first one with a usual name, else None.
+
+        `key` is the config key, for the message.
+        """
         if given is not None and given not in self.header:
             raise DataError(
                 f"{self.path}: no column '{given}' (data.{key})"
@@ -161,85 +179,105 @@ class Columns:
         by_name = {name.casefold(): name for name in reversed(self.header)}
         return given or next((by_name[name] for name in usual if name in by_name), None)
 
-    def _at(self, name: str) -> int:
-        return self._places[name]
-
-    def _side(self, cell: str) -> str:
+    def _read_split(self, cell: str) -> str:
+        """Return the split that a cell names; a fault, and train, where it names none."""
         assert self._split is not None
         meanings = SPLITS if self._split.casefold() == "split" else _IS_VALID
-        side = meanings.get(cell.casefold())
-        if side is None:
+        split = meanings.get(cell.casefold())
+        if split is None:
             self.fault(f"{self._split} is '{cell}'; wanted one of {', '.join(meanings)}")
-        return side or "train"
+        return split or "train"
 
 
 class _Lists:
-    """A column of lists of labels, and perhaps one of labels that nobody looked for."""
+    """Collects labels from a column of lists, and unknown labels from a column `unknown`.
+
+    image,labels,unknown
+    a.jpg,cat|dog,fox       cat 1, dog 1, fox unknown, all others 0
+    """
 
     def __init__(
         self, columns: Columns, column: str, used: set[str], delimiter: str | None
     ) -> None:
-        self._columns, self._column, self.delimiter = columns, column, delimiter
+        self._columns = columns
+        self._column = column
+        self.delimiter = delimiter
         self._unknown = next(
-            (n for n in columns.header if n.casefold() == _UNKNOWN_COLUMN and n != column), None
+            (
+                name
+                for name in columns.header
+                if name.casefold() == _UNKNOWN_COLUMN and name != column
+            ),
+            None,
         )
         self.listed = (column,) if self._unknown is None else (column, self._unknown)
         self.needed = {*used, *self.listed}
-        self._at = [columns.header.index(name) for name in self.listed]
+        self._indices = [columns.header.index(name) for name in self.listed]
         self._cells: list[list[Cell]] = [[] for _ in self.listed]
 
     def add(self, cells: Sequence[Cell]) -> None:
-        for kept, at in zip(self._cells, self._at, strict=True):
-            cell = cells[at]
+        """Keep the label cells of a row; they are split when all rows are there."""
+        for kept, index in zip(self._cells, self._indices, strict=True):
+            cell = cells[index]
             if isinstance(cell, dict):
                 self._columns.fault(
-                    f"{self._columns.header[at]} holds a nested value; wanted labels"
+                    f"{self._columns.header[index]} holds a nested value; wanted labels"
                 )
                 cell = None
             kept.append(cell)
 
     def result(self) -> tuple[LabelSpace, Targets, list[str]]:
-        if width := _bits(self._cells[0]):
+        """Return labels, targets and notes; detect the delimiter if none is given."""
+        if width := find_bit_width(self._cells[0]):
             raise DataError(
                 f"{self._columns.path}: all cells of '{self._column}' are lists of {width} zeros "
-                f"and ones; wanted lists of labels, or one 0/1 column a label"
+                f"and ones; wanted lists of labels, or one 0/1 column per label"
             )
-        self._cells = [_written_lists(cells) for cells in self._cells]
+        self._cells = [parse_lists(cells) for cells in self._cells]
         text = [cell for cells in self._cells for cell in cells if isinstance(cell, str)]
         if self.delimiter is None:
-            self.delimiter = _label_delimiter(text)
+            self.delimiter = detect_delimiter(text)
         lists = LabelLists()
         for row, cells in enumerate(zip(*self._cells, strict=True)):
-            said = [self._labels(cell) for cell in cells]
-            if len(said) > 1:
-                for label in sorted(set(said[0]).intersection(said[1])):
+            labels = [self._split_cell(cell) for cell in cells]  # positive, perhaps unknown
+            if len(labels) > 1:
+                for label in sorted(set(labels[0]).intersection(labels[1])):
                     self._columns.fault(
-                        f"'{label}' stands in {self._column} and in {self._unknown}", row
+                        f"'{label}' is in both {self._column} and {self._unknown}", row
                     )
-            lists.add(*said)
+            lists.add(*labels)
         if self._unknown is not None:
-            named = {x.casefold() for cell in self._cells[1] for x in self._labels(cell)}
-            if named and named <= _STATES.keys():
-                raise DataError(
-                    f"{self._columns.path}: column '{self._unknown}' holds "
-                    f"{quote_names(sorted(named))}; wanted the labels that nobody looked for"
-                )
-        how = f"separated by {_named(self.delimiter)}" if self.delimiter else "one a row"
+            self._check_unknown_column(self._cells[1])
+        how = f"separated by {name_delimiter(self.delimiter)}" if self.delimiter else "one per row"
         if len(text) < sum(map(len, self._cells)):
             how = "as lists"
-        notes = [f"labels in column '{self._column}', {how}", *_unused(self._columns, self.needed)]
-        return lists.labels, lists.targets(), notes
+        note = f"labels in column '{self._column}', {how}"
+        return lists.labels, lists.targets(), [note, *_note_unused(self._columns, self.needed)]
 
-    def _labels(self, cell: Cell) -> list[str]:
+    def _check_unknown_column(self, cells: Sequence[Cell]) -> None:
+        """Raise DataError where the column `unknown` holds states (0, 1) and no labels."""
+        labels = {label.casefold() for cell in cells for label in self._split_cell(cell)}
+        if labels and labels <= _STATES.keys():
+            raise DataError(
+                f"{self._columns.path}: column '{self._unknown}' holds "
+                f"{quote_names(sorted(labels))}; wanted the labels that are unknown for the image"
+            )
+
+    def _split_cell(self, cell: Cell) -> list[str]:
+        """Return the labels of a cell: of text, what the delimiter separates; else the items."""
         if isinstance(cell, str):
             parts: Iterable[str] = cell.split(self.delimiter) if self.delimiter else [cell]
         else:
-            parts = map(cell_text, cell if isinstance(cell, list | tuple) else [cell])
+            parts = map(format_cell, cell if isinstance(cell, list | tuple) else [cell])
         return list(filter(None, map(str.strip, parts)))
 
 
 class _States:
-    """One column a label."""
+    """Collects states from one column per label; keeps two bits per cell.
+
+    image,cat,dog
+    a.jpg,1,        cat 1, dog unknown
+    """
 
     delimiter = None
     listed: tuple[str, ...] = ()
@@ -247,36 +285,51 @@ class _States:
     def __init__(
         self, columns: Columns, candidates: Sequence[str], used: set[str], given: bool
     ) -> None:
-        self._columns, self._candidates = columns, list(candidates)
-        self._given, self._seen = given, 0
-        self._used, self.needed = used, {*used, *candidates}
-        places = [columns.header.index(name) for name in candidates]
-        self._pick: Callable[[Sequence[Cell]], Sequence[Cell]] = (
-            itemgetter(*places) if len(places) > 1 else lambda cells: [cells[at] for at in places]
-        )
+        """Start without rows.
+
+        Args:
+            columns: gets the faults.
+            candidates: columns that may be labels.
+            used: columns that are not labels.
+            given: the config names the labels; else a column with no states is no label.
+        """
+        self._columns = columns
+        self._candidates = list(candidates)
+        self._given = given
+        self._rows = 0
+        self._used = used
+        self.needed = {*used, *candidates}
+        indices = [columns.header.index(name) for name in candidates]
+        self._pick: Callable[[Sequence[Cell]], Sequence[Cell]] = lambda cells: [
+            cells[index] for index in indices
+        ]
+        if len(indices) > 1:  # the same, faster; of one index it would return no sequence
+            self._pick = itemgetter(*indices)
         self._codes = _Codes()
         self._pending: list[bytes] = []
         self._packed = [np.empty((0, -(-len(candidates) // 4)), np.uint8)]
-        self._counts = np.zeros((4, len(candidates)), np.int64)  # of 0, 1, bad, unknown
+        self._counts = np.zeros((4, len(candidates)), np.int64)  # 0, 1, bad, unknown
         self._bad: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
 
     def add(self, cells: Sequence[Cell]) -> None:
-        own = self._pick(cells)
+        """Add a row as codes of two bits; keep what is needed to report its bad cells."""
+        states = self._pick(cells)
         try:
-            codes = bytes(map(self._codes.__getitem__, own))
+            codes = bytes(map(self._codes.__getitem__, states))
         except TypeError:  # a list or a mapping cannot be looked up
-            own = [cell_text(cell) for cell in own]
-            codes = bytes(map(self._codes.__getitem__, own))
+            states = [format_cell(cell) for cell in states]
+            codes = bytes(map(self._codes.__getitem__, states))
         if _BAD in codes:
-            for at, code in enumerate(codes):
-                if code == _BAD and len(self._bad[at]) < _KEPT_BAD_CELLS:
-                    self._bad[at].append((self._seen, cell_text(own[at])))
-        self._seen += 1
+            for column, code in enumerate(codes):
+                if code == _BAD and len(self._bad[column]) < _KEPT_BAD_CELLS:
+                    self._bad[column].append((self._rows, format_cell(states[column])))
+        self._rows += 1
         self._pending.append(codes)
         if len(self._pending) == _CHUNK_ROWS:
             self._flush()
 
     def _flush(self) -> None:
+        """Pack the pending rows and count their codes."""
         block = np.frombuffer(b"".join(self._pending), np.uint8)
         block = block.reshape(len(self._pending), len(self._candidates))
         for code in range(4):
@@ -285,100 +338,58 @@ class _States:
         self._pending = []
 
     def result(self) -> tuple[LabelSpace, Targets, list[str]]:
+        """Return labels, targets and notes; bad cells of the label columns become faults.
+
+        A column is a label if the config names it, or if at least half of its cells that are not
+        unknown are 1 or 0.
+        """
         self._flush()
         known, bad = self._counts[:2].sum(axis=0), self._counts[_BAD]
-        chosen = [
-            at for at in range(len(known)) if self._given or (known[at] and known[at] >= bad[at])
-        ]
-        names = tuple(self._candidates[at] for at in chosen)
+        chosen = np.flatnonzero(self._given | ((known > 0) & (known >= bad))).tolist()
+        names = tuple(self._candidates[column] for column in chosen)
         if not names:
             raise DataError(
                 f"{self._columns.path}: no labels found; wanted a column named "
-                f"{', '.join(LABEL_COLUMNS)} (or data.label_column), or one 0/1 column a label "
+                f"{', '.join(LABEL_COLUMNS)} (or data.label_column), or one 0/1 column per label "
                 f"(or data.label_columns); columns: {quote_names(self._columns.header)}"
             )
-        hint = "" if self._given else "; if it is no label, name the labels in data.label_columns"
-        for at in chosen:
-            for row, cell in self._bad[at]:
-                self._columns.fault(
-                    f"{self._candidates[at]} is '{cell}'; wanted 1, 0, or blank or -1 for "
-                    f"unknown{hint}",
-                    row,
-                )
-        every = Targets(np.concatenate(self._packed), len(self._candidates))
-        targets = every
+        self._report_bad_cells(chosen)
+        targets = Targets(np.concatenate(self._packed), len(self._candidates))
         if len(chosen) < len(self._candidates):
-            targets = Targets.pack((block[:, chosen] for _, block in every.blocks()), len(chosen))
-        notes = [f"one column a label, {len(names)} labels"]
-        notes += _unused(self._columns, {*names, *self._used})
+            blocks = (block[:, chosen] for _, block in targets.blocks())
+            targets = Targets.pack(blocks, len(chosen))
+        notes = [f"one column per label, {pluralize(len(names), 'label')}"]
+        notes += _note_unused(self._columns, {*names, *self._used})
         if unknown := int(self._counts[3][chosen].sum()):
-            size = self._seen * len(chosen)
+            size = self._rows * len(chosen)
             notes.append(f"{unknown} of {size} targets are blank or -1: unknown")
         return LabelSpace(names), targets, notes
 
+    def _report_bad_cells(self, chosen: Sequence[int]) -> None:
+        """Add a fault for each kept bad cell of the chosen columns."""
+        hint = "; if it is no label, name the labels in data.label_columns"
+        if self._given:
+            hint = ""
+        for column in chosen:
+            for row, cell in self._bad[column]:
+                self._columns.fault(
+                    f"{self._candidates[column]} is '{cell}'; wanted 1, 0, or blank or -1 for "
+                    f"unknown{hint}",
+                    row,
+                )
+
 
 class _Codes(dict[Cell, int]):
-    """Cell -> two bits; spellings of states are remembered, so that a lookup is all it takes."""
+    """Cell -> code of two bits. Spellings of states are cached, so that a lookup is enough."""
 
     def __missing__(self, cell: Cell) -> int:
-        state = _STATES.get(cell_text(cell).casefold())
+        state = _STATES.get(format_cell(cell).casefold())
         if state is None:
             return _BAD
         self[cell] = state & 3
         return self[cell]
 
 
-def cell_text(cell: Cell) -> str:
-    """A cell as CSV would hold it, without white space around it."""
-    return "" if cell is None else str(cell).strip()
-
-
-def quote_names(names: Sequence[str]) -> str:
-    """The first ten names in quotes, the rest counted."""
-    shown = [f"'{name}'" for name in names[:10]]
-    return ", ".join(shown) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _label_delimiter(cells: Sequence[str]) -> str | None:
-    """The first of | ; , that stands in a cell; a space where words recur in many cells.
-
-    Few words that make many cells are lists (`haze primary`, `clear primary`, `clear`); `hot dog`
-    and `ice cream` share none, so they are labels of two words. What was taken is printed.
-    """
-    for delimiter in DELIMITERS:
-        if any(delimiter in cell for cell in cells):
-            return delimiter
-    whole = {text for cell in cells if (text := cell.strip())}
-    words = {word for cell in whole for word in cell.split()}
-    return " " if any(" " in cell for cell in whole) and len(words) < len(whole) else None
-
-
-def _written_lists(cells: list[Cell]) -> list[Cell]:
-    """Cells that are lists as Python or JSON writes them, ['cat', 'dog'], as lists."""
-    written = [cell.strip() for cell in cells if isinstance(cell, str) and cell.strip()]
-    if not written or not all(cell[0] == "[" and cell[-1] == "]" for cell in written):
-        return cells
-    return [
-        ["".join(found) for found in _LIST_ITEM.findall(cell.strip()[1:-1])]
-        if isinstance(cell, str)
-        else cell
-        for cell in cells
-    ]
-
-
-def _bits(cells: Sequence[Cell]) -> int:
-    """The length of the lists where all are states in label order, else 0."""
-    if len(cells) < 2 or not all(isinstance(cell, list) for cell in cells):
-        return 0
-    width = len(cells[0])
-    same = width > 2 and all(len(cell) == width for cell in cells)
-    return width if same and all(part in (0, 1) for cell in cells for part in cell) else 0
-
-
-def _unused(columns: Columns, used: set[str]) -> list[str]:
+def _note_unused(columns: Columns, used: set[str]) -> list[str]:
     unused = [name for name in columns.header if name and name not in used]
     return [f"columns not used: {quote_names(unused)}"] if unused else []
-
-
-def _named(delimiter: str) -> str:
-    return "a space" if delimiter == " " else f"'{delimiter}'"

@@ -1,6 +1,7 @@
-"""A CSV or TSV file, one row an image.
+"""A CSV or TSV file with one row per image becomes a Table.
 
-Read with `csv`, so that a label named NA stays a label. UTF-8, with or without a byte order mark.
+Python's `csv` reads it, so that a label named NA stays a label. The file is UTF-8, with or without
+a byte order mark.
 """
 
 import csv
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 MAX_ROW = 2**24
-"""Characters: a million columns, and no more than memory takes."""
+"""Longest row in characters: enough for a million columns, and it fits into memory."""
 
 
 def read_csv(path: Path, options: SourceOptions) -> Table:
     """Read a CSV or TSV file.
 
     Raises:
-        DataError: the file cannot be read, or its columns cannot be told.
+        DataError: the file cannot be read, or it has no columns of images and labels.
     """
     with _reader(path) as (reader, rows):
         columns: Columns | None = None
@@ -36,7 +37,7 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
             else:
                 columns.add(cells, reader.line_num)
     if columns is None:
-        raise DataError(f"{path} is empty; wanted a header line and one row an image")
+        raise DataError(f"{path} is empty; wanted a header line and one row per image")
     return columns.table(path.parent, "csv")
 
 
@@ -49,33 +50,33 @@ def copy_with_column(
         path: the table.
         options: how to read it.
         name: the new column.
-        value: image, as its cell names it -> cell of the new column.
-        out: takes CSV with commas.
+        value: image name, as its cell has it -> cell of the new column.
+        out: gets CSV with commas.
     """
     writer = csv.writer(out)
     with _reader(path) as (_, rows):
         header = next(rows)
-        image = Columns(path, [cell.strip() for cell in header], options).image
-        at = [cell.strip() for cell in header].index(image)
-        # Another delimiter must not be taken for the comma; see _cell_delimiter.
+        names = [cell.strip() for cell in header]
+        image = names.index(Columns(path, names, options).image)
+        # Quotes hide ; and tabs of the header from _detect_separator, which reads the copy.
         odd = any(mark in cell for cell in header for mark in ";\t")
-        first = csv.writer(out, quoting=csv.QUOTE_ALL) if odd else writer
-        first.writerow([*header, name])
-        writer.writerows([*cells, value(cells[at].strip())] for cells in rows)
+        header_writer = csv.writer(out, quoting=csv.QUOTE_ALL) if odd else writer
+        header_writer.writerow([*header, name])
+        writer.writerows([*cells, value(cells[image].strip())] for cells in rows)
 
 
 @contextmanager
 def _reader(path: Path) -> Iterator[tuple["_csv.Reader", Iterator[list[str]]]]:
-    """A file's reader, and its rows; what is wrong with it as a whole becomes a DataError."""
+    """Open a file; yield its reader and its rows. Errors of the whole file become a DataError."""
     reader: _csv.Reader | None = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline(MAX_ROW)
             file.seek(0)
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else _cell_delimiter(first)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else _detect_separator(first)
             lines = _Lines(file)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            yield reader, _rows(reader, lines)
+            yield reader, _skip_blank_rows(reader, lines)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -88,14 +89,18 @@ def _reader(path: Path) -> Iterator[tuple["_csv.Reader", Iterator[list[str]]]]:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file, as long as those of one row together are no longer than a row may be.
+    """Lines of a file; raises csv.Error where the lines of one row exceed `MAX_ROW`.
+
+    A row has several lines where a quoted cell holds a line break. A quote that is never closed
+    would read the rest of the file as one row.
 
     Attributes:
-        left: characters that the row may still have.
+        left: characters that the current row may still have; the reader of rows resets it.
     """
 
     def __init__(self, file: TextIO) -> None:
-        self._file, self.left = file, MAX_ROW
+        self._file = file
+        self.left = MAX_ROW
 
     def __next__(self) -> str:
         line = self._file.readline(self.left + 1)
@@ -107,15 +112,15 @@ class _Lines(Iterator[str]):
         return line
 
 
-def _rows(reader: "_csv.Reader", lines: _Lines) -> Iterator[list[str]]:
-    """Those that are not blank."""
+def _skip_blank_rows(reader: "_csv.Reader", lines: _Lines) -> Iterator[list[str]]:
+    """Yield the rows that have at least one cell that is not blank."""
     for cells in reader:
         lines.left = MAX_ROW
         if any(map(str.strip, cells)):
             yield cells
 
 
-def _cell_delimiter(header: str) -> str:
-    """The one that stands most often in the header, outside of quotes."""
+def _detect_separator(header: str) -> str:
+    """Return the most frequent of comma, semicolon and tab in the header, outside of quotes."""
     bare = re.sub('"[^"]*"', "", header)
     return max(",;\t", key=bare.count)

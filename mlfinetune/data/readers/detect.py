@@ -1,6 +1,6 @@
-"""Which format a file or folder is in, and its Table.
+"""Detect the format of a file or folder, and read it into a Table.
 
-path -> format by what stands there, or as given -> the source of that format -> Table
+path -> format, given or detected by names and layout -> the reader of the format -> Table
 path/train, path/val, path/test -> each read by itself -> one Table with splits
 """
 
@@ -40,52 +40,52 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "parquet": ("Parquet", parquet.read_parquet),
     "webdataset": ("tar shards (WebDataset)", webdataset.read_webdataset),
 }
-"""Format -> what it is called, and its reader."""
+"""Format -> its name in messages, and its reader."""
 
 _TABLES = ("csv", "huggingface")
-"""Formats whose folders hold a table."""
+"""Formats where a folder is read through a table in it."""
 
-_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
-"""A URL that was taken for a path."""
+_URL_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
+"""A path that was meant as a URL: Path turns // into /."""
 
 _TABLES_IN_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
 
 
 def read_source(path: Path, options: SourceOptions) -> Table:
-    """Read a file or folder in its format; the first note says which.
+    """Read a file or folder in its format; the first note names the format.
 
     Raises:
-        DataError: there is nothing, or nothing that can be read as a whole.
+        DataError: the path does not exist, or it cannot be read as a whole.
     """
     if not os.path.exists(path):
-        hint = "; a URL goes into a config (data.train)" if _AS_PATH.search(str(path)) else ""
+        hint = "; a URL goes into a config (data.train)" if _URL_AS_PATH.search(str(path)) else ""
         raise DataError(f"no such file or folder: {path} (data.train, data.val or --data){hint}")
     try:
-        sides = _split_folders(path) if options.format in _IN_SPLIT_FOLDERS else {}
+        sides = _find_split_folders(path) if options.format in _IN_SPLIT_FOLDERS else {}
         if sides:
-            return _joined(path, _read_each(path, sides, options), sides)
+            return _join_tables(path, _read_split_folders(path, sides, options), sides)
         format = detect_format(path) if options.format == "auto" else options.format
-        words, reader = READERS[format]
+        title, reader = READERS[format]
         if is_url(options.images) and format not in _TABLES:
             raise DataError(
-                f"data.images: pictures of {words} are not read from {options.images}: list them"
-                f" in a table"
+                f"data.images: pictures of {title} cannot be read from {options.images}; list "
+                f"them in a table"
             )
-        source = _table_in(path) if format in _TABLES else path
+        source = _find_table(path) if format in _TABLES else path
         if format == "huggingface" and source.suffix.lower() in csv_table.SUFFIXES:
             reader = csv_table.read_csv  # metadata.csv
         table = reader(source, options)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from error
     how = "" if options.format == "auto" else " (data.format)"
-    return replace(table, notes=(f"read as {words}{how}", *table.notes))
+    return replace(table, notes=(f"read as {title}{how}", *table.notes))
 
 
 def detect_format(path: Path) -> str:
-    """The format of an existing file or folder, by names and layout.
+    """Return the format of an existing file or folder, by names and layout.
 
     Raises:
-        DataError: a file with an ending that no format has.
+        DataError: no format has the ending of this file.
     """
     if not path.is_dir():
         if path.parent.parts[-2:] == ("ImageSets", "Main"):
@@ -98,23 +98,23 @@ def detect_format(path: Path) -> str:
                 f"{path}: wanted a file ending in {', '.join(sorted(by_ending))}, or a folder"
             )
         return by_ending[path.suffix.lower()]
-    table = _table_in(path)
+    table = _find_table(path)
     if table != path:
         return "csv" if table.suffix == ".csv" else "huggingface"
-    for found, format in (
+    for is_format, format in (
         (voc.is_voc, "voc"),
         (coco.is_coco, "coco"),
         (parquet.is_parquet, "parquet"),
         (webdataset.is_webdataset, "webdataset"),
         (sidecar.is_sidecar, "sidecar"),
     ):
-        if found(path):
+        if is_format(path):
             return format
     return "folder"
 
 
-def _table_in(path: Path) -> Path:
-    """The table that speaks for the pictures of a folder, or the path itself."""
+def _find_table(path: Path) -> Path:
+    """Return the table in a folder that describes its pictures; without one, the path itself."""
     tables = (path / name for name in _TABLES_IN_FOLDERS)
     return next((table for table in tables if table.is_file()), path)
 
@@ -124,30 +124,40 @@ def _table_in(path: Path) -> Path:
 _IN_SPLIT_FOLDERS = {"auto", *READERS} - {"voc"}
 
 
-def _split_folders(path: Path) -> dict[str, str]:
-    """Folder name -> split, where folders in `path` are named for training and another split."""
-    if not path.is_dir() or _table_in(path) != path:
+def _find_split_folders(path: Path) -> dict[str, str]:
+    """Return folder name -> split, if `path` has a folder for train and one for another split.
+
+    train/ val/                               {train: train, val: val}
+    train/ valid/ test/ others/, with class folders inside   the same with test; no others/
+    train/ training/                          {}: two folders for one split
+    train/ test/ bus/ with pictures in each   {}: class folders; `train` is a label
+    a folder that a table, VOC or COCO describes   {}
+    """
+    if not path.is_dir() or _find_table(path) != path:
         return {}
     if voc.is_voc(path) or coco.is_coco(path):  # their folders have such names too
         return {}
-    names = sorted(_folders(path))
+    names = sorted(_list_folders(path))
     sides = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
     each_once = len(set(sides.values())) == len(sides)
     if not each_once or "train" not in sides.values() or len(sides) < 2:
         return {}
-    # Beside other folders of pictures `train` and `test` may be labels: of trains, of tests.
-    labels = len(sides) < len(names) and any(
+    # Beside other folders, train/ and test/ with pictures in them may be labels.
+    are_labels = len(sides) < len(names) and any(
         is_image_name(Path(base)) for name in sides for base in os.listdir(path / name)
     )
-    return {} if labels else sides
+    return {} if are_labels else sides
 
 
-def _folders(path: Path) -> list[str]:
-    return [e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith(".")]
+def _list_folders(path: Path) -> list[str]:
+    entries = os.scandir(path)
+    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _read_each(path: Path, sides: dict[str, str], options: SourceOptions) -> dict[str, Table]:
-    """A table a folder; labels in cells are separated as in the training folder."""
+def _read_split_folders(
+    path: Path, sides: dict[str, str], options: SourceOptions
+) -> dict[str, Table]:
+    """Read one table per folder; train comes first, and its label delimiter holds for all."""
     tables = {}
     for name in sorted(sides, key=lambda name: sides[name] != "train"):
         tables[name] = read_source(path / name, options)
@@ -156,22 +166,29 @@ def _read_each(path: Path, sides: dict[str, str], options: SourceOptions) -> dic
     return {name: tables[name] for name in sides}
 
 
-def _joined(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Table:
-    """Tables of split folders as one, with names from `path` or another common root."""
+def _join_tables(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Table:
+    """Return the tables of split folders as one, with names relative to a common root.
+
+    Args:
+        path: the folder that holds the split folders.
+        tables: folder name -> its table.
+        sides: folder name -> its split.
+    """
     parts = list(tables.values())
-    root = _common_root(path, parts)
-    space = LabelSpace(tuple(dict.fromkeys(x for part in parts for x in part.labels.names)))
+    root = _find_common_root(path, parts)
+    space = LabelSpace(tuple(dict.fromkeys(label for part in parts for label in part.labels.names)))
     blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
     counts = ", ".join(f"{len(tables[name])} in {name}/" for name in sides)
-    others = sorted(f"{name}/" for name in set(_folders(path)) - set(sides))
+    others = sorted(f"{name}/" for name in set(_list_folders(path)) - set(sides))
     notes = [f"split folders: {counts}"]
-    notes += [f"not read, beside them: {', '.join(others)}"] * bool(others)
+    if others:
+        notes.append(f"other folders, not read: {', '.join(others)}")
     notes += [f"{name}/: {note}" for name, part in tables.items() for note in part.notes]
     return Table(
         origin=path,
         format=parts[0].format,
         root=root,
-        names=tuple(_prefixed(root, parts)),
+        names=tuple(_prefix_names(root, parts)),
         targets=Targets.pack(blocks, len(space)),
         unnamed=np.concatenate([part.unnamed for part in parts]),
         labels=space,
@@ -179,12 +196,12 @@ def _joined(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Tabl
         delimiter=parts[0].delimiter,
         notes=tuple(notes),
         groups=tuple(group for part in parts for group in part.groups or ()) or None,
-        faults=tuple(_moved_faults(tables)),
+        faults=tuple(_shift_faults(tables)),
     )
 
 
-def _moved_faults(tables: dict[str, Table]) -> Iterator[Fault]:
-    """The faults of tables that stand one after the other."""
+def _shift_faults(tables: dict[str, Table]) -> Iterator[Fault]:
+    """Yield the faults of all tables, with rows counted from the first table on."""
     start = 0
     for name, part in tables.items():
         for fault in part.faults:
@@ -193,8 +210,8 @@ def _moved_faults(tables: dict[str, Table]) -> Iterator[Fault]:
         start += len(part)
 
 
-def _common_root(path: Path, parts: Iterable[Table]) -> Location:
-    """`path`, or what holds all roots where they lie elsewhere: data.images, the cache."""
+def _find_common_root(path: Path, parts: Iterable[Table]) -> Location:
+    """Return `path`; if roots are elsewhere (data.images, the cache), the folder that holds all."""
     roots = [part.root for part in parts]
     if all(isinstance(root, Path) and root.is_relative_to(path) for root in roots):
         return path
@@ -203,8 +220,12 @@ def _common_root(path: Path, parts: Iterable[Table]) -> Location:
     return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
 
 
-def _prefixed(root: Location, parts: Iterable[Table]) -> Iterable[str]:
+def _prefix_names(root: Location, parts: Iterable[Table]) -> Iterator[str]:
+    """Yield the names of all tables, relative to `root`; URLs and empty names stay as they are."""
     for part in parts:
         prefix = os.path.relpath(part.root, root)
-        for name in part.names:  # a name that lacks stays one
-            yield name if is_url(name) else name and os.path.normpath(os.path.join(prefix, name))
+        for name in part.names:
+            if not name or is_url(name):
+                yield name
+            else:
+                yield os.path.normpath(os.path.join(prefix, name))

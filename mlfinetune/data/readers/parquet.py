@@ -1,10 +1,10 @@
-"""Parquet becomes a Table, one row an image; read through pyarrow, an optional extra.
+"""Parquet with one row per image becomes a Table; pyarrow, an optional extra, reads it.
 
     shards in sorted order -> one schema -> Columns       numbers of a ClassLabel -> its names
-    image cells   paths -> as they stand
+    image cells   paths -> unchanged
                   bytes -> <cache>/parquet/<key>/0000/<name>, unpacked once -> paths
 
-Rows come in batches, and of the columns only those that are needed.
+Rows are read in batches, and only the columns that are needed.
 """
 
 import hashlib
@@ -29,30 +29,35 @@ from mlfinetune.errors import DataError
 from mlfinetune.storage.cache import cache_folder
 
 Cells = dict[str, list[Any]]
+"""Column -> its cells in one batch of rows."""
 Classes = dict[str, list[str]]
+"""Column of a ClassLabel -> the names of its numbers."""
 Types = dict[str, Any]
+"""Column -> its Arrow type."""
 
 _VERSION = 1
-"""Of the layout of the cache; part of the key."""
+"""Version of the cache's layout; part of the key."""
 
 _INDEX = "names.json"
 _ROWS, _PICTURES = 1024, 16
-"""Rows read at a time, without and with the bytes of pictures."""
+"""Rows that are read at a time: without, and with, the bytes of pictures."""
 
 _SHARD = re.compile(r"(.+?)(?:-\d{5}-of-\d{5}(?:-\w+)?)?")
 _PLAIN = ("text", "integer", "floating", "boolean", "null")
+"""Kinds of cells that can be labels, see `_find_kind`."""
 _MAGIC = re.compile(rb"(\xff\xd8\xff)|(\x89PNG)|(RIFF....WEBP)|(GIF8)|(BM)|(II\*\0|MM\0\*)", re.S)
 _ENDINGS = ("jpg", "png", "webp", "gif", "bmp", "tif")
+"""File ending for each group of `_MAGIC`, the first bytes of a picture."""
 
 
 def is_parquet(folder: Path) -> bool:
-    """Does the folder, or data/ in it, hold *.parquet, and at most one folder of pictures?
+    """Return whether the folder, or data/ in it, has *.parquet, and at most one picture folder.
 
-    With several of them it holds class folders, and a table of something else.
+    With several picture folders they are class folders, and the Parquet is about something else.
     """
-    below = [entry for entry in _visible(folder) if entry.is_dir()]
-    with_pictures = [any(map(is_image_name, _visible(entry))) for entry in below]
-    return bool(_shards(folder)) and sum(with_pictures) <= 1
+    below = [entry for entry in _list_visible(folder) if entry.is_dir()]
+    with_pictures = [any(map(is_image_name, _list_visible(entry))) for entry in below]
+    return bool(_find_shards(folder)) and sum(with_pictures) <= 1
 
 
 def read_parquet(path: Path, options: SourceOptions) -> Table:
@@ -60,7 +65,8 @@ def read_parquet(path: Path, options: SourceOptions) -> Table:
 
     Raises:
         DataError: pyarrow is missing, a file cannot be read, the shards differ in their
-            columns, the columns cannot be told, or the cache has no room for the pictures.
+            columns, there are no columns of images and labels, or the cache has no room for
+            the pictures.
         OSError: a file is missing.
     """
     try:
@@ -68,82 +74,99 @@ def read_parquet(path: Path, options: SourceOptions) -> Table:
     except ImportError as error:
         text = "reading Parquet needs pyarrow: pip install 'mlfinetune[parquet]'"
         raise DataError(text) from error
-    shards = _shards(path) if path.is_dir() else [path]
+    shards = _find_shards(path) if path.is_dir() else [path]
     if not shards:
         raise DataError(f"{path}: wanted *.parquet in this folder, or in data/ below it")
-    types, classes = _schema(shards)
+    types, classes = _read_schema(shards)
     columns = Columns(path, list(types), options)
-    read, notes = _needed(columns, types, options), []
-    names = None
+    columns_to_read = _choose_columns(columns, types, options)
+    names, notes = None, list[str]()
     if _holds_bytes(shards, columns.image, types[columns.image]):
-        unpacked, names = _unpacked(shards, columns.image)
-        read.remove(columns.image)
-        notes = [f"pictures unpacked into {unpacked}"]
-    sides = _fill(columns, shards, read, names, classes)
+        unpacked, names = _unpack_once(shards, columns.image)
+        columns_to_read.remove(columns.image)
+        notes.append(f"pictures unpacked into {unpacked}")
+    splits = _add_rows(columns, shards, columns_to_read, names, classes)
     table = columns.table(shards[0].parent, "parquet")
     if names is not None:
         table = replace(table, root=unpacked)
-    if table.splits is None and len(set(sides)) > 1 and None not in sides:
-        table = replace(table, splits=tuple(side for side in sides if side))
+    if table.splits is None and len(set(splits)) > 1 and None not in splits:
+        table = replace(table, splits=tuple(split for split in splits if split))
         notes.append("splits by the names of the shards")
     if len(shards) > 1:
-        notes.append(f"{len(shards)} shards; a line is a row, counted from the first shard on")
+        notes.append(f"{len(shards)} shards; line N is row N, counted from the first shard on")
     return replace(table, notes=(*notes, *table.notes))
 
 
-def _fill(
+def _add_rows(
     columns: Columns, shards: list[Path], read: list[str], names: list[str] | None, classes: Classes
 ) -> list[str | None]:
-    """Hand all rows to `columns`; the split of each, as its shard's name tells it."""
-    sides: list[str | None] = []
+    """Add all rows to `columns`; return the split of each row, from the name of its shard.
+
+    Args:
+        columns: gets the rows.
+        shards: the files.
+        read: columns to read.
+        names: names of the unpacked pictures, row by row; None: the image cells are paths.
+        classes: see `Classes`.
+    """
+    splits: list[str | None] = []
     for shard in shards:
         match = _SHARD.fullmatch(shard.stem)
-        side = match and SPLITS.get(match[1].casefold())
-        for count, cells in _batches(shard, read, _ROWS):
-            first = len(sides)
+        split = match and SPLITS.get(match[1].casefold())
+        for count, cells in _read_batches(shard, read, _ROWS):
+            first = len(splits)
             if names is None:
-                cells[columns.image] = [_parts(cell)[1] for cell in cells[columns.image]]
+                cells[columns.image] = [_split_image(cell)[1] for cell in cells[columns.image]]
             else:
                 cells[columns.image] = names[first : first + count]
             for name in set(columns.listed) & set(classes):
-                cells[name] = _named(columns, name, classes[name], cells[name], first)
+                cells[name] = _name_classes(columns, name, classes[name], cells[name], first)
             rows = zip(*(cells.get(name, repeat(None)) for name in columns.header), strict=False)
             for line, row in enumerate(rows, first + 1):
                 columns.add(row, line)
-            sides += [side] * count
-    return sides
+            splits += [split] * count
+    return splits
 
 
-def _named(
+def _name_classes(
     columns: Columns, column: str, names: list[str], cells: list[Any], first: int
 ) -> list[list[str]]:
-    """Numbers of a ClassLabel as names; -1 says that there is no label."""
+    """Return the label names for the ClassLabel numbers of each cell; -1 means no label.
+
+    Numbers without a name become faults of `columns`. `first` is the row of the first cell.
+    """
     rows = []
     for row, cell in enumerate(cells, first):
-        numbers = [n for n in (cell if isinstance(cell, list) else [cell]) if n not in (None, -1)]
-        strange = [n for n in numbers if not 0 <= n < len(names)]
-        if strange:
-            text = f"{column} is {strange[0]}; its labels have the numbers 0 to {len(names) - 1}"
+        values = cell if isinstance(cell, list) else [cell]
+        numbers = [number for number in values if number not in (None, -1)]
+        unknown = [number for number in numbers if not 0 <= number < len(names)]
+        if unknown:
+            text = f"{column} is {unknown[0]}; its labels have the numbers 0 to {len(names) - 1}"
             columns.faults.append(Fault(f"line {row + 1}", text, row))
-        rows.append([names[n] for n in numbers if n not in strange])
+        rows.append([names[number] for number in numbers if number not in unknown])
     return rows
 
 
 # ---- files and columns ----------------------------------------------------------------------
 
 
-def _visible(folder: Path) -> list[Path]:
+def _list_visible(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
-def _shards(folder: Path) -> list[Path]:
-    places = [_visible(place) for place in (folder, folder / "data") if place.is_dir()]
-    found = [sorted(f for f in files if f.suffix.lower() == ".parquet") for files in places]
-    return next((shards for shards in found if shards), [])
+def _find_shards(folder: Path) -> list[Path]:
+    """Return the sorted *.parquet of a folder; where it has none, those of data/ in it."""
+    for place in (folder, folder / "data"):
+        entries = _list_visible(place) if place.is_dir() else []
+        shards = sorted(entry for entry in entries if entry.suffix.lower() == ".parquet")
+        if shards:
+            return shards
+    return []
 
 
 @contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
+def _opening(shard: Path) -> Iterator[Any]:
+    """Open a file with pyarrow; its errors become a DataError."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -154,56 +177,64 @@ def _opened(shard: Path) -> Iterator[Any]:
         raise DataError(f"cannot read {shard}: {error}") from error
 
 
-def _batches(shard: Path, columns: list[str], rows: int) -> Iterator[tuple[int, Cells]]:
-    """(rows, column -> cells) of some columns of a file; NaN is None."""
-    with _opened(shard) as file:
+def _read_batches(shard: Path, columns: list[str], rows: int) -> Iterator[tuple[int, Cells]]:
+    """Yield (number of rows, column -> cells) for these columns of a file; NaN becomes None."""
+    with _opening(shard) as file:
         for batch in file.iter_batches(rows, columns=columns):
             cells = {name: batch.column(name).to_pylist() for name in batch.schema.names}
             for name in cells:
-                if _kind(batch.schema.field(name).type) == "floating":
-                    cells[name] = [cell if cell == cell else None for cell in cells[name]]
+                if _find_kind(batch.schema.field(name).type) == "floating":
+                    cells[name] = [cell if cell == cell else None for cell in cells[name]]  # NaN
             yield batch.num_rows, cells
 
 
-def _schema(shards: list[Path]) -> tuple[Types, Classes]:
-    """Column -> Arrow type, and column -> names of its numbers where it is a ClassLabel."""
-    found: list[tuple[Types, Classes]] = []
+def _read_schema(shards: list[Path]) -> tuple[Types, Classes]:
+    """Return the Arrow types and the class names of all columns.
+
+    Raises:
+        DataError: two shards differ, or two columns have one name.
+    """
+    schemas: list[tuple[Types, Classes]] = []
     for shard in shards:
-        with _opened(shard) as file:
+        with _opening(shard) as file:
             schema = file.schema_arrow
         if len(set(schema.names)) < len(schema.names):
             raise DataError(f"{shard}: two columns have one name: {', '.join(schema.names)}")
         types = dict(zip(schema.names, schema.types, strict=True))
-        classes = _class_names(schema.metadata or {}).items()
-        found.append((types, {n: x for n, x in classes if _part_kind(types.get(n)) == "integer"}))
-        if found[-1] != found[0]:
+        classes = {
+            column: names
+            for column, names in _read_class_names(schema.metadata or {}).items()
+            if _find_label_kind(types.get(column)) == "integer"
+        }
+        schemas.append((types, classes))
+        if schemas[-1] != schemas[0]:
             raise DataError(
                 f"{shard} and {shards[0]} differ in columns, types or label names: not one table"
             )
-    return found[0]
+    return schemas[0]
 
 
-def _class_names(metadata: dict[bytes, bytes]) -> Classes:
-    """Names of ClassLabel features, bare or in a list, as Hugging Face datasets stores them."""
+def _read_class_names(metadata: dict[bytes, bytes]) -> Classes:
+    """Return the names of ClassLabel features, or of lists of them, from Hugging Face metadata."""
     try:
         features = dict(json.loads(metadata[b"huggingface"])["info"]["features"])
     except (KeyError, TypeError, ValueError):
         return {}
-    found = {}
+    classes = {}
     for column, feature in features.items():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else feature
         inner = inner[0] if isinstance(inner, list) and inner else inner
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
-            found[column] = list(map(str, inner["names"]))
-    return found
+            classes[column] = list(map(str, inner["names"]))
+    return classes
 
 
-def _kind(type: Any) -> str:
-    """What the cells of an Arrow type are."""
+def _find_kind(type: Any) -> str:
+    """Return the kind of the cells of an Arrow type: text, bytes, list, integer, ... or other."""
     from pyarrow import types
 
     if types.is_dictionary(type):
-        return _kind(type.value_type)
+        return _find_kind(type.value_type)
     if types.is_string(type) or types.is_large_string(type) or types.is_string_view(type):
         return "text"
     if types.is_binary(type) or types.is_large_binary(type) or types.is_binary_view(type):
@@ -214,61 +245,83 @@ def _kind(type: Any) -> str:
     return next((kind for kind in kinds if getattr(types, f"is_{kind}")(type)), "other")
 
 
-def _part_kind(type: Any) -> str:
-    """The kind of the labels in a cell, be it one or a list of them."""
-    return _kind(type.value_type if _kind(type) == "list" else type)
+def _find_label_kind(type: Any) -> str:
+    """Return the kind of the labels in a cell, which has one label or a list of them."""
+    return _find_kind(type.value_type if _find_kind(type) == "list" else type)
 
 
-def _needed(columns: Columns, types: Types, options: SourceOptions) -> list[str]:
-    """The columns to read; of those that may be labels, the ones whose cells may be 0 and 1."""
+def _choose_columns(columns: Columns, types: Types, options: SourceOptions) -> list[str]:
+    """Return the columns to read; columns that cannot hold states (0 and 1) are no labels.
+
+    Raises:
+        DataError: the column of label lists has a type that cannot be labels.
+    """
     for name in columns.listed:
-        if _part_kind(types[name]) not in _PLAIN:
+        if _find_label_kind(types[name]) not in _PLAIN:
             raise DataError(
                 f"{columns.path}: column '{name}' is of type {types[name]}; wanted labels: text, "
                 f"numbers, or lists of them (data.label_column names another column)"
             )
     named = {columns.image, *columns.listed, *(options.label_columns or ()), options.group_by}
-    plain = {name for name in types if _kind(types[name]) in _PLAIN}
+    plain = {name for name in types if _find_kind(types[name]) in _PLAIN}
     return [name for name in types if name in columns.needed & (named | plain)]
 
 
 # ---- pictures -------------------------------------------------------------------------------
 
 
-def _parts(cell: Any) -> tuple[bytes | None, str | None]:
-    """Bytes and path of an image cell."""
+def _split_image(cell: Any) -> tuple[bytes | None, str | None]:
+    """Return the bytes and the path of an image cell; None for what it does not have."""
     if isinstance(cell, dict):
         return cell.get("bytes"), cell.get("path")
     return (cell, None) if isinstance(cell, bytes) else (None, cell)
 
 
 def _holds_bytes(shards: list[Path], column: str, type: Any) -> bool:
-    """Are the pictures in the cells? The first cell that is not null tells it of structs."""
-    kind, parts = _kind(type), {f.name for f in type} if _kind(type) == "struct" else set()
-    if kind not in ("text", "bytes") and not parts & {"bytes", "path"}:
+    """Return whether the image cells hold the pictures' bytes, and not only paths.
+
+    A struct has both fields: there the first cell that is not null decides.
+
+    Raises:
+        DataError: the column has neither paths nor bytes.
+    """
+    kind = _find_kind(type)
+    fields = {field.name for field in type} if kind == "struct" else set()
+    if kind not in ("text", "bytes") and not fields & {"bytes", "path"}:
         raise DataError(
             f"{shards[0]}: image column '{column}' is of type {type}; wanted paths, bytes, or "
             f"bytes and path (data.image_column names another column)"
         )
     if kind != "struct":
         return kind == "bytes"
-    batches = (cells for shard in shards for _, cells in _batches(shard, [column], 1))
-    return next((bool(c[column][0].get("bytes")) for c in batches if c[column][0]), False)
+    for shard in shards:
+        for _, cells in _read_batches(shard, [column], 1):
+            if cell := cells[column][0]:
+                return bool(cell.get("bytes"))
+    return False
 
 
-def _unpacked(shards: list[Path], column: str) -> tuple[Path, list[str]]:
-    """The folder of the pictures, and their names row by row; unpacked where it is missing."""
+def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
+    """Return the folder of the unpacked pictures, and their names row by row.
+
+    The folder is in the cache. Its key has the paths, sizes and times of the shards, so that
+    changed shards are unpacked again.
+
+    Raises:
+        DataError: the cache has no room, or cannot be written.
+    """
     sizes = [(os.path.abspath(s), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
     key = hashlib.sha256(json.dumps([_VERSION, column, sizes]).encode()).hexdigest()[:32]
     folder = Path(os.path.abspath(cache_folder("parquet")))
     index = folder / key / _INDEX
     if not index.is_file():
-        wanted, free = sum(size for _, size, _ in sizes), shutil.disk_usage(folder).free
-        move = "set MLFINETUNE_CACHE to a folder with more room"
-        if wanted > free:
+        needed = sum(size for _, size, _ in sizes)
+        free = shutil.disk_usage(folder).free
+        hint = "set MLFINETUNE_CACHE to a folder with more room"
+        if needed > free:
             raise DataError(
-                f"the pictures in {shards[0].parent} want {wanted / 1e9:,.1f} GB, and {folder} "
-                f"has {free / 1e9:,.1f} GB; {move}"
+                f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {folder} "
+                f"has {free / 1e9:,.1f} GB free; {hint}"
             )
         try:
             with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder) as temporary:
@@ -276,52 +329,60 @@ def _unpacked(shards: list[Path], column: str) -> tuple[Path, list[str]]:
                 os.rename(Path(temporary) / key, folder / key)
         except OSError as error:
             if not index.is_file():  # else another process was first
-                raise DataError(f"cannot unpack into {folder}: {error.strerror}; {move}") from error
+                raise DataError(f"cannot unpack into {folder}: {error.strerror}; {hint}") from error
     return folder / key, json.loads(index.read_text())
 
 
 def _unpack(shards: list[Path], column: str, root: Path) -> None:
+    """Write the pictures of all rows below `root`, a thousand per folder, and then their names."""
     usable = _usable_paths(shards, column)
     names: list[str] = []
     for shard in shards:
-        for _, cells in _batches(shard, [column], _PICTURES):
-            for data, path in map(_parts, cells[column]):
+        for _, cells in _read_batches(shard, [column], _PICTURES):
+            for data, path in map(_split_image, cells[column]):
                 row = len(names)
-                own = path if path in usable else f"{shard.stem}-{row + 1}.{_ending(data or b'')}"
-                names.append(f"{row // 1000:04d}/{own}" if data else "")
-                if data:
-                    (root / names[-1]).parent.mkdir(parents=True, exist_ok=True)
-                    (root / names[-1]).write_bytes(data)
+                if not data:
+                    names.append("")
+                    continue
+                name = path if path in usable else f"{shard.stem}-{row + 1}.{_find_ending(data)}"
+                names.append(f"{row // 1000:04d}/{name}")
+                file = root / names[-1]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
     root.mkdir(exist_ok=True)
     (root / _INDEX).write_text(json.dumps(names))
 
 
 def _usable_paths(shards: list[Path], column: str) -> set[str]:
-    """Paths in the cells that can be names of files here: safe, and of one picture alone.
+    """Return the paths in the cells that can be file names here: safe, and of one picture only.
 
-    Compared as file systems may compare them, without case and Unicode normalisation.
+    Paths are compared as some file systems do: without case, and in one Unicode form.
     """
 
-    def folded(path: str) -> str:
+    def fold(path: str) -> str:
         return unicodedata.normalize("NFC", path).casefold()
 
     paths: list[str] = []
     for shard in shards:
-        for _, cells in _batches(shard, [f"{column}.path"], _ROWS):
-            found = (_parts(cell)[1] for cell in cells.get(column, ()))
-            paths += [path for path in found if path and _is_safe(path)]
-    times = Counter(map(folded, paths))
+        for _, cells in _read_batches(shard, [f"{column}.path"], _ROWS):
+            cell_paths = (_split_image(cell)[1] for cell in cells.get(column, ()))
+            paths += [path for path in cell_paths if path and _is_safe(path)]
+    times = Counter(map(fold, paths))
     folders = {str(p) for path in times if "/" in path for p in PurePosixPath(path).parents}
-    ours = tuple(f"{folded(shard.stem)}-" for shard in shards)
-    unique = {path for path, n in times.items() if n == 1 and not path.startswith(ours)} - folders
-    return {path for path in paths if folded(path) in unique}
+    made_up = tuple(f"{fold(shard.stem)}-" for shard in shards)  # names for rows without a path
+    unique = {
+        path for path, count in times.items() if count == 1 and not path.startswith(made_up)
+    } - folders
+    return {path for path in paths if fold(path) in unique}
 
 
 def _is_safe(path: str) -> bool:
+    """Return whether a path stays in its folder and is short enough for every file system."""
     fits = path == path.strip() and len(path.encode()) <= 200 and not set(path) & {"\0", "\\"}
     return fits and all(part not in ("", ".", "..") for part in path.split("/"))
 
 
-def _ending(data: bytes) -> str:
+def _find_ending(data: bytes) -> str:
+    """Return the file ending of a picture by its first bytes; `bin` for an unknown format."""
     match = _MAGIC.match(data)
     return _ENDINGS[match.lastindex - 1] if match and match.lastindex else "bin"

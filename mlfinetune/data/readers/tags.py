@@ -1,22 +1,27 @@
-"""The tags that a small text file holds."""
+"""Tags in a small text file, for the readers of sidecar files and of tar shards."""
 
 import re
 
 from mlfinetune.errors import DataError
 
 MAX_BYTES = 1_000_000
-"""A larger .txt is no list of tags."""
+"""Largest text file, in bytes, that is taken for a list of tags."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
-"""A class and four numbers or more: boxes and outlines as YOLO writes them."""
+"""A class and at least four numbers: a box or an outline as YOLO writes it."""
 
 
 def parse_tags(content: bytes, origin: object, delimiter: str | None) -> list[str] | str:
-    """The tags in a text, one a line or separated by `delimiter` (,); or why it has none.
+    """Return the tags of a text file, or the text of an error.
+
+    Args:
+        content: `cat, hot dog`, or one tag per line, or both.
+        origin: name of the file, for the message.
+        delimiter: separates tags in a line; None: a comma.
 
     Raises:
-        DataError: it holds boxes.
+        DataError: the file holds boxes.
     """
     try:
         text = content.decode("utf-8-sig")

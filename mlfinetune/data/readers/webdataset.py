@@ -1,11 +1,11 @@
-"""Tar shards as WebDataset has them become a Table.
+"""Tar shards in the layout of WebDataset become a Table.
 
     shards/train-000.tar: 17.jpg 17.txt (`cat, hot dog`)   18.png 18.json ({"labels": ["cat"]})
     -> train-000.tar/17.jpg is a cat and a hot dog, train-000.tar/18.png is a cat
 
-Files whose names are the same up to the first dot are one sample: a picture, and its labels in a
-.txt (one a line, or separated by commas), a .json (a list, or under `labels`, `tags` or `label`)
-or a .cls (one label). Pictures are read where they lie in the tar, in any order.
+Files whose names are equal up to the first dot are one sample: a picture, and its labels in a .txt
+(one per line, or separated by commas), a .json (a list, or under `labels`, `tags` or `label`) or a
+.cls (one label). Pictures are not unpacked: they are read from the tar, in any order.
 """
 
 import json
@@ -30,9 +30,12 @@ _KEYS = ("labels", "tags", "label")
 
 @dataclass(frozen=True)
 class _Sample:
-    """A picture by its name in the tar, and where its labels lie; either may be missing.
+    """A picture and the file of its labels; either may be missing.
 
-    `further`: pictures and labels beside the first ones.
+    Attributes:
+        picture: name of the picture in the tar.
+        labels: (name, start, size) of the file of labels; start and size in bytes.
+        further: number of pictures and files of labels after the first ones; they are not used.
     """
 
     picture: str | None
@@ -41,7 +44,7 @@ class _Sample:
 
 
 def is_webdataset(folder: Path) -> bool:
-    """Are there tars in it, and neither pictures nor folders?"""
+    """Return whether the folder has tars, and neither pictures nor folders."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     others = any(entry.is_dir() or is_image_name(Path(entry.name)) for entry in entries)
     return not others and any(_is_tar(entry.name) for entry in entries if entry.is_file())
@@ -51,27 +54,27 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
     """Read a tar, or the tars of a folder.
 
     Raises:
-        DataError: no tar, no picture in them, or pictures elsewhere.
+        DataError: there is no tar, no picture in the tars, or `data.images` is set.
         OSError: a tar cannot be read.
     """
     shards = [path]
     if path.is_dir():
-        shards = sorted(p for p in path.iterdir() if _is_tar(p.name) and p.is_file())
+        shards = sorted(tar for tar in path.iterdir() if _is_tar(tar.name) and tar.is_file())
     root = path if path.is_dir() else path.parent
     if options.images is not None:
-        raise DataError(f"{path}: pictures are in the tars; leave data.images out")
+        raise DataError(f"{path}: the pictures are in the tars; remove data.images")
     lists, names, faults, counts = LabelLists(), list[str](), list[Fault](), Counter[str]()
     for tar in shards:
         with tar.open("rb") as content:
-            for sample in _samples(tar):
+            for sample in _read_samples(tar):
                 counts["further"] += sample.further
                 if sample.picture is None:
                     counts["alone"] += 1
                     continue
-                found = _labels_of(sample, content, tar.name, options)
-                if isinstance(found, Fault):
-                    faults.append(replace(found, row=len(names)))
-                lists.add(found if isinstance(found, list) else [])
+                labels = _read_labels(sample, content, tar.name, options)
+                if isinstance(labels, Fault):
+                    faults.append(replace(labels, row=len(names)))
+                lists.add(labels if isinstance(labels, list) else [])
                 names.append(f"{tar.name}/{sample.picture}")
                 counts["lacking"] += sample.labels is None
     if not names:
@@ -82,43 +85,45 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
         root,
         names,
         delimiter=options.label_delimiter,
-        notes=_notes(len(names), len(shards), counts),
+        notes=_list_notes(len(names), len(shards), counts),
         faults=faults,
     )
 
 
-def _notes(pictures: int, shards: int, counts: Counter[str]) -> Iterator[str]:
+def _list_notes(pictures: int, shards: int, counts: Counter[str]) -> Iterator[str]:
     yield f"{pluralize(pictures, 'sample')} in {pluralize(shards, 'tar')}"
     if lacking := counts["lacking"]:
-        yield f"{lacking} of {pictures} pictures have no {', '.join(_LABELS)}: no labels"
+        yield (
+            f"{lacking} of {pluralize(pictures, 'picture')} with no {', '.join(_LABELS)}: no labels"
+        )
     if alone := counts["alone"]:
-        yield f"{pluralize(alone, 'sample')} without a picture: passed over"
+        yield f"{pluralize(alone, 'sample')} with no picture: ignored"
     if further := counts["further"]:
         yield (
-            f"warning: {pluralize(further, 'file')} of samples that have a picture, or labels, by "
-            f"then (names that are the same up to the first dot): passed over"
+            f"warning: {pluralize(further, 'file')} ignored: a sample (names that are equal up to "
+            f"the first dot) has one picture and one file of labels, the first ones"
         )
 
 
-def _labels_of(
+def _read_labels(
     sample: _Sample, content: BinaryIO, tar: str, options: SourceOptions
 ) -> list[str] | Fault:
-    """Those of a sample, or why they cannot be read."""
+    """Return the labels of a sample, or a fault where they cannot be read."""
     if sample.labels is None:
         return []
     name, start, size = sample.labels
     content.seek(start)
-    found = _labels(f"{tar}/{name}", content.read(min(size, MAX_BYTES + 1)), options)
-    return Fault(f"{tar}/{name}", found) if isinstance(found, str) else found
+    labels = _parse_labels(f"{tar}/{name}", content.read(min(size, MAX_BYTES + 1)), options)
+    return Fault(f"{tar}/{name}", labels) if isinstance(labels, str) else labels
 
 
-def _samples(tar: Path) -> Iterator[_Sample]:
-    """A sample's files follow one another."""
+def _read_samples(tar: Path) -> Iterator[_Sample]:
+    """Yield the samples of a tar; the files of a sample follow one another."""
     key: tuple[str, str] | None = None
     pictures: list[str] = []
     labels: list[tuple[str, int, int]] = []
 
-    def sample() -> _Sample:
+    def build_sample() -> _Sample:
         further = max(0, len(pictures) - 1) + max(0, len(labels) - 1)
         return _Sample(next(iter(pictures), None), next(iter(labels), None), further)
 
@@ -126,21 +131,21 @@ def _samples(tar: Path) -> Iterator[_Sample]:
         folder, _, base = name.rpartition("/")
         if base.startswith("."):
             continue
-        now = (folder, base.partition(".")[0])
-        if now != key and key is not None:
-            yield sample()
+        new_key = (folder, base.partition(".")[0])
+        if new_key != key and key is not None:
+            yield build_sample()
             pictures, labels = [], []
-        key = now
+        key = new_key
         if is_image_name(Path(base)):
             pictures.append(name)
         elif os.path.splitext(base)[1].lower() in _LABELS:
             labels.append((name, start, size))
     if key is not None:
-        yield sample()
+        yield build_sample()
 
 
-def _labels(name: str, content: bytes, options: SourceOptions) -> list[str] | str:
-    """The labels in a member, or why they cannot be read."""
+def _parse_labels(name: str, content: bytes, options: SourceOptions) -> list[str] | str:
+    """Return the labels in a file of a tar, or the text of an error."""
     if len(content) > MAX_BYTES:
         return f"too many bytes for labels; the limit is {MAX_BYTES:,}"
     ending = os.path.splitext(name)[1].lower()
@@ -154,9 +159,9 @@ def _labels(name: str, content: bytes, options: SourceOptions) -> list[str] | st
         tree = next((tree[key] for key in _KEYS if key in tree), None)
     if isinstance(tree, str | int):
         tree = [tree]
-    if not isinstance(tree, list) or not all(type(one) in (str, int) for one in tree):
+    if not isinstance(tree, list) or not all(type(label) in (str, int) for label in tree):
         return f"wanted a list of labels, or one under {', '.join(_KEYS)}"
-    return list(dict.fromkeys(str(one).strip() for one in tree if str(one).strip()))
+    return list(dict.fromkeys(str(label).strip() for label in tree if str(label).strip()))
 
 
 def _is_tar(name: str) -> bool:

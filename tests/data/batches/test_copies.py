@@ -1,21 +1,22 @@
-"""Small copies of large pictures: what training reads of them, where they are kept, and when."""
+"""Small copies of large pictures: their content, their place, and when they are made."""
 
 import os
 import pickle
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, Run
+from conftest import COMMAND, ENVIRONMENT, Run
 from PIL import Image
 
 from mlfinetune.data.batches import copies as copies_module
-from mlfinetune.data.batches.copies import CopyMaker, SmallCopies, copy_side, opened_copies
+from mlfinetune.data.batches import copy_storage
+from mlfinetune.data.batches.copies import CopyMaker, SmallCopies, copy_side
+from mlfinetune.data.batches.copy_storage import opened_copies
 from mlfinetune.data.batches.dataset import ImageDataset
 from mlfinetune.data.batches.loader import Loader, make_copies
 from mlfinetune.data.images.decode import decode_jpeg
@@ -48,25 +49,25 @@ def manifest(tmp_path: Path) -> Manifest:
 def filled(manifest: Manifest, root: Path, workers: int = 0) -> SmallCopies:
     """The copies of a manifest, all made."""
     copies = SmallCopies(root, SPEC)
-    lacking = copies.missing(manifest)
+    lacking = copies.find_missing(manifest)
     assert sum(copies.fill(make_copies(lacking, SPEC, workers))) == len(lacking)
     return copies
 
 
 def view(path: str, copies: SmallCopies | None, epoch: int = 0) -> torch.Tensor:
-    """What training sees of a picture."""
+    """The view that training has of a picture."""
     image = ImageDataset(SPEC, 0, copies)[epoch, 0, path].image
     assert image is not None
     return image
 
 
 def choice(manifest: Manifest, root: Path, wanted: str = "auto", epochs: int = 3) -> str:
-    """The log's line."""
+    """The log's line of `opened_copies`."""
     with opened_copies(
         wanted, manifest, SPEC, epochs=epochs, on_features=False, root=root
     ) as found:
-        assert (found.copies is None) == (": off (" in found.why)
-        return found.why.splitlines()[0]
+        assert (found.copies is None) == (": off (" in found.message)
+        return found.message.splitlines()[0]
 
 
 def damage(copies: SmallCopies) -> None:
@@ -93,7 +94,7 @@ def test_a_copy_is_the_least_picture_from_which_no_view_is_scaled_up(
 
 
 def test_every_epoch_sees_nearly_what_the_files_show(manifest: Manifest, tmp_path: Path) -> None:
-    """The same crops and mirror images, and pixels that differ by less than 3 of 255 on average."""
+    """Crops and mirror images are the same; pixels differ by less than 3 of 255 on average."""
     copies = filled(manifest, tmp_path / "store")
     for epoch in range(4):
         for index in range(4):
@@ -108,7 +109,7 @@ def test_small_pictures_are_read_from_their_files(manifest: Manifest, tmp_path: 
     copies = filled(manifest, tmp_path / "store")
     assert copies.read(manifest.path(4)) is None
     assert torch.equal(view(manifest.path(4), copies), view(manifest.path(4), None))
-    assert SmallCopies(tmp_path / "store", SPEC).missing(manifest) == []
+    assert SmallCopies(tmp_path / "store", SPEC).find_missing(manifest) == []
 
 
 def test_a_changed_file_is_read_itself_and_copied_anew(manifest: Manifest, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_changed_file_is_read_itself_and_copied_anew(manifest: Manifest, tmp_p
     draw(Path(path), (640, 300), 9)
     copies = SmallCopies(tmp_path / "store", SPEC)
     assert torch.equal(view(path, copies), view(path, None))
-    assert [item[1] for item in copies.missing(manifest)] == [path]
+    assert [item[1] for item in copies.find_missing(manifest)] == [path]
     small = filled(manifest, tmp_path / "store").read(path)
     assert small is not None
     assert small.shape == (SIDE, 134, 3)
@@ -130,9 +131,9 @@ def test_a_damaged_copy_is_not_shown(manifest: Manifest, tmp_path: Path) -> None
     copies = filled(large, tmp_path / "store")
     damage(copies)
     path, again = large.path(0), SmallCopies(tmp_path / "store", SPEC)
-    assert again.missing(large) == []
+    assert again.find_missing(large) == []
     assert torch.equal(view(path, again), view(path, None))
-    assert len(SmallCopies(tmp_path / "store", SPEC).missing(large)) == 1
+    assert len(SmallCopies(tmp_path / "store", SPEC).find_missing(large)) == 1
     assert filled(large, tmp_path / "store").read(path) is not None
 
 
@@ -148,7 +149,7 @@ def test_what_a_copy_depends_on_names_its_folder(tmp_path: Path) -> None:
 
 
 def test_pillow_reads_copies_where_nothing_faster_does(manifest: Manifest, tmp_path: Path) -> None:
-    """The same pixels, within a grey level or two of another library's rounding."""
+    """Its pixels differ by the rounding of another library only."""
     content = CopyMaker(SPEC)[0, manifest.path(0)].value
     assert content is not None
     copies = filled(manifest, tmp_path / "store")
@@ -202,9 +203,9 @@ def test_what_goes_to_a_process_that_is_not_forked_finds_the_copies(
 
 
 def test_an_interrupted_fill_goes_on_where_it_was(manifest: Manifest, tmp_path: Path) -> None:
-    """What was made before Ctrl-C is there afterwards, and is not made again."""
+    """Copies made before Ctrl-C are in the store, and are not made again."""
     copies = SmallCopies(tmp_path / "store", SPEC)
-    lacking = copies.missing(manifest)
+    lacking = copies.find_missing(manifest)
 
     def made() -> Iterator[list[copies_module.MadeCopy]]:
         yield from make_copies(lacking[:3], SPEC, 0)
@@ -212,7 +213,7 @@ def test_an_interrupted_fill_goes_on_where_it_was(manifest: Manifest, tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         sum(copies.fill(made()))
-    assert SmallCopies(tmp_path / "store", SPEC).missing(manifest) == lacking[3:]
+    assert SmallCopies(tmp_path / "store", SPEC).find_missing(manifest) == lacking[3:]
 
 
 def test_what_is_made_is_written_as_it_comes(
@@ -221,7 +222,7 @@ def test_what_is_made_is_written_as_it_comes(
     """A file for so many bytes; a process that is killed loses no more."""
     monkeypatch.setattr(copies_module, "_FLUSH_BYTES", 1)
     copies = SmallCopies(tmp_path / "store", SPEC)
-    batches = ([CopyMaker(SPEC)[item]] for item in copies.missing(manifest)[:4])
+    batches = ([CopyMaker(SPEC)[item]] for item in copies.find_missing(manifest)[:4])
     next(filling := copies.fill(batches))
     next(filling)
     assert len(list(copies.folder.iterdir())) == 2
@@ -234,8 +235,8 @@ def test_an_unreadable_picture_stops_the_run_and_is_named(
     Path(manifest.path(2)).write_text("no picture")
     copies = SmallCopies(tmp_path / "store", SPEC)
     with pytest.raises(DataError, match=r"2\.jpg: not a JPEG"):
-        sum(copies.fill(make_copies(copies.missing(manifest), SPEC, 0)))
-    assert len(copies.missing(manifest)) == 1
+        sum(copies.fill(make_copies(copies.find_missing(manifest), SPEC, 0)))
+    assert len(copies.find_missing(manifest)) == 1
 
 
 # ---- the choice -------------------------------------------------------------------------
@@ -269,7 +270,7 @@ def test_too_little_room_stops_who_asked_for_disk_alone(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
 ) -> None:
     """Auto reads the files, and says why."""
-    monkeypatch.setattr(copies_module, "_BYTES_A_PIXEL", 1e12)
+    monkeypatch.setattr(copy_storage, "_BYTES_A_PIXEL", 1e12)
     if wanted == "auto":
         assert "small copies: off (auto: keeping small copies needs" in choice(manifest, tmp_path)
     else:
@@ -291,7 +292,7 @@ def test_off_is_off(manifest: Manifest, tmp_path: Path) -> None:
     with opened_copies(
         "disk", manifest, SPEC, epochs=9, on_features=True, root=tmp_path / "a"
     ) as found:
-        assert "features are kept instead" in found.why
+        assert "features are kept instead" in found.message
     assert not (tmp_path / "a").exists()
 
 
@@ -303,7 +304,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for the one in memory."""
     folder = tmp_path / "memory"
     folder.mkdir()
-    monkeypatch.setattr(copies_module, "MEMORY", folder)
+    monkeypatch.setattr(copy_storage, "RAM_FOLDER", folder)
     return folder
 
 
@@ -315,8 +316,8 @@ def test_what_is_in_memory_is_gone_afterwards(
     try:
         with opened_copies("ram", manifest, SPEC, epochs=1, on_features=False, root=None) as found:
             assert found.copies is not None
-            assert found.why.startswith("small copies: in memory (as configured)\n")
-            sum(found.copies.fill(make_copies(found.lacking, SPEC, 0)))
+            assert found.message.startswith("small copies: in memory (as configured)\n")
+            sum(found.copies.fill(make_copies(found.missing, SPEC, 0)))
             assert any(path.suffix == ".store" for path in memory.rglob("*"))
             if ends is not None:
                 raise ends
@@ -328,7 +329,7 @@ def test_what_is_in_memory_is_gone_afterwards(
 def test_a_system_without_such_memory_is_told(manifest: Manifest, memory: Path) -> None:
     """The key is named, and what to take in its place."""
     memory.rmdir()
-    with pytest.raises(DataError, match=r"cache_images: ram .* not there .* use disk"):
+    with pytest.raises(DataError, match=r"cache_images: ram .* does not exist .* use disk"):
         choice(manifest, memory, "ram")
 
 
@@ -336,7 +337,7 @@ def test_too_little_memory_is_said(
     manifest: Manifest, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a picture is decoded."""
-    monkeypatch.setattr(copies_module, "_BYTES_A_PIXEL", 1e12)
+    monkeypatch.setattr(copy_storage, "_BYTES_A_PIXEL", 1e12)
     with pytest.raises(DataError, match=r"cache_images: ram needs .* are free; use disk"):
         choice(manifest, memory, "ram")
 
@@ -374,12 +375,14 @@ def test_a_dry_run_keeps_no_copy(pictures: Path, cli: Run) -> None:
     assert not (pictures / "cache").exists()
 
 
-@pytest.mark.skipif(not os.access(copies_module.MEMORY, os.W_OK), reason="no file system in memory")
+@pytest.mark.skipif(
+    not os.access(copy_storage.RAM_FOLDER, os.W_OK), reason="no file system in memory"
+)
 def test_ctrl_c_leaves_nothing_in_memory(pictures: Path) -> None:
     """SIGINT in the middle of training on copies in memory."""
     command = [*enlarge(pictures), "data.cache_images=ram", "train.epochs=999", "train.workers=1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlfinetune", *command],
+        [*COMMAND, *command],
         cwd=pictures,
         env={**os.environ, **ENVIRONMENT},
         stderr=subprocess.PIPE,
@@ -395,5 +398,5 @@ def test_ctrl_c_leaves_nothing_in_memory(pictures: Path) -> None:
                 os.killpg(process.pid, signal.SIGINT)
     folder = next(line for line in lines if "known from before" in line).split("; in ")[1]
     assert process.returncode == 130
-    assert folder.startswith(str(copies_module.MEMORY))
+    assert folder.startswith(str(copy_storage.RAM_FOLDER))
     assert not Path(folder.split(";")[0]).parent.exists()

@@ -1,4 +1,4 @@
-"""Features of pictures: what is computed, what is kept, and that it is what training would see."""
+"""Features of pictures: which are computed and stored, and that training would see the same."""
 
 import io
 import os
@@ -72,7 +72,7 @@ def manifest(folder: Path, rows: Sequence[int] = range(N)) -> Manifest:
     return Manifest(folder, names, Targets.pack([targets], 4), LabelSpace(("a", "b", "c", "d")))
 
 
-def embedder(
+def extractor(
     spec: TransformSpec = SPEC, seed: int = SEED, dtype: torch.dtype = torch.float32
 ) -> FeatureExtractor:
     """Features by `embed`, of pictures that a real Loader reads."""
@@ -111,14 +111,14 @@ def features(
 
 
 def seen(examples: Manifest, spec: TransformSpec, seed: int | None, epoch: int = 0) -> Tensor:
-    """(N, F) of what a Loader gives in this epoch, in the manifest's order."""
+    """(N, F) of a Loader's pictures in this epoch, in the manifest's order."""
     batches = list(pictures(examples, spec, seed).epoch(epoch))
     order = torch.cat([batch.indices for batch in batches]).argsort()
     return torch.cat([embed(batch.images) for batch in batches])[order]
 
 
 def reopened(store: Store) -> Store:
-    """As the next process sees it."""
+    """The store as the next process opens it."""
     return Store(store.folder)
 
 
@@ -157,7 +157,7 @@ def test_the_plain_view_is_what_evaluation_sees(folder: Path, store: Store) -> N
     """Row by row, in the manifest's order."""
     examples = manifest(folder)
     torch.testing.assert_close(
-        features(store, examples, PLAIN_VIEW, embedder()), seen(examples, SPEC, None)
+        features(store, examples, PLAIN_VIEW, extractor()), seen(examples, SPEC, None)
     )
 
 
@@ -168,14 +168,14 @@ def test_the_mirrored_view_is_of_the_mirrored_picture(folder: Path, store: Store
         with Image.open(folder / f"{i}.png") as image:
             flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         flipped.save(folder / "mirrored" / f"{i}.png")
-    found = features(store, manifest(folder), MIRROR, embedder())
+    found = features(store, manifest(folder), MIRROR, extractor())
     torch.testing.assert_close(found, seen(manifest(folder / "mirrored"), SPEC, None))
     assert not torch.allclose(found, seen(manifest(folder), SPEC, None))
 
 
 def test_a_random_view_is_what_training_sees_in_that_epoch(folder: Path, store: Store) -> None:
     """Crops and flips are those of (seed, epoch, index), whatever the order of the epoch."""
-    examples, maker = manifest(folder), embedder()
+    examples, maker = manifest(folder), extractor()
     for epoch in (1, 2):
         found = features(store, examples, View(epoch=epoch), maker)
         torch.testing.assert_close(found, seen(examples, SPEC, SEED, epoch))
@@ -183,8 +183,8 @@ def test_a_random_view_is_what_training_sees_in_that_epoch(folder: Path, store: 
 
 
 def test_a_random_view_in_part_is_the_same(folder: Path, store: Store) -> None:
-    """Where some rows are kept already the others are still drawn as in training."""
-    examples, maker, look = manifest(folder), embedder(), View(epoch=1)
+    """If some rows are stored already, the others are still drawn as in training."""
+    examples, maker, look = manifest(folder), extractor(), View(epoch=1)
     [wanted] = find_missing(store, examples, (look,), maker)
     some = replace(wanted, missing=wanted.missing[[1, 4, 10]])
     assert sum(compute_missing(store, examples, [some], maker)) == 3
@@ -199,7 +199,7 @@ LOOKS = (PLAIN_VIEW, MIRROR, View(epoch=2))
 
 def test_nothing_is_computed_twice(folder: Path, store: Store) -> None:
     """All of it once, then none, in this process and in the next."""
-    examples, maker = manifest(folder), embedder()
+    examples, maker = manifest(folder), extractor()
     wanted, rows = complete(store, examples, LOOKS, maker)
     assert (rows, [len(one.missing) for one in wanted]) == (3 * N, [N] * 3)
     for again in (store, reopened(store)):
@@ -211,7 +211,7 @@ def test_nothing_is_computed_twice(folder: Path, store: Store) -> None:
 @pytest.mark.parametrize("change", ["content", "size", "time"])
 def test_a_changed_picture_is_computed_anew(folder: Path, store: Store, change: str) -> None:
     """That picture alone, in every view."""
-    examples, maker = manifest(folder), embedder()
+    examples, maker = manifest(folder), extractor()
     complete(store, examples, LOOKS, maker)
     if change == "content":
         shutil.copyfile(folder / "9.png", folder / "4.png")
@@ -231,7 +231,7 @@ def test_a_changed_picture_is_computed_anew(folder: Path, store: Store, change: 
 
 def test_rows_belong_to_pictures_and_not_to_places(folder: Path, store: Store) -> None:
     """Another table with some of the pictures, in another order, finds each one's own row."""
-    maker, others = embedder(), manifest(folder, [7, 2, 9])
+    maker, others = extractor(), manifest(folder, [7, 2, 9])
     complete(store, manifest(folder), (PLAIN_VIEW, MIRROR), maker)
     _, rows = complete(store, others, (PLAIN_VIEW, MIRROR), maker)
     assert rows == 0
@@ -242,41 +242,41 @@ def test_a_path_written_otherwise_is_the_same_picture(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Relative to another folder, and with steps up and down in it."""
-    complete(store, manifest(folder), (PLAIN_VIEW,), embedder())
+    complete(store, manifest(folder), (PLAIN_VIEW,), extractor())
     (folder / "down").mkdir()
     monkeypatch.chdir(folder / "down")
-    assert complete(store, manifest(Path("../down/..")), (PLAIN_VIEW,), embedder())[1] == 0
+    assert complete(store, manifest(Path("../down/..")), (PLAIN_VIEW,), extractor())[1] == 0
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        embedder(replace(SPEC, crop_scale=(0.5, 1.0))),
-        embedder(replace(SPEC, color_jitter=0.3)),
-        embedder(replace(SPEC, rand_augment=1)),
-        embedder(seed=SEED + 1),
+        extractor(replace(SPEC, crop_scale=(0.5, 1.0))),
+        extractor(replace(SPEC, color_jitter=0.3)),
+        extractor(replace(SPEC, rand_augment=1)),
+        extractor(seed=SEED + 1),
     ],
 )
 def test_other_augmentation_reuses_what_is_not_random(
     folder: Path, store: Store, other: FeatureExtractor
 ) -> None:
     """The picture and its mirror image stay, random views are other ones."""
-    complete(store, manifest(folder), LOOKS, embedder())
+    complete(store, manifest(folder), LOOKS, extractor())
     wanted, rows = complete(store, manifest(folder), LOOKS, other)
     assert ([len(one.missing) for one in wanted], rows) == ([0, 0, N], N)
 
 
 def test_more_views_compute_the_new_ones_alone(folder: Path, store: Store) -> None:
     """Mirror images beside pictures that are kept: nothing is computed or written twice."""
-    examples, maker = manifest(folder), embedder()
+    examples, maker = manifest(folder), extractor()
     for looks in (LOOKS[:1], LOOKS[:2], LOOKS):
         _, rows = complete(store, examples, looks, maker)
         assert (rows, len(store)) == (N, N * len(looks))
 
 
 def test_progress_counts_what_was_missing(folder: Path, store: Store) -> None:
-    """Where different rows lack in different views."""
-    examples, maker = manifest(folder), embedder()
+    """Different rows are missing in different views."""
+    examples, maker = manifest(folder), extractor()
     for look, part in ((PLAIN_VIEW, [0, 1, 2]), (MIRROR, [2, 3])):
         complete(store, manifest(folder, part), (look,), maker)
     wanted, rows = complete(store, examples, (PLAIN_VIEW, MIRROR), maker)
@@ -298,7 +298,7 @@ def damage(store: Store, row: Tensor) -> None:
 @pytest.mark.parametrize("look", [PLAIN_VIEW, MIRROR])
 def test_damage_is_noticed_and_repaired(folder: Path, store: Store, look: View) -> None:
     """Both views lie in one file: with it all of its rows are computed anew."""
-    examples, maker, both = manifest(folder), embedder(), (PLAIN_VIEW, MIRROR)
+    examples, maker, both = manifest(folder), extractor(), (PLAIN_VIEW, MIRROR)
     right = [features(store, examples, one, maker) for one in both]
     shutil.rmtree(store.folder)
     store.folder.mkdir()
@@ -313,7 +313,7 @@ def test_damage_is_noticed_and_repaired(folder: Path, store: Store, look: View) 
 
 def test_the_same_row_damaged_in_two_files(folder: Path, store: Store) -> None:
     """Two processes computed it at the same time, and neither's bytes are right now."""
-    examples, maker = manifest(folder), embedder()
+    examples, maker = manifest(folder), extractor()
     nothing_yet = find_missing(store, examples, (PLAIN_VIEW,), maker)
     for part in (range(N), range(N - 1)):
         some = [replace(nothing_yet[0], missing=np.array(part))]
@@ -330,9 +330,9 @@ def test_damage_to_one_side_leaves_the_other_side_right(
     """Rows that are read from the disk, file by file, while validation's are found damaged."""
     sides = Splits(manifest(folder, range(8)), manifest(folder, range(8, N)), ())
     for row in range(8):  # files of their own, sorted by digests
-        complete(store, manifest(folder, [row]), (PLAIN_VIEW,), embedder())
+        complete(store, manifest(folder, [row]), (PLAIN_VIEW,), extractor())
     for row in range(8, N):
-        complete(store, manifest(folder, [row]), (PLAIN_VIEW,), embedder())
+        complete(store, manifest(folder, [row]), (PLAIN_VIEW,), extractor())
     rows = seen(manifest(folder), SPEC, None)
     damage(store, rows[8 + lost % 3])
     damage(store, rows[lost])
@@ -341,7 +341,7 @@ def test_damage_to_one_side_leaves_the_other_side_right(
     )
     world = World(CPU, DistInfo())
     found = build_feature_loaders(
-        config, sides, embedder(), reopened(store), world, 0, RunLog(io.StringIO())
+        config, sides, extractor(), reopened(store), world, 0, RunLog(io.StringIO())
     )
     assert found is not None
     train, val = found
@@ -357,7 +357,7 @@ def test_features_from_memory_and_from_disk_are_the_same(
     folder: Path, store: Store, dtype: torch.dtype
 ) -> None:
     """float32, with the values of the type they are kept in."""
-    maker = embedder(dtype=dtype)
+    maker = extractor(dtype=dtype)
     [wanted], _ = complete(store, manifest(folder), (PLAIN_VIEW,), maker)
     size = N * WIDTH * dtype.itemsize
     held = Features(store, wanted, maker, CPU, size)
@@ -370,7 +370,7 @@ def test_features_from_memory_and_from_disk_are_the_same(
 
 def test_too_little_room_is_said_before_pictures_are_read(folder: Path, store: Store) -> None:
     """Before a single one: the error comes at the first step."""
-    large = replace(embedder(), width=10**15)
+    large = replace(extractor(), width=10**15)
     wanted = find_missing(store, manifest(folder), (PLAIN_VIEW,), large)
     with pytest.raises(DataError, match=r"keeping features needs \d+\.00 GB in .* are free"):
         next(compute_missing(store, manifest(folder), wanted, large))
@@ -379,13 +379,13 @@ def test_too_little_room_is_said_before_pictures_are_read(folder: Path, store: S
 
 @pytest.mark.parametrize("content", [None, b"no picture"])
 def test_a_bad_picture_is_named(folder: Path, store: Store, content: bytes | None) -> None:
-    """And never has features, not even after it was found."""
+    """It never has features, not even after it was found."""
     (folder / "7.png").unlink()
     if content is not None:
         (folder / "7.png").write_bytes(content)
     for _ in range(2):
         with pytest.raises(DataError, match=r"7\.png"):
-            complete(store, manifest(folder), (PLAIN_VIEW,), embedder())
+            complete(store, manifest(folder), (PLAIN_VIEW,), extractor())
 
 
 # ---- batches ----------------------------------------------------------------------------
@@ -395,8 +395,8 @@ def loader(
     store: Store, examples: Manifest, looks: Sequence[View], batch_size: int, seed: int | None
 ) -> FeatureLoader:
     """Over these views."""
-    wanted, _ = complete(store, examples, looks, embedder())
-    kept = [Features(store, one, embedder(), CPU, 0) for one in wanted]
+    wanted, _ = complete(store, examples, looks, extractor())
+    kept = [Features(store, one, extractor(), CPU, 0) for one in wanted]
     return FeatureLoader(examples, kept, batch_size=batch_size, train_seed=seed)
 
 
@@ -459,11 +459,11 @@ def test_a_sweep_is_every_view_of_every_example_once(folder: Path, store: Store)
 def folder_of(
     root: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **spec: object
 ) -> Path:
-    """Where the features of a ResNet-18 with the weights of this seed are kept."""
+    """The folder of the features of a ResNet-18 with the weights of this seed."""
     torch.manual_seed(seed)
     shape = replace(SPEC, **spec)
     tagger = Tagger("resnet18", 2, mean=shape.mean, std=shape.std, frozen=True)
-    maker = replace(embedder(shape), dtype=dtype)
+    maker = replace(extractor(shape), dtype=dtype)
     return open_feature_store(root, tagger, shape, "resnet18", maker).folder
 
 
@@ -485,12 +485,12 @@ def test_a_store_is_named_by_what_features_depend_on(tmp_path: Path) -> None:
 def test_batchnorms_statistics_are_weights_too(tmp_path: Path) -> None:
     """A buffer that differs gives other features."""
     tagger = Tagger("resnet18", 2, mean=SPEC.mean, std=SPEC.std, frozen=True)
-    before = open_feature_store(tmp_path, tagger, SPEC, "resnet18", embedder()).folder
+    before = open_feature_store(tmp_path, tagger, SPEC, "resnet18", extractor()).folder
     tagger.features.bn1.running_mean[3] += 1e-6
-    assert open_feature_store(tmp_path, tagger, SPEC, "resnet18", embedder()).folder != before
+    assert open_feature_store(tmp_path, tagger, SPEC, "resnet18", extractor()).folder != before
 
 
-def test_the_runs_own_embedder_reads_as_training_does(folder: Path) -> None:
+def test_the_runs_own_extractor_reads_as_training_does(folder: Path) -> None:
     """Its random views are those of (seed, epoch, index), its plain ones evaluation's."""
     settings = {"data": {"train": "t.csv"}, "train": {"seed": SEED, "batch_size": 4}}
     tagger = Tagger("resnet18", 4, mean=SPEC.mean, std=SPEC.std, frozen=True)

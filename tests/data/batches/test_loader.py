@@ -1,4 +1,4 @@
-"""Batches: their order, what is in them, and that worker processes change speed alone."""
+"""Batches: their order, their content, and that worker processes change only the speed."""
 
 import itertools
 import multiprocessing
@@ -85,7 +85,7 @@ def indices(batches: Iterator[Batch]) -> list[list[int]]:
 
 
 def same(one: Batch, two: Batch) -> bool:
-    """Are two batches the same to the bit?"""
+    """Whether two batches are equal to the bit."""
     return (
         torch.equal(one.images, two.images)
         and torch.equal(one.targets, two.targets)
@@ -115,7 +115,7 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
 
 
 def test_the_order_neither_reads_nor_moves_the_global_generator() -> None:
-    """It is drawn from a generator of its own."""
+    """The order is drawn from a generator of its own."""
     torch.manual_seed(1)
     first, state = shuffled_order(50, 0, 0), torch.get_rng_state()
     torch.manual_seed(1)
@@ -216,7 +216,7 @@ def test_worker_processes_change_nothing(folder: Path, workers: int) -> None:
 
 
 def test_augmentation_differs_between_epochs_and_seeds(folder: Path) -> None:
-    """The same picture is drawn anew each time."""
+    """Each epoch and each seed draws a new version of a picture."""
     pictures = set()
     for seed, epoch in itertools.product(range(2), range(3)):
         for batch in loader(manifest(folder), train_seed=seed).epoch(epoch):
@@ -270,7 +270,7 @@ BAD = {
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_picture_is_a_failure_and_the_others_are_intact(folder: Path, workers: int) -> None:
-    """It stands aside with its index and the reason; no other picture takes its place."""
+    """Its index and the reason are kept; no other picture takes its place."""
     names = [name for i, bad in enumerate(BAD) for name in (f"{i}.png", bad)]
     bad = manifest(folder, *names)
     good = list(loader(manifest(folder, *names[::2]), PLAIN, train_seed=None).epoch())
@@ -316,7 +316,7 @@ def test_a_batch_of_bad_pictures_still_has_its_label_columns(folder: Path) -> No
 
 
 def counted(paths: Iterator[str], taken: list[str]) -> Iterator[str]:
-    """The same paths; what was asked for so far stands in `taken`."""
+    """Yield the paths; `taken` holds those that were asked for so far."""
     for path in paths:
         taken.append(path)
         yield path
@@ -422,7 +422,7 @@ def test_datasets_reach_workers_that_are_not_forked(tmp_path: Path) -> None:
 
 
 def test_workers_are_given_no_manifest(folder: Path) -> None:
-    """However many images there are, what a worker that is not forked unpickles stays small."""
+    """A worker that is not forked unpickles little, for any number of images."""
     many = loader(manifest(folder, *(f"{i}.png" for i in range(50_000))))
     assert len(pickle.dumps(many._dataset)) < 2_000
 
@@ -472,13 +472,13 @@ def test_processes_share_an_evaluation(folder: Path, size: int, batch_size: int)
     together = [batches(rank, size) for rank in range(size)]
     for rank, own in enumerate(together):
         assert [batch.indices.tolist() for batch in own] == alone[rank::size]
-    seen = [batch.everyone for batch in together[0]]
+    seen = [batch.step_indices for batch in together[0]]
     assert list(itertools.chain(*seen)) == list(range(N))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_share_training(folder: Path, workers: int) -> None:
-    """The same pictures, augmented alike; from any step on; a share may be empty."""
+    """Ranks have the same pictures, augmented alike, from any step on; a share may be empty."""
     examples = manifest(folder)
 
     def batches(rank: int, size: int, first: int = 0) -> list[Batch]:
@@ -493,13 +493,13 @@ def test_processes_share_training(folder: Path, workers: int) -> None:
         )
         return list(found.epoch(1, first))
 
-    for size in (3, 5):
-        for first in (0, 1):
-            alone = batches(0, 1, first)
+    for first in (0, 1):
+        alone = batches(0, 1, first)
+        for size in (5,) if workers else (3, 5):
             shares = [batches(rank, size, first) for rank in range(size)]
             for at, whole in enumerate(alone):
                 parts = [share[at] for share in shares]
                 assert torch.equal(torch.cat([part.indices for part in parts]), whole.indices)
                 assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
                 assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
-                assert {part.everyone for part in parts} == {tuple(whole.indices.tolist())}
+                assert {part.step_indices for part in parts} == {tuple(whole.indices.tolist())}

@@ -61,7 +61,7 @@ def write(folder: Path, content: bytes, name: str = "picture.bin") -> Path:
 
 
 def read(folder: Path, image: Image.Image | Pixels, kind: str, **options: Any) -> Pixels:
-    """What comes back of a picture that is saved and decoded."""
+    """The pixels of a picture that is saved and decoded."""
     return decode_image(write(folder, encoded(image, kind, **options)), MAX_PIXELS)
 
 
@@ -206,7 +206,7 @@ STORED: dict[int, Callable[[Pixels], Pixels]] = {
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_turns_the_picture_upright(tmp_path: Path, kind: str, orientation: int) -> None:
-    """Whatever way the camera was held, the picture stands as it was seen."""
+    """All eight orientations give the upright picture."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(STORED[orientation](gradient()))
@@ -483,7 +483,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_picture(tmp_path: Path) -> None:
-    """Whatever its name."""
+    """A folder with a picture's name is refused."""
     (tmp_path / "x.jpg").mkdir()
     assert fault(tmp_path / "x.jpg") == "not a regular file"
 
@@ -575,7 +575,7 @@ def test_plain_jpegs_alone_go_to_the_decoder(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError])
 def test_what_the_decoder_refuses_pillow_decodes(tmp_path: Path, error: type[Exception]) -> None:
-    """Whatever it raises, the picture is the one that Pillow alone gives."""
+    """After any error of the fast decoder, the picture is the one that Pillow gives."""
 
     def decoder(content: Pixels) -> Pixels:
         raise error("not mine")
@@ -637,7 +637,7 @@ def test_what_lies_behind_a_picture_stays_on_disk(tmp_path: Path) -> None:
 def test_a_jpeg_keeps_the_least_side(
     tmp_path: Path, least: int, size: tuple[int, int] | None
 ) -> None:
-    """It comes at 1/8, 1/4, 1/2 or 1/1: the smallest whose sides are all long enough."""
+    """A JPEG is decoded at 1/8, 1/4, 1/2 or 1/1: the smallest whose sides are long enough."""
     path = write(tmp_path, encoded(gradient(384, 640), "JPEG"))
     pixels, size = decode_image(path, MAX_PIXELS, least), size or (384, 640)
     assert pixels.shape == (*size, 3)
@@ -682,7 +682,7 @@ def test_other_formats_keep_their_size(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("least", [None, 12, 13])
 def test_the_decoder_has_the_pictures_of_full_size(tmp_path: Path, least: int | None) -> None:
-    """What is scaled down Pillow does, the rest the decoder, from the same bytes."""
+    """Pillow decodes at smaller sizes, the fast decoder at full size, from the same bytes."""
     path = write(tmp_path, encoded(gradient(), "JPEG"))
     answer = np.zeros((12, 20, 3) if least == 12 else (24, 40, 3), np.uint8)
     pixels = decode_image(path, MAX_PIXELS, least, lambda content: answer)
@@ -708,7 +708,7 @@ VALID = {kind: encoded(NOISE, kind) for kind in SAVE}
 
 @pytest.mark.parametrize("kind", SAVE)
 def test_a_truncated_file_is_refused_or_read(folder: Path, kind: str) -> None:
-    """Wherever a file ends, it is a picture or an ImageError."""
+    """A file cut at any byte is a picture or an ImageError."""
     content = VALID[kind]
     for cut in range(0, len(content), max(1, len(content) // 80)):
         assert_picture_or_fault(write(folder, content[:cut]))
@@ -759,6 +759,6 @@ def test_a_thumbnail_is_whole_upright_and_never_enlarged(tmp_path: Path, side: i
 
 
 def test_an_unreadable_picture_has_a_thumbnail(tmp_path: Path) -> None:
-    """It is a square of the side that was asked for."""
+    """Its thumbnail is a square of the side that was asked for."""
     shown = make_thumbnail(write(tmp_path, b"no picture"), 50, MAX_PIXELS)
     assert Image.open(io.BytesIO(shown)).size == (50, 50)

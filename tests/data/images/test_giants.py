@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import FULL
 
-SIZE = 2**30 if FULL else 2**26
+SIZE = 2**30 if FULL else 2**24
 MEMORY = 2 * 2**30
 CHILD = """
 import sys
@@ -36,7 +36,7 @@ except MlfinetuneError as error:
 
 
 def verdict(path: Path, how: str = "") -> str:
-    """What a process that may have 2 GiB of address space says of a file, within a minute."""
+    """The output of a process with 2 GiB of address space for a file, within a minute."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -102,7 +102,7 @@ def test_blank_lines_are_no_row(tmp_path: Path) -> None:
 def test_a_config_of_a_gigabyte_is_refused(tmp_path: Path, unit: str) -> None:
     """By its length, before any of it is parsed."""
     path = filled(tmp_path / "giant.yaml", "", unit)
-    assert verdict(path) == f"{path}: more than 8,000,000 bytes are no config"
+    assert verdict(path) == f"{path}: more than 8,000,000 bytes, too large for a config"
 
 
 @pytest.mark.parametrize("how", ["decode", "inspect"])

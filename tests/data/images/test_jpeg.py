@@ -165,7 +165,7 @@ def test_an_orientation_that_pillow_cannot_read_turns_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive"])
 def test_the_decoder_refuses_a_truncated_file(tmp_path: Path, kind: str) -> None:
-    """Wherever it was cut: no grey pictures, and Pillow's reason."""
+    """A file cut at any byte gives no grey picture, but Pillow's reason."""
     content = jpeg(**KINDS[kind])
     for length in range(2, len(content) - 2, len(content) // 25):
         with pytest.raises(RuntimeError):
@@ -223,7 +223,7 @@ def test_evaluation_sees_what_pillow_shows(
 
 
 def test_training_sees_what_pillow_shows(tmp_path: Path) -> None:
-    """The same crop, but for half a pixel, though the picture was decoded at half its size."""
+    """The crop is the same up to half a pixel, for a picture decoded at half its size."""
     path, spec = tmp_path / "a.jpg", TransformSpec(96, "crop", MAX_PIXELS, crop_scale=(0.35, 1.0))
     path.write_bytes(jpeg(size=(1600, 1200)))
     for index in range(6):

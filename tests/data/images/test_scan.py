@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, decode_image, inspect_image
-from mlfinetune.data.images.scan import Found, scan_images
+from mlfinetune.data.images.scan import ScanResult, scan_images
 from mlfinetune.errors import DataError, ImageError
 
 CAP = 89_000_000
@@ -48,8 +48,8 @@ def pictures(tmp_path: Path) -> list[str]:
     return sorted(str(path) for path in (tmp_path / "images").iterdir())
 
 
-def one(path: Path | str, cap: int = CAP) -> Found:
-    """What the scan says of one file."""
+def one(path: Path | str, cap: int = CAP) -> ScanResult:
+    """The scan's result for one file."""
     (found,) = scan_images([str(path)], cap)
     return found
 
@@ -90,7 +90,7 @@ def test_a_scan_says_what_a_look_says(pictures: list[str], tmp_path: Path) -> No
 
 
 def test_a_file_is_not_read_again_while_it_seems_the_same(pictures: list[str]) -> None:
-    """The same size and age: it is not opened; another age, and it is."""
+    """A file of the same size and time is not opened; with another time it is."""
     known = one(pictures[0])
     replace(pictures[0], b"garbage")
     assert one(pictures[0]) == known
@@ -169,7 +169,7 @@ def test_names_of_any_bytes_are_kept(pictures: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 999, b"SQLite format 3\0" + b"\xff" * 4096])
 def test_a_cache_that_is_none_starts_anew(cache: Path, pictures: list[str], content: bytes) -> None:
-    """It is a cache: what was in it can be found again."""
+    """A damaged cache is deleted: its content can be computed again."""
     cache.parent.mkdir(parents=True)
     cache.write_bytes(content)
     known = one(pictures[0])
@@ -223,7 +223,7 @@ def test_a_user_without_a_home_may_name_a_folder(
 
 
 def test_a_scan_waits_for_another_that_writes(cache: Path, pictures: list[str]) -> None:
-    """It is held up, and loses nothing."""
+    """The second scan waits, and loses nothing."""
     one(pictures[0])
     store = sqlite3.connect(cache, isolation_level=None)
     store.execute("BEGIN IMMEDIATE")
@@ -288,7 +288,7 @@ def kill(member: Path) -> None:
 
 
 def ends(leader: int, seconds: float) -> bool:
-    """Is the whole group gone by then?"""
+    """Whether the whole process group has ended by then."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if not any(group(leader)):

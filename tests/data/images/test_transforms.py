@@ -76,7 +76,7 @@ def test_to_tensor_puts_channels_first_uncopied() -> None:
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (97, 161), (1, 300), (480, 641)])
 def test_interleaved_pixels_give_the_bits_of_planes(resize: str, size: tuple[int, int]) -> None:
-    """How a picture lies in memory changes speed and nothing else."""
+    """The memory layout of a picture changes the speed and nothing else."""
     planes = noise(*size)
     pixels = to_tensor(planes.permute(1, 2, 0).contiguous().numpy())
     assert torch.equal(
@@ -179,7 +179,7 @@ def test_a_square_of_the_right_size_is_left_alone() -> None:
 
 
 def test_crop_loses_the_corners_and_squash_and_pad_keep_them() -> None:
-    """What stands in the corner is seen by all but the centre crop."""
+    """A mark in the corner is visible in all but the center crop."""
     out = {resize: build_eval_transform(spec(resize=resize))(marked()) for resize in RESIZES}
     assert out["crop"].max() == 0
     assert out["squash"][:, 0, 0].min() == 255
@@ -222,7 +222,7 @@ def test_evaluation_leaves_its_input_alone(resize: str) -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), height=st.integers(1, 90), width=st.integers(1, 90))
 def test_training_is_a_function_of_picture_and_seed(seed: int, height: int, width: int) -> None:
-    """The same seed gives the same bits, whatever was drawn in between."""
+    """Equal seeds give equal bits, whatever was drawn in between."""
     transform, image = build_train_transform(spec(**AUGMENTED)), noise(height, width)
     first = transform(image, seed)
     torch.rand(3)

@@ -189,7 +189,7 @@ def test_faults_of_splits_name_their_file_and_row(tmp_path: Path) -> None:
     """Rows are those of the whole table."""
     coco(tmp_path / "annotations/instances_train.json")
     coco(tmp_path / "annotations/instances_valid.json", annotations=labelled((9, 55)))
-    text = "category_id 55 is no category's"
+    text = "category_id 55 matches no category"
     assert read(tmp_path).faults == (Fault("instances_valid.json, annotation 1", text, 3),)
 
 
@@ -212,7 +212,7 @@ def test_files_that_nothing_tells_apart_are_refused(tmp_path: Path, names: tuple
         coco(tmp_path / f"annotations/instances_{name}.json")
     listed = ", ".join(f"instances_{name}.json" for name in names)
     assert refused(tmp_path).endswith(
-        f"which of these files to take; name one in data.train: {listed}"
+        f"which of these files to read; name one in data.train: {listed}"
     )
 
 
@@ -245,14 +245,14 @@ def test_annotations_of_nothing_are_faults(tmp_path: Path) -> None:
     bad += [{"image_id": [], "category_id": 1}, {"image_id": 7, "category_id": True}]
     table = read(coco(tmp_path / "t.json", annotations=bad))
     assert [str(fault) for fault in table.faults] == [
-        "annotation 2: image_id 8 is no image's",
-        "annotation 3: category_id 2 is no category's",
-        "annotation 4: image_id 8 is no image's and category_id 2 is no category's",
+        "annotation 2: image_id 8 matches no image",
+        "annotation 3: category_id 2 matches no category",
+        "annotation 4: image_id 8 matches no image and category_id 2 matches no category",
         "annotation 5: no image_id",
         "annotation 6: no image_id and no category_id",
         "annotation 7: no category_id",
-        "annotation 8: image_id [] is no image's",
-        "annotation 9: category_id True is no category's",
+        "annotation 8: image_id [] matches no image",
+        "annotation 9: category_id True matches no category",
     ]
     assert [fault.row for fault in table.faults] == [None, 0, None, None, None, 1, None, 0]
     assert table.targets[:].tolist() == [[0, 1, 0], [0, 0, 0]]
@@ -273,13 +273,13 @@ def test_images_without_id_or_name_are_faults(tmp_path: Path) -> None:
     assert faults(path) == [
         "image 3: no file_name",
         "image 4: no id",
-        "image 5: id 7 stands there already",
+        "image 5: id 7 is repeated",
         "image 6: no id",
-        "image 7: file_name 3 is no name",
-        "image 8: id [] is no number",
-        "image 9: file_name ' ' is no name",
-        "image 10: file_name '\\ud800.jpg' is no name",
-        "annotation 2: category_id 5 is no category's",
+        "image 7: file_name 3 is not a name",
+        "image 8: id [] is not a number or a string",
+        "image 9: file_name ' ' is not a name",
+        "image 10: file_name '\\ud800.jpg' is not a name",
+        "annotation 2: category_id 5 matches no category",
     ]
     assert (read(path).names, read(path).faults[-1].row) == (("a.jpg", "b.jpg"), None)
 
@@ -290,7 +290,7 @@ def test_categories_without_a_name_of_their_own_are_faults(tmp_path: Path) -> No
     path = coco(tmp_path / "t.json", categories=CATEGORIES + bad, annotations=labelled((9, 5)))
     assert faults(path) == [
         "category 5: no name",
-        "category 6: id 3 stands there already",
+        "category 6: id 3 is repeated",
         "category 7: no id",
         "categories: 2 have the name 'dog'",
     ]

@@ -67,7 +67,7 @@ def faults(table: Table) -> list[str]:
 
 def places(table: Table) -> list[str]:
     """Where its rows stand."""
-    return [table.place(row) for row in range(len(table))]
+    return [table.find_place(row) for row in range(len(table))]
 
 
 def positives(table: Table) -> Labels:
@@ -123,7 +123,7 @@ def test_labels_of_two_words_stay_whole_where_no_word_recurs(tmp_path: Path) -> 
     """`hot dog` and `ice cream` share no word, so they are labels."""
     table = read(tmp_path, "image,tags\na.jpg,hot dog\nb.jpg,ice cream\nc.jpg,hot dog\n")
     assert table.labels.names == ("hot dog", "ice cream")
-    assert "labels in column 'tags', one a row" in table.notes
+    assert "labels in column 'tags', one per row" in table.notes
 
 
 def test_a_stronger_delimiter_wins_over_a_weaker_one(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_delimiter_that_only_the_unknown_column_holds_is_seen(tmp_path: Path) 
 def test_a_label_both_present_and_unknown_is_a_fault(tmp_path: Path) -> None:
     """A row cannot say both of one label."""
     table = read(tmp_path, "image,labels,unknown\na.jpg,cat|dog,dog|bird\n")
-    assert faults(table) == ["line 2: 'dog' stands in labels and in unknown"]
+    assert faults(table) == ["line 2: 'dog' is in both labels and unknown"]
 
 
 # ---- rows without a label ---------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_empty_cells_mean_absent_by_default_and_are_counted(tmp_path: Path) -> N
     table = read(tmp_path, EMPTY)
     assert states(table) == [[1, 1], [0, 0], [0, 0], [0, 1]]
     assert table.unnamed.tolist() == [0, 0, 0, 0]
-    assert "2 images have no label: all labels absent" in table.notes
+    assert "2 images with no label: all labels absent" in table.notes
 
 
 def test_empty_cells_can_mean_unknown(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_empty_cells_can_mean_unknown(tmp_path: Path) -> None:
     table = read(tmp_path, EMPTY, empty_labels="unknown")
     assert states(table) == [[1, 1], [-1, -1], [-1, -1], [0, 1]]
     assert table.unnamed.tolist() == [0, -1, -1, 0]
-    assert "2 images have no label: all labels unknown" in table.notes
+    assert "2 images with no label: all labels unknown" in table.notes
 
 
 def test_empty_cells_can_be_refused(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_empty_cells_can_be_refused(tmp_path: Path) -> None:
 def test_one_row_without_a_label_is_counted_in_the_singular(tmp_path: Path) -> None:
     """One row has, two rows have."""
     table = read(tmp_path, "image,labels\na.jpg,\nb.jpg,cat\n")
-    assert "1 image has no label: all labels absent" in table.notes
+    assert "1 image with no label: all labels absent" in table.notes
 
 
 # ---- one column a label -----------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_label_columns_hold_present_absent_and_unknown(tmp_path: Path) -> None:
     table = read(tmp_path, "image,cat,dog\na,1,0\nb,,-1\nc,NaN,1\nd,0,nan\n")
     assert table.labels.names == ("cat", "dog")
     assert states(table) == [[1, 0], [-1, -1], [-1, 1], [0, -1]]
-    assert "one column a label, 2 labels" in table.notes
+    assert "one column per label, 2 labels" in table.notes
     assert "4 of 8 targets are blank or -1: unknown" in table.notes
     assert table.faults == ()
 
@@ -303,7 +303,7 @@ def test_the_image_column_is_known_by_its_usual_names(tmp_path: Path, column: st
     """In any case, with space around it, and anywhere in the row."""
     table = read(tmp_path, f"labels,{column}\ncat,a.jpg\n")
     assert table.names == ("a.jpg",)
-    assert table.notes == ("labels in column 'labels', one a row",)
+    assert table.notes == ("labels in column 'labels', one per row",)
 
 
 @pytest.mark.parametrize("column", [*LABEL_COLUMNS, "Labels", "TAGS", " Classes "])
@@ -470,7 +470,7 @@ def test_letters_of_all_languages_stay_as_they_are(tmp_path: Path) -> None:
 def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
     """The message says what is wanted."""
     message = refusal(tmp_path, content)
-    assert message == f"{tmp_path / 't.csv'} is empty; wanted a header line and one row an image"
+    assert message == f"{tmp_path / 't.csv'} is empty; wanted a header line and one row per image"
 
 
 def test_a_header_alone_is_a_table_without_rows(tmp_path: Path) -> None:

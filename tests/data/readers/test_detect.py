@@ -320,7 +320,7 @@ def test_folders_beside_the_splits_are_told_of(tmp_path: Path) -> None:
     table = read_tree(tmp_path, {name: name for name in names})
     assert table.splits == ("train", "train", "val")
     assert set(table.labels.names) == {"cat", "dog"}
-    assert "not read, beside them: sample/" in table.notes
+    assert "other folders, not read: sample/" in table.notes
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_same_bytes_in_several_folders_are_one_image(tmp_path: Path) -> None
     """It has the labels of all its folders, and the first of its names."""
     table = read(plant(tmp_path, dog__x="same", cat__y="same", fox__z="same", fox__w="other!"))
     assert positives(table) == {"cat/y.jpg": {"cat", "dog", "fox"}, "fox/w.jpg": {"fox"}}
-    assert "2 files repeat another's content: one image with the labels of all" in table.notes
+    assert "2 files with the bytes of another: one image with the labels of all" in table.notes
 
 
 def test_the_same_size_is_not_the_same_picture(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path: Path) 
         (tmp_path / name).write_text(name)
     table = read(tmp_path)
     assert table.names == ("cat/a.jpg", "cat/b.JPEG")
-    assert "3 files that are no pictures by name: passed over" in table.notes
+    assert "3 files not named like a picture: ignored" in table.notes
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_picture_in_no_label_folder_follows_empty_labels(
     assert table.targets[table.names.index("loose.jpg")].tolist() == [state]
     assert table.unnamed[table.names.index("loose.jpg")] == fill
     what = {"negative": "absent", "unknown": "unknown"}[empty_labels]
-    assert f"1 image has no label: all labels {what}" in table.notes
+    assert f"1 image with no label: all labels {what}" in table.notes
 
 
 def test_a_picture_in_no_label_folder_can_be_refused(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ('{"file_name": "b.jpg"', "not JSON: Expecting ',' delimiter"),
         (GOOD + GOOD, "not JSON: Extra data"),
         ('["b.jpg", "cat"]', "not a JSON object; wanted {...}"),
-        ('{"file_name": "b.jpg", "x": 1, "x": 2}', "the key 'x' stands more than once"),
+        ('{"file_name": "b.jpg", "x": 1, "x": 2}', "the key 'x' is repeated"),
         ('{"file_name": "b\\ud800.jpg"}', "half a character"),
         ("[" * 100_000, "nested too deeply"),
         ('{"file_name": ["b.jpg"]}', "file_name is a list or an object; wanted the name of"),
@@ -159,7 +159,7 @@ def test_a_bad_line_is_a_fault_with_its_number(tmp_path: Path, line: str, text: 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "wanted one JSON object a line, each with an image; the file is empty"),
+        (b"", "wanted one JSON object per line, each with an image; the file is empty"),
         (b"\n \n", "the file is empty"),
         (b"[\n{}\n]", "each with an image; line 1: not JSON: Expecting value"),
         (b'{"file_name": "gr\xf6\xdfe.jpg"}', "not UTF-8 text (byte 0xf6); save it as UTF-8"),

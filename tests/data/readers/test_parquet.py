@@ -318,9 +318,9 @@ def test_pictures_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path, cache:
         file.seek(shutil.disk_usage(tmp_path).free + 2**30)
         file.write(content[-footer:])
     message = refusal(path)
-    assert f"the pictures in {tmp_path} want " in message
+    assert f"the pictures in {tmp_path} need " in message
     assert f"and {cache} has " in message
-    assert message.endswith("GB; set MLFINETUNE_CACHE to a folder with more room")
+    assert message.endswith("GB free; set MLFINETUNE_CACHE to a folder with more room")
 
 
 # ---- what is refused ------------------------------------------------------------------------

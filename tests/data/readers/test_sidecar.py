@@ -81,16 +81,16 @@ def test_pictures_and_texts_without_each_other_are_counted(tmp_path: Path) -> No
     """Neither is an error: a picture may have no tags, and a README is no list of them."""
     files = {"a.jpg": "", "b.jpg": "", "b.txt": "cat", "README.txt": "Hello", "x.md": "", ".h": ""}
     assert read(tmp_path, files).notes == (
-        "1 of 2 pictures has no .txt: no labels",
-        "1 .txt file has no picture: 'README.txt'",
-        "1 files that are no pictures by name: passed over",
+        "1 of 2 pictures with no .txt: no labels",
+        "1 .txt file with no picture: 'README.txt'",
+        "1 file not named like a picture: ignored",
     )
 
 
 def test_the_first_ten_texts_without_a_picture_are_named(tmp_path: Path) -> None:
     """The others are counted."""
     table = read(tmp_path, {"a.jpg": "", "a.txt": ""} | {f"t{i:02}.txt": "" for i in range(12)})
-    assert table.notes[0].startswith("12 .txt files have no picture: 't00.txt', 't01.txt'")
+    assert table.notes[0].startswith("12 .txt files with no picture: 't00.txt', 't01.txt'")
     assert table.notes[0].endswith("'t09.txt' and 2 more")
 
 

@@ -114,7 +114,7 @@ def test_test_images_without_annotation_are_left_out(tmp_path: Path) -> None:
     root = voc(tmp_path, {"train": "1", "val": "2", "test": "3 4"}, _1=xml("dog"), _3=xml("cat"))
     table = read(root)
     assert table.splits == ("train", "val", "test")
-    assert "1 of test.txt lack an annotation: left out" in table.notes
+    assert "1 image of test.txt with no annotation: left out" in table.notes
     assert table.faults == (Fault("Annotations/2.xml", "no such file", 1),)
     alone = read(root / MAIN / "test.txt")
     assert alone.faults == (Fault("Annotations/4.xml", "no such file", 1),)
@@ -125,14 +125,14 @@ def test_an_image_in_two_lists_is_a_fault(tmp_path: Path) -> None:
     root = voc(tmp_path, {"train": "1 1", "val": "2 1"}, _1=xml("dog"), _2=xml())
     table = read(root)
     assert table.splits == ("train", "val")
-    assert table.faults == (Fault(f"{MAIN}/val.txt line 2", "'1' stands in train.txt too"),)
+    assert table.faults == (Fault(f"{MAIN}/val.txt line 2", "'1' is in train.txt too"),)
 
 
 @pytest.mark.parametrize("id", ["../1", "a/b", "a\\b", "..", "a\0b"])
 def test_an_id_that_leads_elsewhere_is_a_fault(tmp_path: Path, id: str) -> None:
     """No file is opened for it."""
     table = read(plant(tmp_path, {f"{MAIN}/train.txt": f"\n{id}\n", "Annotations/1.xml": xml()}))
-    text = f"{id!r} is no id; wanted a name as 000005"
+    text = f"{id!r} is not an id; wanted a name as 000005"
     assert (table.faults, len(table)) == ((Fault(f"{MAIN}/train.txt line 2", text),), 0)
 
 
@@ -162,7 +162,7 @@ def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
     """The message says what was looked for."""
     assert "no ImageSets/Main/train.txt, and no Annotations/*.xml" in refused(tmp_path)
     (tmp_path / "list.txt").write_text("1")
-    assert "in no folder with JPEGImages" in refused(tmp_path / "list.txt")
+    assert "not in a folder that has JPEGImages" in refused(tmp_path / "list.txt")
     voc(tmp_path, {"train": "", "val": ""})
     assert refused(tmp_path).endswith(": no image is listed in train.txt, val.txt")
     (tmp_path / MAIN / "val.txt").write_text("1")
@@ -239,7 +239,7 @@ def test_what_a_class_file_leaves_out_is_unknown(tmp_path: Path) -> None:
     table = read(root)
     assert table.splits == ("train", "train", "val")
     assert [row(table, at) for at in (0, 2)] == [{"cat": 0, "dog": -1}, {"cat": 1, "dog": 0}]
-    assert "2 targets that no class file names: unknown" in table.notes
+    assert "2 targets that no class file lists: unknown" in table.notes
 
 
 def test_lines_of_class_files_that_say_nothing_are_faults(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_class_file_is_no_list(tmp_path: Path) -> None:
     """The message says what to give; a list may hold ids with blanks all the same."""
     path = classes(tmp_path, train="a 1") / MAIN / "cat_train.txt"
     assert read(path.with_name("train.txt")).names == ("JPEGImages/a 1.jpg",)
-    said = f"{path}: about one class; give train.txt beside it, or {tmp_path}"
+    said = f"{path}: it lists one class only; give train.txt beside it, or {tmp_path}"
     assert refused(path) == said
 
 

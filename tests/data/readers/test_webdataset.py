@@ -97,8 +97,8 @@ def test_what_is_no_sample_is_counted(tmp_path: Path) -> None:
     table = read_table(tmp_path / "x", SourceOptions())
     assert table.names == ("a.tar/a.jpg", "a.tar/b.jpg")
     assert table.labels.names == ("cat",)
-    assert "1 of 2 pictures have no .txt, .json, .cls: no labels" in table.notes
-    assert "1 sample without a picture: passed over" in table.notes
+    assert "1 of 2 pictures with no .txt, .json, .cls: no labels" in table.notes
+    assert "1 sample with no picture: ignored" in table.notes
 
 
 def test_samples_with_two_pictures_are_told(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_samples_with_two_pictures_are_told(tmp_path: Path) -> None:
     pack(tmp_path / "x" / "a.tar", {"IMG.01.jpg": b"1", "IMG.02.jpg": b"2", "IMG.txt": b"cat"})
     table = read_table(tmp_path / "x", SourceOptions())
     assert len(table) == 1
-    assert any("1 file of samples that have a picture" in note for note in table.notes)
+    assert any("1 file ignored: a sample" in note for note in table.notes)
 
 
 def test_a_tar_beside_class_folders_is_no_data_set(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Inputs of predict: files, folders, tars, URLs, globs and stdin become paths of pictures.
+
+inputs -> require_inputs -> expand_inputs -> paths, one after the other
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.errors import DataError
+from mlfinetune.location import is_url, parse_location
+from mlfinetune.storage import files
+from mlfinetune.storage.tars import list_members
+
+STDIN = "-"
+TAR = ".tar"
+
+
+def require_inputs(inputs: Iterable[str]) -> None:
+    """Check that every input is there; URLs are not looked up.
+
+    Raises:
+        DataError: inputs that are no file, folder, glob with a match, or well-formed URL.
+    """
+    missing = [
+        item
+        for item in inputs
+        if item != STDIN
+        and not is_url(item)
+        and not os.path.exists(item)
+        and not files.read_stamp(item)
+        and not glob.glob(item, recursive=True)
+    ]
+    try:
+        for item in inputs:
+            parse_location(item)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if missing:
+        raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
+
+
+def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+    """Yield the path of every picture that the inputs name, input by input.
+
+    | input                         | pictures                                             |
+    |-------------------------------|------------------------------------------------------|
+    | `-`                           | the lines of stdin                                   |
+    | `https://x/a.jpg`             | this URL                                             |
+    | `s3://x/folder/`, `s3://x/*`  | objects whose names end like a picture's             |
+    | a folder                      | files whose names end like a picture's, and tars     |
+    | a file                        | the file, whatever its ending                        |
+    | a tar                         | its pictures, as `x.tar/a.jpg`, without hidden ones  |
+    | a glob                        | each file that it matches; no folders                |
+
+    Folders and globs come in sorted order.
+    """
+    for item in inputs:
+        if item == STDIN:
+            yield from (name for line in stdin if (name := line.rstrip("\r\n")))
+        elif is_url(item):
+            yield from expand_url(item)
+        elif os.path.isdir(item):
+            yield from chain.from_iterable(map(_expand_folder_entry, walk_files(Path(item))))
+        elif os.path.exists(item) or files.read_stamp(item):
+            yield from _expand_file(item)
+        else:
+            matches = sorted(glob.glob(item, recursive=True))
+            yield from chain.from_iterable(
+                _expand_file(path) for path in matches if not os.path.isdir(path)
+            )
+
+
+def _expand_folder_entry(path: Path) -> Iterator[str]:
+    """Yield a file of a folder if it is a picture by its name, or the pictures of a tar."""
+    if path.suffix == TAR or is_image_name(path):
+        yield from _expand_file(str(path))
+
+
+def _expand_file(path: str) -> Iterator[str]:
+    """Yield the path of a file, or those of the pictures in a tar, but for hidden ones."""
+    if not (path.endswith(TAR) and os.path.isfile(path)):
+        yield path
+        return
+    for name, *_ in list_members(path):
+        if is_image_name(Path(name)) and not os.path.basename(name).startswith("."):
+            yield f"{path}/{name}"
+
+
+def expand_url(url: str) -> Iterator[str]:
+    """Yield the URL; of one that ends in `/` or has a `*`, the pictures that it stands for."""
+    if url.endswith("/") or "*" in url:
+        yield from (name for name in files.list_urls(url) if is_image_name(Path(name)))
+    else:
+        yield url

@@ -1,0 +1,228 @@
+"""The figures of docs/ are those of benchmarks/results: tables and ratios are computed again."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def result(name: str) -> Any:
+    """What a benchmark left."""
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+
+def page(name: str) -> str:
+    """The text of a page of docs/, its lines joined."""
+    return " ".join((ROOT / f"docs/{name}.md").read_text().split())
+
+
+def table(name: str, head: str) -> dict[str, list[str]]:
+    """The table whose first heading is `head`: first cell of a row -> its other cells."""
+    text = (ROOT / f"docs/{name}.md").read_text()
+    pattern = rf"^\| {re.escape(head)} \|.*\n\|[-:| ]+\|\n((?:\|.*\|\n)+)"
+    (body,) = re.findall(pattern, text, re.MULTILINE)
+    rows = [re.split(r" \| ", line.strip("| ")) for line in body.splitlines()]
+    return {first: cells for first, *cells in rows}
+
+
+def rounds_to(cell: str, value: float) -> bool:
+    """Is the cell the value, rounded to the digits that the cell has? A half goes either way."""
+    digits, _, exponent = cell.partition("e")
+    unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+    return float(cell) == value or abs(float(cell) - value) <= 0.5001 * unit
+
+
+def check(cells: str, values: Iterable[float]) -> None:
+    """Numbers separated by commas are these values, rounded."""
+    for cell, value in zip(cells.replace(",", "").split(), values, strict=True):
+        assert rounds_to(cell, value), (cells, value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_accuracy_of_the_loss(dtype: str) -> None:
+    """Every cell of both tables of docs/loss.md."""
+    rows = table("loss", rf"logits in {dtype}, \|x\|")
+    measured = result("loss_accuracy_cpu")[dtype]
+    assert list(rows) == list(measured)
+    for name, cells in rows.items():
+        for cell, errors in zip(cells, measured[name].values(), strict=True):
+            check(cell, map(float, errors))
+
+
+def test_the_speed_of_the_loss() -> None:
+    """Every cell, in milliseconds."""
+    columns = [
+        ("1 threads, as it comes", "64 x 20, float32"),
+        ("1 threads, as it comes", "256 x 1000, float32"),
+        ("1 threads, as it comes", "1024 x 10000, float32"),
+        ("1 threads, tuned", "1024 x 10000, float32"),
+        ("2 threads, tuned", "1024 x 10000, float32"),
+    ]
+    measured = result("loss_speed_cpu")
+    rows = table("performance", "float32, images x labels")
+    assert len(rows) == 12
+    for name, cells in rows.items():
+        for cell, (setting, shape) in zip(cells, columns, strict=True):
+            check(cell, [measured[setting][shape][name]["us"] / 1000])
+
+
+def peers(task: str, *names: str) -> list[float]:
+    """Return how many times as long each of them took."""
+    seconds = {k: v["seconds"] for k, v in result("peers")["tasks"][task]["peers"].items()}
+    return [seconds[name] / seconds["mlfinetune"] for name in names]
+
+
+def test_the_ratios_side_by_side() -> None:
+    """The third column of the table of docs/performance.md, row by row."""
+    frozen = {row["name"]: row["s"] for row in result("frozen_head")}
+    decode, copies = result("decode"), result("image_store")
+    step = {row["way"]: row["ratio"] for row in result("train_step_cpu")["rows"]}
+    cores = result("predict_cpu")["cores"]
+    allocator = result("allocator")
+    measured = [
+        [frozen["every epoch, AdamW, 2 epochs"] / frozen["kept, L-BFGS"]],
+        *(
+            [decode[size][kind]["ratio"] for kind in ("eval", "train")]
+            for size in ("500 x 375", "640 x 480", "4000 x 3000")
+        ),
+        [copies[size]["times as fast"] for size in ("1500 x 1000", "4000 x 3000")],
+        [step["ours"]],
+        [max(cores[n]["packed bfloat16"]["ratio"].values()) for n in ("1", "2")],
+        [allocator[kind]["ratio"] for kind in ("frozen", "full")],
+        peers("frozen", "fastai", "timm", "lightly-train", "transformers"),
+        peers("finetune", "timm", "transformers", "fastai", "lightly-train"),
+    ]
+    rows = table("performance", "what").values()
+    for cells, ratios in zip(rows, measured, strict=True):
+        check(cells[1], ratios)
+
+
+def test_the_table_names_scripts_and_results_that_are_there() -> None:
+    for cells in table("performance", "what").values():
+        script, kept = re.findall(r"`([^`]+)`", cells[-1])
+        assert (ROOT / "benchmarks" / script).is_file()
+        assert (ROOT / "benchmarks/results" / kept).is_file()
+
+
+def test_the_large_head() -> None:
+    rows = table("performance", "optimizer")
+    for name, key in (("SGD with momentum", "sgd, batch 64"), ("AdamW", "adamw, batch 64")):
+        ways = result("large_head")[key]
+        chosen = (ways["whole"], ways["chunked, 1024 labels"])
+        assert rows[name] == [f"{way['seconds']:.2f}, {way['MiB']}" for way in chosen]
+
+
+def sentences() -> dict[str, list[str]]:
+    """Page -> figures that its prose holds, computed from the results."""
+    start = result("start_up")["median_s"]
+    step = {row["way"]: row["ratio"] for row in result("train_step_cpu")["rows"]}
+    million = result("metrics_speed")["1,000,000 x 80"]
+    hundred = result("metrics_speed")["100,000 x 80"]
+    precision = result("precision")
+    off = precision["difference of probabilities"]
+    workers = result("cpu_workers")["images_per_s"][-1]
+    loss = result("loss_speed_cpu")
+    speed = {
+        setting: loss[f"1 threads, {setting}"]["1024 x 10000, float32"]
+        for setting in ("as it comes", "tuned")
+    }
+    ratio = {k: v["ours"]["us"] / v["BCEWithLogits"]["us"] for k, v in speed.items()}
+    split, large = result("split_balance")["100,000 x 100"], result("large_head")["sgd, batch 64"]
+    head = result("head_path")
+    first = [row for row in head if row["iterations"] == 1]
+    ridge = [row["mAP"] for row in head if row["iterations"] == 100]
+    resize = result("resize")
+    tuned = resize["finetuned"]
+    thresholds = result("thresholds")
+    boot = result("bootstrap")
+    cover = boot["coverage"]
+    calibration = result("calibration")
+    small = [v for k, v in calibration.items() if k.startswith("normal") and k.endswith("N = 200")]
+    peer = {k: v["mAP"] for k, v in result("peers")["tasks"]["finetune"]["peers"].items()}
+    alike = result("look_alikes")
+    allocator = result("allocator")
+
+    def span(kind: str, key: str) -> str:
+        values = [one[kind][key] for one in small]
+        return f"{min(values):.3f} to {max(values):.3f}"
+
+    def three(row: dict[str, float]) -> str:
+        return ", ".join(f"{kind} {row[kind]:.3f}" for kind in ("squash", "crop", "pad"))
+
+    return {
+        "performance": [
+            f"first row of `mlfinetune predict`: {start['mlfinetune predict, first row']:.1f} s",
+            f"`mlfinetune --help` takes {start['mlfinetune --help']:.2f} s",
+            f"`torch.compile` gains {step['ours compiled'] / step['ours']:.2f} times",
+            f"takes {million['measure']['seconds']:.0f} s, where",
+            f"takes {million['sklearn AP alone']['seconds']:.0f} s (`metrics_speed.py`",
+            f"{100 * (1 - off['share above 0.01']):.1f} % of a frozen tagger's",
+            f"difference is {off['largest']:.2f}, and mAP differs by "
+            f"{precision['mAP']['bfloat16'] - precision['mAP']['float32']:.4f}",
+            f"{workers['workers_0']:.2f}, {workers['workers_1']:.2f} and "
+            f"{workers['workers_2']:.2f} images/s",
+            f"ours takes {ratio['as it comes']:.2f} of the time",
+            f"and {ratio['tuned']:.2f} of it where both are tuned",
+        ],
+        "decisions": [
+            f"worst label is {100 * split['ours']['worst_error']:.2f} % off its share",
+            f"package's {100 * split['iterstrat']['worst_error']:.2f} %",
+            f"random split's {100 * split['random']['worst_error']:.1f} %",
+            f"in {split['ours']['seconds']:.2f} s against {split['iterstrat']['seconds']:.2f} s",
+            f"take {result('split_balance')['1,000,000 x 1,000']['ours']['seconds']:.1f} s",
+            f"pickles {result('load_million')['list']['worker_pickle_bytes']} bytes",
+            f"takes {large['chunked, 1024 labels']['seconds']:.2f} s instead of "
+            f"{large['whole']['seconds']:.2f}, and {large['chunked, 1024 labels']['MiB']} MiB "
+            f"instead of {large['whole']['MiB']}",
+            *(
+                f"{hundred[share]['measure / sklearn AP alone']:.2f}"
+                for share in ("3.6% positive", "50% positive")
+            ),
+            f"{million['measure']['peak_beyond_table_mib']} MiB beside the table's "
+            f"{million['measure']['table_mib']}",
+            f"mAP of {result('frozen_head')[3]['mAP']:.3f} in ten epochs",
+            f"up to {max(r['mAP'] for r in head if r['iterations'] in (3, 10)):.3f}",
+            f"{min(ridge):.3f} to {max(ridge):.3f}",
+            f"ranks better still, {max(row['mAP'] for row in first):.3f}",
+            f"between {min(row['macro_F1'] for row in first):.2f} and "
+            f"{max(row['macro_F1'] for row in first):.2f}",
+            three({k: resize["frozen"][f"{k}, 2 views"] for k in ("squash", "crop", "pad")}),
+            *(three(row) for row in tuned.values()),
+            *(
+                f"{thresholds[f'normal, N = {n}']['macro_F1'][way]:.3f}"
+                for n in (200, 5000)
+                for way in ("raw", "global", "per_label")
+            ),
+            span("platt", "log_loss"),
+            span("platt", "ece"),
+            span("platt_alone", "log_loss"),
+            span("none", "log_loss"),
+            span("temperature", "log_loss"),
+            f"{100 * cover['500 images']['mAP, plain percentiles']:.0f} % with 500 images",
+            f"{100 * cover['2000 images']['mAP, plain percentiles']:.0f} % with 2,000",
+            f"{100 * cover['500 images']['mAP']:.0f} % and "
+            f"{100 * cover['2000 images']['mAP']:.0f} %",
+            f"{boot['speed']['intervals']:.1f} s of one thread",
+            f"takes {boot['speed']['scikit-learn, mAP alone']:.0f} s",
+            f"{boot['large']['seconds']:.0f} s and {boot['large']['peak_beyond_mib']} MiB",
+            f"mAP of {peer['mlfinetune']:.2f} from",
+            f"{peer['mlfinetune-solved']:.2f} from a solved one",
+            f"{100 * alike['copies_within']['recompressed']:.0f} % of the copies recompressed",
+            f"{100 * alike['pictures_in_such_pairs'] / alike['pictures']:.0f} % of the pictures",
+            f"{allocator['frozen']['ratio']:.2f} times the images a second",
+            f"takes {start['mlfinetune --help']:.2f} s where `python -c pass` takes "
+            f"{start['python -c pass']:.2f} s",
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"), [(name, figure) for name, all_ in sentences().items() for figure in all_]
+)
+def test_prose_has_the_figures_that_were_measured(name: str, figure: str) -> None:
+    assert figure in page(name)
