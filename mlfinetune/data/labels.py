@@ -197,6 +197,7 @@ def join_states(states: NDArray[np.int8], axis: int) -> NDArray[np.int8]:
 
 
 def _take_columns(table: Table, kept: list[int]) -> Table:
+    """Return the table with these label columns only."""
     if len(kept) == len(table.labels):
         return table
     blocks = (block[:, kept] for _, block in table.targets.blocks())

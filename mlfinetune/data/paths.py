@@ -192,6 +192,7 @@ class _Folder:
         return f"; there is {other!r}" if other and self.problem(other) is None else ""
 
     def _is_inside(self, path: str) -> bool:
+        """Return whether a path, after all links, is below the root; always, where that is free."""
         if self._allow_outside:
             return True
         try:

@@ -82,11 +82,8 @@ def select_usable(
     contents: Mapping[str, int] = {}
     if scan is not None:
         scanned = scan([table.path(row) for row in range(len(table))])
-        table, contents = add_scan_faults(table, scanned.bad), scanned.contents
-        if not skip_bad:
-            faults = [*missing, *table.faults]
-            raise_faults(table, sorted(faults, key=lambda fault: natural_key(str(fault))))
-        table, unreadable = drop_faulty(table)
+        contents = scanned.contents
+        table, unreadable = _drop_unreadable(table, scanned.bad, missing, skip_bad)
         skipped = sorted([*skipped, *unreadable], key=lambda picture: natural_key(picture.place))
     lines = format_list([f"{s.place}: {s.name!r}: {s.reason}" for s in skipped])
     if skipped and not len(table):
@@ -220,6 +217,21 @@ def _find_contradictions(table: Table, rows: list[int]) -> list[Fault]:
     if not is_list and ((states == POSITIVE).any(0) & (states == NEGATIVE).any(0)).any():
         faults.append(Fault(place, f"{name!r} has the same label 1 and 0", rows[0]))
     return faults
+
+
+def _drop_unreadable(
+    table: Table, bad: Mapping[int, str], missing: Sequence[Fault], skip_bad: bool
+) -> tuple[Table, list[Skipped]]:
+    """Return the table without the pictures that the scan found bad, and these pictures.
+
+    Raises:
+        DataError: bad or missing pictures, all in one message, unless `skip_bad`.
+    """
+    table = add_scan_faults(table, bad)
+    if not skip_bad:
+        faults = [*missing, *table.faults]
+        raise_faults(table, sorted(faults, key=lambda fault: natural_key(str(fault))))
+    return drop_faulty(table)
 
 
 def _drop_other_faults(table: Table, kept_splits: Sequence[str]) -> Table:

@@ -59,11 +59,11 @@ def stratified_split(
     rank = np.argsort(np.argsort(totals, kind="stable"))
     cells = np.append(units[rows] * (labels + 1) + rank[columns], units * (labels + 1) + labels)
     cells, counts = np.unique(cells, return_counts=True)
-    want = _quotas(np.sort(totals), fractions)
-    return _deal(cells % (labels + 1), counts, want, np.random.default_rng(seed))[units]
+    want = _compute_quotas(np.sort(totals), fractions)
+    return _deal_units(cells % (labels + 1), counts, want, np.random.default_rng(seed))[units]
 
 
-def _quotas(totals: Ints, fractions: Sequence[float]) -> Ints:
+def _compute_quotas(totals: Ints, fractions: Sequence[float]) -> Ints:
     """Divide (L+1,) totals into the (sides, L+1) numbers that each side is to get.
 
     Each side gets at least one of each label. Where there are too few, train comes first, then
@@ -117,7 +117,9 @@ class _Sides:
         return side
 
 
-def _deal(labels: Ints, counts: Ints, want: Ints, rng: np.random.Generator) -> NDArray[np.int8]:
+def _deal_units(
+    labels: Ints, counts: Ints, want: Ints, rng: np.random.Generator
+) -> NDArray[np.int8]:
     """Return the side of each unit.
 
     Args:

@@ -164,7 +164,7 @@ class LabelLists:
 
     def targets(self) -> Targets:
         """Return the (N, L) targets; a label that a row does not name is 0."""
-        return Targets.pack(self._blocks(), len(self.column))
+        return Targets.pack(self._build_blocks(), len(self.column))
 
     def table(
         self,
@@ -193,7 +193,8 @@ class LabelLists:
             faults=tuple(faults),
         )
 
-    def _blocks(self) -> Iterator[NDArray[np.int8]]:
+    def _build_blocks(self) -> Iterator[NDArray[np.int8]]:
+        """Yield the rows as dense (n, L) blocks of at most `BLOCK_BYTES`."""
         step = max(1, BLOCK_BYTES // max(1, len(self.column)))
         for first in range(0, len(self), step):
             last = min(first + step, len(self))

@@ -67,13 +67,7 @@ def build_feature_loaders(
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
     """
-    wanted = config.train.cache_views
-    views = choose_views(extractor.spec, wanted)
-    if len(views) < wanted:
-        log.say(
-            f"train.cache_views {wanted}: augment makes only {pluralize(len(views), 'view')} of a "
-            f"picture (itself, its mirror image, then random crops and colors)"
-        )
+    views = _choose_train_views(config, extractor, log)
     is_new = store is not None and not len(store)
     damaged_before = 0
     loaders: list[FeatureLoader] = []
@@ -87,14 +81,27 @@ def build_feature_loaders(
         with log.bar(f"features of {side}", missing) as bar:
             for rows in compute_missing(store, examples, by_view, extractor, world.gather_stream):
                 bar.update(rows)
-        if store is None:
-            continue
-        view_room = room // (2 * len(side_views))
-        features = [Features(store, view, extractor, world.device, view_room) for view in by_view]
-        seed = config.train.seed if side == "train" else None
-        size = get_batch_size(config)
-        loaders.append(FeatureLoader(examples, features, batch_size=size, train_seed=seed))
+        if store is not None:
+            view_room = room // (2 * len(side_views))
+            features = [Features(store, v, extractor, world.device, view_room) for v in by_view]
+            seed = config.train.seed if side == "train" else None
+            size = get_batch_size(config)
+            loaders.append(FeatureLoader(examples, features, batch_size=size, train_seed=seed))
     return (loaders[0], loaders[1]) if loaders else None
+
+
+def _choose_train_views(
+    config: Config, extractor: FeatureExtractor, log: RunLog
+) -> tuple[View, ...]:
+    """Return `train.cache_views` views of a training picture, or as many as augment makes."""
+    wanted = config.train.cache_views
+    views = choose_views(extractor.spec, wanted)
+    if len(views) < wanted:
+        log.say(
+            f"train.cache_views {wanted}: augment makes only {pluralize(len(views), 'view')} of a "
+            f"picture (itself, its mirror image, then random crops and colors)"
+        )
+    return views
 
 
 def _find_missing(

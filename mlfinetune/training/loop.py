@@ -100,26 +100,12 @@ def train_epochs(
         DataError: a picture that cannot be decoded, by name.
         TrainingError: numbers that are not finite.
     """
-    splits, epochs = setup.splits, setup.config.train.epochs
-    steps = setup.train.steps
-    net, options = _share_over_ranks(setup)
-    records = fit(
-        net,
-        _remaining_batches(setup, position, epochs),
-        steps,
-        setup.loss,
-        optimizer,
-        build_schedule(setup.config, steps),
-        options,
-        lambda index: str(splits.train.path(index)),
-        ema=setup.ema,
-        start=position.step,
-        should_save=save_point.should_save,
-    )
+    epochs, steps = setup.config.train.epochs, setup.train.steps
+    records = _fit_from(setup, optimizer, position, save_point)
     started, first = time.monotonic(), position.epoch(steps)
     for number in range(first + 1, epochs + 1):
         name = f"epoch {number}/{epochs}"
-        with log.bar(name, len(splits.train)) as bar:
+        with log.bar(name, len(setup.splits.train)) as bar:
             bar.start_at(position.images)
             while position.step < number * steps:
                 record = next(records)
@@ -137,6 +123,31 @@ def train_epochs(
         _log_candidate(log, number, position, mean_loss, bar.rate, averages)
         position = Position(position.step)
         yield Candidate(number, name, averages["mAP"], scores, mean_loss, speed)
+
+
+def _fit_from(
+    setup: TrainingSetup,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    save_point: SavePoint,
+) -> Iterator[StepRecord]:
+    """Return the records of all steps from `position` on; a step is taken when it is asked for."""
+    config, train = setup.config, setup.splits.train
+    steps = setup.train.steps
+    net, options = _share_over_ranks(setup)
+    return fit(
+        net,
+        _remaining_batches(setup, position, config.train.epochs),
+        steps,
+        setup.loss,
+        optimizer,
+        build_schedule(config, steps),
+        options,
+        train.path,
+        ema=setup.ema,
+        start=position.step,
+        should_save=save_point.should_save,
+    )
 
 
 def _share_over_ranks(setup: TrainingSetup) -> tuple[nn.Module, StepOptions]:

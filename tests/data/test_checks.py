@@ -329,6 +329,6 @@ def test_pairs_that_come_together_are_those_counted_one_by_one(rows: list[list[i
 
 
 def test_fifty_pairs_are_enough() -> None:
-    """Of twenty labels that always come together."""
+    """Twenty labels that always occur together have 190 pairs: 50 are returned."""
     labels = " ".join(map(str, range(20)))
     assert len(find_label_pairs(side(labels, [1] * 20, [0] * 20))) == 50

@@ -140,7 +140,7 @@ def test_empty_rows_are_refused_by_line() -> None:
 
 
 def test_a_row_of_ignored_labels_is_not_empty() -> None:
-    """It was labelled: it says that the other labels do not hold."""
+    """The row was labelled, so the labels that it does not list are absent."""
     after = settled(table("a b", [1, 0], [0, 1]), ignore_labels=("a",), empty_labels="error")
     assert content(after) == {"b": [0, 1]}
     assert after.faults == ()
@@ -216,7 +216,7 @@ def test_few_labels_become_many_a_piece_at_a_time() -> None:
 
 
 def test_labels_that_the_run_lacks_are_listed() -> None:
-    """With the images that have them, else those where they are unknown, and the nearest name."""
+    """Each has its number of images, the first of them, and the nearest known label."""
     before = table("a catt fox", [1, 0, 0], [0, 1, 0], [0, 1, -1])
     with pytest.raises(DataError) as caught:
         align(before, LabelSpace(("a", "cat")))
@@ -236,7 +236,7 @@ def test_a_stranger_that_no_row_has_is_listed_too() -> None:
 @settings(deadline=None)
 @given(st.lists(st.text("ab019٣², Zß"), max_size=6))
 def test_natural_order_is_one_order(names: list[str]) -> None:
-    """Whatever order labels come in, and no two labels are taken for equal."""
+    """The order of the input does not matter, and no two labels compare equal."""
     wanted = sorted(names, key=natural_key)
     names.reverse()
     assert sorted(names, key=natural_key) == wanted

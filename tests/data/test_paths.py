@@ -33,7 +33,7 @@ def table(root: Path, *names: str) -> Table:
 
 
 def verdict(root: Path, name: str, many: bool = False, outside: bool = False) -> str:
-    """What is said of a name, or where it leads; among many names of its folder, or alone."""
+    """Return the fault of a name, or the name it leads to; with many other names, or alone."""
     folder = name[: name.rfind("/") + 1]
     others = [f"{folder}other {n}" for n in range(_WORTH_LISTING)] if many else []
     checked = check_paths(table(root, name, *others), outside)
@@ -109,7 +109,7 @@ VERDICTS = {
 @pytest.mark.parametrize("many", [False, True], ids=["alone", "in-bulk"])
 @pytest.mark.parametrize(("name", "wanted"), VERDICTS.items(), ids=map(ascii, VERDICTS))
 def test_a_name_gets_its_verdict(root: Path, name: str, wanted: str, many: bool) -> None:
-    """The same whether its folder is listed or each file is looked up."""
+    """The result is equal whether the folder is listed or each file is looked up."""
     full = name if name.startswith("/") else f"sub/{name}"
     assert verdict(root, full, many) == wanted
 
@@ -117,7 +117,7 @@ def test_a_name_gets_its_verdict(root: Path, name: str, wanted: str, many: bool)
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(list(VERDICTS)), max_size=80), st.booleans())
 def test_a_table_has_the_faults_of_its_names(root: Path, names: list[str], outside: bool) -> None:
-    """Whatever stands beside them: rows, words and kinds of fault."""
+    """Rows, words and kinds of fault do not depend on the other names."""
     names = [name if name.startswith("/") else f"sub/{name}" for name in names]
     checked = check_paths(table(root, *names), outside)
     found = {fault.row: (fault.place, fault.text, fault.picture) for fault in checked.faults}
@@ -147,7 +147,7 @@ def test_a_leading_slash_is_not_the_root_of_the_pictures(root: Path, many: bool)
 
 @pytest.mark.parametrize("name", [".", "..", "sub/..", "sub/.", "/"])
 def test_a_folder_is_no_picture(root: Path, name: str) -> None:
-    """However it is named."""
+    """The fault does not depend on how the folder is written."""
     assert verdict(root, name) in ("a folder, not a picture", OUTSIDE)
 
 
@@ -170,7 +170,7 @@ def test_folders_are_found_in_another_normalisation(root: Path, many: bool) -> N
 
 
 def test_names_spelled_as_they_stand_are_preferred(tmp_path: Path) -> None:
-    """Where both forms are there they are two pictures."""
+    """If both Unicode forms exist, they are two pictures."""
     for name in (NFC, NFD):
         (tmp_path / name).touch()
     checked = check_paths(table(tmp_path, NFD, NFC), False)
@@ -178,7 +178,7 @@ def test_names_spelled_as_they_stand_are_preferred(tmp_path: Path) -> None:
 
 
 def test_other_spellings_are_counted(root: Path) -> None:
-    """In one note; the rows keep their order."""
+    """One note has the count; the rows keep their order."""
     names = ("a.jpg", f"sub/{NFD}.jpg", f"{NFD} folder/a.jpg", "sub/a.jpg")
     checked = check_paths(table(root, *names), False)
     assert checked.names == ("a.jpg", f"sub/{NFC}.jpg", f"{NFC} folder/a.jpg", "sub/a.jpg")

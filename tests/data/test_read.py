@@ -38,7 +38,7 @@ def listed(n: int, labels: str = "cat|dog", start: int = 0) -> str:
 
 
 def split(folder: Path, train: str, val: str | None = None, **options: Any) -> Splits:
-    """What read_splits makes of one or two tables."""
+    """Return the result of read_splits for one or two tables."""
     val_path = None if val is None else write(folder, val, "val.csv")
     return read_splits(write(folder, train), val_path, SourceOptions(), SplitOptions(**options))
 
@@ -51,7 +51,7 @@ def refusal(folder: Path, train: str, val: str | None = None, **options: Any) ->
 
 
 def join(folder: Path, content: str, **options: Any) -> Table:
-    """What read_table makes of a table."""
+    """Return the result of read_table for a table."""
     return checked(write(folder, content), SourceOptions(**options))
 
 
@@ -136,7 +136,7 @@ def test_the_given_fraction_is_held_out(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides_what_is_held_out(tmp_path: Path) -> None:
-    """The same seed holds out the same images, another one others."""
+    """Equal seeds hold out equal images; another seed holds out others."""
     first, again, other = (split(tmp_path, listed(60), seed=seed).val.names for seed in (0, 0, 1))
     assert first == again
     assert first != other
@@ -166,7 +166,7 @@ def test_a_missing_picture_of_another_split_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_missing_and_undecodable_pictures_stand_in_one_message(tmp_path: Path) -> None:
-    """One run names all of them, so that they are mended in one go."""
+    """One run lists all of them, so that the user can correct them at once."""
     table = write(tmp_path, listed(5))
     (tmp_path / "3.jpg").unlink()
     with pytest.raises(DataError) as caught:
@@ -177,7 +177,7 @@ def test_missing_and_undecodable_pictures_stand_in_one_message(tmp_path: Path) -
 
 
 def test_min_positives_counts_images_to_train_on(tmp_path: Path) -> None:
-    """Those of val do not make a label learnable."""
+    """Images of val are not counted."""
     train = "a.jpg,cat|dog,train\nb.jpg,cat|dog,train\nc.jpg,cat|fox,train\n"
     val = "d.jpg,fox|cow|cat,val\ne.jpg,fox|cow,val\n"
     splits = split(tmp_path, f"image,labels,split\n{train}{val}", min_positives=2)
@@ -206,7 +206,7 @@ def test_a_fraction_beside_a_split_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_split_columns_beside_a_val_file_choose_the_rows(tmp_path: Path) -> None:
-    """Of the train file the rows of `train`, of the val file those of `val`."""
+    """The rows of `train` come from the train file, the rows of `val` from the val file."""
     rows = "image,labels,split\n{0}a.jpg,cat,train\n{0}b.jpg,cat,val\n"
     splits = split(tmp_path, rows.format("x"), rows.format("y"))
     assert (splits.train.names, splits.val.names) == (("xa.jpg",), ("yb.jpg",))
@@ -243,7 +243,7 @@ def test_a_blank_group_is_a_group_of_its_own(tmp_path: Path) -> None:
 
 
 def test_groups_on_both_sides_are_told_of(tmp_path: Path) -> None:
-    """Where the data splits itself nobody moves its rows."""
+    """A split column of the data is kept as it is, with a warning."""
     rows = "a.jpg,cat,train,1\nb.jpg,dog,train,2\nc.jpg,cat|dog,val,1\n"
     table = write(tmp_path, f"image,labels,split,patient\n{rows}")
     splits = read_splits(table, None, SourceOptions(group_by="patient"))
@@ -287,7 +287,7 @@ def test_one_image_is_too_few_to_hold_out_some(tmp_path: Path) -> None:
 
 
 def test_images_of_one_label_each_leave_some_for_validation(tmp_path: Path) -> None:
-    """Where no label has a second image, both sides still hold one."""
+    """Both sides have an image, even if no label has a second image."""
     splits = split(tmp_path, listed(20, "|".join("abcdefghijklmnopqrst")))
     assert min(len(splits.train), len(splits.val)) >= 1
 
@@ -310,7 +310,7 @@ def test_a_label_of_many_digits_is_sorted_too(tmp_path: Path) -> None:
 
 
 def test_the_given_labels_are_the_columns(tmp_path: Path) -> None:
-    """In the given order; those that no image has are noted."""
+    """Columns are in the given order; labels without an image are noted."""
     splits = split(tmp_path, listed(10), labels=["fox", "dog", "cat"])
     assert splits.train.labels.names == ("fox", "dog", "cat")
     assert states(splits.train)[splits.train.names[0]][0] == 0
@@ -319,7 +319,7 @@ def test_the_given_labels_are_the_columns(tmp_path: Path) -> None:
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
-    """With the count, the place, and the nearest label of train."""
+    """The message has the count, the place, and the nearest label of train."""
     val = "image,labels\nc.jpg,cat\nd.jpg,Dgo|fox\ne.jpg,Dgo\n"
     first, *lines = refusal(tmp_path, listed(2), val).splitlines()
     assert first.startswith(f"{tmp_path / 'val.csv'}: labels that training does not know")
@@ -335,7 +335,7 @@ def test_a_label_of_another_case_is_another_label(tmp_path: Path) -> None:
 
 
 def test_a_label_that_only_val_rows_have_is_refused(tmp_path: Path) -> None:
-    """One file with a split column is held to the same."""
+    """The rule holds for one file with a split column too."""
     message = refusal(tmp_path, SPLIT.replace("f.jpg,,val", "f.jpg,dgo,val"))
     assert message.splitlines()[1:] == ["  'dgo': 1 image, first at line 7; did you mean 'dog'?"]
 
@@ -369,7 +369,7 @@ def test_a_column_that_val_lacks_is_unknown(tmp_path: Path) -> None:
 
 
 def test_an_unknown_row_is_unknown_for_every_label_of_the_run(tmp_path: Path) -> None:
-    """With empty_labels: unknown, even for the labels that its own table lacks."""
+    """This includes labels that its own table does not have."""
     train, val = write(tmp_path, listed(2)), write(tmp_path, "image,labels\nc.jpg,\n", "val.csv")
     splits = read_splits(train, val, SourceOptions(empty_labels="unknown"))
     assert states(splits.val) == {"c.jpg": [-1, -1]}
@@ -452,13 +452,13 @@ def test_all_bad_paths_stand_in_one_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["sub/../in.jpg", "./in.jpg", "sub//in.jpg", "inner.jpg"])
 def test_paths_that_stay_in_the_root_are_taken(tmp_path: Path, name: str) -> None:
-    """However they get there."""
+    """Detours by `..`, `.`, // and links are allowed."""
     table = write(hostile(tmp_path), f"image,labels\n{name},x\n", touch=False)
     assert checked(table, SourceOptions()).names == (name,)
 
 
 def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
-    """What matters is where names lead from there."""
+    """Names are checked against the folder that the link leads to."""
     root = hostile(tmp_path)
     (tmp_path / "alias").symlink_to(root)
     table = write(root, "image,labels\nsub/in.jpg,x\n", touch=False)
@@ -477,7 +477,7 @@ def test_a_sibling_whose_name_begins_like_the_root_is_outside(tmp_path: Path) ->
 
 
 def test_paths_out_of_the_root_can_be_permitted(tmp_path: Path) -> None:
-    """With allow_outside_root they are taken; a missing file is still refused."""
+    """allow_outside_root permits them; a missing file is still a fault."""
     names = ["../out.jpg", "up/out.jpg", "link.jpg", str(tmp_path / "out.jpg")]
     rows = "".join(f"{name},x\n" for name in names)
     table = write(hostile(tmp_path), f"image,labels\n{rows}", touch=False)
@@ -492,7 +492,7 @@ def test_paths_out_of_the_root_can_be_permitted(tmp_path: Path) -> None:
 
 
 def test_rows_of_one_image_are_joined(tmp_path: Path) -> None:
-    """It has the labels of all of them, at the place of the first."""
+    """The image has the labels of all its rows, at the place of the first."""
     table = join(tmp_path, "image,labels\na.jpg,cat\nb.jpg,dog\na.jpg,fox\na.jpg,cat\n")
     assert states(table) == {"a.jpg": [1, 0, 1], "b.jpg": [0, 1, 0]}
     assert [table.find_place(row) for row in (0, 1)] == ["line 2", "line 3"]
@@ -515,7 +515,7 @@ def test_in_lists_present_beats_unknown_beats_absent(tmp_path: Path) -> None:
 
 
 def test_a_row_without_labels_adds_nothing_to_one_with_labels(tmp_path: Path) -> None:
-    """What empty rows say is asked of images, not of rows."""
+    """empty_labels is about images, after rows are joined, and not about rows."""
     content = "image,labels\na.jpg,cat\na.jpg,\nb.jpg,dog\nc.jpg,\n"
     options = SourceOptions(empty_labels="unknown")
     splits = read_splits(write(tmp_path, content), None, options)
@@ -538,7 +538,7 @@ def test_in_label_columns_a_state_beats_a_blank(tmp_path: Path) -> None:
 
 
 def test_present_against_absent_is_a_fault(tmp_path: Path) -> None:
-    """In label columns one of the rows is wrong, and both are named."""
+    """In label columns one of the rows is wrong; the message has both lines."""
     message = refusal(tmp_path, "image,cat,dog\na.jpg,1,0\nb.jpg,1,1\na.jpg,1,1\n")
     assert message.splitlines()[1:] == [
         "  line 2 and line 4: 'a.jpg' has the same label 1 and 0",
@@ -574,7 +574,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none", "none.csv", "none/none.csv", "none.json"])
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
-    """By its whole name."""
+    """The message has the whole path."""
     with pytest.raises(DataError) as caught:
         read_splits(tmp_path / name, None, SourceOptions())
     assert str(tmp_path / name) in str(caught.value)
@@ -596,7 +596,7 @@ def test_one_split_of_a_table_is_read_in_given_columns(tmp_path: Path) -> None:
 
 
 def test_all_splits_are_read_where_none_is_named(tmp_path: Path) -> None:
-    """And the user is told that they are, train among them."""
+    """A note tells the user that all splits are scored."""
     manifest, notes = read_manifest(write(tmp_path, SPLIT), None, SourceOptions(), SPACE)
     assert len(manifest) == 6
     assert notes[-1] == "all splits are scored; --split chooses one"

@@ -61,7 +61,7 @@ def config(folder: Path, **data: Any) -> Config:
 
 
 def same(left: Splits, right: Splits) -> bool:
-    """The same examples, in the same columns."""
+    """Return whether both have equal examples in equal columns."""
     return all(
         (a.names, a.labels, a.targets[:].tolist()) == (b.names, b.labels, b.targets[:].tolist())
         for a, b in ((left.train, right.train), (left.val, right.val))
@@ -91,7 +91,7 @@ def test_faults_point_at_their_rows_after_joining(folder: Path) -> None:
 
 
 def test_a_bad_cell_of_a_later_row_spoils_the_image(folder: Path) -> None:
-    """It stands at its own line, and belongs to the joined row."""
+    """The fault has the line of its own row, and belongs to the joined row."""
     rows = ("0.jpg,1,0", "1.jpg,1,0", "0.jpg,,maybe")
     table = read_table(write(folder, *rows, head="image,a,b"), SourceOptions())
     ((place, row, picture),) = [(f.place, f.row, f.picture) for f in table.faults]
@@ -105,7 +105,7 @@ ROWS = st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans(), st.booleans(
 @settings(deadline=None)
 @given(ROWS)
 def test_joining_keeps_each_fault_with_its_image(rows: list[tuple[str, bool, bool]]) -> None:
-    """Whatever repeats, and whichever rows are bad in whichever way."""
+    """Any rows may repeat, and any rows may have bad pictures or bad cells."""
     states = [[[1, 0]]] * len(rows)
     table = Table(
         origin=Path("tags.csv"),
@@ -151,7 +151,7 @@ def test_pictures_alone_can_be_skipped(folder: Path) -> None:
 
 
 def test_a_scan_adds_its_faults_to_the_table(folder: Path) -> None:
-    """In order of the rows, each a picture's."""
+    """Faults are in row order, and each is a fault of the picture."""
     (folder / "1.jpg").write_bytes(b"none")
     table = read_table(write(folder, "0.jpg,a", "1.jpg,a"), SourceOptions())
     table = add_scan_faults(table, scan([table.path(0), table.path(1)]).bad)
@@ -195,7 +195,7 @@ def test_without_skip_the_scan_refuses(folder: Path) -> None:
 
 
 def test_a_name_out_of_the_root_is_never_skipped(folder: Path) -> None:
-    """It is the row that is bad."""
+    """The row is bad, and not the picture."""
     (folder / "root").mkdir()
     (folder / "root" / "0.jpg").touch()
     path = write(folder / "root", "0.jpg,a", "../1.jpg,a", "x.jpg,b")
@@ -232,7 +232,7 @@ def test_given_labels_are_not_rare(folder: Path) -> None:
 def test_bad_images_is_a_key_of_the_config(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a log the pictures are scanned, without one they are not."""
+    """Pictures are scanned only where there is a log."""
     (folder / "1.jpg").write_bytes(b"none")
     write(folder, *(f"{n}.jpg,a" for n in range(4)))
     assert len(load_splits(config(folder), None).skipped) == 0
@@ -263,7 +263,7 @@ def test_one_group_cannot_be_held_out(folder: Path) -> None:
 
 
 def test_labels_to_rename_or_ignore_must_be_there(folder: Path) -> None:
-    """In train or in val; all typing errors in one message."""
+    """A label must be in train or in val; one message lists all typing errors."""
     train = write(folder, "0.jpg,cat", "1.jpg,dog")
     val = write(folder, "2.jpg,dog|horse", name="val.csv")
     options = SourceOptions(rename_labels=(("Catt", "cat"),), ignore_labels=("dgo", "horse"))

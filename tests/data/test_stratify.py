@@ -40,7 +40,7 @@ def skewed(n: int, labels: int, seed: int = 0) -> Table:
 
 
 def errors(table: Table, side: Table, fraction: float) -> NDArray[np.float64]:
-    """By how much the share of each label on a side misses the one asked for."""
+    """Return how far the share of each label on a side is from the wanted share."""
     counts = table.sum(0)
     misses: NDArray[np.float64] = np.abs(table[side].sum(0) / np.maximum(counts, 1) - fraction)
     return misses[counts > 0]
@@ -138,7 +138,7 @@ def test_no_label_is_held_out_whole_where_labels_overlap(n: int, labels: int, dr
 def test_groups_are_kept_whole(
     rows: list[list[bool]], fractions: list[float], seed: int, data: st.DataObject
 ) -> None:
-    """And of two sides neither is off by more than half a group, if no group outgrows a side."""
+    """If no group is larger than a side, two sides are off by at most half a group."""
     table, n = np.array(rows, bool), len(rows)
     groups = np.array(data.draw(st.lists(st.integers(0, n), min_size=n, max_size=n)))
     sides = split(table, *fractions, seed=seed, groups=groups)
@@ -194,7 +194,7 @@ def test_a_group_of_half_the_images_leaves_the_others_to_validation() -> None:
 
 
 def test_sizes_are_the_nearest_that_groups_of_one_size_allow() -> None:
-    """Of groups of seven, 21 images are nearer to 20 than 14 are."""
+    """With groups of seven, 21 images are nearer to 20 than 14 images are."""
     for seed in range(5):
         sides = split(skewed(98, 3, seed), 0.2, seed=seed, groups=np.arange(98) // 7)
         assert np.bincount(sides).tolist() == [77, 21]
@@ -216,14 +216,14 @@ def test_validation_is_empty_where_every_group_is_larger() -> None:
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 40, 200])
 @pytest.mark.parametrize("fraction", [0.1, 0.9])
 def test_labels_of_one_image_each_leave_both_sides_a_row(n: int, fraction: float) -> None:
-    """Where each label wants its one image on the same side, the other still gets its size."""
+    """Each label wants its one image in train; the other side still gets its size."""
     for seed in range(5):
         sides = split(np.eye(n, dtype=bool), fraction, seed=seed)
         assert np.bincount(sides).tolist() == wanted(n, [fraction])
 
 
 def test_many_rare_labels_do_not_leave_validation_empty() -> None:
-    """Of 200 labels of two images each, 80 stand in validation, and each can be learnt."""
+    """Of 200 labels with two images each, 80 are in validation, and each can be learned."""
     table = np.repeat(np.eye(200, dtype=bool), 2, axis=0)
     for seed in range(3):
         sides = split(table, 0.2, seed=seed)
@@ -265,7 +265,7 @@ def test_labels_with_two_positives_can_be_scored(seed: int) -> None:
 
 
 def test_few_labels_go_unscored_in_a_small_validation_set() -> None:
-    """Where 40 images are to hold 80 labels, most of them rare, one in twenty is missed at most."""
+    """40 images for 80 labels, most of them rare: at most one label in twenty is missed."""
     missed = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -299,7 +299,7 @@ def test_images_without_a_label_are_spread_too() -> None:
     ids=["one label", "no label", "one absent", "absent", "one present", "present"],
 )
 def test_tables_without_variety_are_split(table: Table) -> None:
-    """One label, none, and labels that are the same in all images are no special case."""
+    """One label, no label, and labels that are equal in all images need no special case."""
     assert np.bincount(split(table, 0.25)).tolist() == [30, 10]
 
 
@@ -314,7 +314,7 @@ def test_the_same_arguments_give_the_same_split() -> None:
 
 
 def test_the_arguments_are_left_as_they_are() -> None:
-    """They are read, not written."""
+    """Arrays of the caller are only read."""
     rows, columns = np.nonzero(skewed(100, 3))
     groups = np.arange(100) // 2
     for array in (rows, columns, groups):

@@ -25,12 +25,12 @@ def dense(draw: st.DrawFn, rows: int = 12) -> Dense:
 
 
 def packed(states: Dense) -> Targets:
-    """The same, packed."""
+    """Return the states as packed targets."""
     return Targets.pack([states], states.shape[1])
 
 
 def same(left: Any, right: Any) -> None:
-    """The same type, shape and numbers."""
+    """Assert that type, shape and numbers are equal."""
     assert left.dtype == right.dtype
     np.testing.assert_array_equal(left, right, strict=True)
 
@@ -38,7 +38,7 @@ def same(left: Any, right: Any) -> None:
 @settings(deadline=None)
 @given(dense(), st.data())
 def test_rows_are_indexed_as_of_an_array(states: Dense, data: st.DataObject) -> None:
-    """By a number, a slice, numbers and a mask."""
+    """The index is a number, a slice, numbers or a mask."""
     targets, n = packed(states), len(states)
     same(targets[:], states)
     same(targets[::-2], states[::-2])
@@ -70,7 +70,7 @@ def test_whole_table_facts_are_those_of_an_array(states: Dense) -> None:
 @settings(deadline=None)
 @given(dense(), st.data())
 def test_taken_rows_are_a_table_of_their_own(states: Dense, data: st.DataObject) -> None:
-    """In the given order, repeated ones too; none at all."""
+    """Rows are in the given order; they may repeat, and there may be none."""
     rows = data.draw(st.lists(st.integers(0, len(states) - 1), max_size=9)) if len(states) else []
     taken = packed(states).take(np.array(rows, np.int64))
     same(taken[:], states[rows] if rows else states[:0])
@@ -93,7 +93,7 @@ def test_counts_of_many_rows_are_whole(rows: int, labels: int) -> None:
 @settings(deadline=None)
 @given(dense(), st.integers(1, 30))
 def test_blocks_are_the_table_in_pieces(states: Dense, size: int) -> None:
-    """However small the pieces, down to a row each."""
+    """Blocks of any size work, down to one row each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_BYTES", size)
         targets = packed(states)

@@ -171,7 +171,7 @@ def said_by(averages: dict[str, float | None], kind: str) -> list[float | None]:
 
 
 def rates(truth: NDArray[Any], said: NDArray[Any], average: str) -> list[object]:
-    """Call scikit-learn for the numbers of this case."""
+    """Precision, recall and F1 by scikit-learn."""
     found = sk.precision_recall_fscore_support(truth, said, average=average, zero_division=0)
     return [near(value, 1e-12) for value in found[:3]]
 

@@ -7,7 +7,7 @@ from mlfinetune.errors import CheckpointError
 
 
 def accepted(load: Callable[[Path], object], path: Path, contents: Iterable[bytes]) -> list[int]:
-    """Yield the contents that load, or that are refused without the file's name."""
+    """Return the numbers of the contents that load, or are refused without the file's name."""
     wrong = []
     for at, changed in enumerate(contents):
         path.write_bytes(changed)

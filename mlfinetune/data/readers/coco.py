@@ -285,4 +285,5 @@ def _describe_value(key: str, value: Any, error: str) -> str:
 
 
 def _is_id(value: Any) -> bool:
+    """Return whether a JSON value can be an id: a number or a string, but not true or false."""
     return isinstance(value, int | float | str) and not isinstance(value, bool)

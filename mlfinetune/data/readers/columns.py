@@ -76,22 +76,22 @@ class Columns:
         if repeated:
             raise DataError(f"{path}: the header names {quote_names(repeated)} more than once")
         self._index = {name: index for index, name in enumerate(header)}
-        image = self._find(options.image_column, IMAGE_COLUMNS, "image_column")
+        image = self._find_column(options.image_column, IMAGE_COLUMNS, "image_column")
         if image is None:
             raise DataError(
                 f"{path}: no image column among {quote_names(self.header)}; wanted one of "
                 f"{', '.join(IMAGE_COLUMNS)}, or name it with data.image_column"
             )
         self.image = image
-        self._split = self._find(None, ("split", "is_valid"), "")
-        self._group = self._find(options.group_by, (), "group_by")
+        self._split = self._find_column(None, ("split", "is_valid"), "")
+        self._group = self._find_column(options.group_by, (), "group_by")
         self.names: list[str] = []
         self.faults: list[Fault] = []
         self._lines: list[int] = []
         self._splits: list[str] = []
         self._groups: list[str] = []
         used = {image, self._split, self._group}
-        used |= {self._find(None, (name,), "") for name in ("split", "is_valid")}
+        used |= {self._find_column(None, (name,), "") for name in ("split", "is_valid")}
         self._labels = self._choose_labels({name for name in used if name is not None})
 
     def _choose_labels(self, used: set[str]) -> "_Lists | _States":
@@ -102,9 +102,11 @@ class Columns:
         """
         options = self._options
         if options.label_columns is not None:
-            columns = [str(self._find(name, (), "label_columns")) for name in options.label_columns]
+            columns = [
+                str(self._find_column(name, (), "label_columns")) for name in options.label_columns
+            ]
             return _States(self, columns, used, given=True)
-        column = self._find(options.label_column, LABEL_COLUMNS, "label_column")
+        column = self._find_column(options.label_column, LABEL_COLUMNS, "label_column")
         if column is not None:
             return _Lists(self, column, used, options.label_delimiter)
         candidates = [name for name in self.header if name and name not in used]
@@ -166,7 +168,7 @@ class Columns:
             faults=tuple(self.faults),
         )
 
-    def _find(self, given: str | None, usual: Sequence[str], key: str) -> str | None:
+    def _find_column(self, given: str | None, usual: Sequence[str], key: str) -> str | None:
         """Return the column that the config names, else the first one with a usual name, else None.
 
         `key` is the config key, for the message.
@@ -326,9 +328,9 @@ class _States:
         self._rows += 1
         self._pending.append(codes)
         if len(self._pending) == _CHUNK_ROWS:
-            self._flush()
+            self._pack_pending()
 
-    def _flush(self) -> None:
+    def _pack_pending(self) -> None:
         """Pack the pending rows and count their codes."""
         block = np.frombuffer(b"".join(self._pending), np.uint8)
         block = block.reshape(len(self._pending), len(self._candidates))
@@ -343,7 +345,7 @@ class _States:
         A column is a label if the config names it, or if at least half of its cells that are not
         unknown are 1 or 0.
         """
-        self._flush()
+        self._pack_pending()
         known, bad = self._counts[:2].sum(axis=0), self._counts[_BAD]
         chosen = np.flatnonzero(self._given | ((known > 0) & (known >= bad))).tolist()
         names = tuple(self._candidates[column] for column in chosen)
@@ -391,5 +393,6 @@ class _Codes(dict[Cell, int]):
 
 
 def _note_unused(columns: Columns, used: set[str]) -> list[str]:
+    """Return a note with the columns that are not in `used`, or nothing."""
     unused = [name for name in columns.header if name and name not in used]
     return [f"columns not used: {quote_names(unused)}"] if unused else []

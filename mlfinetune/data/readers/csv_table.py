@@ -29,7 +29,7 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
     Raises:
         DataError: the file cannot be read, or it has no columns of images and labels.
     """
-    with _reader(path) as (reader, rows):
+    with _reading_rows(path) as (reader, rows):
         columns: Columns | None = None
         for cells in rows:
             if columns is None:
@@ -54,7 +54,7 @@ def copy_with_column(
         out: gets CSV with commas.
     """
     writer = csv.writer(out)
-    with _reader(path) as (_, rows):
+    with _reading_rows(path) as (_, rows):
         header = next(rows)
         names = [cell.strip() for cell in header]
         image = names.index(Columns(path, names, options).image)
@@ -66,7 +66,7 @@ def copy_with_column(
 
 
 @contextmanager
-def _reader(path: Path) -> Iterator[tuple["_csv.Reader", Iterator[list[str]]]]:
+def _reading_rows(path: Path) -> Iterator[tuple["_csv.Reader", Iterator[list[str]]]]:
     """Open a file; yield its reader and its rows. Errors of the whole file become a DataError."""
     reader: _csv.Reader | None = None
     try:

@@ -127,11 +127,14 @@ _IN_SPLIT_FOLDERS = {"auto", *READERS} - {"voc"}
 def _find_split_folders(path: Path) -> dict[str, str]:
     """Return folder name -> split, if `path` has a folder for train and one for another split.
 
-    train/ val/                               {train: train, val: val}
-    train/ valid/ test/ others/, with class folders inside   the same with test; no others/
-    train/ training/                          {}: two folders for one split
-    train/ test/ bus/ with pictures in each   {}: class folders; `train` is a label
-    a folder that a table, VOC or COCO describes   {}
+    Example of the entries of `path`, and what is returned:
+
+        train/ valid/                            {train: train, valid: val}
+        train/ valid/ others/, no pictures in    the same; others/ is not read
+          train/ or valid/ themselves
+        train/ test/ bus/, pictures in train/    {}: class folders, `train` is a label
+        train/ training/ val/                    {}: two folders for one split
+        train/ val/ metadata.csv                 {}: the table has the splits
     """
     if not path.is_dir() or _find_table(path) != path:
         return {}

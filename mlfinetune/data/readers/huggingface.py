@@ -108,6 +108,7 @@ def _parse_object(line: str) -> Object | str:
 
 
 def _require_unique_keys(pairs: list[tuple[str, Any]]) -> Object:
+    """Return the object; `json` alone would keep the last of repeated keys without a word."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
         times = Counter(name for name, _ in pairs)

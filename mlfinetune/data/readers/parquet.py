@@ -165,7 +165,7 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _opening(shard: Path) -> Iterator[Any]:
+def _opening_shard(shard: Path) -> Iterator[Any]:
     """Open a file with pyarrow; its errors become a DataError."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -179,7 +179,7 @@ def _opening(shard: Path) -> Iterator[Any]:
 
 def _read_batches(shard: Path, columns: list[str], rows: int) -> Iterator[tuple[int, Cells]]:
     """Yield (number of rows, column -> cells) for these columns of a file; NaN becomes None."""
-    with _opening(shard) as file:
+    with _opening_shard(shard) as file:
         for batch in file.iter_batches(rows, columns=columns):
             cells = {name: batch.column(name).to_pylist() for name in batch.schema.names}
             for name in cells:
@@ -196,7 +196,7 @@ def _read_schema(shards: list[Path]) -> tuple[Types, Classes]:
     """
     schemas: list[tuple[Types, Classes]] = []
     for shard in shards:
-        with _opening(shard) as file:
+        with _opening_shard(shard) as file:
             schema = file.schema_arrow
         if len(set(schema.names)) < len(schema.names):
             raise DataError(f"{shard}: two columns have one name: {', '.join(schema.names)}")
@@ -325,7 +325,7 @@ def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
             )
         try:
             with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder) as temporary:
-                _unpack(shards, column, Path(temporary) / key)
+                _unpack_pictures(shards, column, Path(temporary) / key)
                 os.rename(Path(temporary) / key, folder / key)
         except OSError as error:
             if not index.is_file():  # else another process was first
@@ -333,7 +333,7 @@ def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
     return folder / key, json.loads(index.read_text())
 
 
-def _unpack(shards: list[Path], column: str, root: Path) -> None:
+def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
     """Write the pictures of all rows below `root`, a thousand per folder, and then their names."""
     usable = _usable_paths(shards, column)
     names: list[str] = []

@@ -73,6 +73,7 @@ def _read_tags(path: Path, options: SourceOptions) -> list[str] | str:
 def _list_notes(
     all_files: list[Path], pictures: list[Path], texts: dict[str, Path]
 ) -> Iterator[str]:
+    """Yield the notes of the table: pictures without labels, and files that are ignored."""
     stems = {_remove_suffix(picture) for picture in pictures}
     if lacking := sum(_remove_suffix(picture) not in texts for picture in pictures):
         yield f"{lacking} of {pluralize(len(pictures), 'picture')} with no .txt: no labels"

@@ -91,6 +91,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
 
 
 def _list_notes(pictures: int, shards: int, counts: Counter[str]) -> Iterator[str]:
+    """Yield the notes of the table: pictures without labels, and files that are ignored."""
     yield f"{pluralize(pictures, 'sample')} in {pluralize(shards, 'tar')}"
     if lacking := counts["lacking"]:
         yield (

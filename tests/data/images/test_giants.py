@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import FULL
 
-SIZE = 2**30 if FULL else 2**24
+SIZE = 2**30 if FULL else 2**25
 MEMORY = 2 * 2**30
 CHILD = """
 import sys

@@ -50,7 +50,7 @@ def read(path: Path, **options: Any) -> Table:
 
 
 def faults(path: Path) -> list[str]:
-    """What is wrong, as it is printed."""
+    """Return the faults of a file as they are printed."""
     return [str(fault) for fault in read(path).faults]
 
 
@@ -67,7 +67,7 @@ def refused(path: Path, content: str | bytes | None = None) -> str:
 
 
 def test_an_image_has_the_categories_of_its_annotations(tmp_path: Path) -> None:
-    """In the order of the categories, one without annotation too."""
+    """Labels are in the order of the categories; a category without annotation has a column too."""
     table = read(coco(tmp_path / "t.json"))
     assert (table.format, table.names, table.lines) == ("coco", ("a.jpg", "b.jpg"), None)
     assert table.labels.names == ("dog", "cat", "fox")
@@ -123,7 +123,7 @@ TREES = {
     ("json_name", "folder"), [(name, folder) for name in TREES for folder in TREES[name]]
 )
 def test_the_pictures_are_found(tmp_path: Path, json_name: str, folder: str) -> None:
-    """In the folders that tools write, and a note says where."""
+    """The folders are those that tools write, and a note names the folder."""
     root = tmp_path / "root"
     path = coco(root / json_name)
     files(root / folder, "a.jpg", "b.jpg")
@@ -224,7 +224,7 @@ def test_other_files_beside_the_splits_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_told_by_its_files(tmp_path: Path) -> None:
-    """By names alone; a folder without them is refused when it is read."""
+    """Names decide; a folder without the files is refused when it is read."""
     assert not is_coco(tmp_path)
     assert "no annotations/instances_*.json and no _annotations.coco.json" in refused(tmp_path)
     files(tmp_path, "annotations/other.json")

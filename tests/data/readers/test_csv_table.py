@@ -61,12 +61,12 @@ def bad_rows(folder: Path, content: str, **options: Any) -> list[str]:
 
 
 def faults(table: Table) -> list[str]:
-    """What is wrong with it, in words."""
+    """Return the faults of a table as they are printed."""
     return [str(fault) for fault in table.faults]
 
 
 def places(table: Table) -> list[str]:
-    """Where its rows stand."""
+    """Return the place of each row."""
     return [table.find_place(row) for row in range(len(table))]
 
 
@@ -157,7 +157,7 @@ def test_space_around_labels_and_empty_parts_do_not_count(tmp_path: Path, cell: 
     "word", ["NA", "nan", "NaN", "None", "null", "N/A", "-1", "0", "1", "True"]
 )
 def test_words_that_other_readers_take_for_missing_are_labels(tmp_path: Path, word: str) -> None:
-    """In a list every word is a label, as it is written."""
+    """Every word in a list is a label, as it is written."""
     table = read(tmp_path, f"image,labels\na.jpg,{word}|cat\nb.jpg,{word}\n")
     assert positives(table) == {"a.jpg": {word, "cat"}, "b.jpg": {word}}
 
@@ -168,7 +168,7 @@ def test_case_matters_in_labels(tmp_path: Path) -> None:
 
 
 def test_the_unknown_column_masks_labels(tmp_path: Path) -> None:
-    """What a row lists under `unknown` is neither present nor absent."""
+    """A label that a row lists under `unknown` is neither present nor absent."""
     content = "image,labels,Unknown\na.jpg,cat|dog,bird\nb.jpg,,cat|fox\nc.jpg,dog,\n"
     table = read(tmp_path, content)
     assert table.labels.names == ("bird", "cat", "dog", "fox")
@@ -203,7 +203,7 @@ def test_empty_cells_mean_absent_by_default_and_are_counted(tmp_path: Path) -> N
 
 
 def test_empty_cells_can_mean_unknown(tmp_path: Path) -> None:
-    """With `unknown` such a row says nothing of any label, even of those that the table lacks."""
+    """Under `unknown` such a row is unknown for every label, even one that the table lacks."""
     table = read(tmp_path, EMPTY, empty_labels="unknown")
     assert states(table) == [[1, 1], [-1, -1], [-1, -1], [0, 1]]
     assert table.unnamed.tolist() == [0, -1, -1, 0]
@@ -211,7 +211,7 @@ def test_empty_cells_can_mean_unknown(tmp_path: Path) -> None:
 
 
 def test_empty_cells_can_be_refused(tmp_path: Path) -> None:
-    """With `error` each such row is a fault at its line."""
+    """Under `error` each such row is a fault at its line."""
     first, *lines = bad_rows(tmp_path, EMPTY, empty_labels="error")
     assert f"{tmp_path / 't.csv'}: 2 bad rows" in first
     assert lines == [
@@ -221,12 +221,12 @@ def test_empty_cells_can_be_refused(tmp_path: Path) -> None:
 
 
 def test_one_row_without_a_label_is_counted_in_the_singular(tmp_path: Path) -> None:
-    """One row has, two rows have."""
+    """The note says `1 image`, not `1 images`."""
     table = read(tmp_path, "image,labels\na.jpg,\nb.jpg,cat\n")
     assert "1 image with no label: all labels absent" in table.notes
 
 
-# ---- one column a label -----------------------------------------------------------------
+# ---- one column per label ---------------------------------------------------------------
 
 
 def test_label_columns_hold_present_absent_and_unknown(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_states_as_spreadsheets_and_pandas_write_them(
 
 
 def test_rows_with_label_columns_say_nothing_of_other_labels(tmp_path: Path) -> None:
-    """Of a label that has no column the state is unknown, not absent."""
+    """A label without a column is unknown, not absent."""
     assert read(tmp_path, "image,cat\na,1\nb,0\n").unnamed.tolist() == [-1, -1]
 
 
@@ -300,7 +300,7 @@ def test_a_bad_state_is_a_fault_at_its_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", [*IMAGE_COLUMNS, "Image", "FILE_NAME", " Path "])
 def test_the_image_column_is_known_by_its_usual_names(tmp_path: Path, column: str) -> None:
-    """In any case, with space around it, and anywhere in the row."""
+    """Case, spaces around the name and its position do not matter."""
     table = read(tmp_path, f"labels,{column}\ncat,a.jpg\n")
     assert table.names == ("a.jpg",)
     assert table.notes == ("labels in column 'labels', one per row",)
@@ -308,7 +308,7 @@ def test_the_image_column_is_known_by_its_usual_names(tmp_path: Path, column: st
 
 @pytest.mark.parametrize("column", [*LABEL_COLUMNS, "Labels", "TAGS", " Classes "])
 def test_the_label_column_is_known_by_its_usual_names(tmp_path: Path, column: str) -> None:
-    """In any case, and with space around it."""
+    """Case and spaces around the name do not matter."""
     assert positives(read(tmp_path, f"image,{column}\na,x|y\n")) == {"a": {"x", "y"}}
 
 
@@ -414,7 +414,7 @@ def test_a_last_line_without_an_end_is_read(tmp_path: Path) -> None:
 
 
 def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
-    """They say nothing, and lines below keep their numbers."""
+    """Lines below keep their numbers."""
     table = read(tmp_path, "image,labels\n\na.jpg,x\n , \n\nb.jpg,y\n\n")
     assert table.names == ("a.jpg", "b.jpg")
     assert places(table) == ["line 3", "line 6"]
@@ -430,13 +430,13 @@ def test_quoted_cells_hold_commas_newlines_and_quotes(tmp_path: Path) -> None:
 
 
 def test_a_quote_that_never_ends_is_refused(tmp_path: Path) -> None:
-    """It would swallow all the rows below it into one cell, unseen."""
+    """Otherwise all rows below would silently become one cell."""
     message = refusal(tmp_path, 'image,labels\na.jpg,cat\nb.jpg,"dog\nc.jpg,cat\nd.jpg,fox\n')
     assert f"{tmp_path / 't.csv'}, line " in message
 
 
 def test_tabs_separate_the_cells_of_a_tsv(tmp_path: Path) -> None:
-    """By its ending, whatever the header holds; commas then separate labels."""
+    """The ending decides, and not the header; commas then separate labels."""
     content = "image\tlabels\t1,2;3,4;5\na.jpg\tcat,dog\t\nb,1.jpg\tcat\t\n"
     table = read(tmp_path, content, "t.TSV")
     assert positives(table) == {"a.jpg": {"cat", "dog"}, "b,1.jpg": {"cat"}}
@@ -481,7 +481,7 @@ def test_a_header_alone_is_a_table_without_rows(tmp_path: Path) -> None:
 
 
 def test_a_header_with_a_name_twice_is_refused(tmp_path: Path) -> None:
-    """Which of them is meant cannot be told."""
+    """It is unclear which of the columns is meant."""
     message = refusal(tmp_path, "image,cat,dog, cat ,dog\na,1,0,1,0\n")
     assert message.endswith("the header names 'cat', 'dog' more than once")
 
@@ -499,7 +499,7 @@ def test_utf16_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    """With its name and the reason."""
+    """The message has its name and the reason."""
     with pytest.raises(DataError, match=r"cannot read .*none\.csv: No such file or directory"):
         read_csv(tmp_path / "none.csv", SourceOptions())
 
@@ -539,7 +539,7 @@ def test_all_bad_rows_stand_in_one_message(tmp_path: Path) -> None:
 
 
 def test_ten_bad_rows_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
-    """In the order of their lines, as numbers."""
+    """Rows are sorted by line number, and not as text."""
     rows = "".join(f"{i}.jpg\n" for i in range(25))
     first, *lines = bad_rows(tmp_path, f"image,labels\n{rows}")
     assert "25 bad rows" in first
@@ -569,7 +569,7 @@ def written(rows: Sequence[Sequence[str]]) -> str:
 @ROUND_TRIP
 @given(st.dictionaries(NAMES, st.sets(LISTED, max_size=4), min_size=1, max_size=5))
 def test_written_lists_are_read_back(folder: Path, truth: Labels) -> None:
-    """Whatever the names and labels hold, the table that was written is the one that is read."""
+    """Names and labels may hold any text."""
     rows = [["image", "labels"], *([name, "|".join(labels)] for name, labels in truth.items())]
     table = read(folder, written(rows), label_delimiter="|")
     assert positives(table) == truth
@@ -586,7 +586,7 @@ def test_written_lists_are_read_back(folder: Path, truth: Labels) -> None:
 def test_written_label_columns_are_read_back(
     folder: Path, labels: list[str], bits: dict[str, int]
 ) -> None:
-    """The same with one column a label; each bit of a number is the state of a label."""
+    """Each bit of a number is the state of a label, in one column per label."""
     state = {name: [bit >> at & 1 for at in range(len(labels))] for name, bit in bits.items()}
     rows = [["image", *labels], *([name, *map(str, row)] for name, row in state.items())]
     table = read(folder, written(rows))
@@ -614,6 +614,6 @@ def test_any_text_is_a_table_or_a_data_error(folder: Path, text: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_table_or_a_data_error(folder: Path, content: bytes) -> None:
-    """The same below the level of text."""
+    """The rule holds for bytes that are not text, too."""
     path = write(folder, b"image,labels\n" + content)
     assert str(path) in str(outcome(path))

@@ -152,12 +152,12 @@ def test_every_format_is_told_by_some_layout() -> None:
 def test_a_table_goes_before_what_stands_beside_it(
     tmp_path: Path, names: list[str], format: str
 ) -> None:
-    """What speaks for the pictures is asked first."""
+    """A table describes the pictures, so it is looked for first."""
     assert detect_format(tree(tmp_path, dict.fromkeys(names, ""))) == format
 
 
 def test_a_given_format_overrules_what_would_be_told(tmp_path: Path) -> None:
-    """And the note says that it was given."""
+    """The note says that the format was given."""
     files: dict[str, str | bytes] = {
         "metadata.csv": METADATA_CSV.replace("a.jpg", "cat/a.jpg").replace(",cat", ",one"),
         "metadata.jsonl": METADATA_JSONL.replace("a.jpg", "cat/a.jpg").replace('"cat"', '"two"'),
@@ -190,7 +190,7 @@ def test_a_hugging_face_folder_has_either_table(tmp_path: Path, name: str) -> No
 def test_a_given_format_that_is_not_there_is_refused(
     tmp_path: Path, format: str, files: dict[str, str | bytes], text: str
 ) -> None:
-    """With what was wanted, or why it cannot be read."""
+    """The message says what was wanted, or why it cannot be read."""
     with pytest.raises(DataError) as caught:
         read_tree(tmp_path, files, format=format)
     assert str(tmp_path) in str(caught.value)
@@ -208,7 +208,7 @@ def test_unknown_endings_are_refused_with_the_list_of_known_ones(tmp_path: Path,
 
 
 def test_nothing_is_refused(tmp_path: Path) -> None:
-    """With the keys that may have named it."""
+    """The message has the keys that may have named the path."""
     with pytest.raises(DataError, match=r"no such file or folder: .*none \(data.train, data.val"):
         read_source(tmp_path / "none", SourceOptions())
 
@@ -277,7 +277,7 @@ def test_other_formats_in_split_folders(tmp_path: Path, layout: str) -> None:
 
 
 def test_pictures_inside_parquet_in_split_folders_are_found(tmp_path: Path) -> None:
-    """They lie in the cache, each side's in a folder of its own: that is the root then."""
+    """Each side has its own folder in the cache; the root is the folder that holds both."""
     for side in ("train", "test"):
         columns = {"image": [side.encode()], "labels": [["cat"]]}
         (tmp_path / "pets" / side).mkdir(parents=True)

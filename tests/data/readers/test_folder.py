@@ -54,7 +54,7 @@ def positives(table: Table) -> Labels:
 
 
 def test_a_picture_has_the_label_of_its_folder(tmp_path: Path) -> None:
-    """One folder a label, in sorted order; what is not its label is absent."""
+    """There is one folder per label, in sorted order; all other labels are absent."""
     table = read(plant(tmp_path, dog__b="1", cat__c="22", cat__a="333"))
     assert table.names == ("cat/a.jpg", "cat/c.jpg", "dog/b.jpg")
     assert table.labels.names == ("cat", "dog")
@@ -89,7 +89,7 @@ def test_labels_keep_letters_of_all_languages(tmp_path: Path) -> None:
 
 
 def test_the_same_bytes_in_several_folders_are_one_image(tmp_path: Path) -> None:
-    """It has the labels of all its folders, and the first of its names."""
+    """The image has the labels of all its folders, and the first of its names."""
     table = read(plant(tmp_path, dog__x="same", cat__y="same", fox__z="same", fox__w="other!"))
     assert positives(table) == {"cat/y.jpg": {"cat", "dog", "fox"}, "fox/w.jpg": {"fox"}}
     assert "2 files with the bytes of another: one image with the labels of all" in table.notes
@@ -112,7 +112,7 @@ def test_a_link_to_a_picture_of_the_folder_adds_a_label(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path: Path) -> None:
-    """By the ending of their names, in any case."""
+    """The ending of the name decides, in any case."""
     plant(tmp_path, cat__a="1")
     for name in ("cat/notes.txt", "cat/Thumbs.db", "README", "cat/b.JPEG"):
         (tmp_path / name).write_text(name)
@@ -122,7 +122,7 @@ def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path: Path) 
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
-    """What macOS and tools leave behind is neither a label nor worth a count."""
+    """Files that macOS and tools leave behind are neither labels nor counted."""
     plant(tmp_path, **{"cat__a": "1", "cat__._a": "22", ".cache__b": "333", "cat__.x__c": "4444"})
     table = read(tmp_path)
     assert positives(table) == {"cat/a.jpg": {"cat"}}
@@ -153,7 +153,7 @@ def test_a_picture_in_no_label_folder_can_be_refused(tmp_path: Path) -> None:
 
 
 def test_a_loose_copy_of_a_labelled_picture_has_its_label(tmp_path: Path) -> None:
-    """The same bytes in the root and in a folder are one image that has a label."""
+    """Equal bytes in the root and in a folder are one image with a label."""
     table = read(plant(tmp_path, cat__a="same", Loose="same"), empty_labels="error")
     assert (list(positives(table).values()), table.faults) == ([{"cat"}], ())
 

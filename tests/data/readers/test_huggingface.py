@@ -115,7 +115,7 @@ def test_lines_keep_their_numbers_over_blank_ones(tmp_path: Path) -> None:
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
-    """By the keys of `data`, as in CSV; data.images moves the root."""
+    """The keys of `data` name them, as for CSV; data.images moves the root."""
     table = read(
         tmp_path,
         written({"image_file_name": "a.jpg", "what": "cat;dog", "labels": "no"}),
@@ -148,7 +148,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_a_fault_with_its_number(tmp_path: Path, line: str, text: str) -> None:
-    """And the others are read."""
+    """The other lines are read."""
     table = read(tmp_path, f"{GOOD}\n{line}\n{GOOD}\n")
     (fault,) = table.faults
     assert str(fault).startswith(f"line 2: {text}")
@@ -181,13 +181,13 @@ def test_a_file_that_says_nothing_is_refused(tmp_path: Path, content: bytes, tex
 
 
 def test_a_folder_without_metadata_is_refused(tmp_path: Path) -> None:
-    """With what was wanted."""
+    """The message says what was wanted."""
     with pytest.raises(DataError, match=r"wanted metadata\.jsonl or metadata\.csv in this folder"):
         read_huggingface(tmp_path, SourceOptions(format="huggingface"))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    """With its name and the reason."""
+    """The message has its name and the reason."""
     with pytest.raises(DataError, match=r"cannot read .*x\.jsonl: No such file or directory"):
         read_huggingface(tmp_path / "x.jsonl", SourceOptions())
 
@@ -208,7 +208,7 @@ RESERVED = {*IMAGE_COLUMNS, *LABEL_COLUMNS, "split", "is_valid", "unknown"}
 def test_written_lists_are_read_back(
     folder: Path, truth: dict[str, set[str]], more: dict[str, int], ascii: bool
 ) -> None:
-    """Whatever the names and labels hold, and whatever keys stand beside them."""
+    """Names, labels and other keys may hold any text."""
     rows = ({"file_name": name, "labels": sorted(x), **more} for name, x in truth.items())
     table = read(folder, "".join(json.dumps(row, ensure_ascii=ascii) + "\n" for row in rows))
     assert positives(table) == truth

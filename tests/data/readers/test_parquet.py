@@ -27,7 +27,7 @@ PETS = {"names": ["cat", "hot, dog", "sun"], "_type": "ClassLabel"}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where pictures are unpacked in these tests."""
+    """Return the folder where these tests unpack pictures."""
     monkeypatch.setenv("MLFINETUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "parquet"
 
@@ -117,7 +117,7 @@ def test_text_cells_are_split_as_in_csv(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_in_lists_are_named_by_the_feature(tmp_path: Path, feature: Any) -> None:
-    """In all the ways in which Hugging Face has written a list of ClassLabel."""
+    """Hugging Face has written lists of ClassLabel in all these ways."""
     columns = {"image": list("abc"), "labels": [[0, 1], [], [2, -1]]}
     table = read(write(tmp_path / "a.parquet", columns, {"labels": feature}))
     assert positives(table) == [{"cat", "hot, dog"}, set(), {"sun"}]
@@ -204,7 +204,7 @@ def test_one_split_or_unknown_names_are_no_splits(tmp_path: Path, names: list[st
 
 
 def test_a_split_column_goes_before_the_names_of_shards(tmp_path: Path) -> None:
-    """It was put there on purpose."""
+    """A column is a decision of the user; a name may be an accident."""
     for name in ("train", "test"):
         columns = {"image": ["a", "b"], "labels": ["x", "y"], "split": ["train", "val"]}
         write(tmp_path / f"{name}.parquet", columns)
@@ -220,7 +220,7 @@ def test_a_split_column_goes_before_the_names_of_shards(tmp_path: Path) -> None:
     ],
 )
 def test_shards_that_differ_are_refused(tmp_path: Path, columns: Any, features: Any) -> None:
-    """In types, in columns, or in what a number means."""
+    """Types, columns, or the meaning of a number may differ."""
     write(tmp_path / "1.parquet", {"image": ["a"], "labels": [[0]]}, {"labels": [PETS]})
     write(tmp_path / "2.parquet", columns, features)
     message = refusal(tmp_path)
@@ -281,7 +281,7 @@ def test_a_struct_of_paths_alone_is_read_as_paths(tmp_path: Path) -> None:
 
 
 def test_a_second_read_does_not_unpack_again(tmp_path: Path) -> None:
-    """What stands there is taken as it is, until the file's size or time changes."""
+    """The unpacked pictures are used until the file's size or time changes."""
     path = write(tmp_path / "t.parquet", {"image": [b"1", b"2", b"3"], "labels": ["cat"] * 3})
     stamp, first = path.stat(), read(path)
     spoil(path, row_group=1)
@@ -337,7 +337,7 @@ def test_pictures_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path, cache:
     ],
 )
 def test_columns_that_cannot_be_read_are_refused(tmp_path: Path, columns: Any, text: str) -> None:
-    """With what was wanted."""
+    """The message says what was wanted."""
     assert text in refusal(write(tmp_path / "t.parquet", columns))
 
 
@@ -345,18 +345,18 @@ def test_columns_that_cannot_be_read_are_refused(tmp_path: Path, columns: Any, t
     "content", [b"", b"PAR1", b"image,labels\n", b"PAR1" + b"x" * 99 + b"PAR1"]
 )
 def test_files_that_are_no_parquet_are_refused(tmp_path: Path, content: bytes) -> None:
-    """By name."""
+    """The message has the file's name."""
     (tmp_path / "t.parquet").write_bytes(content)
     assert refusal(tmp_path / "t.parquet").startswith(f"cannot read {tmp_path / 't.parquet'}: ")
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    """With what was wanted."""
+    """The message says what was wanted."""
     assert refusal(tmp_path).endswith("wanted *.parquet in this folder, or in data/ below it")
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
-    """In a process where it cannot be imported."""
+    """pyarrow cannot be imported in the process of this test."""
     (tmp_path / "pyarrow.py").write_text("raise ImportError('not installed')")
     code = (
         "from pathlib import Path; from mlfinetune.data.table import SourceOptions\n"

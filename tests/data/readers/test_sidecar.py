@@ -36,7 +36,7 @@ def positives(table: Table) -> dict[str, set[str]]:
 
 
 def test_tags_stand_between_commas_or_one_a_line(tmp_path: Path) -> None:
-    """Also both in one file; the rows are in sorted order, folders below the root among them."""
+    """One file may have both; rows are in sorted order, with folders below the root."""
     files = {"b.jpg": "", "b.txt": "dog", "a/2.png": "", "a/2.txt": "hot dog\r\ncat, sun\n"}
     table = read(tmp_path, {**files, "c.JPG": "", "c.TXT": "cat, dog"})
     assert table.names == (os.path.join("a", "2.png"), "b.jpg", "c.JPG")
@@ -104,7 +104,7 @@ def test_the_first_ten_texts_without_a_picture_are_named(tmp_path: Path) -> None
     ],
 )
 def test_a_text_that_cannot_be_tags_is_a_fault(tmp_path: Path, content: bytes, reason: str) -> None:
-    """It is named, its picture has no labels, and the others are read."""
+    """The fault names the text, its picture has no labels, and the others are read."""
     table = read(tmp_path, {"a.jpg": "", "a.txt": "cat", "b.jpg": "", "b.txt": content})
     assert [(str(fault), fault.row) for fault in table.faults] == [(f"b.txt: {reason}", 1)]
     assert positives(table) == {"a.jpg": {"cat"}, "b.jpg": set()}
@@ -158,5 +158,5 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 def test_one_picture_with_its_text_makes_a_sidecar_folder(
     tmp_path: Path, names: list[str], answer: bool
 ) -> None:
-    """In the same folder and of the same stem."""
+    """Both must be in one folder and have one stem."""
     assert is_sidecar(tree(tmp_path, dict.fromkeys(names, ""))) is answer

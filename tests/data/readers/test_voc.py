@@ -101,7 +101,7 @@ def test_a_given_list_is_the_table(tmp_path: Path) -> None:
 
 
 def test_all_annotations_without_lists(tmp_path: Path) -> None:
-    """In order of their names, without what macOS leaves behind."""
+    """Images are sorted by name; files that macOS leaves behind are ignored."""
     root = voc(tmp_path, _b=xml("dog"), _a=xml("cat"))
     plant(root, {"Annotations/._a.xml": "junk", f"{MAIN}/cat_train.txt": "a 1"})
     table = read(root)
@@ -121,7 +121,7 @@ def test_test_images_without_annotation_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_image_in_two_lists_is_a_fault(tmp_path: Path) -> None:
-    """It stays in the first; twice in one list is once."""
+    """The image stays in the first list; twice in one list counts once."""
     root = voc(tmp_path, {"train": "1 1", "val": "2 1"}, _1=xml("dog"), _2=xml())
     table = read(root)
     assert table.splits == ("train", "val")
@@ -220,7 +220,7 @@ def classes(root: Path, **more: str) -> Path:
 
 
 def test_class_files_give_labels_without_annotations(tmp_path: Path) -> None:
-    """One file a class and list; those of other lists are not read; nothing else is known."""
+    """There is one file per class and list; files of other lists are not read."""
     dog = "2008_000015\t 0 \r\n\r\n2008_000008   1\r\n2008_000099 1\r\n"
     table = read(classes(tmp_path, dog_train=dog, dog_trainval="junk", ox_val="2008_000008 1"))
     assert table.names == ("JPEGImages/2008_000008.jpg", "JPEGImages/2008_000015.jpg")
@@ -243,7 +243,7 @@ def test_what_a_class_file_leaves_out_is_unknown(tmp_path: Path) -> None:
 
 
 def test_lines_of_class_files_that_say_nothing_are_faults(tmp_path: Path) -> None:
-    """And those that say two things."""
+    """Lines that contradict each other are faults too."""
     table = read(classes(tmp_path, dog_train="2008_000008 1\n2008_000008 -1\nx 2\ny\n"))
     assert table.faults == (
         Fault(f"{MAIN}/dog_train.txt line 2", "2008_000008 has another number above", 0),
@@ -293,14 +293,14 @@ def test_a_bad_annotation_is_a_fault(tmp_path: Path, text: str | bytes, wrong: l
 
 
 def test_an_annotation_may_lack_difficult_and_declare_any_encoding(tmp_path: Path) -> None:
-    """It is read as UTF-8 all the same; blanks around a label are none of it."""
+    """The file is read as UTF-8; spaces around a label are removed."""
     text = '<?xml version="1.0" encoding="gbk"?><annotation><object><name> Bär\n</name></object>'
     table = read(voc(tmp_path, _1=f"\ufeff{text}</annotation>"))
     assert (row(table, 0), table.faults) == ({"Bär": 1}, ())
 
 
 def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    """By name."""
+    """The message has the file's name."""
     plant(tmp_path, {f"{MAIN}/train.txt": b"\xff1", "Annotations/1.xml": xml()})
     assert refused(tmp_path).endswith("train.txt: not UTF-8 text; save it as UTF-8")
 

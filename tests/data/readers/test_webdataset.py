@@ -128,7 +128,7 @@ def test_tars_without_pictures(tmp_path: Path) -> None:
 
 
 def test_a_run_on_shards_is_the_run_on_the_files(tmp_path: Path, cli: Run) -> None:
-    """The same losses and numbers; a split table names members, and predict takes a tar."""
+    """Losses and numbers are equal; a split table names members, and predict takes a tar."""
     shards(tmp_path)
     same = ("model.image_size=32", "data.val_fraction=0.25", "train.workers=1")
     for name, train in (("plain", "tags.csv"), ("tars", "shards")):
