@@ -63,7 +63,8 @@ docs-image: runs/demo/metrics.json | tools
 test: .venv/tested
 	@echo "every check and test has passed for these files (rm .venv/tested runs them again)"
 
-# A process a core, each with one thread: several with several threads would wait for each other.
+# Processes of one thread each, one more than cores (tests/conftest.py): several with several threads
+# would wait for each other.
 .venv/tested: .venv/done $(CHECKED) | tools
 	$(MAKE) check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

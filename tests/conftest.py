@@ -23,6 +23,7 @@ if not torch.cuda.is_available():  # before triton is imported: its kernels are 
 from faults import children  # before the tagger: it registers the tiny network
 
 from mlfinetune.cli import main
+from mlfinetune.runtime.device import count_cores
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # Started in the background by a shell: processes would inherit it, and not hear Ctrl-C.
@@ -163,6 +164,12 @@ def run_child(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
     done = subprocess.CompletedProcess(arguments, child.wait(), child.out, child.said)
     shutil.rmtree(cwd / "said")
     return done
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: a third of the time a test waits, for a disk or for other processes."""
+    return count_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

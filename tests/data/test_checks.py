@@ -266,7 +266,7 @@ def test_many_labels_are_compared_in_seconds() -> None:
 
 
 def test_labels_without_both_states_are_told_by_side() -> None:
-    """In train they cannot be learnt, elsewhere they have no AP; unknown is neither state."""
+    """In train they cannot be learned, elsewhere they have no AP; unknown is neither state."""
     sides = {
         "train": side("a b c", [1, 0, -1], [1, -1, 1]),
         "val": side("a b c", [1, -1, 0]),
@@ -315,7 +315,7 @@ def test_label_facts_are_those_counted_by_hand() -> None:
     )
 )
 def test_pairs_that_come_together_are_those_counted_one_by_one(rows: list[list[int]]) -> None:
-    """By the share of the images with either, falling; pairs that never meet are left out."""
+    """Pairs are sorted by the share of images with either label; pairs never seen are left out."""
     names = "abcdef"[: len(rows[0]) if rows else 0]
     pairs = []
     for a, b in itertools.combinations(range(len(names)), 2):

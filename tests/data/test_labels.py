@@ -193,7 +193,7 @@ def test_a_split_has_the_listed_labels_of_its_rows() -> None:
 
 
 def test_targets_are_put_into_the_columns_of_the_run() -> None:
-    """The same, in another order, or among others; other labels are absent, or unknown."""
+    """Columns may be equal, in another order, or more; new ones are absent or unknown."""
     before = table("a b", [1, 0], [-1, 1])
     assert align(before, LabelSpace(("a", "b"))).targets[:].tolist() == [[1, 0], [-1, 1]]
     assert align(before, LabelSpace(("b", "a"))).targets[:].tolist() == [[0, 1], [1, -1]]

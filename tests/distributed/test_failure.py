@@ -95,7 +95,7 @@ def test_a_signal_at_the_start_ends_all(ground: Path, seconds: float) -> None:
 def test_tar_shards_are_shared_shuffled_and_resumed(ground: Path) -> None:
     """By processes and their workers, in an order that is that of the files themselves."""
     pack(ground)
-    more = ("train.workers=1", "data.val_fraction=0.25")
+    more = ("train.workers=1", "data.val_fraction=0.25", "train.epochs=6")
     for name, train in (("files", "plain.csv"), ("shards", "shards")):
         run(2, *ASKED, f"data.train={train}", *more, "-o", f"runs/{name}", cwd=ground)
     assert same(ended(ground, "files"), ended(ground, "shards"))

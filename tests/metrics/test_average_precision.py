@@ -57,7 +57,7 @@ def test_the_envelope_lifts_a_dip() -> None:
 
 
 def test_eleven_points_read_the_envelope() -> None:
-    """Eleven points by hand: recall 0 to .3 is reached at precision 1 (4 points), .4 to 1 at 3/4 (7)."""
+    """Recall 0 to .3 is reached at precision 1 (4 points), .4 to 1 at 3/4 (7), by hand."""
     assert ap([1, 0, 1, 1, 0], [5, 4, 3, 2, 1], eleven) == pytest.approx((4 + 7 * 3 / 4) / 11)
 
 

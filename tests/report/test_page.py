@@ -149,20 +149,20 @@ def test_a_thousand_pictures_and_eighty_labels_are_under_5_mb(tmp_path: Path) ->
     assert there / len(shown.pictures) > 0.9
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance of #rrggbb, WCAG 2."""
-    levels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    levels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in levels]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_colours_can_be_read(theme: int) -> None:
+def test_colors_can_be_read(theme: int) -> None:
     """Text has a contrast of 4.5 on every ground that it stands on, in both themes."""
     style = Page(plain_page()).inline["style"][0]
-    colours = dict(re.findall(r"--(\w+): (#\w{6})", style.split(":root {")[1 + theme]))
+    colors = dict(re.findall(r"--(\w+): (#\w{6})", style.split(":root {")[1 + theme]))
     grounds = [("ink", f"heat{n}") for n in range(1, 5)]
     grounds += [(text, ground) for text in ("ink", "muted", "accent") for ground in ("bg", "panel")]
     for text, ground in grounds:
-        light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+        light, dark = sorted((luminance(colors[text]), luminance(colors[ground])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

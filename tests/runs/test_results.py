@@ -1,4 +1,4 @@
-"""Files that people and spreadsheets read: CSV, JSONL and text rows, the summary, the result files."""
+"""Files that people and spreadsheets read: CSV, JSONL, text rows, summary, result files."""
 
 import contextlib
 import csv
@@ -220,7 +220,7 @@ def test_a_line_of_text() -> None:
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_text_moves_no_cursor(control: str) -> None:
-    """Names, labels and errors cannot colour the screen, move the cursor or turn the text."""
+    """Names, labels and errors cannot color the screen, move the cursor or turn the text."""
     name = f"a{control}b"
     labels = LabelSpace((name, f"{control}c"))
     rows = (row(name, 0.9, 0.8), row(name, 0.1, 0.2), row(name, error=name))

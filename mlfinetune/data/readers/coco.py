@@ -204,7 +204,10 @@ def _read_categories(entries: list[Any], faults: list[Fault]) -> tuple[dict[Any,
         if count > 1:
             faults.append(Fault("categories", f"{count} have the name {shown(name)}"))
     column = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    columns = {id: index if index < 0 else column[names[index]] for id, index in indices.items()}
+    columns = {
+        category: index if index < 0 else column[names[index]]
+        for category, index in indices.items()
+    }
     return columns, list(column)
 
 
@@ -262,17 +265,19 @@ def _index_entries(
     """
     indices, names = dict[Any, int](), list[str]()
     for number, entry in enumerate(entries, 1):
-        id, name = (entry.get("id"), entry.get(key)) if isinstance(entry, dict) else (None, None)
+        entry_id, name = (
+            (entry.get("id"), entry.get(key)) if isinstance(entry, dict) else (None, None)
+        )
         error = ""
-        if not _is_id(id):
-            error = _describe_value("id", id, "is not a number or a string")
-        elif id in indices:
-            error = _describe_value("id", id, "is repeated")
+        if not _is_id(entry_id):
+            error = _describe_value("id", entry_id, "is not a number or a string")
+        elif entry_id in indices:
+            error = _describe_value("id", entry_id, "is repeated")
         elif not isinstance(name, str) or not name.strip() or re.search("[\ud800-\udfff]", name):
-            indices[id] = -1
+            indices[entry_id] = -1
             error = _describe_value(key, name, "is not a name")
         else:
-            indices[id] = len(names)
+            indices[entry_id] = len(names)
             names.append(name)
         if error:
             faults.append(Fault(f"{kind} {number}", error))

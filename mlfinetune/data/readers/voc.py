@@ -158,15 +158,17 @@ def _read_lists(
         ids = sorted(file.stem for file in root.glob("Annotations/[!.]*.xml"))
         if not ids:
             raise DataError(f"{root}: no ImageSets/Main/train.txt, and no Annotations/*.xml")
-        return [_Image(id, "") for id in ids], ["no lists in ImageSets/Main: all of Annotations"]
+        return [_Image(image_id, "") for image_id in ids], [
+            "no lists in ImageSets/Main: all of Annotations"
+        ]
     list_of: dict[str, str] = {}
     for file in lists:
-        for number, id in _read_lines(file):
+        for number, image_id in _read_lines(file):
             place = f"{os.path.relpath(file, root)} line {number}"
-            if any(part in id for part in ("/", "\\", "..", "\0")):
-                faults.append(Fault(place, f"{id!r} is not an id; wanted a name as 000005"))
-            elif list_of.setdefault(id, file.stem) != file.stem:
-                faults.append(Fault(place, f"{id!r} is in {list_of[id]}.txt too"))
+            if any(part in image_id for part in ("/", "\\", "..", "\0")):
+                faults.append(Fault(place, f"{image_id!r} is not an id; wanted a name as 000005"))
+            elif list_of.setdefault(image_id, file.stem) != file.stem:
+                faults.append(Fault(place, f"{image_id!r} is in {list_of[image_id]}.txt too"))
     images = [_Image(*item) for item in list_of.items()]
     counts = Counter(image.list for image in images)
     notes = [f"{counts[file.stem]:,} images in {file.name}" for file in lists]
@@ -201,9 +203,9 @@ def _name_pictures(
     entries = sorted(os.listdir(pictures)) if pictures.is_dir() else []
     files = {name for name in entries if is_image_name(Path(name))}
     by_id = {os.path.splitext(name)[0]: name for name in entries if name in files}
-    for (id, _), filename in zip(images, filenames, strict=True):
-        existing = (name for name in (f"{id}.jpg", filename) if name in files)
-        name = next(existing, by_id.get(id, f"{id}.jpg"))
+    for (image_id, _), filename in zip(images, filenames, strict=True):
+        existing = (name for name in (f"{image_id}.jpg", filename) if name in files)
+        name = next(existing, by_id.get(image_id, f"{image_id}.jpg"))
         yield name if folder else os.path.join("JPEGImages", name)
 
 
