@@ -7,7 +7,7 @@ BIN := .venv/bin
 CODE := $(shell find mlfinetune -name '*.py')
 CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '*.yaml') \
            $(wildcard mlfinetune/report/templates/*) \
-           $(wildcard docs/*.md docs/*.py docs/images/*) pyproject.toml README.md Makefile .ci/run
+           $(wildcard docs/* docs/images/* *.md) pyproject.toml constraints.txt Makefile .ci/run
 
 .DELETE_ON_ERROR:
 .PHONY: demo docs docs-image test test-faults fuzz check check-deps tools bench gpu-check clean
@@ -70,7 +70,7 @@ test: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 	touch $@
 
-# What the README promises under "When something goes wrong": every trial of its table.
+# The promises of docs/reliability.md: every trial of its table.
 test-faults: .venv/done | tools
 	MLFINETUNE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n auto --dist worksteal
 

@@ -55,7 +55,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Promise = Callable[[str, int, Collection[object]], None]
 
 FULL = os.environ.get("MLFINETUNE_FAULTS") == "full"
-"""`make test-faults`: as many trials as the README's table of promises says."""
+"""`make test-faults`: as many trials as the table of docs/reliability.md says."""
 PROMISES = 20
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
 

@@ -197,7 +197,7 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """The optimizer, its schedule, and how training runs."""
 
-    epochs: int = Field(10, gt=0)
+    epochs: int = Field(10, gt=0, description="passes over the training images")
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         32,
         description="images for each optimizer step, of all processes together; auto: measured "
@@ -268,7 +268,12 @@ class TrainConfig(Section):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="processes that decode pictures; auto: as many as the model needs"
     )
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="of the split, the initial head, the order of images and the augmentation",
+    )
     deterministic: bool = Field(
         False, description="the same bits in every run on a GPU too, where it is slower"
     )
@@ -286,7 +291,9 @@ class LossConfig(Section):
     pos_weight: Literal["auto"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="weight of positive targets: auto (negatives / positives), or a label map"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="s moves a target t to t * (1 - s) + s / 2"
+    )
     gamma_neg: float | None = Field(
         None, ge=0, description="of asl: reduces the weight of easy negatives; 4"
     )
@@ -383,6 +390,14 @@ class Config(Section):
     output: FilePath | None = Field(
         None, description="run directory; default: runs/<config file's name>"
     )
+
+    def update_section(self, section: str, **values: Any) -> Self:
+        """Return a copy with other values in one section, which are taken as they are.
+
+        For example `config.update_section("train", batch_size=64)`.
+        """
+        changed = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update={section: changed})
 
     @model_validator(mode="after")
     def _check_solver(self) -> Self:

@@ -108,4 +108,4 @@ def resolve_data_config(config: Config, splits: Splits) -> Config:
         update = {"ignore_labels": ignored, "min_positives": 0}
     if splits.delimiter is not None:
         update["label_delimiter"] = splits.delimiter
-    return config.model_copy(update={"data": config.data.model_copy(update=update)})
+    return config.update_section("data", **update)

@@ -112,7 +112,7 @@ def build_trial(
     Raises:
         MlfinetuneError: what the run could not use either.
     """
-    config = _with_batches_of(config, batch_size_or(config, MIN_BATCH))
+    config = config.update_section("train", batch_size=batch_size_or(config, MIN_BATCH))
     tagger = build_model(config, train, build_transform_spec(config), device)
     return TrialRun(
         tagger,
@@ -151,7 +151,8 @@ def choose_batch_size(
         trial = build_trial(config, train, device, dtype)
         size, why = _most_that_fits(trial, top) if gpu else _fastest(trial, top)
     limit = f"sizes up to {top} were tried: an epoch keeps {-(-len(train) // top)} steps"
-    return _with_batches_of(config, size), f"train.batch_size {size}: {why}; {limit}"
+    config = config.update_section("train", batch_size=size)
+    return config, f"train.batch_size {size}: {why}; {limit}"
 
 
 def choose_worker_count(
@@ -208,7 +209,8 @@ def build_trial_loader(
 ) -> Loader:
     """Build a loader of the training pictures as the run has it, but with small batches to time."""
     augmented = not precomputes_features(config)
-    few = _with_batches_of(config, min(PIECE_IMAGES, batch_size_or(config, PIECE_IMAGES)))
+    size = min(PIECE_IMAGES, batch_size_or(config, PIECE_IMAGES))
+    few = config.update_section("train", batch_size=size)
     return build_loader(few, train, build_transform_spec(config), device, workers, train=augmented)
 
 
@@ -274,8 +276,3 @@ def _fastest(trial: TrialRun, top: int) -> tuple[int, str]:
     )
     shown = ", ".join(f"{size}: {rate:.1f}" for size, rate in found.items())
     return choose_fastest_size(found), f"images/s were {shown}"
-
-
-def _with_batches_of(config: Config, size: int) -> Config:
-    train = config.train.model_copy(update={"batch_size": size})
-    return config.model_copy(update={"train": train})

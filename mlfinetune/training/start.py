@@ -129,8 +129,7 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
     kept = None if run is None else run / directory.CONFIG
     if kept is not None and kept.is_file() and config.train.batch_size == "auto":
         size = load_config(kept).train.batch_size
-        train = config.train.model_copy(update={"batch_size": size})
-        config = config.model_copy(update={"train": train})
+        config = config.update_section("train", batch_size=size)
     return config
 
 

@@ -192,7 +192,7 @@ def _read_examples(
     """Read the examples to score; return them and their description, as `tags.csv, split test`."""
     if request.images is not None:
         root = request.images if isinstance(request.images, str) else request.images.absolute()
-        config = _update_data(config, "images", root)
+        config = config.update_section("data", images=root)
     if request.data is None and request.split is None:
         return _read_validation_again(config, loaded, log), "validation"
     options = build_source_options(config)
@@ -213,7 +213,7 @@ def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> M
     Raises:
         DataError: validation was held out at random from data that has changed since.
     """
-    config = _update_data(config, "labels", list(loaded.labels.names))
+    config = config.update_section("data", labels=list(loaded.labels.names))
     data, drawn = config.data, False
     if data.val is not None:
         options, scan = build_source_options(config), _choose_scan(config, log)
@@ -235,11 +235,6 @@ def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> M
             )
         log.say("warning: the validation data has changed since training")
     return val
-
-
-def _update_data(config: Config, key: str, value: object) -> Config:
-    """Return the config with another value of one key of its section `data`."""
-    return config.model_copy(update={"data": config.data.model_copy(update={key: value})})
 
 
 def _choose_scan(config: Config, log: RunLog) -> Scan | None:

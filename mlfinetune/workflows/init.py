@@ -138,7 +138,7 @@ def _describe_data(table: Table, splits: Splits, skipped: list[Skipped]) -> list
         *(note for note in splits.notes if "without a" in note),
     ]
     if skipped:
-        count = "1 more picture" if len(skipped) == 1 else f"{len(skipped)} more pictures"
+        count = pluralize(len(skipped), "more picture")
         lines.append(f"{count} cannot be read, to be skipped\n{format_list(_list_faults(skipped))}")
     else:
         lines.append("every picture can be read")

@@ -94,15 +94,14 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
     )
-    update = {"epochs": 1, "batch_size": len(rows), "trackers": []}
-    train = config.train.model_copy(update=update)
     with (
         tempfile.TemporaryDirectory() as name,
         catch_signals() as heard,
         init_distributed(device_name, config.train.deterministic) as world,
     ):
         folder = Path(name)
-        config = config.model_copy(update={"train": train, "output": folder / "dry-run"})
+        config = config.update_section("train", epochs=1, batch_size=len(rows), trackers=[])
+        config = config.model_copy(update={"output": folder / "dry-run"})
         request = TrainRequest(
             config, world, heard, feature_root=folder / "features", copy_root=folder / "images"
         )

@@ -60,11 +60,12 @@ import sys, torch
 from pathlib import Path
 from mlfinetune.runs import directory
 from mlfinetune.runs.state import write_state
+from mlfinetune.storage import atomic
 run = Path(sys.argv[1])
 for number in range(3):
     write_state(run / directory.STATE, run / directory.PREVIOUS_STATE, {"a": torch.ones(9)})
-rundir.write_atomic(run / rundir.METRICS, b"{}")
-with rundir.writing(run / rundir.PREDICTIONS) as file:
+atomic.write_atomic(run / directory.METRICS, b"{}")
+with atomic.writing(run / directory.PREDICTIONS) as file:
     file.write("image,labels\\n")
 """
 
