@@ -5,54 +5,14 @@ schema.json, which editors show.
 """
 
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mlfinetune.location import Location, parse_location
+from mlfinetune.config.types import DataPath, FilePath, Fraction, Section
 
 MAX_IMAGE_SIZE = 4096
 """Limit of `model.image_size`, for checkpoints too: one input of that side takes 200 MB."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _require_text(value: Any) -> Any:
-    """Refuse an empty path, which would mean the current folder."""
-    if value == "":
-        raise ValueError("wanted path, got ''")
-    return value
-
-
-FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_require_text)]
-
-
-def _parse_data_path(value: Any) -> Location:
-    """Return the Path or the URL that the config gives."""
-    if not isinstance(_require_text(value), str | Path):
-        raise ValueError(f"wanted path or URL, got {value!r}")
-    return parse_location(str(value))
-
-
-DataPath = Annotated[
-    Location, PlainValidator(_parse_data_path), WithJsonSchema({"type": "string", "format": "path"})
-]
-
-
-class Section(BaseModel):
-    """Base of the sections: strict types, no unknown keys, frozen."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):

@@ -65,7 +65,7 @@ run = Path(sys.argv[1])
 for number in range(3):
     write_state(run / directory.STATE, run / directory.PREVIOUS_STATE, {"a": torch.ones(9)})
 atomic.write_atomic(run / directory.METRICS, b"{}")
-with atomic.writing(run / directory.PREDICTIONS) as file:
+with atomic.writing_text(run / directory.PREDICTIONS) as file:
     file.write("image,labels\\n")
 """
 

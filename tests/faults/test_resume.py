@@ -202,7 +202,7 @@ def test_other_arithmetic_is_said(runs: Runs, halfway: Callable[[str], Path]) ->
     write_state(state, state.with_name("before"), content)
     log = io.StringIO()
     runs.go("arithmetic", resume=ResumeOptions(), log=log)
-    assert "warning: precision bfloat16 before, float32 now: the rest will not" in log.getvalue()
+    assert "warning: precision bfloat16 before, float32 now: the result will not" in log.getvalue()
 
 
 def test_changed_data_is_refused(
