@@ -28,8 +28,8 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md
 PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 OTHERS = ["SECURITY.md", "CHANGELOG.md", "benchmarks/peers/README.md"]
 LANGUAGES = {"bash", "python", "yaml", "csv", "text"}
-NEEDS = {"GPU", "cluster", "network", "data", "time"}
-"""Marks of blocks that no test runs; `data` and `time` are for benchmarks alone."""
+NEEDS = ("GPU", "cluster")
+"""Marks of blocks that no test runs."""
 LAUNCHER = "torchrun --standalone --nproc-per-node 8 -m mlfinetune "
 
 
@@ -182,6 +182,9 @@ def test_the_targets_that_pages_name_are_there() -> None:
     for page in [*PAGES, "SECURITY.md"]:
         for name in re.findall(r"(?:`|^)make ([a-z][\w-]*)", read_page(page), re.MULTILINE):
             assert name in targets, f"{page}: make {name}"
+        for line in (x for b in read_blocks(page) for x in b.text.splitlines()):
+            if line.startswith("make "):
+                run(line.replace("make ", "make -n ", 1), ROOT)  # its recipe, which is not run
 
 
 @pytest.mark.faults
