@@ -49,8 +49,9 @@ runs/demo/eval/metrics.json: runs/demo/metrics.json
 demo/predictions.csv: runs/demo/metrics.json
 	$(BIN)/mlfinetune predict demo/images --checkpoint runs/demo -o $@
 
-# The tables of docs/config.md, from the schema; a test compares the two.
+# The schema of the config, and the tables of docs/config.md from it; a test compares them.
 docs: .venv/done
+	$(BIN)/python -c "from mlfinetune import config; config.SCHEMA.write_text(config.build_schema())"
 	$(BIN)/python docs/config.py
 
 # The picture of the page that the README shows, of that run; needs Debian's chromium.

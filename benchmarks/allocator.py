@@ -1,8 +1,9 @@
-"""ResNet-50 steps at 224 px on the CPU, with glibc's allocator as it comes and as we set it.
+"""ResNet-50 training steps at 224 px on a CPU: glibc's allocator by default, and as train sets it.
 
 python benchmarks/allocator.py  ->  benchmarks/results/allocator.json
 
-Each round runs both settings, each in a process of its own, in turn.
+Each round runs both settings in turn, each in a process of its own. The set one is that of
+`runtime.device.keep_freed_memory`.
 """
 
 import json
@@ -17,7 +18,7 @@ ROUNDS, STEPS, BATCH = 5, 2, 16
 
 
 def worker(tuned: bool, frozen: bool) -> None:
-    """Print the images a second of a few steps after a warm-up."""
+    """Print the images/s of a few training steps, after a warm-up."""
     import torch
 
     from mlfinetune.data.batches.batch import Batch
@@ -45,7 +46,7 @@ def worker(tuned: bool, frozen: bool) -> None:
 
 
 def measure(frozen: bool) -> dict[str, float]:
-    """Median images a second of both settings, and their ratio."""
+    """Return the median images/s of both settings, and their ratio."""
     rates: dict[str, list[float]] = {"as it comes": [], "tuned": []}
     for _ in range(ROUNDS):
         for name, values in rates.items():
@@ -57,7 +58,7 @@ def measure(frozen: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure the head alone and everything, and write the result."""
+    """Measure training of the head alone and of the whole network, and write the result."""
     result = {
         "unit": "images/s",
         "rounds": ROUNDS,

@@ -1,15 +1,16 @@
-"""Bootstrap intervals: seconds beside scikit-learn in a loop, and how often they hold the truth.
+"""Bootstrap intervals: their speed beside scikit-learn in a loop, and their coverage.
 
-    python benchmarks/bootstrap.py [--rounds 5] [--repetitions 400]
+python benchmarks/bootstrap.py [--rounds 5] [--repetitions 400]
 
-Speed: 1,000 resamples of mAP, F1 and each label's AP and F1 at 5,000 x 80, beside a loop that
-takes the drawn rows and calls scikit-learn's `average_precision_score` for mAP alone, of which
-two resamples a round are timed, in turns. Then 100,000 x 80, once, with the peak of memory. All
-in seconds of CPU time: everything runs on one thread.
+Speed: 1,000 resamples at 5,000 images x 80 labels give intervals of mAP, F1, and each label's AP
+and F1. The peer is a loop that takes the drawn rows and calls scikit-learn's
+`average_precision_score`, for mAP alone. Two of its resamples are timed in each round; rounds take
+turns. Then 100,000 x 80, once, with the peak memory. All are seconds of CPU time on one thread.
 
-Coverage: of samples from a population of 20 labels, present in 1 to 20 % of images and
-correlated, the share whose 95 % interval holds the population's value, which 1.5 million images
-tell; the same for mAP by plain percentiles, and for the difference of two models.
+Coverage: the population has 20 correlated labels, present in 1 to 20 % of its images. Samples are
+drawn from it. Coverage is the share of samples whose 95 % interval holds the population's value,
+which is computed from 1.5 million images. The same is done for mAP by plain percentiles, and for
+the difference of two models.
 """
 
 import argparse
@@ -40,7 +41,7 @@ POPULATION = [300_000] * 5
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=400)
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def drawn(images: int, labels: int, random: np.random.Generator) -> ScoreTable:
-    """Images of the population: what is common to an image moves its labels and its logits."""
+    """Draw images of the population: a part common to an image moves its labels and its logits."""
     shares = np.geomspace(0.01, 0.2, labels)
     bounds = np.array([NormalDist().inv_cdf(1 - share) for share in shares])
     common = random.normal(size=(images, 1))
@@ -71,7 +72,7 @@ def drawn(images: int, labels: int, random: np.random.Generator) -> ScoreTable:
 
 
 def other(scores: ScoreTable, random: np.random.Generator) -> ScoreTable:
-    """A second model's logits: about as good, with errors of its own."""
+    """Return the logits of a second model, which is about as good and has errors of its own."""
     noise = random.normal(size=scores.logits.shape)
     logits = 0.9 * scores.logits + 0.6 * noise + 0.35 * scores.targets
     return replace(scores, logits=logits.astype(np.float32))
@@ -81,7 +82,7 @@ def other(scores: ScoreTable, random: np.random.Generator) -> ScoreTable:
 
 
 def speed(rounds: int) -> dict[str, Any]:
-    """Medians in seconds, at 5,000 x 80."""
+    """Return median seconds at 5,000 x 80."""
     random = np.random.default_rng(0)
     a = drawn(5000, 80, random)
     b, cuts = other(a, random), [THRESHOLD] * 80
@@ -104,7 +105,7 @@ def speed(rounds: int) -> dict[str, Any]:
 
 
 def large() -> dict[str, Any]:
-    """Seconds at 100,000 x 80, and the peak of memory beyond the table."""
+    """Return seconds at 100,000 x 80, and the peak memory beyond the table."""
     scores = drawn(100_000, 80, np.random.default_rng(0))
     started = time.process_time()
     compute_intervals(scores, [THRESHOLD] * 80, RESAMPLES)
@@ -126,13 +127,13 @@ def large() -> dict[str, Any]:
 
 
 def values(scores: ScoreTable) -> NDArray[np.float64]:
-    """mAP, macro F1 and micro F1 of a table."""
+    """Return mAP, macro F1 and micro F1 of a table."""
     averages = measure(scores, THRESHOLD).averages
     return np.array([averages[name] for name in AVERAGES], np.float64)
 
 
 def coverage(repetitions: int, labels: int = 20, resamples: int = 400) -> dict[str, Any]:
-    """Shares of intervals that hold the population's values."""
+    """Return the shares of intervals that hold the population's values."""
     truth, truth_other = np.zeros(3), np.zeros(3)
     for seed, images in enumerate(POPULATION):
         random = np.random.default_rng(10**6 + seed)
@@ -163,7 +164,7 @@ def held_by(
     truth: NDArray[np.float64],
     truth_other: NDArray[np.float64],
 ) -> dict[str, bool]:
-    """Which intervals of one sample hold what they should."""
+    """Return, for one sample, whether each interval holds the population's value."""
     random = np.random.default_rng(seed)
     a = drawn(images, labels, random)
     b, cuts = other(a, random), [THRESHOLD] * labels
@@ -179,7 +180,7 @@ def held_by(
 
 
 def holds(interval: tuple[float, float] | None, value: float) -> bool:
-    """The value lies in the interval."""
+    """Return whether the value lies in the interval."""
     return interval is not None and bool(interval[0] <= value <= interval[1])
 
 

@@ -1,10 +1,10 @@
-"""Calibrations fitted to few images and judged on many fresh ones, by simulation.
+"""Calibrations that are fitted to few images and measured on many new ones, by simulation.
 
 python benchmarks/calibration.py  ->  benchmarks/results/calibration.json
 
-The labels of benchmarks/thresholds.py, normal and skewed, with all logits 1.3 times too large
-and 0.5 too high besides. `platt_alone` is each label's line all but without a penalty. Log loss
-in nats and mean ECE of the labels, on 10,000 fresh images.
+The labels are those of benchmarks/thresholds.py, normal and skewed. All their logits are 1.3 times
+too large, and then 0.5 too high. `platt_alone` fits each label's line with almost no penalty. The
+numbers are log loss in nats, and the mean ECE of the labels, on 10,000 new images.
 """
 
 import json
@@ -26,7 +26,7 @@ SPREADS = {"alike": 0.1, "apart": 0.5, "far apart": 1.2}
 def judge(
     found: calibration.Calibration, logits: np.ndarray, targets: np.ndarray
 ) -> tuple[float, float]:
-    """Log loss, and mean ECE of the labels."""
+    """Return the log loss, and the mean ECE of the labels."""
     seen = found.apply(logits).astype(np.float64)
     columns = zip(expit(seen).T, targets.T, strict=True)
     errors = [calibration.ece(p, truth) for p, truth in columns]
@@ -35,7 +35,7 @@ def judge(
 
 
 def alone(logits: np.ndarray, targets: np.ndarray) -> calibration.Calibration:
-    """Platt's lines with next to no penalty."""
+    """Fit Platt's lines with almost no penalty."""
     kept = calibration.SLOPE_SD, calibration.SHIFT_SD
     calibration.SLOPE_SD = calibration.SHIFT_SD = 30.0
     found = calibration.fit(logits, targets, "platt")
@@ -44,7 +44,7 @@ def alone(logits: np.ndarray, targets: np.ndarray) -> calibration.Calibration:
 
 
 def compare(scores: str, spread: float, images: int) -> dict[str, dict[str, float]]:
-    """Method -> its numbers, and how far its log loss is above platt's with a standard error."""
+    """Return method -> its numbers, with log loss minus that of platt and its standard error."""
     rng = np.random.default_rng((SEED, int(spread * 10), images))
     rows = []
     for _ in range(ROUNDS):
@@ -69,7 +69,7 @@ def compare(scores: str, spread: float, images: int) -> dict[str, dict[str, floa
 
 
 def main() -> None:
-    """Measure and write the result."""
+    """Measure, and write the result."""
     result = {
         "rounds": ROUNDS,
         "labels": LABELS,

@@ -1,10 +1,10 @@
-"""Full fine-tuning on a CPU with 0, 1 and 2 decoding processes beside the model.
+"""Fine-tuning the whole network on a CPU with 0, 1 and 2 worker processes that decode.
 
 PYTHONPATH=configs python benchmarks/cpu_workers.py  ->  benchmarks/results/cpu_workers.json
 
-Real steps behind the real loader, in turns; each turn starts its processes anew and is timed once
-they are warm. Images/s are of wall time, for decoding goes on in other processes: run it on a
-machine that does nothing else.
+Real training steps read from the real loader. The settings take turns; each turn starts new
+workers, and is timed after a warm-up. Images/s are of wall time, since the workers' CPU time is
+not this process's: run it on a machine that does nothing else.
 """
 
 import argparse
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "cpu_workers.json"
 
 
 def one_turn(settings: Config, train: Manifest, parts: TrialRun, workers: int, steps: int) -> float:
-    """Images a second of `steps` training steps, after WARM of them."""
+    """Return the images/s of `steps` training steps, after WARM other steps."""
     spec = build_transform_spec(settings)
     loader = build_loader(settings, train, spec, CPU, workers, train=True)
     batches = repeat_epochs(loader)
@@ -43,7 +43,7 @@ def one_turn(settings: Config, train: Manifest, parts: TrialRun, workers: int, s
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)

@@ -1,13 +1,13 @@
-"""JPEG file to 224 px picture on one core: ours, and a loader as one writes it with Pillow.
+"""From a JPEG file to a 224 px picture on one core: this package, and a usual loader with Pillow.
 
 python benchmarks/decode.py  ->  benchmarks/results/decode.json
 
 pillow: open, convert, torchvision's Resize and CenterCrop, or RandomResizedCrop, and ToTensor.
 ours: `data.batches.dataset.ImageDataset` in evaluation and in training, with the same transforms.
 The pictures are made here: noise whose detail falls off as in photographs, quality 91, 4:2:0.
-Rounds take turns; images a second of CPU time are their median. `difference` is the mean absolute
-difference of pixels, of 255, between Pillow's pixels and ours at the same crop, as we decode and
-where we decode at full size.
+Rounds take turns; images per second of CPU time are their median. `difference` is the mean
+absolute difference, of 255, between Pillow's pixels and ours at the same crop. It is given for the
+decoding that is used, and for decoding at full size.
 """
 
 import json
@@ -47,7 +47,10 @@ V1 = {
 
 
 def photograph(width: int, height: int, seed: int) -> Image.Image:
-    """Octaves of noise, each finer one weaker, colour in the coarse ones alone, and grain."""
+    """Return a picture like a photograph: octaves of noise, and grain.
+
+    Each finer octave is weaker; only the coarse ones have color.
+    """
     random = np.random.default_rng(seed)
     total = random.normal(0, 0.06, (height, width, 3))
     for octave in range(1, 10):
@@ -62,29 +65,30 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
 
 
 def pillow(mode: str, path: str) -> torch.Tensor:
-    """(3, 224, 224) in [0, 1], as most loaders make it."""
+    """Return a picture as most loaders make it, (3, 224, 224) in [0, 1]."""
     picture: torch.Tensor = V1[mode](Image.open(path).convert("RGB"))
     return picture
 
 
 def reference(mode: str, path: str, seed: int) -> torch.Tensor:
-    """(3, 224, 224) of 0 to 255: decoded and resized by Pillow alone, cropped where ours is."""
-    image = Image.open(path).convert("RGB")
-    if mode == "eval":
-        return v1.functional.pil_to_tensor(v1.Compose(V1[mode].transforms[:-1])(image))
-    torch.manual_seed(seed)
-    return v1.functional.pil_to_tensor(build_random_crop(SPECS[mode])(image))
+    """Return (3, 224, 224) of 0 to 255: decoded and resized by Pillow, with the crop of `ours`."""
+    transform: Callable[[Any], Any] = v1.Compose(V1[mode].transforms[:-1])
+    if mode == "train":
+        transform = build_random_crop(SPECS[mode])  # it takes a Pillow image too
+        torch.manual_seed(seed)
+    pixels: torch.Tensor = v1.functional.pil_to_tensor(transform(Image.open(path).convert("RGB")))
+    return pixels
 
 
 def ours(dataset: ImageDataset, path: str) -> torch.Tensor:
-    """(3, 224, 224) uint8, by the way that training and evaluation take."""
+    """Return (3, 224, 224) uint8, as training and evaluation load it."""
     image = dataset[0, 0, path].image
     assert image is not None
     return image
 
 
 def unscaled(mode: str, path: str, seed: int) -> torch.Tensor:
-    """(3, 224, 224) uint8, decoded at full size."""
+    """Return (3, 224, 224) uint8, decoded at full size."""
     image = to_tensor(decode_image(Path(path), 10**9, None, choose_jpeg_decoder()[0]))
     spec = SPECS[mode]
     return (
@@ -95,7 +99,7 @@ def unscaled(mode: str, path: str, seed: int) -> torch.Tensor:
 
 
 def difference(mode: str, paths: list[str], of: Callable[[str, int, int], torch.Tensor]) -> float:
-    """The mean over pictures, and over random crops, against Pillow with the same draws."""
+    """Return the mean difference from `reference`, over pictures and over random crops."""
     found = []
     for path in paths:
         for trial in range(SEEDS if mode == "train" else 1):
@@ -106,7 +110,7 @@ def difference(mode: str, paths: list[str], of: Callable[[str, int, int], torch.
 
 
 def measure(mode: str, paths: list[str], calls: int) -> dict[str, Any]:
-    """Rates of both and their ratio; differences of ours."""
+    """Return the rates of both and their ratio, and the differences of ours."""
     dataset = ImageDataset(SPECS[mode], 0 if mode == "train" else None)
     loaders: dict[str, Callable[[str], torch.Tensor]] = {
         "pillow": lambda path: pillow(mode, path),
@@ -155,8 +159,8 @@ def main() -> None:
             result[f"{width} x {height}"] = {"bytes a pixel": round(size, 3), **rows}
             for mode, row in rows.items():
                 print(f"{width} x {height}", f"{size:.2f} bytes/px", mode, row)
-    path = Path(__file__).parent / "results" / "decode.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    results = Path(__file__).parent / "results" / "decode.json"
+    results.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A frozen backbone: what computing features once saves, and which method finds the best head.
+"""A frozen backbone: time saved by computing features once, and the best method for the head.
 
-    python benchmarks/frozen_head.py --train train.csv --val val.csv --images images --weights FILE
+python benchmarks/frozen_head.py --train train.csv --val val.csv --images images --weights FILE
 
-Each row is `mlfinetune train configs/frozen.yaml` as a process, start-up included: with features
-computed every epoch (`train.cache_features: off`), computed once, and kept from an earlier run;
-the head by L-BFGS and by AdamW. Rows on kept features are run ROUNDS times in turn, medians shown.
-Prints a table; writes benchmarks/results/frozen_head.json.
+Each row is `mlfinetune train configs/frozen.yaml` as a process, start-up included. Features are
+computed in every epoch (`train.cache_features: off`), computed once, or read from an earlier run.
+The head is found by L-BFGS and by AdamW. Rows on cached features run ROUNDS times in turn, and
+medians are shown. Prints a table; writes benchmarks/results/frozen_head.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ KEPT = {
 
 
 def run(name: str, settings: list[str], cache: Path, folder: Path) -> dict[str, Any]:
-    """One run: seconds of the process, best mAP, macro F1 at 0.5."""
+    """Run once; return the seconds of the process, the best mAP, and macro F1 at 0.5."""
     command = [sys.executable, "-m", "mlfinetune", "train", str(CONFIG), *settings]
     environment = {**os.environ, "MLFINETUNE_CACHE": str(cache)}
     output = folder / "run"
@@ -49,7 +49,7 @@ def run(name: str, settings: list[str], cache: Path, folder: Path) -> dict[str, 
 
 
 def shown(row: dict[str, Any]) -> None:
-    """A line of the table."""
+    """Return a line of the table."""
     print(f"{row['name']:<44} {row['s']:8.1f} s  mAP {row['mAP']:.4f}  F1 {row['macro F1']:.4f}")
     sys.stdout.flush()
 

@@ -1,9 +1,10 @@
-"""The head of a frozen backbone along L-BFGS's path: which penalty, after how many iterations?
+"""The head of a frozen backbone by L-BFGS: mAP by strength of the penalty and by iterations.
 
-    python benchmarks/head_path.py --train train.csv --val val.csv --images images --weights FILE
+python benchmarks/head_path.py --train train.csv --val val.csv --images images --weights FILE
 
-mAP and macro F1 (at 0.5) on validation, by strength and iterations, beyond where a run would stop.
-Prints a table; writes benchmarks/results/head_path.json. Features come from the cache, or go there.
+mAP and macro F1 (at 0.5) are of validation. The iterations continue after the point where a run
+would stop. Prints a table; writes benchmarks/results/head_path.json. Features are read from the
+cache, or computed and added to it.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from mlfinetune.runtime.device import choose_precision, prepare_device, read_fre
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 from mlfinetune.training.build import build_model, build_training_loss, build_transform_spec
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
 from mlfinetune.training.lbfgs import PENALTIES, Solver
@@ -44,7 +45,7 @@ def main() -> None:
     splits, spec = load_splits(config, log), build_transform_spec(config)
     tagger = build_model(config, splits.train, spec, device)
     maker = build_extractor(config, tagger, spec, device, dtype, workers=1)
-    store = open_feature_store(cache_folder("features"), tagger, spec, "resnet50", maker)
+    store = open_feature_store(get_cache_folder("features"), tagger, spec, "resnet50", maker)
     room = read_free_memory(device) // 2
     found = build_feature_loaders(
         config, splits, maker, store, World(device, DistInfo()), room, log

@@ -1,15 +1,16 @@
-"""Small copies of large pictures against the pictures themselves, as training reads them.
+"""Small copies of large pictures beside the pictures themselves, as training reads them.
 
 python benchmarks/image_store.py  ->  benchmarks/results/image_store.json
 
-file: `data.batches.dataset.ImageDataset` decodes the picture, takes a random crop and makes it 224
-px. copy: the same with `data.batches.copies.SmallCopies`, its look-up and checksum included. raw:
-what reading uncompressed pixels of the same size would cost. fill: a copy made and written. Rates
-are images a second of CPU time on one core, the median of rounds that take turns; files are in the
-system's memory. `pays after`: epochs from which filling and reading cost less than the files.
-`difference` is the mean absolute difference of pixels, of 255, between the training views of the
-file at full size and of the copy, with the same seeds; `contrast`: what copies keep of the mean
-difference between neighbouring pixels.
+file: `data.batches.dataset.ImageDataset` decodes the picture, and makes a random crop of 224 px.
+copy: the same with `data.batches.copies.SmallCopies`, its look-up and checksum included.
+raw: reading uncompressed pixels of the copy's size.
+fill: making a copy, and writing it.
+Rates are images per second of CPU time on one core, the median of rounds that take turns; files are
+in the system's memory. `pays after`: number of epochs from which making and reading copies costs
+less than reading the files. `difference`: mean absolute difference of pixels, of 255, between the
+random crops of the file at full size and of the copy, with the same seeds. `contrast`: share of the
+mean difference between neighboring pixels that copies keep.
 """
 
 import itertools
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from decode import photograph
 
-from mlfinetune.data.batches.copies import CopyMaker, MadeCopy, SmallCopies, copy_side
+from mlfinetune.data.batches.copies import CopyMaker, MadeCopy, SmallCopies, compute_copy_side
 from mlfinetune.data.batches.dataset import ImageDataset, mix_seed
 from mlfinetune.data.images.decode import decode_image
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
@@ -41,7 +42,7 @@ SPEC = TransformSpec(224, "squash", 10**9, crop_scale=(0.35, 1.0), horizontal_fl
 
 
 def manifest(folder: Path, width: int, height: int) -> Manifest:
-    """Pictures made here: noise whose detail falls off as in photographs, quality 91, 4:2:0."""
+    """Return pictures made here: noise like a photograph's, quality 91, 4:2:0."""
     names = tuple(f"{width}-{i}.jpg" for i in range(PICTURES))
     for i, name in enumerate(names):
         photograph(width, height, i).save(folder / name, quality=91, subsampling="4:2:0")
@@ -50,7 +51,7 @@ def manifest(folder: Path, width: int, height: int) -> Manifest:
 
 
 def rates(ways: dict[str, Callable[[int], object]], calls: int) -> dict[str, float]:
-    """Calls a second of CPU time, the median of rounds that take turns."""
+    """Return calls per second of CPU time, the median of rounds that take turns."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name, way in ways.items():
@@ -63,7 +64,7 @@ def rates(ways: dict[str, Callable[[int], object]], calls: int) -> dict[str, flo
 
 
 def likeness(examples: Manifest, copies: SmallCopies) -> dict[str, float]:
-    """Views of the copies against views of the files at full size, with the same seeds."""
+    """Compare crops of the copies with those of the files at full size, with the same seeds."""
     train, jpeg = build_train_transform(SPEC), choose_jpeg_decoder()[0]
     differences, contrasts = [], []
     for index in range(PICTURES):
@@ -85,7 +86,7 @@ def likeness(examples: Manifest, copies: SmallCopies) -> dict[str, float]:
 
 
 def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
-    """One size of pictures."""
+    """Return the numbers for one size of pictures."""
     examples = manifest(folder, width, height)
     copies = SmallCopies(folder / "store", SPEC)
     items = copies.find_missing(examples)
@@ -116,7 +117,7 @@ def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
     spare, kept = SmallCopies(folder / "spare", SPEC), itertools.count()
 
     def fill(call: int) -> None:
-        """Make a copy; a round's last call writes them all."""
+        """Make a copy; the last call of a round writes them all."""
         waiting.append(replace(maker[items[call % PICTURES]], key=next(kept)))
         if call == calls - 1:
             sum(spare.fill([waiting]))
@@ -136,7 +137,11 @@ def measure(folder: Path, width: int, height: int) -> dict[str, Any]:
 def main() -> None:
     """Make the pictures, measure, write, print."""
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"unit": "images/s a core", "rounds": ROUNDS, "bound": copy_side(SPEC)}
+    result: dict[str, Any] = {
+        "unit": "images/s a core",
+        "rounds": ROUNDS,
+        "bound": compute_copy_side(SPEC),
+    }
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(Path(folder), width, height)

@@ -1,10 +1,10 @@
-"""One step of a head of 2,048 features and 100,000 labels: whole, and chunk by chunk.
+"""One training step of a head of 2,048 features and 100,000 labels: whole, and chunk by chunk.
 
 python benchmarks/large_head.py  ->  benchmarks/results/large_head.json
 
 whole: nn.Linear, BCEWithLogitsLoss, the optimizer's step after the backward pass. chunked: ours
 (`models.tagger.ChunkedLinear`, `training.optim.build_optimizer`, `loss.sigmoid_cross_entropy`).
-Every round runs each in a process of its own, in turn; seconds are the median of the rounds, memory
+Every round runs each in a process of its own, in turn. Seconds are the median of the rounds. Memory
 is what a step needs beyond the weights and the optimizer's state.
 """
 
@@ -33,7 +33,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 
 def worker(kind: str, chunk: int, batch: int, optimizer_name: str) -> None:
-    """Print seconds a step and MiB beyond what stays."""
+    """Print the seconds of a step, and its MiB beyond weights and optimizer state."""
     prepare_device(DEVICE)
     tagger.CHUNK_LABELS = chunk
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def worker(kind: str, chunk: int, batch: int, optimizer_name: str) -> None:
 
 
 def _memory(key: str) -> int:
-    """Bytes of this process, without what is free in it."""
+    """Return the bytes that this process uses, without free memory that it holds."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     found = re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None

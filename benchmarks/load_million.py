@@ -2,10 +2,14 @@
 
     python benchmarks/load_million.py [--rows N] [--labels L]
 
-In a process of its own each: the table is read, every path is looked up, rows are joined, the
-sides are made. `list` has three labels a row in one column and a split column, `columns` has one
-0/1 column a label (a tenth of the rows, and the figure is given for those), `hold_out` leaves the
-split to the stratification. Peak memory is of the whole process, the interpreter's with it.
+Each table is loaded in a process of its own: it is read, every path is looked up, rows are joined,
+the sides are made.
+
+list: three labels a row in one column, and a split column.
+columns: one 0/1 column a label, a tenth of the rows; the numbers are for these rows.
+hold_out: as list, without the split column, so that val is drawn by stratification.
+
+Peak memory is that of the whole process, with the interpreter.
 """
 
 import argparse
@@ -53,7 +57,7 @@ def main() -> None:
 
 
 def files(root: Path, rows: int) -> list[str]:
-    """Empty files with the names of pictures, a thousand a folder."""
+    """Make empty files with the names of pictures, a thousand a folder; return the names."""
     names = []
     for start in range(0, rows, FILES_A_FOLDER):
         below = f"{start // FILES_A_FOLDER:05}"
@@ -65,7 +69,7 @@ def files(root: Path, rows: int) -> list[str]:
 
 
 def lists(root: Path, names: list[str], labels: int, split: bool) -> Path:
-    """Three labels a row, Zipf-like, in one column."""
+    """Write a table with three labels a row in one column, drawn by a law like Zipf's."""
     rng = np.random.default_rng(0)
     drawn = (rng.pareto(0.6, (len(names), 3)) * 3).astype(np.int64) % labels
     path = root / f"lists-{split}.csv"
@@ -79,7 +83,7 @@ def lists(root: Path, names: list[str], labels: int, split: bool) -> Path:
 
 
 def columns(root: Path, names: list[str], labels: int) -> Path:
-    """One column a label, half a percent of them 1."""
+    """Write a table with one column a label, half a percent of the cells 1."""
     rng = np.random.default_rng(0)
     path = root / "columns.csv"
     with path.open("w", newline="") as file:
@@ -91,7 +95,7 @@ def columns(root: Path, names: list[str], labels: int) -> Path:
 
 
 def load(table: Path) -> dict[str, float]:
-    """Seconds and GiB of read_splits, and of what a worker that is not forked is given."""
+    """Return images, labels, seconds and peak GiB of read_splits, and the numbers of `workers`."""
     from mlfinetune.data.read import read_splits
     from mlfinetune.data.table import SourceOptions
 
@@ -111,7 +115,7 @@ def load(table: Path) -> dict[str, float]:
 
 
 def workers(manifest: object) -> dict[str, float]:
-    """Bytes that a spawned worker unpickles, and what two forked ones take for themselves."""
+    """Return seconds to a first batch, bytes of a worker's pickle, and a forked worker's MiB."""
     import pickle
 
     from mlfinetune.data.batches.loader import Loader
@@ -141,7 +145,7 @@ def _parent(process: Path) -> int:
 
 
 def _private(pid: int) -> int:
-    """Bytes of a process that it shares with no other."""
+    """Return the bytes of a process that it shares with no other process."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     lines = [line.split() for line in text.splitlines() if line.startswith("Private_Dirty")]
     return sum(int(line[1]) for line in lines) * 1024

@@ -1,10 +1,10 @@
-"""How far a copy's difference hash moves, and how many different pictures come as near.
+"""Difference hashes: how far that of a copy moves, and how many different pictures are as near.
 
-    python benchmarks/look_alikes.py [FOLDER]     without one, on drawn pictures, nothing written
+python benchmarks/look_alikes.py [FOLDER]     without FOLDER: drawn pictures, and nothing written
 
-Every tenth picture is recompressed at quality 60, halved in size, made 8 % brighter, and all
-three; the share of copies within the bound that `check` uses is told for each. Of all pairs of
-different files, those within the bound are counted: what `check` would point out.
+Every tenth picture is recompressed at quality 60, halved in size, made 8 % brighter, and all three
+at once. For each kind the share of copies within the bound of `check` is given. Of all pairs of
+different files those within the bound are counted: `check` would report them.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The figures for the pictures of a folder."""
+    """Return the numbers for the pictures of a folder."""
     files = [path for path in walk_files(folder) if is_image_name(path)]
     digests = {}
     for path in files:
@@ -60,7 +60,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 
 def copies_within(files: list[Path]) -> dict[str, float]:
-    """Share of the copies of each kind whose hash is within the bound."""
+    """Return, for each kind of copy, the share whose hash is within the bound."""
     near: dict[str, int] = {}
     for path in files:
         own = int(inspect_image(path, 89_000_000).dhash, 16)
@@ -71,7 +71,7 @@ def copies_within(files: list[Path]) -> dict[str, float]:
 
 
 def altered(image: Image.Image) -> dict[str, Image.Image]:
-    """The copies that people have: smaller, brighter, both."""
+    """Return usual copies of a picture: smaller, brighter, both."""
     half = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
     return {
         "recompressed": image,
@@ -82,7 +82,7 @@ def altered(image: Image.Image) -> dict[str, Image.Image]:
 
 
 def hash_of(image: Image.Image, quality: int) -> str:
-    """The hash of the picture as a JPEG."""
+    """Return the hash of the picture as a JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     with tempfile.NamedTemporaryFile(suffix=".jpg") as file:

@@ -32,18 +32,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def naive(logits: Tensor, targets: Tensor) -> Tensor:
-    """The sigmoid first, then the logarithm."""
+    """Compute the sigmoid first, then the logarithm."""
     p = torch.sigmoid(logits)
     return -(targets * p.log() + (1 - targets) * (1 - p).log())
 
 
 def log_of_one_plus(logits: Tensor, targets: Tensor) -> Tensor:
-    """The stable formula with log(1 + y) where log1p(y) belongs."""
+    """Compute the stable formula, but with log(1 + y) in place of log1p(y)."""
     return logits.clamp(min=0) - targets * logits + torch.log(1 + torch.exp(-logits.abs()))
 
 
 def losses() -> dict[str, Loss]:
-    """Name -> loss of every element."""
+    """Return name -> loss of every element."""
     return {
         "ours, torch": lambda x, t: sigmoid_cross_entropy(x, t, reduction="none", backend="torch"),
         f"ours, triton{'' if DEVICE == 'cuda' else ', interpreted'}": lambda x, t: (
@@ -59,7 +59,7 @@ def losses() -> dict[str, Loss]:
 
 
 def worst(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Largest relative error of the value and of the gradient."""
+    """Return the largest relative error of the value and of the gradient."""
     exact = logits.detach().double().requires_grad_()
     true = sigmoid_cross_entropy_reference(exact, targets, reduction="none")
     (true_slope,) = torch.autograd.grad(true.sum(), exact)
@@ -80,7 +80,7 @@ def _relative(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    """Measure every type, loss and band; write, and print the float32 table."""
+    """Measure every type, loss and range of logits; write, and print the float32 table."""
     result: dict[str, dict[str, dict[str, list[float]]]] = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         rows = result.setdefault(name_dtype(dtype), {})

@@ -1,11 +1,11 @@
-"""Forward and backward of the loss, ours beside what people run otherwise, and beside a copy.
+"""Forward and backward pass of the loss: ours beside usual code, and beside a copy of memory.
 
 python benchmarks/loss_speed.py  ->  benchmarks/results/loss_speed_DEVICE.json
 
-Takes the GPU where there is one. On a CPU each setting (threads, allocator) has a process of its
-own; `tuned` is what `mlfinetune train` asks of glibc (`runtime.device.keep_freed_memory`). Within a
-round every contender takes its turn; the median of the rounds counts. The copy moves as many bytes
-as the loss has to: logits and targets read, the gradient written.
+Runs on the GPU where there is one. On a CPU each setting (threads, allocator) has a process of its
+own; `tuned` is glibc as `mlfinetune train` sets it (`runtime.device.keep_freed_memory`). In a round
+each contender runs in turn; the median of the rounds counts. The copy moves as many bytes as the
+loss has to: logits and targets are read, the gradient is written.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 
 def masked(logits: Tensor, targets: Tensor) -> Tensor:
-    """What eager code does about unknown targets."""
+    """Return the loss of plain torch code that masks unknown targets."""
     known = targets >= 0
     each = binary_cross_entropy_with_logits(
         logits, targets.clamp(min=0).to(logits.dtype), reduction="none"
@@ -50,7 +50,10 @@ def masked(logits: Tensor, targets: Tensor) -> Tensor:
 def contenders(
     shape: tuple[int, int], dtype: torch.dtype
 ) -> tuple[Tensor, dict[str, Callable[[], Any]]]:
-    """Logits of spread 4, and name -> one forward and backward; 3 % positives, 5 % unknown."""
+    """Return logits, and name -> one forward and backward pass.
+
+    Logits have a standard deviation of 4; 3 % of the targets are positive, 5 % unknown.
+    """
     torch.manual_seed(0)
     logits = (torch.randn(shape, device=DEVICE) * 4).to(dtype).requires_grad_()
     hard = (torch.rand(shape, device=DEVICE) < 0.03).to(torch.int8)
@@ -97,7 +100,7 @@ def finish() -> None:
 
 
 def seconds(run: Callable[[], Any], times: int) -> float:
-    """Of one call, over so many."""
+    """Return the seconds of one call, the mean over `times` calls."""
     finish()
     start = time.perf_counter()
     for _ in range(times):
@@ -107,7 +110,7 @@ def seconds(run: Callable[[], Any], times: int) -> float:
 
 
 def peak_mib(run: Callable[[], Any], logits: Tensor) -> float:
-    """Most memory in use during a call beyond logits and targets; the gradient counts."""
+    """Return the peak memory of a call in MiB beyond logits and targets; the gradient counts."""
     logits.grad = None
     if GPU:
         before = torch.cuda.memory_allocated()
@@ -122,7 +125,7 @@ def peak_mib(run: Callable[[], Any], logits: Tensor) -> float:
 
 
 def resident() -> tuple[int, int]:
-    """KiB in memory now, and at most."""
+    """Return KiB in memory now, and at most."""
     status = Path("/proc/self/status").read_text()
     now, most = (re.search(rf"{key}:\s+(\d+)", status) for key in ("VmRSS", "VmHWM"))
     assert now is not None
@@ -131,7 +134,7 @@ def resident() -> tuple[int, int]:
 
 
 def measure(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, dict[str, float]]:
-    """Microseconds a call and peak MiB of every contender."""
+    """Return microseconds of a call and peak MiB of every contender."""
     logits, runs = contenders(shape, dtype)
     once = {}
     for name, run in runs.items():
@@ -152,7 +155,7 @@ def measure(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, dict[str, f
 
 
 def worker(threads: int, tuned: bool) -> None:
-    """Print every shape's figures as JSON."""
+    """Print the numbers of every shape as JSON."""
     if not GPU:
         torch.set_num_threads(threads)
         if tuned:

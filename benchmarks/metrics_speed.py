@@ -36,7 +36,7 @@ TABLES = {"3.6% positive": (0.036, 0.0), "50% positive": (0.5, 0.0), "30% unknow
 
 
 def scores(images: int, positive: float, unknown: float) -> ScoreTable:
-    """Normal logits, those of positives 1.5 higher."""
+    """Return normal logits, those of positives 1.5 higher, with their targets."""
     rng = np.random.default_rng(SEED)
     logits = np.empty((images, LABELS), np.float32)
     targets = np.empty(logits.shape, np.int8)
@@ -50,7 +50,7 @@ def scores(images: int, positive: float, unknown: float) -> ScoreTable:
 
 
 def sklearn_ap(table: ScoreTable) -> float:
-    """mAP from scikit-learn's function, called for every label."""
+    """Return mAP from scikit-learn's function, called for every label."""
     values = []
     for t, x in zip(table.targets.T, table.logits.T, strict=True):
         known = t != UNKNOWN
@@ -62,7 +62,7 @@ def sklearn_ap(table: ScoreTable) -> float:
 
 
 def all_metrics(table: ScoreTable, ap: str = "sklearn") -> float:
-    """The mAP of `measure`, which computes everything else too."""
+    """Return the mAP of `measure`, which computes all other metrics too."""
     return measure(table, ap=ap).averages["mAP"] or 0.0
 
 
@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, Callable[[ScoreTable], float]] = {
 
 
 def compared(table: ScoreTable) -> dict[str, Any]:
-    """Median seconds of interleaved rounds, and how far the two mAP are apart."""
+    """Return median seconds of rounds that take turns, and the difference of the two mAP."""
     times: dict[str, list[float]] = {name: [] for name in FUNCTIONS}
     values = {}
     for _ in range(ROUNDS):
@@ -92,7 +92,7 @@ def compared(table: ScoreTable) -> dict[str, Any]:
 
 
 def worker(name: str) -> None:
-    """Score a million images and print what it took."""
+    """Score a million images; print the seconds and the memory."""
     FUNCTIONS[name](scores(1000, 0.036, 0.0))  # what imports and first calls keep
     table = scores(1_000_000, 0.036, 0.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -106,7 +106,7 @@ def worker(name: str) -> None:
 
 
 def main() -> None:
-    """Measure and write the result; keeps a million's numbers that are there unless asked."""
+    """Measure, and write the result; without --million keep its numbers in the file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--million", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""What bfloat16 changes: probabilities and mAP of the same checkpoint, against float32.
+"""Effect of bfloat16 on probabilities and mAP of one checkpoint, beside float32.
 
-    python benchmarks/precision.py --train train.csv --val val.csv --images images --weights FILE
+python benchmarks/precision.py --train train.csv --val val.csv --images images --weights FILE
 
-A frozen ResNet-50 is trained as `configs/frozen.yaml` says; its best checkpoint is evaluated by
-`mlfinetune eval` with `train.precision` float32 and bfloat16, with the fused backbone that the CPU
-runs. Prints, and writes benchmarks/results/precision.json.
+A frozen ResNet-50 is trained with `configs/frozen.yaml`. Its best checkpoint is evaluated by
+`mlfinetune eval` with `train.precision` float32 and bfloat16, with the fused backbone that runs on
+a CPU. Prints, and writes benchmarks/results/precision.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def mlfinetune(*arguments: str) -> None:
 
 
 def evaluated(run: Path, precision: str) -> tuple[float, np.ndarray]:
-    """mAP, and the (N, L) probabilities."""
+    """Return mAP, and the (N, L) probabilities."""
     folder = run / precision
     settings = [f"train.precision={precision}", "--device", "cpu"]
     mlfinetune("eval", "--checkpoint", str(run), *settings, "-o", str(folder))

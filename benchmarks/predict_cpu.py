@@ -1,17 +1,20 @@
-"""ResNet-50 features at 224 px on the CPU: plain torch, and the fused backbone of predict.
+"""ResNet-50 features at 224 px on a CPU: plain torch, and the fused backbone of predict.
 
 python benchmarks/predict_cpu.py  ->  benchmarks/results/predict_cpu.json
 
-eager float32: torchvision's network, NCHW, glibc's allocator as it comes. All others run with the
-allocator as the package sets it (`runtime.device.keep_freed_memory`), channels_last: autocast, the
-same network under bfloat16 autocast; folded, BatchNorm in the convolutions, plain operators;
-packed, what `models.inference.fuse_for_cpu` builds: fused operators and weights laid out for them,
-in both types. The two allocators need a process each; the two processes take turns, batch by batch,
-and never run at once. On one core the rates count CPU time, on all cores wall time; each is the
-median of the rounds after one that warms up. `ratio` is over eager float32 at its own best batch,
-on as many cores. The largest difference of probabilities is against float32, under a random head
-whose logits have a deviation of about 2. The one-core peak of a large matrix product in either type
-says what there is to be had.
+eager float32: torchvision's network, NCHW, glibc's allocator by default. The others run with the
+allocator as the package sets it (`runtime.device.keep_freed_memory`) and in channels_last:
+autocast: the same network under bfloat16 autocast.
+folded: BatchNorm folded into the convolutions, plain operators.
+packed: the result of `models.inference.fuse_for_cpu`, fused operators and weights in the layout
+of these operators, in both types.
+
+The two allocators need a process each; the two processes take turns, batch by batch, and never run
+at once. On one core the rates are of CPU time, on all cores of wall time. Each rate is the median
+of the rounds after one warm-up. `ratio` is over eager float32 at its own best batch, on as many
+cores. The largest difference of probabilities is from float32, with a random head whose logits have
+a standard deviation of about 2. The peak of a large matrix product on one core, in either type, is
+the limit of the hardware.
 """
 
 import copy
@@ -39,7 +42,7 @@ PROCESSES = ("as it comes", "kept")
 
 
 def backbone() -> nn.Module:
-    """The same random weights in every process, BatchNorm with statistics of its own."""
+    """Return a network with the same random weights in every process, and BatchNorm statistics."""
     torch.manual_seed(0)
     net = torchvision.models.get_model("resnet50", weights=None).eval().requires_grad_(False)
     net.fc = nn.Identity()
@@ -51,7 +54,7 @@ def backbone() -> nn.Module:
 
 
 def folded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The backbone of a machine without fused operators."""
+    """Return the backbone for a machine without fused operators."""
     torch.backends.mkldnn.enabled = False
     plain, _ = fuse_for_cpu(net, dtype, SIDE)
     torch.backends.mkldnn.enabled = True
@@ -59,7 +62,7 @@ def folded(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def variants() -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Any]]:
-    """Everything that runs in the process that keeps freed memory, and how packing went."""
+    """Return the variants that run with freed memory kept, and facts of each, as its difference."""
     net = backbone()
     last = copy.deepcopy(net).to(memory_format=torch.channels_last)
 
@@ -82,7 +85,7 @@ def variants() -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Any]]:
 
 
 def difference(net: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
-    """The largest difference of probabilities, over 8 pictures and 64 labels."""
+    """Return the largest difference of probabilities, over 8 pictures and 64 labels."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(8, 3, SIDE, SIDE, generator=generator)
     expected = net(x)
@@ -119,7 +122,7 @@ def worker(process: str) -> None:
 
 
 def peak(dtype: torch.dtype, size: int = 2048) -> float:
-    """GFLOP/s of a matrix product on one core."""
+    """Return GFLOP/s of a matrix product on one core."""
     torch.set_num_threads(1)
     a, seconds = torch.randn(size, size).to(dtype), []
     for _ in range(ROUNDS + 1):
@@ -130,7 +133,7 @@ def peak(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def measure(workers: list[subprocess.Popen[str]], cores: int) -> dict[str, dict[int, float]]:
-    """Images a second of every variant at every batch."""
+    """Return images/s of every variant at every batch size."""
     rates: dict[str, dict[int, float]] = {}
     for batch in BATCHES if cores == 1 else BATCHES_ALL_CORES:
         seconds: dict[str, list[float]] = {}
@@ -145,7 +148,7 @@ def measure(workers: list[subprocess.Popen[str]], cores: int) -> dict[str, dict[
 
 
 def ask(process: subprocess.Popen[str], question: str = "") -> Any:
-    """A line there, if any, and a line back."""
+    """Send a line to a worker, if any, and return its answer."""
     assert process.stdin is not None
     assert process.stdout is not None
     if question:
@@ -155,7 +158,7 @@ def ask(process: subprocess.Popen[str], question: str = "") -> Any:
 
 
 def table(rates: dict[str, dict[int, float]], cores: int) -> dict[str, Any]:
-    """The rates beside their ratios, printed."""
+    """Print the rates and their ratios."""
     best = max(rates[EAGER].values())
     print(f"\n{cores} core{'s' * (cores > 1)}, images/s (ratio), batch {[*rates[EAGER]]}")
     for name, by_batch in rates.items():

@@ -1,11 +1,11 @@
-"""Does `mlfinetune predict` take the same memory for any number of pictures?
+"""Memory of `mlfinetune predict` for any number of pictures.
 
-    python benchmarks/predict_memory.py [--pictures N]  ->  benchmarks/results/predict_memory.json
+python benchmarks/predict_memory.py [--pictures N]  ->  benchmarks/results/predict_memory.json
 
-A ResNet-18 with 64 labels looks at N paths on standard input, those of a thousand drawn pictures
-of 64 px over and over, one in a thousand unreadable. Resident memory of the process and of its
-children is read every second; the slope is a line through the second half of the readings. Then it
-is killed at half of the rows, and goes on: the file has to be the same.
+A ResNet-18 with 64 labels reads N paths from standard input: those of a thousand drawn pictures of
+64 px, again and again; one in a thousand cannot be read. The resident memory of the process and of
+its children is sampled every second. The slope is that of a line through the second half of the
+samples. Then predict is killed at half of the rows and resumed: the file has to be the same.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "predict_memory.json"
 
 
 def main() -> None:
-    """Predict twice, and write what it took."""
+    """Predict twice, and write seconds and memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=200_000)
     asked = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, pictures: int) -> None:
-    """A checkpoint, pictures, and the list of paths."""
+    """Make a checkpoint, pictures, and the list of paths."""
     spec = TransformSpec(64, "squash", 10**8)
     labels = LabelSpace(tuple(f"label {i}" for i in range(64)))
     tagger = Tagger("resnet18", len(labels), mean=spec.mean, std=spec.std)
@@ -79,7 +79,7 @@ def prepare(folder: Path, pictures: int) -> None:
 def predict(
     folder: Path, output: str, *more: str, kill_at: int | None = None
 ) -> tuple[list[tuple[int, int]], float]:
-    """(rows, bytes of memory) every second, and pictures a second."""
+    """Return (rows, bytes of memory) of every second, and pictures/s."""
     command = [sys.executable, "-m", "mlfinetune", "predict", "-", "-c", "best.safetensors"]
     started, readings = time.monotonic(), list[tuple[int, int]]()
     out = folder / output
@@ -108,7 +108,7 @@ def predict(
 
 
 def read_from(path: Path, at: int) -> bytes:
-    """What a file that grows has from there on."""
+    """Return what a growing file has from a position on."""
     if not path.exists():
         return b""
     with path.open("rb") as file:
@@ -117,7 +117,7 @@ def read_from(path: Path, at: int) -> bytes:
 
 
 def resident(process: int) -> int:
-    """Bytes of a process and its children that are in memory, shared pages shared out."""
+    """Return the bytes of a process and its children in memory; shared pages are divided."""
     found = 0
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()

@@ -1,7 +1,8 @@
-"""Two processes beside one, on a CPU: training and prediction, images a second.
+"""Two processes beside one, on a CPU: images/s of training and of prediction.
 
-A round is every way once, in turn; the figures are medians of the rounds, start-up left out. A
-ResNet-50 on drawn pictures of 224 px. With as many processes as cores each has one thread.
+A round runs each setting once, in turn; numbers are medians of the rounds, without start-up. The
+model is a ResNet-50 on drawn pictures of 224 px. With as many processes as cores each has one
+thread.
 """
 
 import argparse
@@ -26,7 +27,7 @@ WAYS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 proces
 
 
 def launched(processes: int, threads: int, *arguments: str, cwd: Path) -> str:
-    """What a command has said."""
+    """Run a command in one or several processes; return what it writes to standard error."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     start = [sys.executable, *(launcher if processes > 1 else []), "-m", "mlfinetune"]
     done = subprocess.run(
@@ -41,21 +42,21 @@ def launched(processes: int, threads: int, *arguments: str, cwd: Path) -> str:
 
 
 def trained(processes: int, threads: int, cwd: Path, name: str) -> float:
-    """Images a second of the second epoch."""
+    """Return the images/s of the second epoch."""
     launched(processes, threads, "train", "config.yaml", "-o", name, cwd=cwd)
     rows = (cwd / name / "metrics.jsonl").read_text().splitlines()
     return float(json.loads(rows[-1])["images_per_s"])
 
 
 def predicted(processes: int, threads: int, cwd: Path, run: str) -> float:
-    """Images a second, loading them included."""
+    """Return the images/s of predict, with loading of the pictures."""
     asked = ("predict", *["images"] * 4, "-c", run, "-o", "predictions.csv")
     said = launched(processes, threads, *asked, cwd=cwd)
     return float(re.findall(r"([\d.]+) images/s", said)[-1])
 
 
 def main() -> None:
-    """Write and print them."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds

@@ -1,13 +1,13 @@
-"""How a picture should become a square, and how far random crops may cut: mAP on real pictures.
+"""mAP by `model.resize` (how a picture becomes a square) and by the bound of random crops.
 
-    python benchmarks/resize.py --train train.csv --val val.csv --images images --weights FILE
+python benchmarks/resize.py --train train.csv --val val.csv --images images --weights FILE
 
-Frozen: the head is solved for on features of each `model.resize`, and of 1, 2 and 4 views a picture
-(itself; its mirror image; two random crops). Fine-tuned: a run for each lower bound of
-`augment.crop_scale`, from the solved head, and one from a Kaiming-initialised head; the last epoch
-of each is scored with every `model.resize`. Runs are processes of the command line.
-Prints a table; writes benchmarks/results/resize.json. Takes an hour on two cores; `--rows` and
-`--epochs` shorten the fine-tuned half, `--only frozen` leaves it out.
+Frozen: the head is solved for on features of each `model.resize`, and of 1, 2 and 4 views of a
+picture (itself; its mirror image; two random crops). Fine-tuned: one run for each lower bound of
+`augment.crop_scale`, from the solved head, and one from a Kaiming-initialised head. The last epoch
+of each is scored with every `model.resize`. Runs are processes of the command line. Prints a table;
+writes benchmarks/results/resize.json. It takes an hour on two cores; `--rows` and `--epochs`
+shorten the fine-tuned half, `--only frozen` leaves it out.
 """
 
 import argparse
@@ -38,13 +38,13 @@ def mlfinetune(*arguments: str) -> None:
 
 
 def train(config: str, data: list[str], output: Path, *settings: str) -> float:
-    """The best mAP of a run."""
+    """Return the best mAP of a run."""
     mlfinetune("train", str(CONFIGS / config), *data, *settings, "-o", str(output))
     return json.loads((output / "metrics.json").read_text())["mAP"]
 
 
 def scored(run: Path, resize: str, folder: Path) -> float:
-    """The mAP of a run's last checkpoint with another resize."""
+    """Return the mAP of a run's last checkpoint with another resize."""
     content = checkpoint.load(run / "last.safetensors")
     file = folder / f"{resize}.safetensors"
     transform = replace(content.transform, resize=resize)
@@ -54,7 +54,7 @@ def scored(run: Path, resize: str, folder: Path) -> float:
 
 
 def few(table: Path, rows: int, folder: Path) -> Path:
-    """Some rows of a table, evenly spread."""
+    """Return some rows of a table, evenly spread."""
     with table.open(newline="", encoding="utf-8") as file:
         header, *lines = list(csv.reader(file))
     step = max(1, len(lines) // rows)
@@ -65,13 +65,13 @@ def few(table: Path, rows: int, folder: Path) -> Path:
 
 
 def names(table: Path) -> set[str]:
-    """The labels of a table."""
+    """Return the labels of a table."""
     with table.open(newline="", encoding="utf-8") as file:
         return {label for row in csv.DictReader(file) for label in row["labels"].split("|")}
 
 
 def frozen(data: list[str], folder: Path) -> dict[str, float]:
-    """mAP by resize and views."""
+    """Return mAP by resize and by number of views."""
     found = {}
     for resize in RESIZES:
         for views in (1, 2, 4) if resize == "squash" else (1, 2):
@@ -84,7 +84,7 @@ def frozen(data: list[str], folder: Path) -> dict[str, float]:
 
 
 def finetuned(data: list[str], folder: Path, epochs: int) -> dict[str, dict[str, float]]:
-    """mAP by head, crop scale and resize."""
+    """Return mAP by head, crop scale and resize."""
     found: dict[str, dict[str, float]] = {}
     ways = [("solved", scale) for scale in SCALES] + [("kaiming", DEFAULT_SCALE)]
     for head, scale in ways:

@@ -1,8 +1,9 @@
-"""How training would scale to 1,024 GPUs: arithmetic, not a measurement.
+"""Scaling of training to 1,024 GPUs: arithmetic, not a measurement.
 
-Gradient bytes over link speed against step time. Every assumption stands in `Assumed`; the table of
-docs/scale.md is what `table()` gives. One figure can be held against a published one: NVIDIA's
-DeepLearningExamples report 2,470 images/s on an A100 and 16,621 on eight (ResNet-50, PyTorch, AMP).
+The arithmetic compares the time to exchange gradients with the time of a step. `Assumed` has every
+assumption; `table()` gives the table of docs/scale.md. One number can be compared with a published
+one: NVIDIA's DeepLearningExamples report 2,470 images/s on an A100 and 16,621 on eight (ResNet-50,
+PyTorch, AMP).
 """
 
 import json
@@ -12,13 +13,13 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PARAMETERS = 23_508_032 + 80 * 2049
-"""Of a ResNet-50 without its last layer, and of a head for 80 labels."""
+"""Number of weights of a ResNet-50 without its last layer, and of a head for 80 labels."""
 BATCH_NORMS = 53
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What the arithmetic takes for granted.
+    """Assumptions of the arithmetic.
 
     Attributes:
         images_per_s: of one GPU with a large batch.
@@ -51,7 +52,7 @@ TOGETHER = 1024
 
 
 def exchange_s(gpus: int, size: float, assumed: Assumed) -> float:
-    """Seconds of an all-reduce of `size` bytes: inside the machines, then between them."""
+    """Return the seconds of an all-reduce of `size` bytes: inside the machines, then between."""
     here, machines = min(gpus, assumed.gpus), math.ceil(gpus / assumed.gpus)
     hops = math.log2(here) / 4 + math.log2(machines)
     inside = 2 * (here - 1) / here * size / assumed.inside
@@ -60,7 +61,7 @@ def exchange_s(gpus: int, size: float, assumed: Assumed) -> float:
 
 
 def step_s(gpus: int, batch: float, assumed: Assumed, synced: bool = False) -> float:
-    """Seconds of a step with `batch` images on each GPU."""
+    """Return the seconds of a step with `batch` images on each GPU."""
     compute = max(batch / assumed.images_per_s, assumed.least_step_s)
     compute *= 1 + assumed.spread * math.sqrt(2 * math.log(gpus))
     gradients = exchange_s(gpus, 4 * PARAMETERS, assumed)
@@ -70,12 +71,12 @@ def step_s(gpus: int, batch: float, assumed: Assumed, synced: bool = False) -> f
 
 
 def rate(gpus: int, batch: float, assumed: Assumed, synced: bool = False) -> float:
-    """Images a second of all."""
+    """Return the images/s of all GPUs."""
     return gpus * batch / step_s(gpus, batch, assumed, synced)
 
 
 def table() -> list[dict[str, float]]:
-    """A row for each number of GPUs: images/s, and the share of perfect scaling."""
+    """Return a row for each number of GPUs: images/s, and the share of perfect scaling."""
     rows = []
     for gpus in SIZES:
         row: dict[str, float] = {"gpus": gpus}
@@ -89,7 +90,7 @@ def table() -> list[dict[str, float]]:
 
 
 def lines() -> list[str]:
-    """Its rows as docs/scale.md has them."""
+    """Return the rows of the table as docs/scale.md has them."""
     return [
         f"| {row['gpus']:,} "
         + "".join(
@@ -103,7 +104,7 @@ def lines() -> list[str]:
 
 
 def main() -> None:
-    """Write and print them."""
+    """Write and print the table."""
     eight = rate(8, 256, replace(FAST)) / 8 / FAST.images_per_s
     print(f"8 GPUs, 256 images each: {eight:.2f} of perfect; published: {16621 / 8 / 2470:.2f}")
     print("\n".join(lines()))

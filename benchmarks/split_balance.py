@@ -1,10 +1,10 @@
-"""Our split, the iterative-stratification package's and a random one: seconds and label shares.
+"""Stratified splits of this package, of iterative-stratification, and a random one.
 
 python benchmarks/split_balance.py  ->  benchmarks/results/split_balance.json
 
-100,000 images x 100 labels, three draws an image from a Zipf law, a fifth held out; the timed
-rounds take turns. Then 1,000,000 x 1,000 once, ours alone, in a process of its own for its peak
-memory.
+Gives seconds and shares of labels. 100,000 images x 100 labels, three draws an image from a Zipf
+law, a fifth held out; the timed rounds take turns. Then 1,000,000 x 1,000 once, this package alone,
+in a process of its own for its peak memory.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.stratify import stratified_split
+from mlfinetune.data.stratify import split_stratified
 
 ROUNDS, DRAWS, FRACTION, SEED = 5, 3, 0.2, 0
 SMALL, LARGE = (100_000, 100), (1_000_000, 1_000)
@@ -29,7 +29,7 @@ Positives = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def zipf(size: int, labels: int) -> Positives:
-    """Rows and columns of the positives; the k-th label is drawn with a weight of 1 / k."""
+    """Draw rows and columns of the positives; the k-th label has a weight of 1 / k."""
     weights = 1 / np.arange(1, labels + 1)
     drawn = np.random.default_rng(SEED).choice(labels, size * DRAWS, p=weights / weights.sum())
     cells = np.unique(np.repeat(np.arange(size), DRAWS) * labels + drawn)
@@ -37,12 +37,12 @@ def zipf(size: int, labels: int) -> Positives:
 
 
 def ours(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which images of the small set we hold out."""
-    return stratified_split(rows, columns, *SMALL, (FRACTION,), SEED) == 1
+    """Return the images of the small set that this package holds out."""
+    return split_stratified(rows, columns, *SMALL, (FRACTION,), SEED) == 1
 
 
 def iterstrat(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which images of the small set the package holds out, the dense table included."""
+    """Return the images of the small set that the package holds out, from a dense table."""
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
     table = np.zeros(SMALL, np.int8)
@@ -53,7 +53,7 @@ def iterstrat(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np
 
 
 def random(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """As many images, drawn at random."""
+    """Return as many images, drawn at random."""
     order = np.random.default_rng(SEED).permutation(SMALL[0])
     return order < round(SMALL[0] * FRACTION)
 
@@ -61,14 +61,14 @@ def random(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bo
 def timed(
     function: Callable[..., NDArray[np.bool_]], positives: Positives
 ) -> tuple[float, NDArray[np.bool_]]:
-    """Seconds, and what was held out."""
+    """Return the seconds of a split, and the images that are held out."""
     start = time.perf_counter()
     held_out = function(*positives)
     return time.perf_counter() - start, held_out
 
 
 def errors(positives: Positives, held_out: NDArray[np.bool_], labels: int) -> dict[str, float]:
-    """How far the labels' shares are from the one asked for."""
+    """Return the distances of the labels' shares from the wanted share."""
     rows, columns = positives
     counts = np.bincount(columns, minlength=labels)
     shares = np.bincount(columns[held_out[rows]], minlength=labels)[counts > 0] / counts[counts > 0]
@@ -81,10 +81,10 @@ def errors(positives: Positives, held_out: NDArray[np.bool_], labels: int) -> di
 
 
 def worker() -> None:
-    """Split the large set once and print what it took."""
+    """Split the large set once; print the seconds and the memory."""
     positives = zipf(*LARGE)
     start = time.perf_counter()
-    sides = stratified_split(*positives, *LARGE, (FRACTION,), SEED)
+    sides = split_stratified(*positives, *LARGE, (FRACTION,), SEED)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     took = {"seconds": round(seconds, 2), "peak_rss_gib": round(peak, 2)}
@@ -92,7 +92,7 @@ def worker() -> None:
 
 
 def main() -> None:
-    """Measure both sizes and write the result."""
+    """Measure both sizes, and write the result."""
     positives = zipf(*SMALL)
     functions = {"ours": ours, "iterstrat": iterstrat, "random": random}
     functions["iterstrat"](*positives)  # its imports

@@ -1,10 +1,10 @@
-"""How long a user waits for the first line: `--help`, and the first row of `predict`.
+"""Time until the first line: `--help`, and the first row of `predict`.
 
 python benchmarks/start_up.py  ->  benchmarks/results/start_up.json
 
-Processes take turns; seconds are medians, from the start of the process to its end, or, for
-predict, to the first row of probabilities, of a ResNet-50 with 64 labels on the CPU. Files are in
-the system's memory already.
+Processes take turns. Seconds are medians of wall time from the start of a process to its end; for
+predict to its first row of probabilities, of a ResNet-50 with 64 labels on the CPU. The files are
+in the system's memory already.
 """
 
 import json
@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "results" / "start_up.json"
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """What is timed; predict has one picture to look at."""
+    """Return the commands that are timed; predict has one picture."""
     spec = TransformSpec(224, "squash", 10**8)
     labels = LabelSpace(tuple(f"label {i}" for i in range(64)))
     tagger = Tagger("resnet50", len(labels), mean=spec.mean, std=spec.std)
@@ -52,7 +52,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def seconds(command: list[str], folder: Path) -> float:
-    """Wall time to the end of a process, or to the second line that it prints."""
+    """Return wall time to the end of a process, or to the second line that it prints."""
     start = time.perf_counter()
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -69,7 +69,7 @@ def seconds(command: list[str], folder: Path) -> float:
 
 
 def main() -> None:
-    """Time all in turn and write the medians."""
+    """Time all in turn, and write the medians."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         asked = commands(folder)

@@ -1,16 +1,18 @@
-"""Thresholds fitted to few images and judged on many fresh ones, by simulation.
+"""Thresholds that are fitted to few images and measured on new ones, by simulation.
 
 python benchmarks/thresholds.py  ->  benchmarks/results/thresholds.json
 
-Each round draws 30 labels: a prevalence from 0.5 % to 30 % (even in its logarithm), a separation
-from 1 to 4 standard deviations, and a miscalibration, slope and shift, of the logits. Scores are
-normal, heavy-tailed (Student's t, 4 degrees), a mixture of positives with 30 % hard ones,
-skewed (exponential noise), or have 10 % of the negatives look alike, 0.6 of the way to the
-positives. Constants were chosen on other seeds and spreads of the first four; `look_alike` was
-not looked at before. Thresholds are fitted to N images; F1 and precision on fresh ones are
-their limits for ever more images, which these distributions say. `raw` is each label's F1-best
-threshold; `raw_shrunk` moves that one to the global one as per_label does its mean of near-best
-ones.
+Each round draws 30 labels. A label has a prevalence from 0.5 % to 30 % (even in its logarithm), a
+separation from 1 to 4 standard deviations, and a slope and a shift that make its logits
+miscalibrated. Scores have one of five distributions:
+
+normal, heavy (Student's t, 4 degrees), mixture (30 % of the positives are hard), skewed
+(exponential noise), look_alike (10 % of the negatives lie 0.6 of the way to the positives).
+
+The constants were chosen on other seeds and spreads of the first four; `look_alike` had no part in
+that. Thresholds are fitted to N images. F1 and precision on new images are limits for infinitely
+many images, computed from the distributions. `raw` is each label's F1-best threshold. `raw_shrunk`
+moves that one toward the global one, as per_label moves its mean of near-best ones.
 """
 
 import json
@@ -44,7 +46,7 @@ Places = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class World:
-    """(L,) numbers of labels: calibrated logits times `slope` plus `shift` are what is seen."""
+    """Parameters of L labels, (L,) each; the visible logit is calibrated logit * slope + shift."""
 
     scores: str
     prevalence: NDArray[np.float64]
@@ -54,19 +56,19 @@ class World:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, scores: str, spread: float) -> "World":
-        """Labels whose log slope and shift have standard deviations of 0.3 and 1 times `spread`."""
+        """Draw labels; log slope and shift have deviations of 0.3 and 1 times `spread`."""
         prevalence = np.exp(rng.uniform(np.log(0.005), np.log(0.3), LABELS))
         slope, shift = rng.normal(0, 0.3 * spread, LABELS), rng.normal(0, spread, LABELS)
         return cls(scores, prevalence, rng.uniform(1, 4, LABELS), np.exp(slope), shift)
 
     def places(self) -> tuple[Places, Places]:
-        """Shares of the positives, and of the negatives, with their means in separations."""
+        """Return (share, mean in separations) of the positives' and of the negatives' parts."""
         positives = ((0.7, 1.0), (0.3, 0.3)) if self.scores == "mixture" else ((1.0, 1.0),)
         negatives = ((0.9, 0.0), (0.1, 0.6)) if self.scores == "look_alike" else ((1.0, 0.0),)
         return positives, negatives
 
     def sample(self, rng: np.random.Generator, images: int) -> tuple[Logits, Targets]:
-        """(N, L) logits and targets."""
+        """Draw (N, L) logits and targets."""
         shape = images, LABELS
         truth = rng.random(shape) < self.prevalence
         score = NOISE[self.scores].rvs(size=shape, random_state=rng)
@@ -78,7 +80,7 @@ class World:
         return seen.astype(np.float32), truth.astype(np.int8)
 
     def beyond(self, cuts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(L,) shares of all images that are positives, and negatives, with a logit of the cut."""
+        """Return (L,) shares of all images: positives, and negatives, with logits above the cut."""
         prior = logit(self.prevalence) - self.separation**2 / 2
         score = ((cuts - self.shift) / self.slope - prior) / self.separation
         right, wrong = (
@@ -88,20 +90,20 @@ class World:
         return self.prevalence * right, (1 - self.prevalence) * wrong
 
     def f1(self, cuts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(L,) F1 of fresh images."""
+        """Return the (L,) F1 of new images."""
         right, wrong = self.beyond(cuts)
         return 2 * right / (right + wrong + self.prevalence)
 
 
 def macro_f1(said: NDArray[np.bool_], targets: Targets) -> float:
-    """Mean F1 over the labels with a positive."""
+    """Return the mean F1 over the labels with a positive."""
     some = (targets == 1).any(axis=0)
     said, truth = said[:, some], targets[:, some] == 1
     return float(np.mean(2 * (said & truth).sum(0) / (said.sum(0) + truth.sum(0))))
 
 
 def cuts_of(logits: Logits, targets: Targets) -> dict[str, NDArray[np.float64]]:
-    """Method -> (L,) cuts."""
+    """Return method -> (L,) cuts."""
     found = thresholds.fit(logits, targets, "per_label")
     ones = [at for at in range(LABELS) if targets[:, at].any()]
     raw = np.full(LABELS, found.common)
@@ -119,7 +121,7 @@ def cuts_of(logits: Logits, targets: Targets) -> dict[str, NDArray[np.float64]]:
 
 
 def compare(scores: str, images: int) -> dict[str, object]:
-    """Mean macro F1 of every method, and what per_label has more, with standard errors."""
+    """Return the mean macro F1 of every method, and what per_label gains, with standard errors."""
     rng = np.random.default_rng((SEED, list(NOISE).index(scores), images))
     rows = []
     for _ in range(ROUNDS):
@@ -139,7 +141,7 @@ def compare(scores: str, images: int) -> dict[str, object]:
 
 
 def honesty(images: int) -> dict[str, float]:
-    """Macro F1 of per_label as the fitting data, cross-fitting and fresh images tell it."""
+    """Return macro F1 of per_label on the fitting data, by cross-fitting, and on new images."""
     rng = np.random.default_rng((SEED, 8, images))
     rows = []
     for _ in range(CROSS_ROUNDS):
@@ -160,7 +162,7 @@ def honesty(images: int) -> dict[str, float]:
 
 
 def lowest(logits: Logits, targets: Targets) -> NDArray[np.float64]:
-    """(L,) lowest scores at which the precision of the fitting data is the wanted one."""
+    """Return the (L,) lowest scores that reach the wanted precision on the fitting data."""
     cuts = np.full(LABELS, thresholds.NEVER)
     for at in range(LABELS):
         if targets[:, at].any():
@@ -170,14 +172,14 @@ def lowest(logits: Logits, targets: Targets) -> NDArray[np.float64]:
 
 
 def ours(logits: Logits, targets: Targets) -> NDArray[np.float64]:
-    """(L,) cuts of `precision`."""
+    """Return the (L,) cuts of `precision`."""
     return thresholds.fit(logits, targets, "precision", precision=PRECISION).cuts
 
 
 def promise(
     images: int, rule: Callable[[Logits, Targets], NDArray[np.float64]]
 ) -> dict[str, float]:
-    """How a wanted precision is kept on fresh images, by the labels that say anything there."""
+    """Return how well a wanted precision holds on new images, for labels that reached it."""
     rng = np.random.default_rng((SEED, 9, images))
     rows = []
     for _ in range(CROSS_ROUNDS):
@@ -194,7 +196,7 @@ def promise(
 
 
 def main() -> None:
-    """Measure and write the result."""
+    """Measure, and write the result."""
     result = {
         "rounds": ROUNDS,
         "labels": LABELS,

@@ -1,13 +1,13 @@
-"""A training step of ResNet-50 at 224 px: as it is usually written, and as ours takes it.
+"""A training step of ResNet-50 at 224 px: usual code, and this package.
 
 python benchmarks/train_step.py [--device cuda]  ->  benchmarks/results/train_step_{cpu,cuda}.json
 
-usual: float32, NCHW, AdamW as it comes, BCEWithLogitsLoss, on a CPU glibc's allocator as it comes.
+usual: float32, NCHW, AdamW with its defaults, BCEWithLogitsLoss, glibc's allocator by default.
 ours: `training.step.train_step` as `train` sets it up: the precision that `auto` chooses,
-channels_last, the fused loss and optimizer, the allocator told to keep freed memory. ours compiled:
+channels_last, the fused loss and optimizer, the allocator set to keep freed memory. ours compiled:
 the same with the backbone under torch.compile. Each is a process of its own; they run in turn,
-ROUNDS times; images/s are medians, without the first steps. A compiled backbone's first step is
-shown by itself.
+ROUNDS times. Images/s are medians, without the first steps. The first step of a compiled backbone
+is shown by itself.
 """
 
 import argparse
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def worker(way: str, name: str, size: int, steps: int) -> None:
-    """Print the images a second of some steps, and the seconds of the first."""
+    """Print the images/s of some steps, and the seconds of the first."""
     device = torch.device(name) if way == "usual" else prepare_device(name)
     tagger = Tagger("resnet50", LABELS, mean=(0.5,) * 3, std=(0.2,) * 3).to(device).train()
     images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8, device=device)

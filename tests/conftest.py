@@ -62,19 +62,19 @@ FAULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What runs keep between them stays in the tests' own folder."""
+    """Use a cache folder of the tests' own."""
     os.environ["MLFINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with tags.csv, images/ (24 drawn pictures of 32 px) and pets.yaml."""
+    """Return a folder with tags.csv, images/ (24 drawn pictures of 32 px) and pets.yaml."""
     return prepare(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished tiny run: pets.yaml, tags.csv, images/ and runs/pets/."""
+    """Return the folder of a finished tiny run: pets.yaml, tags.csv, images/ and runs/pets/."""
     folder = prepare(tmp_path_factory.mktemp("trained"))
     done = run_child("train", "pets.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def process() -> Run:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The same call in this process: the console script's own `main`, seconds faster."""
+    """Return the same call in this process: the console script's own `main`, seconds faster."""
 
     def run(
         *arguments: str, cwd: Path, stdin: str = "", **environment: str
@@ -111,7 +111,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 @pytest.fixture
 def promise(record_property: Callable[[str, object], None]) -> Promise:
-    """promise("P4", trials, failures): all that was tried, and what did not hold, which fails."""
+    """promise("P4", trials, failures): count the trials of a promise; fail if a trial failed."""
 
     def check(name: str, trials: int, failures: Collection[object]) -> None:
         assert trials > 0
@@ -124,9 +124,9 @@ def promise(record_property: Callable[[str, object], None]) -> Promise:
 def lacking(
     what: str, required: bool = os.environ.get("MLFINETUNE_TOOLS") == "required"
 ) -> NoReturn:
-    """This machine lacks what a test needs: it is skipped, and says so, or fails where required.
+    """Skip a test for what this machine lacks, with the reason; fail it where it is required.
 
-    `make test-faults` asks for every trial, so that there nothing may be lacking.
+    `make test-faults` requires every trial.
     """
     if required or FULL:
         pytest.fail(what)
@@ -138,14 +138,14 @@ def lacking(
 
 
 def prepare(folder: Path, count: int = 24) -> Path:
-    """Draw 24 pictures, or so many, into `folder`, with tags.csv and pets.yaml."""
+    """Draw pictures (24, or another number) into `folder`, with tags.csv and pets.yaml."""
     demo_data.write(folder, count=count, size=32)
     (folder / "pets.yaml").write_text(TINY)
     return folder
 
 
 def run_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m mlfinetune ...`, as a user starts it; the tiny network is unknown there."""
+    """Run `python -m mlfinetune ...` as a user starts it; it does not know the tiny network."""
     return subprocess.run(
         [sys.executable, "-m", "mlfinetune", *arguments],
         cwd=cwd,
@@ -158,7 +158,7 @@ def run_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.Co
 
 
 def run_child(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`mlfinetune ...` as its own process, forked where all is imported: seconds faster."""
+    """Run `mlfinetune ...` in a process forked after all imports, which saves seconds."""
     children.prepare_server()
     child = children.start(*arguments, cwd=cwd, **environment)
     done = subprocess.CompletedProcess(arguments, child.wait(), child.out, child.said)
@@ -168,17 +168,17 @@ def run_child(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: a third of the time a test waits, for a disk or for other processes."""
+    """Return one worker more than cores: a test waits a third of its time, as for the disk."""
     return count_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The commands of the pages first: the demo alone takes minutes, and others run beside it."""
+    """Run the commands of the pages first: the demo takes minutes, and tests run beside it."""
     items.sort(key=lambda item: item.path.name != "test_pages.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """GPU tests run where there is a GPU; `make gpu-check` runs them and nothing else."""
+    """Skip GPU tests without a GPU; `make gpu-check` runs only them."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         # Without a device there is nothing to test; `make gpu-check` fails there, it skips nothing.
         pytest.skip("no CUDA device")
@@ -188,7 +188,7 @@ ACCOUNT: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Every test's trials of a promise."""
+    """Collect the trials of promises from a test's report."""
     if report.when == "call":
         for key, value in report.user_properties:
             if key == "promise":
@@ -197,7 +197,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The full form writes its account, a row a promise."""
+    """Write the account of a full run, one row a promise."""
     everything = len(ACCOUNT) == PROMISES and not session.config.option.keyword
     if not FULL or not everything or hasattr(session.config, "workerinput"):
         return

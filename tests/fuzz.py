@@ -38,7 +38,10 @@ FOUND = Path(__file__).parents[1] / ".fuzz"
 
 
 class Door(NamedTuple):
-    """Where bytes go in: as a file of this name, made of them by `file`; and whole examples."""
+    """A function that reads a file: its name, the call, and whole examples of its content.
+
+    `file` makes the content of the file from the random bytes.
+    """
 
     name: str
     enter: Callable[[Path], object]
@@ -47,21 +50,21 @@ class Door(NamedTuple):
 
 
 def tables() -> Iterator[bytes]:
-    """CSV of both kinds, quoted, with a BOM, with every kind of cell."""
+    """Yield CSV of both kinds, quoted, with a BOM, with every kind of cell."""
     yield b'image,labels\na.jpg,cat|dog\n"b,c.jpg","a ""b"""\n'
     yield "\ufeffimage;cat;dog;split\r\na.jpg;1;0;train\r\nb.jpg;;-1;val\r\n".encode()
     yield b"filename\ttags\tunknown\nx.png\t['a', 'b']\tc\n"
 
 
 def configs() -> Iterator[bytes]:
-    """A config of every section, and YAML of every form."""
+    """Yield a config with every section, and YAML of every form."""
     yield b"data: {train: a.csv, labels: [a, 'no', \"b\\x41\"]}\ntrain:\n  lr: 1e-3\n  seed: 0x10\n"
     yield b"data:\n  train: >-\n    a\n    b\n  val: |\n    c\nloss: {pos_weight: {cat: 2.}}\n"
     yield b"%YAML 1.2\n---\n? data\n: &a !!map {train: ~/a}\n...\n"
 
 
 def about() -> dict[str, Any]:
-    """What the header of a small checkpoint says."""
+    """Return the content of a small checkpoint's header."""
     transform = {"image_size": 64, "resize": "pad", "max_pixels": 9, "mean": [0.5] * 3}
     numbers = {"thresholds": [0.5, 0.5], "slope": [1.0, 1.0], "intercept": [0.0, 0.0]}
     decision = {"how": "fixed", "calibration": "none", "review": [0.2, 0.8], **numbers}
@@ -79,7 +82,7 @@ def about() -> dict[str, Any]:
 
 
 def sealed_header(content: bytes) -> bytes:
-    """A checkpoint whose header is JSON of these bytes, with the right digest."""
+    """Return a checkpoint whose header is JSON of these bytes, with the right digest."""
     text = json.dumps({"sha256": "0" * 64}, separators=(",", ":"))[:-1] + ","
     text += content.decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
     blank = save_tensors({"a": torch.ones(1)}, {"mlfinetune": text})
@@ -87,7 +90,7 @@ def sealed_header(content: bytes) -> bytes:
 
 
 def states() -> Iterator[bytes]:
-    """Tensors and containers, as both of torch's formats have them."""
+    """Yield tensors and containers in both of torch's formats."""
     content = {"net": {"a": torch.ones(2, 3).bfloat16()}, "position": {"step": 3, "last": [1.5]}}
     for new in (True, False):
         file = io.BytesIO()
@@ -96,12 +99,12 @@ def states() -> Iterator[bytes]:
 
 
 def sealed_state(content: bytes) -> bytes:
-    """A resume state of these bytes, with the right digest."""
+    """Return a resume state of these bytes, with the right digest."""
     return b"mlfinetune state 1 " + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
 def pictures() -> Iterator[bytes]:
-    """A small picture of every format."""
+    """Yield a small picture of every format."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     for kind in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG", "MPO"):
         file = io.BytesIO()
@@ -111,7 +114,7 @@ def pictures() -> Iterator[bytes]:
 
 
 def look(path: Path) -> None:
-    """Both ways into a picture; they must agree on whether it is one."""
+    """Decode and inspect a picture; both must agree on whether it is one."""
     outcomes = []
     for way in (decode_image, inspect_image):
         try:
@@ -137,7 +140,7 @@ DOORS = {
 
 
 def main(name: str, seconds: int) -> None:
-    """Visit one door for so long; the process ends there."""
+    """Test one door for the given seconds; then the process ends."""
     door, corpus = DOORS[name], FOUND / name
     corpus.mkdir(parents=True, exist_ok=True)
     for number, content in enumerate(door.examples()):

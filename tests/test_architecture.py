@@ -24,7 +24,7 @@ RIDDLES = ("What", "Which", "Those", "The same", "How", "Where")
 
 
 def text_blocks(heading: str) -> list[str]:
-    """The text blocks of one section of the page."""
+    """Return the text blocks of one section of the page."""
     (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     return re.findall(r"^```text\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
 
@@ -51,7 +51,7 @@ def test_the_page_shows_the_floors_that_are_held(number: int, container: str) ->
 
 
 def tree() -> set[str]:
-    """Every path that the tree of the page names, relative to the package; a folder ends in /."""
+    """Return every path in the page's tree, relative to the package; a folder ends in /."""
     named: set[str] = set()
     above: dict[int, str] = {2: ""}
     for line in text_blocks("The rooms")[0].splitlines()[1:]:
@@ -140,7 +140,7 @@ def test_triton_lives_in_the_kernel() -> None:
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """Place and first line of every docstring of a module, its classes and functions."""
+    """Yield place and first line of each docstring of a module, its classes and functions."""
     places = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, places) and (text := ast.get_docstring(node)):
@@ -171,7 +171,7 @@ def test_every_folder_introduces_itself(folder: Path) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Top-level modules that a fresh Python has loaded after `statement`."""
+    """Return the top-level modules that a new Python has loaded after `statement`."""
     code = f"{statement}\nimport sys; print(*{{m.split('.')[0] for m in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())

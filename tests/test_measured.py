@@ -12,17 +12,17 @@ ROOT = Path(__file__).parents[1]
 
 
 def result(name: str) -> Any:
-    """What a benchmark left."""
+    """Return the result file of a benchmark."""
     return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
 
 
 def page(name: str) -> str:
-    """The text of a page of docs/, its lines joined."""
+    """Return the text of a page of docs/, its lines joined."""
     return " ".join((ROOT / f"docs/{name}.md").read_text().split())
 
 
 def table(name: str, head: str) -> dict[str, list[str]]:
-    """The table whose first heading is `head`: first cell of a row -> its other cells."""
+    """Return the table whose first heading is `head`: first cell of a row -> its other cells."""
     text = (ROOT / f"docs/{name}.md").read_text()
     pattern = rf"^\| {re.escape(head)} \|.*\n\|[-:| ]+\|\n((?:\|.*\|\n)+)"
     (body,) = re.findall(pattern, text, re.MULTILINE)
@@ -31,14 +31,14 @@ def table(name: str, head: str) -> dict[str, list[str]]:
 
 
 def rounds_to(cell: str, value: float) -> bool:
-    """Is the cell the value, rounded to the digits that the cell has? A half goes either way."""
+    """Return whether the cell is the value, rounded to its digits; a half may go either way."""
     digits, _, exponent = cell.partition("e")
     unit = 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
     return float(cell) == value or abs(float(cell) - value) <= 0.5001 * unit
 
 
 def check(cells: str, values: Iterable[float]) -> None:
-    """Numbers separated by commas are these values, rounded."""
+    """Assert that numbers separated by commas are these values, rounded."""
     for cell, value in zip(cells.replace(",", "").split(), values, strict=True):
         assert rounds_to(cell, value), (cells, value)
 
@@ -118,7 +118,7 @@ def test_the_large_head() -> None:
 
 
 def sentences() -> dict[str, list[str]]:
-    """Page -> figures that its prose holds, computed from the results."""
+    """Return page -> numbers of its prose, computed from the results."""
     start = result("start_up")["median_s"]
     step = {row["way"]: row["ratio"] for row in result("train_step_cpu")["rows"]}
     million = result("metrics_speed")["1,000,000 x 80"]

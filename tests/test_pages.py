@@ -54,7 +54,7 @@ def read_blocks(page: str) -> list[Block]:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The blocks of one language that need nothing special."""
+    """Return the blocks of one language that need nothing special."""
     return [b.text for b in read_blocks(page) if b.language == language and b.needs is None]
 
 
@@ -63,7 +63,7 @@ def pages_with(language: str) -> list[str]:
 
 
 def run(command: str, cwd: Path, **environment: str) -> str:
-    """A shell command's standard output; it must succeed."""
+    """Run a shell command, which must succeed, and return its standard output."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
@@ -78,7 +78,7 @@ def run(command: str, cwd: Path, **environment: str) -> str:
 
 
 def classify(line: str) -> str:
-    """How a line is run: `here`, `group` (processes forked as torchrun starts them), or `shell`."""
+    """Return how a line is run: `here`, `group` (processes as torchrun's), or `shell`."""
     if re.search(r"[$|<>&;\\]", line):
         return "shell"
     if line.startswith(LAUNCHER):  # tests/distributed has torchrun itself, too
@@ -87,7 +87,7 @@ def classify(line: str) -> str:
 
 
 def run_block(text: str, cwd: Path, cli: Run, **environment: str) -> str:
-    """The output of a block; what needs no new process gets none, which saves seconds each.
+    """Return the output of a block; what needs no new process gets none, which saves seconds each.
 
     Where 8 processes are asked for two are started: this machine may have no more cores. The
     command is that of the tests, which knows their tiny network.
@@ -121,7 +121,7 @@ def count_commands(text: str) -> int:
 
 
 def prepare_site(folder: Path) -> None:
-    """What the pages speak of: pets.yaml with its table, photos/, and tagged/ with .txt files."""
+    """Make the files that the pages name: pets.yaml with its table, photos/, tagged/."""
     prepare(folder)
     shutil.copytree(folder / "images", folder / "photos")
     shutil.copytree(folder / "images", folder / "tagged")

@@ -28,7 +28,7 @@ SAFE = {"torch.load": "weights_only", "torch.hub.load_state_dict_from_url": "wei
 
 
 def dotted(node: ast.expr) -> str:
-    """`a.b.c` of a name or an attribute; empty for other expressions."""
+    """Return `a.b.c` for a name or an attribute; empty for other expressions."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -38,7 +38,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def imported(tree: ast.AST) -> dict[str, str]:
-    """Local name -> what was imported under it."""
+    """Return local name -> the name that was imported."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -49,7 +49,7 @@ def imported(tree: ast.AST) -> dict[str, str]:
 
 
 def faults(text: str) -> Iterator[str]:
-    """Line and call of what may not be there."""
+    """Return line and call of each call that is forbidden."""
     tree = ast.parse(text)
     known = imported(tree)
     for node in ast.walk(tree):

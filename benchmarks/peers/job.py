@@ -1,4 +1,4 @@
-"""What run.py and the peers' scripts agree on: a job read from a file, scores written to one."""
+"""The job that run.py gives to each peer's script: read from a file, with scores written to one."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass
 class Job:
-    """One run: what to learn from, how, and where the results go."""
+    """One run: data to learn from, settings, and the folder for the results."""
 
     task: str
     train: str
@@ -31,11 +31,11 @@ class Job:
 
     @property
     def frozen(self) -> bool:
-        """Does the head alone learn?"""
+        """Whether only the head is trained."""
         return self.task == "frozen"
 
     def record(self, scores: np.ndarray, aside_s: float = 0.0) -> float:
-        """The macro mAP of one epoch's scores of val; the best epoch's are kept.
+        """Keep the scores of one epoch if its macro mAP on val is the best so far; return the mAP.
 
         This is each script's metric, so that all choose their best epoch alike.
 
@@ -51,18 +51,18 @@ class Job:
 
 
 def load() -> Job:
-    """The job that the command line names."""
+    """Return the job that the command line names."""
     return Job(**json.loads(Path(sys.argv[1]).read_text()))
 
 
 def targets(table: Path, labels: list[str]) -> np.ndarray:
-    """(N, L) of 0 and 1, from a table with the columns image and labels."""
+    """Return (N, L) of 0 and 1, from a table with the columns image and labels."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = [set(row["labels"].split("|")) for row in csv.DictReader(file)]
     return np.array([[label in row for label in labels] for row in rows], dtype=np.int8)
 
 
 def macro_map(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The mean AP of the labels that have a positive and a negative."""
+    """Return the mean AP of the labels that have a positive and a negative."""
     known = [i for i, column in enumerate(truth.T) if 0 < column.sum() < len(column)]
     return float(np.mean([average_precision_score(truth[:, i], scores[:, i]) for i in known]))

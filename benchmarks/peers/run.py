@@ -44,8 +44,8 @@ VARIANTS = {
     ],
     "mlfinetune-solved": ["train.solve_head_first=true"],
 }
-"""Run where they are named: frozen, but every epoch computes the features anew, as the peers do;
-and fine-tuning from the head that a frozen run ends with."""
+"""Variants of mlfinetune, run only if they are named: frozen with features computed in every epoch,
+as the peers do; and fine-tuning from the head that a frozen run ends with."""
 OURS = {"mlfinetune", *VARIANTS}
 SAMPLE_S = 1.0  # a sample of a large process takes its driver some 20 ms
 
@@ -54,7 +54,7 @@ SAMPLE_S = 1.0  # a sample of a large process takes its driver some 20 ms
 
 
 def environment(folder: Path) -> Path:
-    """The Python of the peers' environment, made where it is missing or has other versions.
+    """Return the Python of the peers' environment; make it if missing or of other versions.
 
     A .pth file lets it see this environment's packages after its own: the same torch for all.
     """
@@ -75,7 +75,7 @@ def environment(folder: Path) -> Path:
 
 
 def warm(python: Path, names: list[str], images: list[Path]) -> None:
-    """Every import and every picture once, so that nobody pays for the first read from disk."""
+    """Import everything and read every picture once, so that no run pays for a first read."""
     for path in images:
         path.read_bytes()
     for name in names:
@@ -94,7 +94,7 @@ def warm(python: Path, names: list[str], images: list[Path]) -> None:
 
 
 def spread(table: Path, wanted: int | None) -> list[dict[str, str]]:
-    """`wanted` rows, spread evenly over the table: one sorted by name begins with few labels."""
+    """Return `wanted` rows, evenly spread: a table sorted by name begins with few labels."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     count = min(wanted or len(rows), len(rows))
@@ -102,7 +102,7 @@ def spread(table: Path, wanted: int | None) -> list[dict[str, str]]:
 
 
 def write(rows: list[dict[str, str]], path: Path) -> str:
-    """A table of the columns image and labels."""
+    """Write a table with the columns image and labels."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["image", "labels"], extrasaction="ignore")
         writer.writeheader()
@@ -111,7 +111,7 @@ def write(rows: list[dict[str, str]], path: Path) -> str:
 
 
 def tables(options: argparse.Namespace, folder: Path) -> tuple[str, str, list[str]]:
-    """The subsets as files, and the labels; what train does not know is left out of val."""
+    """Write the subsets; return the files and the labels. Val keeps only the labels of train."""
     train, val = spread(options.train, options.train_rows), spread(options.val, options.val_rows)
     train = [row for row in train if row["labels"]]
     labels = sorted({label for row in train for label in row["labels"].split("|")})
@@ -122,7 +122,7 @@ def tables(options: argparse.Namespace, folder: Path) -> tuple[str, str, list[st
 
 
 def random_weights(path: Path) -> Path:
-    """A random backbone in torchvision's layout, for speed alone."""
+    """Write a random backbone in torchvision's layout, to measure speed alone."""
     import torch
     from safetensors.torch import save_file
     from torchvision.models import resnet50
@@ -134,7 +134,7 @@ def random_weights(path: Path) -> Path:
 
 
 def hardware() -> tuple[bool, int]:
-    """Is bfloat16 fast here, and how many processes decode: mlfinetune's own rules, for all."""
+    """Return whether bfloat16 is fast, and the number of workers, by mlfinetune's rules."""
     import torch
 
     cores = len(os.sched_getaffinity(0))
@@ -148,7 +148,7 @@ def hardware() -> tuple[bool, int]:
 
 
 def command(name: str, task: job.Job, python: Path) -> list[str]:
-    """What starts a run; the config of mlfinetune and the others' job are for the same."""
+    """Return the command of a run; mlfinetune's config and the others' job mean the same."""
     if name not in OURS:
         return [str(python), str(HERE / SCRIPTS[name]), str(Path(task.folder, "job.json"))]
     keys = {
@@ -168,7 +168,7 @@ def command(name: str, task: job.Job, python: Path) -> list[str]:
 
 
 def isolated(folder: Path) -> dict[str, str]:
-    """An environment with empty caches, no hub and no usage reports."""
+    """Return an environment with empty caches, no hub and no usage reports."""
     caches = ("MLFINETUNE_CACHE", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "FASTAI_HOME")
     caches += ("LIGHTLY_TRAIN_CACHE_DIR", "MPLCONFIGDIR")
     quiet = {
@@ -180,7 +180,7 @@ def isolated(folder: Path) -> dict[str, str]:
 
 
 def timed(line: list[str], folder: Path) -> tuple[float, int]:
-    """Seconds from start to exit, and the peak memory in bytes, of a process and its children.
+    """Run a command; return seconds from start to exit, and peak bytes with its children.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
@@ -203,14 +203,14 @@ def timed(line: list[str], folder: Path) -> tuple[float, int]:
 
 
 def watch(process: subprocess.Popen, peak: list[int]) -> None:
-    """Sample the memory of the whole tree, shared pages counted once, until it ends."""
+    """Sample the memory of the process tree until it ends; shared pages count once."""
     while process.poll() is None:
         peak[0] = max(peak[0], sum(map(resident, tree(process.pid))))
         time.sleep(SAMPLE_S)
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and all processes below it."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").glob("*/children"))
         children = [int(child) for task in tasks for child in task.read_text().split()]
@@ -220,7 +220,7 @@ def tree(pid: int) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory, each shared page divided by its users; 0 where the process has ended."""
+    """Return bytes in memory, each shared page divided by its users; 0: the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -229,7 +229,7 @@ def resident(pid: int) -> int:
 
 
 def outcome(name: str, task: job.Job) -> tuple[np.ndarray, float]:
-    """(N, L) scores of the best epoch, and the seconds that were spent for them alone."""
+    """Return the (N, L) scores of the best epoch, and the seconds spent for this driver alone."""
     if name not in OURS:
         kept = np.load(Path(task.folder, "scores.npz"))
         return kept["scores"], float(kept["aside_s"])
@@ -241,7 +241,7 @@ def outcome(name: str, task: job.Job) -> tuple[np.ndarray, float]:
 
 
 def measure(name: str, task: job.Job, python: Path) -> dict[str, float]:
-    """One run in a folder of its own: seconds, mAP, MiB."""
+    """Return seconds, mAP and MiB of one run in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         task.folder = folder
         Path(folder, "job.json").write_text(json.dumps(vars(task)))
@@ -259,7 +259,7 @@ def measure(name: str, task: job.Job, python: Path) -> dict[str, float]:
 
 
 def written(name: str, task: str) -> int:
-    """Lines that a user writes: without blank ones, comments and docstrings."""
+    """Return the number of lines that a user writes, without blank lines and comments."""
     if name in OURS:
         text = (HERE / f"mlfinetune_{task}.yaml").read_text()
         lines = [x for x in map(str.strip, text.splitlines()) if x and not x.startswith("#")]
@@ -268,7 +268,7 @@ def written(name: str, task: str) -> int:
 
 
 def code_lines(text: str) -> int:
-    """Lines of Python with a token that is neither a comment nor a docstring."""
+    """Return the lines of Python with a token that is neither comment nor docstring."""
     spaces = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT}
     lines: set[int] = set()
     starts = True
@@ -285,7 +285,7 @@ def code_lines(text: str) -> int:
 
 
 def compare(options: argparse.Namespace, python: Path, folder: Path) -> tuple[dict, dict]:
-    """The settings, and what every peer took: medians over the rounds."""
+    """Return the settings, and the numbers of every peer: medians over the rounds."""
     train, val, labels = tables(options, folder)
     weights = options.weights or random_weights(folder / "random.safetensors")
     bf16, workers = hardware()
@@ -321,7 +321,7 @@ def compare(options: argparse.Namespace, python: Path, folder: Path) -> tuple[di
 
 
 def attempt(name: str, task: job.Job, python: Path) -> dict[str, float]:
-    """One run; empty where it failed, which is printed."""
+    """Return the numbers of one run; an empty dict, and a printed line, where it failed."""
     try:
         return measure(name, task, python)
     except RuntimeError as error:
@@ -330,7 +330,7 @@ def attempt(name: str, task: job.Job, python: Path) -> dict[str, float]:
 
 
 def summary(name: str, task: str, runs: list[dict[str, float]]) -> dict:
-    """Medians of the rounds, the lines, and every time."""
+    """Return medians of the rounds, lines of code, and every time."""
     if not runs:
         return {"failed": True, "lines": written(name, task)}
     digits = {"seconds": 1, "mAP": 4, "peak_MiB": 0}
@@ -340,7 +340,7 @@ def summary(name: str, task: str, runs: list[dict[str, float]]) -> dict:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Of what was compared, and of what all of them stand on."""
+    """Return the versions of the peers, and of the packages below them."""
     wanted = {"mlfinetune", "torch", "torchvision", "accelerate", *SCRIPTS}
     paths = [str(path) for path in python.parent.parent.glob("lib/python*/site-packages")]
     found = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in distributions()}
@@ -351,7 +351,7 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def save(output: Path, task: str, settings: dict, peers: dict, found: dict[str, str]) -> dict:
-    """Into the file of results; runs of other peers under the same settings stay."""
+    """Write to the file of results; keep runs of other peers with the same settings."""
     result = json.loads(output.read_text()) if output.exists() else {"tasks": {}}
     before = result["tasks"].get(task, {})
     if before.get("settings") == settings:
@@ -365,7 +365,7 @@ def save(output: Path, task: str, settings: dict, peers: dict, found: dict[str, 
 
 
 def show(task: str, peers: dict) -> None:
-    """A table for people."""
+    """Print a table for people."""
     print(f"\n{task:<20}{'seconds':>9}{'mAP':>8}{'peak MiB':>10}{'lines':>7}{'mlfinetune is':>15}")
     ours = peers.get("mlfinetune", {}).get("seconds")
     for name, row in peers.items():
@@ -380,7 +380,7 @@ def show(task: str, peers: dict) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--train", type=Path, required=True, help="table with the columns image and labels (a|b)")

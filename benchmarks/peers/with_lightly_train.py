@@ -14,7 +14,7 @@ WHOLE = {"min_scale": 1.0, "max_scale": 1.0, "min_ratio": 0.01, "max_ratio": 100
 
 
 def absolute(table, images, out):
-    """LightlyTrain's tables have paths that are absolute, or start at the table's folder."""
+    """Write tables with absolute paths, which LightlyTrain needs; return their paths."""
     rows = pd.read_csv(table)
     rows["image"] = images + "/" + rows["image"]
     rows.to_csv(out, index=False)
@@ -22,7 +22,7 @@ def absolute(table, images, out):
 
 
 def score(job):
-    """(N, L): the best epoch's model, applied as in validation."""
+    """Return (N, L) scores of the best epoch's model, applied as in validation."""
     model = lightly_train.load_model(f"{job.folder}/out/exported_models/exported_best.pt")
     rows = [f"{job.images}/{name}" for name in pd.read_csv(job.val)["image"]]
     scores = np.zeros((len(rows), len(job.labels)))

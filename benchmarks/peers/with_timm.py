@@ -17,7 +17,7 @@ BODY = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
 
 
 class Pictures(Dataset):
-    """(3, 224, 224) float pictures and their targets."""
+    """Dataset of (3, 224, 224) float pictures and their targets."""
 
     def __init__(self, table, images, labels, transform):
         self.table, self.images, self.transform = pd.read_csv(table), images, transform
@@ -33,7 +33,7 @@ class Pictures(Dataset):
 
 
 def transforms(job):
-    """Those of training, those of validation."""
+    """Return the transforms of training and of validation."""
     end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     squash, crop = v2.Resize((224, 224)), v2.RandomResizedCrop(224, scale=(0.35, 1.0))
     train = v2.Compose([squash if job.frozen else crop, v2.RandomHorizontalFlip(), *end])
@@ -41,7 +41,7 @@ def transforms(job):
 
 
 def build(job, device):
-    """The model with its weights, channels last."""
+    """Return the model with its weights, in channels_last."""
     model = timm.create_model("resnet50", pretrained=False, num_classes=len(job.labels))
     model.load_state_dict(load_file(job.weights), strict=False)
     if job.frozen:

@@ -20,7 +20,7 @@ BODY = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
 
 
 class Pictures(Dataset):
-    """What the model takes: pixel_values and labels."""
+    """Dataset of the model's inputs: pixel_values and labels."""
 
     def __init__(self, table, images, labels, transform):
         self.table, self.images, self.transform = pd.read_csv(table), images, transform
@@ -36,7 +36,7 @@ class Pictures(Dataset):
 
 
 def build(job):
-    """The model with its weights."""
+    """Return the model with its weights."""
     config = TimmWrapperConfig(
         architecture="resnet50",
         num_labels=len(job.labels),

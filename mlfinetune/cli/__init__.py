@@ -1,11 +1,11 @@
 """The command line, one file for each command: parse, load, call one workflow, print.
 
 arguments -> Config or request -> workflows.X.run -> table on stdout, messages on stderr, exit code
-Start at evaluate.py, a command as all are; `main` below is where every error ends.
+Start at evaluate.py, a typical command; `main` below handles every error.
 
-Importing this package loads no torch: a command imports its workflow when it is called. Every
-MlfinetuneError ends in `main`: its message goes to standard error, and the exit code is 2. A signal
-also ends there: half-written files are removed and child processes end before the command does.
+Importing this package loads no torch: a command imports its workflow when it is called. `main`
+catches every MlfinetuneError: its message goes to standard error, and the exit code is 2. `main`
+handles signals too: it removes half-written files and ends child processes before the command ends.
 """
 
 import io
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _exit_with(error: Exception) -> NoReturn:
-    """Print the error, unless another rank has printed the failure of the run, and exit."""
+    """Print the error, and exit. With several ranks, only one prints the failure of the run."""
     shown: Exception | None = error
     try:
         info = dist_info()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it loads numpy
 SHOWN_LABELS = 20
 SHOWN_PAIRS = 5
 WIDEST = 300
-"""Letters of an item that the text shows; the JSON has all of them."""
+"""Greatest number of characters of an item in the text; the JSON has all of them."""
 
 
 def format_json(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
@@ -36,14 +36,14 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
         findings: errors first.
         facts: notes, pictures, sides, labels and pairs of labels, as `--json` adds them.
     """
-    lines = [*facts["notes"], "", *_picture_lines(facts["pictures"])]
+    lines = [*facts["notes"], "", *_format_picture_lines(facts["pictures"])]
     if facts["labels"]:
         lines += [
             "",
-            *_side_lines(facts["sides"]),
+            *_format_side_lines(facts["sides"]),
             "",
-            *_label_lines(facts["labels"]),
-            *_pair_lines(facts),
+            *_format_label_lines(facts["labels"]),
+            *_format_pair_lines(facts),
         ]
     for finding in findings:
         lines += ["", f"{finding.severity}: {finding.message}"]
@@ -53,15 +53,15 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
     counts = {"error": errors, "warning": len(findings) - errors}
     kinds = [f"{pluralize(n, 'kind')} of {word}s" for word, n in counts.items() if n]
     verdict = ", ".join(kinds) or "clean"
-    return "\n".join(_printable_lines([*lines, "", verdict]))
+    return "\n".join(_make_lines_printable([*lines, "", verdict]))
 
 
-def _printable_lines(lines: Sequence[str]) -> list[str]:
+def _make_lines_printable(lines: Sequence[str]) -> list[str]:
     """Return the lines without characters that would move the cursor."""
     return [make_printable(part) for line in lines for part in line.split("\n")]
 
 
-def _picture_lines(facts: dict[str, Any]) -> list[str]:
+def _format_picture_lines(facts: dict[str, Any]) -> list[str]:
     if not facts["count"]:
         return ["no readable pictures"]
     spread = "; ".join(
@@ -74,7 +74,7 @@ def _picture_lines(facts: dict[str, Any]) -> list[str]:
     return [f"{facts['count']} readable pictures: {kinds}; {modes}{turned}", spread]
 
 
-def _side_lines(sides: dict[str, Any]) -> list[str]:
+def _format_side_lines(sides: dict[str, Any]) -> list[str]:
     return [
         f"{side}: {facts['images']} images, {facts['labels_an_image']} labels an image, "
         f"{facts['without_label']} without a label"
@@ -82,7 +82,7 @@ def _side_lines(sides: dict[str, Any]) -> list[str]:
     ]
 
 
-def _label_lines(labels: dict[str, Any]) -> list[str]:
+def _format_label_lines(labels: dict[str, Any]) -> list[str]:
     sides = list(next(iter(labels.values())))
     lines = [f"  {'label':<44} " + " ".join(f"{side:>10}" for side in sides)]
     rows = sorted(labels.items(), key=lambda row: -row[1][sides[0]]["positives"])
@@ -97,7 +97,7 @@ def _label_lines(labels: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _pair_lines(facts: dict[str, Any]) -> list[str]:
+def _format_pair_lines(facts: dict[str, Any]) -> list[str]:
     pairs = [
         f"  {' + '.join(pair['labels'])}: {pair['images']} images, {pair['share']:.0%} of those "
         f"with either"

@@ -108,7 +108,7 @@ def predict(
 def _run_workflow(
     request: "PredictRequest", output: Path | None, resume: bool, device: str, log: "RunLog"
 ) -> "FailedImages":
-    """Predict; end quietly where the reader of stdout has closed it, name a file that fails."""
+    """Predict. A closed stdout ends the command without a message; other file errors are named."""
     from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.workflows import predict as workflow
 

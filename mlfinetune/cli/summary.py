@@ -39,7 +39,7 @@ def format_summary(evaluation: Evaluation) -> str:
 
 
 def _format_facts(facts: Facts) -> list[str]:
-    """Return lines: the intervals, the data that fitted the F1s' thresholds, the review band."""
+    """Return lines on the intervals, the images that fitted the thresholds, the review band."""
     names = {"mAP": "mAP", "macro_F1": "macro F1", "micro_F1": "micro F1"}
     intervals = {name: facts.intervals.averages[key] for key, name in names.items()}
     ranges = [f"{name} {x[0]:.3f} to {x[1]:.3f}" for name, x in intervals.items() if x]
@@ -64,5 +64,5 @@ def _format_facts(facts: Facts) -> list[str]:
 
 
 def _format_number(value: float | None) -> str:
-    """Return `0.7120`, or a dash as wide for a number that is undefined."""
+    """Return `0.7120`, or dashes of the same width for an undefined number."""
     return "    --" if value is None else f"{value:.4f}"

@@ -208,20 +208,31 @@ def _apply_override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
         layer = {key: layer}
     faults: list[str] = []
     layer = _make_paths_absolute(layer, Path.cwd(), faults)
+    if _merge_layer(tree, layer, keys):
+        _mark_overridden(lines, keys)
+    return faults
+
+
+def _merge_layer(tree: dict[str, Any], layer: dict[str, Any], keys: Sequence[str]) -> bool:
+    """Set the value at `keys` of `tree` to that of `layer`; return whether it could be set."""
     parent = tree
     for depth, key in enumerate(keys[:-1]):
         section = parent.get(key)
         if not isinstance(section, dict):
             if depth == 0 and section is not None:  # `train: 3` stays: the check reports it
-                return faults
+                return False
             section = {}
         parent[key] = dict(section)  # a copy: the caller's tree stays as it is
         parent = parent[key]
         layer = layer[key]
     parent[keys[-1]] = layer[keys[-1]]
+    return True
+
+
+def _mark_overridden(lines: Lines, keys: tuple[str, ...]) -> None:
+    """Give line 0 to the key path and to new keys above it; drop the lines of the old value."""
     for stale in [key_path for key_path in lines if key_path[: len(keys)] == keys]:
-        del lines[stale]  # lines of the value that is replaced
+        del lines[stale]
     lines[keys] = 0
     for depth in range(1, len(keys)):
         lines.setdefault(keys[:depth], 0)
-    return faults

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from mlfinetune.config.types import DataPath, FilePath, Fraction, Section
 
 MAX_IMAGE_SIZE = 4096
-"""Limit of `model.image_size`, for checkpoints too: one input of that side takes 200 MB."""
+"""Limit of `model.image_size`, for checkpoints too: one input takes 200 MB as float32."""
 
 
 class DataConfig(Section):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from mlfinetune.location import Location, parse_location
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
 
 
 def _require_text(value: Any) -> Any:
@@ -18,6 +19,7 @@ def _require_text(value: Any) -> Any:
 
 
 FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_require_text)]
+"""A path of this machine, from text; not strict, since YAML has no paths."""
 
 
 def _parse_data_path(value: Any) -> Location:
@@ -30,6 +32,7 @@ def _parse_data_path(value: Any) -> Location:
 DataPath = Annotated[
     Location, PlainValidator(_parse_data_path), WithJsonSchema({"type": "string", "format": "path"})
 ]
+"""A path or a URL of data, from text."""
 
 
 class Section(BaseModel):

@@ -32,6 +32,7 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (
         "-+.0123456789",
     ),
 )
+"""Type, pattern and possible first characters of each scalar; `\\0` stands for empty text."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -92,7 +93,7 @@ for _name, _pattern, _first in _SCALARS:
             ["" if c == "\0" else c for c in _first],
         )
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
-_Loader.yaml_constructors = {
+_Loader.yaml_constructors = {  # None is the constructor that refuses every other tag
     tag: constructor
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] in _PLAIN

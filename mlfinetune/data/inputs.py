@@ -57,6 +57,10 @@ def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     | a glob                        | each file that it matches; no folders                |
 
     Folders and globs come in sorted order.
+
+    Raises:
+        DataError: the objects below a URL cannot be listed.
+        OSError: a folder or a tar cannot be read.
     """
     for item in inputs:
         if item == STDIN:
@@ -75,7 +79,7 @@ def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
 
 
 def _expand_folder_entry(path: Path) -> Iterator[str]:
-    """Yield a file of a folder if it is a picture by its name, or the pictures of a tar."""
+    """Yield the path of a file that is named like a picture, or those of the pictures in a tar."""
     if path.suffix == TAR or is_image_name(path):
         yield from _expand_file(str(path))
 
@@ -91,7 +95,11 @@ def _expand_file(path: str) -> Iterator[str]:
 
 
 def expand_url(url: str) -> Iterator[str]:
-    """Yield the URL; of one that ends in `/` or has a `*`, the pictures that it stands for."""
+    """Yield the URL; if it ends in `/` or has a `*`, yield the URLs of the pictures there.
+
+    Raises:
+        DataError: they cannot be listed.
+    """
     if url.endswith("/") or "*" in url:
         yield from (name for name in files.list_urls(url) if is_image_name(Path(name)))
     else:

@@ -77,9 +77,9 @@ def align(table: Table, space: LabelSpace) -> Manifest:
 
 
 def _drop_foreign_labels(table: Table, space: LabelSpace) -> Table:
-    """Return the table without labels that `space` lacks, where no image has them.
+    """Return the table without the labels that `space` lacks, if no image has one of them.
 
-    COCO, for example, declares all its categories in every file.
+    Such labels are usual: COCO, for example, declares all its categories in every file.
 
     Raises:
         DataError: images have labels that `space` lacks, or such labels have a column each.
@@ -123,7 +123,7 @@ def select_split(table: Table, split: str) -> Table:
 
 
 def find_rare_labels(table: Table, min_positives: int) -> list[str]:
-    """Return the labels with fewer than `min_positives` positive images; none where it is 0."""
+    """Return the labels with fewer than `min_positives` positive images; with 0 no label."""
     if not min_positives:
         return []
     positives, _, _ = table.targets.counts()
@@ -160,12 +160,14 @@ def _apply_empty_labels(table: Table, policy: str) -> Table:
     note = f"{pluralize(rows.size, 'image')} with no label: {effect[policy]}"
     table = replace(table, notes=(*table.notes, note))
     if policy == "error":
-        faults = [table.fault(int(row), "no label (data.empty_labels is error)") for row in rows]
+        faults = [
+            table.build_fault(int(row), "no label (data.empty_labels is error)") for row in rows
+        ]
         return replace(table, faults=(*table.faults, *faults))
     if policy == "negative":
         return table
     packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()
-    packed[rows] = 0xFF  # four times the code of unknown
+    packed[rows] = 0xFF  # four targets with the code of unknown, 11
     unnamed[rows] = UNKNOWN
     return replace(table, targets=Targets(packed, len(table.labels)), unnamed=unnamed)
 

@@ -71,7 +71,10 @@ def scan_pictures(config: Config, paths: Sequence[str], log: RunLog) -> Iterator
 
 
 def hash_content(picture: ImageInfo) -> int:
-    """Return 60 bits of the file's SHA-256; files with the same bytes have the same number."""
+    """Return 60 bits of the file's SHA-256: the same number means the same bytes.
+
+    With a million different files, the chance that two of them share a number is 4e-7.
+    """
     return int(picture.digest[:15], 16)
 
 

@@ -53,9 +53,9 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
             if problem:
                 hint = ""
                 if problem == _NO_FILE:
-                    hint = folder.hint(base) or _suggest_slashes(root, name)
+                    hint = folder.suggest_case(base) or _suggest_slashes(root, name)
                 text = f"{name!r}: {problem}{hint}"
-                faults.append(table.fault(row, text, picture=problem != _OUTSIDE))
+                faults.append(table.build_fault(row, text, picture=problem != _OUTSIDE))
             elif spelled + base != name:
                 respelled[row] = spelled + base
     if respelled:
@@ -75,9 +75,9 @@ def _look_up(
     listed = folder.entries if len(rows) >= _WORTH_LISTING else {}
     for row in rows:
         base = table.names[row][len(below) :]
-        problem = None if listed.get(base) else folder.problem(base)
-        if problem == _NO_FILE and (other := folder.respelling(base)):
-            base, problem = other, folder.problem(other)
+        problem = None if listed.get(base) else folder.find_problem(base)
+        if problem == _NO_FILE and (other := folder.find_respelling(base)):
+            base, problem = other, folder.find_problem(other)
         yield row, base, problem
 
 
@@ -85,7 +85,7 @@ def _find_urls_outside(table: Table, root: str, allowed: bool) -> Iterator[Fault
     """Yield a fault for each name outside the root, where the name or the root is a URL."""
     for row, name in enumerate(table.names):
         if name and not allowed and (is_url(name) or is_url(root)) and not _is_below(root, name):
-            yield table.fault(row, f"{name!r}: {_OUTSIDE}")
+            yield table.build_fault(row, f"{name!r}: {_OUTSIDE}")
 
 
 def _is_below(root: str, name: str) -> bool:
@@ -121,14 +121,14 @@ def _spell_as_on_disk(root: str, below: str) -> str:
 
 
 class _Folder:
-    """A folder that names lead to; it is listed when that is first needed."""
+    """A folder that holds files of the table; it is listed only when the list is needed."""
 
     def __init__(self, path: str, root: str, allow_outside: bool) -> None:
         self._path, self._root, self._allow_outside = path, root, allow_outside
 
     @cached_property
     def inside(self) -> bool:
-        """True if the folder is below the root, or may be anywhere."""
+        """Whether the folder is below the root, or may lie anywhere."""
         return self._is_inside(self._path)
 
     @cached_property
@@ -150,7 +150,7 @@ class _Folder:
     def _by_case(self) -> dict[str, str]:
         return {name.casefold(): name for name in sorted(self.entries)}
 
-    def problem(self, base: str) -> str | None:
+    def find_problem(self, base: str) -> str | None:
         """Return why the file cannot be used, as far as a look-up tells; None if it can."""
         path = os.path.join(self._path, base)
         try:
@@ -159,7 +159,7 @@ class _Folder:
         except FileNotFoundError:
             return _NO_FILE
         except NotADirectoryError:
-            return self._problem_in_tar(path)
+            return self._find_problem_in_tar(path)
         except OSError as error:
             return error.strerror or str(error)
         except ValueError:
@@ -171,7 +171,7 @@ class _Folder:
             return "a folder, not a picture"
         return None if stat.S_ISREG(mode) else "not a regular file"
 
-    def _problem_in_tar(self, path: str) -> str | None:
+    def _find_problem_in_tar(self, path: str) -> str | None:
         """Return why a path below a file cannot be used; None if it is a member of a tar."""
         try:
             if find_member(path) is None:
@@ -182,17 +182,20 @@ class _Folder:
         except OSError as error:
             return error.strerror or str(error)
 
-    def respelling(self, base: str) -> str | None:
+    def find_respelling(self, base: str) -> str | None:
         """Return the file with this name in another Unicode form, or None."""
         return self._by_form.get(unicodedata.normalize("NFC", base))
 
-    def hint(self, base: str) -> str:
-        """Return a hint that names the file whose name differs only in case, or nothing."""
+    def suggest_case(self, base: str) -> str:
+        """Return `; there is 'A.jpg'` where only the case of the name is wrong, else nothing."""
         other = self._by_case.get(base.casefold())
-        return f"; there is {other!r}" if other and self.problem(other) is None else ""
+        return f"; there is {other!r}" if other and self.find_problem(other) is None else ""
 
     def _is_inside(self, path: str) -> bool:
-        """Return whether a path, after all links, is below the root; always, where that is free."""
+        """Return whether a path is below the root once all links are followed.
+
+        With `allow_outside` every path counts as inside.
+        """
         if self._allow_outside:
             return True
         try:

@@ -27,7 +27,7 @@ from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import SPLITS
 from mlfinetune.data.readers.detect import read_source
-from mlfinetune.data.rows import Scan, join_repeats, select_usable
+from mlfinetune.data.rows import Scan, join_repeats, number_contents, select_usable
 from mlfinetune.data.stratify import assign_sides
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
@@ -48,7 +48,7 @@ class SplitOptions:
 
     Attributes:
         val_fraction: share of train to hold out; None: 0.2 where the data names no val.
-        labels: label order; None: the labels of train in natural order.
+        labels: labels in column order; None: the labels of train in natural order.
         seed: decides which rows are held out.
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
@@ -128,15 +128,16 @@ def split_tables(
     if rare:
         least = split_options.min_positives
         notes.append(f"{_list_labels(rare)}: fewer than {least} positives, left out")
-        table, val_table = drop_labels(table, rare), val_table and drop_labels(val_table, rare)
-    drawn = val_table is None and not has_val_rows
-    if drawn:
+        table = drop_labels(table, rare)
+        val_table = None if val_table is None else drop_labels(val_table, rare)
+    is_drawn = val_table is None and not has_val_rows
+    if is_drawn:
         train, val, hold_out_notes = _hold_out(table, usable.contents, split_options)
         notes += hold_out_notes
     else:
         train, val = _align_sides(table, val_table, split_options)
     notes += [*_warn_of_divided_groups(table), *_note_unlearnable_labels(train, val)]
-    return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, drawn)
+    return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn)
 
 
 def read_manifest(
@@ -190,7 +191,11 @@ def read_validation(
 ) -> tuple[Manifest, tuple[str, ...]]:
     """Read the examples of a run's table of val, exactly as `read_splits` does.
 
-    Arguments, results and errors are those of `read_manifest`.
+    Arguments and results are those of `read_manifest`, without `split`: of a table with a split
+    column the rows of val are read.
+
+    Raises:
+        DataError: bad rows, or labels not in `labels`.
     """
     table = read_table(path, replace(options, group_by=None))
     usable = select_usable(table, "val", ("val",), options, skip_bad, scan)
@@ -321,23 +326,22 @@ def _hold_out(
     whole = align(table, choose_labels(table, split_options.labels))
     fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
     notes = []
-    # A file that was not scanned is like no other: its number is negative and its own.
-    rows = range(len(whole)) if contents else ()
-    numbers = [contents.get(whole.path(row), -1 - row) for row in rows]
-    copies = len(numbers) - len(set(numbers))
+    numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
+    duplicates = len(numbers) - len(set(numbers))
     seed, groups = split_options.seed, table.groups
-    side = assign_sides(whole.targets, groups, (fraction,), seed, numbers if copies else None)
-    if copies and len(set(side.tolist())) == 1:  # one unit holds all images: divide the copies
+    sides = assign_sides(whole.targets, groups, (fraction,), seed, numbers if duplicates else None)
+    if duplicates and len(set(sides.tolist())) == 1:  # one unit holds all images: divide it
         notes.append(f"warning: copies of the same bytes in both train and val: {_TOO_HIGH}")
-        side, copies = assign_sides(whole.targets, groups, (fraction,), seed), 0
-    train, val = (np.flatnonzero(side == number).tolist() for number in (0, 1))
+        sides = assign_sides(whole.targets, groups, (fraction,), seed)
+        duplicates = 0
+    train, val = (np.flatnonzero(sides == side).tolist() for side in (0, 1))
     if not train or not val:
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
     details = f"val_fraction {fraction:g}, stratified by label"
     if groups is not None:
         details += ", groups kept whole"
-    if copies:
-        details += f", {pluralize(copies, 'picture')} beside a copy of the same bytes"
+    if duplicates:
+        details += f", {pluralize(duplicates, 'picture')} beside a copy of the same bytes"
     notes.append(
         f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )

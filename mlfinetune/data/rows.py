@@ -39,7 +39,7 @@ class UsableRows:
 
     Attributes:
         table: the usable rows, with the label options applied.
-        notes: lines for the user, each after the name of the side.
+        notes: lines for the user; each begins with the name of the side, as `train: `.
         skipped: pictures that cannot be used.
         contents: path -> number of the file's bytes, as in `PictureScan`; empty without a scan.
     """
@@ -85,20 +85,36 @@ def select_usable(
         contents = scanned.contents
         table, unreadable = _drop_unreadable(table, scanned.bad, missing, skip_bad)
         skipped = sorted([*skipped, *unreadable], key=lambda picture: natural_key(picture.place))
-    lines = format_list([f"{s.place}: {s.name!r}: {s.reason}" for s in skipped])
     if skipped and not len(table):
         raise DataError(
             f"{table.origin}: none of {pluralize(total, 'image')} can be used, pictures under "
-            f"{table.root} (data.images)\n{lines}"
+            f"{table.root} (data.images)\n{_list_skipped(skipped)}"
         )
     table = apply_label_options(table, options)
     raise_faults(table, table.faults)
     reasons.update(_shorten_reason(picture.reason) for picture in skipped)
     notes = [*table.notes, *split_notes, _format_ledger(total, len(table), reasons)]
-    notes = [f"{side}: {note}" for note in notes]
     if skipped:
-        notes.append(f"{side}: skipped (data.bad_images)\n{lines}")
-    return UsableRows(table, notes, skipped, contents)
+        notes.append(f"skipped (data.bad_images)\n{_list_skipped(skipped)}")
+    return UsableRows(table, [f"{side}: {note}" for note in notes], skipped, contents)
+
+
+def _list_skipped(skipped: Sequence[Skipped]) -> str:
+    """Return the pictures that are skipped, one a line, each with its reason."""
+    return format_list(
+        [f"{picture.place}: {picture.name!r}: {picture.reason}" for picture in skipped]
+    )
+
+
+def number_contents(paths: Sequence[str], contents: Mapping[str, int]) -> list[int]:
+    """Return a number for each path, the same for files with the same bytes.
+
+    A file that the scan does not know gets a negative number of its own. Without a scan
+    (`contents` is empty) the list is empty.
+    """
+    if not contents:
+        return []
+    return [contents.get(path, -1 - row) for row, path in enumerate(paths)]
 
 
 def raise_faults(table: Table, faults: Sequence[Fault]) -> None:
@@ -119,7 +135,7 @@ def raise_faults(table: Table, faults: Sequence[Fault]) -> None:
 
 
 def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:
-    """Return the table without its faulty rows and without faults; and the rows left out.
+    """Return the table without its faulty rows and without faults, and the rows left out.
 
     A row with several faults is listed once, with the reason of its first fault.
     """
@@ -139,7 +155,7 @@ def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:
 def add_scan_faults(table: Table, bad: Mapping[int, str]) -> Table:
     """Return the table with one more fault per bad picture; `bad` maps its row to the reason."""
     faults = [
-        table.fault(row, f"{table.names[row]!r}: {reason}", picture=True)
+        table.build_fault(row, f"{table.names[row]!r}: {reason}", picture=True)
         for row, reason in sorted(bad.items())
     ]
     return replace(table, faults=(*table.faults, *faults))
@@ -205,7 +221,7 @@ def _keep_first_faults(table: Table, groups: list[list[int]]) -> list[Fault]:
 
 
 def _find_contradictions(table: Table, rows: list[int]) -> list[Fault]:
-    """Return a fault for each thing that the rows of one image cannot all be right about."""
+    """Return the faults where rows of one image differ: in split, in group, or 1 against 0."""
     place = " and ".join(table.find_place(row) for row in rows[:3])
     name, faults = table.names[rows[0]], []
     if table.splits and len({table.splits[row] for row in rows}) > 1:

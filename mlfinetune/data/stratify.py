@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import Targets
 
 Ints = NDArray[np.int64]
-Unit = list[tuple[int, int]]  # (label, number of positives), rarest label first, images last
+Unit = list[tuple[int, int]]
+"""(rank of a label, number of positives) of one unit: rarest label first, images last.
+
+Example: a group of 3 images, of which 2 have the rarest of 80 labels -> [(0, 2), (80, 3)].
+"""
 
 
-def stratified_split(
+def split_stratified(
     rows: Ints,
     columns: Ints,
     size: int,
@@ -92,7 +96,7 @@ class _Sides:
         self.worth: list[list[float]] = (1 / np.maximum(want, 1)).tolist()
         self.room: list[int] = want[:, -1].tolist()
 
-    def best(self, unit: Unit) -> int:
+    def choose_side(self, unit: Unit) -> int:
         """Return the side that gains most from the unit; train where it fits nowhere.
 
         Sides that lack the unit's rarest label come before all others.
@@ -100,9 +104,12 @@ class _Sides:
         (rarest, number), (_, images) = unit[0], unit[-1]
         chosen, most = 0, (False, -np.inf)
         for side, (lacks, worth) in enumerate(zip(self.lacks, self.worth, strict=True)):
-            if images > min(self.room[side], 2 * lacks[-1]):  # its size is nearer without the unit
+            # The unit is larger than the side, or more than half of it would be too much: the size
+            # of the side stays nearer to its quota without the unit.
+            if images > min(self.room[side], 2 * lacks[-1]):
                 continue
             # Add the positives one by one: each gains the share of its quota that lacks before it.
+            # For `count` of them these are lacks + (lacks - 1) + ...; twice the sum is below.
             gain = 0.0
             for label, count in unit:
                 gain += count * (2 * lacks[label] + 1 - count) * worth[label]
@@ -110,8 +117,8 @@ class _Sides:
                 chosen, most = side, fit
         return chosen
 
-    def give(self, side: int, unit: Unit) -> int:
-        """Give the unit to the side: count its positives; return the side."""
+    def assign(self, side: int, unit: Unit) -> int:
+        """Count the unit's positives on the side, and return the side."""
         for label, count in unit:
             self.lacks[side][label] -= count
         return side
@@ -130,23 +137,26 @@ def _deal_units(
     """
     ends = np.flatnonzero(labels == want.shape[1] - 1) + 1
     starts, images = np.append(0, ends[:-1]), counts[ends - 1]
-    # Units larger than the smallest side come first, while the other sides still have room.
+    # Units larger than the smallest side come first, while the other sides still have room. Then
+    # those of the rarest label: few units have it, so it is divided while all sides lack it. The
+    # last key of lexsort counts most.
     large = np.maximum(images, want[:, -1].min())
     order = np.lexsort([rng.random(len(ends)), -images, labels[starts], -large])
     dealt, sides = np.full(len(ends), -1, np.int8), _Sides(want)
     cells = np.stack([labels, counts], axis=1)
 
     # Train must have a positive of each label. So it first gets one unit per label: the one that
-    # would be dealt last.
+    # would be dealt last, and that disturbs the dealing least. A label that an earlier one of these
+    # units has brought needs none, and a unit too large for train is left to the dealing.
     last = np.zeros(want.shape[1], np.int64)
     np.maximum.at(last, labels, np.repeat(np.argsort(order), ends - starts))
     for label, unit in enumerate(order[last[:-1]].tolist()):
         lacks = sides.lacks[0]
         if 0 < lacks[label] == want[0, label] and images[unit] <= lacks[-1]:
-            dealt[unit] = sides.give(0, cells[starts[unit] : ends[unit]].tolist())
+            dealt[unit] = sides.assign(0, cells[starts[unit] : ends[unit]].tolist())
     for unit in order[dealt[order] < 0].tolist():
         held = cells[starts[unit] : ends[unit]].tolist()
-        dealt[unit] = sides.give(sides.best(held), held)
+        dealt[unit] = sides.assign(sides.choose_side(held), held)
     return dealt
 
 
@@ -179,9 +189,9 @@ def assign_sides(
         names = [group or f"\0{row}" for row, group in enumerate(groups)]
         numbers = np.unique(np.array(names), return_inverse=True)[1]
     if contents is not None:
-        copies = np.unique(np.array(contents), return_inverse=True)[1]
-        numbers = copies if numbers is None else _join_partitions(numbers, copies)
-    return stratified_split(*targets.positives(), *targets.shape, fractions, seed, numbers)
+        same_bytes = np.unique(np.array(contents), return_inverse=True)[1]
+        numbers = same_bytes if numbers is None else _join_partitions(numbers, same_bytes)
+    return split_stratified(*targets.positives(), *targets.shape, fractions, seed, numbers)
 
 
 def _join_partitions(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -103,7 +103,7 @@ class Table:
         """Return where a row is in the source: `line 12`, or its image name without lines."""
         return self.names[row] if self.lines is None else f"line {self.lines[row]}"
 
-    def fault(self, row: int, text: str, picture: bool = False) -> Fault:
+    def build_fault(self, row: int, text: str, picture: bool = False) -> Fault:
         """Return a fault of a row, or of its picture."""
         return Fault(self.find_place(row), text, row, picture)
 
@@ -123,7 +123,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is not used: its name, its place in the table (as `line 12`), the reason."""
+    """A picture that is not used.
+
+    Attributes:
+        name: the image name in the table.
+        place: place of its row in the table, as `line 12`.
+        reason: why it cannot be used.
+    """
 
     name: str
     place: str
@@ -134,8 +140,8 @@ class LabelLists:
     """Collects rows that list their labels, one row at a time, and packs them into a Table.
 
     lists.add(["cat"]); lists.add(["dog", "cat"], unknown=["fox"])
-    lists.labels     cat dog fox
-    lists.targets()  [[1, 0, 0], [1, 1, -1]]
+    lists.labels           cat dog fox
+    lists.build_targets()  [[1, 0, 0], [1, 1, -1]]
     """
 
     def __init__(self, labels: Iterable[str] = ()) -> None:
@@ -162,11 +168,11 @@ class LabelLists:
             columns.extend([column.setdefault(name, len(column)) for name in names])
             self._ends[state].append(len(columns))
 
-    def targets(self) -> Targets:
+    def build_targets(self) -> Targets:
         """Return the (N, L) targets; a label that a row does not name is 0."""
         return Targets.pack(self._build_blocks(), len(self.column))
 
-    def table(
+    def build_table(
         self,
         origin: Location,
         format: str,
@@ -184,7 +190,7 @@ class LabelLists:
             format=format,
             root=root,
             names=tuple(names),
-            targets=self.targets(),
+            targets=self.build_targets(),
             unnamed=np.full(len(names), NEGATIVE, np.int8),
             labels=self.labels,
             splits=None if splits is None else tuple(splits),

@@ -77,7 +77,9 @@ class Targets:
     def blocks(self, labels: int = 0) -> Iterator[tuple[int, NDArray[np.int8]]]:
         """Yield (first row, (n, L) states) for all rows, in blocks of at most `BLOCK_BYTES`.
 
-        Where the caller makes blocks with more columns of these, `labels` is their number.
+        Args:
+            labels: number of columns of the blocks that the caller makes of these, if it is larger
+                than L: n is smaller then, so that those blocks fit too.
         """
         step = max(1, BLOCK_BYTES // max(1, labels, self._labels))
         for start in range(0, len(self), step):
@@ -94,6 +96,8 @@ class Targets:
             rows = self.packed[start : start + 255]
             for bit in range(8):
                 bits[bit] += (rows >> bit & 1).sum(axis=0, dtype=np.uint8)
+        # `bits`, (8, bytes), counts how often each bit of a byte is set: rows 0, 2, 4, 6 are the
+        # low bits of its four labels, rows 1, 3, 5, 7 the high bits.
         low, high = (bits[first::2].T.ravel()[: self._labels] for first in (0, 1))
         # Codes of two bits: 0 is 00, 1 is 01, unknown is 11. So the high bit counts unknowns.
         return low - high, len(self) - low, high

@@ -1,12 +1,10 @@
-"""The loss: `sigmoid_cross_entropy`, its relatives, and `build_loss` that binds their settings.
+"""The losses: sigmoid cross entropy, asymmetric and focal loss; `build_loss` binds their settings.
 
 logits (..., L), targets (..., L) in [0, 1] or -1  ->  scalar, or (..., L) with reduction="none"
 Start at reference.py, the definition; operator.py chooses who computes: blocks.py, or kernel.py.
 
-A new loss of this family takes four steps: a field of `Form` and its term in reference.py; the same
-in blocks.py (`elementwise`) and in kernel.py (`_loss_and_slope`); a function here, with an entry in
-`build_loss`; its name and keys in config/sections.py. The tests compare all three with the
-reference.
+docs/loss.md lists the steps of adding a loss. The tests compare blocks.py and kernel.py with
+reference.py.
 """
 
 import math
@@ -16,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mlfinetune.loss.operator import choose_backend, fused, try_triton
+from mlfinetune.loss.operator import choose_backend, compute_fused, try_triton
 from mlfinetune.loss.reference import Form
 
 __all__ = [
@@ -50,8 +48,8 @@ def sigmoid_cross_entropy(
 
     Args:
         logits: (..., L) floating point; a sigmoid must not have been applied.
-        targets: the shape of `logits`; values in [0, 1] (soft ones too), negative or NaN is
-            unknown. No gradient is computed for them, nor for pos_weight.
+        targets: the shape of `logits`; values in [0, 1], also soft ones such as 0.3. A negative
+            value or NaN means unknown. No gradient is computed for targets, nor for pos_weight.
         pos_weight: (L,) or a scalar tensor: weight of the positive part of each label's loss.
         label_smoothing: s in [0, 1): targets become t*(1-s) + s/2.
         reduction: "mean" over the known targets (0 where none is known), "sum", or "none".
@@ -61,8 +59,8 @@ def sigmoid_cross_entropy(
 
     Returns:
         A float32 (float64 for float64 logits) scalar, or the shape of `logits` for "none",
-        where unknown targets give 0. Its gradient can be taken once; with "none" or float64,
-        again and again.
+        where unknown targets give 0. Its gradient can be taken once; with "none" or float64, any
+        number of times.
 
     Raises:
         ValueError: shapes or devices that differ, integer logits, targets or weights that need a
@@ -116,7 +114,7 @@ def focal_loss(
     divisor: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Focal loss: targets that are classified well already weigh less, the more so with `gamma`.
+    """Focal loss: well classified targets weigh less, and the less the larger `gamma` is.
 
     With p = sigmoid(x), a positive costs alpha * (1-p)^gamma * -log(p) and a negative
     (1-alpha) * p^gamma * -log(1-p).
@@ -198,16 +196,16 @@ def _check_and_compute(
     _check_form(form)
     backend, _ = choose_backend(backend, logits.device, logits.dtype)
     if logits.dim() == 2:
-        return fused(logits, targets, pos_weight, divisor, form, reduction, backend)
+        return compute_fused(logits, targets, pos_weight, divisor, form, reduction, backend)
     labels = logits.shape[-1] if logits.dim() else 1
     shape = math.prod(logits.shape[:-1]), labels
     flat = logits.reshape(shape), targets.reshape(shape)
-    loss = fused(*flat, pos_weight, divisor, form, reduction, backend)
+    loss = compute_fused(*flat, pos_weight, divisor, form, reduction, backend)
     return loss.reshape(logits.shape) if reduction == "none" else loss
 
 
 def _check_given(name: str, given: Tensor | None, logits: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless `given` is a constant, of this shape or (), beside the logits."""
+    """Raise a ValueError unless `given` is a constant, of `shape` or (), on the logits' device."""
     if given is None:
         return
     if given.dim() and given.shape != shape:

@@ -3,7 +3,7 @@
     logits (N, L), targets (N, L)  ->  loss, its gradient for the logits
 
 A block and its temporaries stay in the processor's cache, so memory is read once and written once.
-The gradient is computed together with the loss. float32 inside, float64 for float64 logits.
+The gradient is computed together with the loss, in float32 (float64 for float64 logits).
 
 Hard targets (each 0, 1 or unknown) without weights take a shorter way. With z = x for a negative
 and z = -x for a positive,
@@ -29,19 +29,21 @@ from torch.nn.functional import softplus
 from mlfinetune.loss.reference import Form
 
 BLOCK = 2**19
-"""Elements of a block. Smaller: calls cost more than arithmetic; larger: memory does (measured)."""
+"""Elements of a block. In smaller blocks the calls cost more than the arithmetic, in larger ones
+the memory does (measured)."""
 SMALL = 2**14
-"""Elements below which a call's time is the number of its operations, not their arithmetic."""
+"""Elements below which the time of a call depends on its number of operations, not on its size."""
 PLAIN = Form()
 _KEPT = threading.local()
+"""Each thread's buffers, see `_take_buffers`."""
 
 
-def gradient_dtype(logits: torch.dtype, reduction: str) -> torch.dtype:
+def choose_gradient_dtype(logits: torch.dtype, reduction: str) -> torch.dtype:
     """Return the type in which the gradient is kept until backward multiplies it by grad_output.
 
-    It is the logits' own type, so that nothing is converted, but for two cases. float16 would round
-    small gradients to 0 before a GradScaler's factor (65536) can lift them. And with "none",
-    bfloat16 gradients are multiplied by a factor each, which rounds them a second time.
+    It is the logits' own type, so that nothing is converted, with two exceptions. float16 would
+    round small gradients to 0 before a GradScaler's factor (65536) can make them larger. And with
+    "none", each bfloat16 gradient is multiplied by its own factor, which rounds it a second time.
 
         logits     mean, sum   none
         float32    float32     float32
@@ -53,7 +55,7 @@ def gradient_dtype(logits: torch.dtype, reduction: str) -> torch.dtype:
     return logits
 
 
-def value_and_gradient(
+def compute_value_and_gradient(
     logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,
@@ -74,19 +76,16 @@ def value_and_gradient(
 
     Returns:
         The loss, () or (N, L), float32 (float64 for float64 logits); the gradient, (N, L) or
-        (0,), in `gradient_dtype`.
+        (0,), in `choose_gradient_dtype`'s type.
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    saved = gradient_dtype(logits.dtype, reduction)
+    saved = choose_gradient_dtype(logits.dtype, reduction)
     if reduction == "none" or logits.device.type != "cpu":
-        unknown = ~(targets >= 0)
-        x = logits.to(dtype).contiguous()
-        values, slopes = elementwise(x, targets, unknown, pos_weight, form)
-        if reduction == "mean":
-            count = (~unknown).sum().clamp(min=1) if divisor is None else divisor
-            values, slopes = values.div_(count), slopes.div_(count)
-        values = values if reduction == "none" else values.sum()
+        values, slopes = _compute_whole(
+            logits.to(dtype), targets, pos_weight, divisor, form, reduction
+        )
         return values, slopes.to(saved) if gradient else slopes.new_empty(0, dtype=saved)
+    # NaN is unknown too, but compares as False: hence `not ... >= 0`.
     masked = targets.dtype.is_signed and targets.numel() > 0 and not float(targets.amin()) >= 0
     scale = 1.0
     if reduction == "mean":
@@ -106,12 +105,32 @@ def value_and_gradient(
     total = 0.0
     for block in _split_blocks(logits, targets, grad if gradient else None):
         part = losses(*block)
-        # An infinite logit with an unknown target spoils the short way: inf * 0 is NaN. The general
-        # way sets losses of unknown targets to 0, and gives the sum of the others.
+        # An infinite logit with an unknown target makes the shorter way fail: inf * 0 is NaN. The
+        # general way sets the losses of unknown targets to 0 after computing them.
         if masked and not math.isfinite(part):
             part = every(*block)
         total += part
     return torch.scalar_tensor(total * scale, dtype=dtype, device=logits.device), grad
+
+
+def _compute_whole(
+    x: Tensor,
+    targets: Tensor,
+    pos_weight: Tensor | None,
+    divisor: Tensor | None,
+    form: Form,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """Compute loss and gradient without blocks, for "none" and for devices other than the CPU.
+
+    Nothing here depends on values that the host would have to read back from the device.
+    """
+    unknown = ~(targets >= 0)
+    values, slopes = compute_elementwise(x.contiguous(), targets, unknown, pos_weight, form)
+    if reduction == "mean":
+        count = (~unknown).sum().clamp(min=1) if divisor is None else divisor
+        values, slopes = values.div_(count), slopes.div_(count)
+    return values if reduction == "none" else values.sum(), slopes
 
 
 def _compute_small(
@@ -141,7 +160,10 @@ def _count_known(targets: Tensor, masked: bool) -> int:
 def _split_blocks(
     logits: Tensor, targets: Tensor, grad: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield the same rows of all three, some at a time."""
+    """Yield the same rows of all three tensors, about BLOCK elements at a time.
+
+    With T threads a block has T / 4 times as many elements if that is more: they share its work.
+    """
     if logits.numel() <= BLOCK:
         yield logits, targets, grad
         return
@@ -168,7 +190,7 @@ def _compute_block(
     """Compute one block for any member of the family, and any targets."""
     unknown = ~(targets >= 0) if masked else None
     buffers = iter(_take_buffers(x, dtype))
-    values, slopes = elementwise(x.to(dtype), targets, unknown, weight, form, buffers)
+    values, slopes = compute_elementwise(x.to(dtype), targets, unknown, weight, form, buffers)
     if grad is not None:
         grad.copy_(slopes.mul_(scale))
     return _sum_finite(values)
@@ -183,17 +205,22 @@ def _compute_hard_block(
     dtype: torch.dtype,
     scale: float,
 ) -> float:
-    """Compute one block of the plain loss for targets of 0, 1 and -1, in buffers that are kept."""
+    """Compute one block of the plain loss for targets of 0, 1 and -1, by the shorter way above.
+
+    For an unknown target z is 0 and its e is set to 0, so that it adds nothing to the sum.
+    """
     sign, a, b, z, *_ = _take_buffers(x, dtype)
     sign.copy_(_compute_sign(targets))
     known = (targets + 1).clamp_(0, 1) if masked else None
     if known is not None:
         sign.mul_(known)
+    # If it fits, the memory of the gradient itself holds z and then sigmoid(z): one copy less.
     z = grad if grad is not None and grad.dtype == dtype else z
     torch.mul(x, sign, out=z)
     total = _sum_finite(torch.clamp(z, min=0, out=a))
     chance = z.sigmoid_()
     rest = torch.sub(1, chance, out=a)
+    # exp(-|z|) = min(p, 1 - p) / max(p, 1 - p), for p = sigmoid(z): cheaper than another exp.
     e = torch.minimum(chance, rest, out=b).div_(torch.maximum(chance, rest, out=rest))
     total += _sum_finite(_join_pairs((e if known is None else e.mul_(known)).view(-1)).log1p_())
     if grad is not None:
@@ -211,9 +238,9 @@ def _compute_sign(targets: Tensor) -> Tensor:
 
 
 def _take_buffers(like: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Return seven buffers of the shape of a block; this thread keeps them for the next block."""
+    """Return seven buffers with the shape of a block; this thread keeps them for the next block."""
     kept: dict[torch.dtype, list[Tensor]] = _KEPT.__dict__.setdefault("buffers", {})
-    if type(like) is not Tensor:  # a subclass may be a tracer's
+    if type(like) is not Tensor:  # a subclass may belong to a tracer, which must not see old memory
         return [torch.empty_like(like, dtype=dtype) for _ in range(7)]
     if dtype not in kept:
         with torch.inference_mode(False):
@@ -221,7 +248,7 @@ def _take_buffers(like: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [buffer.resize_(like.shape) for buffer in kept[dtype]]
 
 
-def elementwise(
+def compute_elementwise(
     x: Tensor,
     targets: Tensor,
     unknown: Tensor | None,
@@ -233,7 +260,7 @@ def elementwise(
 
     Args:
         x: (N, L) logits, float32 or float64.
-        targets, pos_weight, form: see `value_and_gradient`.
+        targets, pos_weight, form: see `compute_value_and_gradient`.
         unknown: (N, L) bool, the targets that are unknown: their loss and derivative are 0, even
             where the logit is not finite. None: all targets are known.
         buffers: temporaries and results are written into these; a None asks for fresh memory.
@@ -241,18 +268,7 @@ def elementwise(
     Returns:
         values (N, L) and slopes (N, L), the derivatives with respect to x.
     """
-    s = form.label_smoothing
-    into = next(buffers)
-    to_positive = targets.to(x.dtype, copy=True) if into is None else into.copy_(targets)
-    to_negative = torch.sub(1, to_positive, out=next(buffers))
-    if s:  # each side by itself: 1 - (smoothed t) would cancel
-        to_positive.mul_(1 - s).add_(s / 2)
-        to_negative.mul_(1 - s).add_(s / 2)
-    if form.negative_weight != 1:
-        to_negative.mul_(form.negative_weight)
-    if pos_weight is not None:
-        to_positive.mul_(pos_weight.to(x.dtype))
-
+    to_positive, to_negative = _weigh_sides(targets, x.dtype, pos_weight, form, buffers)
     p = torch.sigmoid(x, out=next(buffers))
     q = torch.neg(x, out=next(buffers)).sigmoid_()
     above = torch.maximum(p, q, out=next(buffers))
@@ -263,13 +279,35 @@ def elementwise(
         values = above.mul_(to_negative).addcmul_(below, to_positive)
         slopes = p.mul_(to_negative).addcmul_(q, to_positive, value=-1)
         return _zero_unknown_(unknown, values, slopes)
-    fade = torch.exp(-form.gamma_pos * above)  # q^gamma
+    fade = torch.exp(-form.gamma_pos * above)  # q^gamma, the focusing factor of positives
     positive = fade * below
     rise = fade * (form.gamma_pos * p * below + q)
     negative, slope = _compute_negative(p, q, above, below, form)
     values = negative.mul_(to_negative).addcmul_(positive, to_positive)
     slopes = slope.mul_(to_negative).addcmul_(rise, to_positive, value=-1)
     return _zero_unknown_(unknown, values, slopes)
+
+
+def _weigh_sides(
+    targets: Tensor,
+    dtype: torch.dtype,
+    pos_weight: Tensor | None,
+    form: Form,
+    buffers: Iterator[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Return (N, L) weights of the positive and of the negative term: w * t and v * (1 - t)."""
+    s = form.label_smoothing
+    into = next(buffers)
+    to_positive = targets.to(dtype, copy=True) if into is None else into.copy_(targets)
+    to_negative = torch.sub(1, to_positive, out=next(buffers))
+    if s:  # each side by itself: 1 - (smoothed t) would cancel
+        to_positive.mul_(1 - s).add_(s / 2)
+        to_negative.mul_(1 - s).add_(s / 2)
+    if form.negative_weight != 1:
+        to_negative.mul_(form.negative_weight)
+    if pos_weight is not None:
+        to_positive.mul_(pos_weight.to(dtype))
+    return to_positive, to_negative
 
 
 def _zero_unknown_(unknown: Tensor | None, values: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,7 +342,8 @@ def _is_hard(targets: Tensor) -> bool:
 def _join_pairs(e: Tensor) -> Tensor:
     """Return 32 times fewer numbers with the same sum of log1p: pairs become a + b + a*b.
 
-    `e` is overwritten. An odd number stays as it is until the next round: 5 -> 3 -> 2 -> 1.
+    `e` is overwritten. Of an odd count the middle number has no partner, and stays as it is until
+    the next round: 5 numbers -> 3 -> 2 -> 1.
     """
     for _ in range(5):
         half = len(e) // 2

@@ -1,4 +1,4 @@
-"""The loss family as one Triton kernel: logits and targets read once, the gradient written once.
+"""The loss family as one Triton kernel: it reads logits and targets once, writes the gradient once.
 
 With e = exp(-|x|), which is at most 1,
 
@@ -6,17 +6,19 @@ With e = exp(-|x|), which is at most 1,
     q = 1 - p      = (e if x >= 0 else 1) / (1 + e)        softplus(-x) = max(-x, 0) + log1p(e)
     log1p(e) = 2 atanh(s) = 2 (s + s^3/3 + s^5/5 + ...),  s = e / (2 + e) <= 1/3
 
-and one division serves both 1/(1+e) and 1/(2+e). float32 inside.
+and one division serves both 1/(1+e) and 1/(2+e). The arithmetic is float32.
 
-    flat elements  ->  tiles of BLOCK  ->  PROGRAMS programs, each every PROGRAMS-th tile
+    flat elements  ->  tiles of BLOCK  ->  program k computes the tiles k, k + PROGRAMS, ...
     each program   ->  its sum of losses and count of known targets
-    last           ->  their sums, in one order: by the program itself where it is the only one,
-                       else by a second launch of a single program. No atomics, so the same bits.
+    at the end     ->  these are added up in a fixed order: by the program itself if it is the only
+                       one, else by a second launch of a single program
+
+There are no atomics, so that equal inputs give equal bits.
 
 A mean divides the gradient by the number of known targets, which is known only when all targets
-have been read. So the gradient is divided by the number of all targets, unless a divisor is given,
-and the correction all/known is left to `rescale_`. That writes nothing where
-grad_output * correction is 1. One read of the targets is enough.
+have been read. So the gradient is divided by the number of all targets (unless a divisor is given),
+and `rescale_` multiplies it by the correction all/known in the backward pass. `rescale_` writes
+nothing if grad_output * correction is 1. In this way one read of the targets is enough.
 
 Arithmetic per element: about 30 floating-point operations, 2 of them on the special-function unit.
 """
@@ -26,12 +28,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlfinetune.loss.blocks import gradient_dtype
+from mlfinetune.loss.blocks import choose_gradient_dtype
 from mlfinetune.loss.reference import Form
 
 SINGLE = 8192
-"""Up to so many elements one program computes all of them, in one launch."""
+"""Greatest number of elements that one program computes alone, in one launch."""
 TILE, PROGRAMS = 2048, 4096
+"""Elements of a tile, and greatest number of programs, where there are several."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOG2_E_REST = tl.constexpr(1.92596299e-8)
 """log2(e) minus LOG2_E rounded to float32."""
@@ -40,7 +43,11 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def _exp_minus(magnitude):
-    """Return exp(-magnitude); the rounding error of the power, large for large ones, is undone."""
+    """Return exp(-magnitude), for a magnitude >= 0.
+
+    It is 2^(-magnitude * log2(e)). The rounding error of that exponent grows with the magnitude;
+    `lost` is the error, and the last factor corrects for it.
+    """
     magnitude = tl.where(magnitude > 200.0, 200.0, magnitude)  # exp(-200) is 0; NaN stays NaN
     power = magnitude * -LOG2_E
     lost = tl.fma(magnitude, -LOG2_E, -power) - magnitude * LOG2_E_REST
@@ -70,7 +77,7 @@ def _sigmoid_and_softplus(x):
 
 @triton.jit
 def _clipped_negative(p, q, gamma, clip):
-    """Return p_m^gamma * -log(1 - p_m) and its derivative, for p_m = max(p - clip, 0)."""
+    """Return p_m^gamma * -log(1 - p_m) and its derivative in x, for p_m = max(p - clip, 0)."""
     counts = p > clip
     p_m = tl.where(counts, p - clip, 0.5)
     likely = p_m > 0.5
@@ -88,7 +95,7 @@ def _loss_and_slope(
     x, t, weight, smoothing, gamma_neg, gamma_pos, clip, negative_weight,
     SMOOTHED: tl.constexpr, FOCUSED: tl.constexpr, CLIPPED: tl.constexpr,
 ):  # fmt: skip
-    """Return loss and derivative of elements whose targets are known."""
+    """Return loss and derivative in x of elements whose targets are known."""
     to_positive, to_negative = t, 1.0 - t
     if SMOOTHED:
         to_positive = t * (1.0 - smoothing) + 0.5 * smoothing
@@ -117,6 +124,7 @@ def _forward(
     ELEMENTWISE: tl.constexpr, GRADIENT: tl.constexpr, SMOOTHED: tl.constexpr,
     FOCUSED: tl.constexpr, CLIPPED: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
+    """Compute the tiles of one program: losses or their sum, gradient, count of known targets."""
     program = tl.program_id(0)
     if DIVIDED:
         scale = 1.0 / tl.load(divisor).to(tl.float32)
@@ -163,6 +171,7 @@ def _forward(
 def _sum_programs(
     partial_loss, partial_known, loss, correction, n, MEAN: tl.constexpr, PROGRAMS: tl.constexpr
 ):
+    """Add up what all programs have stored, in a fixed order."""
     i = tl.arange(0, PROGRAMS)
     known = tl.sum(tl.load(partial_known + i).to(tl.int64)).to(tl.float32)
     _store_loss(tl.sum(tl.load(partial_loss + i)), known, n, loss, correction, MEAN)
@@ -189,7 +198,7 @@ def _rescale(grad, grad_output, correction, n, BLOCK: tl.constexpr, PROGRAMS: tl
             tl.store(grad + i, scaled.to(grad.dtype.element_ty), mask=inside)
 
 
-def value_and_gradient(
+def compute_value_and_gradient(
     logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,
@@ -202,14 +211,14 @@ def value_and_gradient(
 
     Args:
         logits: (N, L) float32, bfloat16 or float16.
-        Other arguments: see `blocks.value_and_gradient`.
+        Other arguments: see `blocks.compute_value_and_gradient`.
 
     Returns:
         The loss, () or (N, L) float32; the gradient, (N, L) or (0,); the factor, () float32.
     """
     n, columns = logits.numel(), logits.shape[1]
     each = reduction == "none"
-    saved = gradient_dtype(logits.dtype, reduction)
+    saved = choose_gradient_dtype(logits.dtype, reduction)
     grad = torch.empty(logits.shape if gradient else 0, dtype=saved, device=logits.device)
     loss = logits.new_empty(logits.shape if each else (), dtype=torch.float32)
     correction = logits.new_empty((), dtype=torch.float32)
@@ -261,5 +270,8 @@ def rescale_(grad: Tensor, grad_output: Tensor, correction: Tensor) -> None:
 
 
 def _enter_device(tensor: Tensor) -> torch.cuda.device:
-    """Launch kernels on the tensor's own GPU; on a CPU, where they are interpreted, on none."""
+    """Return a context that launches kernels on the tensor's own GPU.
+
+    On a CPU, where kernels are interpreted (TRITON_INTERPRET=1), it does nothing.
+    """
     return torch.cuda.device(tensor.device if tensor.device.type == "cuda" else -1)

@@ -3,11 +3,12 @@
     forward    logits, targets            ->  loss, gradient, correction
     backward   gradient *= grad_output * correction
 
-The gradient is computed in the forward pass. Backward knows the factor that is still missing. Where
-it is 1, nothing is written; the device checks that itself, without synchronization.
+The gradient is computed in the forward pass. Backward multiplies it by the factor that is missing.
+If that factor is 1, nothing is written; on a GPU the device checks this itself, without
+synchronization.
 
-There is no second derivative: asking for one is an error. (Compiled code in which another term of
-the loss has a second derivative does not notice.)
+There is no second derivative, and asking for one is an error. (Exception: in compiled code where
+another term of the loss has a second derivative, no error is raised.)
 
 torch.compile calls the operator mlfinetune::sigmoid_cross_entropy. Eager code calls the same
 functions through an autograd.Function, because torch's dispatcher takes as long as the arithmetic
@@ -70,7 +71,7 @@ def try_triton(device: torch.device) -> str | None:
 
     one = torch.zeros(1, 1, device=device)
     try:
-        kernel.value_and_gradient(one, one, None, None, Form(), "mean", True)
+        kernel.compute_value_and_gradient(one, one, None, None, Form(), "mean", True)
     except Exception as error:  # no C compiler, no Python.h, a GPU too old: whatever it raises
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
@@ -80,7 +81,7 @@ def try_triton(device: torch.device) -> str | None:
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-# ---- what is computed -------------------------------------------------------------------
+# ---- forward and backward, with either backend ------------------------------------------
 
 
 def _compute_forward(
@@ -93,17 +94,17 @@ def _compute_forward(
     backend: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return loss, gradient (empty if not wanted) and correction.
+    """Compute the loss, its gradient (empty if not wanted) and the correction.
 
-    The correction is a factor () that the gradient still lacks; None: 1.
+    The correction is a factor () by which the gradient still has to be multiplied; None: 1.
     """
     if backend == "triton":
         from mlfinetune.loss import kernel
 
-        return kernel.value_and_gradient(
+        return kernel.compute_value_and_gradient(
             logits, targets, pos_weight, divisor, form, reduction, gradient
         )
-    loss, grad = blocks.value_and_gradient(
+    loss, grad = blocks.compute_value_and_gradient(
         logits, targets, pos_weight, divisor, form, reduction, gradient
     )
     return loss, grad, None
@@ -134,7 +135,10 @@ def _refuse_second_derivative() -> None:
 
 
 class _Eager(torch.autograd.Function):
-    """The loss for eager code; backward gives the gradient's memory away, so it runs once."""
+    """The loss for eager code.
+
+    Backward returns the memory that forward saved, scaled in place. So it can run only once.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rest: tuple[Any, ...]) -> Tensor:
@@ -151,7 +155,9 @@ class _Eager(torch.autograd.Function):
                 "the gradient of this loss was taken before, and given away; compute the loss again"
             )
         grad, correction = ctx.saved_tensors
-        if grad_output.dim() or grad.dtype == torch.float64:  # gradcheck takes it again and again
+        # With "none", grad_output has a factor for each loss. With float64, torch's gradcheck calls
+        # backward repeatedly. Both keep the saved gradient; their correction is 1.
+        if grad_output.dim() or grad.dtype == torch.float64:
             return (grad * grad_output).to(ctx.dtype), None
         ctx.taken = True
         _rescale_gradient_(grad, grad_output, correction, ctx.backend)
@@ -172,6 +178,7 @@ def _operator(
     backend: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute loss, gradient and correction, as one node of torch.compile's graph."""
     loss, grad, correction = _compute_forward(
         logits, targets, pos_weight, divisor, Form(*form), reduction, backend, gradient
     )
@@ -189,9 +196,10 @@ def _fake_forward(
     backend: str,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors with the shapes and types of the results; torch.compile traces these."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape = logits.shape if reduction == "none" else ()
-    saved = blocks.gradient_dtype(logits.dtype, reduction)
+    saved = blocks.choose_gradient_dtype(logits.dtype, reduction)
     grad = logits.new_empty(logits.shape if gradient else (0,), dtype=saved)
     return logits.new_empty(shape, dtype=dtype), grad, logits.new_empty((), dtype=dtype)
 
@@ -208,14 +216,15 @@ def _save_for_backward(
 def _operator_backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     _refuse_second_derivative()
     grad, correction = ctx.saved_tensors
-    grad = (grad * (grad_output * correction)).to(ctx.dtype)  # a compiler may fuse it with more
+    # A plain product, not in place: the compiler can fuse it with the operations that follow.
+    grad = (grad * (grad_output * correction)).to(ctx.dtype)
     return grad, None, None, None, None, None, None, None
 
 
 _operator.register_autograd(_operator_backward, setup_context=_save_for_backward)
 
 
-def fused(
+def compute_fused(
     logits: Tensor,
     targets: Tensor,
     pos_weight: Tensor | None,

@@ -8,11 +8,11 @@ which is -t*log(sigmoid(x)) - (1-t)*log(1 - sigmoid(x)) without its overflow. It
 
     loss(x, t) = v*(1-t) * softplus(x) + w*t * softplus(-x)      softplus(x) = max(x, 0) + log1p(e)
 
-with e = exp(-|x|), v the weight of negatives and w of positives. For v = w = 1 it is the line
-above. All of its terms have one sign, so nothing cancels, not even in the derivative. `log1p`,
-because `log(1 + e)` loses a small e, and the gradient with it.
+with e = exp(-|x|), v the weight of negatives and w of positives. For v = w = 1 it equals the line
+above. All of its terms have one sign, so nothing cancels, not even in the derivative. It uses
+`log1p`, because `log(1 + e)` loses a small e, and the gradient with it.
 
-Its relatives multiply each side by a focusing factor, which makes easy targets weigh less. With
+Focal and asymmetric loss multiply each side by a focusing factor: easy targets weigh less. With
 p = sigmoid(x), q = 1 - p and p_m = max(p - clip, 0):
 
     loss(x, t) = v*(1-t) * p_m^gamma_neg * -log(1 - p_m)  +  w*t * q^gamma_pos * softplus(-x)
@@ -63,8 +63,8 @@ def sigmoid_cross_entropy_reference(
 ) -> Tensor:
     """Compute any member of the loss family, term by term, as this module's docstring defines it.
 
-    Arguments are those of `mlfinetune.loss.sigmoid_cross_entropy` and of `Form`. It works in the
-    type of `logits`: give float64 for an oracle.
+    Arguments are those of `mlfinetune.loss.sigmoid_cross_entropy` and of `Form`. The computation is
+    in the type of `logits`: give float64 for an oracle.
 
     Source: the log-sum-exp form of binary cross entropy; Lin et al. 2017, Focal Loss for Dense
     Object Detection; Ben-Baruch et al. 2021, Asymmetric Loss for Multi-Label Classification.
@@ -92,7 +92,9 @@ def _negative_term(x: Tensor, gamma: float, clip: float) -> Tensor:
         return torch.exp(-gamma * _softplus(-x)) * _softplus(x)
     p = torch.sigmoid(x)
     above = p > clip
-    p_m = torch.where(above, p - clip, 0.5)  # any value whose derivative is finite
+    # Where p <= clip the result is 0. But autograd multiplies that branch's derivative by 0, and
+    # 0 * inf is NaN. So p_m has any value there whose derivative is finite.
+    p_m = torch.where(above, p - clip, 0.5)
     return torch.where(above, -(p_m**gamma) * torch.log1p(-p_m), 0)
 
 

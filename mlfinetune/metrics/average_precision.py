@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 PROTOCOLS = ("sklearn", "voc_interpolated", "voc_11point")
 _PIECE = 1 << 16
+"""Positives in one piece of a curve; its arrays fit a CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def trace_steps(
 
     Args:
         positive, negative: scores of the known positives and negatives, each sorted, rising.
-        above: number of positives and negatives outside of these that score higher.
+        above: number of other positives and negatives, all of which score higher than these.
     """
     starts = np.unique(np.searchsorted(positive, positive[::_PIECE]))  # never between tied ones
     for start, stop in pairwise([*starts.tolist(), len(positive)]):
@@ -75,10 +76,12 @@ def average_precision(pieces: Iterable[Steps], positives: int, protocol: str) ->
     levels = np.zeros(11)
     for piece in pieces:
         precision = piece.tp / (piece.tp + piece.fp)
-        if protocol != "sklearn":  # recall falls along the piece: what came before had more
+        if protocol != "sklearn":  # recall falls from entry to entry: earlier ones have a higher
             precision = np.maximum(np.maximum.accumulate(precision), best)
             best = float(precision[-1])
         area += float((piece.gained * precision).sum())
+        # For each recall 0, 0.1, ... 1: number of entries that reach it, exactly, in integers. The
+        # last of them has the greatest precision; a later piece overwrites an earlier one.
         reached = np.searchsorted(-10 * piece.tp, -positives * np.arange(11), "right")
         levels[reached > 0] = precision[reached[reached > 0] - 1]
     return float(levels.mean()) if protocol == "voc_11point" else area / positives

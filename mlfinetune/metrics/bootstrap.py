@@ -86,17 +86,17 @@ class Comparison:
     @property
     def wins(self) -> int:
         """Number of labels whose interval is above 0: b is better."""
-        return sum(one.sign > 0 for one in self.per_label.values())
+        return sum(row.sign > 0 for row in self.per_label.values())
 
     @property
     def losses(self) -> int:
         """Number of labels whose interval is below 0: a is better."""
-        return sum(one.sign < 0 for one in self.per_label.values())
+        return sum(row.sign < 0 for row in self.per_label.values())
 
     @property
     def ties(self) -> int:
         """Number of labels whose interval holds 0; labels without one are not counted."""
-        return sum(one.interval is not None and not one.sign for one in self.per_label.values())
+        return sum(row.interval is not None and not row.sign for row in self.per_label.values())
 
     @property
     def verdict(self) -> str:
@@ -195,7 +195,8 @@ def _remove_bias(
 ) -> Interval | None:
     """Lower the interval of mAP by twice the bias that resampling shows, within [0, 1].
 
-    `value` is above the true number by about as much as the resamples' mean is above `value`.
+    `value` is above the true number by about as much as the mean of the resamples is above
+    `value`. A resample has both biases, hence twice.
     """
     if interval is None:
         return None
@@ -230,6 +231,7 @@ class _Ranking:
 
 
 def _rank_labels(scores: ScoreTable, thresholds: Sequence[float]) -> list[_Ranking]:
+    """Rank all L labels."""
     assert len(thresholds) == len(scores.labels)
     return [
         _rank_label(scores.logits[:, column], scores.targets[:, column], cut)
@@ -240,6 +242,15 @@ def _rank_labels(scores: ScoreTable, thresholds: Sequence[float]) -> list[_Ranki
 def _rank_label(
     logits: NDArray[np.float32], targets: NDArray[np.int8], limit: np.float32
 ) -> _Ranking:
+    """Rank the known images of one label.
+
+    Precision changes only from image to image, but AP uses it only at the ends of groups with a
+    positive, and F1 only at the threshold. So sums up to these positions (`bounds`) are enough.
+
+    Args:
+        logits, targets: (N,) of the label.
+        limit: logit from which the label is predicted.
+    """
     known = np.flatnonzero(targets != UNKNOWN)
     order = known[np.argsort(-logits[known], kind="stable")]
     falling, places = logits[order], np.flatnonzero(targets[order] == POSITIVE)
@@ -308,7 +319,10 @@ def _resample(
 
 
 def _draw_weights(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.int32]]:
-    """Yield blocks of (b, N) counts: a row says how often its resample holds each image."""
+    """Yield blocks of (b, N) counts: a row says how often its resample holds each image.
+
+    A row sums to N. The rows do not depend on the size of a block, so neither do the results.
+    """
     generator = np.random.default_rng(seed)
     size = max(1, _BLOCK // images)
     for start in range(0, resamples, size):
@@ -344,6 +358,7 @@ def _measure_label(
 
     At the end of each group of equal logits with a positive, precision is the weight of positives
     so far over the weight of all images so far; AP sums it, weighted by the positives gained.
+    `seen` and `hits` are these two sums at each of the ranking's bounds.
     """
     seen = np.zeros((len(weights), len(ranking.bounds)), np.int64)
     if len(ranking.order):
@@ -356,5 +371,5 @@ def _measure_label(
     right, ranked = hits[:, ranking.ends], seen[:, ranking.ends]
     gained = np.diff(right, axis=1, prepend=0)
     ap = _divide((gained * right / np.maximum(ranked, 1)).sum(axis=1), positives)
-    ap[known == positives] = np.nan
+    ap[known == positives] = np.nan  # this resample has no negative
     return ap, np.stack([hits[:, ranking.cut], seen[:, ranking.cut], positives])

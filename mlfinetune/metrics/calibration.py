@@ -35,6 +35,8 @@ Column = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 SLOPE_SD, SHIFT_SD = 0.3, 0.7
 TOLERANCE, ITERATIONS, LONGEST_STEP = 1e-12, 100, 4.0
+"""Of Fisher scoring: gain, as a share of the value, below which it stops; greatest number of steps;
+and the longest step in a coordinate of theta."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def _fit_line(columns: Iterable[Column], around: Line, *, shift: bool) -> Line:
         if -gradient @ step <= TOLERANCE * (1 + value):
             break
         ahead = problem.evaluate(theta + step)
+        # Far from the minimum a full step may overshoot: halve it until the value does not rise.
         while ahead[0] > value and np.abs(step).max() > TOLERANCE:
             step /= 2
             ahead = problem.evaluate(theta + step)
@@ -201,7 +204,7 @@ def _find_center(columns: Iterable[Column], around: Line) -> float:
     return moment / total if total else 0.0
 
 
-# ---- how far probabilities can be believed ------------------------------------------------
+# ---- the calibration error of probabilities -----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,8 @@ def reliability_curve(
         order = np.argsort(p, kind="stable")
         p, truth = p[order], truth[order]
         first, last = np.searchsorted(p, p, "left"), np.searchsorted(p, p, "right")
-        bin_of = (first + last - 1) * bins // (2 * max(len(p), 1))  # by the middle of its equals
+        # Equal probabilities get the bin of the middle of their ranks.
+        bin_of = (first + last - 1) * bins // (2 * max(len(p), 1))
     count = np.bincount(bin_of, minlength=bins)
     filled = count > 0
     count = count[filled]

@@ -50,7 +50,7 @@ class Counts:
 
 
 def mean(values: NDArray[np.float64]) -> float | None:
-    """Return the mean, or None of no values; it is exactly rounded, whatever their order."""
+    """Return the mean; None if there are no values. Their order does not change any bit of it."""
     return math.fsum(values.tolist()) / len(values) if len(values) else None
 
 

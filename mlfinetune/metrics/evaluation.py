@@ -1,11 +1,11 @@
-"""Scores become decisions and numbers, as the config's `eval` section says.
+"""Decisions and numbers from scores, as the config's `eval` section says.
 
     validation's scores  -> fit_decision_rule -> DecisionRule, stored in the checkpoint
     scores, DecisionRule -> evaluate          -> Evaluation, written as a folder of results
 
-Numbers at thresholds that were fitted on the same images are optimistic. So rates at thresholds
-that were fitted on other images stand beside them: five folds, each decided by what the other four
-fitted (`cross_fitted`).
+Numbers at thresholds that were fitted on the same images are optimistic. So the result also has
+rates from cross-fitting (`cross_fitted`): thresholds that were fitted on four folds of the images
+decide those of the fifth.
 """
 
 from dataclasses import replace
@@ -34,8 +34,10 @@ from mlfinetune.metrics.types import (
 
 RESAMPLES = 1000
 DRAWN_BINS = 10
+"""Bins of the reliability curve that the page draws."""
 DRAWN = 2 * 10**9
-"""(image, label) pairs that resampling may draw; a larger table gets fewer resamples, but 100."""
+"""(image, label) pairs that resampling may draw. Beyond 2 million pairs, a table gets fewer
+resamples, but at least 100."""
 
 
 def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
@@ -80,18 +82,18 @@ def evaluate(
     logits = decision.calibrate(scores.logits)
     calibrated = replace(scores, logits=logits, calibration=decision.calibration)
     table = measure(calibrated, np.array(decision.thresholds), settings.ap)
-    honest, present = calibrated, sigmoid(calibrated.logits) >= decision.limits
+    unbiased, present = calibrated, sigmoid(calibrated.logits) >= decision.limits
     fitted_on: FittedOn = "other images"
     cross_fitted = None
     if decision.how == "fixed" and decision.calibration == "none":
         fitted_on = "nothing"
     elif fitted_here:
         fitted_on = "the same images"
-        honest, present = _cross_fit(settings, scores)
+        unbiased, present = _cross_fit(settings, scores)
         cross_fitted = _measure_rates(scores, present)
     review = None
     if decision.review is not None:
-        review = _count_review(honest, present, *decision.review)
+        review = _count_review(unbiased, present, *decision.review)
     facts = Facts(
         threshold_source=decision.how,
         fitted_on=fitted_on,
@@ -100,7 +102,7 @@ def evaluate(
         calibration=CalibrationFacts(
             decision.calibration,
             _measure_calibration(scores),
-            None if decision.calibration == "none" else _measure_calibration(honest),
+            None if decision.calibration == "none" else _measure_calibration(unbiased),
         ),
         review=review,
     )
@@ -126,6 +128,7 @@ def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, ND
 
 
 def _measure_rates(scores: ScoreTable, present: NDArray[np.bool_]) -> CrossFittedRates:
+    """Measure the rates of (N, L) decisions: logits of 1 and -1 pass the threshold 0.5, or fail."""
     decided = replace(scores, logits=np.where(present, np.float32(1), np.float32(-1)))
     averages = measure(decided).averages
     return CrossFittedRates(
@@ -159,7 +162,13 @@ def _measure_calibration(scores: ScoreTable) -> CalibrationError:
 def _count_review(
     scores: ScoreTable, present: NDArray[np.bool_], low: float, high: float
 ) -> ReviewBand:
-    """Count what people would look at, and the wrong decisions that they would see there."""
+    """Count images and pairs in the review band, and the wrong decisions in all and in the band.
+
+    Args:
+        scores: (N, L) calibrated logits, and targets.
+        present: (N, L), True where a label is predicted.
+        low, high: ends of the band, probabilities.
+    """
     p, known = sigmoid(scores.logits), scores.targets != UNKNOWN
     inside = (p >= low) & (p <= high)
     wrong = known & (present != (scores.targets == POSITIVE))

@@ -21,9 +21,9 @@ def split_folds(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield (rows to fit on, rows to decide) of each fold, rows in order.
 
-    Every image is in exactly one fold. Folds are drawn from `seed`, and their sizes differ by at
-    most one image. With fewer images than `folds`, each is a fold of its own. A single image is
-    decided by a fit on nothing.
+    Every image is decided in exactly one fold. Folds are drawn from `seed`, and their sizes differ
+    by at most one image. With fewer images than `folds`, each image is a fold of its own. A single
+    image has no other images to fit on: its rows to fit on are empty.
     """
     parts = max(1, min(folds, images))
     fold = np.random.default_rng(seed).permutation(images) % parts

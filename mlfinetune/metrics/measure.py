@@ -20,7 +20,7 @@ As papers report them, at a threshold of 0.5, whatever `thresholds` are
                 labels the earlier one
 
 Ranking within an image's known labels, mean over images with a known label: see per_image.py
-  LRAP  ranking_loss  coverage (counts labels, so that it alone may exceed 1)
+  LRAP  ranking_loss  coverage (it counts labels, and is the only number that may exceed 1)
 
 A number that the known targets leave undefined is None, and takes no part in a mean. Logits are
 ranked, not probabilities: these are equal where they saturate. Logits of unknown targets are never
@@ -47,7 +47,7 @@ from mlfinetune.metrics.micro_ap import pooled_average_precision
 from mlfinetune.metrics.per_image import TOP, ImageNumbers, measure_images
 from mlfinetune.metrics.types import LabelMetrics, MetricTable, ScoreTable
 
-_LABELS_AT_ONCE = 16  # float32 of a cache line
+_LABELS_AT_ONCE = 16  # 16 float32 are one cache line of 64 bytes
 
 Averages = dict[str, float | None]
 
@@ -157,7 +157,7 @@ def _compute_ap(
         return average_precision(trace_steps(positive, negative), len(positive), protocol)
     truth = np.zeros(len(positive) + len(negative), np.int8)
     truth[: len(positive)] = 1
-    with np.errstate(over="ignore"):  # it subtracts scores to see which are tied
+    with np.errstate(over="ignore"):  # scikit-learn subtracts scores to see which are tied
         return float(average_precision_score(truth, np.concatenate([positive, negative])))
 
 

@@ -2,7 +2,8 @@
 
 scikit-learn's function would hold several float64 arrays of N * L. Here the pairs of one range of
 scores are collected and sorted, and give one piece of the curve. A range holds about RANGE pairs;
-its ends are quantiles of a sample. A value that would fill a range alone is only counted.
+its ends are quantiles of a sample. Many pairs may share one value, such as a saturated logit. A
+value that alone would fill a range becomes a range of its own: its pairs are counted, not sorted.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ from mlfinetune.data.targets import NEGATIVE, POSITIVE
 from mlfinetune.metrics.average_precision import Steps, average_precision, trace_steps
 
 RANGE = 1 << 23
+"""Pairs that are sorted at a time: 32 MiB of float32."""
 _BLOCK = 1 << 20
+"""Pairs that are read at a time."""
 _SAMPLE = 1 << 17
+"""Every (pairs / _SAMPLE)-th row is in the sample."""
 
 Logits = NDArray[np.float32]
 Targets = NDArray[np.int8]
@@ -38,12 +42,18 @@ def pooled_average_precision(
 def _trace_pieces(
     logits: Logits, targets: Targets, positives: int, negatives: int
 ) -> Iterator[Steps]:
+    """Yield the pieces of the curve, lowest scores first.
+
+    `positives` and `negatives` count the pairs of the ranges that are still to come. Before a range
+    they include its own pairs, so they are the counts at or above its lowest score.
+    """
     for low, high in _split_ranges(logits):
-        if high == np.nextafter(low, high):  # one value
-            p, n = _count_tied(logits, targets, low)
-            if p:
-                yield Steps(np.array([p]), np.array([positives]), np.array([negatives]))
-            positives, negatives = positives - p, negatives - n
+        if high == np.nextafter(low, high):  # the range holds one value
+            tied_positives, tied_negatives = _count_tied(logits, targets, low)
+            if tied_positives:
+                counts = (tied_positives, positives, negatives)
+                yield Steps(*(np.array([count]) for count in counts))
+            positives, negatives = positives - tied_positives, negatives - tied_negatives
         else:
             positive, negative = _collect_range(logits, targets, low, high)
             positives, negatives = positives - len(positive), negatives - len(negative)
@@ -59,6 +69,8 @@ def _split_ranges(logits: Logits) -> list[tuple[np.float32, np.float32]]:
         cuts, times = np.unique(
             sample[np.arange(1, parts) * len(sample) // parts], return_counts=True
         )
+        # A quantile that occurs twice is a value of about RANGE pairs or more. It gets a range of
+        # its own, up to the next float32.
         after = np.nextafter(cuts[times > 1], np.float32(np.inf))
         edges = np.unique(np.concatenate([edges, cuts, after]))
     return list(pairwise(edges))
@@ -81,7 +93,7 @@ def _collect_range(
     positives: list[Logits] = []
     negatives: list[Logits] = []
     for x, t in _iterate_blocks(logits, targets):
-        if np.isfinite(low) or np.isfinite(high):
+        if np.isfinite(low) or np.isfinite(high):  # else the only range: all pairs are inside
             inside = (x >= low) & (x < high)
             x, t = x[inside], t[inside]
         positives.append(x[t == POSITIVE])

@@ -16,9 +16,10 @@ per_label  g + w * (own - g), in logits, where g is the global threshold. The be
            without a positive gets g. Both constants come from simulation, as above; a wider band
            gains more with even scores and loses with skewed ones.
 precision  the lowest threshold from which the label's precision is at least the wanted one, with
-           a probability of 80 %. That probability is of a beta distribution: the label's own
-           predictions, right and wrong, and 5 more with the precision that all labels have
-           together at that logit. If no threshold reaches it, the label predicts nothing.
+           a probability of 80 %. That probability is taken from a beta distribution. Its counts
+           are the label's own right and wrong predictions, and 5 more predictions with the
+           precision that all labels have together at that logit. If no threshold reaches the
+           wanted precision in this way, the label predicts nothing.
 
 Unknown targets are left out. A fitted threshold lies midway between two neighboring scores (for
 per_label, that holds for g and for each threshold that `own` is the mean of). Thresholds fitted to
@@ -40,8 +41,8 @@ from mlfinetune.metrics import calibration
 from mlfinetune.metrics.folds import select_known, split_folds
 from mlfinetune.metrics.types import CalibrationHow, ThresholdHow
 
-PULL, NEAR = 3.0, 0.5  # per_label: g is worth 3 positives; near: half of the best F1 at P = 1
-CONFIDENCE, BORROWED = 0.8, 5.0  # precision: see above
+PULL, NEAR = 3.0, 0.5  # per_label: the 3 of P / (P + 3); the 1/2 of 1/2 * P^(-2/3)
+CONFIDENCE, BORROWED = 0.8, 5.0  # precision: the 80 %; the 5 more predictions
 GRID = 2048  # greatest number of global thresholds that are tried
 NEVER = float(np.finfo(np.float32).max)  # a logit that no image has
 
@@ -182,9 +183,9 @@ def _average_near_best(steps: _Steps) -> float:
     """
     f1 = steps.f1()
     near = f1 >= f1.max() * (1 - NEAR * steps.positives ** (-2 / 3))
-    widths = (
-        steps.widths[near] + np.finfo(np.float64).tiny
-    )  # never all 0, as large logits would have them
+    # A single score of 2^53 or more has a width of 0, as score - 1 rounds to the score. The tiny
+    # number keeps the sum of the widths above 0.
+    widths = steps.widths[near] + np.finfo(np.float64).tiny
     return float(steps.cuts[near] @ (widths / widths.sum()))
 
 

@@ -32,7 +32,7 @@ class ScoreTable:
         targets: (N, L) int8 in {1, 0, -1}.
         labels: names of the L columns.
         calibration: how the logits were calibrated; `none`: they are the model's own; None: not
-            known, the file was written before it said so.
+            known, because an older version wrote the scores.npz.
     """
 
     names: tuple[str, ...]
@@ -99,8 +99,8 @@ class DecisionRule:
         thresholds: (L,) calibrated probabilities from which a label counts as present; 1: never.
         calibration: kind of calibration.
         slope, intercept: (L,) calibrated logit = slope * logit + intercept.
-        review: calibrated probabilities from the first to the second need a person's look;
-            None: no review was asked for.
+        review: (low, high), the band of calibrated probabilities that people should review;
+            None: no review was configured.
     """
 
     how: ThresholdHow
@@ -234,13 +234,13 @@ class CalibrationFacts:
 
 @dataclass(frozen=True)
 class ReviewBand:
-    """Probabilities between `low` and `high`, which people are to look at.
+    """The band of probabilities between `low` and `high`, which people should review.
 
     Attributes:
-        images: number of images with such a probability.
-        pairs: number of (image, label) pairs with one.
+        images: number of images with a probability in the band.
+        pairs: number of (image, label) pairs in the band.
         wrong: number of wrong decisions among all known pairs.
-        wrong_inside: number of those whose probability lies in the band.
+        wrong_inside: number of wrong decisions in the band.
     """
 
     low: float
@@ -261,7 +261,7 @@ class Facts:
         intervals: of the numbers.
         cross_fitted: rates to expect on other images; None unless fitted on the same images.
         calibration: how well the probabilities are calibrated.
-        review: None where no review was asked for.
+        review: None where no review was configured.
     """
 
     threshold_source: ThresholdHow

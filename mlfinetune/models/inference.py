@@ -4,10 +4,10 @@
              -> lay the weights out for the convolution that will read them
              -> convolution + addition + relu in one operator
 
-The last two steps take operators that torch's compiler emits and does not document. They are tried
-on one picture when a backbone is fused. Where they are missing, or give other numbers than the
-plain operators do, the plain ones are used. A backbone that cannot be folded is used as trained.
-The log says which of the three it is, and why.
+The last two steps use operators that torch's compiler emits and that are not documented. They are
+tried on one picture when a backbone is fused. If they are missing, or give other numbers than the
+plain operators, the plain ones are used. A backbone that cannot be folded is used as trained. The
+log says which of the three it is, and why.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.text import format_list
 
 BATCH = 16
-"""Images that weights are laid out for; other batches are as fast (`benchmarks/predict_cpu.py`)."""
+"""Batch size that weights are laid out for; others are as fast (`benchmarks/predict_cpu.py`)."""
 FUSED = "fused operators"
 FOLDED = "BatchNorm folded, no fused operators"
 AS_TRAINED = "as trained"
@@ -91,7 +91,8 @@ class FusedBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, F); the last mean is taken in float32."""
-        with torch.autocast("cpu", enabled=False):  # it would choose the plain operators' types
+        # Autocast would change the types of the plain operators: this module has its own dtype.
+        with torch.autocast("cpu", enabled=False):
             return self.forward_with(x, self._convolve)
 
     def forward_with(self, x: Tensor, convolve: _Convolve) -> Tensor:
@@ -131,7 +132,8 @@ class FusedBackbone(nn.Module):
 def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[nn.Module, str]:
     """Build a fast copy of a backbone, if it can be folded.
 
-    A copy costs the weights once more, in `dtype`, and the forward passes of about three images.
+    A copy costs memory for the weights in `dtype`, and the time of about three forward passes of
+    one image.
 
         torchvision's ResNet   -> FusedBackbone, "fused operators"
         fused operators fail   -> FusedBackbone, "BatchNorm folded, no fused operators: <reason>"
@@ -151,17 +153,17 @@ def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[nn
     if not torch.backends.mkldnn.enabled:
         return plain, f"{FOLDED}: torch.backends.mkldnn.enabled is False"
     generator = torch.Generator().manual_seed(0)  # the global one belongs to training
-    probe = torch.randn(1, 3, side, side, generator=generator)
+    picture = torch.randn(1, 3, side, side, generator=generator)
     shapes: dict[int, torch.Size] = {}
 
     def convolve_and_note(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
         shapes[id(conv)] = x.shape
         return _convolve_plain(conv, x, other)
 
-    expected = plain.forward_with(probe, convolve_and_note)
+    expected = plain.forward_with(picture, convolve_and_note)
     try:
         fused = plain.with_fused_operators(shapes)
-        computed = fused(probe)
+        computed = fused(picture)
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return plain, f"{FOLDED}: {reason}"
@@ -276,7 +278,8 @@ def restore_tagger(
         return Tagger(backbone, labels, mean=spec.mean, std=spec.std)
 
     try:
-        with torch.device("meta"):  # names and shapes alone: nothing is allocated for a false claim
+        # Names and shapes alone: a file that claims a huge model allocates no memory.
+        with torch.device("meta"):
             wanted = build().state_dict()
     except ConfigError as error:
         raise CheckpointError(f"{origin}: {error}") from error
@@ -290,7 +293,7 @@ def restore_tagger(
     return place_on_device(tagger, device).eval()
 
 
-def for_inference(
+def prepare_for_inference(
     tagger: Tagger, side: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tagger, str]:
     """Prepare a tagger for scoring: on a CPU with a fused backbone, on a GPU as trained.

@@ -23,7 +23,7 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.text import format_list, suggest
 
 STALLED_S = 60.0
-"""Seconds without a byte after which a download has failed."""
+"""Seconds without a byte after which a download counts as failed."""
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "features.")
 _HEADS = ("fc.", "head.")
@@ -149,7 +149,8 @@ def _strip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def find_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     """List what keeps `state` from being loaded into a module whose state dict is `wanted`.
 
-    Missing and unknown keys, other shapes, and types that are no numbers; empty: it fits.
+    Each entry names a missing or unknown key, another shape, or a type that is no number or does
+    not fit. An empty list means that `state` fits.
     """
     faults = [f"missing: {key}" for key in wanted if key not in state]
     faults += [f"unknown: {key[:200]}" for key in state if key not in wanted]

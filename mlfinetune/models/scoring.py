@@ -72,8 +72,8 @@ def tabulate(rows: Iterable[ScoredBatch], manifest: Manifest) -> ScoreTable:
 
         indices [2, 0], [1]  and logits [c, a], [b]  ->  logits [a, b, c]
 
-    Every image comes exactly once: loaders pad nothing, so an image that comes twice, or not at
-    all, is a bug, and an AssertionError.
+    Loaders do not pad, so every image comes exactly once. An image that comes twice or not at all
+    is a bug, and raises an AssertionError.
 
     Args:
         rows: in any order, from any rank.

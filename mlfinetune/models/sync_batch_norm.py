@@ -43,7 +43,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running mean, and the running variance without bias, by `momentum`."""
+        """Move running mean and (unbiased) variance by `momentum`, as torch does."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -77,7 +77,7 @@ class _GpuSyncBatchNorm(nn.SyncBatchNorm):
     """nn.SyncBatchNorm that also takes a batch of 0 images under autocast.
 
     For an empty batch nn.SyncBatchNorm sends its sums in the type of the input, bfloat16, while
-    the other ranks send float32, so that the tensors of one exchange would differ in size.
+    the other ranks send float32. The tensors of one exchange would then differ in size.
     """
 
     def forward(self, x: Tensor) -> Tensor:

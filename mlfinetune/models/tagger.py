@@ -26,15 +26,15 @@ BACKBONES: tuple[str, ...] = tuple(
     if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
 )
 CHUNK_LABELS = 1024
-"""Labels in one chunk of `ChunkedLinear` (measured: `benchmarks/large_head.py`)."""
+"""Number of labels in one chunk of `ChunkedLinear` (measured: `benchmarks/large_head.py`)."""
 
 
 class ChunkedLinear(nn.Module):
     """Linear layer for very many labels, its weight in chunks of labels.
 
     It computes what nn.Linear computes, and its state dict has the same entries: `weight` (L, F)
-    and `bias` (L,). Each chunk is a parameter of its own, so an optimizer can step it as soon as
-    its gradient is there, and the gradient of the whole weight never exists.
+    and `bias` (L,). Each chunk is a parameter of its own, so an optimizer can step a chunk as soon
+    as its gradient is complete. The gradient of the whole weight never exists.
 
         L = 2500  ->  chunks (1024, F), (1024, F), (452, F)
 
@@ -84,6 +84,16 @@ class ChunkedLinear(nn.Module):
         state.update({f"{prefix}chunks.{i}": chunk for i, chunk in enumerate(chunks)})
 
 
+def _build_head(features: int, labels: int, chunked: bool) -> nn.Linear | ChunkedLinear:
+    """Build the linear head with Kaiming-normal weights and a bias of 0."""
+    if chunked:
+        return ChunkedLinear(features, labels)
+    head = nn.Linear(features, labels)
+    nn.init.kaiming_normal_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class Tagger(nn.Module):
     """Multi-label image classifier: a backbone and a linear head.
 
@@ -130,13 +140,7 @@ class Tagger(nn.Module):
         self.features = torchvision.models.get_model(backbone, weights=None)
         width = self.features.fc.in_features
         self.features.fc = nn.Identity()
-        self.head: nn.Linear | ChunkedLinear
-        if chunked:
-            self.head = ChunkedLinear(width, labels)
-        else:
-            self.head = nn.Linear(width, labels)
-            nn.init.kaiming_normal_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.head = _build_head(width, labels, chunked)
         if bias is not None:
             self.head.bias.data.copy_(bias)
         for name, values in (("mean", mean), ("std", std)):
@@ -146,7 +150,7 @@ class Tagger(nn.Module):
         self.features.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen backbone stays in evaluation mode, or BatchNorm drifts."""
+        """Set training mode; a frozen backbone and its BatchNorm stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.features.eval()
@@ -179,7 +183,7 @@ class Tagger(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 logits."""
         x = self.embed(images)
-        # The head in float32: with bfloat16's 8 bits many images would have equal logits.
+        # The head computes in float32: with bfloat16's 8 bits many images would have equal logits.
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.head(x.float())
         return logits

@@ -144,7 +144,7 @@ def _split_averages(evidence: Evidence) -> tuple[tuple[Number, ...], tuple[Numbe
 
 
 def _collect_training(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
-    """Collect the finite values of each quantity by epoch; of a repeated epoch the last row."""
+    """Collect the finite values of each quantity by epoch; the last row of an epoch counts."""
     rows = sorted({int(row["epoch"]): row for row in history}.items())
     series = (
         Series(
@@ -166,7 +166,11 @@ def _collect_training(history: Sequence[Mapping[str, Any]]) -> tuple[Series, ...
 def _report_labels(
     evidence: Evidence, limits: NDArray[np.float32], outcomes: Sequence[mistakes.Outcomes]
 ) -> tuple[LabelReport, ...]:
-    """Report labels by rising AP, undefined AP last; the first DETAILED with curves and lists."""
+    """Report labels by rising AP, undefined AP last; the first DETAILED get curves and lists.
+
+    A list shows at most _LISTED pictures, and fewer if there are so many labels that all lists of
+    one kind would hold more than _SLOTS.
+    """
     rows = evidence.table.per_label
     order = sorted(range(len(rows)), key=lambda c: (rows[c].AP is None, rows[c].AP or 0.0))
     most = max(2, min(_LISTED, _SLOTS // max(1, min(len(rows), DETAILED))))

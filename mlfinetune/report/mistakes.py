@@ -33,7 +33,10 @@ class Outcomes:
 def split_outcomes(
     logits: NDArray[np.float32], targets: NDArray[np.int8], limit: np.float32
 ) -> Outcomes:
-    """Split one label's (N,) scores at `limit`: highest first, of false negatives lowest first."""
+    """Split the rows of one label's (N,) scores at `limit`.
+
+    False positives and hits are sorted by falling score, false negatives by rising score.
+    """
     over = logits >= limit
 
     def sort_rows(chosen: NDArray[np.bool_], sign: int) -> NDArray[np.int64]:
@@ -143,8 +146,9 @@ def find_suspects(
     A known negative may be a missing tag if its probability is at least all three of: its label's
     threshold, the mean probability of the label's known positives, 0.5. A known positive may be a
     wrong tag if its probability is below the threshold, and at most the mean probability of the
-    label's known negatives. The least likely to be right come first: ranked by probability if it
-    is calibrated, else by the distance of the logit from the threshold's logit.
+    label's known negatives. The tags that are least likely to be right come first. They are ranked
+    by probability if it is calibrated, else by the distance of the logit from the threshold's
+    logit.
 
     Source: the per-label thresholds of confident learning, Northcutt et al. 2021.
     """

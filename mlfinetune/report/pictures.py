@@ -1,8 +1,8 @@
 """Thumbnails of the page: their choice, their size, and the budget of bytes.
 
-Each picture is read and embedded once, however many lists show it. The most useful come first: the
-first pictures of all lists, then the second ones, and so on. Beyond the budget only names are
-shown.
+Each picture is read and embedded once, even if several lists show it. The most useful ones come
+first: suspects, then the first pictures of all lists, then the second ones, and so on. Beyond the
+budget only names are shown.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from itertools import zip_longest
 from mlfinetune.report.view import Picture, Report
 
 BUDGET = 3_500_000
-"""Characters of base64; with 80 labels' curves and lists the page stays under 5 MB."""
+"""Characters of base64 in all; with curves and lists of 80 labels the page stays under 5 MB."""
 
 MISSING_SHOWN, WRONG_SHOWN = 40, 20
 """Suspected missing and wrong tags that the page shows; suspects.csv has all."""

@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 36, 10, 10, 34
 class Tick:
     """A line of the grid: its position in SVG units, and its text."""
 
-    at: float
+    position: float
     text: str
 
 
@@ -60,9 +60,9 @@ def plot_precision_recall(row: LabelReport) -> Plot:
     """Plot the curve in steps, chance as a guide, the threshold as a dot."""
     assert row.detail is not None
     detail, base = row.detail, row.positives / (row.positives + row.negatives)
-    path = [f"M{_x(0)} {_y(detail.curve[0][1])}"]
+    path = [f"M{_place_x(0)} {_place_y(detail.curve[0][1])}"]
     for recall, precision in detail.curve:
-        path.append(f"V{_y(precision)}H{_x(recall)}")
+        path.append(f"V{_place_y(precision)}H{_place_x(recall)}")
     chosen = "the threshold passes no picture"
     if detail.chosen:
         recall, precision = detail.chosen
@@ -72,11 +72,13 @@ def plot_precision_recall(row: LabelReport) -> Plot:
         title=f"Precision by recall of {row.label}",
         description=f"Average precision {row.AP.value or 0:.3f}; {chosen}; by chance {base:.2f}.",
         x_name="recall",
-        x_ticks=_unit_ticks(_x),
-        y_ticks=_unit_ticks(_y),
+        x_ticks=_make_unit_ticks(_place_x),
+        y_ticks=_make_unit_ticks(_place_y),
         strokes=(Stroke(_draw_line([(0, base), (1, base)]), "guide"), Stroke("".join(path), "one")),
         legend=(("guide", f"chance, {base:.2f}"), ("dot", "at the threshold")),
-        dots=((_x(detail.chosen[0]), _y(detail.chosen[1]), "one"),) if detail.chosen else (),
+        dots=((_place_x(detail.chosen[0]), _place_y(detail.chosen[1]), "one"),)
+        if detail.chosen
+        else (),
     )
 
 
@@ -92,15 +94,15 @@ def plot_by_threshold(row: LabelReport) -> Plot:
         description=f"The threshold is {row.threshold:.2f}, where F1 is {row.F1.value or 0:.3f}; "
         f"on these pictures the best F1 is {best.F1:.3f}, at {best.threshold:.2f}.",
         x_name="threshold",
-        x_ticks=_unit_ticks(_x),
-        y_ticks=_unit_ticks(_y),
+        x_ticks=_make_unit_ticks(_place_x),
+        y_ticks=_make_unit_ticks(_place_y),
         strokes=(
             Stroke(_draw_line(passing), "two"),
             Stroke(_draw_line([(p.threshold, p.recall) for p in points]), "three"),
             Stroke(_draw_line([(p.threshold, p.F1) for p in points]), "one"),
         ),
         legend=(("one", "F1"), ("two", "precision"), ("three", "recall"), ("rule", "threshold")),
-        rule=_x(row.threshold),
+        rule=_place_x(row.threshold),
         remark=f"Best F1 on these pictures: {best.F1:.3f}, at {best.threshold:.2f}.",
     )
 
@@ -113,7 +115,7 @@ def plot_reliability(curves: Sequence[Calibration]) -> Plot:
     for kind, curve in zip(kinds, curves, strict=False):
         points = [(point.probability, point.observed) for point in curve.bins]
         strokes.append(Stroke(_draw_line(points), kind))
-        dots += [(_x(x), _y(y), kind) for x, y in points]
+        dots += [(_place_x(x), _place_y(y), kind) for x, y in points]
     errors = [f"{c.error:.3f} ({c.name})" for c in curves if c.error is not None]
     off = f"off by {' and '.join(errors)}" if errors else "nothing is known"
     return Plot(
@@ -121,8 +123,8 @@ def plot_reliability(curves: Sequence[Calibration]) -> Plot:
         title="Share of positives by probability",
         description=f"On average over all pairs: {off}.",
         x_name="probability",
-        x_ticks=_unit_ticks(_x),
-        y_ticks=_unit_ticks(_y),
+        x_ticks=_make_unit_ticks(_place_x),
+        y_ticks=_make_unit_ticks(_place_y),
         strokes=tuple(strokes),
         legend=(
             *((kind, curve.name) for kind, curve in zip(kinds, curves, strict=False)),
@@ -140,7 +142,9 @@ def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
         for line in group
     ]
     values = [value for points in shown for _, value in points] or [0.0]
-    low, high, ticks = _decade_ticks(values) if log else _nice_ticks(min(*values, 0), max(values))
+    low, high, ticks = (
+        _make_decade_ticks(values) if log else _make_nice_ticks(min(*values, 0), max(values))
+    )
     epochs = [epoch for points in shown for epoch, _ in points] or [0]
     first, last = min(epochs), max(epochs)
 
@@ -160,12 +164,14 @@ def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
         title=f"{title} by epoch",
         description=f"From epoch {first} to {last} {ends}.",
         x_name="epoch",
-        x_ticks=tuple(Tick(_x(place(e, low)[0]), str(e)) for e in range(first, last + 1, step)),
-        y_ticks=tuple(Tick(_y(place(first, v)[1]), text) for v, text in ticks),
+        x_ticks=tuple(
+            Tick(_place_x(place(e, low)[0]), str(e)) for e in range(first, last + 1, step)
+        ),
+        y_ticks=tuple(Tick(_place_y(place(first, v)[1]), text) for v, text in ticks),
         strokes=tuple(Stroke(_draw_line(line), k) for line, k in zip(lines, kinds, strict=False)),
         legend=tuple((k, line.name) for k, line in zip(kinds, group, strict=False)),
         dots=tuple(
-            (_x(x), _y(y), kind)
+            (_place_x(x), _place_y(y), kind)
             for line, kind in zip(lines, kinds, strict=False)
             for x, y in (line if len(line) <= 12 else line[-1:])
         ),
@@ -175,24 +181,24 @@ def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
 # ---- scales -----------------------------------------------------------------------------------
 
 
-def _x(value: float) -> float:
+def _place_x(value: float) -> float:
     return round(LEFT + value * (WIDTH - LEFT - RIGHT), 1)
 
 
-def _y(value: float) -> float:
+def _place_y(value: float) -> float:
     return round(HEIGHT - BOTTOM - value * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def _draw_line(points: Sequence[Point]) -> str:
     """Return the SVG path of a polyline through points of the unit square."""
-    return "M" + "L".join(f"{_x(x)} {_y(y)}" for x, y in points) if points else ""
+    return "M" + "L".join(f"{_place_x(x)} {_place_y(y)}" for x, y in points) if points else ""
 
 
-def _unit_ticks(scale: Callable[[float], float]) -> tuple[Tick, ...]:
+def _make_unit_ticks(scale: Callable[[float], float]) -> tuple[Tick, ...]:
     return tuple(Tick(scale(n / 4), f"{n / 4:g}") for n in range(5))
 
 
-def _nice_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
+def _make_nice_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
     """Return (low, high, ticks) of a linear axis, in steps of 1, 2 or 5 times a power of ten."""
     high = high if high > low else low + 1
     span = high - low
@@ -207,7 +213,7 @@ def _nice_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float
     )
 
 
-def _decade_ticks(logs: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
+def _make_decade_ticks(logs: Sequence[float]) -> tuple[float, float, list[tuple[float, str]]]:
     """Return (low, high, ticks) of an axis of logarithms: powers of ten, five ticks at most."""
     first, last = math.floor(min(logs)), math.ceil(max(logs))
     last = max(last, first + 1)

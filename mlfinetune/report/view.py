@@ -63,7 +63,7 @@ class Detail:
         curve: (recall, precision) where recall grows, by falling score; steps, not slopes. Empty
             without a known positive and a known negative.
         thresholds: by rising threshold, the chosen one among them; empty as `curve`.
-        chosen: (recall, precision) at the threshold, None where no picture passes.
+        chosen: (recall, precision) at the label's threshold, None where no picture passes.
         false_positives: known negatives at or above the threshold, highest first.
         false_negatives: known positives below it, lowest first.
         hits: known positives at or above it, highest first.
@@ -82,6 +82,8 @@ class LabelReport:
     """One label's row; `detail` is None where the page has no room for it.
 
     Attributes:
+        column: the label's place in the LabelSpace.
+        positives, negatives, unknown: numbers of pictures.
         verdict: one of VERDICTS.
     """
 

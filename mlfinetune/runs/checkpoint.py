@@ -3,11 +3,11 @@
     header metadata {"mlfinetune": JSON of everything but the weights, with the digest}
     tensors         the model's state dict
 
-The digest is of the whole file with 64 zeros in the digest's place. So any flipped bit, and any
-truncation, is refused. Nothing is unpickled. This file knows no model.
+The digest is that of the whole file with 64 zeros in the digest's place. So a file with a flipped
+bit or a cut end is refused. Nothing is unpickled. This module is independent of the model.
 
-A correct digest says that a file is whole, not that its writer is honest. So lengths are compared
-with the file's length before anything is read, and every field is checked.
+A correct digest says that a file is whole, not that its writer is honest. So the lengths in the
+header are compared with the file's length before the tensors are read, and every field is checked.
 """
 
 import hashlib
@@ -47,8 +47,9 @@ class Checkpoint:
         backbone: torchvision's name of the network.
         decision: calibration and thresholds.
         config: the resolved config of the run, as plain containers.
-        data_digest: SHA-256 over names and targets of the validation data.
-        epoch: number of trained epochs.
+        data_digest: SHA-256 over image names, labels and targets of the validation data.
+        epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
+            solution; 0: the solved head before training.
         versions: of mlfinetune, torch and torchvision at the time of writing.
     """
 
@@ -68,6 +69,7 @@ _KEY = "mlfinetune"
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _END = re.compile(rb'"data_offsets":\[\d{1,20},(\d{1,20})\]')
+"""End of one tensor's bytes, in the header."""
 _MAX_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself; enough for a million labels."""
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -131,6 +133,11 @@ def load(path: Path) -> Checkpoint:
 
 
 def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
+    """Check every field of the header, and build the checkpoint; raises one of `_FOREIGN`.
+
+    Raises:
+        CheckpointError: the file has the format of another version.
+    """
     if about["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {about['format']}, this version reads {FORMAT}; "
@@ -155,7 +162,8 @@ _FOREIGN = (
     SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
     RuntimeError, MemoryError,
 )  # fmt: skip
-"""Errors that parsers, and the checks here, raise for a whole file that no run wrote."""
+"""Errors that parsers, and the checks here, raise for a file with a correct digest that mlfinetune
+did not write."""
 
 
 def _parse_transform(about: dict[str, Any]) -> TransformSpec:
@@ -198,7 +206,7 @@ def _parse_decision(about: dict[str, Any], labels: int) -> DecisionRule:
 def find_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return a sentence on a tensor that holds NaN or infinity; empty if none does.
 
-    The device is synchronized once, whatever the number of tensors.
+    If all are finite, the device is synchronized only once, whatever the number of tensors.
     """
     floats = {name: x for name, x in tensors.items() if x.is_floating_point()}
     if not floats or nn.utils.get_total_norm(floats.values(), math.inf).isfinite():

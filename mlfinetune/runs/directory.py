@@ -2,7 +2,7 @@
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
               metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
-              suspects.csv  train.log; while it trains resume.pt, resume-previous.pt and .lock
+              suspects.csv  train.log  resume.pt  .lock; while it trains resume-previous.pt
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlfinetune.errors import CheckpointError
 from mlfinetune.runtime.locks import LockedError, locked_file
-from mlfinetune.storage.atomic import write_error
+from mlfinetune.storage.atomic import build_write_error
 from mlfinetune.text import display_path
 
 RUNS = Path("runs")
@@ -36,7 +36,8 @@ SUSPECTS = "suspects.csv"
 LOG = "train.log"
 EVAL = "eval"
 _FIRST = (CONFIG, LOCK)
-"""Files that even a run has that was killed at its start, or that another machine made."""
+"""Files that mark a run directory. A run that was killed at its start has only the lock; a run that
+was copied from another machine may have only the config."""
 
 
 def make_run_dir(wanted: Path) -> Path:
@@ -68,7 +69,7 @@ def find_run(wanted: Path) -> Path | None:
         if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
         and any((path / name).is_file() for name in _FIRST)
     ]
-    return max(runs, key=_last_written_ns, default=None)
+    return max(runs, key=_read_last_write_ns, default=None)
 
 
 def list_states(run: Path) -> list[Path]:
@@ -77,7 +78,7 @@ def list_states(run: Path) -> list[Path]:
 
 
 def is_unfinished(run: Path) -> bool:
-    """Return whether a run stopped before its end, has a resume state, and is not being written."""
+    """Tell whether a run stopped early, has a resume state, and is not in use by a process."""
     if (run / METRICS).is_file() or not list_states(run):
         return False
     try:
@@ -87,7 +88,7 @@ def is_unfinished(run: Path) -> bool:
         return False
 
 
-def _last_written_ns(run: Path) -> int:
+def _read_last_write_ns(run: Path) -> int:
     newest = [(run / name) for name in (LOG, STATE, *_FIRST) if (run / name).is_file()]
     return max(path.stat().st_mtime_ns for path in newest)
 
@@ -96,7 +97,7 @@ def _last_written_ns(run: Path) -> int:
 def locked_run(run: Path) -> Iterator[None]:
     """Hold the lock on a run directory inside the block; one process at a time has it.
 
-    The lock ends with the process that holds it, however that ends.
+    The system releases the lock when its process ends, in whatever way that happens.
 
     Raises:
         CheckpointError: another process has it, or the lock file cannot be written.
@@ -110,7 +111,7 @@ def locked_run(run: Path) -> Iterator[None]:
                 f"wait for it or stop it, or choose another run directory with --output"
             ) from error
         except OSError as error:
-            raise write_error(run / LOCK, error) from error
+            raise build_write_error(run / LOCK, error) from error
         yield
 
 

@@ -20,10 +20,17 @@ from mlfinetune.text import make_printable, neutralize
 
 
 class LabelSelector:
-    """Selects the labels of a row: those at or above their thresholds, or the K most probable."""
+    """Selects the labels of a row: those at or above their thresholds, or the K most probable.
+
+    Attributes:
+        labels: names of the L columns.
+        decision: thresholds and calibration.
+        reviews: whether the decision has a review band.
+        calibrated: whether the probabilities are calibrated.
+    """
 
     def __init__(self, labels: LabelSpace, decision: DecisionRule, top: int | None = None) -> None:
-        """Select by `decision`, or, with `top`, the `top` most probable labels."""
+        """Select by the thresholds of `decision`; with `top`, that many most probable labels."""
         self.labels, self.decision, self._top = labels, decision, top
         self._limits = decision.limits
         self.reviews, self.calibrated = decision.review is not None, decision.calibration != "none"
@@ -49,15 +56,15 @@ class CsvWriter:
     """Writes CSV rows: image,labels,<label 1>,...,error; probabilities have 6 digits.
 
     Before `error` there is `calibration` if probabilities are calibrated, and `review` if the
-    checkpoint has a review band. A spreadsheet runs no cell as a formula.
+    checkpoint has a review band. Cells are written so that a spreadsheet runs none as a formula.
     """
 
     def __init__(
-        self, file: TextIO, choice: LabelSelector, only_labels: bool, begun: bool = False
+        self, file: TextIO, selector: LabelSelector, only_labels: bool, begun: bool = False
     ) -> None:
-        """Write the header, unless the file is `begun`: it has one."""
-        self._writer, self._choice, self._wide = csv.writer(file), choice, not only_labels
-        header = build_csv_header(choice, only_labels)
+        """Write the header, unless `begun`: the file has one already."""
+        self._writer, self._selector, self._wide = csv.writer(file), selector, not only_labels
+        header = build_csv_header(selector, only_labels)
         self._blank = [""] * (len(header) - 3)
         if not begun:
             self._writer.writerow(header)
@@ -68,28 +75,28 @@ class CsvWriter:
         if p is None:
             self._writer.writerow([name, "", *self._blank, neutralize(prediction.error or "")])
             return
-        cells = [self._join_labels(self._choice(prediction))]
+        cells = [self._join_labels(self._selector(prediction))]
         if self._wide:
             cells += [f"{x:.6f}" for x in p]
-        if self._wide and self._choice.calibrated:
-            cells.append(self._choice.decision.calibration)
-        if self._choice.reviews:
-            cells.append(self._join_labels(self._choice.select_review(prediction)))
+        if self._wide and self._selector.calibrated:
+            cells.append(self._selector.decision.calibration)
+        if self._selector.reviews:
+            cells.append(self._join_labels(self._selector.select_review(prediction)))
         self._writer.writerow([name, *cells, ""])
 
     def _join_labels(self, columns: Sequence[int]) -> str:
-        names = self._choice.labels.names
+        names = self._selector.labels.names
         return neutralize("|".join(names[column] for column in columns))
 
 
-def build_csv_header(choice: LabelSelector, only_labels: bool) -> list[str]:
+def build_csv_header(selector: LabelSelector, only_labels: bool) -> list[str]:
     """Return the cells of the first row."""
     header = ["image", "labels"]
     if not only_labels:
-        header += [neutralize(name) for name in choice.labels.names]
-    if not only_labels and choice.calibrated:
+        header += [neutralize(name) for name in selector.labels.names]
+    if not only_labels and selector.calibrated:
         header.append("calibration")
-    if choice.reviews:
+    if selector.reviews:
         header.append("review")
     return [*header, "error"]
 
@@ -97,28 +104,28 @@ def build_csv_header(choice: LabelSelector, only_labels: bool) -> list[str]:
 class JsonlWriter:
     """Writes JSON lines: {"image", "labels", "scores": {label: p}}, or {"image", "error"}.
 
-    Text is exact. `calibration` and `review` are there where CsvWriter has them.
+    Texts are exact. A line has `calibration` and `review` under the same conditions as a CSV row.
     """
 
     def __init__(
-        self, file: TextIO, choice: LabelSelector, only_labels: bool, begun: bool = False
+        self, file: TextIO, selector: LabelSelector, only_labels: bool, begun: bool = False
     ) -> None:
-        self._file, self._choice, self._wide = file, choice, not only_labels
+        self._file, self._selector, self._wide = file, selector, not only_labels
 
     def write(self, prediction: Prediction) -> None:
         """Write one line."""
         row: dict[str, Any] = {"image": prediction.name}
-        p, names = prediction.probabilities, self._choice.labels.names
+        p, names = prediction.probabilities, self._selector.labels.names
         if p is None:
             row["error"] = prediction.error
         else:
-            row["labels"] = [names[column] for column in self._choice(prediction)]
+            row["labels"] = [names[column] for column in self._selector(prediction)]
             if self._wide:
                 row["scores"] = {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
-            if self._wide and self._choice.calibrated:
-                row["calibration"] = self._choice.decision.calibration
-            if self._choice.reviews:
-                review = self._choice.select_review(prediction)
+            if self._wide and self._selector.calibrated:
+                row["calibration"] = self._selector.decision.calibration
+            if self._selector.reviews:
+                review = self._selector.select_review(prediction)
                 row["review"] = [names[column] for column in review]
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -127,21 +134,21 @@ class TextWriter:
     """Writes lines for the screen: the name, then the labels with their probabilities."""
 
     def __init__(
-        self, file: TextIO, choice: LabelSelector, only_labels: bool, begun: bool = False
+        self, file: TextIO, selector: LabelSelector, only_labels: bool, begun: bool = False
     ) -> None:
-        self._file, self._choice, self._wide = file, choice, not only_labels
+        self._file, self._selector, self._wide = file, selector, not only_labels
 
     def write(self, prediction: Prediction) -> None:
         """Write one line."""
-        p, names = prediction.probabilities, self._choice.labels.names
+        p, names = prediction.probabilities, self._selector.labels.names
         if p is None:
             text = f"error: {prediction.error}"
         else:
-            chosen = sorted(self._choice(prediction), key=lambda column: -p[column])
+            chosen = sorted(self._selector(prediction), key=lambda column: -p[column])
             shown = [f"{names[c]} {p[c]:.2f}" if self._wide else names[c] for c in chosen]
             best = int(np.argmax(p))
             text = ", ".join(shown) or f"(none; nearest: {names[best]} {p[best]:.2f})"
-            if self._choice.reviews and (unsure := self._choice.select_review(prediction)):
+            if self._selector.reviews and (unsure := self._selector.select_review(prediction)):
                 text += f"; needs review: {', '.join(f'{names[c]} {p[c]:.2f}' for c in unsure)}"
         self._file.write(f"{make_printable(prediction.name)}: {make_printable(text)}\n")
 
@@ -174,23 +181,23 @@ class Row:
 
 
 def read_complete_rows(
-    path: Path, format: str, choice: LabelSelector, only_labels: bool
+    path: Path, format: str, selector: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:
     """Yield the rows of an unfinished file, up to the first incomplete one.
 
     Args:
         path: a file that CsvWriter or JsonlWriter wrote, or the start of one.
         format: csv or jsonl.
-        choice, only_labels: of the command that resumes.
+        selector, only_labels: of the command that resumes.
 
     Raises:
         DataError: the file has other labels or columns.
     """
     with path.open("rb") as file:
         if format == "jsonl":
-            yield from _read_jsonl_rows(path, file, choice, only_labels)
+            yield from _read_jsonl_rows(path, file, selector, only_labels)
         else:
-            yield from _read_csv_rows(path, file, choice, only_labels)
+            yield from _read_csv_rows(path, file, selector, only_labels)
 
 
 def format_row_name(name: str, format: str) -> str:
@@ -201,7 +208,7 @@ def format_row_name(name: str, format: str) -> str:
 
 
 def _read_csv_rows(
-    path: Path, file: BinaryIO, choice: LabelSelector, only_labels: bool
+    path: Path, file: BinaryIO, selector: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:
     end = 0
 
@@ -213,12 +220,12 @@ def _read_csv_rows(
             end += len(line)
             yield line.decode("utf-8", "replace")
 
-    header = [format_row_name(cell, "csv") for cell in build_csv_header(choice, only_labels)]
+    header = [format_row_name(cell, "csv") for cell in build_csv_header(selector, only_labels)]
     reader = csv.reader(whole_lines(), strict=True)
     try:
         for number, cells in enumerate(reader):
             if number == 0 and cells != header:
-                raise _mismatch_error(path)
+                raise _build_mismatch_error(path)
             if len(cells) != len(header):
                 return
             yield Row(number, cells[0] if number else "", bool(number and cells[-1]), end)
@@ -227,9 +234,9 @@ def _read_csv_rows(
 
 
 def _read_jsonl_rows(
-    path: Path, file: BinaryIO, choice: LabelSelector, only_labels: bool
+    path: Path, file: BinaryIO, selector: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:
-    end, labels = 0, list(choice.labels.names)
+    end, labels = 0, list(selector.labels.names)
     for number, line in enumerate(file, 1):
         end += len(line)
         try:
@@ -241,11 +248,11 @@ def _read_jsonl_rows(
         if not line.endswith(b"\n"):
             return
         if other:
-            raise _mismatch_error(path)
+            raise _build_mismatch_error(path)
         yield Row(number, name, failed, end)
 
 
-def _mismatch_error(path: Path) -> DataError:
+def _build_mismatch_error(path: Path) -> DataError:
     return DataError(
         f"{path} was written with other labels or options: resume with the same ones, "
         f"or write a new file without --resume"

@@ -1,7 +1,7 @@
 """Result files of a run directory, for people and for other programs.
 
-Evaluation  -> metrics.json, per_label.csv, predictions.csv
-ScoreTable  -> scores.npz, and back exactly
+Evaluation   -> metrics.json, per_label.csv, predictions.csv
+ScoreTable   -> scores.npz -> the same ScoreTable
 metrics.json -> Facts, thresholds
 """
 
@@ -100,7 +100,8 @@ def write_skipped(folder: Path, skipped: Sequence[Skipped]) -> None:
         writer = csv.writer(file)
         writer.writerow(["image", "place", "reason"])
         writer.writerows(
-            [neutralize(one.name), neutralize(one.place), neutralize(one.reason)] for one in skipped
+            [neutralize(text) for text in (image.name, image.place, image.reason)]
+            for image in skipped
         )
 
 
@@ -212,9 +213,9 @@ def _choose(value: object, choices: Any) -> object:
 def write_scores(folder: Path, scores: ScoreTable) -> None:
     """Write scores.npz: logits, their calibration, targets, names and labels, for `compare`.
 
-    Texts are UTF-8 in one array, surrogates as they are, and their N + 1 offsets in another: no
-    pickle, and no name takes the room of the longest. Logits are the calibrated ones wherever
-    `calibration` is not `none`.
+    Texts are UTF-8 in one array (lone surrogates are kept), and their N + 1 offsets in another. So
+    the file has no pickle, and a short name takes no more room than it needs. Logits are the
+    calibrated ones wherever `calibration` is not `none`.
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
@@ -238,10 +239,10 @@ def write_scores(folder: Path, scores: ScoreTable) -> None:
 def read_scores(folder: Path) -> ScoreTable:
     """Read scores.npz, as `write_scores` wrote it.
 
-    A file from before the member `calibration` is read too: the table's calibration is then None.
+    A file of an older version has no member `calibration`: the table's calibration is then None.
 
     Raises:
-        CheckpointError: there is no such file, or it is damaged or foreign.
+        CheckpointError: there is no such file, it is damaged, or mlfinetune did not write it.
     """
     path = folder / directory.SCORES
     try:
@@ -282,7 +283,8 @@ def _read_calibration(file: Any) -> CalibrationHow | None:
 def _read_array(file: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """Read a member of this type and shape, where None is any length."""
     array: NDArray[Any] = file[name]
-    _refuse(not isinstance(array, np.ndarray), f"{name} is no array")  # numpy gives it as it is
+    # NumPy returns a member without its header as bytes.
+    _refuse(not isinstance(array, np.ndarray), f"{name} is no array")
     fits = len(array.shape) == len(shape) and all(
         wanted in (None, length) for wanted, length in zip(shape, array.shape, strict=True)
     )

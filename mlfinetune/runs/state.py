@@ -21,9 +21,10 @@ _STATE_HEAD = len(_STATE) + 64 + 1
 
 
 def write_state(path: Path, previous: Path, content: dict[str, Any]) -> None:
-    """Write a resume state whole or not at all; the one that was at `path` becomes `previous`.
+    """Write a resume state whole or not at all; the state that was at `path` moves to `previous`.
 
-    A save renames twice. Between the two renames there is no `path`, but a whole `previous`.
+    A save renames two files. A process that is killed between the two renames leaves no `path`, but
+    a whole `previous`.
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).

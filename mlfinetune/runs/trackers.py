@@ -24,7 +24,7 @@ class Tracker(Protocol):
         """Write the numbers of one epoch."""
 
     def close(self) -> None:
-        """Finish: everything is written, and the run has ended."""
+        """Write everything that is left, and end the run in the service."""
 
 
 @contextmanager

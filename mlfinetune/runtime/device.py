@@ -30,8 +30,8 @@ def prepare_device(wanted: str, deterministic: bool = False) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     if device.type == "cuda":
-        # cuDNN times its kernels once for each shape, and all batches but the last have the same
-        # shape. Its choice may differ from run to run, so it is off for deterministic runs.
+        # In benchmark mode cuDNN times its kernels once for each shape; all batches but the last
+        # have one shape. Its choice may differ from run to run: off for deterministic runs.
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic)
         if deterministic:
@@ -111,9 +111,9 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
         return (torch.bfloat16, "the GPU is fast at it") if fast else (torch.float32, "older GPU")
-    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in read_cpu_flags()]
-    if device.type == "cpu" and found:
-        return torch.bfloat16, f"the CPU has {found[0]}"
+    fast_flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in read_cpu_flags()]
+    if device.type == "cpu" and fast_flags:
+        return torch.bfloat16, f"the CPU has {fast_flags[0]}"
     return torch.float32, "no fast bfloat16 here"
 
 
@@ -155,16 +155,17 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory in the process, for the next training step.
 
     Otherwise each step on a CPU pays for fresh pages of memory; `benchmarks/allocator.py` measures
-    it. A C library other than glibc is left as it is.
+    it. The price: freed memory stays with the process until it ends. A C library other than glibc
+    is left as it is.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    mallopt(m_mmap_threshold, 2**30)
-    mallopt(m_trim_threshold, 2**31 - 1)
-    mallopt(m_top_pad, 2**28)
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # as malloc.h numbers them
+    mallopt(m_mmap_threshold, 2**30)  # blocks below 1 GiB come from the heap, which is kept
+    mallopt(m_trim_threshold, 2**31 - 1)  # free memory at the heap's end is not given back
+    mallopt(m_top_pad, 2**28)  # the heap grows by 256 MiB at a time
 
 
 def seed_everything(seed: int) -> None:

@@ -27,8 +27,8 @@ from mlfinetune.runtime.device import choose_rank_device, prepare_device
 from mlfinetune.runtime.rendezvous import (
     TIMEOUT,
     add_prefix,
+    get_shared_store,
     meet_ranks,
-    shared_store,
     wait_for_key,
     wait_until,
 )
@@ -59,10 +59,11 @@ class World:
     """
 
     def __init__(self, device: torch.device, info: DistInfo) -> None:
-        """With `info.size` above 1, torch's process group must exist already."""
+        """Keep device and ranks; with `info.size` above 1, torch's process group must exist."""
         self.device, self.info = device, info
         self._cpu_group: Any = None  # None is torch's word for the default group
         if self.is_distributed and device.type != "cpu":
+            # Objects and numbers travel between CPUs; NCCL moves tensors on GPUs only.
             self._cpu_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self._keys_taken = 0
 
@@ -104,7 +105,7 @@ class World:
         box: list[Any] = [None]
         if self.is_main:
             box = [choose()]
-            shared_store().set(key, "")
+            get_shared_store().set(key, "")
         else:
             wait_for_key(key)
         self.barrier()
@@ -119,8 +120,8 @@ class World:
         """
         if self.is_distributed:
             key = self._next_key("barrier")
-            shared_store().add(key, 1)
-            wait_until(lambda: shared_store().add(key, 0) >= self.info.size)
+            get_shared_store().add(key, 1)
+            wait_until(lambda: get_shared_store().add(key, 0) >= self.info.size)
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
@@ -133,13 +134,17 @@ class World:
             wait_for_key(key)
         yield
         if self.is_distributed and not self.info.local_rank:
-            shared_store().set(key, "")
+            get_shared_store().set(key, "")
 
     def gather_stream(self, items: Iterable[T]) -> Iterator[T]:
         """Yield all ranks' items on rank 0: the first of each rank, the second of each, and so on.
 
         Example: rank 0 has a, b and rank 1 has x, y, z -> rank 0 yields a, x, b, y, z. The other
         ranks send their items one by one, at most one ahead of rank 0, and yield nothing.
+
+        In evaluation rank r has batches r, r + size, r + 2 * size ... of the manifest. Taken in
+        turns, the batches of all ranks come in the manifest's order, and rank 0 holds one of each
+        rank at most.
         """
         if not self.is_distributed:
             yield from items
@@ -150,13 +155,15 @@ class World:
         else:
             streams: dict[int, Iterator[Any]] = {0: iter(items)}
             streams |= {rank: self._receive_from(rank) for rank in range(1, self.info.size)}
+            # Ranks may have different numbers of items: a stream that ends leaves the turns, so
+            # that nobody waits for an item that is never sent.
             while streams:
                 for rank in list(streams):
-                    box = next(streams[rank], _END_OF_STREAM)
-                    if isinstance(box, _EndOfStream):
+                    item_or_end = next(streams[rank], _END_OF_STREAM)
+                    if isinstance(item_or_end, _EndOfStream):
                         del streams[rank]
                     else:
-                        yield box
+                        yield item_or_end
 
     def _receive_from(self, rank: int) -> Iterator[Any]:
         """Yield the objects that `rank` sends, up to its _EndOfStream."""
@@ -226,7 +233,7 @@ def init_distributed(wanted: str, deterministic: bool = False) -> Iterator[World
     try:
         yield world
     except (KeyboardInterrupt, SystemExit):
-        shared_store().add("stopped", 1)  # the ranks that wait for this one will stop too
+        get_shared_store().add("stopped", 1)  # the ranks that wait for this one will stop too
         raise
     world.barrier()
     dist.destroy_process_group()
@@ -249,8 +256,8 @@ def report_failure(error: Exception) -> Exception | None:
     from_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
     is_lost = from_torch and bool(_CONNECTION_FAULT.search(str(error)))
     try:
-        is_first = shared_store().add("failed", 1) == 1
-        was_stopped = shared_store().add("stopped", 0) > 0
+        is_first = get_shared_store().add("failed", 1) == 1
+        was_stopped = get_shared_store().add("stopped", 0) > 0
     except RuntimeError:  # the machine with the store has gone: nobody knows who has printed
         is_first, was_stopped = True, False
     if not is_first:

@@ -1,4 +1,4 @@
-"""A lock on a file, held by one process at a time. It knows nothing of what the file protects."""
+"""A lock on a file, held by one process at a time; runs/directory.py locks a run with it."""
 
 import contextlib
 import fcntl

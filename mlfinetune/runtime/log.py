@@ -14,7 +14,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from mlfinetune.storage.atomic import write_atomic, write_error
+from mlfinetune.storage.atomic import build_write_error, write_atomic
 from mlfinetune.text import format_duration, make_lines_printable
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class RunLog:
                     self.say(line)
 
     def add_tracker(self, write: Callable[[int, dict[str, float]], None]) -> None:
-        """Call `write(epoch, numbers)` after each epoch too."""
+        """Call `write(epoch, numbers)` after each epoch; `numbers` maps a name to its value."""
         self._trackers.append(write)
 
     def log_epoch(self, record: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def _append_text(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise build_write_error(path, error) from error
 
 
 def _join_lines(message: Warning | str) -> str:
@@ -175,7 +175,7 @@ class ProgressBar:
             self._stream.flush()
 
     def start_at(self, images: int) -> None:
-        """Add images that were done before the bar, so that its rate does not count them."""
+        """Count images that were done before the bar began; its rate does not count them."""
         self._before += images
         self.done += images
         self._tqdm.update(images)

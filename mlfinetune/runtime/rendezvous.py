@@ -1,6 +1,6 @@
 """The key-value store that the ranks of a run share: how they meet, wait, and learn of failures.
 
-    meet_ranks -> a store of this start alone -> shared_store, wait_for_key, wait_until
+    meet_ranks -> a store of this start alone -> get_shared_store, wait_for_key, wait_until
 
 torch calls it a Store; torchrun runs one (TCPStore), and tells its address to every rank. `add` is
 atomic: it counts ranks. Two keys tell of trouble: `failed` and `stopped` count the ranks that have
@@ -53,7 +53,7 @@ def meet_ranks(info: DistInfo, signals: Signals) -> Any:
         LostError: not all ranks have come within TIMEOUT, or rank 0 has left.
         KeyboardInterrupt, SystemExit: as `Signals.check`.
     """
-    store = add_prefix("mlfinetune", _agent_store())
+    store = add_prefix("mlfinetune", _connect_agent_store())
     name = uuid4().hex
     deadline = time.monotonic() + TIMEOUT.total_seconds()
 
@@ -95,18 +95,18 @@ def _answer_ranks(store: Any, start: str, size: int) -> bool:
     return known == size - 1
 
 
-def shared_store() -> Any:
+def get_shared_store() -> Any:
     """Return the store that all ranks of this start read and write.
 
     Before they have met it is a part of torchrun's store, named by torchrun's count of restarts.
     """
     if _run_stores:
         return _run_stores[-1]
-    return add_prefix(f"early {dist_info().restarts}", _agent_store())
+    return add_prefix(f"early {dist_info().restarts}", _connect_agent_store())
 
 
 @cache
-def _agent_store() -> Any:
+def _connect_agent_store() -> Any:
     """Return torchrun's own store.
 
     It is one for all restarts: it still holds the keys of earlier starts.
@@ -121,15 +121,16 @@ def add_prefix(prefix: str, store: Any) -> Any:
 
 
 def require_all_alive() -> None:
-    """Raise where another rank has failed or was stopped; a rank with a signal stops by that.
+    """Raise if another rank has failed or was stopped.
 
     Raises:
         LostError: another rank has failed, or was stopped by a signal.
-        KeyboardInterrupt, SystemExit: another was stopped, and this rank has the signal too.
+        KeyboardInterrupt, SystemExit: another was stopped, and this rank has the signal too: then
+            it ends by the signal, and prints no error.
     """
-    if shared_store().add("failed", 0):
+    if get_shared_store().add("failed", 0):
         raise LostError(LostError.ENDED)
-    if shared_store().add("stopped", 0):
+    if get_shared_store().add("stopped", 0):
         with catch_signals() as signals:
             signals.check()
         raise LostError(LostError.STOPPED)
@@ -151,4 +152,4 @@ def wait_until(
 
 def wait_for_key(key: str) -> None:
     """Wait until another rank of this start has set `key`."""
-    wait_until(lambda: bool(shared_store().check([key])))
+    wait_until(lambda: bool(get_shared_store().check([key])))

@@ -83,7 +83,7 @@ class Signals:
             self.check()
 
     def _is_repeat(self) -> bool:
-        """Did a rank get one signal twice: from its sender, and from torchrun?"""
+        """Return whether a rank got one signal twice: from its sender, and from torchrun."""
         return dist_info().size > 1 and time.monotonic() - self._received_at < REPEATED_S
 
 

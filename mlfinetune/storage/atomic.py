@@ -39,7 +39,7 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def write_error(path: Path, error: OSError) -> CheckpointError:
+def build_write_error(path: Path, error: OSError) -> CheckpointError:
     """Return the error for a failed write of `path`, with what to do where the disk is full."""
     text = f"cannot write {path}: {error.strerror}"
     if error.errno in _DISK_FULL:
@@ -99,7 +99,7 @@ def _replacing_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise build_write_error(path, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -112,7 +112,7 @@ def _replacing_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise write_error(path, error) from error
+            raise build_write_error(path, error) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

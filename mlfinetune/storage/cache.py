@@ -9,10 +9,10 @@ from pathlib import Path
 from mlfinetune.errors import DataError
 
 KINDS = ("features", "images", "parquet", "scan", "tables", "tars")
-"""Kinds of cached results, a folder each; `mlfinetune cache` touches no other folder."""
+"""Kinds of cached results, a folder each; `mlfinetune cache --clear` deletes no other folder."""
 
 
-def cache_folder(kind: str) -> Path:
+def get_cache_folder(kind: str) -> Path:
     """Return the cache folder of one of KINDS; make it where it is missing.
 
     Raises:
@@ -20,9 +20,9 @@ def cache_folder(kind: str) -> Path:
     """
     assert kind in KINDS
     try:
-        path = cache_root() / kind
+        path = get_cache_root() / kind
     except RuntimeError as error:
-        raise _folder_error(str(error)) from error
+        raise _build_folder_error(str(error)) from error
     return make_cache_folder(path)
 
 
@@ -35,11 +35,11 @@ def make_cache_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _folder_error(f"{error.filename}: {error.strerror}") from error
+        raise _build_folder_error(f"{error.filename}: {error.strerror}") from error
     return path
 
 
-def _folder_error(why: str) -> DataError:
+def _build_folder_error(why: str) -> DataError:
     """Return the error for a cache folder that cannot be made."""
     return DataError(
         f"cannot make the cache folder ({why.rstrip('.')}); "
@@ -47,7 +47,7 @@ def _folder_error(why: str) -> DataError:
     )
 
 
-def cache_root() -> Path:
+def get_cache_root() -> Path:
     """Return the folder that holds all kinds; it may not exist yet.
 
     Raises:

@@ -23,7 +23,7 @@ from fsspec.asyn import sync
 from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.location import is_url
 from mlfinetune.storage.atomic import write_atomic
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 from mlfinetune.storage.store import hash_key
 from mlfinetune.storage.tars import find_member
 
@@ -43,14 +43,20 @@ MAX_FETCH_S = 300.0
 PARALLEL_FETCHES = 16
 """Number of objects that are fetched at the same time: threads that wait for the network."""
 MAX_BYTES = 2**32
-"""Size limit in bytes of a local file; 89 uncompressed megapixels of 12 bytes take a quarter."""
+"""Size limit in bytes of a local file.
+
+89 megapixels, the default of `data.max_pixels`, take a quarter of it as three floats a pixel.
+"""
 MAX_REMOTE = 2**27
 """Size limit in bytes of an object behind a URL, which is read into memory."""
 MAX_PREFETCHED = 2**28
-"""Bytes in memory at which `prefetched` stops to fetch more."""
+"""Bytes in memory above which `prefetched` fetches no more."""
 _MAX_TABLE = 2**33
+"""Size limit in bytes of a table behind a URL."""
 _CHUNK = 2**20
+"""Bytes that an http download reads at a time."""
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+"""Protocol -> the extra of mlfinetune that installs its package."""
 _prefetched: dict[str, bytes | OSError] = {}
 """URL -> content or error, inside of `prefetched`; empty outside.
 
@@ -151,7 +157,7 @@ def fetch_table(url: str) -> Path:
     Raises:
         DataError: it cannot be downloaded, or the cache cannot be written.
     """
-    path = cache_folder("tables") / f"{hash_key(url):016x}{Path(url).suffix.lower()}"
+    path = get_cache_folder("tables") / f"{hash_key(url):016x}{Path(url).suffix.lower()}"
     try:
         content = _call_with_retries(lambda: _fetch_once(url, _MAX_TABLE))
     except UnreadableError as error:
@@ -212,10 +218,13 @@ def _fetch_or_error(url: str) -> bytes | OSError:
 
 
 def _call_with_retries(get: Callable[[], T]) -> T:
-    """Call `get` up to TRIES times; no second time where the object is missing or forbidden.
+    """Call `get` up to TRIES times, with growing pauses between.
+
+    There is no second call where it cannot help: the object is missing, forbidden or too large.
 
     Raises:
         UnreadableError: the last call failed.
+        MemoryError: as `get`.
     """
     for attempt in range(1, TRIES + 1):
         try:

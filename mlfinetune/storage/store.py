@@ -75,10 +75,11 @@ class _StoreFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open and verify the index.
+        """Map the file, and verify its index and its length.
 
         Raises:
-            ValueError: the index does not match the file's name: the file is damaged.
+            ValueError: the file is damaged: the index does not match the file's name, or the values
+                do not have the length that the index gives.
         """
         self.path = path
         self.is_live = True
@@ -154,14 +155,19 @@ class Store:
             path.unlink()
 
     def _build_index(self) -> None:
-        """Sort the keys of all live files, for `find`; `_places` are their positions."""
+        """Sort the keys of all live files, with their positions, for `find`.
+
+        A position numbers the values of all files, one file after the other: file i has those from
+        `_starts[i]` on. Damaged files keep their numbers, and new files come last, so that a
+        position never changes its meaning. Of equal keys in two files `find` gives the first.
+        """
         self._starts = np.cumsum([0, *(len(file.keys) for file in self._files)])
         live = [(i, file) for i, file in enumerate(self._files) if file.is_live]
         keys = np.concatenate([np.zeros(0, np.uint64), *(file.keys for _, file in live)])
-        places = [np.zeros(0, np.int64)]
-        places += [np.arange(self._starts[i], self._starts[i + 1]) for i, _ in live]
+        positions = [np.zeros(0, np.int64)]
+        positions += [np.arange(self._starts[i], self._starts[i + 1]) for i, _ in live]
         order = np.argsort(keys, kind="stable")
-        self._keys, self._places = keys[order], np.concatenate(places)[order]
+        self._keys, self._positions = keys[order], np.concatenate(positions)[order]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -171,7 +177,7 @@ class Store:
         if not len(self):
             return np.full(len(keys), -1, np.int64)
         rows = np.minimum(np.searchsorted(self._keys, keys), len(self) - 1)
-        return np.where(self._keys[rows] == keys, self._places[rows], -1)
+        return np.where(self._keys[rows] == keys, self._positions[rows], -1)
 
     def verify(self, positions: Positions) -> None:
         """Read the values at `positions`; delete each file that holds a damaged one.
@@ -188,7 +194,11 @@ class Store:
             self._build_index()
 
     def get(self, position: int) -> Bytes | None:
-        """Return the value at `position`, mapped; None: it is damaged, and its file is deleted."""
+        """Return the value at `position`, mapped; None: it is damaged.
+
+        The file of a damaged value is deleted, so that the next Store computes its values again.
+        This one still finds its keys, and returns the values that are intact.
+        """
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
         file = self._files[number]
         row = position - int(self._starts[number])
@@ -200,8 +210,8 @@ class Store:
     def read_rows(self, positions: Positions, width: int) -> Bytes:
         """Copy values of `width` bytes each, (n,) -> (n, width); call `verify` before."""
         out = np.empty((len(positions), width), np.uint8)
-        for file, places, rows in self._split_by_file(positions):
-            out[places] = file.values.reshape(-1, width)[rows]
+        for file, indices, rows in self._split_by_file(positions):
+            out[indices] = file.values.reshape(-1, width)[rows]
         return out
 
     def _split_by_file(
@@ -210,8 +220,8 @@ class Store:
         """Yield each file, the indices of the positions that lie in it, and their rows there."""
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         for number in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == number)
-            yield self._files[number], places, positions[places] - self._starts[number]
+            indices = np.flatnonzero(numbers == number)
+            yield self._files[number], indices, positions[indices] - self._starts[number]
 
     def add(self, keys: Keys, values: Sequence[bytes]) -> None:
         """Write a value for each key into one new file.

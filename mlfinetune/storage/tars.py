@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.storage.atomic import write_atomic
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 from mlfinetune.storage.store import hash_key
 
 MAX_MEMBER = 2**28
@@ -34,7 +34,9 @@ _MAX_NAME = 2**20
 _MAX_OPEN = 128
 """Number of indexes that are kept open; each takes a file descriptor."""
 _BLOCK = 512
+"""Bytes of a tar's blocks; a block of zeros ends the tar."""
 _ROW = np.dtype([("key", np.uint64), ("start", np.int64), ("size", np.int64)])
+"""A row of an index: hash of the member's name, position and size in bytes."""
 _Index = NDArray[Any]
 
 
@@ -153,7 +155,7 @@ def _load_index(tar: str, size: int, changed: int) -> _Index:
     """
     key = f"{hash_key(os.path.abspath(tar), size, changed):016x}"
     try:
-        path = cache_folder("tars") / f"{key}.npy"
+        path = get_cache_folder("tars") / f"{key}.npy"
     except DataError:
         return _build_index(tar)
     with suppress(OSError, ValueError, EOFError):  # missing or damaged: it is made again

@@ -19,7 +19,7 @@ from mlfinetune.data.batches.loader import Loader
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import DeviceError
 from mlfinetune.loss import Loss
-from mlfinetune.models.inference import for_inference
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.scoring import compute_logits
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import (
@@ -43,25 +43,26 @@ from mlfinetune.training.step import StepOptions, train_step
 from mlfinetune.training.timing import (
     MIN_BATCH,
     choose_fastest_size,
+    choose_workers_beside_cpu,
+    choose_workers_for_gpu,
     compare_rates,
+    find_largest_batch_size,
     find_largest_power,
-    largest_batch_size,
     time_rate,
-    workers_beside_cpu,
-    workers_for_gpu,
 )
 
 CPU_SIZES = (8, 16, 32, 64)
 DRY_RUN_BATCH = 32
-"""Batch size of a dry run where the config says `auto`."""
+"""Batch size of a dry run whose config says `auto`."""
 MAX_GPU_BATCH = 512
 """Largest batch size that is tried on a GPU: a larger one would need another learning rate."""
 FREE_MEMORY_SHARE = 0.1
 """Share of the GPU's memory that stays free, for fragmentation and for other programs."""
 MIN_MEASURED_IMAGES = 1000
-"""Fewest pictures of a run for which a measurement of a second or two pays."""
+"""Least number of decodings in a run (images x epochs) for which a measurement of one or two
+seconds pays."""
 MIN_SHARED_CORES = 4
-"""Fewest cores of a CPU for which more than one decoding process can pay beside the model."""
+"""Least number of CPU cores with which more than one decoding process beside the model can pay."""
 PIECE_IMAGES = 16
 """Pictures that are decoded between two readings of the clock."""
 
@@ -71,9 +72,9 @@ class TrialRun:
     """Model, loss and optimizer as the run builds them, to be timed and thrown away.
 
     Attributes:
-        options: of a training step.
-        features_once: the run computes features once, so that its batches are not trained on.
-        side: S, pixels on a side of the input.
+        tagger, loss, optimizer, options: see `training.step.train_step`.
+        features_once: the run computes the features of its pictures once, by forward passes alone.
+        side: S, height and width of the input in pixels.
     """
 
     tagger: Tagger
@@ -97,10 +98,10 @@ class TrialRun:
     @cached_property
     def _inference_tagger(self) -> Tagger:
         options = self.options
-        return for_inference(self.tagger, self.side, options.device, options.dtype)[0]
+        return prepare_for_inference(self.tagger, self.side, options.device, options.dtype)[0]
 
     def work(self, batch: Batch) -> int:
-        """Do what the run does with the batches that it loads; return the number of images."""
+        """Infer or train, as the run does with a loaded batch; return the number of images."""
         return self.infer(batch) if self.features_once else self.step(batch)
 
 
@@ -110,9 +111,9 @@ def build_trial(
     """Build the trial of a run, on the device.
 
     Raises:
-        MlfinetuneError: what the run could not use either.
+        MlfinetuneError: a setting that the run itself could not use either.
     """
-    config = config.update_section("train", batch_size=batch_size_or(config, MIN_BATCH))
+    config = config.update_section("train", batch_size=get_batch_size_or(config, MIN_BATCH))
     tagger = build_model(config, train, build_transform_spec(config), device)
     return TrialRun(
         tagger,
@@ -124,7 +125,7 @@ def build_trial(
     )
 
 
-def batch_size_or(config: Config, other: int) -> int:
+def get_batch_size_or(config: Config, other: int) -> int:
     """Return the config's batch size, or `other` where it is `auto`."""
     return other if config.train.batch_size == "auto" else config.train.batch_size
 
@@ -135,21 +136,22 @@ def choose_batch_size(
     """Put a number in place of `batch_size: auto`.
 
     On a GPU: the largest power of two that fits into its memory, up to MAX_GPU_BATCH. Elsewhere:
-    32, or what is faster by 5 %. An epoch keeps 20 steps, or has batches of 8.
+    32, or the fastest size if 32 is more than 5 % slower. An epoch keeps at least 20 steps, unless
+    that would need batches of fewer than 8.
 
     Returns:
-        The config with a number, and the reason for it; None where it was a number already.
+        The config with a number, and the reason for it; None if it was a number already.
 
     Raises:
-        MlfinetuneError: what the run could not use either; or not one picture fits.
+        MlfinetuneError: a setting that the run could not use either; or not one picture fits.
     """
     if config.train.batch_size != "auto":
         return config, None
     gpu = device.type == "cuda"
-    top = largest_batch_size(len(train), MAX_GPU_BATCH if gpu else CPU_SIZES[-1])
+    top = find_largest_batch_size(len(train), MAX_GPU_BATCH if gpu else CPU_SIZES[-1])
     with torch.random.fork_rng(devices=[device] if gpu else []):
         trial = build_trial(config, train, device, dtype)
-        size, why = _most_that_fits(trial, top) if gpu else _fastest(trial, top)
+        size, why = _find_largest_that_fits(trial, top) if gpu else _find_fastest(trial, top)
     limit = f"sizes up to {top} were tried: an epoch keeps {-(-len(train) // top)} steps"
     config = config.update_section("train", batch_size=size)
     return config, f"train.batch_size {size}: {why}; {limit}"
@@ -160,11 +162,14 @@ def choose_worker_count(
 ) -> tuple[int, str]:
     """Choose the number of decoding processes, and tell why.
 
-    It is measured where a run decodes MIN_MEASURED_IMAGES or more: for a GPU, and on a CPU with
-    MIN_SHARED_CORES or more.
+    With `workers: auto` the number is measured if the run decodes MIN_MEASURED_IMAGES pictures or
+    more, on a GPU or on a CPU with MIN_SHARED_CORES or more. Otherwise a rule gives it.
 
     Args:
         config: its batch size is a number.
+
+    Raises:
+        MlfinetuneError: a setting that the run could not use either.
     """
     by_rule = choose_workers(config.train.workers, device)
     if config.train.workers != "auto":
@@ -182,10 +187,10 @@ def choose_worker_count(
 def measure_workers(
     config: Config, train: Manifest, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, str]:
-    """Measure how many decoding processes keep up with the model; takes a second or two.
+    """Measure how many decoding processes keep up with the model; takes one or two seconds.
 
     Raises:
-        MlfinetuneError: what the run could not use either.
+        MlfinetuneError: a setting that the run could not use either.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes that are to decode
@@ -199,7 +204,7 @@ def measure_workers(
     batch = make_random_batch(trial, min(most, get_batch_size(config)))
     work = time_rate(lambda: trial.work(batch), 0.5, lambda: synchronize_device(device))
     cores = count_cores()
-    choose = workers_beside_cpu if device.type == "cpu" else workers_for_gpu
+    choose = choose_workers_beside_cpu if device.type == "cpu" else choose_workers_for_gpu
     number = choose(work, decoded, cores)
     return number, f"of {cores} cores: one decodes {decoded:.0f} images/s, a step takes {work:.0f}"
 
@@ -207,9 +212,9 @@ def measure_workers(
 def build_trial_loader(
     config: Config, train: Manifest, device: torch.device, workers: int
 ) -> Loader:
-    """Build a loader of the training pictures as the run has it, but with small batches to time."""
+    """Build the run's loader of training pictures, but with small batches, for timing."""
     augmented = not precomputes_features(config)
-    size = min(PIECE_IMAGES, batch_size_or(config, PIECE_IMAGES))
+    size = min(PIECE_IMAGES, get_batch_size_or(config, PIECE_IMAGES))
     few = config.update_section("train", batch_size=size)
     return build_loader(few, train, build_transform_spec(config), device, workers, train=augmented)
 
@@ -234,16 +239,15 @@ def make_random_batch(trial: TrialRun, size: int) -> Batch:
     return Batch(images, torch.zeros(size, labels, dtype=torch.int8), torch.arange(size))
 
 
-def _most_that_fits(trial: TrialRun, top: int) -> tuple[int, str]:
+def _find_largest_that_fits(trial: TrialRun, top: int) -> tuple[int, str]:
     """Return the largest batch size that leaves memory free, and the reason in words."""
     device = trial.options.device
     room = (1 - FREE_MEMORY_SHARE) * (read_free_memory(device) + torch.cuda.memory_reserved(device))
 
     def fits(size: int) -> bool:
         try:
-            trial.work(
-                make_random_batch(trial, size)
-            )  # cuDNN tries its algorithms, in memory of their own
+            # The first step does not count: cuDNN tries its algorithms, which take memory.
+            trial.work(make_random_batch(trial, size))
             torch.cuda.reset_peak_memory_stats(device)
             trial.work(make_random_batch(trial, size))
             synchronize_device(device)
@@ -263,16 +267,16 @@ def _most_that_fits(trial: TrialRun, top: int) -> tuple[int, str]:
     )
 
 
-def _fastest(trial: TrialRun, top: int) -> tuple[int, str]:
+def _find_fastest(trial: TrialRun, top: int) -> tuple[int, str]:
     """Return the fastest batch size, and the reason in words."""
     sizes = [size for size in CPU_SIZES if size <= top]
     if len(sizes) == 1:
         return sizes[0], "the data are few"
     batches = {size: make_random_batch(trial, size) for size in sizes}
-    found = compare_rates(
+    rates = compare_rates(
         sizes,
         lambda size: trial.work(batches[size]),
         lambda: synchronize_device(trial.options.device),
     )
-    shown = ", ".join(f"{size}: {rate:.1f}" for size, rate in found.items())
-    return choose_fastest_size(found), f"images/s were {shown}"
+    shown = ", ".join(f"{size}: {rate:.1f}" for size, rate in rates.items())
+    return choose_fastest_size(rates), f"images/s were {shown}"

@@ -1,4 +1,4 @@
-"""The stage that holds a run back, and one change that would help; knows no model and no config.
+"""The stage that holds a run back, and one change that would help. Independent of model and config.
 
 Speeds, Work -> estimate_times   seconds of the run
              -> find_bottleneck  the stage that the run waits for most
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 MIN_SAVING = 0.1
 """Smallest share of the time that a change has to save to be suggested."""
 SLOW_DECODING = 150.0
-"""Images/s below which a process must be decoding large pictures; of 500 px it decodes 400."""
+"""Images/s of one process below which pictures must be large: of 500 px it decodes about 400."""
 FREEZE_SPEEDUP, LONG_S = 3.0, 600.0
 """Freezing is suggested if it makes a run this many times as fast, and the run is this long."""
 
@@ -46,12 +46,12 @@ class Work:
         train, val: numbers of images.
         epochs, batch_size: as in the config.
         workers, cores: decoding processes, and cores for them.
-        gpu: the model has a machine of its own; on a CPU it shares the cores.
+        gpu: the model runs on a GPU; on a CPU it shares the cores with the decoding processes.
         frozen: the backbone does not train.
-        views, decodings: of a picture, where features are computed once; 0: every epoch goes
-            through the backbone.
+        views, decodings: number of views and of decodings of a picture, where features are
+            computed once; views 0: every epoch goes through the backbone.
         copies_off: the config forbids small copies of large pictures.
-        slow_type: the hardware is fast at bfloat16, and the run does without.
+        slow_type: the hardware is fast at bfloat16, and the run does not use it.
     """
 
     train: int
@@ -78,14 +78,17 @@ class Times:
 
 def estimate_times(speeds: Speeds, work: Work) -> Times:
     """Estimate how long a run takes; saving and start-up are left out."""
-    val = work.val * _seconds_per_image(speeds.loader, speeds.forward, work)
+    val = work.val * _compute_seconds_per_image(speeds.loader, speeds.forward, work)
     if work.views:
         decoded, seen = speeds.loader / work.decodings, speeds.forward / work.views
         assert speeds.head is not None
-        once = work.train * _seconds_per_image(decoded, seen, work) + val
+        once = work.train * _compute_seconds_per_image(decoded, seen, work) + val
         return Times(once, work.train / speeds.head)
     return Times(
-        0.0, work.train * _seconds_per_image(speeds.loader, _device_rate(speeds, work), work) + val
+        0.0,
+        work.train
+        * _compute_seconds_per_image(speeds.loader, _compute_device_rate(speeds, work), work)
+        + val,
     )
 
 
@@ -100,12 +103,12 @@ def find_bottleneck(speeds: Speeds, work: Work) -> str:
 
 
 def suggest_change(speeds: Speeds, work: Work) -> str:
-    """Return the one change that saves most for least; or `none` with the reason."""
-    now = _total_seconds(speeds, work)
-    kept = _seconds_if_frozen(speeds, work)
+    """Return the first change that pays, cheapest first, as a sentence; or `none: <reason>`."""
+    now = _estimate_total_seconds(speeds, work)
+    kept = _estimate_seconds_if_frozen(speeds, work)
     if work.frozen and kept < (1 - MIN_SAVING) * now:
         return f"train.cache_features: auto, for a run about {now / kept:.1f} times as fast"
-    more, with_more = _more_workers(speeds, work)
+    more, with_more = _find_enough_workers(speeds, work)
     if with_more < (1 - MIN_SAVING) * now:
         return f"train.workers: {more}, for a run about {now / with_more:.1f} times as fast"
     if _waits_for_loader(speeds, work):
@@ -129,16 +132,16 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
     return "none: nothing is to be gained simply"
 
 
-def _seconds_if_frozen(speeds: Speeds, work: Work) -> float:
+def _estimate_seconds_if_frozen(speeds: Speeds, work: Work) -> float:
     """Estimate the seconds of the run with a frozen backbone and the features of two views."""
     if work.views:
-        return _total_seconds(speeds, work)
+        return _estimate_total_seconds(speeds, work)
     once = replace(work, frozen=True, views=2, decodings=1)
     return estimate_times(replace(speeds, head=speeds.head or speeds.loss), once).once
 
 
-def _device_rate(speeds: Speeds, work: Work) -> float:
-    """Return images a second of the device: what it does for every picture that is loaded."""
+def _compute_device_rate(speeds: Speeds, work: Work) -> float:
+    """Compute how many loaded pictures the device can take in a second."""
     if work.views:
         return speeds.forward * work.decodings / work.views
     assert speeds.step is not None
@@ -147,13 +150,17 @@ def _device_rate(speeds: Speeds, work: Work) -> float:
 
 def _waits_for_loader(speeds: Speeds, work: Work) -> bool:
     """Tell whether the model waits for pictures."""
-    return speeds.loader < _device_rate(speeds, work)
+    return speeds.loader < _compute_device_rate(speeds, work)
 
 
-def _seconds_per_image(loader: float, device: float, work: Work) -> float:
-    """Return the seconds an image takes.
+def _compute_seconds_per_image(loader: float, device: float, work: Work) -> float:
+    """Compute the seconds that one image takes in the run.
 
-    Worker processes decode while the model works; on a CPU they take cores from it.
+    Worker processes decode while the model works, so the slower of the two decides. On a CPU the
+    processes also take cores from the model.
+
+    Args:
+        loader, device: images a second of each.
     """
     if work.workers == 0:
         return 1 / loader + 1 / device
@@ -161,20 +168,20 @@ def _seconds_per_image(loader: float, device: float, work: Work) -> float:
     return max(1 / loader, 1 / device + shared)
 
 
-def _total_seconds(speeds: Speeds, work: Work) -> float:
-    """Return the seconds of all parts of a run in which pictures are loaded."""
-    found = estimate_times(speeds, work)
-    return found.once if work.views else work.epochs * found.epoch
+def _estimate_total_seconds(speeds: Speeds, work: Work) -> float:
+    """Estimate the seconds in which a run loads pictures: all epochs, or the features once."""
+    times = estimate_times(speeds, work)
+    return times.once if work.views else work.epochs * times.epoch
 
 
-def _more_workers(speeds: Speeds, work: Work) -> tuple[int, float]:
+def _find_enough_workers(speeds: Speeds, work: Work) -> tuple[int, float]:
     """Return the fewest processes that come within 1 % of the best time, and the run's seconds."""
     each = speeds.loader / max(1, work.workers)
-    found = {}
+    seconds = {}
     for workers in range(work.workers + 1, work.cores + 1):
         faster = replace(speeds, loader=each * workers)
-        found[workers] = _total_seconds(faster, replace(work, workers=workers))
-    if not found:
-        return work.workers, _total_seconds(speeds, work)
-    least = min(found.values())
-    return next((n, s) for n, s in found.items() if s <= 1.01 * least)
+        seconds[workers] = _estimate_total_seconds(faster, replace(work, workers=workers))
+    if not seconds:
+        return work.workers, _estimate_total_seconds(speeds, work)
+    least = min(seconds.values())
+    return next(item for item in seconds.items() if item[1] <= 1.01 * least)

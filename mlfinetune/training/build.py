@@ -31,25 +31,28 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import suggest
-from mlfinetune.training.optim import build_ema_model, build_optimizer, lr_at
+from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.step import StepOptions
 
 MAX_POS_WEIGHT = 100.0
-"""Largest weight of `pos_weight: auto`: one picture in ten thousand must not outweigh the rest."""
+"""Largest weight that `pos_weight: auto` gives: a label with one positive picture in ten thousand
+must not outweigh the others."""
 
 MANY_LABELS = 10_000
-"""Number of labels from which on the gradient of the whole head is not kept. At 2,048 features
-it would take 82 MB and more."""
+"""Number of labels from which a head counts as very large: its whole gradient is not kept (at 2,048
+features it would take 82 MB and more), and L-BFGS is not chosen for it."""
+
 MIN_BATCH_NORM_IMAGES = 16
 """Pictures of one rank that are enough for its own BatchNorm statistics. The limit is our choice:
 the error of a ResNet-50 rises fast as they get fewer (Wu & He 2018, Group Normalization)."""
 
 MAX_EVAL_BATCH = 256
-"""Most pictures in a batch of evaluation. A batch of training may be that of many GPUs."""
+"""Greatest number of pictures in a batch of evaluation, which one device computes. A batch of
+training may be shared by many GPUs."""
 
 
 def build_transform_spec(config: Config) -> TransformSpec:
-    """Return how pictures become input."""
+    """Return the specification of how pictures become the model's input."""
     return TransformSpec(
         image_size=config.model.image_size,
         resize=config.model.resize,
@@ -62,7 +65,7 @@ def build_transform_spec(config: Config) -> TransformSpec:
 
 
 def get_batch_size(config: Config) -> int:
-    """Return the images a step; `autotune` has put a number in place of `auto`."""
+    """Return the number of images in a step; `autotune` has replaced `auto` by a number."""
     assert config.train.batch_size != "auto"
     return config.train.batch_size
 
@@ -99,9 +102,13 @@ def build_model(
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:
-    """Raise a ConfigError where a rank would train on too few pictures at a time.
+    """Raise a ConfigError if a rank would have no picture of a batch, or too few for BatchNorm.
 
     At 32 pixels the last layer has one pixel: with one picture BatchNorm would see one value.
+
+    Args:
+        images: number of training images.
+        side: of the input, in pixels.
     """
     size = get_batch_size(config)
     if size < processes:
@@ -114,7 +121,8 @@ def _require_batches(config: Config, images: int, side: int, processes: int) -> 
     if syncs_batch_norm(config, processes):
         processes = 1  # BatchNorm learns as if there were one
     sizes = {len(batch) for batch in cut_batches(list(range(images)), size)}
-    pieces = {at // min(config.train.accumulate, at) for at in sizes}
+    pieces = {count // min(config.train.accumulate, count) for count in sizes}
+    # Shares of a piece differ by at most one picture. A share of 0 pictures is allowed, 1 is not.
     if 1 in {share for piece in pieces for share in (piece // processes, -(-piece // processes))}:
         raise ConfigError(
             "one picture of 32 px at a time gives BatchNorm one value a channel to learn from; "
@@ -151,7 +159,7 @@ def precomputes_features(config: Config) -> bool:
 def uses_lbfgs(config: Config, train: Manifest) -> bool:
     """Tell whether L-BFGS solves for the head.
 
-    It keeps twenty copies of the head, so `auto` does not take it for a very large one.
+    L-BFGS keeps twenty copies of the head, so `auto` does not choose it for a very large one.
     """
     wanted = config.train.optimizer
     small = len(train.labels) < MANY_LABELS
@@ -219,7 +227,7 @@ def build_training_loss(config: Config, train: Manifest, device: torch.device) -
     """Build the loss with its weights on the device.
 
     Returns:
-        The loss, and a line for the log: its settings, the backend and why this one.
+        The loss, and a line for the log: its settings, the backend and the reason for it.
 
     Raises:
         ConfigError: a weight for a label that does not exist, or a backend that does not run here.
@@ -269,7 +277,7 @@ def build_schedule(config: Config, steps: int) -> Callable[[int], float]:
     """
     total = steps * config.train.epochs
     warmup = round(total * config.train.warmup_ratio)
-    return lambda step: lr_at(step, total, warmup)
+    return lambda step: compute_lr_factor(step, total, warmup)
 
 
 def build_step_options(config: Config, device: torch.device, dtype: torch.dtype) -> StepOptions:
@@ -284,7 +292,11 @@ def build_checkpoint(
 ) -> Checkpoint:
     """Build the checkpoint: everything that prediction needs, weights copied to the CPU.
 
-    Its thresholds are 0.5 until `fit_decision_rule` has fitted others.
+    Its thresholds are 0.5 until the run's end, when `fit_decision_rule` fits others.
+
+    Args:
+        val: validation examples, for the labels and the digest of the data.
+        epoch: number of the candidate, see `Candidate.number`.
     """
     return Checkpoint(
         weights={k: v.detach().to("cpu", copy=True) for k, v in tagger.state_dict().items()},
@@ -338,7 +350,7 @@ def compute_pos_weight(wanted: str | dict[str, float] | None, train: Manifest) -
 
 
 def compute_log_odds(train: Manifest) -> Tensor:
-    """Compute (L,) log((positives + 1) / (negatives + 1)): finite for a label without either."""
+    """Compute (L,) log((positives + 1) / (negatives + 1)); the ones keep it finite."""
     positives, negatives = _count_targets(train)
     return torch.log((positives + 1) / (negatives + 1)).float()
 

@@ -30,7 +30,7 @@ from mlfinetune.data.images import decode
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, Splits
-from mlfinetune.models.inference import for_inference
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
@@ -62,7 +62,7 @@ def build_feature_loaders(
         log: says how many features are reused, and why the others are not.
 
     Returns:
-        None on all ranks but 0, which alone has the features.
+        The loaders of train and validation; None on all ranks but 0, which alone has the features.
 
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
@@ -71,20 +71,20 @@ def build_feature_loaders(
     is_new = store is not None and not len(store)
     damaged_before = 0
     loaders: list[FeatureLoader] = []
-    sides = (("train", splits.train, views), ("val", splits.val, (PLAIN_VIEW,)))
-    for side, examples, side_views in sides:
-        find = partial(_find_missing, store, examples, side_views, extractor, damaged_before)
+    work = (("train", splits.train, views), ("val", splits.val, (PLAIN_VIEW,)))
+    for split, examples, split_views in work:
+        find = partial(_find_missing, store, examples, split_views, extractor, damaged_before)
         by_view, damaged = world.broadcast(find)
         damaged_before += damaged
         missing = sum(len(view.missing) for view in by_view)
-        log.say(_describe_reuse(side, len(examples), len(side_views), missing, is_new, damaged))
-        with log.bar(f"features of {side}", missing) as bar:
+        log.say(_describe_reuse(split, len(examples), len(split_views), missing, is_new, damaged))
+        with log.bar(f"features of {split}", missing) as bar:
             for rows in compute_missing(store, examples, by_view, extractor, world.gather_stream):
                 bar.update(rows)
         if store is not None:
-            view_room = room // (2 * len(side_views))
+            view_room = room // (2 * len(split_views))  # half of it for train, half for val
             features = [Features(store, v, extractor, world.device, view_room) for v in by_view]
-            seed = config.train.seed if side == "train" else None
+            seed = config.train.seed if split == "train" else None
             size = get_batch_size(config)
             loaders.append(FeatureLoader(examples, features, batch_size=size, train_seed=seed))
     return (loaders[0], loaders[1]) if loaders else None
@@ -114,8 +114,8 @@ def _find_missing(
     """Find the features that the store lacks.
 
     Returns:
-        A record a view; and the files found to be damaged, without the `damaged_before` that were
-        reported already.
+        A record for each view; and the number of damaged files, without the `damaged_before` that
+        were reported already.
     """
     assert store is not None
     by_view = find_missing(store, examples, views, extractor)
@@ -123,12 +123,12 @@ def _find_missing(
 
 
 def _describe_reuse(
-    side: str, images: int, views: int, missing: int, is_new: bool, damaged: int
+    split: str, images: int, views: int, missing: int, is_new: bool, damaged: int
 ) -> str:
     """Tell how many features are reused, and why the others are not."""
     rows = images * views
     each = f" ({pluralize(images, 'picture')} x {views} views)" if views > 1 else ""
-    text = f"features of {side}: {rows} wanted{each}, {rows - missing} kept from before"
+    text = f"features of {split}: {rows} wanted{each}, {rows - missing} kept from before"
     if not missing:
         return text
     why = "new or changed pictures or views"
@@ -148,12 +148,12 @@ def build_extractor(
     workers: int,
     share: BatchShare = WHOLE_SHARE,
 ) -> FeatureExtractor:
-    """Build what computes the features of the frozen backbone, on this rank.
+    """Build the extractor that computes the features of the frozen backbone on this rank.
 
     Args:
         share: the part of all batches that this rank computes.
     """
-    model, how = for_inference(tagger, spec.image_size, device, dtype)
+    model, how = prepare_for_inference(tagger, spec.image_size, device, dtype)
 
     def embed(pictures: Tensor) -> Tensor:
         with (
@@ -190,7 +190,8 @@ def open_feature_store(
 ) -> Store:
     """Open the store of these features.
 
-    Its folder is named after everything that features depend on, but for the picture.
+    The name of its folder has a hash of everything that a feature depends on, except the picture:
+    weights, preprocessing, JPEG decoder, versions. So a change of any of them opens another store.
     """
     weights = hashlib.sha256()
     for name, tensor in tagger.features.state_dict().items():

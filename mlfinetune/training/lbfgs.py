@@ -15,12 +15,13 @@ tens of passes where it would need thousands. The objective of a label is
 
 so that a penalty l2 means the same for every backbone, and for rare and frequent labels. Each solve
 starts from zero weights, and from biases at the log-odds of the labels. After few iterations the
-head is close to linear discriminant analysis, after many to the penalised optimum. With noisy tags
-the former scores better (measured: `benchmarks/head_path.py`), so both are offered, and validation
+head is close to linear discriminant analysis, after many to the penalized optimum. With noisy tags
+the first scores better (measured: `benchmarks/head_path.py`), so both are offered, and validation
 chooses.
 
-Statistics and the Cholesky factor are computed in float64: features are correlated, and in float32
-C may lose definiteness. On a device without float64 (MPS) they are computed on the CPU.
+Means and counts are summed in float64. C is summed in float32, but factorized in float64: features
+are correlated, and in float32 C may lose definiteness. On a device without float64 (MPS) the CPU
+does the float64 work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,8 +41,8 @@ ITERATIONS = (3, 10, 30, 100)
 """Numbers of iterations after which a solution is offered."""
 
 Batches = Callable[[], Iterable[Batch]]
-"""Returns the batches of one pass over all examples, the same each time; their `images` are
-features, (B, F) float32."""
+"""Function that returns the batches of one pass over all examples, the same at each call. Their
+`images` are features, (B, F) float32."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class Solver:
             TrainingError: features that are not finite.
         """
         self._head, self._batches, self._loss = head, batches, loss
-        self._stats = _feature_stats(batches, head.weight.device)
+        self._stats = _compute_feature_stats(batches, head.weight.device)
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
-        """Solve at one penalty, and stop after some and after more iterations.
+        """Solve at one penalty; yield the solution at each of `stops` on the way.
 
         Args:
             l2: the ridge penalty.
@@ -97,7 +98,8 @@ class Solver:
 
         Yields:
             A record at each of `stops`, while the head holds that solution: `rates` has l2 and
-            iterations, `loss` is without the penalty, `step` counts passes over the examples.
+            iterations, `loss` is without the penalty, `step + 1` is the number of passes over the
+            examples so far.
 
         Raises:
             TrainingError: a loss that is not finite.
@@ -107,6 +109,7 @@ class Solver:
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
         done = 0
+        # One optimizer for all stops: it keeps its history of gradients, and goes on from the last.
         for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
@@ -164,7 +167,7 @@ class _Problem:
     def evaluate(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Compute the objective, and its gradient in `parameters`.
 
-        It is summed over labels, so that its curvature is 1 however many labels there are.
+        The objective is summed over labels: as a mean, its curvature would be 1 / L and not 1.
 
         Raises:
             TrainingError: a loss that is not finite.
@@ -172,7 +175,8 @@ class _Problem:
         optimizer.zero_grad()
         stats, labels = self._stats, len(self._bias)
         weight = self._weight()
-        # Batches add to the gradient of this leaf; it goes back to u once, after the last one.
+        # Each batch adds to the gradient of w at this leaf. It is carried back from w to u only
+        # once, after the last batch, because that step solves a triangular system.
         leaf = weight.detach().requires_grad_()
         total = torch.zeros((), device=weight.device)
         for batch in self._batches():
@@ -192,7 +196,7 @@ class _Problem:
         return total * labels + ridge.detach()
 
     def gradient_norm(self) -> float:
-        """Return the norm of the last gradient over the number of labels."""
+        """Return the norm of the last gradient, divided by the number of labels."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         return float(nn.utils.get_total_norm(grads)) / len(self._bias)
 
@@ -207,7 +211,7 @@ class _Problem:
         self._head.bias.copy_(self._bias - weight @ self._stats.mean)
 
 
-def _feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
+def _compute_feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
     """Compute the statistics in two passes: means and counts, then the covariance about the mean.
 
     Raises:
@@ -244,5 +248,5 @@ def _feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
 
 
 def _to_float64(x: Tensor) -> Tensor:
-    """Return `x` in float64: where it is, or on the CPU if its device has no float64."""
+    """Return `x` in float64, on its own device, or on the CPU if that device has no float64."""
     return x.to("cpu" if x.device.type == "mps" else x.device).double()

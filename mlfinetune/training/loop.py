@@ -1,10 +1,11 @@
 """The training loop: candidates for the run's result, one after the other.
 
-    TrainingSetup, Position -> train_epochs   fit   -> validate -> Candidate, one an epoch
-    TrainingSetup           -> solve_head     solve -> validate -> Candidate, several a penalty
+    TrainingSetup, Position -> train_epochs   fit    -> validate -> Candidate, one an epoch
+    TrainingSetup           -> solve_head     Solver -> validate -> Candidate, several a penalty
 
-A candidate is one state of the weights with its validation mAP. The caller logs, saves and chooses
-between two candidates. Each candidate becomes a line of metrics.jsonl.
+A candidate is one state of the weights with its validation mAP. Both functions are generators:
+while one is suspended, the caller logs, saves and compares the candidate that it has yielded. Each
+candidate becomes a line of metrics.jsonl (with `solve_head_first` only the epochs do).
 """
 
 import time
@@ -21,7 +22,7 @@ from mlfinetune.data.batches.features import FeatureLoader
 from mlfinetune.errors import TrainingError
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
-from mlfinetune.models.inference import for_inference
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.scoring import score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
@@ -36,9 +37,9 @@ from mlfinetune.training.step import StepOptions, fit
 Averages = dict[str, float | None]
 """Metric -> its average over labels or images."""
 MAX_SKIPPED = 10
-"""Steps in a row that are not finite, after which training stops whatever is configured."""
+"""Number of skipped steps in a row at which training stops, even with `not_finite: skip`."""
 PATIENCE = 2
-"""Weaker penalties in a row without a better mAP, after which no weaker one is tried."""
+"""Number of penalties in a row without a better mAP after which no weaker one is tried."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def train_epochs(
         speed = f"{bar.rate:.1f} images/s  {format_duration(left)} left"
         mean_loss = position.loss_sum / position.images
         _log_candidate(log, number, position, mean_loss, bar.rate, averages)
-        position = Position(position.step)
+        position = Position(position.step)  # the epoch is validated: its sums start from 0 again
         yield Candidate(number, name, averages["mAP"], scores, mean_loss, speed)
 
 
@@ -191,7 +192,8 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
             for record in solver.path(l2):
                 number += 1
                 averages, scores = validate(setup, log)
-                if not setup.config.train.solve_head_first:  # else epochs are the history
+                # With `solve_head_first`, metrics.jsonl holds the epochs that follow, from 1 on.
+                if not setup.config.train.solve_head_first:
                     position = Position().after(record)
                     _log_candidate(log, number, position, record.loss, bar.rate, averages)
                 name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
@@ -218,7 +220,7 @@ def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
 def validate(
     setup: TrainingSetup, log: RunLog, poll: Callable[[], None] = lambda: None
 ) -> tuple[Averages, ScoreTable | None]:
-    """Score the validation data with the weights of now.
+    """Score the validation data with the current weights, or their moving average.
 
     Args:
         poll: is called once a batch, equally often on all ranks.
@@ -232,7 +234,7 @@ def validate(
     """
     net, device, dtype = setup.eval_net, setup.device, setup.dtype
     if isinstance(net, Tagger):
-        net, _ = for_inference(net, setup.spec.image_size, device, dtype)
+        net, _ = prepare_for_inference(net, setup.spec.image_size, device, dtype)
 
     def poll_each(batches: Iterable[Batch]) -> Iterator[Batch]:
         left = setup.val.steps
@@ -240,7 +242,7 @@ def validate(
             poll()
             left -= 1
             yield batch
-        for _ in range(left):  # other ranks have a batch more, and poll is an all-reduce
+        for _ in range(left):  # another rank has one batch more, and all must poll equally often
             poll()
 
     val = setup.splits.val
@@ -270,7 +272,7 @@ def _report_skipped(record: StepRecord, position: Position, steps: int, log: Run
     """Log a skipped step.
 
     Raises:
-        TrainingError: too many were skipped in a row, or all of an epoch: that is no accident.
+        TrainingError: MAX_SKIPPED steps in a row were skipped, or all steps of an epoch.
     """
     if position.skipped >= min(MAX_SKIPPED, steps):
         raise TrainingError(f"{pluralize(position.skipped, 'step')} in a row {record.skipped}")

@@ -43,6 +43,7 @@ def _step_alone(
 ) -> None:
     """Step one parameter, with the current settings of its group and the optimizer's state.
 
+    The reference is weak, because a hook of a parameter must not keep the optimizer alive.
     `optimizer.step()` then skips the parameter, since it has no gradient any more.
     """
     optimizer = reference()
@@ -77,7 +78,7 @@ def build_ema_model(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def lr_at(step: int, total: int, warmup: int) -> float:
+def compute_lr_factor(step: int, total: int, warmup: int) -> float:
     """Return the factor of the initial learning rate at `step`: linear warmup, then a cosine to 0.
 
     With total 6 and warmup 2 the factors are 0.5, 1, 1, 0.85, 0.5, 0.15.
@@ -85,7 +86,7 @@ def lr_at(step: int, total: int, warmup: int) -> float:
     Args:
         step: from 0 to total - 1.
         total: steps of the whole run.
-        warmup: steps of rising rate; the first of them already moves.
+        warmup: number of steps with a rising rate; the first has a factor of 1 / warmup, not 0.
     """
     if step < warmup:
         return (step + 1) / warmup

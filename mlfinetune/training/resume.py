@@ -4,8 +4,8 @@
     load_state      resume.pt, or the one before it where that is damaged -> ResumeState
     restore_state   ResumeState -> net, optimizer, random numbers, bit for bit
 
-The order of pictures is a function of (seed, epoch), and each augmentation one of (seed, epoch,
-index). So a position is all that the data needs.
+The order of pictures depends only on (seed, epoch), and each augmentation only on (seed, epoch,
+index). So the position alone tells which batches are left.
 """
 
 import time
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mlfinetune.config import Config
+from mlfinetune.config import Config, load_config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.runs import directory
@@ -39,8 +39,8 @@ _MAY_CHANGE = (
     "train.save_minutes",
     "eval",
 )
-"""Keys that may change when a run is resumed. They do not change what the run learns; and the
-digest of the data would tell if the paths of the data led to other examples."""
+"""Keys that may change when a run is resumed, because they do not change what the run learns. If a
+path of the data led to other examples, the digest of the data would differ."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def load_state(run: Path, log: RunLog) -> ResumeState | None:
     """Read the newest resume state of a run directory that is whole; None: there is none yet.
 
     Raises:
-        CheckpointError: there is one, or two, and none is whole.
+        CheckpointError: there are states, but all are damaged.
     """
     fault: CheckpointError | None = None
     for path in directory.list_states(run):
@@ -106,19 +106,32 @@ def load_state(run: Path, log: RunLog) -> ResumeState | None:
 
 
 def is_same_run(run: Path, config: Config, splits: Splits) -> bool:
-    """Tell whether a run directory's newest whole state is one of these settings and data."""
+    """Tell whether the newest whole state of a run directory has these settings and data."""
     for path in directory.list_states(run):
         try:
             state = _parse_state(read_state(path), path)
         except CheckpointError:
             continue  # `load_state` will name the fault
-        return not list(_list_changes(state, config, splits))
+        return not _list_changes(state.content["made_of"], _collect_identity(config, splits))
     return False
 
 
 def require_same_run(state: ResumeState, config: Config, splits: Splits) -> None:
     """Raise a ConfigError that names the settings and data that differ from the state's."""
-    if changed := list(_list_changes(state, config, splits)):
+    _require_no_changes(_list_changes(state.content["made_of"], _collect_identity(config, splits)))
+
+
+def require_same_config(run: Path, config: Config) -> None:
+    """Raise a ConfigError that names the settings that differ from the run's own config.yaml.
+
+    A run has no resume state before its first epoch, nor where L-BFGS solved for the head.
+    """
+    before = _collect_settings(load_config(run / directory.CONFIG))
+    _require_no_changes(_list_changes(before, _collect_settings(config)))
+
+
+def _require_no_changes(changed: list[str]) -> None:
+    if changed:
         raise ConfigError(
             f"the run was made with other settings or data:\n{format_list(changed)}\n"
             f"resume it with the former ones, or with --allow-changed if the change is meant; "
@@ -127,7 +140,7 @@ def require_same_run(state: ResumeState, config: Config, splits: Splits) -> None
 
 
 def list_other_arithmetic(state: ResumeState, setup: TrainingSetup) -> Iterator[str]:
-    """Yield what rounds differently now: another device, precision, torch, number of processes."""
+    """Yield each change that rounds numbers differently: device, precision, torch, processes."""
     before, now = state.content["arithmetic"], _describe_arithmetic(setup)
     yield from (f"{k} {before.get(k)} before, {now[k]} now" for k in now if before.get(k) != now[k])
 
@@ -140,7 +153,7 @@ def restore_state(
     Settings of the optimizer, such as weight decay, stay those of the config.
 
     Raises:
-        CheckpointError: it does not fit.
+        CheckpointError: the state does not fit this model or optimizer.
     """
     content = state.content
     groups = [
@@ -151,7 +164,7 @@ def restore_state(
         setup.net.load_state_dict(content["net"])
         optimizer.load_state_dict(content["optimizer"])
         if setup.ema is not None:
-            setup.ema.load_state_dict(_ema_state(content, setup))
+            setup.ema.load_state_dict(_get_ema_state(content, setup))
         torch.set_rng_state(content["random"]["torch"])
         if setup.device.type == "cuda" and content["random"]["cuda"]:
             torch.cuda.set_rng_state(content["random"]["cuda"][0], setup.device)
@@ -165,14 +178,14 @@ def restore_state(
 
 
 class StateSaver:
-    """Saves the resume state of a run: when `train.save_minutes` are over, or a signal was heard.
+    """Saves the resume state of a run every `train.save_minutes`, and when a signal was heard.
 
     Attributes:
         optimizer: of the run.
         signals: the signals that this process has heard.
         position: where training begins; the start of the run, or that of `restore`.
-        best: the best epoch so far; the caller, who compares epochs, keeps it up to date.
-        save_point: what the training loop asks at every step.
+        best: the best epoch so far; the caller compares epochs and keeps it up to date.
+        save_point: the training loop asks it at every step.
     """
 
     def __init__(
@@ -216,23 +229,28 @@ class StateSaver:
 
 
 def _collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
-    """Return all that may not change when a run is resumed: settings by dotted name, and the data.
+    """Return everything that must not change when a run is resumed: settings, and the data.
 
     For example {"train.lr": 0.0001, ..., "training data": "5f1d...", "validation data": "..."}.
     """
-    flat = dict(_flatten(config.model_dump(mode="json"), ""))
-    fixed = {k: v for k, v in flat.items() if not any(_is_below(k, key) for key in _MAY_CHANGE)}
     return {
-        **fixed,
+        **_collect_settings(config),
         "training data": digest_manifest(splits.train),
         "validation data": digest_manifest(splits.val),
     }
 
 
-def _ema_state(content: Mapping[str, Any], setup: TrainingSetup) -> dict[str, Any]:
+def _collect_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that may not change when a run is resumed, by dotted name."""
+    flat = dict(_flatten(config.model_dump(mode="json"), ""))
+    return {k: v for k, v in flat.items() if not any(_is_below(k, key) for key in _MAY_CHANGE)}
+
+
+def _get_ema_state(content: Mapping[str, Any], setup: TrainingSetup) -> dict[str, Any]:
     """Return the state of the moving average.
 
-    A run without one (--allow-changed adds it now) starts it at the weights of the net.
+    A saved state has none if `train.ema` was added with --allow-changed. The average then starts
+    at the weights of the net.
     """
     state: dict[str, Any] = content["average"] or {
         "n_averaged": torch.tensor(0),
@@ -251,7 +269,8 @@ def _read_history(setup: TrainingSetup) -> str:
 def _describe_arithmetic(setup: TrainingSetup) -> dict[str, str]:
     """Name everything that decides how numbers are rounded.
 
-    The precision is that of the backbone, also where features were precomputed with it.
+    The precision is that of the backbone. On precomputed features the head computes in float32, but
+    the features were computed in that precision.
     """
     dtype, _ = choose_precision(setup.config.train.precision, setup.device)
     return {
@@ -279,15 +298,16 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
 
-def _list_changes(state: ResumeState, config: Config, splits: Splits) -> Iterator[str]:
-    """Yield the settings and data that differ from the state's, in words."""
-    before, now = state.content["made_of"], _collect_identity(config, splits)
+def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe the settings and data that differ, by name."""
+    changes = []
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
+            change = f"{before.get(key)!r} before, {now.get(key)!r} now"
             if key.endswith(" data"):
-                yield f"{key}: other names, labels or targets than before"
-            else:
-                yield f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
+                change = "other names, labels or targets than before"
+            changes.append(f"{key}: {change}")
+    return changes
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The choice of a run's result: the best epoch, or the best solution for the head; saved.
+"""Choice and saving of a run's result: the best epoch, or the best solution for the head.
 
 TrainingSetup -> select_best  -> best Candidate; best.safetensors and last.safetensors
 TrainingSetup -> solve_first  -> a tagger whose head is solved for, from which training starts
@@ -34,12 +34,18 @@ def select_best(
     signals: Signals,
     log: RunLog,
 ) -> Candidate:
-    """Train, or solve for the head, and return the best candidate; it is saved.
+    """Train, or solve for the head; save and return the best candidate.
 
     Args:
         start: the solved head that training starts from; None: from a random head.
         state: of the run that is resumed; None: a new run.
-        signals: that this process hears.
+        signals: the signals that this process has heard.
+
+    Raises:
+        DataError: a picture that cannot be decoded, by name.
+        TrainingError: numbers that are not finite.
+        CheckpointError: a file cannot be written, or the state does not fit.
+        KeyboardInterrupt, SystemExit: a signal was heard; the resume state is saved.
     """
     run = setup.config.output
     assert run is not None
@@ -70,14 +76,14 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
     with saver.signals.deferred(), closing(setup.train), closing(setup.val), closing(epochs):
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
-            for epoch in epochs:
-                if saver.best is None or epoch.beats(saver.best):
-                    saver.best = epoch
-                _save_candidate(setup, epoch, run, is_best=epoch is saver.best)
-                log.say(_format_candidate(epoch, saver.best))
+            for candidate in epochs:
+                if saver.best is None or candidate.beats(saver.best):
+                    saver.best = candidate
+                _save_candidate(setup, candidate, run, is_best=candidate is saver.best)
+                log.say(_format_candidate(candidate, saver.best))
                 log.repeat_warnings(setup.world.gather(log.take_warnings()))
-                saver.save(Position(epoch.number * setup.train.steps))
-                if _stops_early(setup, saver, epoch.number, log):
+                saver.save(Position(candidate.number * setup.train.steps))
+                if _stops_early(setup, saver, candidate.number, log):
                     break
     assert saver.best is not None
     return saver.best
@@ -112,7 +118,7 @@ def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) ->
         on_rank_0.append(replace(best, number=0, name="the solved head, before training"))
         return replace(on_rank_0[0], scores=None)
 
-    # Its scores are large, and only rank 0 needs them. DDP sends the head to the other ranks.
+    # Only rank 0 needs the scores, which are large; DDP sends the head to the other ranks.
     without_scores = setup.world.broadcast(solve)
     return on_rank_0[0] if on_rank_0 else without_scores
 
@@ -120,7 +126,7 @@ def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) ->
 def _select_solution(setup: TrainingSetup, log: RunLog) -> Candidate:
     """Return the best solution for the head, which the head holds afterwards.
 
-    Nothing is saved in between: all solutions take a few seconds, on features that are kept.
+    Nothing is saved before the end: all solutions together take a few seconds, on stored features.
     """
     best: Candidate | None = None
     weights: dict[str, Tensor] = {}

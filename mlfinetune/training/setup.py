@@ -35,7 +35,7 @@ from mlfinetune.runtime.device import (
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 from mlfinetune.training.autotune import choose_batch_size, choose_worker_count
 from mlfinetune.training.build import (
     build_loader,
@@ -66,9 +66,9 @@ class TrainingSetup:
             precomputed features.
         loss: from `mlfinetune.loss.build_loss`.
         train, val: batches of pictures (`Loader`) or of features (`FeatureLoader`).
-        device, dtype: where the net runs, and autocast's type.
+        device, dtype: where the net runs, and autocast's type; float32 means no autocast.
         world: the ranks that share the run.
-        ema: exponential moving average of `net` (`train.ema`); None: not wanted.
+        ema: exponential moving average of `net` (`train.ema`); None: not configured.
     """
 
     config: Config
@@ -111,7 +111,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
             lambda: choose_batch_size(config, splits.train, device, dtype)
         )
         workers, why_workers = choose_worker_count(config, splits.train, device, dtype)
-    # After the trials: what they draw from the generator does not reach the run.
+    # Seeded after the trials, so that their random numbers do not change those of the run.
     seed_everything(config.train.seed)
     spec = build_transform_spec(config)
     with world.local_main_first():  # the weights may have to be downloaded
@@ -128,7 +128,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         f"{config.model.backbone} with {config.model.weights or 'random weights'}"
         f"{', frozen' if config.model.freeze_backbone else ''}; "
         f"device {device}, precision {name_dtype(dtype)} ({why}), "
-        f"{workers} decoding processes ({why_workers}); {choose_jpeg_decoder()[1]}"
+        f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
     for line in (*_describe_sharing(config, info), tried, _describe_head(config, splits, info)):
         if line:
@@ -159,7 +159,7 @@ def _describe_sharing(config: Config, info: DistInfo) -> list[str]:
 
 
 def _describe_head(config: Config, splits: Splits, info: DistInfo) -> str:
-    """Describe what is different about a very large head; empty for others."""
+    """Describe how a very large head is trained; empty for any other head."""
     if not chunks_head(config, splits.train, info.size):
         return ""
     return (
@@ -177,7 +177,7 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
         root: folder of the feature stores; None: the cache's.
 
     Returns:
-        None on all ranks but 0.
+        The new setup; None on all ranks but 0.
 
     Raises:
         DataError: a picture that cannot be decoded, or too little room on the disk.
@@ -188,7 +188,7 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
     extractor = build_extractor(config, setup.tagger, spec, device, setup.dtype, workers, share)
     store = None
     if world.is_main:
-        root = root or cache_folder("features")
+        root = root or get_cache_folder("features")
         store = open_feature_store(root, setup.tagger, spec, config.model.backbone, extractor)
     room = read_free_memory(device) // 2
     loaders = build_feature_loaders(config, setup.splits, extractor, store, world, room, log)
@@ -209,7 +209,7 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
 def reading_copies(setup: TrainingSetup, root: Path | None, log: RunLog) -> Iterator[None]:
     """Context in which training reads small copies of large pictures, where that pays.
 
-    Copies that are missing are made first, once on a machine.
+    Missing copies are made first, by the first rank of each machine.
 
     Args:
         root: folder of the copies; None: the cache's.

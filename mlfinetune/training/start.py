@@ -1,4 +1,4 @@
-"""The start of a run: a new run directory, or one to resume; and the config with nothing open.
+"""The start of a run: a new run directory or one to resume, and the resolved config.
 
 TrainRequest, Splits -> find_run_to_resume -> run directory, or None: a new run
 Config, Splits, run  -> resolve_config     -> Config
@@ -24,6 +24,7 @@ from mlfinetune.training.resume import (
     is_same_run,
     list_other_arithmetic,
     load_state,
+    require_same_config,
     require_same_run,
 )
 from mlfinetune.training.setup import TrainingSetup
@@ -67,19 +68,20 @@ class TrainRequest:
 def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Path | None:
     """Return the run directory to resume; None: a new run begins.
 
-    The newest run directory of the config is what `runs/NAME`, `runs/NAME-2` ... was written last.
+    The newest run directory is the one of `runs/NAME`, `runs/NAME-2` ... that was written last.
+    "Its own config": the config is the config.yaml of a run directory (`ResumeOptions.in_place`).
 
         --resume  its own config  newest run directory                    result
-        yes       yes             any                                     that directory
+        yes       yes             any                                     the config's directory
         yes       no              none                                    new run, and say so
-        yes       no              there is one                            it
-        no        any             this start's, after a torchrun restart  it, and say so
-        no        any             none, finished, or in use               new run
-        no        any             unfinished, same settings and data      it
+        yes       no              there is one                            the newest directory
+        no        any             this start's, after a torchrun restart  the newest, and say so
+        no        any             none, finished, stateless, or in use    new run
+        no        any             unfinished, same settings and data      the newest directory
         no        any             unfinished, other settings or data      new run, and say so
 
-    An unfinished run of the same settings and data is resumed without being asked: its result is
-    that of a new run.
+    An unfinished run with the same settings and data is resumed without `--resume`: its result is
+    the same as that of a new run.
     """
     output = request.config.output
     assert output is not None
@@ -120,10 +122,10 @@ def _is_run_of_this_start(run: Path, request: TrainRequest, splits: Splits) -> b
 
 
 def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
-    """Return the config with what the data decided, and what the run to resume had measured.
+    """Return the config with the values that the data decides, and the resumed run's batch size.
 
     Args:
-        run: the run directory to resume; None: a new run. Its batch size stands in for `auto`.
+        run: the run directory to resume, whose batch size replaces `auto`; None: a new run.
     """
     config = resolve_data_config(config, splits)
     kept = None if run is None else run / directory.CONFIG
@@ -139,12 +141,18 @@ def load_resume_state(
     """Read the state of the run to resume; None: a new run, or no state was saved yet.
 
     Raises:
-        ConfigError: it is of other settings or data, and `--allow-changed` was not given.
-        CheckpointError: no state is whole.
+        ConfigError: it has other settings or data, and `--allow-changed` was not given.
+        CheckpointError: there are states, but all are damaged.
     """
-    state = None if run is None else load_state(run, log)
-    if state is not None and not (request.resume and request.resume.allow_changed):
+    if run is None:
+        return None
+    state = load_state(run, log)
+    if request.resume is not None and request.resume.allow_changed:
+        return state
+    if state is not None:
         require_same_run(state, setup.config, setup.splits)
+    elif (run / directory.CONFIG).is_file():
+        require_same_config(run, setup.config)
     return state
 
 

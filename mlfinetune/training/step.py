@@ -48,7 +48,14 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class _PendingStep:
-    """A step whose loss and gradient norm are still on the device."""
+    """A step whose loss and gradient norm are still on the device.
+
+    Attributes:
+        epoch, step: see `StepRecord`.
+        numbers: (3,) from `train_step`.
+        lrs: learning rate of each parameter group.
+        batch: the batch of the step, for its names.
+    """
 
     epoch: int
     step: int
@@ -61,13 +68,19 @@ class _PendingStep:
     ) -> StepRecord:
         """Wait for the numbers, and check them.
 
+        Args:
+            settled, save: for the record, see `StepRecord`; a rank's wish to save also counts.
+            skip: report numbers that are not finite in the record, and do not raise.
+            name_of: maps an index to a file name.
+
         Raises:
             TrainingError: loss or gradient norm is not finite, and `skip` is false.
         """
         loss, grad_norm, ranks_to_save = self.numbers.tolist()
-        fault, everyone = "", self.batch.step_indices
+        fault = ""
+        indices = self.batch.step_indices
         if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
-            names = [name_of(index) for index in everyone]
+            names = [name_of(index) for index in indices]
             fault = (
                 f"not finite at step {self.step} of epoch {self.epoch + 1}: loss {loss:g}, "
                 f"gradient norm {grad_norm:g}; lower train.lr or train.head_lr, or look at the "
@@ -75,7 +88,7 @@ class _PendingStep:
             )
             if not skip:
                 raise TrainingError(fault)
-        # One group where the head alone trains: then the first is the last.
+        # If only the head trains, there is one group, which is both the first and the last.
         rates = {"lr": self.lrs[0], "head_lr": self.lrs[-1]}
         return StepRecord(
             epoch=self.epoch,
@@ -83,7 +96,7 @@ class _PendingStep:
             loss=loss,
             grad_norm=grad_norm,
             rates=rates,
-            images=len(everyone),
+            images=len(indices),
             settled=settled,
             save_requested=save or ranks_to_save > 0,
             skipped=fault,
@@ -117,16 +130,17 @@ def fit(
         name_of: maps an index to a file name, for messages.
         ema: exponential moving average of the model; is updated after every step.
         start: number of steps that were taken before.
-        should_save: is asked at every step. If true, the record of that step is yielded settled:
-            model and optimizer then hold the state after that very step. On several ranks all
-            settle at the step after the one at which any rank said yes.
+        should_save: is called at every step. If it returns true, the record of that step is
+            yielded settled: model and optimizer then hold the state after exactly that step. With
+            several ranks, all settle one step after the step at which any rank returned true.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
         TrainingError: a loss or gradient that is not finite, with step and file names, unless
             such steps are skipped.
     """
-    step, pending = start, None
+    step = start
+    pending: _PendingStep | None = None
     one_rank = options.all_reduce is None
     model.train()
     for batch in batches:
@@ -141,7 +155,8 @@ def fit(
         save = False
         if pending is not None:
             record = pending.to_record(False, options.skip_not_finite, name_of)
-            # The wishes of all ranks travel with a step's loss, so they are known a step later.
+            # All ranks add up their requests to save in the all-reduce of the step's loss. So the
+            # answer is known one step late, but is the same on all ranks.
             save = record.save_requested
             yield record
         pending = _PendingStep(step // steps, step, numbers, lrs, batch)
@@ -161,13 +176,14 @@ def train_step(
     options: StepOptions,
     wants_save: bool = False,
 ) -> Tensor:
-    """Forward, backward, clip, step. The host does not wait for the device (`skip_not_finite`: it
-    does).
+    """Take one training step: forward, backward, clipping, optimizer.
 
-    The loss is the mean over the known targets of the whole batch, into however many pieces the
-    batch is cut, and over however many ranks it is shared.
+    The loss is the mean over the known targets of the whole batch. It does not depend on the number
+    of pieces (`accumulate`) or of ranks. The host does not wait for the device, except with
+    `skip_not_finite`.
 
     Args:
+        batch: this rank's share: (B, 3, S, S) uint8 images or (B, F) features, (B, L) targets.
         wants_save: this rank asks for the resume state to be saved.
 
     Returns:
@@ -176,25 +192,11 @@ def train_step(
     """
     images = batch.images.to(options.device, non_blocking=True)
     targets = batch.targets.to(options.device, non_blocking=True)
-    known = (targets >= 0).sum()
-    if options.all_reduce is not None:
-        options.all_reduce(known)
-    known.clamp_(min=1)
-    total = torch.zeros((), device=options.device)
     optimizer.zero_grad(set_to_none=True)
     buffers = [buffer.clone() for buffer in model.buffers()] if options.skip_not_finite else []
-    count = min(options.accumulate, len(batch.step_indices))
-    pieces = zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
-    for number, (piece_images, piece_targets) in enumerate(pieces, 1):
-        with options.no_sync() if number < count else nullcontext():
-            with torch.autocast(
-                options.device.type, options.dtype, enabled=options.dtype != torch.float32
-            ):
-                logits = _compute_logits(model, piece_images)
-            # A rank without a picture of this piece still takes part in DDP's backward pass.
-            part = loss(logits, piece_targets, divisor=known) if len(logits) else logits.sum()
-            torch.autograd.backward(part)
-        total += part.detach()
+    # Counted over all ranks: each rank takes the same number of pieces, as DDP requires.
+    pieces = min(options.accumulate, len(batch.step_indices))
+    total = _accumulate_gradients(model, images, targets, loss, options, pieces)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     numbers = torch.stack([total, norm.float(), total.new_full((), wants_save)])
@@ -210,9 +212,45 @@ def train_step(
     return numbers
 
 
+def _accumulate_gradients(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    loss: Callable[..., Tensor],
+    options: StepOptions,
+    count: int,
+) -> Tensor:
+    """Run forward and backward on each of `count` pieces; return (), this rank's part of the loss.
+
+    The loss of every piece is divided by the known targets of the whole batch on all ranks, so that
+    the sums over pieces and ranks are the mean over the batch.
+    """
+    known = (targets >= 0).sum()
+    if options.all_reduce is not None:
+        options.all_reduce(known)
+    known.clamp_(min=1)
+    total = torch.zeros((), device=options.device)
+    pieces = zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
+    for number, (piece_images, piece_targets) in enumerate(pieces, 1):
+        with options.no_sync() if number < count else nullcontext():
+            with torch.autocast(
+                options.device.type, options.dtype, enabled=options.dtype != torch.float32
+            ):
+                logits = _compute_logits(model, piece_images)
+            # A rank without a picture of this piece still takes part in DDP's backward pass.
+            part = loss(logits, piece_targets, divisor=known) if len(logits) else logits.sum()
+            torch.autograd.backward(part)
+        total += part.detach()
+    return total
+
+
 def _compute_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Compute (B, L) logits; from a batch without pictures BatchNorm learns nothing."""
-    if len(images) or not _local_statistics(model):
+    """Compute (B, L) logits.
+
+    A batch of 0 images does not change BatchNorm's statistics: it goes through the model in
+    evaluation mode where BatchNorm would learn from this rank alone.
+    """
+    if len(images) or not _list_local_statistics(model):
         logits: Tensor = model(images)
         return logits
     model.eval()
@@ -221,7 +259,7 @@ def _compute_logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _local_statistics(model: nn.Module) -> list[Tensor]:
+def _list_local_statistics(model: nn.Module) -> list[Tensor]:
     """Return running mean and variance of each BatchNorm that learns from this rank alone."""
     return [
         statistic
@@ -235,9 +273,12 @@ def _local_statistics(model: nn.Module) -> list[Tensor]:
 def _reduce_numbers(
     model: nn.Module, numbers: Tensor, share: float, all_reduce: Callable[[Tensor], None]
 ) -> None:
-    """Sum loss and wishes over ranks, and average BatchNorm's statistics, in one all-reduce.
+    """Sum losses and requests to save over ranks, and average BatchNorm's statistics.
 
-    The gradient norm is not summed: DDP has summed the gradients already.
+    Each rank's BatchNorm has learned from its own images. The average is weighted by the number of
+    images, so that all ranks validate and save the same model. The gradient norm is not summed: it
+    is that of the gradients that DDP has summed already. Everything travels in one all-reduce,
+    because a small message costs mostly its latency.
 
     Args:
         model: its BatchNorm statistics are changed.
@@ -245,7 +286,7 @@ def _reduce_numbers(
         share: the part of the batch that this rank has seen, 0 to 1.
         all_reduce: sums a tensor over all ranks, in place.
     """
-    statistics = _local_statistics(model)
+    statistics = _list_local_statistics(model)
     norm = numbers[1].clone()
     joined = torch.cat([numbers, *(share * statistic for statistic in statistics)])
     all_reduce(joined)

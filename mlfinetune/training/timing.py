@@ -1,8 +1,8 @@
-"""Timing, and the choices that follow from measured rates; knows no model and no config.
+"""Timing, and the choices that follow from measured rates. Independent of model and config.
 
 act, act, ...  -> time_rate          -> images a second
 fits(size)     -> find_largest_power -> a batch size
-rates          -> choose_fastest_size, workers_for_gpu, workers_beside_cpu
+rates          -> choose_fastest_size, choose_workers_for_gpu, choose_workers_beside_cpu
 """
 
 import math
@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 MAX_CALLS = 50
-"""Most calls that are timed."""
+"""Greatest number of calls that are timed."""
 MIN_EPOCH_STEPS = 20
-"""Fewest steps an epoch that a chosen batch size leaves."""
+"""Least number of steps in an epoch that a chosen batch size leaves."""
 MIN_BATCH = 8
-"""Smallest batch size that is chosen, however few the data: BatchNorm learns from the batch."""
+"""Smallest batch size that is chosen, even for few images: BatchNorm learns from the batch."""
 PREFERRED_BATCH = 32
 """Batch size that is kept where no other is clearly faster."""
 MIN_SPEEDUP = 0.05
 """A batch size has to be this much faster than PREFERRED_BATCH to be chosen."""
 WORKER_MARGIN = 1.5
-"""Spare factor: decoding processes slow each other down, through caches, memory, hyper-threads."""
+"""Factor of spare processes: decoding processes slow each other down, because they share caches,
+memory and hyper-threads."""
 
 
 # ---- measuring --------------------------------------------------------------------------
@@ -34,7 +35,7 @@ def time_rate(
 
     Args:
         act: does the work once, and returns its number of images.
-        seconds: the calls go on for so long, or until there are MAX_CALLS of them.
+        seconds: calls are timed for this long, or until there are MAX_CALLS of them.
         settle: waits for work that the call has only started, as on a GPU.
     """
     act()
@@ -55,31 +56,30 @@ def compare_rates(
 ) -> dict[int, float]:
     """Return images a second of each batch size.
 
-    Sizes take turns, so that a busy moment of the machine hits all of them.
-
+    Sizes take turns in three rounds, so that a busy moment of the machine slows all of them.
 
     Args:
         sizes: to try.
-        step: works on so many images, and returns their number.
+        step: works on a batch of this size, and returns its number of images.
         settle: waits for work that the call has only started.
     """
     for size in sizes:
         step(size)
-    found: dict[int, list[float]] = {size: [] for size in sizes}
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(3):
         for size in sizes:
             settle()
             before = time.perf_counter()
             step(size)
             settle()
-            found[size].append(size / max(time.perf_counter() - before, 1e-9))
-    return {size: median(each) for size, each in found.items()}
+            rates[size].append(size / max(time.perf_counter() - before, 1e-9))
+    return {size: median(each) for size, each in rates.items()}
 
 
 # ---- batch size and processes -----------------------------------------------------------
 
 
-def largest_batch_size(images: int, top: int) -> int:
+def find_largest_batch_size(images: int, top: int) -> int:
     """Return the largest power of two up to `top` that leaves an epoch MIN_EPOCH_STEPS steps.
 
     With top 512: 10,000 images -> 256; 1,000 -> 32; 100 -> 8, which is MIN_BATCH.
@@ -88,7 +88,7 @@ def largest_batch_size(images: int, top: int) -> int:
         images: in an epoch.
         top: largest size.
     """
-    return max(MIN_BATCH, min(top, _power_of_two(images // MIN_EPOCH_STEPS)))
+    return max(MIN_BATCH, min(top, _round_to_power_of_two(images // MIN_EPOCH_STEPS)))
 
 
 def find_largest_power(fits: Callable[[int], bool], start: int, top: int) -> int:
@@ -128,39 +128,35 @@ def choose_fastest_size(rates: dict[int, float]) -> int:
     return preferred if rates[preferred] >= (1 - MIN_SPEEDUP) * rates[fastest] else fastest
 
 
-def workers_for_gpu(work: float, decoded: float, cores: int) -> int:
+def choose_workers_for_gpu(work: float, decoded: float, cores: int) -> int:
     """Return how many processes decode at least as fast as a GPU works: from 1 to `cores`.
 
     Work 800, decoded 100, WORKER_MARGIN 1.5: 12 processes on 16 cores, 8 on 8 cores.
 
-
     Args:
         work: images a second that the model takes.
-        decoded: images a second of one process.
-        cores: that there are.
+        decoded: images a second that one process decodes.
+        cores: number of CPU cores.
     """
     return max(1, min(cores, math.ceil(WORKER_MARGIN * work / decoded)))
 
 
-def workers_beside_cpu(work: float, decoded: float, cores: int) -> int:
-    """Return how many processes decode as fast as the model works on the cores they leave it.
+def choose_workers_beside_cpu(work: float, decoded: float, cores: int) -> int:
+    """Return how many processes decode as fast as the model works on the remaining cores.
 
-    A picture costs `cores / work` core-seconds in the model, and `1 / decoded` in a process. The
-    processes get the same share of the cores. More processes would only take cores from the model.
+    A picture costs `cores / work` core-seconds in the model, and `1 / decoded` in a process. Cores
+    are divided in the ratio of these two. More processes would only take cores from the model.
 
     Args:
         work: images a second of the model on all cores.
-        decoded: images a second of one process.
-        cores: that there are.
+        decoded: images a second that one process decodes.
+        cores: number of CPU cores.
     """
     seconds = 1 / decoded
     return max(1, math.ceil(cores * seconds / (cores / work + seconds)))
 
 
-def _power_of_two(number: int) -> int:
+def _round_to_power_of_two(number: int) -> int:
     """Return the largest power of two up to `number`, at least 1."""
     power: int = 2 ** (max(1, number).bit_length() - 1)
     return power
-
-
-# ---- what a run's time is made of -------------------------------------------------------

@@ -50,7 +50,7 @@ from mlfinetune.training.step import train_step
 from mlfinetune.training.timing import time_rate
 
 LOADER_S, FORWARD_S, STEP_S, SMALL_S = 5.0, 3.0, 6.0, 0.5
-"""Seconds that a stage is timed for; at least three calls are timed."""
+"""Seconds for which each kind of stage is timed; at least three calls are timed."""
 COPIED = 64
 """Pictures to make small copies of, where the run would read such copies."""
 CPU_BATCH = 8
@@ -78,7 +78,7 @@ class BenchResult:
 
     Attributes:
         stages: in the order that a picture goes through them.
-        bound: the stage that holds the run back, in words.
+        bound: the stage that holds the run back (its bottleneck), in words.
         times: estimated times of the run.
         work: the amounts that these times depend on.
         suggestion: the one change that helps most, in words.
@@ -100,7 +100,7 @@ def run(config: Config, device_name: str, log: RunLog) -> BenchResult:
         log: says which device, precision and number of processes are timed.
 
     Raises:
-        MlfinetuneError: data, weights or a device that `train` could not use either.
+        MlfinetuneError: data, weights or a device that cannot be used, as in `train`.
     """
     splits = load_splits(config, log if config.data.bad_images == "skip" else None)
     device = prepare_device(device_name)
@@ -110,7 +110,7 @@ def run(config: Config, device_name: str, log: RunLog) -> BenchResult:
         workers, worker_reason = choose_worker_count(config, splits.train, device, dtype)
         log.say(
             f"{config.model.backbone}; device {device}, precision {name_dtype(dtype)} ({reason}), "
-            f"{workers} decoding processes ({worker_reason})"
+            f"decoding processes: {workers} ({worker_reason})"
         )
         if batch_note is not None:
             log.say(batch_note)
@@ -193,7 +193,7 @@ def _measure_speeds(
 def _time_loader(
     config: Config, train: Manifest, device: torch.device, workers: int, log: RunLog
 ) -> tuple[float, Batch]:
-    """Return images/s of the loader, and one batch; its processes end before it returns."""
+    """Return images/s of the loader, and one batch; its processes have ended on return."""
     few = train.take(list(range(0, len(train), -(-len(train) // COPIED))))
     spec = build_transform_spec(config)
     with (
@@ -206,7 +206,8 @@ def _time_loader(
         batches = repeat_epochs(loader)
         first = next(batches)
 
-        def load_round() -> int:  # each process has sent a batch, on average
+        # As many batches as there are processes: on average, one from each of them.
+        def load_round() -> int:
             return sum(len(next(batches).images) for _ in range(max(1, workers)))
 
         return time_rate(load_round, LOADER_S), first
@@ -262,15 +263,19 @@ def _time_loss(trial: TrialRun, targets: Tensor) -> float:
 
 
 def _build_stages(speeds: Speeds, work: Work) -> tuple[Stage, ...]:
-    """Build the rows of the table; stages that were not timed have none."""
-    often = "every epoch"
-    early = f"once, {work.views} views" if work.views else often
+    """Build the rows of the table, without the stages that were not timed."""
+    every_epoch = "every epoch"
+    on_device = f"once, {work.views} views" if work.views else every_epoch
     decoded = f"once, {work.decodings} decodings" if work.decodings > 1 else "once"
     rows = (
-        (f"loader (workers: {work.workers})", speeds.loader, decoded if work.views else often),
-        ("copy to the GPU", speeds.copy, early),
-        ("backbone forward", speeds.forward, early if work.views else "validation"),
-        ("training step", speeds.step, often),
+        (
+            f"loader (workers: {work.workers})",
+            speeds.loader,
+            decoded if work.views else every_epoch,
+        ),
+        ("copy to the GPU", speeds.copy, on_device),
+        ("backbone forward", speeds.forward, on_device if work.views else "validation"),
+        ("training step", speeds.step, every_epoch),
         (f"training step, batch {2 * work.batch_size}", speeds.larger, "tried"),
         ("head step, on features", speeds.head, "every pass" if work.views else "in the step"),
         ("loss alone", speeds.loss, "in the step"),

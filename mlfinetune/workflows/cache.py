@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfinetune.errors import DataError
-from mlfinetune.storage.cache import KINDS, cache_root
+from mlfinetune.storage.cache import KINDS, get_cache_root
 from mlfinetune.text import suggest
 
 
@@ -42,7 +42,7 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[CacheEntry]]:
     Raises:
         DataError: there is no such kind, or an entry cannot be deleted.
     """
-    root = cache_root()
+    root = get_cache_root()
     for kind in kinds:
         if kind not in KINDS:
             raise DataError(

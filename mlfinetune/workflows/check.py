@@ -1,7 +1,7 @@
 """`mlfinetune check`: tables -> every picture decoded -> findings and facts. Writes no data file.
 
-A check reports faults and does not stop at them. So every fault of a table is collected first; the
-sides, labels and copies are then examined on the rows that are left.
+A check reports faults and does not stop at the first. So every fault of a table is collected first.
+Then the sides, labels and duplicate files of the rows without a fault are examined.
 """
 
 from collections import Counter
@@ -157,7 +157,7 @@ def _is_in_test(table: Table, fault: Fault) -> bool:
     return table.splits[fault.row] == "test"
 
 
-# ---- the rows that are left -------------------------------------------------------------
+# ---- rows without a fault ---------------------------------------------------------------
 
 
 def _split_usable_rows(
@@ -187,10 +187,10 @@ def _mark_skippable(table: Table) -> Table:
     """Return the table with its bad rows marked so that `split_tables` leaves them out.
 
     `split_tables` refuses a table with bad rows, but it can skip rows whose picture is bad
-    (`Fault.picture`). Here all faults are reported already and only the rows without any matter, so
-    a bad row is marked as a bad picture too, with the reason "bad row". The note then adds up:
-    `train: 34 images found = 30 used + 4 skipped (1 bad row, 3 ...)`. A fault without a row is of a
-    line that never became one, and is not counted.
+    (`Fault.picture`). Here all faults are reported already, and only the rows without a fault
+    matter. So a bad row is marked as a bad picture too, with the reason "bad row". The note then
+    adds up: `train: 34 images found = 30 used + 4 skipped (1 bad row, 3 ...)`. A fault without a
+    row belongs to a line that never became a row, and is not counted.
     """
     faults = [
         fault if fault.picture else replace(fault, text="bad row", picture=True)

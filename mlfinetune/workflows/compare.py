@@ -109,13 +109,16 @@ def _read_side(folder: Path) -> Side:
 
 
 def _number_repeats(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Number repeats of a name, as a table may list a picture twice: a b a -> a0 b0 a1."""
+    """Number the repeats of each name: a b a -> (a, 0) (b, 0) (a, 1).
+
+    A table may list a picture twice; its first row is compared with the first, and so on.
+    """
     counters: dict[str, itertools.count[int]] = {}
     return [(name, next(counters.setdefault(name, itertools.count()))) for name in names]
 
 
 def _match_positions(a: Sequence[object], b: Sequence[object]) -> list[tuple[int, int]]:
-    """Return the positions, in a and in b, of items that both hold: [x y z], [z x] -> 0 1, 2 0."""
+    """Return (position in a, position in b) of each common item: x y z, z x -> (0, 1) (2, 0)."""
     position_in_b = {item: index for index, item in enumerate(b)}
     return [(index, position_in_b[item]) for index, item in enumerate(a) if item in position_in_b]
 
@@ -123,7 +126,7 @@ def _match_positions(a: Sequence[object], b: Sequence[object]) -> list[tuple[int
 def _say_left_out(
     folder: Path, side: Side, images: int, kept_columns: set[int], log: RunLog
 ) -> None:
-    """Say how many images, and which labels, only this side scored."""
+    """Log how many images, and which labels, only this side scored."""
     shown = display_path(folder)
     if images:
         log.say(f"left out: {pluralize(images, 'image')} that only {shown} scored")

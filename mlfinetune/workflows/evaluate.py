@@ -13,7 +13,7 @@ from mlfinetune.location import Location
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, Evaluation, ScoreTable
-from mlfinetune.models.inference import for_inference, restore_tagger
+from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import ScoredBatch, score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.report.write import write_report
@@ -120,7 +120,8 @@ def _score_examples(
 ) -> list[ScoredBatch]:
     """Score this rank's share of the manifest; rank 0 gets the batches of all ranks.
 
-    `intro` is the first part of the line that says what is scored.
+    Args:
+        intro: start of the line of the log that names checkpoint and data.
     """
     device, spec = world.device, loaded.transform
     dtype, reason = choose_precision(config.train.precision, device)
@@ -136,7 +137,7 @@ def _score_examples(
         size=world.info.size,
     )
     with oom_as_device_error(), log.bar("eval", len(manifest)) as bar:
-        tagger, _ = for_inference(tagger, spec.image_size, device, dtype)
+        tagger, _ = prepare_for_inference(tagger, spec.image_size, device, dtype)
         batches = bar.track(loader.epoch(), lambda batch: len(batch.step_indices))
         rows = score_batches(tagger, batches, manifest.path, device, dtype)
         gathered = list(world.gather_stream(rows))
@@ -151,7 +152,7 @@ def _choose_decision(
     scores: ScoreTable,
     fitted_here: bool,
 ) -> DecisionRule:
-    """Return the thresholds and calibration to judge these scores by.
+    """Return the decision rule (thresholds and calibration) for these scores.
 
     Overrides of `eval.ap` and `eval.review` never need a new fit.
 
@@ -170,7 +171,7 @@ def _choose_decision(
         fitted_here: the data is the validation data that the checkpoint's rule was fitted on.
 
     Raises:
-        ConfigError: the rule would be fitted on images that are no validation data of the run.
+        ConfigError: the rule would be fitted on images that are not the run's validation data.
     """
     no_fit = {"ap": trained_with.ap, "review": trained_with.review}
     if wanted.model_copy(update=no_fit) == trained_with:

@@ -1,7 +1,8 @@
 """`mlfinetune predict`: paths -> batches -> probabilities -> rows, in order, in constant memory.
 
-Inputs (files, folders, tars, URLs, globs, stdin) become one stream of paths that is never held as a
-whole. With several ranks, each takes every batch of its turn, and rank 0 writes all rows in order.
+Inputs (files, folders, tars, URLs, globs, stdin) become one stream of paths that is never held in
+memory as a whole. With R ranks, rank r predicts the batches r, r + R, r + 2R, ... (see
+`share_paths`), and rank 0 writes all rows in order.
 """
 
 import os
@@ -24,7 +25,7 @@ from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, Prediction
-from mlfinetune.models.inference import for_inference, restore_tagger
+from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import compute_logits
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
@@ -134,7 +135,7 @@ def _run_on_rank(
     has_header = False
     if request.resume_from is not None:
         skipped, has_header = world.broadcast(
-            lambda: _pass_over(request, paths, selector, failed, log)
+            lambda: _skip_complete_rows(request, paths, selector, failed, log)
         )
         if not world.is_main:
             next(islice(paths, skipped, skipped), None)
@@ -160,7 +161,7 @@ def _write_batch(
     failed: FailedImages,
     signals: Signals,
 ) -> None:
-    """Write a row for each prediction, and count those that failed; a signal stops between rows."""
+    """Write a row for each prediction, and count the failed ones; signals act between two rows."""
     for prediction in predictions:
         writer.write(prediction)
         signals.check()
@@ -184,8 +185,8 @@ def _stream_paths(
 ) -> Iterator[str]:
     """Return the paths of one shard of the inputs; all ranks get the same ones.
 
-    With one rank stdin is read line by line, so that it may be endless. Of several ranks only rank
-    0 has it, and sends it to the others whole.
+    With one rank stdin is read line by line, so that it may be endless. With several ranks, only
+    rank 0 has a stdin: it reads all lines, and sends them to the others.
     """
     lines: Iterable[str] = stdin
     if world.is_distributed and STDIN in inputs:
@@ -195,7 +196,7 @@ def _stream_paths(
 
 
 def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterator[str]:
-    """Yield the paths of one rank: of every `size` batches in a row, the one of its turn.
+    """Yield the paths of one rank: batch number `rank` of every `size` consecutive batches.
 
         paths a b c d e f g h i, batch_size 2, size 2
         rank 0: a b e f i        rank 1: c d g h
@@ -209,7 +210,7 @@ def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> 
 # ---- resuming ---------------------------------------------------------------------------
 
 
-def _pass_over(
+def _skip_complete_rows(
     request: PredictRequest,
     paths: Iterator[str],
     selector: LabelSelector,
@@ -229,11 +230,11 @@ def _pass_over(
     | the header, b's row               | a b c         | DataError  |           |                |
 
     Returns:
-        The number of complete rows, and whether anything complete is in the file: a CSV file then
+        The number of complete rows, and whether the file holds anything complete. A CSV file then
         has its header.
 
     Raises:
-        DataError: it has rows of other pictures, labels or columns.
+        DataError: the file has rows of other pictures, labels or columns.
     """
     path = request.resume_from
     assert path is not None
@@ -275,7 +276,7 @@ class _Predictor:
 def _load_predictor(
     request: PredictRequest, device: torch.device, log: RunLog
 ) -> tuple[_Predictor, LabelSpace]:
-    """Load the checkpoint, and say which one it is and how it predicts."""
+    """Load the checkpoint; log its path, thresholds, device and precision."""
     file = directory.find_checkpoint(request.checkpoint or directory.find_newest_checkpoint())
     loaded = checkpoint.load(file)
     dtype, _ = choose_precision(restore_config(loaded.config, file).train.precision, device)
@@ -286,7 +287,7 @@ def _load_predictor(
     trained = restore_tagger(
         loaded.backbone, len(labels), loaded.weights, loaded.transform, device, file
     )
-    tagger, how = for_inference(trained, loaded.transform.image_size, device, dtype)
+    tagger, how = prepare_for_inference(trained, loaded.transform.image_size, device, dtype)
     log.say(
         f"checkpoint {display_path(file)}: {len(labels)} labels, {_describe_decision(decision)}; "
         f"device {device}, precision {name_dtype(dtype)}, {how}"

@@ -23,7 +23,7 @@ from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
 from mlfinetune.text import format_duration
-from mlfinetune.training.autotune import DRY_RUN_BATCH, batch_size_or
+from mlfinetune.training.autotune import DRY_RUN_BATCH, get_batch_size_or
 from mlfinetune.training.build import locate_images, precomputes_features, require_lbfgs_fits
 from mlfinetune.training.loop import Candidate, validate
 from mlfinetune.training.resume import ResumeState
@@ -58,7 +58,7 @@ def run(
         device_name: as `runtime.device.prepare_device` takes it.
         log: says what is done.
         resume: resume the newest run directory of the config; None: begin a new one, unless an
-            unfinished one has the same settings and data.
+            unfinished one has the same settings and data. See `find_run_to_resume`.
 
     Returns:
         None on all ranks but 0, which alone writes and prints.
@@ -88,7 +88,7 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
         MlfinetuneError: as `run`.
     """
     splits = load_splits(config, log if config.data.bad_images == "skip" else None)
-    rows = list(range(batch_size_or(config, DRY_RUN_BATCH)))
+    rows = list(range(get_batch_size_or(config, DRY_RUN_BATCH)))
     one_batch = replace(
         splits,
         train=splits.train.take(rows[: len(splits.train)]),
@@ -110,7 +110,8 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
 
 def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | None:
     """Find or make the run directory, and fill it; None on all ranks but 0."""
-    started, world = time.monotonic(), request.world
+    started = time.monotonic()
+    world = request.world
     require_trackers(request.config.train.trackers)
     for note in splits.notes:
         log.say(note)
@@ -155,7 +156,7 @@ def _require_same_data(world: World, splits: Splits) -> None:
 def _fill_run(
     setup: TrainingSetup, state: ResumeState | None, request: TrainRequest, log: RunLog
 ) -> tuple[Candidate, Evaluation] | None:
-    """Train in a run directory that is locked for us, and write its results.
+    """Train in a run directory that this process has locked, and write its results.
 
     Returns:
         The best candidate and its numbers; None on all ranks but 0.
@@ -190,7 +191,8 @@ def _write_run_results(
         None on all ranks but 0.
     """
     config, val, world, scores = setup.config, setup.splits.val, setup.world, best.scores
-    if world.broadcast(lambda: best.scores is None):  # the best epoch is from before the resume
+    # The resume state has no scores: a best epoch from before the resume is validated again.
+    if world.broadcast(lambda: best.scores is None):
         weights = world.broadcast(lambda: checkpoint.load(run / directory.BEST).weights)
         setup.tagger.load_state_dict(weights)
         _, scores = validate(setup, log)

@@ -17,12 +17,12 @@ SMALL = "model.image_size=32"
 
 
 def files(folder: Path) -> set[Path]:
-    """Every path below `folder`."""
+    """Return every path below `folder`."""
     return set(folder.rglob("*"))
 
 
 def rows(text: str) -> dict[str, tuple[float, float]]:
-    """Stage -> images/s and milliseconds a batch."""
+    """Return stage -> images/s and milliseconds a batch."""
     found = re.findall(r"^(.+?) {2,}([\d,]+\.\d) +([\d,]+\.\d\d) ", text, re.MULTILINE)
     return {name: tuple(float(n.replace(",", "")) for n in numbers) for name, *numbers in found}
 
@@ -156,8 +156,8 @@ def test_processes_are_chosen_for_the_models_speed(pictures: Path) -> None:
 def test_the_log_says_why_so_many_processes(pictures: Path, cli: Run) -> None:
     """As configured, or by the rule for a CPU."""
     fixed = cli("train", "pets.yaml", "--dry-run", cwd=pictures)
-    assert "0 decoding processes (as configured)" in fixed.stderr
+    assert "decoding processes: 0 (as configured)" in fixed.stderr
     auto = cli(
         "train", "pets.yaml", "--dry-run", "train.workers=auto", "--device", "cpu", cwd=pictures
     )
-    assert re.search(r"[01] decoding processes \(the model works on the same cores\)", auto.stderr)
+    assert re.search(r"decoding processes: [01] \(the model works on the same cores\)", auto.stderr)

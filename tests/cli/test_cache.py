@@ -14,7 +14,7 @@ Cache = Callable[..., CompletedProcess[str]]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A cache with two entries of features, last used two hours ago, and one file of scan."""
+    """Make a cache with two entries of features, last used two hours ago, and one file of scan."""
     root, used = tmp_path / "cache", time.time() - 2 * 3600 - 60
     for name, size in (("one", 1_500_000), ("two", 300_000)):
         (root / "features" / name).mkdir(parents=True)

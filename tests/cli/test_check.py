@@ -51,13 +51,13 @@ CLEAN = "data: {train: clean.csv, rename_labels: {Dog: dog}}\n"
 
 
 def noise(side: int, levels: int = 256, kind: type = np.uint8) -> Image.Image:
-    """A picture like no other."""
+    """Return a picture like no other."""
     shape = (side, side) if kind is np.uint16 else (side, side, 3)
     return Image.fromarray(np.random.default_rng(side).integers(0, levels, shape, dtype=kind))
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of a table."""
+    """Return the rows of a table."""
     return list(csv.reader(text.splitlines()))
 
 
@@ -95,13 +95,13 @@ def make(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data; tests that change it make their own."""
+    """Return the data; tests that change it make their own."""
     return make(tmp_path_factory.mktemp("dirty"))
 
 
 @pytest.fixture(scope="module")
 def text(folder: Path) -> Iterator[subprocess.CompletedProcess[str]]:
-    """The report on dirty.yaml; the data is what it was."""
+    """Return the report on dirty.yaml; the data is what it was."""
     before, stamps = tree_digest(folder), times(folder)
     yield run_process("check", "dirty.yaml", cwd=folder)
     assert (tree_digest(folder), times(folder)) == (before, stamps)
@@ -109,7 +109,7 @@ def text(folder: Path) -> Iterator[subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Any:
-    """The same as JSON."""
+    """Return the same as JSON."""
     done = run_process("check", "dirty.yaml", "--json", cwd=folder)
     assert (done.returncode, done.stderr) == (2, "")
     return json.loads(done.stdout)
@@ -121,7 +121,7 @@ def times(folder: Path) -> list[int]:
 
 
 def items(found: Any, kind: str) -> list[str]:
-    """The items of the one finding of this kind."""
+    """Return the items of the one finding of this kind."""
     (finding,) = [f for f in found["findings"] if f["kind"] == kind]
     return list(finding["items"])
 

@@ -16,7 +16,7 @@ from mlfinetune.runs.results import write_results
 
 
 def drawn(images: int = 300, labels: tuple[str, ...] = ("cat", "dog", "x|y")) -> ScoreTable:
-    """Logits that tell a good part of the targets."""
+    """Return logits that tell a good part of the targets."""
     random = np.random.default_rng(0)
     targets = (random.random((images, len(labels))) < 0.3).astype(np.int8)
     logits = (2 * targets + random.normal(size=targets.shape)).astype(np.float32)
@@ -25,7 +25,7 @@ def drawn(images: int = 300, labels: tuple[str, ...] = ("cat", "dog", "x|y")) ->
 
 
 def noisier(scores: ScoreTable, noise: float) -> ScoreTable:
-    """The same images, told worse."""
+    """Return the same images, told worse."""
     random = np.random.default_rng(1)
     logits = scores.logits + noise * random.normal(size=scores.logits.shape)
     return replace(scores, logits=logits.astype(np.float32))
@@ -42,7 +42,7 @@ def folder(path: Path, scores: ScoreTable, threshold: float = 0.5) -> str:
 
 
 def taken(scores: ScoreTable, rows: list[int], columns: list[int]) -> ScoreTable:
-    """These images and labels."""
+    """Return these images and labels."""
     block = np.ix_(rows, columns)
     return ScoreTable(
         tuple(scores.names[row] for row in rows),

@@ -38,7 +38,7 @@ def facts(labels: int = 2, **more: Any) -> dict[str, Any]:
 
 
 def finding(severity: str, items: int) -> Finding:
-    """A finding with that many items."""
+    """Return a finding with that many items."""
     return Finding(
         severity, f"some_{severity}", "some text", tuple(f"item {n}" for n in range(items))
     )

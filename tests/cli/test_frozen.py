@@ -23,7 +23,7 @@ PLAIN = "augment.horizontal_flip=0"
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the tiny network, BatchNorm's statistics not those of a new one."""
+    """Return weights of the tiny network, BatchNorm's statistics not those of a new one."""
     torch.manual_seed(7)
     model = resnet6_tiny().train()
     with torch.no_grad():
@@ -41,7 +41,7 @@ def frozen(backbone: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
-    """The folder of a first run, in one/; what it kept is in cache/."""
+    """Return the folder of a first run, in one/; what it kept is in cache/."""
     folder = prepare(tmp_path_factory.mktemp("first"))
     environment = {"MLFINETUNE_CACHE": str(folder / "cache")}
     arguments = ("train", "pets.yaml", *frozen(backbone), "-o", "one")
@@ -72,7 +72,7 @@ def train(first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path) -> 
 
 
 def head(run: Path) -> dict[str, Tensor]:
-    """The weights of the last epoch's head."""
+    """Return the weights of the last epoch's head."""
     weights = checkpoint.load(run / "last.safetensors").weights
     return {name: weights[name] for name in ("head.weight", "head.bias")}
 
@@ -84,7 +84,7 @@ def metrics(run: Path) -> dict[str, object]:
 
 
 def history(run: Path, *keys: str) -> list[list[float]]:
-    """These numbers of every epoch."""
+    """Return these numbers of every epoch."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [[json.loads(line)[key] for key in keys] for line in lines]
 
@@ -147,7 +147,7 @@ def test_eval_finds_the_metrics_of_training(first: Path, cli: Run, tmp_path: Pat
 
 
 def backbone_of(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights without the head."""
+    """Return a checkpoint's weights without the head."""
     weights = checkpoint.load(path).weights
     return {key: value for key, value in weights.items() if not key.startswith("head.")}
 

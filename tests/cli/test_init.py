@@ -18,7 +18,7 @@ from mlfinetune.config import SCHEMA, Config, DataConfig, load_config
 
 
 def parquet(folder: Path) -> str:
-    """Pictures inside of the table."""
+    """Return pictures inside of the table."""
     sidecar(folder)
     cells = [{"bytes": (folder / f"data/{at}.png").read_bytes(), "path": None} for at in range(10)]
     labels = [["cat", "hot dog"][: 1 + at % 2] for at in range(10)]
@@ -27,7 +27,7 @@ def parquet(folder: Path) -> str:
 
 
 def sides(folder: Path) -> str:
-    """Class folders in train/, val/ and test/."""
+    """Return class folders in train/, val/ and test/."""
     classes(folder)
     for side, first in (("train", 0), ("val", 6), ("test", 8)):
         for at in range(first, {0: 6, 6: 8, 8: 10}[first]):
@@ -39,7 +39,7 @@ def sides(folder: Path) -> str:
 
 
 def init(cli: Run, folder: Path, *arguments: str) -> list[str]:
-    """The lines on standard output, after success."""
+    """Return the lines on standard output, after success."""
     done = cli("init", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return str(done.stdout).splitlines()

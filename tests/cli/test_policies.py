@@ -17,7 +17,7 @@ from mlfinetune.runs import checkpoint
 
 
 def rows_of(path: Path) -> list[list[str]]:
-    """The cells of a CSV file."""
+    """Return the cells of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.reader(file))
 
@@ -54,7 +54,7 @@ LEDGER = "train: 26 images found = 22 used + 4 skipped ("
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data, and a run on what is left of it: runs/a."""
+    """Return the data, and a run on what is left of it: runs/a."""
     folder = make(tmp_path_factory.mktemp("policies"))
     done = run_child("train", "a.yaml", SKIP, *LABELS, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(folder: Path) -> Any:
-    """The content of metrics.json."""
+    """Return the content of metrics.json."""
     return json.loads((folder / "metrics.json").read_text())
 
 

@@ -70,7 +70,7 @@ def test_no_path_leaves_the_root(tmp_path: Path, cli: Run, promise: Promise) -> 
 
 
 def tree(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """File -> digest, mode, time of its last change."""
+    """Return file -> digest, mode, time of its last change."""
     return {
         str(path.relative_to(folder)): (
             hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -129,13 +129,13 @@ def test_user_files_are_never_modified(tmp_path: Path, cli: Run, promise: Promis
 
 
 def drawn() -> NDArray[np.uint8]:
-    """A picture of 40 x 30 with something on every side."""
+    """Return a picture of 40 x 30 with something on every side."""
     rows, columns = np.mgrid[0:30, 0:40]
     return np.stack([columns * 6, rows * 8, (rows + columns) * 3], axis=2).astype(np.uint8)
 
 
 def saved(folder: Path) -> Iterator[str]:
-    """The names of 30 files of every format and mode."""
+    """Yield the names of 30 files of every format and mode."""
     rgb = Image.fromarray(drawn())
     grey = rgb.convert("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
@@ -180,7 +180,7 @@ def saved(folder: Path) -> Iterator[str]:
 
 
 def probabilities(text: str) -> dict[str, list[float]]:
-    """Picture -> probabilities, of a CSV as predict and eval write it."""
+    """Return picture -> probabilities, of a CSV as predict and eval write it."""
     rows = csv.DictReader(io.StringIO(text))
     skip = {"image", "labels", "error"}
     return {

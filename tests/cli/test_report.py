@@ -16,7 +16,7 @@ from mlfinetune.runs import checkpoint
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run."""
+    """Return a copy of a finished run."""
     return Path(shutil.copytree(trained / "runs/pets", tmp_path / "pets"))
 
 

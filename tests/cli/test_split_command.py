@@ -23,7 +23,7 @@ Cells = list[list[str]]
 
 
 def rows_of(path: Path, delimiter: str = ",") -> Cells:
-    """The cells of a table, blank lines left out."""
+    """Return the cells of a table, blank lines left out."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         return [cells for cells in csv.reader(file, delimiter=delimiter) if any(cells)]
 
@@ -46,7 +46,7 @@ def table(path: Path, count: int, seed: int = 0) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with data.csv, 90 images."""
+    """Return a folder with data.csv, 90 images."""
     table(tmp_path / "data.csv", 90)
     return tmp_path
 
@@ -59,7 +59,7 @@ def split(cli: Run, folder: Path, *arguments: str) -> str:
 
 
 def told(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Image -> label -> state, without what is absent."""
+    """Return image -> label -> state, without what is absent."""
     return {
         name: {
             label: int(state)
@@ -229,7 +229,7 @@ def coco(folder: Path) -> str:
 
 
 def piped(folder: Path) -> str:
-    """The same with a label that holds the usual delimiter."""
+    """Return the same with a label that holds the usual delimiter."""
     coco(folder)
     path = folder / "data.json"
     path.write_text(path.read_text().replace("c,d", "c|d"))
@@ -252,7 +252,7 @@ def voc(folder: Path) -> str:
 
 
 def classes(folder: Path) -> str:
-    """A folder a class; one picture is in both."""
+    """Return a folder a class; one picture is in both."""
     for at in range(10):
         path = folder / "data" / ("hot dog", "cat")[at % 2] / f"{at}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def classes(folder: Path) -> str:
 
 
 def sidecar(folder: Path) -> str:
-    """A text file of tags beside each picture."""
+    """Return a text file of tags beside each picture."""
     (folder / "data").mkdir()
     for at in range(10):
         Image.new("L", (8, 8 + at)).save(folder / f"data/{at}.png")

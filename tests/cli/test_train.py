@@ -31,7 +31,7 @@ FILES = {
 
 
 def tree_digest(folder: Path) -> str:
-    """One digest of every file below `folder`."""
+    """Return one digest of every file below `folder`."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(str(path).encode() + path.read_bytes())

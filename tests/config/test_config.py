@@ -20,14 +20,14 @@ DATA = "data: {train: train.csv}\n"
 
 
 def write(folder: Path, content: str | bytes, name: str = "pets.yaml") -> Path:
-    """A config file with this content, byte for byte."""
+    """Make a config file with this content, byte for byte."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def fault(path: Path, *overrides: str) -> str:
-    """The message with which the config is refused."""
+    """Return the message with which the config is refused."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     return str(caught.value)
@@ -43,7 +43,7 @@ def outcome(path: Path, *overrides: str) -> Config | ConfigError:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a generated test."""
+    """Return one folder for all the examples of a generated test."""
     return tmp_path_factory.mktemp("configs")
 
 
@@ -692,10 +692,7 @@ def test_a_dumped_config_means_the_same_elsewhere(
 
 def test_the_schema_that_ships_is_that_of_the_models() -> None:
     """Editors check by the same rules as `load_config`; the message names the fix."""
-    mend = (
-        "python -c 'from mlfinetune import config; config.SCHEMA.write_text(config.build_schema())'"
-    )
-    assert SCHEMA.read_text() == build_schema(), mend
+    assert SCHEMA.read_text() == build_schema(), "make docs"
 
 
 # ---- anything at all --------------------------------------------------------------------

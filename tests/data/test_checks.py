@@ -34,26 +34,26 @@ LIVELY = "0123456789abcdef" * 2
 
 
 def seen(side: str, name: str, digest: str = "", dhash: str = LIVELY, **facts: Any) -> SeenImage:
-    """A picture; its digest is its name unless given."""
+    """Return a picture; its digest is its name unless given."""
     usual = {"width": 64, "height": 48, "format": "JPEG", "mode": "RGB"}
     usual |= {"frames_dropped": False, "turned": False}
     return SeenImage(side, name, ImageInfo(**(usual | facts), digest=digest or name, dhash=dhash))
 
 
 def flipped(dhash: str, *bits: int) -> str:
-    """A hash with some bits turned."""
+    """Return a hash with some bits changed."""
     return f"{int(dhash, 16) ^ sum(1 << bit for bit in set(bits)):032x}"
 
 
 def found(findings: Sequence[Finding]) -> dict[str, tuple[str, ...]]:
-    """Kind -> items; a kind stands once."""
+    """Return kind -> items; each kind is there once."""
     assert len({finding.kind for finding in findings}) == len(findings)
     assert all(finding.items for finding in findings)
     return {finding.kind: finding.items for finding in findings}
 
 
 def side(labels: str, *rows: list[int]) -> Manifest:
-    """The examples of a side, a row of states each."""
+    """Return the examples of a side, with a row of states each."""
     names = tuple(labels.split())
     states = np.array(rows, np.int8).reshape(len(rows), len(names))
     images = tuple(f"{row}.jpg" for row in range(len(rows)))

@@ -11,7 +11,7 @@ from mlfinetune.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """pets/ with two pictures, a text and a tar, as the current folder's only entry."""
+    """Make pets/ with two pictures, a text and a tar, as the only entry of the current folder."""
     pets = tmp_path / "pets"
     pets.mkdir()
     for name in ("b.jpg", "a.png", "notes.txt", ".hidden.jpg"):

@@ -29,7 +29,7 @@ LISTED, SAID = 0, -1
 def table(
     labels: str, *rows: list[int], said: int = LISTED, splits: tuple[str, ...] | None = None
 ) -> Table:
-    """A table with those labels, separated by spaces, and a row of states an image."""
+    """Return a table with those labels, separated by spaces, and a row of states an image."""
     names = tuple(labels.split())
     states = np.array(rows, np.int8).reshape(len(rows), len(names))
     return Table(
@@ -46,12 +46,12 @@ def table(
 
 
 def settled(before: Table, **options: Any) -> Table:
-    """The table after the options."""
+    """Return the table after the label options."""
     return apply_label_options(before, SourceOptions(**options))
 
 
 def content(after: Table) -> dict[str, list[int]]:
-    """Label -> its column, in order of the columns."""
+    """Return label -> its column, in order of the columns."""
     return dict(zip(after.labels.names, after.targets[:].T.tolist(), strict=True))
 
 

@@ -18,7 +18,7 @@ OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
 
 
 def table(root: Path, *names: str) -> Table:
-    """A table that names those pictures."""
+    """Return a table that names those pictures."""
     states = np.ones((len(names), 1), np.int8)
     return Table(
         origin=root / "tags.csv",
@@ -44,7 +44,7 @@ def verdict(root: Path, name: str, many: bool = False, outside: bool = False) ->
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that a name may lead to, and a picture beside it."""
+    """Make a folder with everything that a name may lead to, and a picture beside it."""
     top = tmp_path_factory.mktemp("paths")
     root = top / "root"
     for folder in (
@@ -188,7 +188,7 @@ def test_other_spellings_are_counted(root: Path) -> None:
 def test_faults_of_the_table_are_kept(root: Path) -> None:
     """A row without a name has been told of, and is not looked for."""
     before = table(root, "", "none.jpg")
-    before = Table(**{**vars(before), "faults": (before.fault(0, "no image"),)})
+    before = Table(**{**vars(before), "faults": (before.build_fault(0, "no image"),)})
     checked = check_paths(before, False)
     assert [str(f) for f in checked.faults] == [
         "line 2: no image",

@@ -19,7 +19,7 @@ States = dict[str, list[int]]
 
 
 def write(folder: Path, content: str, name: str = "train.csv", touch: bool = True) -> Path:
-    """A table with this content; the pictures in its first column come to be."""
+    """Write a table with this content, and the pictures that its first column names."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
@@ -31,7 +31,7 @@ def write(folder: Path, content: str, name: str = "train.csv", touch: bool = Tru
 
 
 def listed(n: int, labels: str = "cat|dog", start: int = 0) -> str:
-    """A table of n images that have the labels in turn."""
+    """Return a table of n images that have the labels in turn."""
     names = labels.split("|")
     rows = (f"{i}.jpg,{names[i % len(names)]}\n" for i in range(start, start + n))
     return "image,labels\n" + "".join(rows)
@@ -44,7 +44,7 @@ def split(folder: Path, train: str, val: str | None = None, **options: Any) -> S
 
 
 def refusal(folder: Path, train: str, val: str | None = None, **options: Any) -> str:
-    """The message with which one or two tables are refused."""
+    """Return the message with which one or two tables are refused."""
     with pytest.raises(DataError) as caught:
         split(folder, train, val, **options)
     return str(caught.value)
@@ -56,14 +56,14 @@ def join(folder: Path, content: str, **options: Any) -> Table:
 
 
 def checked(path: Path, options: SourceOptions) -> Table:
-    """The table at a path, if nothing is wrong with it."""
+    """Return the table at a path, which must have no faults."""
     table = read_table(path, options)
     raise_faults(table, table.faults)
     return table
 
 
 def states(manifest: Manifest | Table) -> States:
-    """Name -> targets."""
+    """Return name -> targets."""
     return dict(zip(manifest.names, manifest.targets[:].tolist(), strict=True))
 
 
@@ -388,7 +388,7 @@ def test_labels_without_a_positive_are_noted_ten_at_most(tmp_path: Path) -> None
 
 
 def hostile(folder: Path) -> Path:
-    """A data root with links that leave it, and a picture beside it."""
+    """Make a data root with links that leave it, and a picture beside it."""
     root = folder / "root"
     (root / "sub").mkdir(parents=True)
     for picture in (folder / "out.jpg", root / "in.jpg", root / "sub" / "in.jpg"):
@@ -622,7 +622,7 @@ def test_labels_that_the_columns_lack_are_refused(tmp_path: Path) -> None:
 
 
 def digest(root: Path) -> dict[str, tuple[str, int, int]]:
-    """Path -> SHA-256, mode and time of change, for every file and folder below `root`."""
+    """Return path -> SHA-256, mode and time of change, for all files and folders below `root`."""
     found = {}
     for folder, _, names in os.walk(root):
         for path in (Path(folder), *(Path(folder, name) for name in names)):

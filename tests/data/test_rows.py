@@ -32,7 +32,7 @@ NO_PICTURE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
 
 
 def write(folder: Path, *rows: str, head: str = "image,labels", name: str = "tags.csv") -> Path:
-    """A table of these rows."""
+    """Write a table of these rows."""
     path = folder / name
     path.write_text("\n".join((head, *rows)) + "\n")
     return path
@@ -40,7 +40,7 @@ def write(folder: Path, *rows: str, head: str = "image,labels", name: str = "tag
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures 0.jpg to 19.jpg."""
+    """Make pictures 0.jpg to 19.jpg."""
     demo_data.write(tmp_path / "drawn", count=20, size=32)
     for number, path in enumerate(sorted((tmp_path / "drawn" / "images").iterdir())):
         path.rename(tmp_path / f"{number}.jpg")
@@ -48,13 +48,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def scan(paths: Sequence[str]) -> PictureScan:
-    """Decode the pictures; contents are not told apart."""
+    """Decode the pictures; give no numbers of contents."""
     results = enumerate(scan_images(paths, 89_000_000))
     return PictureScan({index: why for index, why in results if isinstance(why, str)})
 
 
 def config(folder: Path, **data: Any) -> Config:
-    """A config of this data section."""
+    """Return a config with this data section."""
     lines = "".join(f"  {key}: {value}\n" for key, value in {"train": "tags.csv", **data}.items())
     (folder / "run.yaml").write_text(f"data:\n{lines}")
     return load_config(folder / "run.yaml", [])
@@ -142,7 +142,7 @@ def test_pictures_alone_can_be_skipped(folder: Path) -> None:
         "data.bad_images: skip leaves them out",
         "  line 3: 'x.jpg': no such file",
     ]
-    both = (*table.faults, table.fault(0, "bad"))
+    both = (*table.faults, table.build_fault(0, "bad"))
     with pytest.raises(
         DataError, match=rf"2 bad rows, pictures under {folder}$".replace("$", "\n")
     ):

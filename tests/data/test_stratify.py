@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 from numpy.typing import NDArray
 
-from mlfinetune.data.stratify import stratified_split
+from mlfinetune.data.stratify import split_stratified
 
 Table = NDArray[np.bool_]
 Sides = NDArray[np.int8]
@@ -28,12 +28,12 @@ SEEDS = st.integers(0, 2**63 - 1)
 def split(
     table: Table, *fractions: float, seed: int = 0, groups: NDArray[np.int64] | None = None
 ) -> Sides:
-    """The sides of the rows of a dense table."""
-    return stratified_split(*np.nonzero(table), *table.shape, fractions, seed, groups)
+    """Return the sides of the rows of a dense table."""
+    return split_stratified(*np.nonzero(table), *table.shape, fractions, seed, groups)
 
 
 def skewed(n: int, labels: int, seed: int = 0) -> Table:
-    """Labels from one image in three to a handful of images in all."""
+    """Draw labels of one image in three down to a handful of images."""
     shares = np.geomspace(1 / 3, 10 / n, labels)
     table: Table = np.random.default_rng(seed).random((n, labels)) < shares
     return table
@@ -47,7 +47,7 @@ def errors(table: Table, side: Table, fraction: float) -> NDArray[np.float64]:
 
 
 def wanted(n: int, fractions: list[float]) -> list[int]:
-    """Rounded shares, one image at least for each side that follows and for train."""
+    """Return rounded shares; at least one image stays for train and each later side."""
     sizes: list[int] = []
     for after, fraction in zip(range(len(fractions))[::-1], fractions, strict=True):
         sizes.append(min(max(round(n * fraction), 1), n - sum(sizes) - after - 1))
@@ -319,14 +319,14 @@ def test_the_arguments_are_left_as_they_are() -> None:
     groups = np.arange(100) // 2
     for array in (rows, columns, groups):
         array.flags.writeable = False
-    assert len(stratified_split(rows, columns, 100, 3, (0.2,), 0, groups)) == 100
+    assert len(split_stratified(rows, columns, 100, 3, (0.2,), 0, groups)) == 100
 
 
 def test_memory_goes_with_the_positives() -> None:
     """20,000 images of 20,000 labels: a table of bytes would be 400 MB."""
     rows, columns = np.arange(20_000), np.arange(20_000) % 10_000
     tracemalloc.start()
-    sides = stratified_split(rows, columns, 20_000, 20_000, (0.2,), 0)
+    sides = split_stratified(rows, columns, 20_000, 20_000, (0.2,), 0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert np.bincount(sides).tolist() == [16_000, 4_000]
@@ -340,4 +340,4 @@ def test_what_cannot_be_split_is_refused(size: int, fractions: tuple[float, ...]
     """Fewer images than sides, no second side, and nothing left for a side."""
     none = np.zeros(0, np.int64)
     with pytest.raises(AssertionError):
-        stratified_split(none, none, size, 3, fractions, 0)
+        split_stratified(none, none, size, 3, fractions, 0)

@@ -18,7 +18,7 @@ LABELS = "abcde"
 
 @st.composite
 def dense(draw: st.DrawFn, rows: int = 12) -> Dense:
-    """An array of up to `rows` rows and 0 to 9 labels."""
+    """Draw an array of up to `rows` rows and 0 to 9 labels."""
     n, labels = draw(st.integers(0, rows)), draw(st.integers(0, 9))
     states = draw(st.lists(st.sampled_from([1, 0, -1]), min_size=n * labels, max_size=n * labels))
     return np.array(states, np.int8).reshape(n, labels)
@@ -151,7 +151,7 @@ def test_lists_say_what_an_array_filled_by_hand_says(
             states[row, at] = 1 if name in positive else -1 if name in unknown else 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_BYTES", size)
-        same(lists.targets()[:], states)
+        same(lists.build_targets()[:], states)
     assert (len(lists), lists.labels) == (len(rows), LabelSpace(tuple(names)))
 
 
@@ -160,4 +160,4 @@ def test_a_generator_of_names_is_read_once() -> None:
     lists = LabelLists()
     lists.add((name for name in "ab"), (name for name in "bc"))
     assert lists.labels.names == ("b", "c", "a")
-    assert lists.targets()[0].tolist() == [1, -1, 1]
+    assert lists.build_targets()[0].tolist() == [1, -1, 1]

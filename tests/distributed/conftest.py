@@ -19,18 +19,18 @@ train: {epochs: 2, batch_size: 8, precision: float32, workers: 0, optimizer: sgd
 
 @pytest.fixture(scope="session", autouse=True)
 def server(cache: None) -> None:
-    """The process that children are forked from."""
+    """Start the process that children are forked from."""
     children.prepare_server()
 
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Path:
-    """The folder."""
+    """Make the folder of pictures."""
     return draw(tmp_path)
 
 
 def draw(folder: Path) -> Path:
-    """31 pictures: 25 to train in batches of 8, 8, 9 (a lone one joins), 6 to validate."""
+    """Draw 31 pictures: 25 to train on in batches of 8, 8 and 9, 6 to validate on."""
     demo_data.write(folder, count=31, size=32)
     with (folder / "tags.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -24,7 +24,7 @@ def start(
     restarts: Sequence[int] = (),
     **environment: str,
 ) -> list[Child]:
-    """The processes of one machine, with the environment that torchrun gives to each.
+    """Return the processes of one machine, with the environment that torchrun gives to each.
 
     Args:
         last: what the last one is given beside, as if its machine had other files.

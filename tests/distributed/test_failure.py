@@ -28,29 +28,29 @@ LONG = ("train.epochs=400", "train.save_minutes=1000")
 
 
 def trained(run: Path) -> int:
-    """The number of epochs so far."""
+    """Return the number of epochs that were trained so far."""
     history = run / directory.HISTORY
     return history.read_text().count("\n") if history.exists() else 0
 
 
 def begun(run: Path) -> bool:
-    """Whether the run is training."""
+    """Return whether the run is training."""
     return trained(run) > 1
 
 
 def ended(ground: Path, name: str) -> dict[str, Tensor]:
-    """The weights of a run that has ended."""
+    """Return the weights of a run that has ended."""
     return checkpoint.load(ground / "runs" / name / directory.LAST).weights
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    """Whether the weights are equal to the bit."""
+    """Return whether the weights are equal to the bit."""
     return all(bool((one[name] == two[name]).all()) for name in one)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, server: None) -> dict[str, Tensor]:
-    """The weights that two processes end with when nobody disturbs them."""
+    """Return the weights of a run by two processes that nothing disturbs."""
     folder = draw(tmp_path_factory.mktemp("undisturbed"))
     run(2, *ASKED, cwd=folder)
     return ended(folder, "tiny")

@@ -23,7 +23,7 @@ WAYS = {
 
 
 def history(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without times."""
+    """Return the lines of metrics.jsonl without times."""
     rows = [json.loads(line) for line in (run / directory.HISTORY).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
 
@@ -33,7 +33,7 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def furthest(one: dict[str, Tensor], two: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest relative difference of a tensor, and the tensor's name."""
+    """Return the largest relative difference of a tensor, and the tensor's name."""
     return max(
         (float((one[k] - two[k]).abs().max() / one[k].abs().max().clamp(min=1e-3)), k)
         for k in one

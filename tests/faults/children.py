@@ -47,7 +47,7 @@ def prepare_server() -> None:
 
 
 class Child:
-    """A running command."""
+    """A command that runs as a process."""
 
     def __init__(self, process: Any, folder: Path) -> None:
         self._process, self._folder = process, folder
@@ -55,38 +55,38 @@ class Child:
 
     @property
     def said(self) -> str:
-        """What it has written to standard error."""
+        """Text that the process has written to standard error."""
         return (self._folder / "err").read_text(errors="replace")
 
     @property
     def out(self) -> str:
-        """What it has written to standard output."""
+        """Text that the process has written to standard output."""
         return (self._folder / "out").read_text(errors="replace")
 
     @property
     def traced(self) -> list[list[str]]:
-        """The calls that it has made for the files of its run, word by word."""
+        """Calls of the process on files of its run, word by word."""
         lines = (self._folder / "calls").read_text().splitlines()
         return [line.split("\t") for line in lines]
 
     @property
     def exitcode(self) -> int | None:
-        """None while it runs; a signal's number, negative, where that has ended it."""
+        """Exit code; None while the process runs; -N where signal N ended it."""
         code: int | None = self._process.exitcode
         return code
 
     def send(self, number: int) -> None:
-        """A signal to the process alone, if it is there yet."""
+        """Send a signal to the process alone, if it still runs."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def send_group(self, number: int) -> None:
-        """A signal to the process and all that it has started, as a terminal sends Ctrl-C."""
+        """Send a signal to the process and its children, as a terminal sends Ctrl-C."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def wait(self) -> int:
-        """The exit code of its end."""
+        """Wait for the end of the process, and return its exit code."""
         self._process.join(PATIENCE_S)
         if self.exitcode is None:
             self.send_group(signal.SIGKILL)
@@ -94,7 +94,7 @@ class Child:
         return self.exitcode
 
     def wait_until(self, condition: Callable[[], bool]) -> bool:
-        """True as soon as it holds; False: the process has ended without."""
+        """Return True as soon as the condition holds, False if the process ends before."""
         for _ in _moments():
             if condition():
                 return True
@@ -103,7 +103,7 @@ class Child:
         raise AssertionError(f"nothing happens: {self.said}")
 
     def left_behind(self) -> list[int]:
-        """Processes of its group that are there once it has ended, and do not end by themselves."""
+        """Return processes of its group that still run after its end, and do not end."""
         living: list[int] = []
         started = time.monotonic()
         for _ in _moments():
@@ -128,7 +128,7 @@ def start(*arguments: str, cwd: Path, death: Death | None = None, **environment:
 
 
 def members(group: int) -> list[int]:
-    """The living processes of a group."""
+    """Return the living processes of a group."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -141,7 +141,7 @@ def members(group: int) -> list[int]:
 
 
 def _moments() -> Any:
-    """Now, and again and again; ends when patience does."""
+    """Yield now, and again and again until the time limit."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         yield
@@ -159,7 +159,7 @@ def _command(
     start_method: str,
     death: Death | None,
 ) -> None:
-    """The console script."""
+    """Run the console script."""
     os.setsid()
     os.chdir(cwd)
     for name, number in (("/dev/null", 0), (f"{folder}/out", 1), (f"{folder}/err", 2)):

@@ -35,24 +35,24 @@ class Ground:
     weights: Weights
 
     def start(self, name: str, *more: str, death: children.Death | None = None) -> children.Child:
-        """`mlfinetune train` into runs/NAME."""
+        """Start `mlfinetune train` into runs/NAME."""
         where = ("-o", f"runs/{name}", *more)
         return children.start("train", "tiny.yaml", *where, cwd=self.folder, death=death)
 
     def run(self, name: str) -> Path:
-        """runs/NAME."""
+        """Return the run directory runs/NAME."""
         return self.folder / "runs" / name
 
 
 @pytest.fixture(scope="session", autouse=True)
 def server(cache: None) -> None:
-    """The process that children are forked from."""
+    """Start the process that children are forked from."""
     children.prepare_server()
 
 
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory: pytest.TempPathFactory, server: None) -> Ground:
-    """A folder, and the run that all others are held to."""
+    """Make the folder, and the undisturbed run that other runs are compared with."""
     folder = tmp_path_factory.mktemp("ground")
     demo_data.write(folder, count=24, size=32)
     (folder / "tiny.yaml").write_text(CONFIG)
@@ -63,10 +63,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory, server: None) -> Ground:
 
 
 def last_weights(run: Path) -> Weights:
-    """Those of the last epoch."""
+    """Return the weights of the last epoch."""
     return checkpoint.load(run / directory.LAST).weights
 
 
 def same(one: Weights, two: Weights) -> bool:
-    """Bit for bit."""
+    """Return whether both are equal to the bit."""
     return one.keys() == two.keys() and all(bool((one[k] == two[k]).all()) for k in one)

@@ -30,7 +30,7 @@ STEPS = 3 * EPOCHS
 
 @contextmanager
 def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list[list[int]]]:
-    """SIGTERM strikes during this step, or this batch of validation; yields the steps' indices."""
+    """Send SIGTERM during this step, or this batch of validation; yield the steps' indices."""
     taken, seen = list[list[int]](), 0
     real_step, real_forward = step_module.train_step, scoring.compute_logits
 
@@ -55,7 +55,7 @@ def stopped(step: int | None = None, scored: int | None = None) -> Iterator[list
 
 
 class Runs:
-    """Runs of one folder's pictures."""
+    """Runs on the pictures of one folder."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder, self.device = prepare(folder), device
@@ -67,7 +67,7 @@ class Runs:
         resume: ResumeOptions | None = None,
         log: io.StringIO | None = None,
     ) -> TrainResult:
-        """Train, or go on, to the end or to a stop."""
+        """Train or resume a run, to the end or to a stop."""
         output = self.folder / name
         asked = (f"train.epochs={EPOCHS}", "model.image_size=32", f"output={output}", *overrides)
         config = load_config(self.folder / "pets.yaml", asked)
@@ -76,7 +76,7 @@ class Runs:
     def stop(
         self, name: str, *overrides: str, resume: ResumeOptions | None = None, **at: int
     ) -> list[Any]:
-        """The same, to a stop; what the steps saw."""
+        """Train or resume a run to a stop; return the indices that the steps used."""
         with stopped(**at) as taken, pytest.raises(SystemExit) as caught:
             self.go(name, *overrides, resume=resume)
         assert caught.value.code == 143
@@ -86,7 +86,7 @@ class Runs:
 
 
 def left(run: Path) -> dict[str, Any]:
-    """All that a run leaves but for times."""
+    """Return the content of all files of a run, without times."""
     found: dict[str, Any] = {}
     for name in (directory.BEST, directory.LAST):
         content = checkpoint.load(run / name)
@@ -104,7 +104,7 @@ def left(run: Path) -> dict[str, Any]:
 
 
 def differences(one: Any, two: Any, where: str = "") -> Iterator[str]:
-    """Where two nested containers differ, tensors by their bits."""
+    """Return the places where two nested containers differ; tensors are compared by bits."""
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.dtype != two.dtype or not torch.equal(one, two):
             yield where

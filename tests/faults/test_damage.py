@@ -19,7 +19,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A state that is whole."""
+    """Return a complete resume state."""
     content = {"position": {"step": 3}, "net": {"weight": torch.arange(1000.0)}, "best": None}
     write_state(tmp_path / "resume.pt", tmp_path / "resume-previous.pt", content)
     assert read_state(tmp_path / "resume.pt")["position"] == {"step": 3}
@@ -50,7 +50,7 @@ def test_no_truncated_state_is_accepted(state: Path, promise: Promise) -> None:
 
 @pytest.fixture(scope="module")
 def broken_off(ground: Ground) -> str:
-    """The name of a run that died in its second epoch, with two states."""
+    """Return the name of a run that died in its second epoch, with two states."""
     child = ground.start("broken-off", death=Death("open", directory.STATE, 8))
     assert child.wait() < 0
     return "broken-off"

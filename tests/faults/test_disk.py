@@ -73,13 +73,13 @@ def test_no_room_at_any_size_harms_no_file(
 
 
 def mounted(*arguments: str) -> bool:
-    """Has `mount` done it?"""
+    """Return whether `mount` succeeded."""
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture
 def disk(ground: Ground) -> Iterator[Callable[[int], None]]:
-    """A disk for ground's runs/small: disk(KILOBYTES) gives it a size."""
+    """Make a small disk for ground's runs/small; disk(KILOBYTES) sets its size."""
     place = ground.run("small")
     place.mkdir(exist_ok=True)
     if not mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", str(place)):

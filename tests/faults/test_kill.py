@@ -29,14 +29,14 @@ ROTATION, SAVE, TIMED = (3, 6, 11) if FULL else (1, 3, 2)
 
 
 def writes(ground: Ground) -> list[tuple[str, int]]:
-    """Every file that the undisturbed run writes, each time that it does."""
+    """Return every file that the undisturbed run writes, once for each write."""
     names = [Path(call[1]).name for call in ground.calls if call[0] == "rename"]
     names = [name for name in names if name != directory.PREVIOUS_STATE]
     return [(name, names[: at + 1].count(name)) for at, name in enumerate(names)]
 
 
 def kill_some_time(child: Child, draw: random.Random, calls: int) -> None:
-    """From outside: after any number of its calls, and a moment more."""
+    """Kill the run from outside, after any number of its calls and a moment more."""
     after = draw.randrange(-calls // 8, calls)  # below 0: while it looks at the pictures
     child.wait_until(lambda: len(child.traced) > after)
     time.sleep(draw.uniform(0, 0.4 if after < 0 else 0.02))
@@ -44,7 +44,7 @@ def kill_some_time(child: Child, draw: random.Random, calls: int) -> None:
 
 
 def damage(run: Path) -> list[str]:
-    """Files that do not load."""
+    """Return the error of each file that does not load."""
     wrong = []
     for path in (*run.glob("*.safetensors"), *run.glob("resume*.pt")):
         try:
@@ -55,7 +55,7 @@ def damage(run: Path) -> list[str]:
 
 
 def saved_steps(run: Path) -> int:
-    """Those that the state has seen from which a run goes on; 0: there is none."""
+    """Return the steps in the state that a run resumes from; 0: there is no state."""
     for name in (directory.STATE, directory.PREVIOUS_STATE):
         if (run / name).exists():
             return int(read_state(run / name)["position"]["step"])
@@ -63,7 +63,7 @@ def saved_steps(run: Path) -> int:
 
 
 def after_kill(ground: Ground, name: str, child: Child) -> list[str]:
-    """What is wrong with the run, and then with the one that goes on with it."""
+    """Return the faults of the killed run, and then those of the resumed one."""
     run, taken = ground.run(name), sum(call == ["step"] for call in child.traced)
     wrong = damage(run)
     if not wrong and saved_steps(run) < taken - 1:
@@ -154,7 +154,7 @@ def test_processes_that_are_not_forked_go_on_as_well(ground: Ground, promise: Pr
 
 
 def saved_steps_or_none(run: Path) -> int:
-    """As `saved_steps`, of a run that writes."""
+    """Return `saved_steps` of a run that still writes; 0 where its state cannot be read."""
     try:
         return saved_steps(run)
     except CheckpointError:

@@ -29,12 +29,12 @@ AT = STEPS - 1
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """One folder for all."""
+    """Return the runs of one folder, for all tests."""
     return Runs(tmp_path_factory.mktemp("numbers"))
 
 
 class Injection:
-    """Once, at step AT, an odd value; in a weight or a statistic it stays."""
+    """Puts an odd value into training once, at step AT; in a weight or a statistic it stays."""
 
     def __init__(self, patch: pytest.MonkeyPatch, where: str, value: float) -> None:
         self.where, self.value, self.taken = where, value, 0
@@ -43,13 +43,13 @@ class Injection:
         patch.setattr(loop, "measure", self.measure)
 
     def spoilt(self, tensor: torch.Tensor) -> torch.Tensor:
-        """With one odd value."""
+        """Return the tensor with one odd value."""
         tensor = tensor.float().clone()
         tensor.view(-1)[0] = self.value
         return tensor
 
     def step(self, model: Tagger, batch: Batch, loss: Loss, *rest: Any) -> torch.Tensor:
-        """In the place of `train_step`."""
+        """Run `train_step` with the odd value; a test patches this method in."""
         self.taken += 1
         if self.taken != AT:
             return self.real_step(model, batch, loss, *rest)
@@ -68,11 +68,11 @@ class Injection:
         return numbers
 
     def loss(self, real: Loss, *arguments: Any, **rest: Any) -> torch.Tensor:
-        """In the place of the loss."""
+        """Compute the loss with the odd value; a test patches this method in."""
         return real(*arguments, **rest) * self.value
 
     def measure(self, scores: Any, *rest: Any) -> Any:
-        """In the place of `measure`."""
+        """Run `measure` with the odd value; a test patches this method in."""
         table = self.real_measure(scores, *rest)
         if self.taken >= AT and self.where == "metric":
             table.averages["mAP"] = self.value
@@ -98,7 +98,7 @@ def test_an_odd_number_is_never_best_nor_saved(
 
 
 def attempt(runs: Runs, name: str, where: str, policy: str) -> str:
-    """What is wrong with how the run ends; empty: nothing."""
+    """Return the faults of the run's end; empty: there are none."""
     log, run = io.StringIO(), runs.folder / name
     goes_on = policy == "skip" and where in ("input", "loss", "gradient")
     error = ""
@@ -124,7 +124,7 @@ def attempt(runs: Runs, name: str, where: str, policy: str) -> str:
 
 
 def tensors(tree: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Those of nested containers."""
+    """Yield the tensors of nested containers."""
     if isinstance(tree, torch.Tensor):
         yield name, tree
     elif isinstance(tree, dict | list | tuple):

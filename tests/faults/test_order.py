@@ -51,7 +51,7 @@ def test_nothing_is_written_after_the_sync(ground: Ground, promise: Promise) -> 
 
 
 def synced(ground: Ground) -> list[list[str]]:
-    """The calls of fsync for files, in order."""
+    """Return the calls of fsync on files, in order."""
     return [call for call in ground.calls if call[0] == "fsync"]
 
 

@@ -52,7 +52,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """One folder for all."""
+    """Return the runs of one folder, for all tests."""
     return Runs(tmp_path_factory.mktemp("resume"))
 
 
@@ -117,7 +117,7 @@ def test_five_stops_repeat_and_skip_no_picture(runs: Runs, promise: Promise) -> 
 
 @pytest.fixture(scope="module")
 def halfway(runs: Runs) -> Callable[[str], Path]:
-    """Copies of a run that was stopped in its second epoch."""
+    """Make copies of a run that was stopped in its second epoch."""
     runs.stop("halfway", step=4)
 
     def copy(name: str) -> Path:
@@ -152,7 +152,7 @@ def test_changed_settings_are_refused_with_the_difference(
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """Of all files but the lock."""
+    """Return the content of all files but the lock."""
     return {path.name: path.read_bytes() for path in run.iterdir() if path.name != directory.LOCK}
 
 
@@ -260,6 +260,18 @@ def test_early_stopping_counts_on(runs: Runs) -> None:
     for step in (5, 9):  # under way, and at the very step after which it stops
         runs.stop(f"early-{step}", *settings, step=step)
         assert not [*differences(whole, left(runs.go(f"early-{step}", *settings).run))]
+
+
+def test_a_solved_run_is_not_overwritten(runs: Runs) -> None:
+    """L-BFGS leaves no state: the run's own config says which settings may resume it."""
+    solved = "model.freeze_backbone=true"
+    run = runs.go("solved", solved).run
+    before = (run / directory.BEST).read_bytes()
+    with pytest.raises(ConfigError, match="freeze_backbone: True before, False now"):
+        runs.go("solved", resume=ResumeOptions())
+    assert (run / directory.BEST).read_bytes() == before
+    runs.go("solved", solved, resume=ResumeOptions())
+    runs.go("solved", resume=ResumeOptions(allow_changed=True))
 
 
 def test_a_finished_run_is_finished_again(runs: Runs) -> None:

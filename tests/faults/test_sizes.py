@@ -24,13 +24,16 @@ REFUSAL = "one picture of 32 px at a time gives BatchNorm one value a channel"
 
 @dataclass(frozen=True)
 class Size:
-    """So many pictures in batches of so many; the rest is drawn from the two."""
+    """Number of pictures and size of a batch; the other settings are drawn from these two."""
 
     n: int
     batch: int
 
     def write(self, folder: Path) -> str:
-        """One to three labels, named; a third of the targets unknown, of whole batches at times."""
+        """Write a table of one to three labels; a third of the targets is unknown.
+
+        At times all targets of a batch are unknown.
+        """
         draw = random.Random(f"{self.n} {self.batch}")
         labels = draw.choice((1, 1, 3))
         states = draw.choice((["0", "1"], ["0", "1", ""], ["0"], ["1"], ["", "", "1"]))

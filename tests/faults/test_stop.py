@@ -47,7 +47,7 @@ class Phase:
     saved: bool = False
 
     def there(self, child: Child) -> bool:
-        """Has it begun?"""
+        """Return whether the phase has begun."""
         if self.when == "processes":
             return len(children.members(child.pid)) > 1
         calls = "\n".join(" ".join((c[0], *(Path(x).name for x in c[1:2]))) for c in child.traced)
@@ -63,7 +63,7 @@ PHASES = {
     "save": Phase((*TRAIN, BUSY), "open .resume.pt", saved=True),
     "second epoch": Phase((*TRAIN, "train.workers=1"), "epoch 1/2", saved=True),
     "features": Phase(FROZEN, "features of train:"),
-    "solving": Phase(FROZEN, "is solved for by"),
+    "solving": Phase(FROZEN, "L-BFGS solves for"),
     "results": Phase(TRAIN, "rename scores.npz", saved=True),
     "report": Phase(TRAIN, "rename metrics.json", saved=True),
     "download": Phase(
@@ -79,14 +79,14 @@ QUICK = ("scan", "step, 2 workers", "save", "features", "report", "download", "p
 
 @pytest.fixture(scope="module")
 def stalled() -> Iterator[str]:
-    """The address of a server that takes a call and never answers."""
+    """Return the address of a server that accepts a connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, server: None) -> Ground:
-    """A folder of many pictures, so that phases last, and a finished run, runs/trained."""
+    """Make a folder of many pictures, so that phases last, and a finished run, runs/trained."""
     folder = tmp_path_factory.mktemp("many")
     demo_data.write(folder, count=MANY, size=32)
     (folder / "tiny.yaml").write_text(CALM)
@@ -98,7 +98,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, server: None) -> Ground:
 
 @dataclass(frozen=True)
 class Way:
-    """How it is stopped."""
+    """A way to stop a command."""
 
     number: signal.Signals
     group: bool
@@ -108,7 +108,7 @@ class Way:
         return 128 + self.number
 
     def stop(self, child: Child) -> float:
-        """Send the signal; the seconds until the process has ended."""
+        """Send the signal; return the seconds until the process has ended."""
         sent = time.monotonic()
         (child.send_group if self.group else child.send)(self.number)
         child.wait()
@@ -119,7 +119,7 @@ WAYS = [Way(n, group) for n in (signal.SIGTERM, signal.SIGINT) for group in (Fal
 
 
 def faults_of(ground: Ground, phase: Phase, way: Way, pause: float, proxy: str) -> list[str]:
-    """What does not hold where a command is stopped in this phase."""
+    """Return the faults of a command that is stopped in this phase."""
     name = f"stopped-{next(NUMBERS)}"
     command = [word.format(name=name) if "{name}" in word else word for word in phase.command]
     cache = str(ground.folder / name)  # nothing is known yet: all is scanned and computed
@@ -142,7 +142,7 @@ def faults_of(ground: Ground, phase: Phase, way: Way, pause: float, proxy: str) 
 
 
 def resumed(ground: Ground, phase: Phase, name: str, command: list[str], child: Child) -> list[str]:
-    """What is wrong with what a stopped training says, and with the one that goes on."""
+    """Return the faults of a stopped training's messages, and of the run that resumes it."""
     run, wrong = ground.run(name), []
     saved = any((run / state).is_file() for state in (directory.STATE, directory.PREVIOUS_STATE))
     line = f"resume with\n  mlfinetune train runs/{name}/config.yaml --resume"

@@ -1,6 +1,6 @@
-"""Half a ResNet, under a name of torchvision's: trained and saved in milliseconds.
+"""Half a ResNet, registered with torchvision: trained and saved in milliseconds.
 
-To be imported before `mlfinetune.model`, which asks torchvision for the names.
+Import it before `mlfinetune.models.tagger`, which asks torchvision for the names of networks.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 
 def resnet6_tiny(*, weights: None = None, **kwargs: Any) -> ResNet:
-    """Two stages of one block: 0.3 million weights, 128 features."""
+    """Return a ResNet with two stages of one block: 0.3 million weights, 128 features."""
     net = ResNet(BasicBlock, [1, 1, 1, 1], **kwargs)
     net.layer3 = net.layer4 = nn.Sequential()
     net.fc = nn.Linear(128, 1000)

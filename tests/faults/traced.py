@@ -45,7 +45,7 @@ class Trace:
         self._pid, self._written, self._renamed = os.getpid(), Counter[str](), ""
 
     def begin(self) -> None:
-        """From now on, in this process."""
+        """Trace the calls of this process from now on."""
         sync = os.fsync
 
         def fsync(file: int) -> None:
@@ -87,7 +87,7 @@ class Trace:
 
 
 def _die_beyond(path: Path, share: float) -> None:
-    """The system kills this process in the write that makes a file so large."""
+    """Make the system kill this process in the write that makes a file larger than this."""
     size = int(share * path.stat().st_size) if path.exists() else 1
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)

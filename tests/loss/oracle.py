@@ -31,7 +31,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def tensors(
     shape: tuple[int, ...], seed: int = 0, device: str = "cpu", spread: float = 6.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 logits, int8 targets from {1, 0, -1}, and a weight for each label."""
+    """Return float32 logits, int8 targets from {1, 0, -1}, and a weight for each label."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(shape, generator=generator) * spread
     targets = torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
@@ -40,7 +40,7 @@ def tensors(
 
 
 def as_reference(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a loss as those of the reference."""
+    """Return the settings of a loss by the names of the reference's arguments."""
     given = {**DEFAULTS[name], **settings}
     if name != "focal":
         return given
@@ -62,7 +62,7 @@ def truth(
     divisor: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and slope in float64, from autograd of the reference, and the size of its terms."""
+    """Return value and slope in float64, by autograd of the reference, and its terms' size."""
     given = as_reference(name, settings)
     x = logits.detach().double().requires_grad_()
     divided = reduction == "mean" and divisor is not None
@@ -79,7 +79,7 @@ def truth(
 
 
 def assert_within(got: Tensor, want: Tensor, bound: Tensor) -> None:
-    """Every entry of `got` is within `bound` of `want`; NaN and infinity are not."""
+    """Assert that every entry of `got` is within `bound` of `want`, and finite."""
     error = (got.detach().double() - want).abs()
     assert got.shape == want.shape
     bad = (~(error <= bound)).nonzero().tolist()
@@ -125,7 +125,7 @@ def assert_true(
 
 
 def in_a_thread(*work: Callable[[], None]) -> None:
-    """All at once, each in a new thread, with buffers of its own; raises what they raise."""
+    """Run the calls at once, each in a new thread with its own buffers; raise their errors."""
     errors: list[BaseException] = []
 
     def run(one: Callable[[], None]) -> None:

@@ -36,12 +36,12 @@ GAMMAS = [0.0, 0.5, 1.0, 2.0, 4.0]
 
 
 def value_and_slope(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and its derivative, of its sum where it is not a scalar."""
+    """Return the loss and its derivative, that of its sum where it is not a scalar."""
     return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
-    """Limits of a size from SIZES, one thread, so that blocks are as small as they say."""
+    """Set small block sizes from SIZES, and one thread, so that the blocks are that small."""
     small, block = SIZES[size]
     monkeypatch.setattr(blocks, "SMALL", small)
     monkeypatch.setattr(blocks, "BLOCK", block)
@@ -156,7 +156,7 @@ def test_finite_for_the_largest_logits(
 
 
 def joined(numbers: list[float], dtype: torch.dtype) -> tuple[float, float]:
-    """The sum of log1p of the numbers: ours and the true one."""
+    """Return the sum of log1p of the numbers, by `blocks` and the true one."""
     e = torch.tensor(numbers, dtype=dtype)
     want = math.fsum(map(math.log1p, e.tolist()))
     return float(blocks._join_pairs(e).log1p_().double().sum()), want
@@ -195,7 +195,7 @@ def test_joining_keeps_every_number(length: int) -> None:
 
 
 def large(seed: int, dtype: torch.dtype = torch.float32) -> None:
-    """A call that leaves large buffers behind, full of numbers."""
+    """Call the loss so that it leaves large buffers behind, full of numbers."""
     x, t, w = tensors((220, 80), seed)
     assert_true(x.to(dtype), t)
     assert_true(x.to(dtype), t, pos_weight=w)

@@ -67,13 +67,13 @@ def assert_true(
 
 
 def slopes(loss: Tensor, logits: Tensor, times: float = 1.0) -> Tensor:
-    """The gradient that arrives at the logits where the loss has the gradient `times`."""
+    """Return the gradient of the logits when the loss has the gradient `times`."""
     return torch.autograd.grad(loss, logits, torch.full_like(loss, times))[0]
 
 
 @pytest.fixture
 def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles and grids so small that each of a few programs goes several rounds."""
+    """Set tiles and grids so small that each of a few programs loops several times."""
     monkeypatch.setattr(kernel, "SINGLE", 256)
     monkeypatch.setattr(kernel, "TILE", 256)
     monkeypatch.setattr(kernel, "PROGRAMS", 4)
@@ -351,7 +351,7 @@ COMPILED: dict[str, tuple[str, dict[str, Any], int]] = {
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """PTX for compute capability 9.0 of each setting, and what the assembler says of it."""
+    """Return PTX for compute capability 9.0 of each setting, and the assembler's report."""
     folder = str(tmp_path_factory.mktemp("triton"))
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -36,7 +36,7 @@ BACKENDS = ["torch", interpreted]
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile as after a start, with a cache of its own."""
+    """Return torch.compile as after a start, with a cache of its own."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     yield
@@ -44,7 +44,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def value_and_slope(function: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, for an upstream gradient that is not 1."""
+    """Return the loss and its gradient, for an upstream gradient that is not 1."""
     x = logits.detach().requires_grad_()
     loss = function(x, targets)
     return loss.detach(), torch.autograd.grad(loss, x, torch.full_like(loss, 0.5))[0]

@@ -14,7 +14,7 @@ TARGETS = (0.0, 0.25, 0.9, 1.0)
 
 
 def exact(x: float, t: float, w: float) -> tuple[float, float]:
-    """Loss and derivative from the textbook definition, with 60 digits."""
+    """Return loss and derivative from the textbook definition, with 60 digits."""
     with mpmath.workdps(60):
         e, one, t_exact = mpmath.exp(mpmath.mpf(x)), mpmath.mpf(1), mpmath.mpf(t)
         loss = (one - t_exact) * mpmath.log1p(e) + w * t_exact * mpmath.log1p(one / e)
@@ -23,7 +23,10 @@ def exact(x: float, t: float, w: float) -> tuple[float, float]:
 
 
 def batch(seed: int, *, unknown: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Float64 logits that need a gradient, soft targets (a third unknown on demand), weights."""
+    """Return float64 logits that need a gradient, soft targets, and weights.
+
+    On demand a third of the targets is unknown.
+    """
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, 5, generator=generator, dtype=torch.float64) * 4
     targets = torch.rand(6, 5, generator=generator, dtype=torch.float64)

@@ -59,7 +59,7 @@ class Case:
     reduction: str
 
     def loss(self, function: Callable[..., Tensor], logits: Tensor) -> Tensor:
-        """`function` (the loss or the reference) with these settings."""
+        """Return `function` (the loss or the reference) with these settings."""
         return function(
             logits,
             self.targets,
@@ -69,7 +69,7 @@ class Case:
         )
 
     def true_slope(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """d loss / d logits in float64 from the closed form, and the size of its terms."""
+        """Return d loss / d logits in float64 from the closed form, and the size of its terms."""
         x, s, known = logits.double(), self.label_smoothing, self.targets >= 0
         t, w = self.targets.double(), 1.0 if self.pos_weight is None else self.pos_weight.double()
         up = known * ((1 - t) * (1 - s) + s / 2) * torch.sigmoid(x)
@@ -80,7 +80,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any shape from (0, L), logits up to 1e4, every kind of target, weight and reduction."""
+    """Draw cases: shapes from (0, L), logits up to 1e4, all targets, weights and reductions."""
     shape = draw(st.tuples(st.integers(0, 5), st.integers(1, 6)))
     kind = draw(st.sampled_from(list(TARGETS)))
     weights = st.floats(0, 1000, width=32)
@@ -96,14 +96,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def assert_within(got: Tensor, want: Tensor, bound: Tensor) -> None:
-    """Every entry of `got` is within `bound` of `want`; NaN and infinity are not."""
+    """Assert that every entry of `got` is within `bound` of `want`, and finite."""
     error = (got.detach().double() - want).abs()
     assert got.shape == want.shape
     assert bool((error <= bound).all()), f"error {error}, bound {bound}"
 
 
 def batch(seed: int, shape: tuple[int, ...] = (6, 5)) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 logits that need a gradient, targets from {1, 0, -1}, label weights."""
+    """Return float32 logits that need a gradient, targets from {1, 0, -1}, label weights."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(shape, generator=generator) * 6
     targets = torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
@@ -112,12 +112,12 @@ def batch(seed: int, shape: tuple[int, ...] = (6, 5)) -> tuple[Tensor, Tensor, T
 
 
 def value_and_slope(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss and its derivative, of its sum where it is not a scalar."""
+    """Return the loss and its derivative, that of its sum where it is not a scalar."""
     return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
 
 
 def naive(logits: Tensor, targets: Tensor) -> Tensor:
-    """What the loss is there to avoid: the sigmoid first, then the logarithm."""
+    """Return the loss by the sigmoid first, then the logarithm: the error to avoid."""
     p = torch.sigmoid(logits)
     return -(targets * p.log() + (1 - targets) * (1 - p).log())
 

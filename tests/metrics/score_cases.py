@@ -36,29 +36,29 @@ class Case:
         return measure(table(self.targets, self.logits), self.threshold)
 
     def said(self) -> NDArray[np.bool_]:
-        """(N, L), where the threshold is reached."""
+        """Return (N, L) bools: whether the threshold is reached."""
         return np.asarray(self.probabilities() >= self.threshold)
 
     def probabilities(self) -> NDArray[np.float64]:
-        """(N, L), apart wherever the logits are."""
+        """Return (N, L), apart wherever the logits are."""
         return np.asarray(expit(self.logits.astype(np.float64)))
 
 
 def table(targets: NDArray[np.int8], logits: NDArray[np.float32]) -> ScoreTable:
-    """Images and labels with numbers for names."""
+    """Return a ScoreTable whose images and labels have numbers for names."""
     names = tuple(f"{i}.jpg" for i in range(len(targets)))
     labels = LabelSpace(tuple(f"label {i}" for i in range(targets.shape[1])))
     return ScoreTable(names, logits, targets, labels)
 
 
 def scores(targets: list[list[int]], logits: list[list[float]]) -> ScoreTable:
-    """A table from rows."""
+    """Return a ScoreTable from rows."""
     return table(np.array(targets, np.int8), np.array(logits, np.float32))
 
 
 @st.composite
 def cases(draw: st.DrawFn, states: tuple[int, ...]) -> Case:
-    """1 to 30 images, 1 to 6 labels, from all tied to all apart."""
+    """Draw cases: 1 to 30 images, 1 to 6 labels, from all logits tied to all apart."""
     shape = draw(st.tuples(st.integers(1, 30), st.integers(1, 6)))
     steps = draw(st.sampled_from((0, 1, 20)))
     levels = draw(arrays(np.int8, shape, elements=st.integers(-steps, steps)))
@@ -81,5 +81,5 @@ def columns(case: Case, need_negative: bool) -> tuple[NDArray[np.int8], NDArray[
 
 
 def near(value: float | torch.Tensor | None, tolerance: float = 1e-6) -> object:
-    """This value, or undefined."""
+    """Return pytest's approximation of the value; None stays None."""
     return None if value is None else pytest.approx(float(value), abs=tolerance)

@@ -28,7 +28,7 @@ def ap(truth: list[int], scores: list[float], protocol: str) -> float:
 
 
 def defined(truth: list[int], scores: list[float], protocol: str) -> float:
-    """The definition, in fractions: a walk down every distinct score, the negatives' too."""
+    """Return the definition, in fractions: a walk down every distinct score, the negatives' too."""
     total, points = sum(truth), []
     for limit in sorted(set(scores), reverse=True):
         tp = sum(t for t, x in zip(truth, scores, strict=True) if x >= limit)

@@ -26,14 +26,14 @@ thorough = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow],
 
 
 def table(targets: NDArray[np.int8], logits: NDArray[np.float32]) -> ScoreTable:
-    """Images and labels with numbers for names."""
+    """Return images and labels with numbers for names."""
     names = tuple(f"{i}.jpg" for i in range(len(targets)))
     labels = LabelSpace(tuple(f"label {i}" for i in range(targets.shape[1])))
     return ScoreTable(names, logits, targets, labels)
 
 
 def drawn(images: int, labels: int, seed: int, share: float = 0.2) -> ScoreTable:
-    """Logits that tell a good part of the targets."""
+    """Return logits that tell a good part of the targets."""
     random = np.random.default_rng(seed)
     targets = (random.random((images, labels)) < share).astype(np.int8)
     logits = (2 * targets + random.normal(size=targets.shape)).astype(np.float32)
@@ -61,7 +61,7 @@ SEEDS = range(12)
 
 
 def counts(images: int, seed: int, resamples: int = 1) -> NDArray[np.int64]:
-    """(resamples, images) counts of draws: images drawn again, with replacement."""
+    """Return (resamples, images) counts of draws: images drawn again, with replacement."""
     random = np.random.default_rng(seed)
     draws = [random.integers(0, images, images) for _ in range(resamples)]
     return np.array([np.bincount(draw, minlength=images) for draw in draws])

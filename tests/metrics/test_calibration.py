@@ -21,7 +21,7 @@ Case = tuple[NDArray[np.float32], NDArray[np.int8]]
 
 
 def log_loss(logits: NDArray[np.floating], targets: NDArray[np.int8]) -> float | None:
-    """Mean log loss over the known pairs, in nats, None without any."""
+    """Return mean log loss over the known pairs, in nats, None without any."""
     known = targets != -1
     z = np.where(targets == 1, -logits.astype(np.float64), logits)[known]
     return float(np.logaddexp(0, z).mean()) if z.size else None
@@ -38,7 +38,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def drawn(images: int, slope: Any, intercept: Any, seed: int = 0) -> Case:
-    """Logits around -1, and targets as often positive as slope * logit + intercept says."""
+    """Return logits around -1, and targets as often positive as slope * logit + intercept says."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, 2, (images, np.size(slope))).astype(np.float32)
     truth = rng.random(logits.shape) < expit(np.multiply(slope, logits) + intercept)

@@ -28,7 +28,7 @@ LABELS = LabelSpace(("common", "rare", "none"))
 
 
 def drawn(seed: int, images: int = 400) -> ScoreTable:
-    """Logits that are too sure of themselves, and too low; a label without a positive."""
+    """Return logits that are too sure of themselves, and too low; a label without a positive."""
     random = np.random.default_rng(seed)
     truth = random.normal(size=(images, 3)) + np.array([0.5, -2.0, -9.0])
     targets = (random.random((images, 3)) < expit(2 * truth)).astype(np.int8)

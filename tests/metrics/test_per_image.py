@@ -27,7 +27,7 @@ def rows_mean(name: str, truth: NDArray[np.int8], logits: NDArray[np.float32]) -
 
 
 def row_by_row(name: str, targets: NDArray[np.int8], logits: NDArray[np.float32]) -> float | None:
-    """The mean over rows, of their known labels; rows with as many of them at once."""
+    """Return the mean over rows, of their known labels; rows with as many of them at once."""
     known = targets != -1
     lengths = known.sum(axis=1)
     means, counts = [], []

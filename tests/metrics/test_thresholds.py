@@ -42,7 +42,7 @@ def draw(seed: int, images: int, labels: int = 20) -> tuple[Case, Case]:
 
 
 def macro_f1(said: NDArray[np.bool_], targets: NDArray[np.int8]) -> float:
-    """Mean F1 over the labels with a positive, of the known images."""
+    """Return mean F1 over the labels with a positive, of the known images."""
     each = [
         f1_score(targets[rows, at], said[rows, at], zero_division=0)
         for at, rows in enumerate((targets != -1).T)

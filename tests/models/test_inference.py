@@ -14,8 +14,8 @@ from mlfinetune.models.inference import (
     FOLDED,
     FUSED,
     FusedBackbone,
-    for_inference,
     fuse_for_cpu,
+    prepare_for_inference,
 )
 from mlfinetune.models.scoring import compute_logits
 from mlfinetune.models.tagger import Tagger
@@ -25,7 +25,7 @@ NAMES = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
 
 
 def backbone(name: str = "resnet18", seed: int = 0) -> nn.Module:
-    """Random weights, and BatchNorm statistics that matter."""
+    """Return random weights, and BatchNorm statistics that matter."""
     torch.manual_seed(seed)
     net = torchvision.models.get_model(name, weights=None).eval()
     net.fc = nn.Identity()
@@ -44,18 +44,18 @@ def pictures(count: int, side: int = SIDE) -> Tensor:
 
 @pytest.fixture(scope="module", params=NAMES)
 def net(request: pytest.FixtureRequest) -> nn.Module:
-    """Every kind of block, grouped and wide ones too; no test changes it."""
+    """Return every kind of block, grouped and wide ones too; no test changes it."""
     return backbone(request.param)
 
 
 @pytest.fixture(scope="module")
 def small() -> nn.Module:
-    """A resnet18; no test changes it."""
+    """Return a resnet18; no test changes it."""
     return backbone()
 
 
 def plain(net: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The folded backbone of a machine without oneDNN."""
+    """Return the folded backbone of a machine without oneDNN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
         fused, why = fuse_for_cpu(net, dtype, SIDE)
@@ -65,7 +65,7 @@ def plain(net: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def off(one: Tensor, two: Tensor) -> float:
-    """The distance, as a share of the second's length."""
+    """Return the distance, as a share of the second's length."""
     return ((one - two).norm() / two.norm()).item()
 
 
@@ -237,7 +237,7 @@ def test_a_network_that_cannot_be_folded_predicts_as_trained(
     net, width = other_network(kind)
     tagger.features, tagger.head = net, nn.Linear(width, 3)
     cpu = torch.device("cpu")
-    served, how = for_inference(tagger, SIDE, cpu, dtype)
+    served, how = prepare_for_inference(tagger, SIDE, cpu, dtype)
     assert how == f"{AS_TRAINED}: {reason}"
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(2, 3, dtype=torch.int8), torch.arange(2))

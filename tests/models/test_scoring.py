@@ -33,33 +33,33 @@ LOGITS = st.floats(-1e4, 1e4, width=32) | st.sampled_from(CORNERS + [-x for x in
 
 @pytest.fixture(scope="module")
 def model() -> Tagger:
-    """A resnet18 with random weights, whose BatchNorm has seen nothing."""
+    """Return a resnet18 with random weights, whose BatchNorm has seen nothing."""
     torch.manual_seed(0)
     return Tagger("resnet18", 3, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Seven pictures of noise, each of its own brightness."""
+    """Return seven pictures of noise, each of its own brightness."""
     noise = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return (noise * torch.linspace(30, 255, 7).view(7, 1, 1, 1)).to(torch.uint8)
 
 
 def manifest(count: int) -> Manifest:
-    """As many images, each with its own targets."""
+    """Return as many images, each with its own targets."""
     targets = (np.arange(count * 3).reshape(count, 3) % 3 - 1).astype(np.int8)
     names = tuple(f"{i}.jpg" for i in range(count))
     return Manifest(Path("/data"), names, Targets.pack([targets], 3), LabelSpace(("a", "b", "c")))
 
 
 def batches(images: torch.Tensor, *parts: Sequence[int]) -> list[Batch]:
-    """One batch a part, with the images that it names."""
+    """Return one batch a part, with the images that it names."""
     targets = torch.from_numpy(manifest(len(images)).targets[:])
     return [Batch(images[list(p)], targets[list(p)], torch.tensor(p)) for p in parts]
 
 
 def scored(model: nn.Module, images: torch.Tensor, *parts: Sequence[int]) -> ScoreTable:
-    """The table of all images, seen in these parts."""
+    """Return the table of all images, seen in these parts."""
     of = manifest(len(images))
     return score_manifest(model, batches(images, *parts), of, CPU, torch.float32)
 
@@ -81,7 +81,7 @@ class Means(nn.Module):
     """Mean colours for logits: row by row, so that no kernel rounds by the size of its batch."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) -> (B, 3)."""
+        """Return (B, 3, S, S) -> (B, 3)."""
         return images.double().sum((2, 3)).sub(2000).div(500).float()
 
 

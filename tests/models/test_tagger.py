@@ -35,23 +35,23 @@ State = dict[str, Tensor]
 
 
 def tagger(labels: int = 3, frozen: bool = False, bias: Tensor | None = None) -> Tagger:
-    """A resnet18 with random weights."""
+    """Return a resnet18 with random weights."""
     return Tagger("resnet18", labels, mean=MEAN, std=STD, frozen=frozen, bias=bias)
 
 
 def pictures(count: int = 2, side: int = 32) -> Tensor:
-    """Noise, as the loader gives it."""
+    """Return noise, as the loader gives it."""
     generator = torch.Generator().manual_seed(count)
     return torch.randint(0, 256, (count, 3, side, side), generator=generator).to(torch.uint8)
 
 
 def copied(module: nn.Module) -> State:
-    """Every parameter and buffer as it is now."""
+    """Return every parameter and buffer as it is now."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def same(one: State, two: State) -> bool:
-    """The same names and bits."""
+    """Return the same names and bits."""
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -68,7 +68,7 @@ def steps(model: Tagger, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """Weights of a resnet18 that differ from what a fresh one has, in every buffer too."""
+    """Return weights of a resnet18 that differ from what a fresh one has, in every buffer too."""
     torch.manual_seed(1)
     model = torchvision.models.get_model("resnet18", weights=None)
     for name, buffer in model.named_buffers():
@@ -78,27 +78,27 @@ def state() -> State:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that is gone after the test, for weights are large."""
+    """Return a folder that is gone after the test, for weights are large."""
     with TemporaryDirectory() as name:
         yield Path(name)
 
 
 @pytest.fixture(scope="module")
 def shared() -> Tagger:
-    """A tagger for tests that leave it as it is."""
+    """Return a tagger for tests that leave it as it is."""
     torch.manual_seed(2)
     return tagger().eval()
 
 
 @pytest.fixture(scope="module")
 def made() -> Tagger:
-    """The tagger behind `model`; making one takes long."""
+    """Return the tagger behind `model`; making one takes long."""
     return tagger()
 
 
 @pytest.fixture
 def model(made: Tagger) -> Tagger:
-    """A tagger with zeros in its backbone, to load weights into."""
+    """Return a tagger with zeros in its backbone, to load weights into."""
     for value in made.features.state_dict().values():
         value.zero_()
     return made
@@ -266,7 +266,7 @@ Change = Callable[[State], Any]
 
 
 def prefixed(prefix: str) -> Change:
-    """Every key behind this prefix."""
+    """Return every key behind this prefix."""
     return lambda state: {prefix + key: value for key, value in state.items()}
 
 
@@ -276,18 +276,18 @@ def without(*ends: str) -> Change:
 
 
 def within(file: State, **changes: Tensor) -> State:
-    """The state with other tensors in place of some, keys' dots written as __."""
+    """Return the state with other tensors in place of some, keys' dots written as __."""
     return file | {key.replace("__", "."): value for key, value in changes.items()}
 
 
 def as_own(state: State) -> State:
-    """The keys that a checkpoint of ours has."""
+    """Return the keys that a checkpoint of ours has."""
     features = {f"features.{k}": v for k, v in state.items() if not k.startswith("fc.")}
     return features | {"head.weight": torch.ones(9, 512), "head.bias": torch.ones(9)}
 
 
 def write(path: Path, state: Any) -> Path:
-    """A .pth or .safetensors file."""
+    """Make a .pth or .safetensors file."""
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
@@ -370,7 +370,7 @@ def test_a_checkpoint_of_ours_is_a_weights_file(folder: Path, state: State, mode
 
 
 def light(backbone: str) -> State:
-    """Zeros in the backbone's shapes, which take no room in a .pth file."""
+    """Return zeros in the backbone's shapes, which take no room in a .pth file."""
     with torch.device("meta"):
         shapes = torchvision.models.get_model(backbone, weights=None).state_dict()
     return {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
@@ -569,7 +569,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of torch.hub's downloads, moved here; loopback needs no proxy."""
+    """Return the folder of torch.hub's downloads, moved here; loopback needs no proxy."""
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return folder / "torch" / "hub" / "checkpoints"
@@ -577,7 +577,7 @@ def cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(cache: Path) -> Iterator[Server]:
-    """A running server."""
+    """Return a running server."""
     with Server() as running:
         thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

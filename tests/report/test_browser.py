@@ -39,7 +39,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """One session for the module, with its own profile; nothing is downloaded for it."""
+    """Return one session for the module, with its own profile; nothing is downloaded for it."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         lacking("no chromium and chromedriver on PATH: apt-get install chromium chromium-driver")
@@ -56,7 +56,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Addresses of a plain page with drawn pictures, and of a hostile one."""
+    """Return addresses of a plain page with drawn pictures, and of a hostile one."""
     folder = tmp_path_factory.mktemp("pages")
     demo_data.write(folder, count=60)
     names = tuple(sorted(str(path.relative_to(folder)) for path in folder.glob("images/*")))
@@ -74,7 +74,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def plain(chromium: webdriver.Chrome, pages: dict[str, str]) -> webdriver.Chrome:
-    """The browser, at the plain page, newly loaded."""
+    """Return the browser, at the plain page, newly loaded."""
     chromium.get("about:blank")
     chromium.get(pages["plain"])
     return chromium
@@ -89,7 +89,7 @@ def emulate(browser: webdriver.Chrome, width: int, theme: str) -> None:
 
 
 def column(browser: webdriver.Chrome, number: int, shown: bool = False) -> list[str]:
-    """The texts of one column of the label table; of the rows that are shown, or of all."""
+    """Return the texts of one column of the label table; of the rows that are shown, or of all."""
     rows = "[...document.querySelectorAll('#label-table tbody tr')]"
     shown_only = ".filter(row => row.offsetParent)" if shown else ""
     script = f"return {rows}{shown_only}.map(row => row.cells[{number}].textContent.trim())"
@@ -97,7 +97,7 @@ def column(browser: webdriver.Chrome, number: int, shown: bool = False) -> list[
 
 
 def requests(browser: webdriver.Chrome) -> set[str]:
-    """Addresses asked for since the last call, but for data.
+    """Return addresses asked for since the last call, but for data.
 
     Left out too is what the browser's own first tab still loads: no page can ask for `chrome:`.
     """
@@ -247,7 +247,7 @@ def test_hostile_names_run_nothing(chromium: webdriver.Chrome, pages: dict[str, 
 
 
 def attempted(browser: webdriver.Chrome) -> str:
-    """The dialog that is open, or what was asked for beside files since the last call."""
+    """Return the dialog that is open, or what was asked for beside files since the last call."""
     with contextlib.suppress(NoAlertPresentException):
         alert = browser.switch_to.alert
         text = alert.text

@@ -19,7 +19,7 @@ from mlfinetune.report.curves import POINTS, compute_by_threshold, compute_preci
 
 
 def tied(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) logits 1/4 apart, many of them tied, and targets."""
+    """Return (K,) logits 1/4 apart, many of them tied, and targets."""
     rng = np.random.default_rng(seed)
     targets = (rng.random(count) < 0.3).astype(np.int8)
     targets[0] = 1

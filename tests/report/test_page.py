@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
 @cache
 def hostile_page() -> str:
-    """A page whose title, labels, files and protocol are hostile."""
+    """Return a page whose title, labels, files and protocol are hostile."""
     given = plausible(200, HOSTILE, tuple(f"{HOSTILE[n % 40]}{n}" for n in range(200)))
     about = tuple((text, text) for text in HOSTILE)
     return render(build(replace(given, title=HOSTILE[1], about=about)))
@@ -50,7 +50,7 @@ def hostile_page() -> str:
 
 @cache
 def plain_page() -> str:
-    """A page of equal shape with plain names."""
+    """Return a page of equal shape with plain names."""
     labels = tuple(f"label {n}" for n in range(40))
     given = plausible(200, labels, tuple(f"images/{n}.jpg" for n in range(200)))
     return render(build(replace(given, about=tuple(("a", "b") for _ in HOSTILE))))

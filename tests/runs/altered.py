@@ -21,7 +21,7 @@ def accepted(load: Callable[[Path], object], path: Path, contents: Iterable[byte
 
 
 def flipped(whole: bytes, bit: int) -> bytes:
-    """The bytes with one bit turned."""
+    """Return the bytes with one bit changed."""
     changed = bytearray(whole)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)

@@ -39,7 +39,7 @@ NASTY += [
 
 
 def weights() -> dict[str, Tensor]:
-    """A few small tensors of the kinds and layouts that models have."""
+    """Return a few small tensors of the kinds and layouts that models have."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(4, 3, 2, 2, generator=generator)
     return {
@@ -52,7 +52,7 @@ def weights() -> dict[str, Tensor]:
 
 
 def content(labels: tuple[str, ...] = ("cat", "dog"), **changes: Any) -> Checkpoint:
-    """A small checkpoint."""
+    """Return a small checkpoint."""
     spec = TransformSpec(
         image_size=64, resize="pad", max_pixels=10**9, crop_scale=(0.3, 1.0), color_jitter=0.1
     )
@@ -69,26 +69,26 @@ def content(labels: tuple[str, ...] = ("cat", "dog"), **changes: Any) -> Checkpo
 
 
 def refusal(path: Path) -> str:
-    """The message with which the file is refused."""
+    """Return the message with which the file is refused."""
     with pytest.raises(CheckpointError) as caught:
         load(path)
     return str(caught.value)
 
 
 def header(path: Path) -> int:
-    """Bytes of the JSON that a safetensors file starts with."""
+    """Return bytes of the JSON that a safetensors file starts with."""
     return int.from_bytes(path.read_bytes()[:8], "little")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a generated test."""
+    """Return one folder for all the examples of a generated test."""
     return tmp_path_factory.mktemp("checkpoints")
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A good checkpoint."""
+    """Return a good checkpoint."""
     save(tmp_path / "best.safetensors", content())
     return tmp_path / "best.safetensors"
 
@@ -265,7 +265,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 
 
 def sealed(path: Path, changes: dict[str, object], weight: float = 1) -> Path:
-    """A checkpoint with some of its fields changed, and the digest right again."""
+    """Make a checkpoint with some of its fields changed, and the digest right again."""
     save(path, content())
     written = json.loads(path.read_bytes()[8 : 8 + header(path)])["__metadata__"]["mlfinetune"]
     about = json.dumps(json.loads(written) | {"sha256": "0" * 64} | changes, separators=(",", ":"))
@@ -333,7 +333,7 @@ def test_an_error_in_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The process's umask, for one test."""
+    """Return the process's umask, for one test."""
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
@@ -393,7 +393,7 @@ def test_no_checkpoint_is_an_error_with_the_path(tmp_path: Path) -> None:
 
 
 def finished(run: Path, seconds: int) -> Path:
-    """A run with metrics.json of this time; the later, the older its checkpoint is."""
+    """Make a run with metrics.json of this time; the later, the older its checkpoint is."""
     run.mkdir(parents=True)
     for name in (directory.METRICS, directory.BEST):
         (run / name).touch()

@@ -45,12 +45,12 @@ def within(about: About, *keys: str, value: object) -> None:
 
 
 def setting(*keys: str, value: object) -> Forgery:
-    """A forgery of one field."""
+    """Return a forgery of one field."""
     return lambda about, _: within(about, *keys, value=value)
 
 
 def weight(value: Tensor | None, name: str = HEAD) -> Forgery:
-    """A forgery of one tensor, or without it."""
+    """Return a forgery of one tensor, or without it."""
     if value is None:
         return lambda _, state: state.pop(name)
     return lambda _, state: state.__setitem__(name, value)
@@ -139,7 +139,7 @@ FORGERIES: dict[str, Forgery] = {
 
 
 def forge(good: Path, path: Path, forgery: Forgery) -> Path:
-    """A checkpoint as `good`, changed and sealed anew."""
+    """Make a checkpoint as `good`, changed and sealed anew."""
     content = good.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     about = json.loads(header["__metadata__"]["mlfinetune"])
@@ -179,7 +179,7 @@ def test_a_resealed_checkpoint_predicts(trained: Path, tmp_path: Path, cli: Run)
 
 
 def refused(path: Path) -> str:
-    """The message, which comes at once."""
+    """Return the message, which comes at once."""
     start = time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         load(path)
@@ -241,7 +241,7 @@ class Payload:
 
 
 def zipped(member: bytes, name: str = "archive/data.pkl") -> bytes:
-    """A zip as torch writes it, with this pickle."""
+    """Return a zip as torch writes it, with this pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(name, member)
@@ -258,13 +258,13 @@ def saved(content: object, new: bool) -> bytes:
 
 
 def by_hand(call: str, argument: str) -> bytes:
-    """A pickle of GLOBAL and REDUCE, as no pickler writes it."""
+    """Return a pickle of GLOBAL and REDUCE, as no pickler writes it."""
     module, name = call.split()
     return f"c{module}\n{name}\n(V{argument}\ntR.".encode()
 
 
 def payloads(canary: Path) -> Iterator[tuple[str, bytes]]:
-    """Name -> a file that makes the folder `canary` where it is unpickled, or unpacked."""
+    """Yield name -> a file that makes the folder `canary` where it is unpickled, or unpacked."""
     code = f"__import__('os').mkdir({str(canary)!r})"
     state = {"head.bias": Payload(canary)}
     for protocol in range(6):

@@ -57,7 +57,7 @@ CONTROLS += ["\udcff", "\u200f", "\x1b]0;title\a", "\u2066", "\x85"]
 
 
 def row(name: str, *p: float, error: str | None = None) -> Prediction:
-    """A prediction, or an unreadable picture."""
+    """Return a prediction, or an unreadable picture."""
     return Prediction(name, np.array(p) if p else None, error)
 
 
@@ -81,12 +81,12 @@ def written(
 
 
 def cells(text: str) -> list[list[str]]:
-    """The rows of a CSV."""
+    """Return the rows of a CSV."""
     return list(csv.reader(io.StringIO(text, newline="")))
 
 
 def lines(text: str) -> list[dict[str, object]]:
-    """The rows of a JSONL."""
+    """Return the rows of a JSONL."""
     assert text.endswith("\n")
     return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
@@ -239,12 +239,12 @@ def test_printable_keeps_what_can_be_seen() -> None:
 
 
 def label(name: str, ap: float | None = 0.5, positives: int = 1) -> LabelMetrics:
-    """One label's numbers."""
+    """Return one label's numbers."""
     return LabelMetrics(name, positives, 1, ap, ap, ap, ap, ap, 0.5)
 
 
 def measured(*rows: LabelMetrics, **facts: Any) -> Evaluation:
-    """The verdict on two images of these labels."""
+    """Return the verdict on two images of these labels."""
     names = ("mAP", "micro_AP", "macro_F1", "micro_F1", "CP", "CR", "CF1", "OP", "OR", "OF1")
     averages: dict[str, float | None] = {name: at / 10 for at, name in enumerate(names)}
     scored = sum(r.AP is not None for r in rows)
@@ -261,7 +261,7 @@ def measured(*rows: LabelMetrics, **facts: Any) -> Evaluation:
 
 
 def width(line: str) -> int:
-    """Columns that a line takes on a terminal."""
+    """Return columns that a line takes on a terminal."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line)
 
 
@@ -446,7 +446,7 @@ def test_names_that_are_no_unicode_can_be_written(tmp_path: Path) -> None:
 
 
 def scored(*names: str, labels: tuple[str, ...] = ("cat", "dog")) -> ScoreTable:
-    """A table whose probabilities would be all 1."""
+    """Return a table whose probabilities would be all 1."""
     logits = 50 + np.arange(len(names) * len(labels), dtype=np.float32) / 7
     shape = (len(names), len(labels))
     targets = np.resize(np.array([1, 0, -1], np.int8), shape)
@@ -538,7 +538,7 @@ def test_scores_say_whether_they_are_calibrated(tmp_path: Path, calibration: Any
 
 
 def npy(header: str, data: bytes = b"") -> bytes:
-    """A .npy file with this header."""
+    """Return a .npy file with this header."""
     text = header.ljust(117).encode() + b"\n"
     return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + data
 

@@ -23,7 +23,7 @@ from mlfinetune.runs.trackers import flatten_keys, require_trackers
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two epochs that went to all three."""
+    """Return the folder of a run of two epochs that went to all three."""
     folder = prepare(tmp_path_factory.mktemp("tracked"))
     environment = {
         "WANDB_MODE": "offline",
@@ -66,7 +66,7 @@ def test_mlflow_has_numbers_and_config(tracked: Path, monkeypatch: pytest.Monkey
 
 
 def leveldb_log(content: bytes) -> Iterator[bytes]:
-    """The records of LevelDB's log format, behind a file header of 7 bytes."""
+    """Yield the records of LevelDB's log format, behind a file header of 7 bytes."""
     at, parts = 7, b""
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:  # the rest of a block that holds no header is padding

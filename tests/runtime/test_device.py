@@ -25,7 +25,7 @@ GPUS = torch.cuda.device_count()
 
 
 def refusal(device: str) -> str:
-    """The message with which a device is refused."""
+    """Return the message with which a device is refused."""
     with pytest.raises(DeviceError) as caught:
         choose_device(device)
     return str(caught.value)

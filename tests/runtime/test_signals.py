@@ -56,7 +56,7 @@ def test_a_deferred_signal_waits_for_its_check() -> None:
 
 
 def runs(process: int) -> bool:
-    """Whether the process runs, and is no zombie."""
+    """Return whether the process runs, and is no zombie."""
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text()
     except OSError:

@@ -70,12 +70,12 @@ class _Handler(SimpleHTTPRequestHandler):
             self.server.busy(-1)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Write nothing."""
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """While it is used."""
+    """Serve while the block runs."""
     server = Server(folder)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -21,7 +21,7 @@ from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import parse_location
 from mlfinetune.storage import files
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 from mlfinetune.storage.tars import _load_index, list_members
 from storage.servers import Server, serving
 
@@ -47,7 +47,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """The URL of a bucket in a server that speaks S3."""
+    """Return the URL of a bucket in a server that speaks S3."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -331,7 +331,7 @@ def test_any_damage_to_a_header_is_noticed(tmp_path: Path) -> None:
 
 
 def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
-    """A tar header, with whatever stands for its size."""
+    """Return a tar header with any bytes in place of its size."""
     block = bytearray(512)
     block[:100] = name.ljust(100, b"\0")
     block[100:108], block[124:136], block[156:157] = b"0000644\0", size.ljust(12, b"\0"), kind
@@ -342,7 +342,7 @@ def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
 
 
 def base256(size: int) -> bytes:
-    """As GNU writes sizes that octal digits cannot hold."""
+    """Return a size as GNU tar writes those that octal digits cannot hold."""
     return (b"\x80" if size >= 0 else b"\xff") + size.to_bytes(11, "big", signed=True)
 
 
@@ -377,9 +377,9 @@ def test_a_member_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 
 def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
     tar = pack(tmp_path / "x.tar", {"1": b"one"})
-    before = set(cache_folder("tars").iterdir())
+    before = set(get_cache_folder("tars").iterdir())
     assert content(f"{tar}/1") == b"one"
-    (index,) = set(cache_folder("tars").iterdir()) - before
+    (index,) = set(get_cache_folder("tars").iterdir()) - before
     for damage in (b"", b"no array", index.read_bytes()[:-8]):
         index.write_bytes(damage)
         _load_index.cache_clear()

@@ -31,14 +31,14 @@ def keys(*numbers: int) -> Keys:
 
 
 def contents(store: Store, *numbers: int) -> list[bytes | None]:
-    """The value of each key, verified; None where there is none."""
+    """Return the value of each key, verified; None where there is none."""
     found = store.find(keys(*numbers))
     store.verify(found[found >= 0])
     return [given_back(store, at) for at in store.find(keys(*numbers)).tolist()]
 
 
 def given_back(store: Store, at: int) -> bytes | None:
-    """The result of `get`; None where the key was not found, and nowhere else."""
+    """Return the result of `get`; None only where the key was not found."""
     if at < 0:
         return None
     value = store.get(at)
@@ -47,7 +47,7 @@ def given_back(store: Store, at: int) -> bytes | None:
 
 
 def two_files(folder: Path) -> tuple[Path, int]:
-    """Keys 1, 2, 3 in one file, and 4 in another; the first file, and where its values start."""
+    """Write keys 1, 2, 3 to one file, 4 to another; return the first, and where values start."""
     Store(folder).add(keys(4), [b"other"])
     before = set(folder.iterdir())
     Store(folder).add(keys(1, 2, 3), [b"one", b"", b"three"])
@@ -56,7 +56,7 @@ def two_files(folder: Path) -> tuple[Path, int]:
 
 
 def flip(path: Path, at: int) -> None:
-    """One bit of the byte `at` is another."""
+    """Change one bit of the byte at `at`."""
     content = bytearray(path.read_bytes())
     content[at] ^= 16
     path.write_bytes(content)

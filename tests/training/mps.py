@@ -16,7 +16,7 @@ MPS = torch.device("mps:0")
 
 
 class OnMps(torch.Tensor):
-    """A tensor that says it is on the device `mps`; `held` has its numbers."""
+    """A tensor that reports the device `mps`; `held` has its numbers."""
 
     held: torch.Tensor
 
@@ -39,7 +39,7 @@ class OnMps(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
-        """The operation on the CPU; what it returns is on the stand-in."""
+        """Return the operation on the CPU; what it returns is on the stand-in."""
         kwargs = kwargs or {}
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
@@ -50,7 +50,7 @@ class OnMps(torch.Tensor):
 
 
 class _Move(torch.autograd.Function):
-    """To the stand-in, or to the CPU."""
+    """Autograd function: moves a tensor to the stand-in, or to the CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class _Move(torch.autograd.Function):
 
 
 class _Devices(TorchFunctionMode):
-    """`device=` of new tensors, `to(device)` and `cpu()` mean the stand-in where they say mps."""
+    """Torch function mode: `device=`, `to(device)` and `cpu()` mean the stand-in for mps."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -77,19 +77,19 @@ class _Devices(TorchFunctionMode):
 
 
 def to_mps(x: torch.Tensor) -> torch.Tensor:
-    """The tensor on the stand-in; itself where it is there."""
+    """Return the tensor on the stand-in; itself if it is there."""
     moved: torch.Tensor = x if isinstance(x, OnMps) else _Move.apply(x)
     return moved
 
 
 def to_cpu(x: torch.Tensor) -> torch.Tensor:
-    """The tensor on the CPU; itself where it is there."""
+    """Return the tensor on the CPU; itself if it is there."""
     moved: torch.Tensor = _Move.apply(x) if isinstance(x, OnMps) else x
     return moved
 
 
 @contextmanager
 def stand_in() -> Iterator[torch.device]:
-    """In it, the device `mps` is there, as far as the stand-in goes."""
+    """Make the device `mps` available inside of the block, as far as the stand-in goes."""
     with _Devices():
         yield MPS

@@ -32,7 +32,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tagger(chunked: bool, frozen: bool = True) -> Tagger:
-    """A ResNet-18 with the weights of one state dict, whatever its head."""
+    """Return a ResNet-18 with the weights of one state dict, whatever its head."""
     torch.manual_seed(0)
     plain = Tagger("resnet18", LABELS, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=frozen)
     if not chunked:
@@ -50,7 +50,7 @@ def batch(seed: int) -> Batch:
 
 
 def trained(chunked: bool, optimizer_name: str, frozen: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """The state and the losses of four steps, the rate falling."""
+    """Return the state and the losses of four steps, the rate falling."""
     made = tagger(chunked, frozen).train()
     optimizer = build_optimizer(made.parameter_groups(1e-3, 1e-2, 0.1), optimizer_name, 0.9)
     losses = []

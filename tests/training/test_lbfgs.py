@@ -56,7 +56,7 @@ def batches(x: Tensor, y: Tensor, size: int = 50) -> list[Batch]:
 def solved(
     x: Tensor, y: Tensor, strengths: Iterable[float], **form: object
 ) -> list[tuple[StepRecord, nn.Linear]]:
-    """The last record and its head at each strength."""
+    """Return the last record and its head at each strength."""
     head, path, parts = nn.Linear(x.shape[1], y.shape[1]), [], batches(x, y)
     solver = Solver(head, lambda: parts, build_loss(**form))
     for l2 in strengths:
@@ -66,7 +66,7 @@ def solved(
 
 
 def ridges(x: Tensor, y: Tensor, l2: float) -> Tensor:
-    """(L,) what ||w||^2 / 2 is multiplied with: l2 h v, by the module's definition."""
+    """Return (L,) what ||w||^2 / 2 is multiplied with: l2 h v, by the module's definition."""
     positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
     share = (positives / (positives + negatives)).double()
     return l2 * share * (1 - share) * x.double().var(0, correction=0).mean()
@@ -87,7 +87,7 @@ def objective(
 
 
 def oracle(x: Tensor, y: Tensor, l2: float) -> nn.Linear:
-    """The head by scikit-learn, label by label, from known targets."""
+    """Return the head by scikit-learn, label by label, from known targets."""
     known_a_label = float((y >= 0).sum()) / y.shape[1]
     head = nn.Linear(x.shape[1], y.shape[1])
     for label, ridge in enumerate(ridges(x, y, l2).tolist()):

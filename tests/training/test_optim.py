@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mlfinetune.training.optim import build_ema_model, build_optimizer, lr_at
+from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 
 TOTALS = st.integers(1, 500)
 
 
 def groups(module: nn.Linear) -> list[dict[str, object]]:
-    """Two groups as the tagger gives them."""
+    """Return two groups as the tagger gives them."""
     return [
         {"params": [module.weight], "initial_lr": 0.5, "weight_decay": 0.25},
         {"params": [module.bias], "initial_lr": 0.125, "weight_decay": 0.0},
@@ -27,11 +27,11 @@ def groups(module: nn.Linear) -> list[dict[str, object]]:
 def test_the_rate_rises_then_falls(total: int, share: float) -> None:
     """Positive shares of at most 1, up through warmup, down to the end, the same each time."""
     warmup = round(share * total)
-    rates = [lr_at(step, total, warmup) for step in range(total)]
+    rates = [compute_lr_factor(step, total, warmup) for step in range(total)]
     assert all(0 < rate <= 1 for rate in rates)
     assert rates[:warmup] == sorted(set(rates[:warmup]))
     assert rates[warmup:] == sorted(set(rates[warmup:]), reverse=True)
-    assert rates == [lr_at(step, total, warmup) for step in range(total)]
+    assert rates == [compute_lr_factor(step, total, warmup) for step in range(total)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -39,27 +39,27 @@ def test_the_rate_rises_then_falls(total: int, share: float) -> None:
 def test_the_peak_is_the_whole_rate(total: int, share: float) -> None:
     """The last step of warmup, or the first of all, has the rate of the config."""
     warmup = round(share * total)
-    assert lr_at(max(0, warmup - 1), total, warmup) == 1.0
+    assert compute_lr_factor(max(0, warmup - 1), total, warmup) == 1.0
 
 
 def test_warmup_is_linear() -> None:
     """Four steps of warmup: quarters, the first of them no zero."""
-    assert [lr_at(step, 10, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [compute_lr_factor(step, 10, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_the_cosine_has_its_shape() -> None:
     """Half way the rate is a half, and the last of 1,000 steps is near 0."""
-    assert lr_at(0, 1000, 0) == 1.0
-    assert lr_at(500, 1000, 0) == pytest.approx(0.5)
-    assert lr_at(250, 1000, 0) == pytest.approx(0.5 + 0.5 * 2**-0.5)
-    assert lr_at(550, 1000, 100) == pytest.approx(0.5)
-    assert 0 < lr_at(999, 1000, 0) < 1e-5
+    assert compute_lr_factor(0, 1000, 0) == 1.0
+    assert compute_lr_factor(500, 1000, 0) == pytest.approx(0.5)
+    assert compute_lr_factor(250, 1000, 0) == pytest.approx(0.5 + 0.5 * 2**-0.5)
+    assert compute_lr_factor(550, 1000, 100) == pytest.approx(0.5)
+    assert 0 < compute_lr_factor(999, 1000, 0) < 1e-5
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_a_run_of_one_step_has_the_whole_rate(warmup: int) -> None:
     """One step is neither warmup from 0 nor the end of a cosine."""
-    assert lr_at(0, 1, warmup) == 1.0
+    assert compute_lr_factor(0, 1, warmup) == 1.0
 
 
 # ---- the optimizers ---------------------------------------------------------------------

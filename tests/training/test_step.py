@@ -31,7 +31,7 @@ def settings(accumulate: int = 1, clip: float | None = None, skip: bool = False)
 
 
 def batch(n: int = 7, labels: int = 4, seed: int = 0) -> Batch:
-    """Random pictures; a third of the targets is unknown, unevenly over the rows."""
+    """Return random pictures; a third of the targets is unknown, unevenly over the rows."""
     g = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=g)
     targets = torch.randint(-1, 2, (n, labels), generator=g).to(torch.int8)

@@ -21,12 +21,12 @@ from mlfinetune.training.timing import (
     MIN_SPEEDUP,
     PREFERRED_BATCH,
     choose_fastest_size,
+    choose_workers_beside_cpu,
+    choose_workers_for_gpu,
     compare_rates,
+    find_largest_batch_size,
     find_largest_power,
-    largest_batch_size,
     time_rate,
-    workers_beside_cpu,
-    workers_for_gpu,
 )
 
 POWERS = st.integers(0, 12).map(lambda n: 2**n)
@@ -70,7 +70,7 @@ def test_the_largest_power_that_fits_is_found(limit: int, sizes: list[int]) -> N
 @given(images=st.integers(1, 10**7), top=st.sampled_from([8, 64, 512]))
 def test_an_epoch_keeps_its_steps(images: int, top: int) -> None:
     """A power of two, up to the top, that leaves 20 steps; 8 where the data are too few."""
-    size = largest_batch_size(images, top)
+    size = find_largest_batch_size(images, top)
     assert MIN_BATCH <= size <= top
     assert size & (size - 1) == 0
     assert size == MIN_BATCH or images // size >= MIN_EPOCH_STEPS
@@ -89,7 +89,7 @@ def test_the_best_batch_size_is_near_the_fastest(found: dict[int, float]) -> Non
 @given(work=RATES, decoded=RATES, cores=st.integers(1, 256))
 def test_processes_are_enough_and_never_more(work: float, decoded: float, cores: int) -> None:
     """They decode as fast as the model works, with room to spare, unless cores run out."""
-    number = workers_for_gpu(work, decoded, cores)
+    number = choose_workers_for_gpu(work, decoded, cores)
     assert 1 <= number <= cores
     assert number == cores or number * decoded >= work
     assert number == 1 or (number - 1) * decoded <= 1.5 * work
@@ -102,7 +102,7 @@ def test_processes_beside_a_model_take_their_share(work: float, decoded: float, 
     def seconds(number: int) -> float:
         return max(1 / decoded / number, 1 / work + 1 / decoded / cores)
 
-    number = workers_beside_cpu(work, decoded, cores)
+    number = choose_workers_beside_cpu(work, decoded, cores)
     assert 1 <= number <= cores
     assert seconds(number) <= min(map(seconds, range(1, cores + 1))) * (1 + 1e-9)
     assert number == 1 or seconds(number - 1) > seconds(number)

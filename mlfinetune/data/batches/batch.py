@@ -54,7 +54,7 @@ class Batch:
             DataError: names the pictures and the reasons.
         """
         if self.failures:
-            raise unreadable_error(
+            raise build_unreadable_error(
                 [f"{name_of(failure.index)}: {failure.reason}" for failure in self.failures]
             )
 
@@ -63,7 +63,7 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
-def unreadable_error(faults: Sequence[str]) -> DataError:
+def build_unreadable_error(faults: Sequence[str]) -> DataError:
     """Return the error for pictures of one batch that cannot be decoded, one fault a line."""
     return DataError(
         f"{len(faults)} unreadable in one batch; repair them or take them out\n"

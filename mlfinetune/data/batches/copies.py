@@ -8,11 +8,12 @@ on is in the name of the store's folder. A picture that is not worth a copy has 
 that the next run need not look at it again. Evaluation and prediction never read copies: no metric
 depends on them.
 
-The size of a copy (`copy_side`): the smallest random crop still has the resolution that the model
-sees. Twice that size would take three times the disk and the time. Why bicubic: it keeps 99.5 % of
-the contrast between neighboring pixels, a bilinear filter 96.5 %. Why JPEG, at quality 95: it takes
-a ninth to a sixth of the room of raw pixels, and is read 20 times as fast as a picture of 12
-megapixels; raw pixels would be read 50 times as fast (`benchmarks/image_store.py`).
+The size of a copy (`compute_copy_side`): the smallest random crop still has the resolution that it
+has in the model. Twice that size would take three times the disk and the time. Why bicubic: it
+keeps 99.5 % of the contrast between neighboring pixels, a bilinear filter 96.5 %. Why JPEG, at
+quality 95: a copy takes a ninth to a sixth of the room of its raw pixels. It is read 20 times as
+fast as a picture of 12 megapixels; raw pixels would be read 50 times as fast
+(`benchmarks/image_store.py`).
 """
 
 import math
@@ -27,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mlfinetune.data.batches.batch import unreadable_error
+from mlfinetune.data.batches.batch import build_unreadable_error
 from mlfinetune.data.images.decode import (
     DECODE_VERSION,
     decode_image,
@@ -36,18 +37,19 @@ from mlfinetune.data.images.decode import (
     read_image_size,
 )
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
-from mlfinetune.data.images.transforms import TransformSpec, min_decoded_side, to_tensor
+from mlfinetune.data.images.transforms import TransformSpec, compute_min_decoded_side, to_tensor
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.storage.files import hash_file_key, prefetched
 from mlfinetune.storage.store import Store, hash_key
 from mlfinetune.text import pluralize
 
-_VERSION = 1  # to be raised where the same file gives another copy
-_LARGE = 3.0  # a picture with so many times the pixels of its copy is worth one
+_VERSION = 1  # part of the folder's name; raise it when the same file gives another copy
+_LARGE = 3.0  # a picture is worth a copy if it has at least this many times the copy's pixels
 _MAX_SIDE = 65_500  # pixels, the limit of libjpeg
 _FLUSH_BYTES = 1 << 28
 _FLUSH_S = 60.0
+"""Copies are written after so many bytes or seconds: a crash loses no more than that."""
 
 Item = tuple[int, str]
 """Key of a picture's copy, path of the picture."""
@@ -58,7 +60,8 @@ class MadeCopy:
     """The copy of one picture.
 
     Attributes:
-        key, path: of the picture.
+        key: key of the copy in the store.
+        path: the picture.
         value: JPEG bytes; empty: the picture is not worth a copy; None: it cannot be decoded.
         reason: the reason why it cannot be decoded.
     """
@@ -69,16 +72,16 @@ class MadeCopy:
     reason: str = ""
 
 
-def copy_side(spec: TransformSpec) -> int:
+def compute_copy_side(spec: TransformSpec) -> int:
     """Return the shorter side of a copy in pixels.
 
-    It is the least from which no random crop has to be enlarged: half of `min_decoded_side`, which
-    keeps twice what is needed.
+    It is the least side at which no random crop has to be enlarged: half of
+    `compute_min_decoded_side`, which keeps twice what is needed.
     """
-    return math.ceil(min_decoded_side(spec, training=True) / 2)
+    return math.ceil(compute_min_decoded_side(spec, training=True) / 2)
 
 
-def copy_size(size: tuple[int, int], side: int) -> tuple[int, int] | None:
+def compute_copy_size(size: tuple[int, int], side: int) -> tuple[int, int] | None:
     """Return the sides of a picture's copy, the shorter one `side`; None: it is not worth one.
 
     Example: 4000 x 3000 with side 379 -> 505 x 379; 500 x 375 -> None, as a copy saves too little.
@@ -102,7 +105,7 @@ class SmallCopies:
         self._spec = spec
         self._jpeg, name = choose_jpeg_decoder()
         key = hash_key(_VERSION, DECODE_VERSION, name, torch.__version__, spec.max_pixels)
-        self.folder = root / f"{copy_side(spec)}-{key:016x}"
+        self.folder = root / f"{compute_copy_side(spec)}-{key:016x}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._store = Store(self.folder)
@@ -117,7 +120,7 @@ class SmallCopies:
         """Return a line for the log: how many copies are reused, how many not, and why."""
         text = (
             f"small copies: {pluralize(pictures, 'picture')} to train, shorter side "
-            f"{copy_side(self._spec)} px, {pictures - missing} known from before"
+            f"{compute_copy_side(self._spec)} px, {pictures - missing} known from before"
         )
         if missing:
             why = "new or changed pictures" if len(self._store) else "none kept for these settings"
@@ -175,7 +178,7 @@ class SmallCopies:
         return self._find_value(path) is not None
 
     def read(self, path: str) -> NDArray[np.uint8] | None:
-        """Return the copy, (H, W, 3) with the shorter side `copy_side`; None: there is none.
+        """Return the copy, (H, W, 3) uint8 RGB of side `compute_copy_side`; None: there is none.
 
         A damaged copy counts as none; the next run makes it again.
         """
@@ -219,10 +222,10 @@ class CopyMaker(Dataset[MadeCopy]):
             ImageError: the picture cannot be decoded.
         """
         spec = self._spec
-        side = copy_side(spec)
-        if copy_size(read_image_size(path, spec.max_pixels), side) is None:
+        side = compute_copy_side(spec)
+        if compute_copy_size(read_image_size(path, spec.max_pixels), side) is None:
             return b""
-        min_side = min_decoded_side(spec, training=True)
+        min_side = compute_min_decoded_side(spec, training=True)
         pixels = decode_image(path, spec.max_pixels, min_side, self._jpeg)
         height, width = pixels.shape[:2]
         scale = side / min(height, width)
@@ -241,4 +244,4 @@ def _require_decoded(batch: Sequence[MadeCopy]) -> None:
     """
     faults = [f"{made.path}: {made.reason}" for made in batch if made.value is None]
     if faults:
-        raise unreadable_error(faults)
+        raise build_unreadable_error(faults)

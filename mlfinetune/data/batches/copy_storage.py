@@ -12,20 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlfinetune.data.batches.copies import Item, MadeCopy, SmallCopies, copy_side, copy_size
+from mlfinetune.data.batches.copies import (
+    Item,
+    MadeCopy,
+    SmallCopies,
+    compute_copy_side,
+    compute_copy_size,
+)
 from mlfinetune.data.images.decode import read_image_size
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import DataError, ImageError
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 from mlfinetune.storage.files import prefetched
 from mlfinetune.storage.store import require_space
 from mlfinetune.text import pluralize
 
 PAYS_EPOCHS = 3
-"""`auto` makes copies from this number of epochs on: they cost what one to three epochs save."""
+"""`auto` makes copies for runs of at least so many epochs: they cost what 1 to 3 epochs save."""
 PAYS_PIXELS = 4.0
-"""`auto` makes copies if pictures have so many times the pixels of a square of `copy_side`."""
+"""`auto` makes copies if pictures have at least PAYS_PIXELS * compute_copy_side ** 2 pixels."""
 RAM_FOLDER = Path("/dev/shm")
 """Linux's file system in memory."""
 
@@ -79,7 +85,7 @@ def sample_sizes(manifest: Manifest, spec: TransformSpec) -> SampledSizes:
             except ImageError:
                 continue
             pixels.append(math.prod(size))
-            copy_pixels.append(math.prod(copy_size(size, copy_side(spec)) or (0,)))
+            copy_pixels.append(math.prod(compute_copy_size(size, compute_copy_side(spec)) or (0,)))
     count = max(1, len(pixels) - 1)
     return SampledSizes(sum(pixels) / count, _BYTES_A_PIXEL * sum(copy_pixels) / count)
 
@@ -138,11 +144,11 @@ def _weigh_copies(sizes: SampledSizes, spec: TransformSpec, epochs: int) -> tupl
     """Return whether copies save more time than they cost, and the reason for the log.
 
     epochs   average pixels of a picture   copies pay
-    3, more  4 * copy_side ** 2, more      yes
+    3, more  4 * side ** 2, more           yes; side is `compute_copy_side`
     3, more  fewer                         no: the files are read about as fast
     1 or 2   any                           no: making them takes longer than they save
     """
-    least = PAYS_PIXELS * copy_side(spec) ** 2
+    least = PAYS_PIXELS * compute_copy_side(spec) ** 2
     return epochs >= PAYS_EPOCHS and sizes.pixels >= least, (
         f"auto: {pluralize(epochs, 'epoch')}, pictures of {sizes.pixels / 1e6:.2g} megapixels on "
         f"average; they pay from {PAYS_EPOCHS} epochs and {least / 1e6:.2g} megapixels on"
@@ -157,21 +163,21 @@ def _open_on_disk(
     why: str,
     root: Path | None,
 ) -> OpenedCopies:
-    """Open copies on disk; with `auto` a folder that is full or cannot be used means none.
+    """Open copies on disk; with `auto`, return none where the folder is full or cannot be used.
 
     Raises:
-        DataError: with `disk`, the same.
+        DataError: with `disk`, the folder is full or cannot be used.
     """
     try:
-        copies = SmallCopies(root or cache_folder("images"), spec)
-        found = _list_missing(copies, manifest, f"on disk ({why})")
-        size = round(len(found.missing) * sizes.copy_bytes)
+        copies = SmallCopies(root or get_cache_folder("images"), spec)
+        opened = _list_missing(copies, manifest, f"on disk ({why})")
+        size = round(len(opened.missing) * sizes.copy_bytes)
         require_space(copies.folder, size, "keeping small copies")
     except DataError as error:
         if wanted == "disk":
             raise
         return OpenedCopies(None, [], f"small copies: off (auto: {error})")
-    return found
+    return opened
 
 
 def _list_missing(copies: SmallCopies, manifest: Manifest, where: str) -> OpenedCopies:

@@ -26,7 +26,7 @@ from mlfinetune.data.images.transforms import (
     TransformSpec,
     build_eval_transform,
     build_train_transform,
-    min_decoded_side,
+    compute_min_decoded_side,
     to_tensor,
 )
 from mlfinetune.errors import ImageError
@@ -72,7 +72,7 @@ class ImageDataset(Dataset[Example]):
             self.read_copies(copies)
         self._train = build_train_transform(spec)
         self._eval = build_eval_transform(spec)
-        self._min_side = min_decoded_side(spec, training=train_seed is not None)
+        self._min_side = compute_min_decoded_side(spec, training=train_seed is not None)
         self._jpeg, _ = choose_jpeg_decoder()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ class ImageDataset(Dataset[Example]):
         return ImageDataset, (self.spec, self._seed, self._copies)
 
     def read_copies(self, copies: SmallCopies) -> None:
-        """Read small copies from now on; workers that are running already do not learn of it."""
+        """Read small copies from now on; workers that already run still read the files."""
         assert self._seed is not None, "evaluation reads the files themselves"
         self._copies = copies
 

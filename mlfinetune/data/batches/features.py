@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.dataset import mix_seed
-from mlfinetune.data.batches.loader import cut_batches, shuffled_order
+from mlfinetune.data.batches.loader import cut_batches, shuffle_order
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.storage.files import hash_file_key
@@ -28,7 +28,7 @@ _FLUSH_ROWS = 32768
 _FLUSH_S = 60.0
 """Computed features are written after so many rows or seconds: a crash loses no more than that.
 
-The seconds grow to a twentieth of the time spent so far, so that the files stay few.
+In a long run the seconds grow to a twentieth of the time spent so far: the files stay few.
 """
 _SWEEP_ROWS = 8192
 """Number of examples in a batch of `sweep`, where it changes nothing but the speed."""
@@ -114,7 +114,7 @@ class ComputedRows:
     """Features of one batch, as bytes for the store.
 
     Attributes:
-        indices: number of the view -> indices of the pictures in the manifest.
+        indices: number of the view in its group -> indices of the pictures in the manifest.
         values: bytes of one row for each of these indices, view by view.
     """
 
@@ -130,7 +130,7 @@ def find_missing(
     Verifying may delete a damaged file, and with it rows of every view: it is repeated until no
     file was damaged.
     """
-    keyed = [(view, _row_keys(manifest, view, extractor)) for view in views]
+    keyed = [(view, _hash_rows(manifest, view, extractor)) for view in views]
     damaged = -1
     while damaged < store.damaged:
         damaged = store.damaged
@@ -205,7 +205,7 @@ def _extract_group(
 def _store_rows(
     store: Store | None, group: Sequence[MissingRows], computed: Iterator[ComputedRows]
 ) -> Iterator[int]:
-    """Collect computed rows and write them from time to time; yield the number of each batch."""
+    """Collect computed rows and write them from time to time; yield the number of rows a batch."""
     keys: list[Keys] = []
     values: list[bytes] = []
     started_at = written_at = time.monotonic()
@@ -224,7 +224,7 @@ def _store_rows(
         store.add(np.concatenate(keys), values)
 
 
-def _row_keys(manifest: Manifest, view: View, extractor: FeatureExtractor) -> Keys:
+def _hash_rows(manifest: Manifest, view: View, extractor: FeatureExtractor) -> Keys:
     """Return the store's keys of one view, (N,)."""
     keys = np.empty(len(manifest), np.uint64)
     version = "mirror" if view.mirrored else "plain"
@@ -296,7 +296,7 @@ class FeatureLoader:
         batch_size: int,
         train_seed: int | None,
     ) -> None:
-        """Build the order; `train_seed`: shuffle by (seed, epoch), None: keep the order."""
+        """Keep the features; with a `train_seed` shuffle by (seed, epoch), None: keep the order."""
         self.manifest = manifest
         self._features = features
         self._batch_size = batch_size
@@ -310,7 +310,7 @@ class FeatureLoader:
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from batch number `first` on."""
         n = len(self.manifest)
-        order = list(range(n)) if self._seed is None else shuffled_order(n, self._seed, epoch)
+        order = list(range(n)) if self._seed is None else shuffle_order(n, self._seed, epoch)
         features = self._features[epoch % len(self._features)]
         for rows in cut_batches(order, self._batch_size)[first:]:
             yield self._make_batch(features, rows)

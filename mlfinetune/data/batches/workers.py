@@ -1,7 +1,7 @@
 """Worker processes of a DataLoader: how they start, and how they end with the main process.
 
-Ctrl-C and schedulers send their signal to the whole process group. The main process alone answers
-it, by saving; a worker that died of it would take the batch with it that is being saved. So:
+Ctrl-C and schedulers send their signal to the whole process group. Only the main process answers
+it, by saving. If a worker died of it, the batch that the main process waits for would be lost. So:
 
 1. workers start with SIGINT and SIGTERM blocked (`start_workers`);
 2. each ignores them from its first moment on (`_init_worker`);

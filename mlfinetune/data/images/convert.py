@@ -114,7 +114,7 @@ def _block_to_rgb(image: Image.Image, bounds: tuple[float, float]) -> Image.Imag
 def _read_rawmode(image: Image.Image) -> str:
     """Return Pillow's name of the sample layout in the file, such as `RGB;16B`.
 
-    It is known until the pixels are loaded.
+    Pillow knows it only until the pixels are loaded.
     """
     args = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else None
     return str(args[0] if isinstance(args, tuple) else args)

@@ -39,8 +39,8 @@ class ImageInfo:
         turned: whether EXIF asks for a turn or a mirror image.
         digest: SHA-256 of the file, in hex: equal for copies of the same bytes.
         dhash: 128-bit difference hash of the visible picture, in hex: similar for copies at
-            another size or quality. Its bits say whether a cell of a grey thumbnail is brighter
-            than its left neighbor, then than its upper one.
+            another size or quality. 64 bits say whether a cell of a grey thumbnail is brighter
+            than its left neighbor, 64 bits whether it is brighter than its upper one.
     """
 
     width: int
@@ -63,8 +63,8 @@ TOO_LARGE = "pixels, more than data.max_pixels"
 """Part of the reason of an ImageError for a picture above the cap."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_HASH_SIDE = 128  # a JPEG is decoded to at least so many pixels a side for its hash
-_NOISE = 2  # grey levels
+_HASH_SIDE = 128  # pixels: for its hash a JPEG is decoded to sides of at least so many
+_NOISE = 2  # grey levels by which a recompression may change a cell
 _MEBIBYTE = 1 << 20
 _QUALITY = 95  # of small copies, with 4:2:0; benchmarks/image_store.py compares qualities
 _THUMBNAIL_QUALITY = 70
@@ -114,7 +114,7 @@ def decode_image(
         max_pixels: largest width times height; above it nothing is decoded.
         min_side: a JPEG may be decoded at 1/8, 1/4 or 1/2 of its size, which is faster, as long as
             both sides divide evenly and keep this length; None: always at full size.
-        jpeg: a faster decoder for plain JPEGs. Where it fails, Pillow decodes.
+        jpeg: a faster decoder for plain JPEGs at full size. Where it fails, Pillow decodes.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -280,14 +280,15 @@ def _has_more_frames(image: Image.Image) -> bool:
     """Return whether frames follow the first."""
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # damaged data after the first frame: a frame too
+    except Exception:  # damaged data after the first frame counts as a frame
         return True
 
 
 def _hash_difference(pixels: NDArray[np.uint8]) -> str:
-    """Return 128 bits in hex: is each cell of an 8 x 8 grid brighter than its left, its upper one?
+    """Return 128 bits in hex: whether each cell is brighter than its left and its upper neighbor.
 
-    Brighter means by more than the noise of a recompression: in a flat area each bit is 0.
+    There are 8 x 8 cells for each of both. Brighter means by more than 2 grey levels, the noise of
+    a recompression: in a flat area each bit is 0.
     """
     grey = Image.fromarray(pixels).convert("L")
     across = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)

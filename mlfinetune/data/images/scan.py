@@ -24,7 +24,7 @@ from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import is_url
 from mlfinetune.runtime.signals import blocked_signals
 from mlfinetune.storage import files
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 
 _CHUNK = 2048
 """Number of pictures between two writes to the cache."""
@@ -58,14 +58,14 @@ def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
             chunk = [_make_absolute(path) for path in paths[start : start + _CHUNK]]
             stamps = [files.read_stamp(path) for path in chunk]
             known = cache.find(chunk, stamps)
-            inspected = pool.inspect([path for i, path in enumerate(chunk) if i not in known])
+            inspected = pool.inspect([path for row, path in enumerate(chunk) if row not in known])
             new = []
-            for i, path in enumerate(chunk):
-                if i not in known:
-                    known[i], is_lasting = next(inspected)
+            for row, path in enumerate(chunk):
+                if row not in known:
+                    known[row], is_lasting = next(inspected)
                     if is_lasting:
-                        new.append((path, stamps[i], known[i]))
-                yield known[i]
+                        new.append((path, stamps[row], known[row]))
+                yield known[row]
             cache.add(new)
 
 
@@ -131,7 +131,7 @@ class _InspectPool:
             yield from self._inspect_singly(paths[done:])
 
     def _inspect_singly(self, paths: list[str]) -> Iterator[_Inspected]:
-        """Use one process: where it dies, the first file without a result is the cause."""
+        """Inspect in one process, file by file: if it dies, the file without a result killed it."""
         while paths:
             done = 0
             try:
@@ -199,7 +199,7 @@ class _ScanCache:
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._file = cache_folder("scan") / f"{DECODE_VERSION}.sqlite"
+        self._file = get_cache_folder("scan") / f"{DECODE_VERSION}.sqlite"
 
     def __enter__(self) -> "_ScanCache":
         try:
@@ -241,7 +241,7 @@ class _ScanCache:
         """
         known: dict[int, ScanResult] = {}
         query = "SELECT found FROM found WHERE path = ? AND size = ? AND mtime = ?"
-        for i, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
+        for index, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
             if stamp is None:
                 continue
             row = self._connection.execute(query, (os.fsencode(path), *stamp)).fetchone()
@@ -250,7 +250,7 @@ class _ScanCache:
             content = json.loads(row[0])
             result = content if isinstance(content, str) else ImageInfo(**content)
             if isinstance(result, str) or result.width * result.height <= self._max_pixels:
-                known[i] = result
+                known[index] = result
         return known
 
     def add(self, rows: list[tuple[str, _OptionalStamp, ScanResult]]) -> None:

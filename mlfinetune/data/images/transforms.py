@@ -60,7 +60,7 @@ def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def min_decoded_side(spec: TransformSpec, *, training: bool) -> int:
+def compute_min_decoded_side(spec: TransformSpec, *, training: bool) -> int:
     """Return the shortest side in pixels at which a JPEG may be decoded without visible loss.
 
     It is twice what the resize needs; in training twice what the smallest random crop needs.
@@ -83,8 +83,8 @@ def build_eval_transform(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
 def build_train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
     """Return training's transform, (3, H, W) uint8 and a seed -> (3, S, S) uint8.
 
-    The result depends on both alone. With a `crop_scale` of (1, 1) the picture becomes a square as
-    in evaluation, and is not cropped at random.
+    The result depends on picture and seed alone. With a `crop_scale` of (1, 1) the picture becomes
+    a square as in evaluation, and is not cropped at random.
     """
     steps: list[Callable[[Tensor], Tensor]] = []
     whole = build_eval_transform(spec) if spec.crop_scale == (1.0, 1.0) else None

@@ -70,7 +70,7 @@ def read_coco(path: Path, options: SourceOptions) -> Table:
         for labels in part.rows():
             lists.add(labels)
         notes += [part.note, note]
-    return lists.table(
+    return lists.build_table(
         path,
         "coco",
         root,
@@ -82,7 +82,7 @@ def read_coco(path: Path, options: SourceOptions) -> Table:
 
 
 def _find_files(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return split -> its JSON, and a note of the files that are not read.
+    """Return split -> its JSON, and notes: the files that are not read.
 
     A single file has the split "".
     """
@@ -170,8 +170,8 @@ class _Part(NamedTuple):
 def _read_instances(file: Path) -> _Part:
     """Read one JSON file; bad entries become faults.
 
-    Images and categories without a name have the row or column -1: their annotations are skipped,
-    and the fault of the missing name is the only one.
+    An image or a category without a name has the row or column -1. Its annotations are skipped
+    without a fault: the missing name is reported once.
     """
     content, faults = _load_json(file), list[Fault]()
     columns, labels = _read_categories(content["categories"], faults)

@@ -95,7 +95,7 @@ class Columns:
         self._labels = self._choose_labels({name for name in used if name is not None})
 
     def _choose_labels(self, used: set[str]) -> "_Lists | _States":
-        """Return the collector of labels: from one column of lists, or one column per label.
+        """Return the collector of labels, from one column of lists or from one column per label.
 
         `label_columns` of the config decides; then a label column, given or by a usual name; else
         every column that is not used otherwise may be a label.
@@ -132,25 +132,25 @@ class Columns:
         self._lines.append(line)
         self.names.append(name)
         if not name:
-            self.fault("no image named")
+            self.add_fault("no image named")
         if self._split is not None:
             self._splits.append(self._read_split(format_cell(cells[self._index[self._split]])))
         if self._group is not None:
             self._groups.append(format_cell(cells[self._index[self._group]]))
         self._labels.add(cells)
 
-    def fault(self, text: str, row: int = -1) -> None:
+    def add_fault(self, text: str, row: int = -1) -> None:
         """Add a fault of a row; without `row`, of the last one added."""
         row = len(self.names) - 1 if row < 0 else row
         self.faults.append(Fault(f"line {self._lines[row]}", text, row))
 
-    def table(self, root: Path, format: str) -> Table:
+    def build_table(self, root: Path, format: str) -> Table:
         """Return the Table of the rows; `root` is the folder of the pictures if none is given.
 
         Raises:
             DataError: no column holds labels.
         """
-        labels, targets, notes = self._labels.result()
+        labels, targets, notes = self._labels.finish()
         is_list = isinstance(self._labels, _Lists)
         return Table(
             origin=self.path,
@@ -187,7 +187,7 @@ class Columns:
         meanings = SPLITS if self._split.casefold() == "split" else _IS_VALID
         split = meanings.get(cell.casefold())
         if split is None:
-            self.fault(f"{self._split} is '{cell}'; wanted one of {', '.join(meanings)}")
+            self.add_fault(f"{self._split} is '{cell}'; wanted one of {', '.join(meanings)}")
         return split or "train"
 
 
@@ -204,14 +204,8 @@ class _Lists:
         self._columns = columns
         self._column = column
         self.delimiter = delimiter
-        self._unknown = next(
-            (
-                name
-                for name in columns.header
-                if name.casefold() == _UNKNOWN_COLUMN and name != column
-            ),
-            None,
-        )
+        others = (name for name in columns.header if name != column)
+        self._unknown = next((name for name in others if name.casefold() == _UNKNOWN_COLUMN), None)
         self.listed = (column,) if self._unknown is None else (column, self._unknown)
         self.needed = {*used, *self.listed}
         self._indices = [columns.header.index(name) for name in self.listed]
@@ -222,13 +216,13 @@ class _Lists:
         for kept, index in zip(self._cells, self._indices, strict=True):
             cell = cells[index]
             if isinstance(cell, dict):
-                self._columns.fault(
+                self._columns.add_fault(
                     f"{self._columns.header[index]} holds a nested value; wanted labels"
                 )
                 cell = None
             kept.append(cell)
 
-    def result(self) -> tuple[LabelSpace, Targets, list[str]]:
+    def finish(self) -> tuple[LabelSpace, Targets, list[str]]:
         """Return labels, targets and notes; detect the delimiter if none is given."""
         if width := find_bit_width(self._cells[0]):
             raise DataError(
@@ -244,7 +238,7 @@ class _Lists:
             labels = [self._split_cell(cell) for cell in cells]  # positive, perhaps unknown
             if len(labels) > 1:
                 for label in sorted(set(labels[0]).intersection(labels[1])):
-                    self._columns.fault(
+                    self._columns.add_fault(
                         f"'{label}' is in both {self._column} and {self._unknown}", row
                     )
             lists.add(*labels)
@@ -254,7 +248,11 @@ class _Lists:
         if len(text) < sum(map(len, self._cells)):
             how = "as lists"
         note = f"labels in column '{self._column}', {how}"
-        return lists.labels, lists.targets(), [note, *_note_unused(self._columns, self.needed)]
+        return (
+            lists.labels,
+            lists.build_targets(),
+            [note, *_note_unused(self._columns, self.needed)],
+        )
 
     def _check_unknown_column(self, cells: Sequence[Cell]) -> None:
         """Raise DataError where the column `unknown` holds states (0, 1) and no labels."""
@@ -305,16 +303,17 @@ class _States:
         self._pick: Callable[[Sequence[Cell]], Sequence[Cell]] = lambda cells: [
             cells[index] for index in indices
         ]
-        if len(indices) > 1:  # the same, faster; of one index it would return no sequence
+        if len(indices) > 1:  # faster; with one index it would return the cell and no sequence
             self._pick = itemgetter(*indices)
         self._codes = _Codes()
         self._pending: list[bytes] = []
         self._packed = [np.empty((0, -(-len(candidates) // 4)), np.uint8)]
-        self._counts = np.zeros((4, len(candidates)), np.int64)  # 0, 1, bad, unknown
+        self._counts = np.zeros((4, len(candidates)), np.int64)  # of codes: 0, 1, bad, unknown
         self._bad: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
 
     def add(self, cells: Sequence[Cell]) -> None:
         """Add a row as codes of two bits; keep what is needed to report its bad cells."""
+        # A table of labels has a thousand cells a row: `itemgetter`, `map` and `bytes` loop in C.
         states = self._pick(cells)
         try:
             codes = bytes(map(self._codes.__getitem__, states))
@@ -339,11 +338,11 @@ class _States:
         self._packed.append(pack_codes(block))
         self._pending = []
 
-    def result(self) -> tuple[LabelSpace, Targets, list[str]]:
+    def finish(self) -> tuple[LabelSpace, Targets, list[str]]:
         """Return labels, targets and notes; bad cells of the label columns become faults.
 
         A column is a label if the config names it, or if at least half of its cells that are not
-        unknown are 1 or 0.
+        unknown are 1 or 0: a few typing errors are reported, and do not make it another column.
         """
         self._pack_pending()
         known, bad = self._counts[:2].sum(axis=0), self._counts[_BAD]
@@ -374,7 +373,7 @@ class _States:
             hint = ""
         for column in chosen:
             for row, cell in self._bad[column]:
-                self._columns.fault(
+                self._columns.add_fault(
                     f"{self._candidates[column]} is '{cell}'; wanted 1, 0, or blank or -1 for "
                     f"unknown{hint}",
                     row,
@@ -382,7 +381,10 @@ class _States:
 
 
 class _Codes(dict[Cell, int]):
-    """Cell -> code of two bits. Spellings of states are cached, so that a lookup is enough."""
+    """Cell -> code of two bits: 0, 1, 2 for a bad cell, 3 (-1 & 3) for unknown.
+
+    Spellings of states are kept, for the next lookup. Bad cells would fill the memory.
+    """
 
     def __missing__(self, cell: Cell) -> int:
         state = _STATES.get(format_cell(cell).casefold())

@@ -38,7 +38,7 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
                 columns.add(cells, reader.line_num)
     if columns is None:
         raise DataError(f"{path} is empty; wanted a header line and one row per image")
-    return columns.table(path.parent, "csv")
+    return columns.build_table(path.parent, "csv")
 
 
 def copy_with_column(

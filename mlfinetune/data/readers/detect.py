@@ -49,6 +49,7 @@ _URL_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
 """A path that was meant as a URL: Path turns // into /."""
 
 _TABLES_IN_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
+"""Names of tables that describe the pictures of their folder; the last one is Roboflow's."""
 
 
 def read_source(path: Path, options: SourceOptions) -> Table:
@@ -214,7 +215,7 @@ def _shift_faults(tables: dict[str, Table]) -> Iterator[Fault]:
 
 
 def _find_common_root(path: Path, parts: Iterable[Table]) -> Location:
-    """Return `path`; if roots are elsewhere (data.images, the cache), the folder that holds all."""
+    """Return `path`; if a root is outside of it (data.images, the cache), the folder above all."""
     roots = [part.root for part in parts]
     if all(isinstance(root, Path) and root.is_relative_to(path) for root in roots):
         return path

@@ -43,13 +43,13 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
             f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels"
         )
     notes = [f"{len(lists.labels)} labels by folder names (folder_labels: {options.folder_labels})"]
-    if copies := len(files) - len(groups):
-        count = pluralize(copies, "file")
+    if duplicates := len(files) - len(groups):
+        count = pluralize(duplicates, "file")
         notes.append(f"{count} with the bytes of another: one image with the labels of all")
     if ignored := len(all_files) - len(files):
         notes.append(f"{pluralize(ignored, 'file')} not named like a picture: ignored")
     names = [str(group[0]) for group in groups]
-    return lists.table(root, "folder", root, names, notes=notes)
+    return lists.build_table(root, "folder", root, names, notes=notes)
 
 
 def _read_labels(file: Path, options: SourceOptions) -> tuple[str, ...]:

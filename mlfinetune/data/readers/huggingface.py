@@ -46,7 +46,7 @@ def read_huggingface(path: Path, options: SourceOptions) -> Table:
         raise DataError(
             f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x}); save it as UTF-8"
         ) from error
-    return columns.table(path.parent, "huggingface")
+    return columns.build_table(path.parent, "huggingface")
 
 
 def _read_keys(path: Path) -> list[str]:
@@ -75,7 +75,7 @@ def _add_object(columns: Columns, line: int, result: Object | str) -> None:
 
 
 def _flatten_value(value: Any) -> Any:
-    """Return the value, or an empty object for a nested one, so that its depth does no harm."""
+    """Return the value; a nested one becomes {}: `Columns` reports it, and no depth does harm."""
     nested = isinstance(value, list) and any(isinstance(part, list | dict) for part in value)
     return {} if nested or isinstance(value, dict) else value
 

@@ -26,7 +26,7 @@ from mlfinetune.data.images.decode import is_image_name
 from mlfinetune.data.readers.columns import SPLITS, Columns
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.storage.cache import cache_folder
+from mlfinetune.storage.cache import get_cache_folder
 
 Cells = dict[str, list[Any]]
 """Column -> its cells in one batch of rows."""
@@ -39,6 +39,7 @@ _VERSION = 1
 """Version of the cache's layout; part of the key."""
 
 _INDEX = "names.json"
+"""File of the names, row by row; it is written last, so that it means a complete folder."""
 _ROWS, _PICTURES = 1024, 16
 """Rows that are read at a time: without, and with, the bytes of pictures."""
 
@@ -64,9 +65,8 @@ def read_parquet(path: Path, options: SourceOptions) -> Table:
     """Read a Parquet file, or a folder of shards.
 
     Raises:
-        DataError: pyarrow is missing, a file cannot be read, the shards differ in their
-            columns, there are no columns of images and labels, or the cache has no room for
-            the pictures.
+        DataError: pyarrow is missing; a file cannot be read; the shards differ in their columns;
+            there are no columns of images and labels; the cache has no room for the pictures.
         OSError: a file is missing.
     """
     try:
@@ -86,7 +86,7 @@ def read_parquet(path: Path, options: SourceOptions) -> Table:
         columns_to_read.remove(columns.image)
         notes.append(f"pictures unpacked into {unpacked}")
     splits = _add_rows(columns, shards, columns_to_read, names, classes)
-    table = columns.table(shards[0].parent, "parquet")
+    table = columns.build_table(shards[0].parent, "parquet")
     if names is not None:
         table = replace(table, root=unpacked)
     if table.splits is None and len(set(splits)) > 1 and None not in splits:
@@ -98,14 +98,18 @@ def read_parquet(path: Path, options: SourceOptions) -> Table:
 
 
 def _add_rows(
-    columns: Columns, shards: list[Path], read: list[str], names: list[str] | None, classes: Classes
+    columns: Columns,
+    shards: list[Path],
+    to_read: list[str],
+    names: list[str] | None,
+    classes: Classes,
 ) -> list[str | None]:
     """Add all rows to `columns`; return the split of each row, from the name of its shard.
 
     Args:
         columns: gets the rows.
         shards: the files.
-        read: columns to read.
+        to_read: names of the columns to read.
         names: names of the unpacked pictures, row by row; None: the image cells are paths.
         classes: see `Classes`.
     """
@@ -113,7 +117,7 @@ def _add_rows(
     for shard in shards:
         match = _SHARD.fullmatch(shard.stem)
         split = match and SPLITS.get(match[1].casefold())
-        for count, cells in _read_batches(shard, read, _ROWS):
+        for count, cells in _read_batches(shard, to_read, _ROWS):
             first = len(splits)
             if names is None:
                 cells[columns.image] = [_split_image(cell)[1] for cell in cells[columns.image]]
@@ -312,7 +316,7 @@ def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
     """
     sizes = [(os.path.abspath(s), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
     key = hashlib.sha256(json.dumps([_VERSION, column, sizes]).encode()).hexdigest()[:32]
-    folder = Path(os.path.abspath(cache_folder("parquet")))
+    folder = Path(os.path.abspath(get_cache_folder("parquet")))
     index = folder / key / _INDEX
     if not index.is_file():
         needed = sum(size for _, size, _ in sizes)
@@ -335,7 +339,7 @@ def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
 
 def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
     """Write the pictures of all rows below `root`, a thousand per folder, and then their names."""
-    usable = _usable_paths(shards, column)
+    usable = _find_usable_paths(shards, column)
     names: list[str] = []
     for shard in shards:
         for _, cells in _read_batches(shard, [column], _PICTURES):
@@ -353,7 +357,7 @@ def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
     (root / _INDEX).write_text(json.dumps(names))
 
 
-def _usable_paths(shards: list[Path], column: str) -> set[str]:
+def _find_usable_paths(shards: list[Path], column: str) -> set[str]:
     """Return the paths in the cells that can be file names here: safe, and of one picture only.
 
     Paths are compared as some file systems do: without case, and in one Unicode form.

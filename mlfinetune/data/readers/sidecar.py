@@ -49,7 +49,7 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
         if isinstance(tags, str):
             faults.append(Fault(str(text), tags, row))
         lists.add(tags if isinstance(tags, list) else [])
-    return lists.table(
+    return lists.build_table(
         path,
         "sidecar",
         path,

@@ -153,7 +153,7 @@ def _find_lists(root: Path, path: Path) -> list[Path]:
 def _read_lists(
     root: Path, lists: list[Path], faults: list[Fault]
 ) -> tuple[list[_Image], list[str]]:
-    """Return the images, each once, and notes; adds bad lines to `faults`."""
+    """Return the images, each once, and notes; add bad lines to `faults`."""
     if not lists:
         ids = sorted(file.stem for file in root.glob("Annotations/[!.]*.xml"))
         if not ids:
@@ -195,7 +195,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
 def _name_pictures(
     root: Path, folder: Path | None, images: list[_Image], filenames: list[str]
 ) -> Iterator[str]:
-    """Yield the picture's name of each image, relative to `folder` if given, else to `root`.
+    """Yield the name of each image's picture, relative to `folder` if given, else to `root`.
 
     The name is the first that exists: <id>.jpg, the name in the annotation, <id> with any ending.
     """
@@ -233,7 +233,7 @@ def _read_xml_files(
         lists.add(sorted(positive), sorted(difficult) if state == UNKNOWN else ())
         filenames.append(tree.findtext("filename", "").strip())
         faults += (Fault(place, text, row) for text in errors)
-    return _Annotations(lists.labels, lists.targets(), filenames, difficult_count)
+    return _Annotations(lists.labels, lists.build_targets(), filenames, difficult_count)
 
 
 def _parse_xml(path: Path) -> tuple[ET.Element, list[str]]:

@@ -79,7 +79,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
                 counts["lacking"] += sample.labels is None
     if not names:
         raise DataError(f"{path}: no picture in {pluralize(len(shards), 'tar')}")
-    return lists.table(
+    return lists.build_table(
         path,
         "webdataset",
         root,

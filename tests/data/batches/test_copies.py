@@ -15,12 +15,12 @@ from PIL import Image
 
 from mlfinetune.data.batches import copies as copies_module
 from mlfinetune.data.batches import copy_storage
-from mlfinetune.data.batches.copies import CopyMaker, SmallCopies, copy_side
+from mlfinetune.data.batches.copies import CopyMaker, SmallCopies, compute_copy_side
 from mlfinetune.data.batches.copy_storage import opened_copies
 from mlfinetune.data.batches.dataset import ImageDataset
 from mlfinetune.data.batches.loader import Loader, make_copies
 from mlfinetune.data.images.decode import decode_jpeg
-from mlfinetune.data.images.transforms import TransformSpec, min_decoded_side
+from mlfinetune.data.images.transforms import TransformSpec, compute_min_decoded_side
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import DataError
@@ -38,7 +38,7 @@ def draw(path: Path, size: tuple[int, int], seed: int) -> None:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    """Four large pictures and two small ones."""
+    """Return four large pictures and two small ones."""
     names = tuple(f"{i}.jpg" for i in range(6))
     for i, name in enumerate(names):
         draw(tmp_path / name, LARGE if i < 4 else SMALL, i)
@@ -47,7 +47,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def filled(manifest: Manifest, root: Path, workers: int = 0) -> SmallCopies:
-    """The copies of a manifest, all made."""
+    """Return the copies of a manifest, all made."""
     copies = SmallCopies(root, SPEC)
     lacking = copies.find_missing(manifest)
     assert sum(copies.fill(make_copies(lacking, SPEC, workers))) == len(lacking)
@@ -55,14 +55,14 @@ def filled(manifest: Manifest, root: Path, workers: int = 0) -> SmallCopies:
 
 
 def view(path: str, copies: SmallCopies | None, epoch: int = 0) -> torch.Tensor:
-    """The view that training has of a picture."""
+    """Return the view that training has of a picture."""
     image = ImageDataset(SPEC, 0, copies)[epoch, 0, path].image
     assert image is not None
     return image
 
 
 def choice(manifest: Manifest, root: Path, wanted: str = "auto", epochs: int = 3) -> str:
-    """The log's line of `opened_copies`."""
+    """Return the log's line of `opened_copies`."""
     with opened_copies(
         wanted, manifest, SPEC, epochs=epochs, on_features=False, root=root
     ) as found:
@@ -86,7 +86,11 @@ def test_a_copy_is_the_least_picture_from_which_no_view_is_scaled_up(
 ) -> None:
     """Its shorter side is the bound, half of what decoding keeps; its sides' ratio stays."""
     copies = filled(manifest, tmp_path / "store")
-    assert copy_side(SPEC) == SIDE == round(min_decoded_side(SPEC, training=True) / 2 + 0.25)
+    assert (
+        compute_copy_side(SPEC)
+        == SIDE
+        == round(compute_min_decoded_side(SPEC, training=True) / 2 + 0.25)
+    )
     for index in range(4):
         small = copies.read(manifest.path(index))
         assert small is not None
@@ -301,7 +305,7 @@ def test_off_is_off(manifest: Manifest, tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the one in memory."""
+    """Make a folder that stands for the one in memory."""
     folder = tmp_path / "memory"
     folder.mkdir()
     monkeypatch.setattr(copy_storage, "RAM_FOLDER", folder)

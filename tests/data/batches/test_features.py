@@ -45,13 +45,13 @@ WEIGHTS = torch.randn(3 * SIDE * SIDE, WIDTH, generator=torch.Generator().manual
 
 
 def embed(images: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 -> (B, 5), of every pixel and its place."""
+    """Return (B, 3, S, S) uint8 -> (B, 5), of every pixel and its place."""
     return images.flatten(1).float() @ WEIGHTS / 1000
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eleven pictures of noise, 0.png to 10.png."""
+    """Make eleven pictures of noise, 0.png to 10.png."""
     for i in range(N):
         pixels = np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
@@ -60,13 +60,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """An empty one."""
+    """Return an empty one."""
     (tmp_path / "store").mkdir()
     return Store(tmp_path / "store")
 
 
 def manifest(folder: Path, rows: Sequence[int] = range(N)) -> Manifest:
-    """The pictures of these numbers; their targets are the bits of the number."""
+    """Return the pictures of these numbers; their targets are the bits of the number."""
     targets = np.array([[i >> bit & 1 for bit in range(4)] for i in rows], np.int8)
     names = tuple(f"{i}.png" for i in rows)
     return Manifest(folder, names, Targets.pack([targets], 4), LabelSpace(("a", "b", "c", "d")))
@@ -75,7 +75,7 @@ def manifest(folder: Path, rows: Sequence[int] = range(N)) -> Manifest:
 def extractor(
     spec: TransformSpec = SPEC, seed: int = SEED, dtype: torch.dtype = torch.float32
 ) -> FeatureExtractor:
-    """Features by `embed`, of pictures that a real Loader reads."""
+    """Return features by `embed`, of pictures that a real Loader reads."""
 
     def load(examples: Manifest, rows: list[int], view: View) -> Loader:
         train_seed = None if view.epoch is None else seed
@@ -88,7 +88,7 @@ def extractor(
 def pictures(
     examples: Manifest, spec: TransformSpec, seed: int | None, rows: list[int] | None = None
 ) -> Loader:
-    """The pictures themselves, four at a time."""
+    """Return the pictures themselves, four at a time."""
     return Loader(
         examples, spec, batch_size=4, workers=0, train_seed=seed, pin_memory=False, rows=rows
     )
@@ -97,7 +97,7 @@ def pictures(
 def complete(
     store: Store, examples: Manifest, looks: Sequence[View], maker: FeatureExtractor
 ) -> tuple[list[MissingRows], int]:
-    """The views, all of them kept now, and how many rows were computed for it."""
+    """Return the views, all of them kept now, and how many rows were computed for it."""
     wanted = find_missing(store, examples, looks, maker)
     return wanted, sum(compute_missing(store, examples, wanted, maker))
 
@@ -105,20 +105,20 @@ def complete(
 def features(
     store: Store, examples: Manifest, look: View, maker: FeatureExtractor, room: int = 10**9
 ) -> Tensor:
-    """(N, F) of one view."""
+    """Return (N, F) of one view."""
     [wanted], _ = complete(store, examples, (look,), maker)
     return Features(store, wanted, maker, CPU, room)[list(range(len(examples)))]
 
 
 def seen(examples: Manifest, spec: TransformSpec, seed: int | None, epoch: int = 0) -> Tensor:
-    """(N, F) of a Loader's pictures in this epoch, in the manifest's order."""
+    """Return (N, F) of a Loader's pictures in this epoch, in the manifest's order."""
     batches = list(pictures(examples, spec, seed).epoch(epoch))
     order = torch.cat([batch.indices for batch in batches]).argsort()
     return torch.cat([embed(batch.images) for batch in batches])[order]
 
 
 def reopened(store: Store) -> Store:
-    """The store as the next process opens it."""
+    """Return the store as the next process opens it."""
     return Store(store.folder)
 
 
@@ -459,7 +459,7 @@ def test_a_sweep_is_every_view_of_every_example_once(folder: Path, store: Store)
 def folder_of(
     root: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **spec: object
 ) -> Path:
-    """The folder of the features of a ResNet-18 with the weights of this seed."""
+    """Return the folder of the features of a ResNet-18 with the weights of this seed."""
     torch.manual_seed(seed)
     shape = replace(SPEC, **spec)
     tagger = Tagger("resnet18", 2, mean=shape.mean, std=shape.std, frozen=True)

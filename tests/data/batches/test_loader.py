@@ -20,7 +20,7 @@ from mlfinetune.data.batches.loader import (
     BatchShare,
     Loader,
     cut_batches,
-    shuffled_order,
+    shuffle_order,
     stream_batches,
 )
 from mlfinetune.data.images.transforms import TransformSpec
@@ -42,7 +42,7 @@ AUGMENTED = TransformSpec(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven small pictures of noise, 0.png to 10.png, and files that are none."""
+    """Make eleven small pictures of noise, 0.png to 10.png, and files that are none."""
     root = tmp_path_factory.mktemp("pictures")
     for i in range(N):
         pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), np.uint8)
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def manifest(folder: Path, *names: str) -> Manifest:
-    """The pictures named, or all eleven; the targets of row i are the bits of i."""
+    """Return the pictures named, or all eleven; the targets of row i are the bits of i."""
     names = names or tuple(f"{i}.png" for i in range(N))
     targets = np.array([[i >> bit & 1 for bit in range(4)] for i in range(len(names))], np.int8)
     return Manifest(folder, names, Targets.pack([targets], 4), LabelSpace(("a", "b", "c", "d")))
@@ -68,7 +68,7 @@ def loader(
     train_seed: int | None = 0,
     batch_size: int = 3,
 ) -> Loader:
-    """A Loader of small batches."""
+    """Return a Loader of small batches."""
     return Loader(
         examples,
         spec,
@@ -80,12 +80,12 @@ def loader(
 
 
 def indices(batches: Iterator[Batch]) -> list[list[int]]:
-    """The indices of each batch."""
+    """Return the indices of each batch."""
     return [batch.indices.tolist() for batch in batches]
 
 
 def same(one: Batch, two: Batch) -> bool:
-    """Whether two batches are equal to the bit."""
+    """Return whether two batches are equal to the bit."""
     return (
         torch.equal(one.images, two.images)
         and torch.equal(one.targets, two.targets)
@@ -103,25 +103,25 @@ def test_the_order_is_a_permutation_and_a_function_of_seed_and_epoch(
     n: int, seed: int, epoch: int
 ) -> None:
     """Every example once; the same arguments, the same order."""
-    order = shuffled_order(n, seed, epoch)
+    order = shuffle_order(n, seed, epoch)
     assert sorted(order) == list(range(n))
-    assert order == shuffled_order(n, seed, epoch)
+    assert order == shuffle_order(n, seed, epoch)
 
 
 def test_orders_differ_between_epochs_and_seeds() -> None:
     """No two of a hundred are the same."""
-    orders = {tuple(shuffled_order(50, seed, epoch)) for seed in range(10) for epoch in range(10)}
+    orders = {tuple(shuffle_order(50, seed, epoch)) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100
 
 
 def test_the_order_neither_reads_nor_moves_the_global_generator() -> None:
     """The order is drawn from a generator of its own."""
     torch.manual_seed(1)
-    first, state = shuffled_order(50, 0, 0), torch.get_rng_state()
+    first, state = shuffle_order(50, 0, 0), torch.get_rng_state()
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(2)
-    assert shuffled_order(50, 0, 0) == first
+    assert shuffle_order(50, 0, 0) == first
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_every_example_comes_once_an_epoch(folder: Path, batch_size: int) -> Non
     batches = loader(manifest(folder), PLAIN, batch_size=batch_size, train_seed=7)
     for epoch in range(2):
         seen = indices(batches.epoch(epoch))
-        assert list(itertools.chain(*seen)) == shuffled_order(N, 7, epoch)
+        assert list(itertools.chain(*seen)) == shuffle_order(N, 7, epoch)
         assert len(seen) == batches.steps
 
 
@@ -254,7 +254,7 @@ def test_an_epoch_left_early_does_not_spoil_the_next(folder: Path, workers: int)
     """No batch that was under way is seen later."""
     batches = loader(manifest(folder), workers=workers, batch_size=2)
     next(batches.epoch(0))
-    assert list(itertools.chain(*indices(batches.epoch(1)))) == shuffled_order(N, 0, 1)
+    assert list(itertools.chain(*indices(batches.epoch(1)))) == shuffle_order(N, 0, 1)
 
 
 # ---- pictures that cannot be decoded ----------------------------------------------------
@@ -435,8 +435,8 @@ def test_workers_are_given_no_manifest(folder: Path) -> None:
 )
 def test_shares_of_a_batch_are_all_of_it(n: int, batch_size: int, size: int, pieces: int) -> None:
     """Each once; and the pieces that fit cuts shares into are shares of one process's pieces."""
-    for batch in cut_batches(shuffled_order(n, 0, 0), batch_size):
-        shares = [BatchShare(rank, size, pieces).of(batch) for rank in range(size)]
+    for batch in cut_batches(shuffle_order(n, 0, 0), batch_size):
+        shares = [BatchShare(rank, size, pieces).select(batch) for rank in range(size)]
         assert sorted(itertools.chain(*shares)) == sorted(batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= pieces
         count = min(pieces, len(batch))

@@ -39,14 +39,14 @@ SAVE: dict[str, dict[str, Any]] = {**LOSSLESS, "JPEG": {"quality": 95}, "GIF": {
 
 
 def gradient(height: int = 24, width: int = 40) -> Pixels:
-    """A smooth picture without symmetry: red grows to the right, green downwards."""
+    """Return a smooth picture without symmetry: red grows to the right, green downwards."""
     rows, columns = np.mgrid[0:height, 0:width]
     red, green = columns * 255 // (width - 1), rows * 255 // (height - 1)
     return np.stack([red, green, (red + green) // 4], axis=2).astype(np.uint8)
 
 
 def encoded(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
-    """The bytes of a file of this kind."""
+    """Return the bytes of a file of this kind."""
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(buffer, kind, **{**SAVE.get(kind, {}), **options})
@@ -54,19 +54,19 @@ def encoded(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
 
 
 def write(folder: Path, content: bytes, name: str = "picture.bin") -> Path:
-    """A file with this content."""
+    """Make a file with this content."""
     path = folder / name
     path.write_bytes(content)
     return path
 
 
 def read(folder: Path, image: Image.Image | Pixels, kind: str, **options: Any) -> Pixels:
-    """The pixels of a picture that is saved and decoded."""
+    """Return the pixels of a picture that is saved and decoded."""
     return decode_image(write(folder, encoded(image, kind, **options)), MAX_PIXELS)
 
 
 def fault(path: Path, max_pixels: int = MAX_PIXELS) -> str:
-    """The message with which the file is refused; it always begins with the file's name."""
+    """Return the message with which the file is refused; it always begins with the file's name."""
     with pytest.raises(ImageError) as caught:
         decode_image(path, max_pixels)
     assert str(caught.value) == f"{path}: {caught.value.reason}"
@@ -74,7 +74,7 @@ def fault(path: Path, max_pixels: int = MAX_PIXELS) -> str:
 
 
 def outcome(path: Path) -> Pixels | ImageError:
-    """The picture or the error it is refused with; any other exception passes through."""
+    """Return the picture or the error it is refused with; any other exception passes through."""
     try:
         return decode_image(path, MAX_PIXELS)
     except ImageError as error:
@@ -93,18 +93,18 @@ def assert_picture_or_fault(path: Path) -> None:
 
 
 def difference(a: Pixels, b: Pixels) -> int:
-    """The largest difference of two pictures in grey levels."""
+    """Return the largest difference of two pictures in grey levels."""
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
-    """One chunk of a PNG file."""
+    """Return one chunk of a PNG file."""
     crc = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
 
 def png(width: int, height: int, extra: bytes = b"") -> bytes:
-    """A PNG of RGB with this header and next to no pixels."""
+    """Return a PNG of RGB with this header and next to no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(b""))
     return b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IEND", b"")
@@ -112,7 +112,7 @@ def png(width: int, height: int, extra: bytes = b"") -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a generated test."""
+    """Return one folder for all the examples of a generated test."""
     return tmp_path_factory.mktemp("pictures")
 
 
@@ -235,7 +235,7 @@ ALPHA = np.array([[0, 64, 128, 255]], np.uint8)
 
 
 def on_white(grey: int) -> NDArray[np.float64]:
-    """A grey level under ALPHA on a white page."""
+    """Return a grey level under ALPHA on a white page."""
     return (grey * (ALPHA / 255.0) + 255 * (1 - ALPHA / 255.0))[..., None]
 
 
@@ -438,7 +438,7 @@ def test_the_cap_is_inclusive(tmp_path: Path) -> None:
 
 
 def huge(kind: str) -> bytes:
-    """A small file whose header claims 60000 x 60000 pixels."""
+    """Return a small file whose header claims 60000 x 60000 pixels."""
     content = bytearray(encoded(gradient(), kind) if kind != "PNG" else png(60000, 60000))
     if kind == "BMP":
         content[18:26] = struct.pack("<ii", 60000, 60000)
@@ -550,7 +550,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
 
 
 def special(kind: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
-    """The bytes of one of the pictures above."""
+    """Return the bytes of one of the pictures above."""
     grey = Image.fromarray(gradient()).convert("L")
     if mode == "I;16":
         return encoded(Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), kind, **options)

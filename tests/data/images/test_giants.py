@@ -36,7 +36,7 @@ except MlfinetuneError as error:
 
 
 def verdict(path: Path, how: str = "") -> str:
-    """The output of a process with 2 GiB of address space for a file, within a minute."""
+    """Return the output of a process with 2 GiB of address space for a file, within a minute."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -57,7 +57,7 @@ def verdict(path: Path, how: str = "") -> str:
 
 
 def filled(path: Path, start: str, unit: str) -> Path:
-    """A file of SIZE bytes: `start`, then `unit` again and again."""
+    """Return a file of SIZE bytes: `start`, then `unit` again and again."""
 
     def blocks() -> Iterator[str]:
         yield start

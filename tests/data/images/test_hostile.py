@@ -72,20 +72,20 @@ class Case(NamedTuple):
 
 
 def saved(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
-    """The bytes of a file of this kind."""
+    """Return the bytes of a file of this kind."""
     file, drawn = io.BytesIO(), isinstance(image, Image.Image)
     (image if drawn else Image.fromarray(image)).save(file, kind, **options)
     return file.getvalue()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """One chunk of a PNG file."""
+    """Return one chunk of a PNG file."""
     crc = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
 
 def png(size: tuple[int, int], depth: int, colour: int, data: bytes, *extra: bytes) -> bytes:
-    """A PNG of one row of samples, above rows of zeros; `extra` chunks stand before them."""
+    """Return a PNG of one row of samples, above rows of zeros; `extra` chunks stand before them."""
     width, height = size
     line = 1 + (width * depth * {2: 3, 4: 2, 6: 4}.get(colour, 1) + 7) // 8
     packer = zlib.compressobj(1)
@@ -105,17 +105,17 @@ def tiff(size: tuple[int, int], bits: int, data: bytes, form: int = 1, light: in
 
 
 def patched(content: bytes, at: int, patch: bytes) -> bytes:
-    """A file with some bytes replaced."""
+    """Return a file with some bytes replaced."""
     return content[:at] + patch + content[at + len(patch) :]
 
 
 def grey(*levels: int) -> Pixels:
-    """One row of grey."""
+    """Return one row of grey."""
     return np.repeat(np.array(levels, np.uint8)[None, :, None], 3, axis=2)
 
 
 def flat(height: int, width: int, *colour: int) -> Pixels:
-    """One colour, without the memory for it."""
+    """Return one colour, without the memory for it."""
     return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3))
 
 
@@ -136,7 +136,7 @@ LOSSY = {"jpeg", "jpeg-progressive", "webp", "gif"}
 
 
 def damaged() -> Cases:
-    """Each format whole, cut short, followed by garbage, and with bytes changed."""
+    """Return each format whole, cut short, followed by garbage, and with bytes changed."""
     rng = random.Random(0)
     for kind, content in WHOLE.items():
         exact = None if kind in LOSSY else NOISE
@@ -153,7 +153,7 @@ def damaged() -> Cases:
 
 
 def strangers() -> Cases:
-    """Files that are no pictures, or of formats that are not read."""
+    """Return files that are no pictures, or of formats that are not read."""
     svg = b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
     page = b"<!DOCTYPE html><html><title>404 Not Found</title></html>\n"
     psd = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 4, 4, 8, 3) + bytes(200)
@@ -238,7 +238,7 @@ def annotated() -> Cases:
 
 
 def bombs() -> Cases:
-    """Small files with large claims, and large pictures, up to the cap."""
+    """Return small files with large claims, and large pictures, up to the cap."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0))
     contents = {
         "png": patched(WHOLE["png"], 8, header),
@@ -291,14 +291,14 @@ def places(folder: Path) -> dict[str, str | None]:
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Case]:
-    """Every file, by its name."""
+    """Return every file, by its name."""
     parts = (damaged, strangers, colours, depths, annotated, bombs)
     return dict(pair for part in parts for pair in part())
 
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory, cases: dict[str, Case]) -> Verdicts:
-    """The output of a process that decodes and inspects every file; it ends in time."""
+    """Return the output of a process that decodes and inspects every file; it ends in time."""
     folder = tmp_path_factory.mktemp("hostile")
     paths = {name: str(folder / name) for name in places(folder)}
     for name, case in cases.items():
@@ -314,7 +314,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory, cases: dict[str, Case]) -
 
 
 def refused(verdict: dict[str, Any]) -> str | None:
-    """The reason, or None where the file was decoded."""
+    """Return the reason, or None where the file was decoded."""
     return verdict["decode"].get("reason")
 
 

@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Noise whose finer octaves are weaker, as detail is in photographs."""
+    """Return noise whose finer octaves are weaker, as detail is in photographs."""
     random = np.random.default_rng(0)
     total = random.normal(0, 0.06, (height, width, 3))
     for octave in range(1, 9):
@@ -51,21 +51,21 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def jpeg(mode: str = "RGB", size: tuple[int, int] = (97, 61), **options: Any) -> bytes:
-    """The bytes of a JPEG."""
+    """Return the bytes of a JPEG."""
     buffer = io.BytesIO()
     photograph(*size).convert(mode).save(buffer, "JPEG", **{"quality": 90, **options})
     return buffer.getvalue()
 
 
 def fast() -> JpegDecoder:
-    """The decoder of this environment."""
+    """Return the decoder of this environment."""
     function, _ = choose_jpeg_decoder()
     assert function is not None
     return function
 
 
 def outcome(path: Path, function: JpegDecoder | None) -> NDArray[np.uint8] | str:
-    """The pixels, or the reason that there are none."""
+    """Return the pixels, or the reason that there are none."""
     try:
         return decode_image(path, MAX_PIXELS, None, function)
     except ImageError as error:
@@ -92,7 +92,7 @@ def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a generated test."""
+    """Return one folder for all the examples of a generated test."""
     return tmp_path_factory.mktemp("jpegs")
 
 

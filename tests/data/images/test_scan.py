@@ -36,20 +36,20 @@ if __name__ == "__main__":
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Return a cache of the test's own."""
     monkeypatch.setenv("MLFINETUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "scan" / f"{DECODE_VERSION}.sqlite"
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
-    """Twelve drawn pictures."""
+    """Return twelve drawn pictures."""
     demo_data.write(tmp_path, count=12, size=32)
     return sorted(str(path) for path in (tmp_path / "images").iterdir())
 
 
 def one(path: Path | str, cap: int = CAP) -> ScanResult:
-    """The scan's result for one file."""
+    """Return the scan's result for one file."""
     (found,) = scan_images([str(path)], cap)
     return found
 
@@ -64,7 +64,7 @@ def links(folder: Path, picture: Path | str, count: int) -> list[str]:
 
 
 def large(path: Path, side: int) -> Path:
-    """A white picture that takes a while to decode."""
+    """Make a white picture that takes a while to decode."""
     Image.new("RGB", (side, side), "white").save(path, compress_level=1)
     return path
 
@@ -239,7 +239,7 @@ def test_a_scan_waits_for_another_that_writes(cache: Path, pictures: list[str]) 
 
 
 def start(paths: list[str]) -> subprocess.Popen[str]:
-    """A scan in a process group of its own; it prints a line a file."""
+    """Return a scan in a process group of its own; it prints a line a file."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT] if len(paths) < 64 else [sys.executable, script(paths[0])],
         stdin=subprocess.PIPE,
@@ -256,14 +256,14 @@ def start(paths: list[str]) -> subprocess.Popen[str]:
 
 
 def script(beside: str) -> str:
-    """The scan as a file, which processes that it starts can import."""
+    """Return the scan as a file, which processes that it starts can import."""
     path = Path(beside).parents[1] / "scan_all.py"
     path.write_text(SCRIPT)
     return str(path)
 
 
 def group(leader: int) -> Iterator[Path]:
-    """The processes of a group that live, as folders of /proc."""
+    """Yield the processes of a group that live, as folders of /proc."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, number = stat.read_text().rpartition(")")[2].split()[:3]
@@ -274,7 +274,7 @@ def group(leader: int) -> Iterator[Path]:
 
 
 def opened(member: Path) -> list[str]:
-    """The files that a process has open."""
+    """Return the files that a process has open."""
     try:
         return [os.readlink(number) for number in (member / "fd").iterdir()]
     except OSError:  # it has ended
@@ -288,7 +288,7 @@ def kill(member: Path) -> None:
 
 
 def ends(leader: int, seconds: float) -> bool:
-    """Whether the whole process group has ended by then."""
+    """Return whether the whole process group has ended by then."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if not any(group(leader)):

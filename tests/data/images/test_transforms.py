@@ -18,7 +18,7 @@ from mlfinetune.data.images.transforms import (
     build_eval_transform,
     build_random_crop,
     build_train_transform,
-    min_decoded_side,
+    compute_min_decoded_side,
     to_tensor,
 )
 
@@ -33,12 +33,12 @@ AUGMENTED: dict[str, Any] = {
 
 
 def spec(**changes: Any) -> TransformSpec:
-    """A spec of a small square."""
+    """Return a spec of a small square."""
     return TransformSpec(**{"image_size": SIDE, "resize": "squash", "max_pixels": 10**6, **changes})
 
 
 def noise(height: int, width: int, seed: int = 0) -> Tensor:
-    """A picture of random pixels, (3, height, width)."""
+    """Return a picture of random pixels, (3, height, width)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
@@ -95,9 +95,10 @@ def test_a_picture_may_come_at_twice_the_size_asked_for(
     resize: str, wanted: int, training: bool
 ) -> None:
     """Whole pictures, training's too where nothing is cropped: twice what the resize makes."""
-    assert min_decoded_side(spec(resize=resize), training=training) == 2 * wanted
+    assert compute_min_decoded_side(spec(resize=resize), training=training) == 2 * wanted
     assert (
-        min_decoded_side(spec(resize=resize, crop_scale=(0.2, 0.9)), training=False) == 2 * wanted
+        compute_min_decoded_side(spec(resize=resize, crop_scale=(0.2, 0.9)), training=False)
+        == 2 * wanted
     )
 
 
@@ -108,7 +109,7 @@ def test_no_random_crop_has_less_than_twice_the_square(
 ) -> None:
     """Of a picture decoded no smaller than least_side; and no bound is needlessly high."""
     augmented = spec(crop_scale=crop_scale)
-    least = min_decoded_side(augmented, training=True)
+    least = compute_min_decoded_side(augmented, training=True)
     crops = v2.RandomResizedCrop(SIDE, scale=crop_scale)
     picture = torch.empty(3, least, round(least * aspect))
     boxes = [crops.make_params([picture]) for _ in range(400)]

@@ -30,7 +30,7 @@ def labelled(*pairs: tuple[Any, Any]) -> list[dict[str, Any]]:
 
 
 def coco(path: Path, **lists: Any) -> Path:
-    """A JSON file with these lists, the usual ones where none is given."""
+    """Make a JSON file with these lists, the usual ones where none is given."""
     usual = {"images": IMAGES, "annotations": labelled((9, 1), (9, 3)), "categories": CATEGORIES}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"info": {"year": 2017}, **usual, **lists}))
@@ -45,7 +45,7 @@ def files(folder: Path, *names: str) -> None:
 
 
 def read(path: Path, **options: Any) -> Table:
-    """The Table of a file or folder."""
+    """Return the Table of a file or folder."""
     return read_coco(path, SourceOptions(**options))
 
 
@@ -55,7 +55,7 @@ def faults(path: Path) -> list[str]:
 
 
 def refused(path: Path, content: str | bytes | None = None) -> str:
-    """The message of a file, with that content if given, that is refused."""
+    """Return the message of a file, with that content if given, that is refused."""
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError) as caught:

@@ -22,20 +22,20 @@ Labels = dict[str, set[str]]
 
 
 def write(folder: Path, content: str | bytes, name: str = "t.csv") -> Path:
-    """A table with this content, byte for byte."""
+    """Make a table with this content, byte for byte."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def read(folder: Path, content: str | bytes, name: str = "t.csv", **options: Any) -> Table:
-    """The Table of a file with this content."""
+    """Return the Table of a file with this content."""
     given = SourceOptions(**options)
     return apply_label_options(read_csv(write(folder, content, name), given), given)
 
 
 def refusal(folder: Path, content: str | bytes, name: str = "t.csv", **options: Any) -> str:
-    """The message with which a file with this content is refused."""
+    """Return the message with which a file with this content is refused."""
     with pytest.raises(DataError) as caught:
         read(folder, content, name, **options)
     return str(caught.value)
@@ -50,7 +50,7 @@ def outcome(path: Path) -> Table | DataError:
 
 
 def bad_rows(folder: Path, content: str, **options: Any) -> list[str]:
-    """The lines of the one message about bad rows; the pictures a.jpg to e.jpg exist."""
+    """Return the lines of the one message about bad rows; the pictures a.jpg to e.jpg exist."""
     for name in "abcde":
         (folder / f"{name}.jpg").touch()
     given = SourceOptions(**options)
@@ -71,7 +71,7 @@ def places(table: Table) -> list[str]:
 
 
 def positives(table: Table) -> Labels:
-    """Name -> the labels that hold."""
+    """Return name -> the labels that hold."""
     names = table.labels.names
     return {
         image: {names[at] for at in (row == 1).nonzero()[0]}
@@ -80,14 +80,14 @@ def positives(table: Table) -> Labels:
 
 
 def states(table: Table) -> list[list[int]]:
-    """The targets as plain lists."""
+    """Return the targets as plain lists."""
     rows: list[list[int]] = table.targets[:].tolist()
     return rows
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a generated test."""
+    """Return one folder for all the examples of a generated test."""
     return tmp_path_factory.mktemp("tables")
 
 
@@ -560,7 +560,7 @@ ROUND_TRIP = settings(max_examples=150, deadline=None)
 
 
 def written(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as csv.writer puts them down."""
+    """Return the rows as csv.writer puts them down."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows(rows)
     return buffer.getvalue()

@@ -35,7 +35,7 @@ PARQUET = b"parquet"
 
 
 def tar(files: dict[str, bytes]) -> bytes:
-    """A tar of them."""
+    """Return a tar of them."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as file:
         for name, data in files.items():
@@ -93,7 +93,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> Path:
-    """A folder with these files."""
+    """Make a folder with these files."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def read_tree(root: Path, files: dict[str, str | bytes], **options: Any) -> Tabl
 
 
 def said(table: Table) -> dict[str, tuple[str | None, set[str]]]:
-    """Name -> its split and the labels that hold."""
+    """Return name -> its split and the labels that hold."""
     names = table.labels.names
     rows = [{names[at] for at in (row == 1).nonzero()[0]} for row in table.targets[:]]
     splits = table.splits or (None,) * len(rows)

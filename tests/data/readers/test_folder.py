@@ -18,7 +18,7 @@ Labels = dict[str, set[str]]
 
 
 def plant(root: Path, **contents: str) -> Path:
-    """Files with these contents; `cat__a` is cat/a.jpg."""
+    """Make files with these contents; `cat__a` is cat/a.jpg."""
     for name, content in contents.items():
         path = root / (name.replace("__", "/") + ".jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,13 +27,13 @@ def plant(root: Path, **contents: str) -> Path:
 
 
 def read(root: Path, **options: Any) -> Table:
-    """The Table of a folder."""
+    """Return the Table of a folder."""
     given = SourceOptions(**options)
     return apply_label_options(read_folder(root, given), given)
 
 
 def refusal(root: Path, **options: Any) -> str:
-    """The message with which a folder is refused."""
+    """Return the message with which a folder is refused."""
     given = SourceOptions(**options)
     table = apply_label_options(read_table(root, given), given)
     with pytest.raises(DataError) as caught:
@@ -42,7 +42,7 @@ def refusal(root: Path, **options: Any) -> str:
 
 
 def positives(table: Table) -> Labels:
-    """Name -> the labels that hold."""
+    """Return name -> the labels that hold."""
     names = table.labels.names
     return {
         image: {names[at] for at in (row == 1).nonzero()[0]}

@@ -17,7 +17,7 @@ GOOD = '{"file_name": "a.jpg", "labels": ["cat"]}'
 
 
 def read(folder: Path, content: str | bytes, **options: Any) -> Table:
-    """The Table of a metadata.jsonl with this content, byte for byte."""
+    """Return the Table of a metadata.jsonl with this content, byte for byte."""
     path = folder / "metadata.jsonl"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return read_huggingface(path, SourceOptions(**options))
@@ -32,12 +32,12 @@ def outcome(folder: Path, content: bytes) -> Table | DataError:
 
 
 def written(*rows: dict[str, Any]) -> str:
-    """The rows as JSON lines."""
+    """Return the rows as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def positives(table: Table) -> dict[str, set[str]]:
-    """Name -> the labels that hold."""
+    """Return name -> the labels that hold."""
     names, rows = table.labels.names, table.targets[:]
     return {
         image: {names[at] for at in (row == 1).nonzero()[0]}
@@ -47,7 +47,7 @@ def positives(table: Table) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a generated test."""
+    """Return one folder for all the examples of a generated test."""
     return tmp_path_factory.mktemp("lines")
 
 

@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(path: Path, columns: dict[str, Any], features: dict[str, Any] | None = None) -> Path:
-    """A Parquet file, with the metadata that Hugging Face writes where features are given."""
+    """Make a Parquet file, with the metadata that Hugging Face writes where features are given."""
     table = pa.table(columns)
     if features is not None:
         info = json.dumps({"info": {"features": features}})
@@ -44,7 +44,7 @@ def write(path: Path, columns: dict[str, Any], features: dict[str, Any] | None =
 
 
 def pictures(*cells: tuple[bytes | None, str | None] | None) -> Any:
-    """A column of Hugging Face's pictures."""
+    """Return a column of Hugging Face's pictures."""
     rows = [cell and dict(zip(("bytes", "path"), cell, strict=True)) for cell in cells]
     return pa.array(rows, IMAGE)
 
@@ -55,14 +55,14 @@ def read(path: Path, **options: Any) -> Table:
 
 
 def refusal(path: Path, **options: Any) -> str:
-    """The message with which it is refused."""
+    """Return the message with which it is refused."""
     with pytest.raises(DataError) as caught:
         read(path, **options)
     return str(caught.value)
 
 
 def positives(table: Table) -> list[set[str]]:
-    """The labels that hold, row by row."""
+    """Return the labels that hold, row by row."""
     names = table.labels.names
     return [{names[at] for at in (row == 1).nonzero()[0]} for row in table.targets[:]]
 
@@ -76,7 +76,7 @@ def spoil(path: Path, row_group: int) -> None:
 
 
 def drawn(format: str, colour: int = 0) -> bytes:
-    """A real picture of that format."""
+    """Return a real picture of that format."""
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (colour, 0, 0)).save(file, format)
     return file.getvalue()

@@ -12,7 +12,7 @@ from mlfinetune.errors import DataError
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> Path:
-    """A folder with these files."""
+    """Make a folder with these files."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,12 +21,12 @@ def tree(root: Path, files: dict[str, str | bytes]) -> Path:
 
 
 def read(root: Path, files: dict[str, str | bytes], delimiter: str | None = None) -> Table:
-    """The Table of a folder with these files."""
+    """Return the Table of a folder with these files."""
     return read_sidecar(tree(root, files), SourceOptions(label_delimiter=delimiter))
 
 
 def positives(table: Table) -> dict[str, set[str]]:
-    """Name -> the labels that hold."""
+    """Return name -> the labels that hold."""
     names = table.labels.names
     rows = table.targets[:]
     return {

@@ -15,7 +15,7 @@ MAIN = "ImageSets/Main"
 
 
 def xml(*objects: str, filename: str = "") -> str:
-    """An annotation in VOC's layout; `dog!` is a difficult dog."""
+    """Return an annotation in VOC's layout; `dog!` is a difficult dog."""
     things = "".join(
         f"<object><name>{name.rstrip('!')}</name><part><name>head</name></part>"
         f"<difficult>{int(name.endswith('!'))}</difficult><bndbox><xmin>1</xmin></bndbox></object>"
@@ -25,7 +25,7 @@ def xml(*objects: str, filename: str = "") -> str:
 
 
 def plant(root: Path, contents: dict[str, str | bytes]) -> Path:
-    """Files with these contents below a folder with JPEGImages."""
+    """Make files with these contents below a folder with JPEGImages."""
     (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,19 +41,19 @@ def voc(root: Path, lists: dict[str, str] | None = None, **annotations: str | by
 
 
 def read(path: Path, **options: Any) -> Table:
-    """The Table of a folder or list."""
+    """Return the Table of a folder or list."""
     return read_voc(path, SourceOptions(**options))
 
 
 def refused(path: Path) -> str:
-    """The message of what cannot be read."""
+    """Return the message of what cannot be read."""
     with pytest.raises(DataError) as caught:
         read(path)
     return str(caught.value)
 
 
 def row(table: Table, number: int) -> dict[str, int]:
-    """Label -> state of one image."""
+    """Return label -> state of one image."""
     return dict(zip(table.labels.names, table.targets[number].tolist(), strict=True))
 
 
@@ -214,7 +214,7 @@ def test_a_label_of_difficult_objects_alone_is_decided(
 
 
 def classes(root: Path, **more: str) -> Path:
-    """A release without annotations; names of files and their texts."""
+    """Return a release without annotations; names of files and their texts."""
     texts = {"train": "2008_000008\n2008_000015\n", "cat_train": "2008_000008 -1\n2008_000015  1\n"}
     return plant(root, {f"{MAIN}/{name}.txt": text for name, text in (texts | more).items()})
 

@@ -23,7 +23,7 @@ def pack(tar: Path, members: dict[str, bytes]) -> None:
 
 
 def shards(folder: Path, each: int = 8) -> Path:
-    """The drawn pictures of a folder in tars, their labels beside them in three ways."""
+    """Return the drawn pictures of a folder in tars, their labels beside them in three ways."""
     prepare(folder)
     rows = [row.split(",") for row in (folder / "tags.csv").read_text().splitlines()[1:]]
     for start in range(0, len(rows), each):
