@@ -89,7 +89,7 @@ def process() -> Run:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Return the same call in this process: the console script's own `main`, seconds faster."""
+    """Return a function that runs the command in this process, by the script's own `main`."""
 
     def run(
         *arguments: str, cwd: Path, stdin: str = "", **environment: str

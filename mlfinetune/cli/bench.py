@@ -47,11 +47,11 @@ def _format_table(result: "BenchResult") -> str:
     if work.views:
         duration = (
             f"about {_format_seconds(once)} once, for features of {work.train} + {work.val} "
-            f"images; then {_format_seconds(epoch)} a pass over them"
+            f"images; then {_format_seconds(epoch)} per pass over them"
         )
     else:
         duration = (
-            f"about {_format_seconds(epoch)} an epoch of {work.train} + {work.val} images, "
+            f"about {_format_seconds(epoch)} per epoch of {work.train} + {work.val} images, "
             f"{format_duration(work.epochs * epoch)} for {work.epochs}"
         )
     return "\n".join(

@@ -51,8 +51,12 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
         lines += [format_list(shown)] if shown else []
     errors = sum(finding.severity == "error" for finding in findings)
     counts = {"error": errors, "warning": len(findings) - errors}
-    kinds = [f"{pluralize(n, 'kind')} of {word}s" for word, n in counts.items() if n]
-    verdict = ", ".join(kinds) or "clean"
+    kinds = [
+        f"{pluralize(n, 'kind')} of {word if n == 1 else word + 's'}"
+        for word, n in counts.items()
+        if n
+    ]
+    verdict = ("not clean: " if errors else "no errors, ") + ", ".join(kinds) if kinds else "clean"
     return "\n".join(_make_lines_printable([*lines, "", verdict]))
 
 
@@ -76,8 +80,8 @@ def _format_picture_lines(facts: dict[str, Any]) -> list[str]:
 
 def _format_side_lines(sides: dict[str, Any]) -> list[str]:
     return [
-        f"{side}: {facts['images']} images, {facts['labels_an_image']} labels an image, "
-        f"{facts['without_label']} without a label"
+        f"{side}: {pluralize(facts['images'], 'image')}, "
+        f"{facts['labels_an_image']} labels per image, {facts['without_label']} without a label"
         for side, facts in sides.items()
     ]
 
@@ -90,7 +94,8 @@ def _format_label_lines(labels: dict[str, Any]) -> list[str]:
     for index, (name, counts) in enumerate(rows):
         if len(rows) > SHOWN_LABELS and half <= index < len(rows) - half:
             if index == half:
-                lines.append(f"  ... {len(rows) - SHOWN_LABELS} labels in between (--json has all)")
+                left_out = pluralize(len(rows) - SHOWN_LABELS, "label")
+                lines.append(f"  ... {left_out} in between (--json has all)")
             continue
         numbers = " ".join(f"{counts[side]['positives']:>10}" for side in sides)
         lines.append(f"  {fit_width(make_printable(name), 44)} {numbers}")
@@ -99,8 +104,8 @@ def _format_label_lines(labels: dict[str, Any]) -> list[str]:
 
 def _format_pair_lines(facts: dict[str, Any]) -> list[str]:
     pairs = [
-        f"  {' + '.join(pair['labels'])}: {pair['images']} images, {pair['share']:.0%} of those "
-        f"with either"
+        f"  {' + '.join(pair['labels'])}: {pluralize(pair['images'], 'image')}, "
+        f"{pair['share']:.0%} of those with either"
         for pair in facts["together"][:SHOWN_PAIRS]
     ]
     return ["", "labels that come together most", *pairs] if pairs else []

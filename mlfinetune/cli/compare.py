@@ -92,7 +92,7 @@ def _format_verdict(comparison: Comparison) -> str:
     if row.interval is None:
         reason = "mAP is undefined in half of the resamples or more"
     else:
-        position = {1: "is above 0", -1: "is below 0", 0: "holds 0"}[row.sign]
+        position = {1: "is above 0", -1: "is below 0", 0: "contains 0"}[row.sign]
         reason = f"the interval of the difference in mAP {position}"
     return f"{comparison.verdict}: {reason}"
 

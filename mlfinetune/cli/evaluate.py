@@ -28,7 +28,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Folder or URL that the table's paths start from. Default: its folder.",
+            help="Folder or URL that the table's paths start from. Default: the table's folder.",
         ),
     ] = None,
     output: Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlfinetune.text import fit_width, make_printable
+from mlfinetune.text import fit_width, make_printable, pluralize
 
 if TYPE_CHECKING:  # it loads numpy
     from mlfinetune.data.checks import Balance
@@ -16,7 +16,7 @@ SHOWN_LABELS = 20
 def format_balance(balance: "Balance") -> str:
     """Return the sizes of the sides, and each label's share held out, the worst labels first."""
     sizes = ", ".join(f"{n} {side}" for side, n in zip(balance.sides, balance.sizes, strict=True))
-    lines = [f"{sum(balance.sizes)} images: {sizes}", ""]
+    lines = [f"{pluralize(sum(balance.sizes), 'image')}: {sizes}", ""]
     lines.append(f"  {'label':<36} {'positives':>9} {'share held out':>15} {'by chance':>11}")
     rows = sorted(
         balance.rows, key=lambda row: (not row.positives, -abs(row.share - balance.wanted))
@@ -25,7 +25,7 @@ def format_balance(balance: "Balance") -> str:
         name = fit_width(make_printable(row.label), 36)
         lines.append(f"  {name} {row.positives:>9} {row.share:>14.1%} {row.by_chance:>11.1%}")
     if len(rows) > SHOWN_LABELS:
-        lines.append(f"  ... {len(rows) - SHOWN_LABELS} labels nearer to their share")
+        lines.append(f"  ... {pluralize(len(rows) - SHOWN_LABELS, 'label')} nearer to their share")
     worst, chance = balance.worst
     lines += [
         "",

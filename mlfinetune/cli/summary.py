@@ -2,7 +2,7 @@
 
 from mlfinetune.metrics.types import Evaluation, Facts
 from mlfinetune.runs import directory
-from mlfinetune.text import fit_width, make_printable
+from mlfinetune.text import fit_width, make_printable, pluralize
 
 WIDTH = 80
 SHOWN_LABELS = 40
@@ -13,7 +13,8 @@ def format_summary(evaluation: Evaluation) -> str:
     table = evaluation.table
     averages = {name: _format_number(value) for name, value in table.averages.items()}
     lines = [
-        f"{table.images} images, mAP over {table.labels_scored} of {len(table.per_label)} labels",
+        f"{pluralize(table.images, 'image')}, mAP over {table.labels_scored} of "
+        f"{pluralize(len(table.per_label), 'label')}",
         "",
         f"  mAP       {averages['mAP']}     macro F1  {averages['macro_F1']}"
         f"     CF1  {averages['CF1']}",
@@ -29,7 +30,8 @@ def format_summary(evaluation: Evaluation) -> str:
     for index, row in enumerate(rows):
         if left_out > 0 and half <= index < len(rows) - half:
             if index == half:
-                lines.append(f"  ... {left_out} labels in between: see {directory.PER_LABEL} ...")
+                count = pluralize(left_out, "label")
+                lines.append(f"  ... {count} in between: see {directory.PER_LABEL} ...")
             continue
         name = fit_width(make_printable(row.label), 44)
         lines.append(
@@ -48,17 +50,17 @@ def _format_facts(facts: Facts) -> list[str]:
         lines.append(f"  95 %      {', '.join(ranges)}")
     if rates := facts.cross_fitted:
         lines.append(
-            f"  F1 are at thresholds fitted on these images ({facts.threshold_source}); "
-            f"on others\n            macro F1 {_format_number(rates.macro_F1)}, "
+            f"  F1 above: thresholds fitted on these images ({facts.threshold_source}). "
+            f"If fitted on\n            other images: macro F1 {_format_number(rates.macro_F1)}, "
             f"micro F1 {_format_number(rates.micro_F1)} (cross-fitted)"
         )
     elif facts.fitted_on == "other images":
-        lines.append(f"  F1 are at the checkpoint's thresholds ({facts.threshold_source})")
+        lines.append(f"  F1 above: the checkpoint's thresholds ({facts.threshold_source})")
     if band := facts.review:
         lines.append(
-            f"  review    {band.images} images have a probability between {band.low:g} and "
-            f"{band.high:g};\n            {band.wrong_inside} of {band.wrong} wrong "
-            f"decisions are among those {band.pairs}"
+            f"  review    {pluralize(band.images, 'image')} with a probability between "
+            f"{band.low:g} and {band.high:g};\n            {band.wrong_inside} of "
+            f"{band.wrong} wrong decisions are among those {band.pairs}"
         )
     return lines
 

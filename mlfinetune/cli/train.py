@@ -18,7 +18,9 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Run directory to write.", show_default="runs/NAME"),
+        typer.Option(
+            "--output", "-o", help="Run directory to write. Default: runs/<name of the config>."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     resume: Annotated[

@@ -24,7 +24,7 @@ def describe_errors(
 
     After, one fault:
 
-        line 3: train.batch_size: wanted integer or 'auto', got 'many'
+        line 3: train.batch_size: wanted whole number or 'auto', got 'many'
 
     Args:
         errors: from `ValidationError.errors()`.
@@ -71,25 +71,40 @@ _WANTED = {
     "model_type": "mapping of keys to values",
     "dict_type": "mapping of keys to values",
     "none_required": "null",
+    "bool_type": "true or false",
+    "int_type": "whole number",
 }
 
 
 def _describe_error(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
-    """Return what was wanted (`wanted integer`) and what stands there (`, got 'many'`)."""
+    """Return what was wanted (`wanted whole number`) and what stands there (`, got 'many'`)."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
         known = _list_keys(model, error["loc"][:-1])
         hint = suggest(str(error["loc"][-1]), known)
         return f"unknown key{hint}", "" if hint or not known else f"; known: {', '.join(known)}"
     if kind == "missing":
-        return "this key is needed", ""
+        is_data = error["loc"] in (("data",), ("data", "train"))
+        return "this key is needed" + ("; name your table or folder" if is_data else ""), ""
     if kind == "value_error":
         return str(context["error"]), ""
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     wanted = _WANTED.get(kind, context.get("expected", wanted))
     quote = "; quote it" if kind == "string_type" and isinstance(value, int | float) else ""
-    got = repr(value)
+    got = _format_value(value)
     return f"wanted {wanted}", f", got {got if len(got) <= 80 else got[:77] + '...'}{quote}"
+
+
+def _format_value(value: object) -> str:
+    """Return a value of the config as YAML writes it: `true` and `null`, for True and None."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(_format_value, value))}]"
+    if isinstance(value, dict):
+        items = (f"{_format_value(key)}: {_format_value(item)}" for key, item in value.items())
+        return f"{{{', '.join(items)}}}"
+    return repr(value)
 
 
 def _list_keys(model: Any, location: KeyPath) -> list[str]:

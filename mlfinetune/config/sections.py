@@ -40,7 +40,7 @@ class DataConfig(Section):
     )
     image_column: str | None = Field(None, description="default: found by its usual names")
     label_column: str | None = Field(None, description="column with the delimited labels")
-    label_columns: list[str] | None = Field(None, description="one 0/1 column a label")
+    label_columns: list[str] | None = Field(None, description="one 0/1 column for each label")
     label_delimiter: str | None = Field(None, min_length=1, description="default: detected")
     folder_labels: Literal["leaf", "path"] = Field(
         "leaf", description="a/b/c.jpg has the label b (leaf), or a and b (path)"
@@ -71,7 +71,7 @@ class DataConfig(Section):
         description="missing and unreadable pictures stop the run (error), or are left out (skip)",
     )
     allow_outside_root: bool = Field(
-        False, description="let paths be absolute or leave the image root"
+        False, description="allow paths that lead outside the image root"
     )
     max_pixels: int = Field(
         89_000_000,
@@ -121,7 +121,7 @@ class ModelConfig(Section):
         min_length=1,
         description="torchvision's name, a .pth or .safetensors file, or null",
     )
-    freeze_backbone: bool = Field(False, description="train the head alone")
+    freeze_backbone: bool = Field(False, description="train only the head")
     head_bias: Literal["zero", "prior"] = Field(
         "zero", description="initial bias: 0, or each label's log-odds in train"
     )
@@ -144,7 +144,7 @@ class AugmentConfig(Section):
     color_jitter: Fraction = Field(
         0.0, description="strength of brightness, contrast and saturation jitter"
     )
-    rand_augment: int = Field(0, ge=0, le=10, description="RandAugment operations a picture")
+    rand_augment: int = Field(0, ge=0, le=10, description="RandAugment operations per picture")
 
     @field_validator("crop_scale")
     @classmethod
@@ -369,7 +369,7 @@ class Config(Section):
         keeps = self.model.freeze_backbone and self.train.cache_features != "off"
         if self.train.optimizer == "lbfgs" and not keeps:
             raise ValueError(
-                "train.optimizer: lbfgs works on kept features alone; set "
+                "train.optimizer: lbfgs works only on kept features; set "
                 "model.freeze_backbone: true and train.cache_features: auto, or use adamw or sgd"
             )
         return self

@@ -25,7 +25,7 @@ FilePath = Annotated[Path, Field(strict=False), BeforeValidator(_require_text)]
 def _parse_data_path(value: Any) -> Location:
     """Return the Path or the URL that the config gives."""
     if not isinstance(_require_text(value), str | Path):
-        raise ValueError(f"wanted path or URL, got {value!r}")
+        raise ValueError(f"wanted path or URL, got {'null' if value is None else repr(value)}")
     return parse_location(str(value))
 
 

@@ -17,6 +17,15 @@ Lines = dict[KeyPath, int]
 """Key path -> line in the file, from 1; 0: set by an override."""
 
 
+_INDENTATION_PROBLEMS = (
+    "<block",
+    "character '\\t'",
+    "mapping values are not allowed here",
+    "could not find expected ':'",
+)
+"""Parts of PyYAML's messages about text with wrong indentation."""
+
+
 class YamlFault(Exception):
     """Text that is no YAML of this kind; the message continues a file's name: `, line 3: ...`."""
 
@@ -54,7 +63,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 problem = f"a key must be text, not a {name_kind(key)} ({str(key)[:40]}); quote it"
             elif key in seen:
-                problem = f"the key '{key}' stands in line {seen[key]} already"
+                lines = f"lines {seen[key]} and {line}" if seen[key] != line else f"line {line}"
+                problem = f"the key '{key}' is written twice, in {lines}; keep one"
             else:
                 seen[key] = line
                 continue
@@ -119,7 +129,8 @@ def parse(text: str) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise YamlFault(f"{line}: {error.problem or error.context}") from error
+        problem = str(error.problem or error.context)
+        raise YamlFault(f"{line}: {problem}{_suggest_fix(problem)}") from error
     except RecursionError as error:
         raise YamlFault(": nested too deeply") from error
     except (yaml.YAMLError, ValueError, LookupError) as error:
@@ -136,6 +147,16 @@ def name_kind(value: object) -> str:
     """Return the type of a value in YAML's words: `list`, `mapping`, `text`, `int`, ..."""
     names: dict[type, str] = {list: "list", dict: "mapping", str: "text"}
     return names.get(type(value), type(value).__name__)
+
+
+def _suggest_fix(problem: str) -> str:
+    """Return advice for a problem of PyYAML that wrong indentation causes, else an empty text."""
+    if not any(words in problem for words in _INDENTATION_PROBLEMS):
+        return ""
+    return (
+        "; check the indentation: keys of one section start in the same column, with spaces, "
+        "not tabs"
+    )
 
 
 def _note_lines(node: yaml.Node, path: KeyPath, lines: Lines) -> None:

@@ -42,7 +42,12 @@ def choose_labels(table: Table, given: Sequence[str] | None) -> LabelSpace:
     if given is not None:
         return LabelSpace(tuple(given))
     if not table.labels.names:
-        raise DataError(f"{table.origin}: no image has a label")
+        advice = (
+            "; put the pictures into one folder for each label, or 1.txt beside 1.jpg, or give a "
+            "table (docs/data.md)"
+        )
+        hint = advice if table.format == "folder" else ""
+        raise DataError(f"{table.origin}: no image has a label{hint}")
     return LabelSpace(tuple(sorted(table.labels.names, key=natural_key)))
 
 

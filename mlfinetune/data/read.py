@@ -318,6 +318,8 @@ def _hold_out(
         set             two files same  groups; two groups that share a copy are one unit
         any             all files same  as if not scanned, with a warning
     """
+    if not len(table):
+        raise DataError(f"{table.origin}: the table has no rows to train on")
     if len(table) < 2:
         raise DataError(
             f"{table.origin}: {pluralize(len(table), 'image')}: too few to hold out some for "

@@ -17,8 +17,8 @@ A label whose positives, or negatives, are all left out of a resample has no AP 
 in that resample's mAP, as in `measure`. Thresholds are taken as given: fitting them on the same
 images adds uncertainty that is not in the intervals.
 
-Memory beyond the tables: 4 bytes a known pair for the rankings, 16 bytes a label and resample for
-the results, and about 30 MiB for a block of resamples (30 bytes an image, if there are millions).
+Memory beyond the tables: 4 bytes a known pair for the rankings, and 16 bytes a label and resample
+for the results. A block of resamples takes about 30 MiB (30 bytes an image, if there are millions).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -230,10 +230,10 @@ def reliability_curve(
 ) -> Reliability:
     """Return the reliability curve over the known pairs, in bins of equal count or equal width.
 
-    Bins of equal count are for measuring: most probabilities of rare labels lie near 0, where bins
-    of equal width put them all in one, and the ECE of equal counts is less biased (Roelofs et al.,
-    2022). Equal probabilities stay in one bin, so that the order of images does not matter. Bins
-    of equal width are for drawing: each is a range of probability.
+    Bins of equal count are for measuring. Most probabilities of rare labels lie near 0, and bins of
+    equal width would put them all in one. Also, the ECE of equal counts is less biased (Roelofs et
+    al., 2022). Equal probabilities stay in one bin, so that the order of images does not matter.
+    Bins of equal width are for drawing: each is a range of probability.
 
     Args:
         probabilities, targets: arrays of one shape, any.

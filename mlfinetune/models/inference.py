@@ -25,7 +25,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.models.pretrained import find_misfits
 from mlfinetune.models.tagger import Tagger
-from mlfinetune.text import format_list
+from mlfinetune.text import format_list, pluralize
 
 BATCH = 16
 """Batch size that weights are laid out for; others are as fast (`benchmarks/predict_cpu.py`)."""
@@ -285,8 +285,8 @@ def restore_tagger(
         raise CheckpointError(f"{origin}: {error}") from error
     if faults := find_misfits(weights, wanted):
         raise CheckpointError(
-            f"{origin}: its weights are not those of a {backbone} with {labels} labels\n"
-            f"{format_list(faults)}"
+            f"{origin}: its weights are not those of a {backbone} with "
+            f"{pluralize(labels, 'label')}\n{format_list(faults)}"
         )
     tagger = build()
     tagger.load_state_dict(weights)

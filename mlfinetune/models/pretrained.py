@@ -49,9 +49,10 @@ def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
     else:
         known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
         if weights not in known:
+            hint = suggest(weights, list(known)) or "."
             raise WeightsError(
-                f"model.weights: {backbone} has no '{weights}'{suggest(weights, list(known))}; "
-                f"known: {', '.join(known)}, a .pth or .safetensors file, or null"
+                f"model.weights: {backbone} has no '{weights}'{hint} "
+                f"Known names: {', '.join(known)}; or give a .pth or .safetensors file, or null"
             )
         state = download_weights(known[weights].url)
     _load_backbone(model.features, _strip_keys(state), weights)
@@ -120,7 +121,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises whatever its unpickler raises
         raise WeightsError(
             f"model.weights: {path} cannot be loaded as plain weights "
-            f"({_first_line(error)}); save its state_dict() alone, or as .safetensors"
+            f"({_first_line(error)}); save only its state_dict(), or as .safetensors"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -16,7 +16,7 @@ from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import TrainingError
 from mlfinetune.metrics.types import ScoreTable
-from mlfinetune.text import format_list
+from mlfinetune.text import format_list, pluralize
 
 ScoredBatch = tuple[NDArray[np.int64], NDArray[np.float32]]
 """(B,) indices and (B, L) logits of a batch."""
@@ -89,8 +89,8 @@ def tabulate(rows: Iterable[ScoredBatch], manifest: Manifest) -> ScoreTable:
     table = np.concatenate(logits)[order]
     if bad := [manifest.names[row] for row in np.flatnonzero(~np.isfinite(table).all(axis=1))]:
         raise TrainingError(
-            f"the scores of {len(bad)} pictures are not finite: the weights have diverged; lower "
-            f"train.lr and train.head_lr\n{format_list(bad)}"
+            f"the scores of {pluralize(len(bad), 'picture')} are not finite: the weights have "
+            f"diverged; lower train.lr and train.head_lr\n{format_list(bad)}"
         )
     return ScoreTable(manifest.names, table, manifest.targets[:], manifest.labels)
 

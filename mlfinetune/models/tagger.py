@@ -133,9 +133,9 @@ class Tagger(nn.Module):
         """
         super().__init__()
         if backbone not in BACKBONES:
+            hint = suggest(backbone, BACKBONES) or "."
             raise ConfigError(
-                f"model.backbone: no '{backbone}'{suggest(backbone, BACKBONES)}; "
-                f"known: {', '.join(BACKBONES)}"
+                f"model.backbone: no '{backbone}'{hint} Known names: {', '.join(BACKBONES)}"
             )
         self.features = torchvision.models.get_model(backbone, weights=None)
         width = self.features.fc.in_features

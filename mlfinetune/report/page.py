@@ -18,7 +18,7 @@ from mlfinetune.runs import directory
 
 _TRAINING = (
     ("Loss", ("loss",), False),
-    ("mAP and macro F1", ("mAP", "macro_F1"), False),
+    ("mAP, and macro F1 at threshold 0.5", ("mAP", "macro_F1"), False),
     ("Learning rates", ("lr", "head_lr"), True),
     ("Ridge penalty", ("l2",), True),
 )

@@ -1,7 +1,8 @@
 """Numbers -> the geometry of a plot, which a template writes as SVG.
 
-The plots are drawn here because Matplotlib would be a dependency of 30 MB for a few polylines, and
-its pictures follow neither the page's dark and light themes nor a screen reader.
+The plots are drawn here for two reasons. Matplotlib would be a dependency of 30 MB for a few
+polylines. And its pictures would not follow the page's dark and light themes, nor speak to a screen
+reader.
 """
 
 import math
@@ -64,8 +65,10 @@ def plot_precision_recall(row: LabelReport) -> Plot:
     for recall, precision in detail.curve:
         path.append(f"V{_place_y(precision)}H{_place_x(recall)}")
     chosen = "the threshold passes no picture"
+    dots: tuple[tuple[float, float, str], ...] = ()
     if detail.chosen:
         recall, precision = detail.chosen
+        dots = ((_place_x(recall), _place_y(precision), "one"),)
         chosen = f"at the threshold precision is {precision:.2f} and recall {recall:.2f}"
     return Plot(
         caption="Precision by recall",
@@ -76,9 +79,7 @@ def plot_precision_recall(row: LabelReport) -> Plot:
         y_ticks=_make_unit_ticks(_place_y),
         strokes=(Stroke(_draw_line([(0, base), (1, base)]), "guide"), Stroke("".join(path), "one")),
         legend=(("guide", f"chance, {base:.2f}"), ("dot", "at the threshold")),
-        dots=((_place_x(detail.chosen[0]), _place_y(detail.chosen[1]), "one"),)
-        if detail.chosen
-        else (),
+        dots=dots,
     )
 
 
@@ -142,9 +143,7 @@ def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
         for line in group
     ]
     values = [value for points in shown for _, value in points] or [0.0]
-    low, high, ticks = (
-        _make_decade_ticks(values) if log else _make_nice_ticks(min(*values, 0), max(values))
-    )
+    low, high, ticks = _choose_axis(values, log)
     epochs = [epoch for points in shown for epoch, _ in points] or [0]
     first, last = min(epochs), max(epochs)
 
@@ -152,7 +151,7 @@ def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
         across = (epoch - first) / (last - first) if last > first else 0.5
         return across, (value - low) / (high - low)
 
-    step = max(1, math.ceil((last - first) / 6))
+    marks = range(first, last + 1, max(1, math.ceil((last - first) / 6)))
     lines = [[place(*point) for point in points] for points in shown]
     kinds = ("one", "two", "three")
     ends = "; ".join(
@@ -164,9 +163,7 @@ def plot_training(group: Sequence[Series], title: str, log: bool) -> Plot:
         title=f"{title} by epoch",
         description=f"From epoch {first} to {last} {ends}.",
         x_name="epoch",
-        x_ticks=tuple(
-            Tick(_place_x(place(e, low)[0]), str(e)) for e in range(first, last + 1, step)
-        ),
+        x_ticks=tuple(Tick(_place_x(place(e, low)[0]), str(e)) for e in marks),
         y_ticks=tuple(Tick(_place_y(place(first, v)[1]), text) for v, text in ticks),
         strokes=tuple(Stroke(_draw_line(line), k) for line, k in zip(lines, kinds, strict=False)),
         legend=tuple((k, line.name) for k, line in zip(kinds, group, strict=False)),
@@ -196,6 +193,13 @@ def _draw_line(points: Sequence[Point]) -> str:
 
 def _make_unit_ticks(scale: Callable[[float], float]) -> tuple[Tick, ...]:
     return tuple(Tick(scale(n / 4), f"{n / 4:g}") for n in range(5))
+
+
+def _choose_axis(
+    values: Sequence[float], log: bool
+) -> tuple[float, float, list[tuple[float, str]]]:
+    """Return (low, high, ticks) of the vertical axis; a linear one holds 0."""
+    return _make_decade_ticks(values) if log else _make_nice_ticks(min(*values, 0), max(values))
 
 
 def _make_nice_ticks(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:

@@ -74,7 +74,7 @@ def explain_verdict(verdict: str, bar: float, sure: bool) -> str:
         return words[verdict]
     words = {
         "good": f"AP of at least {bar:g} over its whole interval",
-        "unsure": f"the interval of AP holds {bar:g}; more positive pictures would tell",
+        "unsure": f"the interval of AP contains {bar:g}; more positive pictures would tell",
         "weak": f"AP below {bar:g} over its whole interval",
     }
     return words[verdict]
@@ -93,7 +93,7 @@ def summarize_verdicts(report: Report) -> list[str]:
     first = f"Of {pluralize(total, 'label')}, {_count_are(sizes['good'])} good"
     rest = [f"{_count_are(sizes['weak'])} weak"]
     if sizes["unsure"]:
-        rest.append(f"for {sizes['unsure']} these pictures cannot tell")
+        rest.append(f"for {sizes['unsure']} the pictures are too few to tell")
     if sizes["unmeasured"]:
         rest.append(f"{sizes['unmeasured']} could not be measured")
     sentences = [f"{first}, {', '.join(rest[:-1])}{', ' if rest[:-1] else ''}and {rest[-1]}."]

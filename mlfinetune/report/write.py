@@ -29,7 +29,7 @@ from mlfinetune.runs import directory
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic, writing_text
-from mlfinetune.text import display_path
+from mlfinetune.text import display_path, pluralize
 
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 
@@ -122,8 +122,8 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
         text += f", {format_number(calibration.calibrated.ECE, 4)} calibrated ({calibration.how})"
     lines.append(("probabilities", text))
     if band := facts.review:
-        text = f"{band.images} images have a probability between {band.low} and {band.high}"
-        text += f"; {band.wrong_inside} of {band.wrong} wrong decisions are among those"
+        text = f"{pluralize(band.images, 'image')} with a probability between {band.low} and "
+        text += f"{band.high}; {band.wrong_inside} of {band.wrong} wrong decisions are among those"
         lines.append(("for review", text))
     lines.append(("intervals", f"95 %, {facts.intervals.resamples} resamples of the images"))
     return tuple(lines)

@@ -72,6 +72,7 @@ _END = re.compile(rb'"data_offsets":\[\d{1,20},(\d{1,20})\]')
 """End of one tensor's bytes, in the header."""
 _MAX_HEADER = 100_000_000
 """Bytes: the limit of safetensors itself; enough for a million labels."""
+_INCOMPLETE = "is not a complete checkpoint: it is cut short, or another kind of file"
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -230,8 +231,7 @@ def _read_whole(path: Path) -> tuple[bytes, int]:
         ends = 8 + length + max(map(int, _END.findall(start)), default=0)
         if ends != size:
             raise CheckpointError(
-                f"{path} is cut short, or no safetensors file: {size:,} bytes, but its "
-                f"header says {ends:,}"
+                f"{path} {_INCOMPLETE}; it has {size:,} bytes, but its header says {ends:,}"
             )
         file.seek(0)
         return file.read(), length
@@ -256,7 +256,7 @@ def _read_header_length(start: bytes, size: int, path: Path) -> int:
         raise CheckpointError(
             f"{path}: a header of {length:,} bytes, more than the {_MAX_HEADER:,} of a checkpoint"
         )
-    raise CheckpointError(f"{path} is cut short, or no safetensors file")
+    raise CheckpointError(f"{path} {_INCOMPLETE}")
 
 
 def _compute_digest(content: bytes, start: int, end: int) -> bytes:

@@ -130,7 +130,10 @@ def find_checkpoint(path: Path) -> Path:
             f"{path} holds no {BEST}; name a run directory that `mlfinetune train` finished, "
             f"or a checkpoint file"
         )
-    raise CheckpointError(f"no such checkpoint: {path}")
+    raise CheckpointError(
+        f"no such checkpoint: {path}; name a run directory, such as runs/pets, or a .safetensors "
+        f"file"
+    )
 
 
 def find_newest_checkpoint(runs: Path = RUNS) -> Path:

@@ -129,7 +129,7 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
             f"model.freeze_backbone: true for first figures, about {now / kept:.0f} times as "
             f"quick (features are then computed once)"
         )
-    return "none: nothing is to be gained simply"
+    return "none: no simple change would make it faster"
 
 
 def _estimate_seconds_if_frozen(speeds: Speeds, work: Work) -> float:

@@ -15,6 +15,7 @@ from mlfinetune.data.batches.loader import Loader
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
+from mlfinetune.text import pluralize
 from mlfinetune.training.build import (
     build_checkpoint,
     build_ema,
@@ -94,7 +95,7 @@ def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLo
     patience, best = setup.config.train.early_stopping, saver.best
     if patience is None or best is None or epoch - best.number < patience:
         return False
-    log.say(f"early stop: no better mAP for {epoch - best.number} epochs")
+    log.say(f"early stop: no better mAP for {pluralize(epoch - best.number, 'epoch')}")
     return True
 
 

@@ -36,6 +36,7 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.text import pluralize
 from mlfinetune.training.autotune import choose_batch_size, choose_worker_count
 from mlfinetune.training.build import (
     build_loader,
@@ -121,13 +122,11 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         sync_batch_norm(tagger, device, lambda tensor: world.all_reduce_sum_(tensor))
     loss, about_loss = build_training_loss(config, splits.train, device)
     log.say(
-        f"{len(splits.train)} images to train, {len(splits.val)} to validate, "
-        f"{len(splits.train.labels)} labels"
+        f"{pluralize(len(splits.train), 'image')} to train, {len(splits.val)} to validate, "
+        f"{pluralize(len(splits.train.labels), 'label')}"
     )
     log.say(
-        f"{config.model.backbone} with {config.model.weights or 'random weights'}"
-        f"{', frozen' if config.model.freeze_backbone else ''}; "
-        f"device {device}, precision {name_dtype(dtype)} ({why}), "
+        f"{_describe_backbone(config)}; device {device}, precision {name_dtype(dtype)} ({why}), "
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
     for line in (*_describe_sharing(config, info), tried, _describe_head(config, splits, info)):
@@ -140,6 +139,13 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     return TrainingSetup(
         config, splits, spec, tagger, tagger, loss, train, val, device, dtype, world
     )
+
+
+def _describe_backbone(config: Config) -> str:
+    """Describe the backbone: `resnet50 with IMAGENET1K_V2, frozen`."""
+    weights = config.model.weights or "random weights"
+    frozen = ", frozen" if config.model.freeze_backbone else ""
+    return f"{config.model.backbone} with {weights}{frozen}"
 
 
 def _describe_sharing(config: Config, info: DistInfo) -> list[str]:

@@ -18,7 +18,7 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.storage.atomic import remove_leftovers, write_atomic
-from mlfinetune.text import display_path
+from mlfinetune.text import display_path, pluralize
 from mlfinetune.training.resume import (
     ResumeState,
     is_same_run,
@@ -180,7 +180,7 @@ def _say_where_it_resumes(setup: TrainingSetup, state: ResumeState, log: RunLog)
     if epoch == setup.config.train.epochs:
         log.say("all epochs are trained")
     else:
-        log.say(f"resumes at epoch {epoch + 1}, after {step} of {steps} steps")
+        log.say(f"resumes at epoch {epoch + 1}, after {step} of {pluralize(steps, 'step')}")
     for change in list_other_arithmetic(state, setup):
         log.say(f"warning: {change}: the result will not be bit for bit that of one run")
 

@@ -222,8 +222,8 @@ def _accumulate_gradients(
 ) -> Tensor:
     """Run forward and backward on each of `count` pieces; return (), this rank's part of the loss.
 
-    The loss of every piece is divided by the known targets of the whole batch on all ranks, so that
-    the sums over pieces and ranks are the mean over the batch.
+    The loss of every piece is divided by the number of known targets in the whole batch, on all
+    ranks. So the losses and gradients of pieces and ranks only have to be summed.
     """
     known = (targets >= 0).sum()
     if options.all_reduce is not None:

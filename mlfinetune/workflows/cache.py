@@ -45,9 +45,8 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[CacheEntry]]:
     root = get_cache_root()
     for kind in kinds:
         if kind not in KINDS:
-            raise DataError(
-                f"the cache has no kind '{kind}'{suggest(kind, KINDS)}; known: {', '.join(KINDS)}"
-            )
+            hint = suggest(kind, KINDS) or "."
+            raise DataError(f"the cache has no kind '{kind}'{hint} Known kinds: {', '.join(KINDS)}")
     entries = [
         _measure_entry(path, kind)
         for kind in KINDS

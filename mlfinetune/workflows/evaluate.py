@@ -29,7 +29,7 @@ from mlfinetune.runtime.device import (
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import make_folder
-from mlfinetune.text import display_path
+from mlfinetune.text import display_path, pluralize
 from mlfinetune.training.build import build_loader, locate_images
 
 
@@ -141,7 +141,7 @@ def _score_examples(
         batches = bar.track(loader.epoch(), lambda batch: len(batch.step_indices))
         rows = score_batches(tagger, batches, manifest.path, device, dtype)
         gathered = list(world.gather_stream(rows))
-        log.say(f"{len(manifest)} images, {bar.rate:.1f} images/s")
+        log.say(f"{pluralize(len(manifest), 'image')}, {bar.rate:.1f} images/s")
     return gathered
 
 

@@ -40,7 +40,7 @@ data:
 model:
   backbone: resnet50
   weights: IMAGENET1K_V2     # torchvision's name, a file, or null for random weights
-  freeze_backbone: false     # true: the head alone, on features computed once; no rate to tune
+  freeze_backbone: false     # true: only the head, on features computed once; no rate to tune
   image_size: 224
   resize: squash             # squash | crop | pad
 
@@ -130,8 +130,8 @@ def _describe_data(table: Table, splits: Splits, skipped: list[Skipped]) -> list
     to_test = f", {tests} to test" if tests else ""
     origin = "a fifth held out, stratified by label" if splits.drawn else "as the data says"
     lines = [
-        f"{len(table)} pictures, {len(splits.train.labels)} labels, "
-        f"{labels_per_picture:.1f} a picture{masked}",
+        f"{pluralize(len(table), 'picture')}, {pluralize(len(splits.train.labels), 'label')}, "
+        f"{labels_per_picture:.1f} per picture{masked}",
         f"split: {len(splits.train)} to train, {len(splits.val)} to validate{to_test} ({origin})",
         *table.notes,
         _list_frequent_labels(splits),

@@ -151,7 +151,7 @@ def _run_on_rank(
             bar.update(len(predictions))
         if world.is_main and not bar.done and not has_header:
             raise DataError(f"no pictures in {' '.join(request.inputs)}")
-        log.say(f"{bar.done} images, {bar.rate:.1f} images/s")
+        log.say(f"{pluralize(bar.done, 'image')}, {bar.rate:.1f} images/s")
     return failed
 
 
@@ -289,8 +289,8 @@ def _load_predictor(
     )
     tagger, how = prepare_for_inference(trained, loaded.transform.image_size, device, dtype)
     log.say(
-        f"checkpoint {display_path(file)}: {len(labels)} labels, {_describe_decision(decision)}; "
-        f"device {device}, precision {name_dtype(dtype)}, {how}"
+        f"checkpoint {display_path(file)}: {pluralize(len(labels), 'label')}, "
+        f"{_describe_decision(decision)}; device {device}, precision {name_dtype(dtype)}, {how}"
     )
     return _Predictor(tagger, decision, loaded.transform, dtype), labels
 

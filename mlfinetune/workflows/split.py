@@ -22,6 +22,7 @@ from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import is_url
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import writing_text
+from mlfinetune.text import pluralize
 
 COLUMN = "split"
 _DELIMITER = "|"
@@ -74,7 +75,8 @@ def run(request: SplitRequest, log: RunLog) -> SplitResult:
     _require_splittable(request, table)
     _say_notes(table, log)
     if len(table) < len(names):
-        raise DataError(f"{request.data}: {len(table)} images are too few for {len(names)} sides")
+        count = pluralize(len(table), "image")
+        raise DataError(f"{request.data}: {count}: too few for {len(names)} sides")
     side = assign_sides(table.targets, table.groups, fractions, request.seed)
     for number, name in enumerate(names):
         if number not in side:

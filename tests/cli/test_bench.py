@@ -36,7 +36,7 @@ def test_every_stage_of_a_run_is_timed(pictures: Path, cli: Run) -> None:
     for rate, ms in found.values():
         assert rate * ms / 1000 == pytest.approx(8, rel=0.1)
     assert len(re.findall("^the run is held back by: the ", done.stdout, re.MULTILINE)) == 1
-    assert re.search(r"^about .* an epoch of 19 \+ 5 images", done.stdout, re.MULTILINE)
+    assert re.search(r"^about .* per epoch of 19 \+ 5 images", done.stdout, re.MULTILINE)
     assert len(re.findall("^suggestion: ", done.stdout, re.MULTILINE)) == 1
 
 

@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def kept(root: Path, cli: Run) -> Cache:
-    """`mlfinetune cache ...` there."""
+    """Run `mlfinetune cache ...` on the cache of `root`."""
     return lambda *arguments: cli("cache", *arguments, cwd=root.parent, MLFINETUNE_CACHE=str(root))
 
 

@@ -62,13 +62,13 @@ def cells(text: str) -> list[list[str]]:
 
 
 def write(path: Path, rows: list[list[str]]) -> None:
-    """A table."""
+    """Write a table."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def make(folder: Path) -> Path:
-    """dirty.yaml with dirty.csv: 24 sound rows, then DIRTY; clean.yaml: none of the errors."""
+    """Write dirty.yaml and dirty.csv (24 good rows, then DIRTY), and a good clean.yaml."""
     prepare(folder)
     images = folder / "images"
     header, *sound = cells((folder / "tags.csv").read_text())
@@ -95,7 +95,7 @@ def make(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data; tests that change it make their own."""
+    """Make the data; tests that change it make their own."""
     return make(tmp_path_factory.mktemp("dirty"))
 
 
@@ -109,14 +109,14 @@ def text(folder: Path) -> Iterator[subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Any:
-    """Return the same as JSON."""
+    """Return the report on dirty.yaml as JSON."""
     done = run_process("check", "dirty.yaml", "--json", cwd=folder)
     assert (done.returncode, done.stderr) == (2, "")
     return json.loads(done.stdout)
 
 
 def times(folder: Path) -> list[int]:
-    """When each file and folder was changed."""
+    """Return the modification time of each file and folder."""
     return [path.stat().st_mtime_ns for path in sorted([folder, *folder.rglob("*")])]
 
 
@@ -148,7 +148,7 @@ def test_each_fault_is_named_once(found: Any, text: Any, kind: str) -> None:
 def test_the_text(text: subprocess.CompletedProcess[str]) -> None:
     """Exit code 2, the report alone on standard output, a verdict at its end."""
     assert text.returncode == 2
-    assert text.stdout.splitlines()[-1] == "4 kinds of errors, 5 kinds of warnings"
+    assert text.stdout.splitlines()[-1] == "not clean: 4 kinds of errors, 5 kinds of warnings"
     assert text.stdout.count("\nerror: ") == 4
     assert text.stdout.count("\nwarning: ") == 5
     assert "images found" not in text.stderr
@@ -280,7 +280,7 @@ def test_two_tables(tmp_path: Path, cli: Run) -> None:
         ("", "is empty"),
         ("image,labels\nnone.png,red\n", "no such file"),
         ("photo,labels\na.png,red\n", "data.image_column"),
-        ("image,labels\n", "0 images: too few"),
+        ("image,labels\n", "the table has no rows"),
     ],
 )
 def test_tables_of_no_use(tmp_path: Path, cli: Run, content: str, words: str) -> None:

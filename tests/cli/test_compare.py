@@ -25,14 +25,14 @@ def drawn(images: int = 300, labels: tuple[str, ...] = ("cat", "dog", "x|y")) ->
 
 
 def noisier(scores: ScoreTable, noise: float) -> ScoreTable:
-    """Return the same images, told worse."""
+    """Return scores of the same images, with more noise."""
     random = np.random.default_rng(1)
     logits = scores.logits + noise * random.normal(size=scores.logits.shape)
     return replace(scores, logits=logits.astype(np.float32))
 
 
 def folder(path: Path, scores: ScoreTable, threshold: float = 0.5) -> str:
-    """What eval leaves, written by hand; its name."""
+    """Write a folder of results as eval does, and return its name."""
     path.mkdir()
     verdict = evaluate(
         EvalConfig(), scores, DecisionRule.plain(len(scores.labels), threshold), False
@@ -42,7 +42,7 @@ def folder(path: Path, scores: ScoreTable, threshold: float = 0.5) -> str:
 
 
 def taken(scores: ScoreTable, rows: list[int], columns: list[int]) -> ScoreTable:
-    """Return these images and labels."""
+    """Return the scores of these images and labels only."""
     block = np.ix_(rows, columns)
     return ScoreTable(
         tuple(scores.names[row] for row in rows),

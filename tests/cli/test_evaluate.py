@@ -91,7 +91,7 @@ def test_eval_takes_overrides_and_another_folder_of_pictures(trained: Path, cli:
     assert "'pink'" in cli(*arguments, "data.bad_images=skip", cwd=trained).stderr
     done = cli(*arguments, "data.bad_images=skip", "data.ignore_labels=[pink]", cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert "1 images" in done.stdout
+    assert "1 image, " in done.stdout
     assert cli("eval", "-c", "runs/pets", "--images", "none", cwd=trained).returncode == 2
     assert "unknown key" in cli(*arguments, "data.colour=1", cwd=trained).stderr
 

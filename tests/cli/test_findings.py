@@ -21,7 +21,7 @@ PICTURES = {
 
 
 def facts(labels: int = 2, **more: Any) -> dict[str, Any]:
-    """What check knows of a small data set."""
+    """Return the facts of check about a small data set."""
     positives = {"positives": 5, "negatives": 1, "unknown": 0}
     side = {"images": 6, "without_label": 1, "labels_an_image": 1.5}
     return {
@@ -48,9 +48,9 @@ def finding(severity: str, items: int) -> Finding:
     ("errors", "warnings", "verdict"),
     [
         (0, 0, "clean"),
-        (1, 0, "1 kind of errors"),
-        (0, 2, "2 kinds of warnings"),
-        (2, 1, "2 kinds of errors, 1 kind of warnings"),
+        (1, 0, "not clean: 1 kind of error"),
+        (0, 2, "no errors, 2 kinds of warnings"),
+        (2, 1, "not clean: 2 kinds of errors, 1 kind of warning"),
     ],
 )
 def test_the_verdict(errors: int, warnings: int, verdict: str) -> None:
@@ -76,7 +76,7 @@ def test_text_shows_ten_items_and_json_all() -> None:
 
 def test_a_finding_without_items() -> None:
     """One line, and one blank one after it."""
-    assert "error: some text\n\n1 kind" in format_text([finding("error", 0)], facts())
+    assert "error: some text\n\nnot clean: 1 kind" in format_text([finding("error", 0)], facts())
 
 
 def test_the_facts_are_in_the_text() -> None:
@@ -84,7 +84,7 @@ def test_the_facts_are_in_the_text() -> None:
     text = format_text([], facts())
     assert "12 readable pictures: 9 JPEG, 3 PNG; 12 RGB; 2 turned by EXIF" in text
     assert "width 8 to 999 px, median 40; height 8 to 999 px, median 40" in text
-    assert "train: 6 images, 1.5 labels an image, 1 without a label" in text
+    assert "train: 6 images, 1.5 labels per image, 1 without a label" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("  label ")]
     assert rows[1:3] == [["label", "1", "1", "5"], ["label", "0", "0", "5"]]
     assert "  label 0 + label 1: 3 images, 25% of those with either" in text
@@ -133,7 +133,7 @@ def test_long_names_keep_the_columns() -> None:
 
 
 def balance(*rows: LabelShare) -> Balance:
-    """100 images, a fifth held out."""
+    """Return the balance of 100 images, a fifth held out."""
     return Balance(("train", "val"), (80, 20), 0.2, rows)
 
 

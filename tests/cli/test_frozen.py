@@ -35,13 +35,13 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frozen(backbone: Path) -> tuple[str, ...]:
-    """Overrides."""
+    """Return the overrides for a frozen backbone."""
     return (f"model.weights={backbone}", "model.freeze_backbone=true", "model.image_size=32")
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
-    """Return the folder of a first run, in one/; what it kept is in cache/."""
+    """Run once into one/, with cache/ as the cache; return the folder."""
     folder = prepare(tmp_path_factory.mktemp("first"))
     environment = {"MLFINETUNE_CACHE": str(folder / "cache")}
     arguments = ("train", "pets.yaml", *frozen(backbone), "-o", "one")
@@ -52,7 +52,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
 
 @pytest.fixture
 def kept(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the first run kept, a copy for one test."""
+    """Return a copy of the first run's cache, for one test."""
     shutil.copytree(first / "cache", tmp_path / "cache")
     monkeypatch.setenv("MLFINETUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
@@ -60,7 +60,7 @@ def kept(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def train(first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path) -> Train:
-    """Another run, in the test's folder: train(NAME, *overrides) gives what it said."""
+    """Return a function that runs again: train(NAME, *overrides) -> its standard error."""
 
     def run(name: str, *overrides: str) -> str:
         arguments = ("train", "pets.yaml", *frozen(backbone), *overrides)
@@ -78,7 +78,7 @@ def head(run: Path) -> dict[str, Tensor]:
 
 
 def metrics(run: Path) -> dict[str, object]:
-    """metrics.json."""
+    """Return the content of metrics.json."""
     content: dict[str, object] = json.loads((run / "metrics.json").read_text())
     return content
 
@@ -178,7 +178,7 @@ def test_the_solved_head_fits_better_than_epochs(train: Train, first: Path, tmp_
 
 
 def computed(said: str) -> dict[str, list[int]]:
-    """Of train and val: rows wanted, kept from before, computed."""
+    """Return, for train and val, the numbers of rows wanted, cached before, and computed."""
     found = re.findall(r"features of (\w+): (\d+) wanted.*?, (\d+) kept(?:.*?, (\d+) to)?", said)
     return {what: [int(number or 0) for number in numbers] for what, *numbers in found}
 

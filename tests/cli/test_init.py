@@ -51,14 +51,14 @@ SHARED = ["model.backbone=resnet6_tiny", "model.weights=null", "model.image_size
 @pytest.mark.parametrize(
     ("make", "first", "split"),
     [
-        (coco, "10 pictures, 3 labels, 0.9 a picture", "8 to train, 2 to validate (a fifth"),
-        (voc, "10 pictures, 2 labels, 0.6 a picture, 3 unknown", "8 to train, 2 to validate (a"),
-        (classes, "10 pictures, 2 labels, 1.1 a picture", "8 to train, 2 to validate (a fifth"),
-        (sides, "10 pictures, 2 labels, 1.0 a picture", "6 to train, 2 to validate, 2 to test (as"),
-        (sidecar, "10 pictures, 2 labels, 1.6 a picture", "8 to train, 2 to validate (a fifth"),
-        (lines, "10 pictures, 2 labels, 0.9 a picture", "8 to train, 2 to validate (a fifth"),
-        (metadata, "10 pictures, 2 labels, 2.0 a picture", "8 to train, 2 to validate (a fifth"),
-        (parquet, "10 pictures, 2 labels, 1.5 a picture", "8 to train, 2 to validate (a fifth"),
+        (coco, "10 pictures, 3 labels, 0.9 per picture", "8 to train, 2 to validate (a fifth"),
+        (voc, "10 pictures, 2 labels, 0.6 per picture, 3 unknown", "8 to train, 2 to validate (a"),
+        (classes, "10 pictures, 2 labels, 1.1 per picture", "8 to train, 2 to validate (a fifth"),
+        (sides, "10 pictures, 2 labels, 1.0 per picture", "6 to train, 2 to validate, 2 to test ("),
+        (sidecar, "10 pictures, 2 labels, 1.6 per picture", "8 to train, 2 to validate (a fifth"),
+        (lines, "10 pictures, 2 labels, 0.9 per picture", "8 to train, 2 to validate (a fifth"),
+        (metadata, "10 pictures, 2 labels, 2.0 per picture", "8 to train, 2 to validate (a fifth"),
+        (parquet, "10 pictures, 2 labels, 1.5 per picture", "8 to train, 2 to validate (a fifth"),
     ],
 )
 def test_each_format(tmp_path: Path, cli: Run, make: Any, first: str, split: str) -> None:

@@ -10,7 +10,7 @@ from conftest import Run, run_child
 
 
 def fails(done: object, *words: str) -> None:
-    """Exit code 2, one `error:` on standard error with all `words`, nothing else."""
+    """Assert exit code 2, and one `error:` on standard error that has all `words`."""
     code, out, err = (getattr(done, name) for name in ("returncode", "stdout", "stderr"))
     assert code == 2, err
     assert out == ""

@@ -23,7 +23,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 
 def make(folder: Path) -> Path:
-    """data.csv: four pictures that cannot be used, of 26; `Red` beside `red`, a rare label."""
+    """Write data.csv: 26 pictures, 4 of them unusable; `Red` beside `red`, and a rare label."""
     prepare(folder)
     header, *rows = rows_of(folder / "tags.csv")
     rows = [[*row, ("train", "train", "val")[at % 3]] for at, row in enumerate(rows)]
@@ -54,7 +54,7 @@ LEDGER = "train: 26 images found = 22 used + 4 skipped ("
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the data, and a run on what is left of it: runs/a."""
+    """Make the data, and runs/a, a run on the usable part of it."""
     folder = make(tmp_path_factory.mktemp("policies"))
     done = run_child("train", "a.yaml", SKIP, *LABELS, cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -216,7 +216,7 @@ def test_the_same_pixels_everywhere(
 
 
 def seen(trained: Path, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model is shown of a picture in evaluation and in prediction."""
+    """Return the model's input for a picture, in evaluation and in prediction."""
     loaded = checkpoint.load(trained / "runs/pets/best.safetensors")
     targets = Targets.pack([np.ones((1, len(loaded.labels)), np.int8)], len(loaded.labels))
     manifest = Manifest(path.parent, (path.name,), targets, loaded.labels)

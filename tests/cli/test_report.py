@@ -185,7 +185,7 @@ ODD: list[tuple[str, object]] = [
 
 
 def place(content: dict[str, object], where: str, value: object) -> None:
-    """Set one field of metrics.json, or take it away; * is the first key."""
+    """Set or delete one field of metrics.json; * is the first key."""
     *keys, last = where.split("/")
     tree: Any = content
     for key in keys:

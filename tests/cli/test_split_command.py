@@ -29,7 +29,7 @@ def rows_of(path: Path, delimiter: str = ",") -> Cells:
 
 
 def table(path: Path, count: int, seed: int = 0) -> Path:
-    """Images 0.png ... (of one content) with labels a, b, c and a group of three images each."""
+    """Write a table of equal images 0.png ... with labels a, b, c, in groups of three."""
     rng = np.random.default_rng(seed)
     lines = ["image,labels,visit"]
     for at in range(count):
@@ -52,14 +52,14 @@ def data(tmp_path: Path) -> Path:
 
 
 def split(cli: Run, folder: Path, *arguments: str) -> str:
-    """Split, with success; standard output."""
+    """Run split with success, and return its standard output."""
     done = cli("split", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def told(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Return image -> label -> state, without what is absent."""
+    """Return image -> label -> state, without absent labels."""
     return {
         name: {
             label: int(state)
@@ -71,7 +71,7 @@ def told(manifest: Manifest) -> dict[str, dict[str, int]]:
 
 
 def both(path: Path, **options: Any) -> dict[str, dict[str, int]]:
-    """What train and val say together."""
+    """Return the images of train and val with their labels."""
     splits = read_splits(path, None, SourceOptions(**options))
     return told(splits.train) | told(splits.val)
 
@@ -216,7 +216,7 @@ def test_missing_pictures_do_not_block(data: Path, cli: Run) -> None:
 
 
 def coco(folder: Path) -> str:
-    """Instances of odd labels; the last image has none."""
+    """Write instances with odd labels; the last image has none."""
     names = ["hot dog", "a;b", "c,d"]
     images = [{"id": at, "file_name": f"{at}.png"} for at in range(10)]
     own = [{"id": at, "image_id": at, "category_id": at % 3} for at in range(9)]
@@ -229,7 +229,7 @@ def coco(folder: Path) -> str:
 
 
 def piped(folder: Path) -> str:
-    """Return the same with a label that holds the usual delimiter."""
+    """Write the same with a label that holds the usual delimiter."""
     coco(folder)
     path = folder / "data.json"
     path.write_text(path.read_text().replace("c,d", "c|d"))
@@ -237,7 +237,7 @@ def piped(folder: Path) -> str:
 
 
 def voc(folder: Path) -> str:
-    """Annotations with difficult objects, which are unknown."""
+    """Write annotations with difficult objects, which are unknown."""
     for name in ("Annotations", "JPEGImages"):
         (folder / "data" / name).mkdir(parents=True)
     for at in range(10):
@@ -252,7 +252,7 @@ def voc(folder: Path) -> str:
 
 
 def classes(folder: Path) -> str:
-    """Return a folder a class; one picture is in both."""
+    """Make a folder for each class; one picture is in both."""
     for at in range(10):
         path = folder / "data" / ("hot dog", "cat")[at % 2] / f"{at}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def classes(folder: Path) -> str:
 
 
 def sidecar(folder: Path) -> str:
-    """Return a text file of tags beside each picture."""
+    """Write a text file of tags beside each picture."""
     (folder / "data").mkdir()
     for at in range(10):
         Image.new("L", (8, 8 + at)).save(folder / f"data/{at}.png")
@@ -271,7 +271,7 @@ def sidecar(folder: Path) -> str:
 
 
 def lines(folder: Path) -> str:
-    """metadata.jsonl."""
+    """Write metadata.jsonl."""
     sidecar(folder)
     rows = [{"file_name": f"{at}.png", "labels": ["cat", "hot dog"][: at % 3]} for at in range(10)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -280,7 +280,7 @@ def lines(folder: Path) -> str:
 
 
 def metadata(folder: Path) -> str:
-    """metadata.csv."""
+    """Write metadata.csv."""
     sidecar(folder)
     rows = "".join(f"{at}.png,cat|hot dog\n" for at in range(10))
     (folder / "data/metadata.csv").write_text("file_name,labels\n" + rows)

@@ -179,7 +179,7 @@ def test_one_picture_to_train_and_one_to_validate(tmp_path: Path, cli: Run) -> N
     )
     done = cli("train", "one.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "mAP over 0 of 1 labels" in done.stdout
+    assert "mAP over 0 of 1 label" in done.stdout
 
 
 def test_class_folders_train(pictures: Path, cli: Run) -> None:

@@ -1,6 +1,7 @@
 """The config: what its YAML means, what is refused and in which words, where paths point."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def fault(path: Path, *overrides: str) -> str:
 
 
 def outcome(path: Path, *overrides: str) -> Config | ConfigError:
-    """The config or the error that it is refused with; any other exception passes through."""
+    """Return the config, or the error that it is refused with; other exceptions pass through."""
     try:
         return load_config(path, overrides)
     except ConfigError as error:
@@ -71,7 +72,7 @@ def test_integers_follow_yaml_1_2(tmp_path: Path, text: str, number: int) -> Non
 def test_one_e_one_is_a_float(tmp_path: Path) -> None:
     """A float does not become a count of epochs, even a whole one."""
     message = fault(write(tmp_path, f"{DATA}train: {{epochs: 1e1}}"))
-    assert "line 2: train.epochs: wanted integer, got 10.0" in message
+    assert "line 2: train.epochs: wanted whole number, got 10.0" in message
 
 
 WORDS = "no No NO off OFF yes on y n 2024-01-01 2001-12-14t21:59:43.10-05:00 1_000 0b1 1:30 = << e3"
@@ -103,7 +104,7 @@ def test_truth_values_are_true_and_false(tmp_path: Path, text: str, truth: bool)
 def test_nothing_else_is_a_truth_value(tmp_path: Path, word: str) -> None:
     """A switch takes true or false, nothing like them."""
     message = fault(write(tmp_path, f"{DATA}model: {{freeze_backbone: {word}}}"))
-    assert "line 2: model.freeze_backbone: wanted boolean, got" in message
+    assert "line 2: model.freeze_backbone: wanted true or false, got" in message
 
 
 # ---- files that are refused -------------------------------------------------------------
@@ -123,7 +124,29 @@ def test_duplicate_keys_are_refused(
 ) -> None:
     """The second of two equal keys is an error that names both lines."""
     message = fault(write(tmp_path, text))
-    assert f", line {lines[1]}: the key '{key}' stands in line {lines[0]} already" in message
+    words = f"the key '{key}' is written twice, in lines {lines[0]} and {lines[1]}; keep one"
+    assert f", line {lines[1]}: {words}" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:\n  train: a.csv\n   val: b.csv\n",
+        "data:\n\ttrain: a\n",
+        "data:\n  train: a\n model: {}\n",
+    ],
+)
+def test_wrong_indentation_is_explained(tmp_path: Path, text: str) -> None:
+    """The line of PyYAML's message stays; the advice follows it."""
+    message = fault(write(tmp_path, text))
+    assert re.search(r", line \d: ", message)
+    assert message.endswith("start in the same column, with spaces, not tabs")
+
+
+@pytest.mark.parametrize("text", ["data: [a, b\n", "data: 'a\n", "data: @a\n"])
+def test_other_errors_of_yaml_do_not_blame_the_indentation(tmp_path: Path, text: str) -> None:
+    """A bracket or a quote that is not closed, a character that must be quoted."""
+    assert "indentation" not in fault(write(tmp_path, text))
 
 
 def test_aliases_are_refused(tmp_path: Path) -> None:
@@ -248,7 +271,7 @@ def test_an_empty_file_lacks_its_needed_key(tmp_path: Path, text: str) -> None:
     """The one key without a default is asked for."""
     message = fault(write(tmp_path, text))
     assert ": 1 fault\n" in message
-    assert message.endswith(": data: this key is needed")
+    assert message.endswith(": data: this key is needed; name your table or folder")
 
 
 def test_a_second_document_is_refused(tmp_path: Path) -> None:
@@ -280,8 +303,8 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
         "  line 3: train.lr: wanted greater than 0, got 0",
         "  line 4: train.batchsize: unknown key; did you mean 'batch_size'?",
         "  line 5: train.precision: wanted 'auto', 'float32' or 'bfloat16', got 'half'",
-        "  line 6: data.train: this key is needed",
-        "  line 7: data.max_pixels: wanted integer, got '3'",
+        "  line 6: data.train: this key is needed; name your table or folder",
+        "  line 7: data.max_pixels: wanted whole number, got '3'",
     ]
 
 
@@ -331,13 +354,13 @@ def test_a_key_that_is_a_number_has_its_own_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [("many", "'many'"), ("1.5", "1.5"), ("[1]", "[1]"), ("null", "None"), ("true", "True")],
+    [("many", "'many'"), ("1.5", "1.5"), ("[1]", "[1]"), ("null", "null"), ("true", "true")],
 )
 def test_the_union_of_workers_speaks_once(tmp_path: Path, value: str, shown: str) -> None:
     """A value that fits no branch of a union is one fault that names every branch."""
     message = fault(write(tmp_path, f"{DATA}train: {{workers: {value}}}"))
     assert message.splitlines()[1:] == [
-        f"  line 2: train.workers: wanted integer or 'auto', got {shown}"
+        f"  line 2: train.workers: wanted whole number or 'auto', got {shown}"
     ]
 
 
@@ -470,14 +493,14 @@ def test_the_needed_key_can_come_from_an_override(
         ("train..lr=3", "override 'train..lr=3': wanted section.key=value"),
         ("train.lr=[", "override 'train.lr=['"),
         ("train.lr=*x", "aliases (*name) are not allowed"),
-        ("train.lr={a: 1, a: 2}", "the key 'a' stands in line 1 already"),
+        ("train.lr={a: 1, a: 2}", "the key 'a' is written twice, in line 1; keep one"),
         ("train.lr=!!bool x", "override 'train.lr=!!bool x'"),
-        ("train.epochs=x", "override: train.epochs: wanted integer, got 'x'"),
+        ("train.epochs=x", "override: train.epochs: wanted whole number, got 'x'"),
         ("train.epoch=3", "override: train.epoch: unknown key; did you mean 'epochs'?"),
         ("trian.epochs=3", "trian: unknown key; did you mean 'train'?"),
-        ("train.epochs.x=3", "override: train.epochs: wanted integer"),
+        ("train.epochs.x=3", "override: train.epochs: wanted whole number"),
         ("train=3", "override: train: wanted mapping of keys to values, got 3"),
-        ("data.train=", "override: data.train: wanted path or URL, got None"),
+        ("data.train=", "override: data.train: wanted path or URL, got null"),
         ("loss.pos_weight.cat=-2", "override: loss.pos_weight.cat: wanted greater than 0"),
     ],
 )

@@ -56,7 +56,7 @@ class Phase:
 
 PHASES = {
     "scan": Phase(TRAIN, "processes"),
-    "first batch": Phase(TRAIN, "small copies:"),
+    "first batch": Phase(TRAIN, "small copies"),
     "step": Phase(TRAIN, "step", saved=True),
     "step, 2 workers": Phase((*TRAIN, "train.workers=2"), "step", saved=True),
     "validation": Phase(TRAIN, "step\n" * (STEPS - 1) + "step", saved=True),

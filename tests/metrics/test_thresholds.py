@@ -30,7 +30,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def draw(seed: int, images: int, labels: int = 20) -> tuple[Case, Case]:
-    """Images to fit on and fresh ones, of labels from 1 % to 30 %, shifted by about 0.5 logit."""
+    """Draw images to fit on and new ones; labels of 1 % to 30 %, shifted by about 0.5 logit."""
     rng = np.random.default_rng(seed)
     share, shift = np.geomspace(0.01, 0.3, labels), rng.normal(0, 0.5, labels)
     parts = []

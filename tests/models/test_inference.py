@@ -65,7 +65,7 @@ def plain(net: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def off(one: Tensor, two: Tensor) -> float:
-    """Return the distance, as a share of the second's length."""
+    """Return the distance of two tensors, as a share of the second one's length."""
     return ((one - two).norm() / two.norm()).item()
 
 
@@ -200,7 +200,7 @@ def test_features_that_are_not_finite_are_not_trusted() -> None:
 
 
 def other_network(kind: str) -> tuple[nn.Module, int]:
-    """A network that cannot be folded, without its last layer, and its number of features."""
+    """Return a network that cannot be folded, without its last layer, and its features."""
     torch.manual_seed(0)
     if kind == "mobilenet":
         net = torchvision.models.mobilenet_v3_small(weights=None)

@@ -51,12 +51,12 @@ def copied(module: nn.Module) -> State:
 
 
 def same(one: State, two: State) -> bool:
-    """Return the same names and bits."""
+    """Return whether both have the same names and bits."""
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def steps(model: Tagger, count: int) -> None:
-    """Optimizer steps that leave nothing unmoved that can move."""
+    """Take optimizer steps that change everything that can change."""
     groups = model.parameter_groups(1e-2, 1e-2, 0.1)
     optimizer = build_optimizer(groups, "adamw", 0.9)
     for _ in range(count):
@@ -271,7 +271,7 @@ def prefixed(prefix: str) -> Change:
 
 
 def without(*ends: str) -> Change:
-    """No key that has one of these endings."""
+    """Return a change of a state: it removes the keys that have one of these endings."""
     return lambda state: {key: v for key, v in state.items() if not key.endswith(ends)}
 
 
@@ -281,13 +281,13 @@ def within(file: State, **changes: Tensor) -> State:
 
 
 def as_own(state: State) -> State:
-    """Return the keys that a checkpoint of ours has."""
+    """Return the state with the keys of our checkpoints."""
     features = {f"features.{k}": v for k, v in state.items() if not k.startswith("fc.")}
     return features | {"head.weight": torch.ones(9, 512), "head.bias": torch.ones(9)}
 
 
 def write(path: Path, state: Any) -> Path:
-    """Make a .pth or .safetensors file."""
+    """Write a .pth or .safetensors file."""
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
@@ -476,7 +476,7 @@ class Payload:
 
 
 def saved(content: object, **options: Any) -> bytes:
-    """torch.save's bytes."""
+    """Return the bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
     return buffer.getvalue()
@@ -591,7 +591,7 @@ NAME = f"tiny-{hashlib.sha256(BODY).hexdigest()[:8]}.pth"
 
 
 def ok(body: bytes, length: int) -> Answer:
-    """200 with a body that is said to have this length."""
+    """Return 200 with a body, and this length in the header."""
     return Answer(f"HTTP/1.1 200 OK\nContent-Length: {length}", body)
 
 

@@ -20,7 +20,7 @@ def evidence(
     thresholds: tuple[float, ...] | None = None,
     **more: Any,
 ) -> Evidence:
-    """Evidence of (N, L) logits and targets, at a threshold of 0.5 unless others are given."""
+    """Return evidence of (N, L) logits and targets; the thresholds are 0.5 unless given."""
     x, t = np.array(logits, np.float32), np.array(targets, np.int8)
     labels = labels or tuple("abcdefghijklmnopqrstuvwxyz"[: x.shape[1]])
     names = names or tuple(f"images/{row}.jpg" for row in range(len(x)))
@@ -44,7 +44,7 @@ def plausible(
     names: tuple[str, ...] | None = None,
     title: str = "runs/pets",
 ) -> Evidence:
-    """Evidence of random numbers as a run gives them: each label has its skill, 2 % unknown."""
+    """Return evidence of random numbers like a run's: labels differ in skill, 2 % unknown."""
     rng = np.random.default_rng(0)
     targets = (rng.random((images, len(labels))) < 0.15).astype(np.int8)
     skill = rng.uniform(0.5, 4, len(labels))

@@ -110,7 +110,7 @@ def test_the_verdict_in_words() -> None:
     )
     text = render(build(given))
     for words in (
-        "Of 3 labels, 1 is good, none is weak, for 1 these pictures cannot tell, and 1 could not",
+        "Of 3 labels, 1 is good, none is weak, for 1 the pictures are too few to tell, and 1 could",
         "At the chosen thresholds, 33 % of the 3 tags it gives are right, and it finds 50 % of",
     ):
         assert words in text

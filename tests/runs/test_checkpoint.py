@@ -388,7 +388,7 @@ def test_no_checkpoint_is_an_error_with_the_path(tmp_path: Path) -> None:
     """An empty run and a path to nothing are told apart."""
     with pytest.raises(CheckpointError, match=rf"^{tmp_path} holds no best\.safetensors; "):
         directory.find_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"^no such checkpoint: {tmp_path}/gone$"):
+    with pytest.raises(CheckpointError, match=rf"^no such checkpoint: {tmp_path}/gone; name a"):
         directory.find_checkpoint(tmp_path / "gone")
 
 

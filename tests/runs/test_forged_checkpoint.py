@@ -38,7 +38,7 @@ HEAD = "head.weight"
 
 
 def within(about: About, *keys: str, value: object) -> None:
-    """Set one field."""
+    """Set one field of nested dicts."""
     for key in keys[:-1]:
         about = about[key]
     about[keys[-1]] = value
@@ -57,7 +57,7 @@ def weight(value: Tensor | None, name: str = HEAD) -> Forgery:
 
 
 def renamed(_: About, state: State) -> None:
-    """Every tensor has another name."""
+    """Give every tensor another name."""
     for name in list(state):
         state[f"module.{name}"] = state.pop(name)
 
@@ -203,12 +203,14 @@ def test_a_file_longer_than_its_header_says_is_not_read(trained: Path, tmp_path:
     path.write_bytes((trained / "runs/pets/best.safetensors").read_bytes())
     with path.open("r+b") as file:
         file.truncate(2**40)
-    assert f"{path} is cut short, or no safetensors file: 1,099,511,627,776" in refused(path)
+    message = refused(path)
+    assert f"{path} is not a complete checkpoint: it is cut short" in message
+    assert "it has 1,099,511,627,776 bytes, but its header says " in message
 
 
 @pytest.fixture
 def terabyte() -> Iterator[None]:
-    """This process may have no more address space, whatever the system would promise it."""
+    """Limit this process's address space, whatever memory the system would promise."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**40, before[1]))
     yield

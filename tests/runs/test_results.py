@@ -286,7 +286,7 @@ def test_the_summary_says_what_the_thresholds_were_fitted_on() -> None:
     text = format_summary(
         measured(label("cat"), threshold_source="global", fitted_on="other images")
     )
-    assert "F1 are at the checkpoint's thresholds (global)" in text
+    assert "F1 above: the checkpoint's thresholds (global)" in text
 
 
 def test_the_summary_is_sorted_by_ap() -> None:
@@ -324,7 +324,7 @@ def test_a_thousand_labels_are_cut_in_the_middle() -> None:
 def test_forty_labels_are_all_shown(count: int) -> None:
     """Nothing is counted where nothing is left out."""
     text = format_summary(measured(*(label(f"label{i}", i / 50) for i in range(count))))
-    assert ("... 1 labels in between" in text) == (count == 41)
+    assert ("... 1 label in between" in text) == (count == 41)
     assert sum(line.startswith("  label") for line in text.splitlines()) == 1 + 40
 
 
@@ -364,7 +364,7 @@ def test_the_summary_says_how_much_there_is_to_review() -> None:
     """Images, and the share of mistakes that review would find."""
     band = ReviewBand(0.2, 0.8, images=7, pairs=9, wrong=5, wrong_inside=4)
     text = " ".join(format_summary(measured(label("cat"), review=band)).split())
-    assert "7 images have a probability between 0.2 and 0.8; 4 of 5 wrong decisions" in text
+    assert "7 images with a probability between 0.2 and 0.8; 4 of 5 wrong decisions" in text
 
 
 # ---- result files -----------------------------------------------------------------------

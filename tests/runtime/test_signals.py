@@ -12,7 +12,7 @@ from mlfinetune.runtime.signals import catch_signals
 
 
 class Drops:
-    """Its destructor is interrupted, and Python drops what is raised there."""
+    """An object whose destructor gets the signal: Python drops what is raised there."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -27,7 +27,7 @@ LABELS, CHUNK_LABELS = 11, models.CHUNK_LABELS
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four labels a chunk, so that eleven make two and a rest."""
+    """Set four labels a chunk, so that eleven labels make two chunks and a rest."""
     monkeypatch.setattr(models, "CHUNK_LABELS", 4)
 
 

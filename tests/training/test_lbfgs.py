@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 def data(
     n: int = 120, width: int = 10, labels: int = 3, together: float = 1.0, unknown: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Features that go together and are far from 0, as pooled ones; targets that depend on them."""
+    """Return correlated features far from 0, like pooled ones, and targets that depend on them."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(n, width, generator=g) + together * torch.randn(n, 1, generator=g)
     logits = 2 * x[:, :1] - torch.arange(labels) + torch.randn(n, labels, generator=g)
@@ -48,7 +48,7 @@ def data(
 
 
 def batches(x: Tensor, y: Tensor, size: int = 50) -> list[Batch]:
-    """In order, the last one smaller."""
+    """Return the data in batches, in order; the last one is smaller."""
     rows = torch.arange(len(x)).split(size)
     return [Batch(x[part], y[part], part) for part in rows]
 
@@ -66,7 +66,7 @@ def solved(
 
 
 def ridges(x: Tensor, y: Tensor, l2: float) -> Tensor:
-    """Return (L,) what ||w||^2 / 2 is multiplied with: l2 h v, by the module's definition."""
+    """Return the (L,) factors of ||w||^2 / 2: l2 h v, by the module's definition."""
     positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
     share = (positives / (positives + negatives)).double()
     return l2 * share * (1 - share) * x.double().var(0, correction=0).mean()
@@ -75,7 +75,7 @@ def ridges(x: Tensor, y: Tensor, l2: float) -> Tensor:
 def objective(
     head: nn.Linear, x: Tensor, y: Tensor, l2: float, **form: object
 ) -> tuple[float, float]:
-    """Of all labels, in float64, and the size of its gradient for features of size 1."""
+    """Return the objective of all labels, in float64, and the size of its gradient."""
     weight, bias = (p.detach().double().requires_grad_() for p in (head.weight, head.bias))
     wide = x.double()
     loss = build_loss(**form)(linear(wide, weight, bias), y) * y.shape[1]
@@ -104,7 +104,7 @@ def oracle(x: Tensor, y: Tensor, l2: float) -> nn.Linear:
 
 
 def assert_near(head: nn.Linear, exact: nn.Linear) -> None:
-    """But for a five-hundredth of the largest weight."""
+    """Assert that weights differ by a five-hundredth of the largest weight at most."""
     near = 2e-3 * float(exact.weight.detach().abs().max())
     torch.testing.assert_close(head.weight, exact.weight, rtol=0, atol=near)
     torch.testing.assert_close(head.bias, exact.bias, rtol=0, atol=0.02)

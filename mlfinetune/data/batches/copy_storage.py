@@ -35,6 +35,7 @@ PAYS_PIXELS = 4.0
 RAM_FOLDER = Path("/dev/shm")
 """Linux's file system in memory."""
 
+_TITLE = "small copies of large pictures"
 _SAMPLE = 256  # pictures
 _BYTES_A_PIXEL = 0.6  # of a copy, with some room: photographs take 0.3 to 0.5
 
@@ -131,7 +132,7 @@ def opened_copies(
             pays, why = _weigh_copies(sizes, spec, epochs)
             why_off = None if pays else why
     if why_off is not None:
-        yield OpenedCopies(None, [], f"small copies: off ({why_off})")
+        yield OpenedCopies(None, [], f"{_TITLE}: off ({why_off})")
     elif wanted == "ram":
         with _ram_folder(len(manifest) * sizes.copy_bytes) as folder:
             copies = SmallCopies(folder, spec)
@@ -150,8 +151,8 @@ def _weigh_copies(sizes: SampledSizes, spec: TransformSpec, epochs: int) -> tupl
     """
     least = PAYS_PIXELS * compute_copy_side(spec) ** 2
     return epochs >= PAYS_EPOCHS and sizes.pixels >= least, (
-        f"auto: {pluralize(epochs, 'epoch')}, pictures of {sizes.pixels / 1e6:.2g} megapixels on "
-        f"average; they pay from {PAYS_EPOCHS} epochs and {least / 1e6:.2g} megapixels on"
+        f"auto: they pay from {PAYS_EPOCHS} epochs and {least / 1e6:.2g} megapixels on; this run "
+        f"has {pluralize(epochs, 'epoch')} and pictures of {sizes.pixels / 1e6:.2g} megapixels"
     )
 
 
@@ -176,7 +177,7 @@ def _open_on_disk(
     except DataError as error:
         if wanted == "disk":
             raise
-        return OpenedCopies(None, [], f"small copies: off (auto: {error})")
+        return OpenedCopies(None, [], f"{_TITLE}: off (auto: {error})")
     return opened
 
 
@@ -184,7 +185,7 @@ def _list_missing(copies: SmallCopies, manifest: Manifest, where: str) -> Opened
     """Return the opened copies with the pictures that have to be looked at first."""
     missing = copies.find_missing(manifest)
     summary = copies.summarize(len(manifest), len(missing))
-    return OpenedCopies(copies, missing, f"small copies: {where}\n{summary}")
+    return OpenedCopies(copies, missing, f"{_TITLE}: {where}\n{summary}")
 
 
 @contextmanager

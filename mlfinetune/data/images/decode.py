@@ -204,10 +204,15 @@ def _open_image(file: files.File, path: Location, max_pixels: int) -> Image.Imag
     """Read the header, and check the format and the number of pixels.
 
     Raises:
-        ImageError: it has more than `max_pixels`.
+        ImageError: it has more than `max_pixels`, or is empty.
         Exception: any error of Pillow.
     """
-    image = Image.open(file, formats=_FORMATS)
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        if file.seek(0, os.SEEK_END) == 0:
+            raise ImageError(str(path), "an empty file") from error
+        raise
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(

@@ -42,7 +42,8 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
             f"{root}: the folders that hold pictures are named {', '.join(lists.labels.names)}: "
             f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels"
         )
-    notes = [f"{len(lists.labels)} labels by folder names (folder_labels: {options.folder_labels})"]
+    count = pluralize(len(lists.labels), "label")
+    notes = [f"{count} by folder names (folder_labels: {options.folder_labels})"]
     if duplicates := len(files) - len(groups):
         count = pluralize(duplicates, "file")
         notes.append(f"{count} with the bytes of another: one image with the labels of all")

@@ -171,7 +171,8 @@ def _read_lists(
                 faults.append(Fault(place, f"{image_id!r} is in {list_of[image_id]}.txt too"))
     images = [_Image(*item) for item in list_of.items()]
     counts = Counter(image.list for image in images)
-    notes = [f"{counts[file.stem]:,} images in {file.name}" for file in lists]
+    numbers = [(counts[file.stem], file.name) for file in lists]
+    notes = [f"{n:,} {'image' if n == 1 else 'images'} in {name}" for n, name in numbers]
     if len(lists) > 1 and (root / "Annotations").is_dir():
         # The annotations of a test split are often not published: this is not an error.
         annotated = {file.stem for file in root.glob("Annotations/*.xml")}

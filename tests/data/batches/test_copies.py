@@ -71,7 +71,7 @@ def choice(manifest: Manifest, root: Path, wanted: str = "auto", epochs: int = 3
 
 
 def damage(copies: SmallCopies) -> None:
-    """Turn a bit of every value over."""
+    """Change a bit of every value."""
     for path in copies.folder.iterdir():
         content = bytearray(path.read_bytes())
         content[-5] ^= 1
@@ -250,21 +250,21 @@ def test_auto_keeps_copies_on_disk_where_that_pays(manifest: Manifest, tmp_path:
     """Large pictures and three epochs; the line says both."""
     line = choice(manifest.take([0, 1, 2, 3]), tmp_path / "store")
     assert line == (
-        "small copies: on disk (auto: 3 epochs, pictures of 0.12 megapixels on average; "
-        "they pay from 3 epochs and 0.016 megapixels on)"
+        "small copies of large pictures: on disk (auto: they pay from 3 epochs and "
+        "0.016 megapixels on; this run has 3 epochs and pictures of 0.12 megapixels)"
     )
 
 
 @pytest.mark.parametrize(
     ("rows", "epochs", "why"),
-    [([0, 1], 2, "auto: 2 epochs, "), ([4, 5], 9, "pictures of 0.0063 megapixels on average")],
+    [([0, 1], 2, "this run has 2 epochs"), ([4, 5], 9, "pictures of 0.0063 megapixels")],
 )
 def test_auto_reads_the_files_where_copies_do_not_pay(
     manifest: Manifest, tmp_path: Path, rows: list[int], epochs: int, why: str
 ) -> None:
     """Few epochs, small pictures: the line says so, and no folder is made."""
     line = choice(manifest.take(rows), tmp_path / "store", epochs=epochs)
-    assert line.startswith("small copies: off (")
+    assert line.startswith("small copies of large pictures: off (")
     assert why in line
     assert not (tmp_path / "store").exists()
 
@@ -276,7 +276,7 @@ def test_too_little_room_stops_who_asked_for_disk_alone(
     """Auto reads the files, and says why."""
     monkeypatch.setattr(copy_storage, "_BYTES_A_PIXEL", 1e12)
     if wanted == "auto":
-        assert "small copies: off (auto: keeping small copies needs" in choice(manifest, tmp_path)
+        assert "pictures: off (auto: keeping small copies needs" in choice(manifest, tmp_path)
     else:
         with pytest.raises(DataError, match=r"keeping small copies needs .* GB are free"):
             choice(manifest, tmp_path, "disk")
@@ -287,12 +287,13 @@ def test_auto_reads_the_files_where_the_cache_cannot_be_used(
 ) -> None:
     """A run that needs no cache does not fail for one."""
     (tmp_path / "file").write_text("")
-    assert "small copies: off (auto: cannot open the cache" in choice(manifest, tmp_path / "file")
+    assert "pictures: off (auto: cannot open the cache" in choice(manifest, tmp_path / "file")
 
 
 def test_off_is_off(manifest: Manifest, tmp_path: Path) -> None:
     """Nothing is opened; a run on features needs none either."""
-    assert choice(manifest, tmp_path / "a", "off") == "small copies: off (as configured)"
+    off = "small copies of large pictures: off (as configured)"
+    assert choice(manifest, tmp_path / "a", "off") == off
     with opened_copies(
         "disk", manifest, SPEC, epochs=9, on_features=True, root=tmp_path / "a"
     ) as found:
@@ -305,7 +306,7 @@ def test_off_is_off(manifest: Manifest, tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a folder that stands for the one in memory."""
+    """Use a folder in place of the one in memory."""
     folder = tmp_path / "memory"
     folder.mkdir()
     monkeypatch.setattr(copy_storage, "RAM_FOLDER", folder)
@@ -320,7 +321,8 @@ def test_what_is_in_memory_is_gone_afterwards(
     try:
         with opened_copies("ram", manifest, SPEC, epochs=1, on_features=False, root=None) as found:
             assert found.copies is not None
-            assert found.message.startswith("small copies: in memory (as configured)\n")
+            first = "small copies of large pictures: in memory (as configured)\n"
+            assert found.message.startswith(first)
             sum(found.copies.fill(make_copies(found.missing, SPEC, 0)))
             assert any(path.suffix == ".store" for path in memory.rglob("*"))
             if ends is not None:
@@ -350,7 +352,7 @@ def test_too_little_memory_is_said(
 
 
 def enlarge(folder: Path, size: int = 600) -> list[str]:
-    """Scale the drawn pictures up; the command that trains on them."""
+    """Enlarge the drawn pictures; return the command that trains on them."""
     for path in (folder / "images").iterdir():
         with Image.open(path) as image:
             image.convert("RGB").resize((size, size)).save(path)
@@ -375,7 +377,7 @@ def test_a_dry_run_keeps_no_copy(pictures: Path, cli: Run) -> None:
     command = [*enlarge(pictures), "data.cache_images=disk", "--dry-run"]
     done = cli(*command, cwd=pictures, MLFINETUNE_CACHE=str(pictures / "cache"))
     assert done.returncode == 0, done.stderr
-    assert "small copies: on disk" in done.stderr
+    assert "small copies of large pictures: on disk" in done.stderr
     assert not (pictures / "cache").exists()
 
 

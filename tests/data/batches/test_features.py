@@ -45,7 +45,7 @@ WEIGHTS = torch.randn(3 * SIDE * SIDE, WIDTH, generator=torch.Generator().manual
 
 
 def embed(images: Tensor) -> Tensor:
-    """Return (B, 3, S, S) uint8 -> (B, 5), of every pixel and its place."""
+    """Compute (B, 5) features of (B, 3, S, S) uint8, from every pixel and its place."""
     return images.flatten(1).float() @ WEIGHTS / 1000
 
 
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Return an empty one."""
+    """Return an empty store."""
     (tmp_path / "store").mkdir()
     return Store(tmp_path / "store")
 
@@ -75,7 +75,7 @@ def manifest(folder: Path, rows: Sequence[int] = range(N)) -> Manifest:
 def extractor(
     spec: TransformSpec = SPEC, seed: int = SEED, dtype: torch.dtype = torch.float32
 ) -> FeatureExtractor:
-    """Return features by `embed`, of pictures that a real Loader reads."""
+    """Return an extractor with `embed`, for pictures that a real Loader reads."""
 
     def load(examples: Manifest, rows: list[int], view: View) -> Loader:
         train_seed = None if view.epoch is None else seed
@@ -97,7 +97,7 @@ def pictures(
 def complete(
     store: Store, examples: Manifest, looks: Sequence[View], maker: FeatureExtractor
 ) -> tuple[list[MissingRows], int]:
-    """Return the views, all of them kept now, and how many rows were computed for it."""
+    """Compute the missing rows of the views; return the views, and the number of rows computed."""
     wanted = find_missing(store, examples, looks, maker)
     return wanted, sum(compute_missing(store, examples, wanted, maker))
 
@@ -288,7 +288,7 @@ def test_progress_counts_what_was_missing(folder: Path, store: Store) -> None:
 
 
 def damage(store: Store, row: Tensor) -> None:
-    """One byte of this row is another, wherever it lies."""
+    """Change one byte of this row in its file."""
     value = row.numpy().tobytes()
     for path in store.folder.iterdir():
         content = path.read_bytes()
@@ -394,7 +394,7 @@ def test_a_bad_picture_is_named(folder: Path, store: Store, content: bytes | Non
 def loader(
     store: Store, examples: Manifest, looks: Sequence[View], batch_size: int, seed: int | None
 ) -> FeatureLoader:
-    """Over these views."""
+    """Return a FeatureLoader over these views."""
     wanted, _ = complete(store, examples, looks, extractor())
     kept = [Features(store, one, extractor(), CPU, 0) for one in wanted]
     return FeatureLoader(examples, kept, batch_size=batch_size, train_seed=seed)

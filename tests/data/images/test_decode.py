@@ -66,7 +66,7 @@ def read(folder: Path, image: Image.Image | Pixels, kind: str, **options: Any) -
 
 
 def fault(path: Path, max_pixels: int = MAX_PIXELS) -> str:
-    """Return the message with which the file is refused; it always begins with the file's name."""
+    """Return the message with which the file is refused; assert that it begins with its name."""
     with pytest.raises(ImageError) as caught:
         decode_image(path, max_pixels)
     assert str(caught.value) == f"{path}: {caught.value.reason}"
@@ -82,7 +82,7 @@ def outcome(path: Path) -> Pixels | ImageError:
 
 
 def assert_picture_or_fault(path: Path) -> None:
-    """A usable picture, or an ImageError with the file's name."""
+    """Assert that the result is a usable picture, or an ImageError with the file's name."""
     result = outcome(path)
     if isinstance(result, ImageError):
         assert str(result).startswith(f"{path}: ")
@@ -504,7 +504,9 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     """Empty files, text and bare signatures, under a picture's name."""
-    assert fault(write(tmp_path, content, "x.jpg"))
+    reason = fault(write(tmp_path, content, "x.jpg"))
+    assert reason
+    assert (reason == "an empty file") == (not content)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "TGA", "PCX", "JPEG2000"])

@@ -97,7 +97,7 @@ def png(size: tuple[int, int], depth: int, colour: int, data: bytes, *extra: byt
 
 
 def tiff(size: tuple[int, int], bits: int, data: bytes, form: int = 1, light: int = 1) -> bytes:
-    """A raw grey TIFF; `form` 1 unsigned, 2 signed, 3 float; `light` 0 where zero is white."""
+    """Return a raw grey TIFF; `form`: 1 unsigned, 2 signed, 3 float; `light` 0: zero is white."""
     tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: light, 273: 134}
     tags |= {277: 1, 278: size[1], 279: size[0] * size[1] * bits // 8, 339: form}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -120,7 +120,7 @@ def flat(height: int, width: int, *colour: int) -> Pixels:
 
 
 def oriented(way: int) -> bytes:
-    """EXIF that says how the camera was held."""
+    """Return EXIF with this orientation of the camera."""
     return b"Exif\0\0II*\0\x08\0\0\0\1\0" + struct.pack("<HHII", 0x0112, 3, 1, way) + bytes(4)
 
 
@@ -136,7 +136,7 @@ LOSSY = {"jpeg", "jpeg-progressive", "webp", "gif"}
 
 
 def damaged() -> Cases:
-    """Return each format whole, cut short, followed by garbage, and with bytes changed."""
+    """Return each format complete, cut short, followed by garbage, and with bytes changed."""
     rng = random.Random(0)
     for kind, content in WHOLE.items():
         exact = None if kind in LOSSY else NOISE
@@ -158,14 +158,15 @@ def strangers() -> Cases:
     page = b"<!DOCTYPE html><html><title>404 Not Found</title></html>\n"
     psd = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 4, 4, 8, 3) + bytes(200)
     avif = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(100)
-    contents = {"empty": b"", "one-byte": b"\xff", "text": b"hello\n", "html": page, "svg": svg}
+    contents = {"one-byte": b"\xff", "text": b"hello\n", "html": page, "svg": svg}
     contents |= {"psd": psd, "avif": avif, "zeros": bytes(1000)}
     contents |= {kind.lower(): saved(NOISE, kind) for kind in ("EPS", "ICO", "PPM", "PDF")}
-    return ((name, Case(content, reason=NO_PICTURE)) for name, content in contents.items())
+    yield "empty", Case(b"", reason="an empty file")
+    yield from ((name, Case(content, reason=NO_PICTURE)) for name, content in contents.items())
 
 
 def colours() -> Cases:
-    """Ink, which JPEG stores inverted, and transparency, on white."""
+    """Return files with ink, which JPEG stores inverted, and with transparency on white."""
     ink, shown = Image.new("CMYK", (16, 8), (55, 105, 155, 0)), flat(8, 16, 200, 150, 100)
     adobe = saved(ink, "JPEG", quality=100)
     at = adobe.index(b"\xff\xee")
@@ -195,7 +196,7 @@ def colours() -> Cases:
 
 
 def depths() -> Cases:
-    """1 to 32 bits a sample."""
+    """Return files with 1 to 32 bits a sample."""
     row, steps = (3, 1), grey(0, 128, 255)
     big, little = (struct.pack(f"{order}3H", 0, 32768, 65535) for order in "><")
     yield "png-1", Case(png(row, 1, 0, b"\xa0"), grey(255, 0, 255))
@@ -215,7 +216,7 @@ def depths() -> Cases:
 
 
 def annotated() -> Cases:
-    """EXIF that turns, EXIF and ICC that are broken, more frames than one."""
+    """Return files whose EXIF turns, with broken EXIF and ICC, and with several frames."""
     rows, columns = np.mgrid[0:24, 0:40]
     up = np.stack([columns * 6, rows * 11, rows + columns], axis=2).astype(np.uint8)
     stored = {1: up, 2: up[:, ::-1], 3: up[::-1, ::-1], 4: up[::-1], 5: up.transpose(1, 0, 2)}
@@ -264,7 +265,7 @@ def bombs() -> Cases:
 
 
 def places(folder: Path) -> dict[str, str | None]:
-    """Odd names and things that are no files, and why they are refused; None: they are not."""
+    """Return odd names and entries that are no files -> the reason; None: they are read."""
     read = ["new\nline.jpg", "tab\t.jpg", "\u00e9.jpg", "o\u0308.jpg", "target.jpg", "locked.jpg"]
     for name in read:
         (folder / name).write_bytes(WHOLE["png"])
@@ -319,7 +320,7 @@ def refused(verdict: dict[str, Any]) -> str | None:
 
 
 def difference(verdict: dict[str, Any], pixels: Pixels) -> int:
-    """Levels between what was decoded and these pixels; 256 where the shape is another."""
+    """Return the largest difference from these pixels in levels; 256: another shape."""
     if verdict["decode"].get("shape") != list(pixels.shape):
         return 256
     decoded = np.array(verdict["decode"]["pixels"])

@@ -73,7 +73,7 @@ def outcome(path: Path, function: JpegDecoder | None) -> NDArray[np.uint8] | str
 
 
 def assert_same_outcome(path: Path, content: bytes) -> None:
-    """With the fast decoder and without: near the same pixels, or the same reason."""
+    """Assert that both decoders give nearly the same pixels, or the same reason."""
     path.write_bytes(content)
     alone, ours = outcome(path, None), outcome(path, fast())
     if isinstance(alone, str) or isinstance(ours, str):
@@ -85,7 +85,7 @@ def assert_same_outcome(path: Path, content: bytes) -> None:
 
 
 def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Of pictures of one shape, of 255."""
+    """Return the mean difference of two pictures of one shape, of 255."""
     assert a.shape == b.shape
     return float(np.abs(a.astype(int) - b.astype(int)).mean())
 
@@ -195,7 +195,7 @@ def test_damage_has_the_outcome_that_pillow_gives_it(
 
 
 def through_pillow(path: Path, spec: TransformSpec, seed: int | None) -> torch.Tensor:
-    """Decoded by Pillow alone at full size, then our transform."""
+    """Decode by Pillow alone at full size, then apply our transform."""
     image = to_tensor(decode_image(path, spec.max_pixels))
     return (
         build_eval_transform(spec)(image)

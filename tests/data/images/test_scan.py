@@ -55,7 +55,7 @@ def one(path: Path | str, cap: int = CAP) -> ScanResult:
 
 
 def links(folder: Path, picture: Path | str, count: int) -> list[str]:
-    """So many names of one file."""
+    """Make so many names of one file."""
     folder.mkdir(exist_ok=True)
     paths = [str(folder / f"{number:04}.png") for number in range(count)]
     for path in paths:
@@ -70,7 +70,7 @@ def large(path: Path, side: int) -> Path:
 
 
 def replace(path: str, content: bytes) -> None:
-    """Another file in the place of one: of the same size, and of the same age."""
+    """Replace a file by another one with the same size and time."""
     before = os.stat(path)
     Path(path).write_bytes(content.ljust(before.st_size, b"\0")[: before.st_size])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -239,7 +239,7 @@ def test_a_scan_waits_for_another_that_writes(cache: Path, pictures: list[str]) 
 
 
 def start(paths: list[str]) -> subprocess.Popen[str]:
-    """Return a scan in a process group of its own; it prints a line a file."""
+    """Start a scan in a process group of its own; it prints a line for each file."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT] if len(paths) < 64 else [sys.executable, script(paths[0])],
         stdin=subprocess.PIPE,
@@ -282,7 +282,7 @@ def opened(member: Path) -> list[str]:
 
 
 def kill(member: Path) -> None:
-    """As the system does where memory runs out."""
+    """Kill a process, as the system does when memory runs out."""
     with suppress(ProcessLookupError):
         os.kill(int(member.name), signal.SIGKILL)
 

@@ -42,7 +42,7 @@ def refusal(folder: Path, content: str | bytes, name: str = "t.csv", **options: 
 
 
 def outcome(path: Path) -> Table | DataError:
-    """The Table or the error that the file is refused with; other exceptions pass through."""
+    """Return the Table, or the error that the file is refused with."""
     try:
         return read_csv(path, SourceOptions())
     except DataError as error:

@@ -105,12 +105,12 @@ def tree(root: Path, files: dict[str, str | bytes]) -> Path:
 
 
 def read_tree(root: Path, files: dict[str, str | bytes], **options: Any) -> Table:
-    """The Table of a folder with these files, with faults for the pictures that are not there."""
+    """Return the Table of a folder with these files; missing pictures are faults."""
     return check_paths(read_source(tree(root, files), SourceOptions(**options)), False)
 
 
 def said(table: Table) -> dict[str, tuple[str | None, set[str]]]:
-    """Return name -> its split and the labels that hold."""
+    """Return name -> its split and its positive labels."""
     names = table.labels.names
     rows = [{names[at] for at in (row == 1).nonzero()[0]} for row in table.targets[:]]
     splits = table.splits or (None,) * len(rows)

@@ -18,7 +18,7 @@ Labels = dict[str, set[str]]
 
 
 def plant(root: Path, **contents: str) -> Path:
-    """Make files with these contents; `cat__a` is cat/a.jpg."""
+    """Write files with these contents; `cat__a` is cat/a.jpg."""
     for name, content in contents.items():
         path = root / (name.replace("__", "/") + ".jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     plant(tmp_path, **{"cat__a": "1", "cat__._a": "22", ".cache__b": "333", "cat__.x__c": "4444"})
     table = read(tmp_path)
     assert positives(table) == {"cat/a.jpg": {"cat"}}
-    assert table.notes == ("1 labels by folder names (folder_labels: leaf)",)
+    assert table.notes == ("1 label by folder names (folder_labels: leaf)",)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path, name: str | None) 
 def test_pictures_without_any_label_folder_cannot_be_trained_on(tmp_path: Path) -> None:
     """A flat folder of pictures holds no label."""
     plant(tmp_path, a="1", b="22", c="333")
-    with pytest.raises(DataError, match="no image has a label"):
+    with pytest.raises(DataError, match="no image has a label; put the pictures into one"):
         read_splits(tmp_path, None, SourceOptions())
 
 

@@ -24,7 +24,7 @@ def read(folder: Path, content: str | bytes, **options: Any) -> Table:
 
 
 def outcome(folder: Path, content: bytes) -> Table | DataError:
-    """The Table or the error that the file is refused with; other exceptions pass through."""
+    """Return the Table, or the error that the file is refused with."""
     try:
         return read(folder, content)
     except DataError as error:

@@ -50,12 +50,12 @@ def pictures(*cells: tuple[bytes | None, str | None] | None) -> Any:
 
 
 def read(path: Path, **options: Any) -> Table:
-    """Its Table."""
+    """Return the Table of a Parquet file or folder."""
     return read_parquet(path, SourceOptions(**options))
 
 
 def refusal(path: Path, **options: Any) -> str:
-    """Return the message with which it is refused."""
+    """Return the message with which a Parquet file is refused."""
     with pytest.raises(DataError) as caught:
         read(path, **options)
     return str(caught.value)

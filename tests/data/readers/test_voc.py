@@ -25,7 +25,7 @@ def xml(*objects: str, filename: str = "") -> str:
 
 
 def plant(root: Path, contents: dict[str, str | bytes]) -> Path:
-    """Make files with these contents below a folder with JPEGImages."""
+    """Write files with these contents below a folder with JPEGImages."""
     (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def plant(root: Path, contents: dict[str, str | bytes]) -> Path:
 
 
 def voc(root: Path, lists: dict[str, str] | None = None, **annotations: str | bytes) -> Path:
-    """Annotations by id (with `_` before it), and ids by list."""
+    """Write annotations by id (with `_` before it), and ids by list."""
     contents = {f"Annotations/{id[1:]}.xml": text for id, text in annotations.items()}
     texts = {f"{MAIN}/{name}.txt": "\n".join(ids.split()) for name, ids in (lists or {}).items()}
     return plant(root, contents | texts)
@@ -46,7 +46,7 @@ def read(path: Path, **options: Any) -> Table:
 
 
 def refused(path: Path) -> str:
-    """Return the message of what cannot be read."""
+    """Return the message with which a folder or list is refused."""
     with pytest.raises(DataError) as caught:
         read(path)
     return str(caught.value)
@@ -72,7 +72,7 @@ def test_lists_are_splits(tmp_path: Path) -> None:
     assert table.labels.names == ("cat", "dog", "fox")
     assert table.targets[:].tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0]]
     assert (table.unnamed.tolist(), table.faults) == ([0, 0, 0, 0], ())
-    counts = ("2 images in train.txt", "1 images in val.txt", "1 images in test.txt")
+    counts = ("2 images in train.txt", "1 image in val.txt", "1 image in test.txt")
     assert table.notes == (*counts, "3 labels in Annotations")
 
 
@@ -81,7 +81,7 @@ def test_one_list_alone_is_no_split(tmp_path: Path, name: str) -> None:
     """Its images are the table, others are not."""
     table = read(voc(tmp_path, {name: "2"}, _1=xml("dog"), _2=xml("cat")))
     assert (table.names, table.splits) == (("JPEGImages/2.jpg",), None)
-    assert table.notes[0] == f"1 images in {name}.txt"
+    assert table.notes[0] == f"1 image in {name}.txt"
 
 
 def test_trainval_is_taken_where_it_is_not_split(tmp_path: Path) -> None:
