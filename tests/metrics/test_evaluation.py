@@ -71,7 +71,7 @@ def test_cross_fitted_numbers_are_nearer_to_those_of_fresh_images() -> None:
         fresh = measure(drawn(1000 + seed, 4000), np.array(decision.thresholds))
         wanted = fresh.averages["micro_F1"]
         optimism.append(here.table.averages["micro_F1"] - wanted)  # type: ignore[operator]
-        left.append(here.facts.cross_fitted.micro_F1 - wanted)  # type: ignore[union-attr, operator]
+        left.append(here.facts.cross_fitted.micro_F1 - wanted)
     assert abs(np.mean(left)) < 0.5 * np.mean(optimism)
 
 
@@ -82,8 +82,8 @@ def test_calibration_makes_probabilities_believable(how: str, share: float) -> N
     decision, fresh = fit_decision_rule(settings, drawn(3, 2000)), drawn(4, 2000)
     verdict = evaluate(settings, fresh, decision, fitted_here=False)
     before, after = verdict.facts.calibration.own, verdict.facts.calibration.calibrated
-    assert share * before.ECE > after.ECE  # type: ignore[union-attr, operator]
-    assert after.Brier < before.Brier  # type: ignore[union-attr, operator]
+    assert share * before.ECE > after.ECE
+    assert after.Brier < before.Brier
     plain = measure(fresh)
     assert verdict.table.averages["mAP"] == pytest.approx(plain.averages["mAP"], abs=1e-3)
     wanted = decision.slope[0] * fresh.logits[:, 0].astype(float) + decision.intercept[0]

@@ -24,14 +24,14 @@ class OnMps(torch.Tensor):
     def __new__(cls, held: torch.Tensor) -> Self:
         if held.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as MPS has no float64")
-        tensor: Self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: Self = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, dtype=held.dtype, strides=held.stride()
         )
         tensor.held = held
         return tensor
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         return MPS
 
     def __repr__(self, **options: Any) -> str:
