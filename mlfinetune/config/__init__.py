@@ -159,6 +159,10 @@ _PATH_KEYS = (
 )
 
 
+_SIGNS = frozenset("|>#&*!%@`,;:?-")
+"""Values of an override that are text: YAML uses these signs itself, a delimiter may be one."""
+
+
 def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, Any]:
     """Return a copy of `tree` with absolute paths; relative ones are relative to `folder`.
 
@@ -191,6 +195,8 @@ def _apply_override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
         {}                        loss.pos_weight.cat=2    {loss: {pos_weight: {cat: 2}}}
         {data: {train: a.csv}}    data.train=b.csv         {data: {train: /current/folder/b.csv}}
         {train: 3}                train.lr=1e-3            unchanged: `train: 3` is reported later
+        {}                        data.label_delimiter=|   {data: {label_delimiter: "|"}}: one sign
+                                                           is text, though YAML uses it for more
         any                       train.lr                 unchanged, and a fault: no value
 
     In `lines` the key gets line 0, which `describe_errors` shows as `override`.
@@ -199,7 +205,8 @@ def _apply_override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:
     if not equals or not all(dotted.split(".")):
         return [f"override '{text}': wanted section.key=value"]
     try:
-        value, _ = yaml12.parse(value_text)
+        is_sign = value_text.strip() in _SIGNS
+        value = value_text.strip() if is_sign else yaml12.parse(value_text)[0]
     except yaml12.YamlFault as fault:
         return [f"override '{text}'{fault}"]
     keys = tuple(dotted.split("."))

@@ -86,6 +86,8 @@ def _describe_error(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, s
     if kind == "missing":
         is_data = error["loc"] in (("data",), ("data", "train"))
         return "this key is needed" + ("; name your table or folder" if is_data else ""), ""
+    if kind == "string_too_short" and value == "":
+        return "wanted text", ", got ''; quote a sign that YAML uses itself, as \"|\""
     if kind == "value_error":
         return str(context["error"]), ""
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")

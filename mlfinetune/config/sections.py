@@ -39,9 +39,14 @@ class DataConfig(Section):
         None, description="root of the table's paths, or its URL; default: the table's folder"
     )
     image_column: str | None = Field(None, description="default: found by its usual names")
-    label_column: str | None = Field(None, description="column with the delimited labels")
+    label_column: str | list[str] | None = Field(
+        None, description="column with the delimited labels, or a list of such columns"
+    )
     label_columns: list[str] | None = Field(None, description="one 0/1 column for each label")
     label_delimiter: str | None = Field(None, min_length=1, description="default: detected")
+    split_column: str | None = Field(
+        None, description="column of train, val and test; default: found by its words"
+    )
     folder_labels: Literal["leaf", "path"] = Field(
         "leaf", description="a/b/c.jpg has the label b (leaf), or a and b (path)"
     )
@@ -70,8 +75,16 @@ class DataConfig(Section):
         "error",
         description="missing and unreadable pictures stop the run (error), or are left out (skip)",
     )
+    find_by_name: bool = Field(
+        False,
+        description="find pictures anywhere below the root by their file names, whatever folders "
+        "the table writes before them",
+    )
     allow_outside_root: bool = Field(
         False, description="allow paths that lead outside the image root"
+    )
+    allow_torn_groups: bool = Field(
+        False, description="allow that the data puts rows of one `group_by` in several splits"
     )
     max_pixels: int = Field(
         89_000_000,
@@ -103,9 +116,18 @@ class DataConfig(Section):
             raise ValueError(f"{blank[0]!r}: wanted a new name without space around it")
         return value
 
-    @field_validator("labels", "label_columns", "ignore_labels")
+    @field_validator("label_column")
     @classmethod
-    def _check_distinct(cls, value: list[str] | None) -> list[str] | None:
+    def _check_column_names(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == []:
+            raise ValueError("wanted the name of a column, or several, got []")
+        return value
+
+    @field_validator("labels", "label_column", "label_columns", "ignore_labels")
+    @classmethod
+    def _check_distinct(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, str):
+            return value
         repeated = [name for name, count in Counter(value).items() if count > 1]
         if repeated:
             raise ValueError(f"names {repeated[0]!r} twice")

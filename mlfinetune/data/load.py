@@ -20,9 +20,10 @@ def build_source_options(config: Config) -> SourceOptions:
         format=data.format,
         images=data.images,
         image_column=data.image_column,
-        label_column=data.label_column,
+        label_column=_list_names(data.label_column),
         label_columns=None if data.label_columns is None else tuple(data.label_columns),
         label_delimiter=data.label_delimiter,
+        split_column=data.split_column,
         group_by=data.group_by,
         folder_labels=data.folder_labels,
         difficult=data.difficult,
@@ -30,8 +31,15 @@ def build_source_options(config: Config) -> SourceOptions:
         unknown=data.unknown,
         rename_labels=tuple(data.rename_labels.items()),
         ignore_labels=tuple(data.ignore_labels),
+        find_by_name=data.find_by_name,
         allow_outside_root=data.allow_outside_root,
+        allow_torn_groups=data.allow_torn_groups,
     )
+
+
+def _list_names(value: str | list[str] | None) -> tuple[str, ...]:
+    """Return one name, several, or none as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def build_split_options(config: Config) -> SplitOptions:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from urllib.parse import unquote
 
-from mlfinetune.data.table import Fault, Table
+from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.location import is_url, join_location
 from mlfinetune.storage.tars import find_member
 
@@ -26,7 +26,7 @@ _NO_FILE = "no such file"
 _OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
 
 
-def check_paths(table: Table, allow_outside_root: bool) -> Table:
+def check_paths(table: Table, options: SourceOptions) -> Table:
     """Look up every file that the table names, without opening one; add a fault for each bad one.
 
         the name leads to                               outcome
@@ -38,6 +38,7 @@ def check_paths(table: Table, allow_outside_root: bool) -> Table:
     With `allow_outside_root` the last line does not apply. Names that are URLs are not looked up,
     only compared with the root; whether they exist is seen by the scan.
     """
+    allow_outside_root = options.allow_outside_root
     root = str(table.root) if is_url(table.root) else os.path.realpath(table.root)
     faults = [*table.faults, *_find_urls_outside(table, root, allow_outside_root)]
     by_folder: defaultdict[str, list[int]] = defaultdict(list)

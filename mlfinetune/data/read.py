@@ -210,7 +210,7 @@ def read_table(path: Location, options: SourceOptions) -> Table:
     Raises:
         DataError: the file cannot be read as a whole.
     """
-    table = check_paths(_read_location(path, options), options.allow_outside_root)
+    table = check_paths(_read_location(path, options), options)
     table = join_repeats(table)
     return replace(table, faults=tuple(sorted(table.faults, key=lambda f: natural_key(str(f)))))
 

@@ -22,9 +22,10 @@ class SourceOptions:
     format: str = "auto"
     images: Location | None = None
     image_column: str | None = None
-    label_column: str | None = None
+    label_column: tuple[str, ...] = ()
     label_columns: tuple[str, ...] | None = None
     label_delimiter: str | None = None
+    split_column: str | None = None
     group_by: str | None = None
     folder_labels: str = "leaf"
     difficult: str = "ignore"
@@ -32,7 +33,9 @@ class SourceOptions:
     unknown: str = "ignore"
     rename_labels: tuple[tuple[str, str], ...] = ()
     ignore_labels: tuple[str, ...] = ()
+    find_by_name: bool = False
     allow_outside_root: bool = False
+    allow_torn_groups: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlfinetune.data.paths import _WORTH_LISTING, check_paths
-from mlfinetune.data.table import Table
+from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace, Targets
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
@@ -36,7 +36,7 @@ def verdict(root: Path, name: str, many: bool = False, outside: bool = False) ->
     """Return the fault of a name, or the name it leads to; with many other names, or alone."""
     folder = name[: name.rfind("/") + 1]
     others = [f"{folder}other {n}" for n in range(_WORTH_LISTING)] if many else []
-    checked = check_paths(table(root, name, *others), outside)
+    checked = check_paths(table(root, name, *others), SourceOptions(allow_outside_root=outside))
     faults = [fault for fault in checked.faults if fault.row == 0]
     assert len(faults) <= 1
     return faults[0].text.removeprefix(f"{name!r}: ") if faults else f"-> {checked.names[0]}"
@@ -119,10 +119,10 @@ def test_a_name_gets_its_verdict(root: Path, name: str, wanted: str, many: bool)
 def test_a_table_has_the_faults_of_its_names(root: Path, names: list[str], outside: bool) -> None:
     """Rows, words and kinds of fault do not depend on the other names."""
     names = [name if name.startswith("/") else f"sub/{name}" for name in names]
-    checked = check_paths(table(root, *names), outside)
+    checked = check_paths(table(root, *names), SourceOptions(allow_outside_root=outside))
     found = {fault.row: (fault.place, fault.text, fault.picture) for fault in checked.faults}
     for row, name in enumerate(names):
-        alone = check_paths(table(root, name), outside)
+        alone = check_paths(table(root, name), SourceOptions(allow_outside_root=outside))
         assert checked.names[row] == alone.names[0]
         wanted = [(f"line {row + 2}", fault.text, fault.picture) for fault in alone.faults]
         assert wanted == ([found[row]] if row in found else [])
@@ -153,7 +153,9 @@ def test_a_folder_is_no_picture(root: Path, name: str) -> None:
 
 def test_missing_is_the_pictures_fault_and_outside_the_rows(root: Path) -> None:
     """`bad_images: skip` forgives the one and never the other."""
-    checked = check_paths(table(root, "none.jpg", "../out/a.jpg", "sub/fifo", "sub"), False)
+    checked = check_paths(
+        table(root, "none.jpg", "../out/a.jpg", "sub/fifo", "sub"), SourceOptions()
+    )
     kinds = {fault.row: fault.picture for fault in checked.faults}
     assert kinds == {0: True, 1: False, 2: True, 3: True}
 
@@ -173,14 +175,14 @@ def test_names_spelled_as_they_stand_are_preferred(tmp_path: Path) -> None:
     """If both Unicode forms exist, they are two pictures."""
     for name in (NFC, NFD):
         (tmp_path / name).touch()
-    checked = check_paths(table(tmp_path, NFD, NFC), False)
+    checked = check_paths(table(tmp_path, NFD, NFC), SourceOptions())
     assert (checked.names, checked.notes) == ((NFD, NFC), ())
 
 
 def test_other_spellings_are_counted(root: Path) -> None:
     """One note has the count; the rows keep their order."""
     names = ("a.jpg", f"sub/{NFD}.jpg", f"{NFD} folder/a.jpg", "sub/a.jpg")
-    checked = check_paths(table(root, *names), False)
+    checked = check_paths(table(root, *names), SourceOptions())
     assert checked.names == ("a.jpg", f"sub/{NFC}.jpg", f"{NFC} folder/a.jpg", "sub/a.jpg")
     assert checked.notes == ("2 names are spelled on disk in another Unicode form (NFC, NFD)",)
 
@@ -189,7 +191,7 @@ def test_faults_of_the_table_are_kept(root: Path) -> None:
     """A row without a name has been told of, and is not looked for."""
     before = table(root, "", "none.jpg")
     before = Table(**{**vars(before), "faults": (before.build_fault(0, "no image"),)})
-    checked = check_paths(before, False)
+    checked = check_paths(before, SourceOptions())
     assert [str(f) for f in checked.faults] == [
         "line 2: no image",
         "line 3: 'none.jpg': no such file",

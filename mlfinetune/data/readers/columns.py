@@ -62,8 +62,20 @@ class Columns:
     Use: `Columns(path, header, options)`, then `add` for each row, then `table`.
     """
 
-    def __init__(self, path: Path, header: Sequence[str], options: SourceOptions) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Sequence[str],
+        options: SourceOptions,
+        sample: Sequence[Sequence[Cell]] = (),
+    ) -> None:
         """Find the columns of the image, the labels, the split and the group.
+
+        Args:
+            path: the file, for messages.
+            header: the names of the columns.
+            options: what the config says about the columns.
+            sample: the first rows, which tell what a column holds; `add` gets them again.
 
         Raises:
             DataError: there is no image column, a column that the config names is missing, or
@@ -106,7 +118,8 @@ class Columns:
                 str(self._find_column(name, (), "label_columns")) for name in options.label_columns
             ]
             return _States(self, columns, used, given=True)
-        column = self._find_column(options.label_column, LABEL_COLUMNS, "label_column")
+        given = next(iter(options.label_column), None)
+        column = self._find_column(given, LABEL_COLUMNS, "label_column")
         if column is not None:
             return _Lists(self, column, used, options.label_delimiter)
         candidates = [name for name in self.header if name and name not in used]

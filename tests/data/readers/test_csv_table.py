@@ -315,7 +315,7 @@ def test_the_label_column_is_known_by_its_usual_names(tmp_path: Path, column: st
 def test_given_columns_overrule_the_usual_names(tmp_path: Path) -> None:
     """data.image_column and data.label_column are taken where both kinds stand."""
     content = "image,labels,photo,species\na.jpg,x,b.jpg,y\n"
-    table = read(tmp_path, content, image_column="photo", label_column="species")
+    table = read(tmp_path, content, image_column="photo", label_column=("species",))
     assert positives(table) == {"b.jpg": {"y"}}
     assert "columns not used: 'image', 'labels'" in table.notes
 
@@ -324,7 +324,7 @@ def test_given_columns_overrule_the_usual_names(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"image_column": "Photo"}, "no column 'Photo' (data.image_column); did you mean 'photo'?"),
-        ({"label_column": "specis"}, "'specis' (data.label_column); did you mean 'species'?"),
+        ({"label_column": ("specis",)}, "'specis' (data.label_column); did you mean 'species'?"),
         ({"label_columns": ("species", "dgo")}, "'dgo' (data.label_columns); did you mean 'dog'?"),
         ({"image_column": "qqqq"}, "no column 'qqqq' (data.image_column); columns: "),
     ],

@@ -106,7 +106,8 @@ def tree(root: Path, files: dict[str, str | bytes]) -> Path:
 
 def read_tree(root: Path, files: dict[str, str | bytes], **options: Any) -> Table:
     """Return the Table of a folder with these files; missing pictures are faults."""
-    return check_paths(read_source(tree(root, files), SourceOptions(**options)), False)
+    given = SourceOptions(**options)
+    return check_paths(read_source(tree(root, files), given), given)
 
 
 def said(table: Table) -> dict[str, tuple[str | None, set[str]]]:
@@ -125,7 +126,7 @@ def test_the_format_is_told_by_the_layout(tmp_path: Path, layout: str) -> None:
     """The table is right, its pictures are found, and the first note says what it was read as."""
     below, files, format = LAYOUTS[layout]
     path = tree(tmp_path / "pets", files) / below
-    table = check_paths(read_source(path, SourceOptions()), False)
+    table = check_paths(read_source(path, SourceOptions()), SourceOptions())
     assert (detect_format(path), table.format) == (format, format)
     assert [labels for _, labels in said(table).values()] == [{"cat"}]
     assert table.faults == ()

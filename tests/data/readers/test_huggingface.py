@@ -120,7 +120,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         tmp_path,
         written({"image_file_name": "a.jpg", "what": "cat;dog", "labels": "no"}),
         image_column="image_file_name",
-        label_column="what",
+        label_column=("what",),
         images=tmp_path / "pictures",
     )
     assert positives(table) == {"a.jpg": {"cat", "dog"}}
