@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import BLOCK_BYTES, NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.location import Location, join_location
 
+SPLIT_NAMES = ("train", "val", "test")
+"""Splits of a table, in the order of messages."""
+
 
 @dataclass(frozen=True)
 class SourceOptions:

@@ -214,7 +214,9 @@ def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> M
     Raises:
         DataError: validation was held out at random from data that has changed since.
     """
-    config = config.update_section("data", labels=list(loaded.labels.names))
+    # What the run was trained on, torn groups too, is scored; the notes warn of it.
+    given = {"labels": list(loaded.labels.names), "allow_torn_groups": True}
+    config = config.update_section("data", **given)
     data, drawn = config.data, False
     if data.val is not None:
         options, scan = build_source_options(config), _choose_scan(config, log)
@@ -224,8 +226,8 @@ def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> M
         # The pictures are always scanned here: files with the same bytes are held out together.
         splits = load_splits(config, log)
         val, notes, drawn = splits.val, splits.notes, splits.drawn
-    if data.bad_images == "skip":
-        for note in notes:
+    for note in notes:
+        if data.bad_images == "skip" or note.startswith("warning: "):
             log.say(note)
     if digest_manifest(val) != loaded.data_digest:
         if drawn:

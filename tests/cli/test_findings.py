@@ -7,7 +7,8 @@ import pytest
 
 from mlfinetune.cli.check import format_json, format_text
 from mlfinetune.cli.split import format_balance
-from mlfinetune.data.checks import Balance, Finding, LabelShare
+from mlfinetune.data.checks import Balance, LabelShare
+from mlfinetune.data.findings import Finding
 
 SIZES = {"least": 8, "median": 40, "most": 999}
 PICTURES = {

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlfinetune.data.checks import (
-    Finding,
     SeenImage,
     find_duplicate_files,
     find_label_pairs,
     find_look_alikes,
     find_near_pairs,
     find_oddities,
-    find_spellings,
     find_unlearnable,
     summarize_labels,
     summarize_pictures,
 )
+from mlfinetune.data.doubts import find_spellings
+from mlfinetune.data.findings import Finding
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
