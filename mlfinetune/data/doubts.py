@@ -47,11 +47,13 @@ _WORDS = """
 none null nil nan na nothing noneoftheabove noneofthese notavailable notapplicable
 unknown dontknow notsure empty blank void missing ignore tbd todo background backgroundgoogle
 kein keine keins keines keinlabel keinetags keineangabe keinbefund ohne ohnelabel ohnetag
-ohnetags ohneangabe ohnebefund unbekannt leer nichts hintergrund unbeschriftet
+ohnetags ohneangabe ohnebefund unbekannt leer nichts hintergrund unbeschriftet ungelabelt
+nichtgelabelt ungetaggt nichtgetaggt unklassifiziert nichtklassifiziert
 aucun aucune sans sansetiquette sanslabel rien inconnu inconnue vide arriereplan nonrenseigne
-sinetiqueta sinetiquetas sinetiquetar sinclasificar sindatos sinhallazgos ninguno ninguna nada
+nonannote nonetiquete nonclasse neant
+sinetiqueta sinetiquetas noetiquetado sinclasificar sindatos sinhallazgos ninguno ninguna nada
 desconocido desconocida vacio fondo
-semetiqueta semrotulo semlabel nenhum nenhuma desconhecido desconhecida vazio fundo
+semetiqueta semrotulo naoetiquetado nenhum nenhuma desconhecido desconhecida vazio fundo
 senzaetichetta nessuno nessuna niente sconosciuto sconosciuta vuoto sfondo
 geen geenlabel zonderlabel onbekend leeg achtergrond
 brak nieznany nieznane bezetykiety tło ingen inget okand ukjent utanetikett bakgrund bakgrunn

@@ -87,15 +87,21 @@ def _mend_encoding(name: str) -> str:
 def fold_number(text: str) -> str:
     """Return one form for all spellings of a number, or an empty text for what is none.
 
-    1, 1.0, 01, +1, 1e0 -> number 1e0; 1000, 1e3 -> number 1e3; -1 -> number -1e0; 1-2 -> none.
+    1, 1.0, 01, +1, 1e0, 1,0   number 1e0
+    1000, 1e3                  number 1e3
+    1.1; 1.10; -1              different: versions and sections are written so
+    1-2, 1,000, 1a             none
     """
     match = _NUMBER.fullmatch(text.strip().casefold())
     if match is None or not (match[2] or match[3] or match[4]):
         return ""
     sign, whole, point, comma, exponent = match.groups(default="")
-    digits = (whole + point + comma).lstrip("0")
+    fraction = point + comma
+    if fraction.strip("0") and not exponent:
+        return f"{NUMBER_FORM}{sign.strip('+')}{whole.lstrip('0')}.{fraction}"
+    digits = (whole + fraction).lstrip("0")
     significant = digits.rstrip("0")
-    power = int(exponent or 0) - len(point + comma) + len(digits) - len(significant)
+    power = int(exponent or 0) - len(fraction) + len(digits) - len(significant)
     value = f"{sign.strip('+')}{significant}e{power}" if significant else "0"
     return NUMBER_FORM + value
 
