@@ -74,14 +74,20 @@ _SEPARATORS = re.compile(r"[,;|/\\+&\n\t\r\u3001\u00b7\u2022\u30fb]")
 # ---- notes ------------------------------------------------------------------------------
 
 
-def note_labels(train: Manifest, val: Manifest, options: SourceOptions) -> list[str]:
-    """Return a note for each kind of label that its user may want otherwise."""
+def note_labels(
+    train: Manifest, val: Manifest, options: SourceOptions, *, given: bool
+) -> list[str]:
+    """Return a note for each kind of label that its user may want otherwise.
+
+    `given` is True where the config lists the labels.
+    """
     positives = train.targets.counts()[0] + val.targets.counts()[0]
     counts = dict(zip(train.labels.names, positives.tolist(), strict=True))
     return [
         *_note_numbers(counts, options),
         *_note_no_labels(counts, options),
-        *_note_unlearnable_labels(train, val),
+        *_note_unlearnable_labels(train, val, given),
+        *_note_common_labels(train),
     ]
 
 
@@ -116,10 +122,12 @@ def _note_no_labels(positives: Mapping[str, int], options: SourceOptions) -> lis
     ]
 
 
-def _note_unlearnable_labels(train: Manifest, val: Manifest) -> list[str]:
-    """Return notes for labels that are in no picture, in every one, or nearly so."""
+def _note_unlearnable_labels(train: Manifest, val: Manifest, given: bool) -> list[str]:
+    """Return a note for labels without a positive in a side, or without a negative in train."""
     notes = []
-    for side, name, effect in ((train, "train", "cannot be learned"), (val, "val", "no AP")):
+    remedy = "" if given else "; data.min_positives: 1 leaves such labels out"
+    effects = f"cannot be learned{remedy}", "no AP"
+    for side, name, effect in zip((train, val), ("train", "val"), effects, strict=True):
         positives, _, _ = side.targets.counts()
         lacking = [side.labels.names[column] for column in np.flatnonzero(positives == 0)]
         if lacking:
@@ -130,18 +138,22 @@ def _note_unlearnable_labels(train: Manifest, val: Manifest) -> list[str]:
     if lacking:
         hint = "; if unknown means no, set data.unknown: negative" if unknown.any() else ""
         notes.append(f"{list_labels(lacking)} without a negative in train: cannot be learned{hint}")
-    known = positives + negatives
-    nearly = (negatives > 0) & (known >= _FEW) & (positives >= NEARLY_ALL * known)
-    if nearly.any():
-        listed = [
-            f"{train.labels.names[column]!r} in {positives[column]} of {known[column]}"
-            for column in np.flatnonzero(nearly)
-        ]
-        notes.append(
-            f"{pluralize(len(listed), 'label')} in nearly every picture of train "
-            f"({_list_some(listed)}): little to learn"
-        )
     return notes
+
+
+def _note_common_labels(train: Manifest) -> list[str]:
+    """Return a note for labels that nearly every picture of train has."""
+    positives, negatives, _ = train.targets.counts()
+    known = positives + negatives
+    common = (negatives > 0) & (known >= _FEW) & (positives >= NEARLY_ALL * known)
+    if not common.any():
+        return []
+    listed = [
+        f"{train.labels.names[column]!r} in {positives[column]} of {known[column]}"
+        for column in np.flatnonzero(common)
+    ]
+    count = pluralize(len(listed), "label")
+    return [f"{count} in nearly every picture of train ({_list_some(listed)}): little to learn"]
 
 
 def list_labels(labels: Sequence[str]) -> str:

@@ -150,7 +150,7 @@ def split_tables(
         notes += hold_out_notes
     else:
         train, val = align_sides(table, val_table, split_options.labels)
-    notes += note_labels(train, val, options)
+    notes += note_labels(train, val, options, given=split_options.labels is not None)
     return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn)
 
 

@@ -16,6 +16,7 @@ from mlfinetune.data.doubts import (
     means_no_label,
 )
 from mlfinetune.data.load import load_splits
+from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
 
@@ -277,3 +278,20 @@ def test_a_label_of_nearly_every_picture_is_noted(tmp_path: Path) -> None:
     assert "1 label in nearly every picture of train ('pet' in 40 of 41): little to learn" in notes
     notes = train_on(tmp_path, ["pet|cat"] * 30 + ["pet"] * 10 + ["cat"] * 5)
     assert not any("nearly" in note for note in notes)
+
+
+def test_a_label_of_no_picture_gets_its_line(tmp_path: Path) -> None:
+    """COCO declares categories that no picture has; unless the config lists them, as it may."""
+    (tmp_path / "v.jpg").touch()
+    (tmp_path / "val.csv").write_text("image,cat,background\nv.jpg,1,0\n")
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").touch()
+    (tmp_path / "a.csv").write_text("image,cat,background\na.jpg,1,0\nb.jpg,0,0\n")
+    table, val = tmp_path / "a.csv", tmp_path / "val.csv"
+    notes = read_splits(table, val, SourceOptions()).notes
+    lacking = "1 label (background) without a positive in train: cannot be learned"
+    assert f"{lacking}; data.min_positives: 1 leaves such labels out" in notes
+    splits = read_splits(table, val, SourceOptions(), SplitOptions(min_positives=1))
+    assert splits.train.labels.names == ("cat",)
+    given = SplitOptions(labels=["cat", "background"])
+    assert lacking in read_splits(table, val, SourceOptions(), given).notes
