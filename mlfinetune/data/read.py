@@ -23,7 +23,7 @@ from mlfinetune.data.labels import (
 )
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.paths import check_paths
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
 from mlfinetune.data.sides import DEFAULT_VAL_FRACTION, align_sides, hold_out, warn_of_overlap

@@ -31,11 +31,16 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
     """
     with _reading_rows(path) as (reader, rows):
         columns: Columns | None = None
-        for cells in rows:
-            if columns is None:
-                columns = Columns(path, [cell.strip() for cell in cells], options)
-            else:
-                columns.add(cells, reader.line_num)
+        header = next(rows, None)
+        if header is not None:
+            from itertools import chain, islice
+
+            sample = [(cells, reader.line_num) for cells in islice(rows, 1000)]
+            columns = Columns(
+                path, [cell.strip() for cell in header], options, [c for c, _ in sample]
+            )
+            for cells, line in chain(sample, ((cells, reader.line_num) for cells in rows)):
+                columns.add(cells, line)
     if columns is None:
         raise DataError(f"{path} is empty; wanted a header line and one row per image")
     return columns.build_table(path.parent, "csv")
