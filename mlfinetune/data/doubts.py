@@ -276,7 +276,7 @@ def find_double_labels(positives: Mapping[str, int]) -> list[Finding]:
         if len(set(parts)) > 1 and forms.issuperset(parts):
             items.append(f"{name!r} ({positives[name]})")
     message = (
-        f"{pluralize(len(items), 'label')} that look like two labels: correct the cells, or name "
+        f"{pluralize(len(items), 'label')} that may be two labels each: correct the cells, or name "
         f"the sign between labels (data.label_delimiter)"
     )
     return build_finding("warning", "double_labels", message, items)

@@ -12,11 +12,13 @@ from itertools import combinations
 from mlfinetune.data.findings import Finding
 from mlfinetune.data.labels import natural_key
 from mlfinetune.data.spellings import fold_number
-from mlfinetune.data.table import SPLIT_NAMES, SourceOptions, Table
+from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location
 from mlfinetune.text import format_list, pluralize
 
+ALLOWED_NOTE = "(data.allow_torn_groups)"
+"""End of the note on torn groups that the config allows."""
 TOO_HIGH = "scores will be too high"
 _NOBODY = frozenset(("nan", "na", "n/a", "none", "null", "unknown", "?", "-", "nat", "<na>"))
 """Cells that probably mean that the group is not known."""
@@ -44,7 +46,7 @@ class TornGroups:
         )
         counts = ", ".join(
             f"{first} and {second}: {pairs[first, second]}"
-            for first, second in combinations(SPLIT_NAMES, 2)
+            for first, second in combinations(SPLIT_ORDER, 2)
             if pairs[first, second]
         )
         groups = pluralize(len(self.splits_of), "group")
@@ -90,7 +92,7 @@ def check_groups(table: Table, val_table: Table | None, options: SourceOptions) 
         return []
     if not options.allow_torn_groups:
         raise DataError(f"{torn.message}\n{format_list(torn.items)}\n{torn.advice}")
-    return [f"warning: {torn.message} (data.allow_torn_groups)"]
+    return [f"warning: {torn.message} {ALLOWED_NOTE}"]
 
 
 def report_torn_groups(
@@ -131,7 +133,7 @@ def find_torn_groups(
         names[form] = min(group, names.get(form, group))
         splits[form].add(split)
     torn = {
-        names[form]: tuple(split for split in SPLIT_NAMES if split in splits[form])
+        names[form]: tuple(split for split in SPLIT_ORDER if split in splits[form])
         for form in sorted((f for f in splits if len(splits[f]) > 1), key=natural_key)
     }
     return TornGroups(table.origin, options.group_by, torn) if torn else None
@@ -156,7 +158,7 @@ def warn_of_known_groups(
     """Return a warning where groups to score have other rows in the same table's train."""
     pairs = _pair_groups(table, "", unused="")
     trained = {group for group, split in pairs if split == "train"}
-    held_out = [split for split in SPLIT_NAMES[1:] if split in kept_splits]
+    held_out = [split for split in SPLIT_ORDER[1:] if split in kept_splits]
     scored = {group for group, split in pairs if split in held_out}
     if not scored & trained:
         return []

@@ -23,11 +23,11 @@ from mlfinetune.data.labels import (
 )
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.paths import check_paths
-from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
 from mlfinetune.data.sides import DEFAULT_VAL_FRACTION, align_sides, hold_out, warn_of_overlap
-from mlfinetune.data.table import SPLIT_NAMES, SourceOptions, Table
+from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location, parent_url
@@ -206,10 +206,11 @@ def _find_split(table: Table, word: str) -> str:
             f"{table.origin} has no split column, so it has no split '{word}'; name the column of "
             f"train, val and test: data.split_column=NAME"
         )
-    split = SPLITS.get(word.casefold(), word)
-    if split not in table.splits:
+    split = find_split(word) or word
+    # Where rows are wrong, so may be their splits: all of them are then in another message.
+    if split not in table.splits and all(fault.picture for fault in table.faults):
         counts = Counter(table.splits)
-        there = ", ".join(f"{counts[name]} {name}" for name in SPLIT_NAMES if counts[name])
+        there = ", ".join(f"{counts[name]} {name}" for name in SPLIT_ORDER if counts[name])
         raise DataError(
             f"{table.origin}: no images in split '{word}'; its splits: {there or 'none'}"
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.images.decode import TOO_LARGE
 from mlfinetune.data.labels import apply_label_options, join_states, natural_key, select_split
-from mlfinetune.data.table import SPLIT_NAMES, Fault, Skipped, SourceOptions, Table
+from mlfinetune.data.table import SPLIT_ORDER, Fault, Skipped, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, Targets
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, pluralize
@@ -268,11 +268,14 @@ def _drop_other_faults(table: Table, kept_splits: Sequence[str]) -> Table:
 
 
 def _note_split_counts(table: Table) -> list[str]:
-    """Return the note `splits: 3 train, 2 val, 1 test`, or nothing for a table without splits."""
-    if not table.splits:
+    """Return the note `splits: 3 train, 2 val, 1 test`.
+
+    Nothing for a table without splits, or where the reader names the column and counts them.
+    """
+    if not table.splits or any(note.startswith("splits in ") for note in table.notes):
         return []
     counts = Counter(table.splits)
-    return ["splits: " + ", ".join(f"{counts[name]} {name}" for name in SPLIT_NAMES)]
+    return ["splits: " + ", ".join(f"{counts[name]} {name}" for name in SPLIT_ORDER)]
 
 
 def _take_splits(table: Table, kept_splits: Sequence[str]) -> tuple[Table, Counter[str]]:

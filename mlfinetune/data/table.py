@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import BLOCK_BYTES, NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.location import Location, join_location
 
-SPLIT_NAMES = ("train", "val", "test")
+SPLIT_ORDER = ("train", "val", "test")
 """Splits of a table, in the order of messages."""
 
 

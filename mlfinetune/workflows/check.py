@@ -23,7 +23,7 @@ from mlfinetune.data.checks import (
 )
 from mlfinetune.data.doubts import find_doubtful_labels
 from mlfinetune.data.findings import Finding
-from mlfinetune.data.groups import report_torn_groups
+from mlfinetune.data.groups import ALLOWED_NOTE, report_torn_groups
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.labels import BLANK_ADVICE, MANY_BLANK, apply_label_options, natural_key
 from mlfinetune.data.load import (
@@ -95,7 +95,8 @@ def run(config: Config, log: RunLog) -> CheckResult:
     ]
     findings.sort(key=lambda finding: finding.severity != "error")
     notes = splits.notes if splits else [note for table in usable for note in table.notes]
-    told = [note for note in notes if SKIPPED_NOTE not in note]  # these files are findings already
+    findings_too = (SKIPPED_NOTE, ALLOWED_NOTE)
+    told = [note for note in notes if not any(part in note for part in findings_too)]
     facts = {"notes": told, "pictures": summarize_pictures(seen)}
     return CheckResult(tuple(findings), facts | summarize_labels(sides))
 

@@ -283,7 +283,7 @@ def test_two_tables(tmp_path: Path, cli: Run) -> None:
     [
         ("", "is empty"),
         ("image,labels\nnone.png,red\n", "no such file"),
-        ("photo,labels\na.png,red\n", "data.image_column"),
+        ("what,labels\na,red\n", "data.image_column"),
         ("image,labels\n", "the table has no rows"),
     ],
 )

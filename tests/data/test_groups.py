@@ -164,7 +164,7 @@ def test_data_to_score_needs_no_column_of_groups(tmp_path: Path) -> None:
     """Other data may have other columns; an error in it is its own."""
     table = write(tmp_path, "p|q", "image,labels")
     assert len(read_manifest(table, None, BY_PATIENT, SPACE)[0]) == 2
-    table.write_text("picture,labels\na0.jpg,cat\n")
+    table.write_text("what,labels\na0,cat\n")
     with pytest.raises(DataError, match="no image column"):
         read_manifest(table, None, BY_PATIENT, SPACE)
     with pytest.raises(DataError, match="no column 'patient'"):

@@ -607,6 +607,22 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_manifest(write(tmp_path, "image,labels\n"), None, SourceOptions(), SPACE)
 
 
+def test_the_split_column_is_found_by_its_words_or_named(tmp_path: Path) -> None:
+    """The run's other data may call it otherwise; rows without such a word are refused."""
+    by_words = write(
+        tmp_path, SPLIT.replace("labels,split", "labels,subset").replace("test", "Tst")
+    )
+    manifest, notes = read_manifest(by_words, "TESTING", SourceOptions(), SPACE)
+    assert manifest.names == ("e.jpg",)
+    assert sum(note.startswith("data: splits") for note in notes) == 1
+    named = write(tmp_path, SPLIT.replace("labels,split", "labels,what"))
+    options = SourceOptions(split_column="what")
+    assert len(read_manifest(named, "val", options, SPACE)[0]) == 2
+    write(tmp_path, SPLIT.replace("test", "tes"))
+    with pytest.raises(DataError, match="1 bad row"):
+        read_manifest(named, "test", SourceOptions(), SPACE)
+
+
 def test_labels_that_the_columns_lack_are_refused(tmp_path: Path) -> None:
     """A checkpoint cannot be scored on labels that it does not know."""
     with pytest.raises(DataError, match=r"'cow': 1 image, first at line 2"):
