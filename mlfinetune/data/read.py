@@ -121,7 +121,7 @@ def split_tables(
     has_val_rows = val_table is None and table.splits is not None and "val" in table.splits
     _check_options(table, val_table, options, split_options, has_val_rows)
     group_notes = check_groups(table, val_table, options)
-    delimiter, skip_bad = table.delimiter, split_options.skip_bad
+    delimiter, skip_bad, labels = table.delimiter, split_options.skip_bad, split_options.labels
     kept_splits = ("train", "val") if has_val_rows else ("train",)
     usable = select_usable(table, "train", kept_splits, options, skip_bad, scan)
     table, notes, skipped = usable.table, [*usable.notes, *group_notes], usable.skipped
@@ -140,17 +140,12 @@ def split_tables(
         val_table = None if val_table is None else drop_labels(val_table, rare)
     is_drawn = val_table is None and not has_val_rows
     if is_drawn:
-        train, val, hold_out_notes = hold_out(
-            table,
-            usable.contents,
-            split_options.labels,
-            split_options.val_fraction or DEFAULT_VAL_FRACTION,
-            split_options.seed,
-        )
-        notes += hold_out_notes
+        fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
+        train, val, more = hold_out(table, usable.contents, labels, fraction, split_options.seed)
+        notes += more
     else:
-        train, val = align_sides(table, val_table, split_options.labels)
-    notes += note_labels(train, val, options, given=split_options.labels is not None)
+        train, val = align_sides(table, val_table, labels)
+    notes += note_labels(train, val, options, given=labels is not None)
     return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn)
 
 
