@@ -324,6 +324,7 @@ def test_torn_groups(folder: Path, tmp_path: Path, cli: Run) -> None:
     assert "error: " in done.stdout
     assert "1 group of 'patient' in several splits (train and test: 1)" in done.stdout
     assert "  'p1': train, test\n" in done.stdout
+    assert done.stdout.count("groups of 'patient'") + done.stdout.count("group of 'patient'") == 1
     assert "train: 6 images found = 5 used + 1 kept for test" in done.stdout
     done = cli(*settings, "data.allow_torn_groups=true", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
