@@ -8,11 +8,10 @@ a.jpg,cat              b.jpg,fox,sun
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name
 from mlfinetune.data.readers.columns import IMAGE_COLUMNS, LABEL_COLUMNS, SPLITS
+from mlfinetune.data.readers.sample import names_picture
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url
 
 _USUAL_NAMES = {*IMAGE_COLUMNS, *LABEL_COLUMNS, "split", "is_valid"}
 _MANY_ROWS = 20
@@ -69,17 +68,11 @@ def note_header(names: Sequence[str]) -> str:
 def _find_pictures(rows: Sequence[list[str]]) -> int | None:
     """Return the first column that names a picture in the first row and in half of the others."""
     for index, cell in enumerate(rows[0]):
-        if _is_picture(cell):
+        if names_picture(cell):
             below = [row[index] for row in rows[1:] if len(row) > index]
-            if 2 * sum(map(_is_picture, below)) >= len(rows) - 1:
+            if 2 * sum(map(names_picture, below)) >= len(rows) - 1:
                 return index
     return None
-
-
-def _is_picture(cell: str) -> bool:
-    """Return whether a cell is the name of a picture, or its URL, with a query or without."""
-    cell = cell.strip()
-    return is_image_name(Path(cell.partition("?")[0] if is_url(cell) else cell))
 
 
 def _find_doubt(cells: list[str], alone: bool) -> str:
@@ -92,8 +85,8 @@ def _find_doubt(cells: list[str], alone: bool) -> str:
     filled = [cell for cell in cells if cell]
     if not filled:
         return "is blank"
-    if any(map(_is_picture, filled)):
-        return f"names pictures too ('{next(filter(_is_picture, filled))}')"
+    if any(map(names_picture, filled)):
+        return f"names pictures too ('{next(filter(names_picture, filled))}')"
     if all(map(_is_number, filled)) and not (alone and _are_numbered_labels(filled)):
         return f"holds numbers ('{filled[0]}')"
     if all(cell.casefold() in SPLITS for cell in filled):

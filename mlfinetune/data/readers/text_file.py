@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
+from mlfinetune.data.readers.foreign import describe_bytes
 from mlfinetune.errors import DataError
 
 MAX_ROW = 2**24
@@ -72,6 +73,8 @@ def detect_encoding(path: Path, guess: bool = False) -> tuple[str, list[str]]:
         for mark, encoding in _MARKS:
             if start.startswith(mark):
                 return encoding, []
+        if foreign := describe_bytes(start):
+            raise DataError(f"{path}: {foreign}")
         head = start[:4096]
         if head.count(0) * 3 >= len(head) > 0:
             raise DataError(f"{path}: this looks like UTF-16 without its byte order mark; {_FIX}")
