@@ -47,11 +47,13 @@ class DataConfig(Section):
     images: DataPath | None = Field(
         None, description="root of the table's paths, or its URL; default: the table's folder"
     )
-    image_column: str | None = Field(None, description="default: found by its usual names")
+    image_column: str | None = Field(None, description="default: found by its name or by its cells")
     label_column: str | list[str] | None = Field(
         None, description="column with the delimited labels, or a list of such columns"
     )
-    label_columns: list[str] | None = Field(None, description="one 0/1 column for each label")
+    label_columns: list[str] | None = Field(
+        None, description="one 0/1 column for each label; these are the labels, and no others"
+    )
     label_delimiter: str | None = Field(None, min_length=1, description="default: detected")
     split_column: str | None = Field(
         None, description="column of train, val and test; default: found by its words"

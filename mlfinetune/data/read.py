@@ -25,7 +25,7 @@ from mlfinetune.data.labels import (
 )
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.paths import check_paths
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, number_contents, select_usable
 from mlfinetune.data.stratify import assign_sides

@@ -173,6 +173,11 @@ class LabelLists:
             columns.extend([column.setdefault(name, len(column)) for name in names])
             self._ends[state].append(len(columns))
 
+    def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (P,) indices of the positive labels of all rows, and (N,) the end of each row."""
+        columns, ends = self._columns[POSITIVE], self._ends[POSITIVE]
+        return np.array(columns, np.int64), np.array(ends, np.int64)
+
     def build_targets(self) -> Targets:
         """Return the (N, L) targets; a label that a row does not name is 0."""
         return Targets.pack(self._build_blocks(), len(self.column))

@@ -26,7 +26,7 @@ from mlfinetune.data.readers import (
     voc,
     webdataset,
 )
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.readers.text_file import find_ending
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace, Targets

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from mlfinetune.data.images.decode import is_image_name, walk_files
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.table import LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.text import pluralize

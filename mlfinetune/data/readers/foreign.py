@@ -1,8 +1,8 @@
 """Formats that are not read: one line says what a file is, and which export to choose.
 
-    describe(path)            pets.xlsx -> an Excel workbook, which is not read; save it as CSV UTF-8
-    describe_bytes(first)     the same for a workbook that somebody named pets.csv
-    describe_json(content)    {"shapes": [], ...} -> labelme's JSON, ...
+describe(path)            pets.xlsx -> an Excel workbook, which is not read; save it as CSV UTF-8
+describe_bytes(first)     the same for a workbook that somebody named pets.csv
+describe_json(content)    {"shapes": [], ...} -> labelme's JSON, ...
 """
 
 import re

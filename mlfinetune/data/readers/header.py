@@ -8,12 +8,11 @@ a.jpg,cat              b.jpg,fox,sun
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlfinetune.data.readers.columns import IMAGE_COLUMNS, LABEL_COLUMNS, SPLITS
-from mlfinetune.data.readers.sample import names_picture
+from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, find_split
+from mlfinetune.data.readers.column_sample import is_picture_name
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
 
-_USUAL_NAMES = {*IMAGE_COLUMNS, *LABEL_COLUMNS, "split", "is_valid"}
 _MANY_ROWS = 20
 """Rows from which on a column of text without a repeat is taken for names, and not for labels."""
 
@@ -25,7 +24,7 @@ def lacks_header(rows: Sequence[list[str]], options: SourceOptions) -> bool:
     """
     first = [cell.strip() for cell in rows[0]]
     named = {options.image_column, *options.label_column, *(options.label_columns or ())}
-    if named & {*first} or _USUAL_NAMES & {cell.casefold() for cell in first}:
+    if named & {*first} or {*IMAGE_COLUMNS} & {cell.casefold() for cell in first}:
         return False
     return _find_pictures(rows) is not None
 
@@ -47,7 +46,7 @@ def make_header(path: Path, rows: Sequence[list[str]]) -> list[str]:
     columns = [[row[index].strip() for row in rows] for index in range(width)]
     names = ["image" if index == picture else "" for index in range(width)]
     for index, cells in enumerate(columns):
-        if width > 2 and index != picture and all(cell.casefold() in SPLITS for cell in cells):
+        if width > 2 and index != picture and all(map(find_split, cells)):
             names[index] = "split"
     unnamed = [index for index in range(width) if not names[index]]
     if not unnamed or names.count("split") > 1:
@@ -68,9 +67,9 @@ def note_header(names: Sequence[str]) -> str:
 def _find_pictures(rows: Sequence[list[str]]) -> int | None:
     """Return the first column that names a picture in the first row and in half of the others."""
     for index, cell in enumerate(rows[0]):
-        if names_picture(cell):
+        if is_picture_name(cell):
             below = [row[index] for row in rows[1:] if len(row) > index]
-            if 2 * sum(map(names_picture, below)) >= len(rows) - 1:
+            if 2 * sum(map(is_picture_name, below)) >= len(rows) - 1:
                 return index
     return None
 
@@ -85,11 +84,11 @@ def _find_doubt(cells: list[str], alone: bool) -> str:
     filled = [cell for cell in cells if cell]
     if not filled:
         return "is blank"
-    if any(map(names_picture, filled)):
-        return f"names pictures too ('{next(filter(names_picture, filled))}')"
+    if any(map(is_picture_name, filled)):
+        return f"names pictures too ('{next(filter(is_picture_name, filled))}')"
     if all(map(_is_number, filled)) and not (alone and _are_numbered_labels(filled)):
         return f"holds numbers ('{filled[0]}')"
-    if all(cell.casefold() in SPLITS for cell in filled):
+    if all(map(find_split, filled)):
         return f"holds names of splits ('{filled[0]}')"
     if not alone and any("|" in cell or ";" in cell for cell in filled):
         return "holds lists"

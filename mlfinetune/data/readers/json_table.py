@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mlfinetune.data.readers.cells import quote_names
-from mlfinetune.data.readers.columns import IMAGE_COLUMNS
+from mlfinetune.data.readers.column_names import IMAGE_COLUMNS
+from mlfinetune.data.readers.column_sample import is_picture_name
 from mlfinetune.data.readers.foreign import describe_json
 from mlfinetune.data.readers.huggingface import read_huggingface
 from mlfinetune.data.readers.objects import (
@@ -28,7 +29,6 @@ from mlfinetune.data.readers.objects import (
     parse_constant,
     read_columns,
 )
-from mlfinetune.data.readers.sample import names_picture
 from mlfinetune.data.readers.text_file import detect_encoding, opening_text
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -135,7 +135,7 @@ def _find_rows(
         return content, options
     if not isinstance(content, dict):
         raise DataError(f"{path}: wanted {_WANTED}")
-    if 2 * sum(map(names_picture, content)) >= len(content) > 0:
+    if 2 * sum(map(is_picture_name, content)) >= len(content) > 0:
         return _list_pictures(path, content, options)
     lists = {key: value for key, value in content.items() if _is_list_of_objects(value)}
     names = list(lists) if len(lists) == 1 else [name for name in _LIST_NAMES if name in lists]
@@ -144,7 +144,7 @@ def _find_rows(
     found = f"found {quote_names(list(content)) or 'nothing'}"
     if names or lists:
         found += f"; it is unclear which of the lists to read: {quote_names(list(lists))}"
-    elif any(map(names_picture, _list_texts(content))):
+    elif any(map(is_picture_name, _list_texts(content))):
         found += "; its pictures are the values: make them the keys"
     raise DataError(f"{path}: wanted {_WANTED}, {found}")
 
@@ -187,5 +187,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 def _list_texts(content: Object) -> list[str]:
     """Return the texts in the values of an object, of lists the first."""
-    firsts = (value[0] if isinstance(value, list) and value else value for value in content.values())
+    firsts = (
+        value[0] if isinstance(value, list) and value else value for value in content.values()
+    )
     return [text for text in firsts if isinstance(text, str)]

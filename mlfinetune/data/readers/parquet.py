@@ -23,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlfinetune.data.images.decode import is_image_name
-from mlfinetune.data.readers.columns import SPLITS, Columns
+from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.storage.cache import get_cache_folder

@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
-from mlfinetune.data.images.decode import is_image_name
 from mlfinetune.data.readers.cells import Cell
-from mlfinetune.location import is_url
+from mlfinetune.data.readers.columns import SAMPLE_ROWS
 
-SAMPLE_ROWS = 1000
 _MAX_SIZE = 2**24
 """Characters and items in the cells of a sample; it bounds the memory."""
 
@@ -30,9 +27,3 @@ def take_sample(rows: Iterable[tuple[int, _Cells]]) -> list[tuple[int, _Cells]]:
         if size > _MAX_SIZE:
             break
     return sample
-
-
-def names_picture(text: str) -> bool:
-    """Return whether a text is the name of a picture, or its URL, with a query or without."""
-    text = text.strip()
-    return is_image_name(Path(text.partition("?")[0] if is_url(text) else text))

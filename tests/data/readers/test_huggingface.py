@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlfinetune.data.readers.columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.readers.huggingface import read_huggingface
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError

@@ -329,7 +329,7 @@ def test_pictures_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path, cache:
 @pytest.mark.parametrize(
     ("columns", "text"),
     [
-        ({"picture": ["a"], "labels": ["x"]}, "no image column among 'picture', 'labels'"),
+        ({"scan": ["a"], "labels": ["x"]}, "no image column among 'scan', 'labels'"),
         ({"image": [1], "labels": ["x"]}, "image column 'image' is of type int64; wanted paths"),
         ({"image": ["a"], "labels": [{"x": 1}]}, "column 'labels' is of type struct<x: int64>"),
         ({"image": ["a"], "labels": [[[1]]]}, "column 'labels' is of type list<"),
