@@ -94,7 +94,7 @@ def test_nested_values_of_other_keys_do_not_matter(tmp_path: Path) -> None:
     boxes = {"objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}, "sizes": [1, 2]}
     listed = read(tmp_path, written({"file_name": "a.jpg", "tags": ["cat"], **boxes}))
     assert positives(listed) == {"a.jpg": {"cat"}}
-    assert "columns not used: 'objects', 'sizes'" in listed.notes
+    assert "columns not used: 'objects' (lists), 'sizes' (lists)" in listed.notes
     columns = read(tmp_path, written({"file_name": "a.jpg", "cat": 1, **boxes}))
     assert columns.labels.names == ("cat",)
 
@@ -160,7 +160,10 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ('{"file_name": ["b.jpg"]}', "file_name is a list or an object; wanted the name of"),
         (f'{{"file_name": "b.jpg", "n": {"9" * 5000}}}', "Exceeds the limit"),
         ('{"labels": ["cat"]}', "no image named"),
-        ('{"file_name": "b.jpg", "labels": {"cat": 1}}', "labels holds a nested value; wanted"),
+        (
+            '{"file_name": "b.jpg", "labels": {"a": {"b": 1}}}',
+            "labels holds a nested value; wanted",
+        ),
         ('{"file_name": "b.jpg", "labels": [["cat"]]}', "labels holds a nested value; wanted"),
     ],
 )
