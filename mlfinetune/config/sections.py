@@ -23,7 +23,16 @@ class DataConfig(Section):
     )
     val: DataPath | None = Field(None, description="the same for validation")
     format: Literal[
-        "auto", "csv", "folder", "sidecar", "huggingface", "coco", "voc", "parquet", "webdataset"
+        "auto",
+        "csv",
+        "folder",
+        "sidecar",
+        "huggingface",
+        "json",
+        "coco",
+        "voc",
+        "parquet",
+        "webdataset",
     ] = Field("auto", description="what `train` and `val` are; auto: detected, and printed")
     val_fraction: float | None = Field(
         None,

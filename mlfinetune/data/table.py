@@ -77,6 +77,7 @@ class Table:
             column (no column means unknown).
         labels: the names of the L columns.
         lines: (N,) line number of each row, where the source has lines; else None.
+        place: what a row is called in messages, before its number in `lines`: `line` or `entry`.
         splits: N of `train`, `val`, `test`; None where the source has no splits.
         groups: N cells of the column that `group_by` names; else None.
         delimiter: what separates the labels in a cell, given or detected; else None.
@@ -97,6 +98,7 @@ class Table:
     delimiter: str | None = None
     notes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    place: str = "line"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -107,7 +109,7 @@ class Table:
 
     def find_place(self, row: int) -> str:
         """Return where a row is in the source: `line 12`, or its image name without lines."""
-        return self.names[row] if self.lines is None else f"line {self.lines[row]}"
+        return self.names[row] if self.lines is None else f"{self.place} {self.lines[row]}"
 
     def build_fault(self, row: int, text: str, picture: bool = False) -> Fault:
         """Return a fault of a row, or of its picture."""

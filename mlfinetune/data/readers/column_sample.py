@@ -46,6 +46,7 @@ class Column:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.has_lists = any(isinstance(cell, list | tuple | dict) for cell in cells)
+        self.has_bytes = any(isinstance(cell, bytes) for cell in cells)
         self.texts = [
             text
             for cell in cells
@@ -103,7 +104,7 @@ class Column:
         values = list(self.counts)
         shown = [value if len(value) <= 24 else f"{value[:24]}..." for value in values[:3]]
         more = ", ..." if len(values) > 3 else ""
-        kind = "lists" if self.has_lists else "blank"
+        kind = "lists" if self.has_lists else "other values" if self.has_bytes else "blank"
         return f" ({quote_names(shown)}{more})" if shown else f" ({kind})"
 
 

@@ -47,6 +47,7 @@ class Columns:
         header: Sequence[str],
         options: SourceOptions,
         sample: Sequence[Sequence[Cell]] = (),
+        place: str = "line",
     ) -> None:
         """Find the columns of the image, the labels, the split and the group.
 
@@ -55,12 +56,14 @@ class Columns:
             header: the names of the columns.
             options: what the config says about the columns.
             sample: the first rows, which tell what a column holds; `add` gets them again.
+            place: what a row is called in messages: `line`, or `entry` of a JSON list.
 
         Raises:
             DataError: there is no image column, a column that the config names is missing, two
                 columns have one name, or it is unclear which one is the split.
         """
         self.path = path
+        self.place = place
         self.header = tuple(header)
         self._options = options
         repeated = sorted(name for name, times in Counter(header).items() if times > 1 and name)
@@ -100,7 +103,7 @@ class Columns:
         """Add a row: its cells in the order of the header, and its line number."""
         if len(cells) != len(self.header):
             text = f"{len(cells)} cells where the header has {len(self.header)}"
-            self.faults.append(Fault(f"line {line}", text))
+            self.faults.append(Fault(f"{self.place} {line}", text))
             return
         name = format_cell(cells[self._index[self.image]])
         self._lines.append(line)
@@ -120,7 +123,7 @@ class Columns:
 
     def find_place(self, row: int) -> str:
         """Return where a row is in the source, as `line 12`."""
-        return f"line {self._lines[row]}"
+        return f"{self.place} {self._lines[row]}"
 
     def build_table(self, root: Path, format: str) -> Table:
         """Return the Table of the rows; `root` is the folder of the pictures if none is given.
@@ -139,6 +142,7 @@ class Columns:
             unnamed=np.full(len(self.names), NEGATIVE if is_list else UNKNOWN, np.int8),
             labels=labels,
             lines=np.array(self._lines, np.int64),
+            place=self.place,
             splits=tuple(self._splits) if self._roles.split else None,
             groups=tuple(self._groups) if self._roles.group is not None else None,
             delimiter=self._labels.delimiter if isinstance(self._labels, ListColumns) else None,

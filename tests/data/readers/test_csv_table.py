@@ -447,10 +447,12 @@ def test_tabs_separate_the_cells_of_a_tsv(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["t.csv", "t.txt"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_the_header_tells_what_separates_cells(tmp_path: Path, name: str, delimiter: str) -> None:
-    """Excel writes semicolons where the comma is the decimal point."""
+    """Excel writes semicolons where the comma is the decimal point; a note names the sign."""
     rows = (("image", "labels", "note"), ("a.jpg", "cat|dog", ""), ("b.jpg", "dog", "x"))
     table = read(tmp_path, "\n".join(delimiter.join(row) for row in rows), name)
     assert positives(table) == {"a.jpg": {"cat", "dog"}, "b.jpg": {"dog"}}
+    notes = {",": [], ";": ["columns separated by ';'"], "\t": ["columns separated by a tab"]}
+    assert [note for note in table.notes if "columns separated" in note] == notes[delimiter]
 
 
 def test_what_stands_inside_quotes_does_not_separate_cells(tmp_path: Path) -> None:
@@ -486,18 +488,6 @@ def test_a_header_with_a_name_twice_is_refused(tmp_path: Path) -> None:
     """It is unclear which of the columns is meant."""
     message = refusal(tmp_path, "image,cat,dog, cat ,dog\na,1,0,1,0\n")
     assert message.endswith("the header names 'cat', 'dog' more than once")
-
-
-def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    """Latin-1 would read as mojibake, or not at all."""
-    message = refusal(tmp_path, "image,labels\na.jpg,größe\n".encode("latin-1"))
-    assert message == f"{tmp_path / 't.csv'}: not UTF-8 text (byte 0xf6); save it as UTF-8"
-
-
-def test_utf16_is_refused(tmp_path: Path) -> None:
-    """Excel's `Unicode text` is UTF-16."""
-    message = refusal(tmp_path, "image,labels\na.jpg,x\n".encode("utf-16"))
-    assert "not UTF-8 text (byte 0xff)" in message
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
