@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url, parse_location
 from mlfinetune.storage import files

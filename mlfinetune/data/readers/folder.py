@@ -12,7 +12,7 @@ import stat
 from collections import defaultdict
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.data.readers.columns import SPLITS
 from mlfinetune.data.table import LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError

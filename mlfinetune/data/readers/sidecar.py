@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.tags import MAX_BYTES, parse_tags
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table

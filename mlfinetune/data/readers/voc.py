@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.readers.tags import MAX_BYTES, parse_tags
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError

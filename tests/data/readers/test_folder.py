@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlfinetune.data.images.decode import walk_files
+from mlfinetune.data.images.names import walk_files
 from mlfinetune.data.labels import apply_label_options
 from mlfinetune.data.read import read_splits, read_table
 from mlfinetune.data.readers.folder import read_folder
