@@ -51,6 +51,11 @@ def is_decoded_name(path: Path) -> bool:
     return path.suffix.lower() in DECODED
 
 
+def is_lost_folder(path: Path) -> bool:
+    """Return whether the path is a link that leads nowhere, with a name as folders have."""
+    return path.is_symlink() and not path.suffix and not path.exists()
+
+
 def walk_files(root: Path) -> Iterator[Path]:
     """Yield every file below `root`, sorted; hidden files and folders are left out.
 

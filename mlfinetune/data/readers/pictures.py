@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfinetune.data.images.names import is_decoded_name, is_image_name, walk_files
+from mlfinetune.data.images.names import is_decoded_name, is_image_name, is_lost_folder, walk_files
 from mlfinetune.data.table import Fault, SourceOptions
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, pluralize
@@ -45,7 +45,7 @@ def list_files(root: Path, options: SourceOptions) -> FolderFiles:
         name = path.relative_to(root)
         if is_image_name(path):
             pictures.append(name)
-        elif path.is_symlink() and not path.suffix and not path.exists():  # a lost folder
+        elif is_lost_folder(path):
             faults.append(Fault(str(name), f"a link that leads nowhere ({os.readlink(path)})"))
         else:
             others.append(name)
