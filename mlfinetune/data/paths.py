@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.decode import SUFFIXES, is_image_name
 from mlfinetune.data.search import Search, is_below, search_files
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -360,8 +360,8 @@ class _Folder:
 
     @cached_property
     def _by_stem(self) -> dict[str, str]:
-        pictures = (name for name in sorted(self.entries) if is_image_name(Path(name)))
-        return {_cut_ending(name): name for name in pictures}
+        stems = {_cut_ending(name): name for name in sorted(self.entries)}
+        return {stem: name for stem, name in stems.items() if stem != name.casefold()}
 
     def find_problem(self, base: str) -> str | None:
         """Return why the file cannot be used, as far as a look-up tells; None if it can."""
@@ -419,4 +419,5 @@ class _Folder:
 
 def _cut_ending(base: str) -> str:
     """Return the name of a file without the ending of a picture, and without regard to case."""
-    return os.path.splitext(base)[0].casefold() if is_image_name(Path(base)) else base.casefold()
+    stem, ending = os.path.splitext(base.casefold())
+    return stem if ending in SUFFIXES else base.casefold()

@@ -84,7 +84,7 @@ def search_files(
     claims: defaultdict[str, list[str]] = defaultdict(list)
     for forms, group in groups.items():
         matches = _Matches(_match(forms, files or {}))
-        for folder in {os.path.dirname(path) for path in matches.paths}:
+        for folder in {path[: max(0, path.rfind("/"))] for path in matches.paths}:
             search.holds[folder] += len(group)
         for name in group:
             closest = matches.narrow(split_name(name)[:-1])
@@ -101,9 +101,9 @@ def split_name(name: str) -> list[str]:
     """Return folders and file name of a table's path: `C:\\a\\b.jpg` becomes `[a, b.jpg]`."""
     if _LABEL_STUDIO in name:
         name = name.partition(_LABEL_STUDIO)[2]
-    elif _PROTOCOL.match(name):
+    elif ":" in name and _PROTOCOL.match(name):
         name = re.split("[?#]", name.partition(":")[2])[0]
-    elif _DRIVE.match(name):
+    elif ":" in name and _DRIVE.match(name):
         name = name[2:]
     parts = name.replace("\\", "/").split("/")
     return [part for part in parts if part not in ("", ".", "..")]
@@ -123,7 +123,7 @@ def _settle_claims(
     """
     for path, names in claims.items():
         others = [*names, used[path]] if path in used else names
-        if len({tuple(map(_fold, split_name(name))) for name in others}) == 1:
+        if len(others) == 1 or len({tuple(map(_fold, split_name(name))) for name in others}) == 1:
             search.found.update(dict.fromkeys(names, path))
             is_spelled = _normalize(os.path.basename(path)) in _list_forms(names[0])
             search.unspelled += 0 if is_spelled else len(names)
@@ -240,7 +240,7 @@ def _normalize(text: str) -> str:
 
 def _fold(text: str) -> str:
     """Return the text without regard to case and Unicode form."""
-    return _normalize(_normalize(text).casefold())
+    return text.lower() if text.isascii() else _normalize(_normalize(text).casefold())
 
 
 def _list_forms(name: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def test_a_label_that_holds_a_delimiter_is_seen(tmp_path: Path) -> None:
 
 def test_columns_show_unknown_labels(tmp_path: Path) -> None:
     """Beside those that are not there."""
-    said = describe(tmp_path, "image,cat,dog,fox\na.jpg,,,\nb.jpg,1,0,\n")
+    said = describe(tmp_path, "image,cat,dog,fox\na.jpg,,,\nb.jpg,1,0,\nc.jpg,,,1\n")
     assert said[1] == "row read: line 3: 'b.jpg' -> 'cat' (not: 'dog'; unknown: 'fox')"
 
 
