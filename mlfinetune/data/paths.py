@@ -14,11 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from urllib.parse import unquote
 
-from mlfinetune.data.images.decode import SUFFIXES, is_image_name
-from mlfinetune.data.search import Search, is_below, search_files
+from mlfinetune.data.images.decode import SUFFIXES
+from mlfinetune.data.search import Search, is_below, search_files, word_hint
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url, join_location
@@ -77,6 +76,20 @@ def check_paths(table: Table, options: SourceOptions) -> Table:
         for row, problem in problems.items()
     ]
     return replace(table, faults=(*table.faults, *faults))
+
+
+def search_lost_pictures(table: Table, options: SourceOptions) -> tuple[list[str], int, Search]:
+    """Return the names that lead to no file, the number of those that do, and a search for them.
+
+    All folders below the root are looked through, as `find_by_name` does.
+    """
+    root = os.path.realpath(table.root)
+    problems = dict(_find_urls_outside(table, root, options.allow_outside_root))
+    table = _look_up_all(table, root, options.allow_outside_root, problems)
+    lost = [table.names[row] for row in problems if _is_lost(table, root, row, problems[row])]
+    used = _list_used_files(table, root, problems)
+    search = search_files(root, lost, used, _MOST_ENTRIES, options.allow_outside_root)
+    return list(dict.fromkeys(lost)), len(used), search
 
 
 def _look_up_all(
@@ -219,63 +232,8 @@ def _add_hint(
     limit = max(_HINT_ENTRIES, 4 * len(table))
     used = _list_used_files(table, root, problems)
     search = search_files(root, names, used, limit, options.allow_outside_root)
-    hint = _word_hint(root, names, search, is_none_there=not used)
+    hint = word_hint(root, names, search, limit, is_none_there=not used)
     return replace(table, hint=hint, notes=(*table.notes, hint)) if hint else table
-
-
-def _word_hint(root: str, names: Sequence[str], search: Search, is_none_there: bool) -> str:
-    """Return the line that says where the pictures are and which key finds them, or nothing.
-
-    A folder for `data.images` is named only where no picture is where the table says: all names
-    would be looked for there.
-    """
-    if not search.is_complete:
-        return (
-            f"more than {_HINT_ENTRIES:,} files below {root}: not searched for these names; "
-            f"data.find_by_name: true does it"
-        )
-    found, total = len(search.found), len(names)
-    fitting = search.fits.most_common(2) if is_none_there else []
-    if fitting and fitting[0][1] >= found:
-        (folder, count), *others = fitting
-        if others and others[0][1] == count:
-            both = f"{folder}/ and below {others[0][0]}/"
-            return f"{count} of {total} are there below {both}: set data.images to one of them"
-        path = quote_path(os.path.join(root, folder))
-        return f"{count} of {total} are there below {folder}/: set data.images: {path}"
-    if not found:
-        return _suggest_images(names) if is_none_there else ""
-    return (
-        f"{found} of {total} are there {_describe_place(search)}; data.find_by_name: true finds "
-        f"them by their names"
-    )
-
-
-def _describe_place(search: Search) -> str:
-    """Return `as data.images/sub/<name>`, or where several folders hold the files, an example."""
-    folders = {os.path.dirname(path) for path in search.found.values()}
-    if len(folders) == 1:
-        return f"as {os.path.join('data.images', *folders, '<name>')}"
-    name, path = next(iter(search.found.items()))
-    return f"below data.images, {name!r} as {path!r}"
-
-
-def _suggest_images(names: Sequence[str]) -> str:
-    """Return the hint where all names are absolute and lead to pictures outside the root."""
-    if not all(
-        os.path.isabs(name) and is_image_name(Path(name)) and os.path.isfile(name) for name in names
-    ):
-        return ""
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    count = f"{len(names)} of {len(names)}"
-    return f"{count} are there below {folder}: set data.images: {quote_path(folder)}"
-
-
-def quote_path(path: str) -> str:
-    """Return the path as a value in YAML: in quotes where it needs them."""
-    return (
-        path if re.fullmatch(r"[\w/][\w./+-]*", path) else f"'{path.replace(chr(39), chr(39) * 2)}'"
-    )
 
 
 # ---- URLs -----------------------------------------------------------------------------------

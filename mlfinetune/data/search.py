@@ -18,9 +18,10 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import unquote
 
-from mlfinetune.data.images.decode import SUFFIXES
+from mlfinetune.data.images.decode import SUFFIXES, is_image_name
 
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
@@ -300,3 +301,63 @@ def _list_fitting_folders(name: str, paths: Sequence[str]) -> Iterator[str]:
     for path in paths:
         if _normalize(path).endswith(tail):
             yield "/".join(path.split("/")[: -tail.count("/")])
+
+
+# ---- hints ------------------------------------------------------------------------------
+
+
+def word_hint(
+    root: str, names: Sequence[str], search: Search, limit: int, is_none_there: bool
+) -> str:
+    """Return the line that says where the pictures are and which key finds them, or nothing.
+
+    A folder for `data.images` is named only where no picture is where the table says: all names
+    would be looked for there.
+    """
+    if not search.is_complete:
+        return (
+            f"more than {limit:,} files below {root}: not searched for these names; "
+            f"data.find_by_name: true does it"
+        )
+    found, total = len(search.found), len(names)
+    fitting = search.fits.most_common(2) if is_none_there else []
+    if fitting and fitting[0][1] >= found:
+        (folder, count), *others = fitting
+        if others and others[0][1] == count:
+            both = f"{folder}/ and below {others[0][0]}/"
+            return f"{count} of {total} are there below {both}: set data.images to one of them"
+        path = _quote_path(os.path.join(root, folder))
+        return f"{count} of {total} are there below {folder}/: set data.images: {path}"
+    if not found:
+        return _suggest_images(names) if is_none_there else ""
+    return (
+        f"{found} of {total} are there {_describe_place(search)}; data.find_by_name: true finds "
+        f"them by their names"
+    )
+
+
+def _describe_place(search: Search) -> str:
+    """Return `as data.images/sub/<name>`, or where several folders hold the files, an example."""
+    folders = {os.path.dirname(path) for path in search.found.values()}
+    if len(folders) == 1:
+        return f"as {os.path.join('data.images', *folders, '<name>')}"
+    name, path = next(iter(search.found.items()))
+    return f"below data.images, {name!r} as {path!r}"
+
+
+def _suggest_images(names: Sequence[str]) -> str:
+    """Return the hint where all names are absolute and lead to pictures outside the root."""
+    if not all(
+        os.path.isabs(name) and is_image_name(Path(name)) and os.path.isfile(name) for name in names
+    ):
+        return ""
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    count = f"{len(names)} of {len(names)}"
+    return f"{count} are there below {folder}: set data.images: {_quote_path(folder)}"
+
+
+def _quote_path(path: str) -> str:
+    """Return the path as a value in YAML: in quotes where it needs them."""
+    return (
+        path if re.fullmatch(r"[\w/][\w./+-]*", path) else f"'{path.replace(chr(39), chr(39) * 2)}'"
+    )
