@@ -130,12 +130,13 @@ def raise_faults(table: Table, faults: Sequence[Fault]) -> None:
     if not faults:
         return
     if all(fault.picture for fault in faults):
-        noun, hint = "missing or unreadable picture", "; data.bad_images: skip leaves them out"
+        noun, advice = "missing or unreadable picture", "; data.bad_images: skip leaves them out"
     else:
-        noun, hint = "bad row", ""
+        noun, advice = "bad row", ""
     count = pluralize(len(faults), noun)
     lines = format_list([str(fault) for fault in faults])
-    raise DataError(f"{table.origin}: {count}, pictures under {table.root}{hint}\n{lines}")
+    hint = f"\n{table.hint}" if table.hint else ""
+    raise DataError(f"{table.origin}: {count}, pictures under {table.root}{advice}\n{lines}{hint}")
 
 
 def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:

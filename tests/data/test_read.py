@@ -396,6 +396,7 @@ def hostile(folder: Path) -> Path:
 
 
 OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
+FOUND = "are there as data.images/sub/<name>; data.find_by_name: true finds them by their names"
 PATHS = {
     "../out.jpg": OUTSIDE,
     "sub/../../out.jpg": OUTSIDE,
@@ -426,7 +427,8 @@ def test_a_bad_path_is_refused_with_its_line(tmp_path: Path, name: str, why: str
     table = write(hostile(tmp_path), f"image,labels\nin.jpg,x\n{name},x\n", touch=False)
     with pytest.raises(DataError) as caught:
         checked(table, SourceOptions())
-    first, line = str(caught.value).splitlines()
+    first, line, *hint = str(caught.value).splitlines()
+    assert hint == (["1 of 1 " + FOUND] if "\\in" in name else [])
     what = "bad row" if "outside" in why else "missing or unreadable picture"
     assert first.startswith(f"{table}: 1 {what}, pictures under {tmp_path / 'root'}")
     assert first.endswith("; data.bad_images: skip leaves them out") == (what != "bad row")
@@ -442,7 +444,7 @@ def test_all_bad_paths_stand_in_one_message(tmp_path: Path) -> None:
     first, *lines = str(caught.value).splitlines()
     assert "25 bad rows" in first
     assert [line.split(":")[0] for line in lines[:10]] == [f"  line {n}" for n in range(2, 22, 2)]
-    assert lines[10:] == ["  ... and 15 more"]
+    assert lines[10:] == ["  ... and 15 more", "1 of 21 " + FOUND]
 
 
 @pytest.mark.parametrize("name", ["sub/../in.jpg", "./in.jpg", "sub//in.jpg", "inner.jpg"])
