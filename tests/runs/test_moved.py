@@ -147,7 +147,7 @@ def test_a_folder_of_pictures_moves_too(project: Path, cli: Run) -> None:
 def test_a_split_of_a_moved_table_is_verified_by_its_validation(project: Path, cli: Run) -> None:
     """The rows of test themselves are recorded nowhere."""
     header, *rows = (project / "tags.csv").read_text().splitlines()
-    sides = [f"{row},{'train val test'.split()[n % 3]}" for n, row in enumerate(rows)]
+    sides = [f"{row},{('train', 'val', 'test')[n % 3]}" for n, row in enumerate(rows)]
     (project / "tags.csv").write_text("\n".join([f"{header},split", *sides]))
     assert cli("train", "pets.yaml", "-o", "first", cwd=project).returncode == 0
     moved = project.rename(project.with_name("moved"))
