@@ -195,8 +195,8 @@ def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) 
         value = parent.get(key) if isinstance(parent, dict) else None
         if not isinstance(value, str) or not value:
             continue
-        if key == "weights" and not Path(value).suffix:  # one of torchvision's names
-            continue
+        if key == "weights" and not Path(value).suffix and "/" not in value:
+            continue  # one of torchvision's names
         if section == ["data"] and is_url(value):
             continue
         assert isinstance(parent, dict)
