@@ -35,7 +35,7 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
         facts: notes, pictures, sides, labels and pairs of labels, as `--json` adds them; perhaps
             a sample of the rows as read.
     """
-    lines = [*facts["notes"], *facts.get("sample", ()), ""]
+    lines = [*facts["notes"], *facts["sample"], ""]
     lines += _format_picture_lines(facts["pictures"])
     if facts["labels"]:
         lines += [

@@ -21,8 +21,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlfinetune.config import yaml12
+from mlfinetune.config.data_section import DataConfig
 from mlfinetune.config.messages import describe_errors
-from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, DataConfig, EvalConfig
+from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, EvalConfig
 from mlfinetune.config.yaml12 import Lines, name_kind
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import is_url

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.storage.atomic import writing_text
 

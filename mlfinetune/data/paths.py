@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import unquote
 
-from mlfinetune.data.images.decode import SUFFIXES
+from mlfinetune.data.images.names import DECODED
 from mlfinetune.data.search import Search, is_below, search_files, word_hint
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -378,4 +378,4 @@ class _Folder:
 def _cut_ending(base: str) -> str:
     """Return the name of a file without the ending of a picture, and without regard to case."""
     stem, ending = os.path.splitext(base.casefold())
-    return stem if ending in SUFFIXES else base.casefold()
+    return stem if ending in DECODED else base.casefold()

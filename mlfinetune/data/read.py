@@ -291,6 +291,8 @@ def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
     renamed |= {name for name in renames if renames[name] in options.ignore_labels}
+    # A column that is no label may be named too: that is how a doubtful one is left out.
+    renamed |= {name for table in tables if table is not None for name in table.other_columns}
     requests = [("rename_labels", name, in_tables.union(renames.values())) for name in renames]
     requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [

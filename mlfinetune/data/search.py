@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from mlfinetune.data.images.decode import SUFFIXES, is_image_name
+from mlfinetune.data.images.names import DECODED, UNDECODED, is_image_name
 
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 _LABEL_STUDIO = "/?d="
 """Label Studio writes `/data/local-files/?d=images/a.jpg`."""
-_ENDINGS = SUFFIXES | {".heic", ".heif", ".avif"}
+_ENDINGS = DECODED | UNDECODED.keys()
 """Endings that a table may write of a picture that lies there in another format."""
 _KEPT_FILES = 4
 """Files of one name that are kept for a message."""
@@ -269,7 +269,7 @@ def _is_in_another_case(form: str, base: str) -> bool:
 
 
 def _has_another_ending(form: str, base: str) -> bool:
-    return os.path.splitext(base)[1].lower() in SUFFIXES  # the key says that the stems are equal
+    return os.path.splitext(base)[1].lower() in DECODED  # the key says that the stems are equal
 
 
 _LIKENESS: tuple[Callable[[str, str], bool], ...] = (

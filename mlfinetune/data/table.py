@@ -81,6 +81,7 @@ class Table:
         splits: N of `train`, `val`, `test`; None where the source has no splits.
         groups: N cells of the column that `group_by` names; else None.
         delimiter: what separates the labels in a cell, given or detected; else None.
+        other_columns: columns of the source that are no labels.
         choices: what the reader guessed, as keys of the config's `data` section and their values
             in YAML, such as ("image_column", "Datei"); a config with them reads the same table.
         notes: what the reader saw and decided, as lines for the user.
@@ -99,6 +100,7 @@ class Table:
     splits: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
     delimiter: str | None = None
+    other_columns: tuple[str, ...] = ()
     choices: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     hint: str = ""

@@ -35,6 +35,7 @@ from mlfinetune.data.load import (
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import read_tables, split_tables
 from mlfinetune.data.rows import SKIPPED_NOTE, PictureScan, add_scan_faults, drop_faulty
+from mlfinetune.data.sample import describe_rows
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.errors import DataError
@@ -97,7 +98,8 @@ def run(config: Config, log: RunLog) -> CheckResult:
     notes = splits.notes if splits else [note for table in usable for note in table.notes]
     findings_too = (SKIPPED_NOTE, ALLOWED_NOTE)
     told = [note for note in notes if not any(part in note for part in findings_too)]
-    facts = {"notes": told, "pictures": summarize_pictures(seen)}
+    sample = [line for table in usable for line in describe_rows(table)]
+    facts = {"notes": told, "sample": sample, "pictures": summarize_pictures(seen)}
     return CheckResult(tuple(findings), facts | summarize_labels(sides))
 
 

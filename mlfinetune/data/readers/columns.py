@@ -146,6 +146,8 @@ class Columns:
             splits=tuple(self._splits) if self._roles.split else None,
             groups=tuple(self._groups) if self._roles.group is not None else None,
             delimiter=self._labels.delimiter if isinstance(self._labels, ListColumns) else None,
+            other_columns=tuple(set(self._roles.states) - set(labels.names)),
+            choices=self._roles.choices,
             notes=(*self._list_roles(), *notes, *self._list_unused(labels)),
             faults=tuple(self.faults),
         )
