@@ -241,7 +241,7 @@ class _Chooser:
         named = [*usual, *(name for name in others if name not in usual)]
         states = [name for name in may_be_labels if self._holds_states(name, named)]
         lists = [name for name in named if name not in states]
-        lists = lists or (named if set(states) <= set(named) else [])
+        lists = lists or (usual if set(states) <= set(usual) else [])  # class numbers 0 and 1
         if lists:
             if lists[0] not in usual or lists[0].casefold() not in LABEL_COLUMNS:
                 self.choices.append(("label_column", lists[0]))
