@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mlfinetune.config.types import DataPath, FilePath, Fraction, Section
+from mlfinetune.config.types import DataFormat, DataPath, FilePath, Fraction, Section
 
 MAX_IMAGE_SIZE = 4096
 """Limit of `model.image_size`, for checkpoints too: one input takes 200 MB as float32."""
@@ -22,18 +22,9 @@ class DataConfig(Section):
         description="table, JSON, Parquet, tars or folder of labelled pictures; or a table's URL"
     )
     val: DataPath | None = Field(None, description="the same for validation")
-    format: Literal[
-        "auto",
-        "csv",
-        "folder",
-        "sidecar",
-        "huggingface",
-        "json",
-        "coco",
-        "voc",
-        "parquet",
-        "webdataset",
-    ] = Field("auto", description="what `train` and `val` are; auto: detected, and printed")
+    format: DataFormat = Field(
+        "auto", description="what `train` and `val` are; auto: detected, and printed"
+    )
     val_fraction: float | None = Field(
         None,
         gt=0,

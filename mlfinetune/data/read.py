@@ -37,7 +37,7 @@ from mlfinetune.storage import files
 from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
 
 DEFAULT_VAL_FRACTION = 0.2
-_REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 """Endings of the tables that can be read from URLs."""
 _TOO_HIGH = "scores will be too high"
 
