@@ -19,7 +19,8 @@ from typing import Any
 from PIL import Image
 
 from mlfinetune.data.checks import FEW_STEPS, NEAR_BITS, find_near_pairs
-from mlfinetune.data.images.decode import inspect_image, is_image_name, walk_files
+from mlfinetune.data.images.decode import inspect_image
+from mlfinetune.data.images.names import is_image_name, walk_files
 
 RESULTS = Path(__file__).with_name("results") / "look_alikes.json"
 DRAW = Path(__file__).parents[1] / "configs/demo_data.py"

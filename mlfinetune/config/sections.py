@@ -143,7 +143,8 @@ class ModelConfig(Section):
     weights: str | None = Field(
         "IMAGENET1K_V2",
         min_length=1,
-        description="torchvision's name, a .pth or .safetensors file, or null",
+        description="torchvision's name, a .pth or .safetensors file, a run directory, or null; of "
+        "a file the backbone is taken, never the head",
     )
     freeze_backbone: bool = Field(False, description="train only the head")
     head_bias: Literal["zero", "prior"] = Field(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.names import is_image_name, is_lost_folder, walk_files
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url, parse_location
 from mlfinetune.storage import files
@@ -51,7 +51,8 @@ def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     | `-`                           | the lines of stdin                                   |
     | `https://x/a.jpg`             | this URL                                             |
     | `s3://x/folder/`, `s3://x/*`  | objects whose names end like a picture's             |
-    | a folder                      | files whose names end like a picture's, and tars     |
+    | a folder                      | files whose names end like a picture's, and tars;    |
+    |                               | also those that cannot be decoded, as .cr2           |
     | a file                        | the file, whatever its ending                        |
     | a tar                         | its pictures, as `x.tar/a.jpg`, without hidden ones  |
     | a glob                        | each file that it matches; no folders                |
@@ -79,8 +80,11 @@ def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
 
 
 def _expand_folder_entry(path: Path) -> Iterator[str]:
-    """Yield the path of a file that is named like a picture, or those of the pictures in a tar."""
-    if path.suffix == TAR or is_image_name(path):
+    """Yield the path of a file that is named like a picture, or those of the pictures in a tar.
+
+    A link to a folder that is not there is yielded too: its pictures cannot be read.
+    """
+    if path.suffix == TAR or is_image_name(path) or is_lost_folder(path):
         yield from _expand_file(str(path))
 
 

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import BLOCK_BYTES, NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.location import Location, join_location
 
+SPLIT_ORDER = ("train", "val", "test")
+"""Splits of a table, in the order of messages."""
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -78,7 +81,10 @@ class Table:
         splits: N of `train`, `val`, `test`; None where the source has no splits.
         groups: N cells of the column that `group_by` names; else None.
         delimiter: what separates the labels in a cell, given or detected; else None.
+        choices: what the reader guessed, as keys of the config's `data` section and their values
+            in YAML, such as ("image_column", "Datei"); a config with them reads the same table.
         notes: what the reader saw and decided, as lines for the user.
+        hint: how faults of paths may be mended, in one line; it is one of the notes too.
         faults: all errors in rows and pictures.
     """
 
@@ -93,7 +99,9 @@ class Table:
     splits: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
     delimiter: str | None = None
+    choices: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    hint: str = ""
     faults: tuple[Fault, ...] = ()
     place: str = "line"
 

@@ -103,8 +103,8 @@ def run(
     Args:
         request: inputs, checkpoint and format.
         stdin: paths, one a line, read where `-` is among the inputs.
-        open_output: opens the output, at its end with `resume_from`. It is called once inputs and
-            checkpoint are known to be usable, so that a mistake does not empty an older file.
+        open_output: opens the output, at its end with `resume_from`. It is called when the first
+            batch is predicted, so that a mistake does not empty an older file.
         device_name: auto, cpu, cuda, cuda:N or mps.
         log: says what predicts, and how fast.
 
@@ -140,17 +140,18 @@ def _run_on_rank(
         if not world.is_main:
             next(islice(paths, skipped, skipped), None)
     rows = world.gather_stream(_predict_share(predictor, paths, request.batch_size, world))
+    first = next(rows, None)
+    if world.is_main and first is None and not has_header:
+        raise DataError(f"no pictures in {' '.join(request.inputs)}")
     with (
         oom_as_device_error(),
         open_output() if world.is_main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
         writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
-        for predictions in rows:
+        for predictions in chain([first] if first else [], rows):
             _write_batch(writer, predictions, failed, signals)
             bar.update(len(predictions))
-        if world.is_main and not bar.done and not has_header:
-            raise DataError(f"no pictures in {' '.join(request.inputs)}")
         log.say(f"{pluralize(bar.done, 'image')}, {bar.rate:.1f} images/s")
     return failed
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import random
 import shlex
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import COMMAND, Run, run_child
+from PIL import Image
 
+from mlfinetune.data.images.heif import load_heif
 from mlfinetune.workflows.predict import share_paths
 
 
@@ -67,6 +70,49 @@ def test_unreadable_pictures_have_a_row_and_code_3(trained: Path, cli: Run, tmp_
     assert "b.jpg" in done.stderr
 
 
+def test_pictures_that_are_not_decoded_have_a_row_and_code_3(
+    trained: Path, cli: Run, tmp_path: Path
+) -> None:
+    """HEIC is predicted with its extra; a camera's raw file is refused in its row."""
+    assert load_heif() is None
+    with Image.open(trained / "images/0000.jpg") as image:
+        image.save(tmp_path / "a.heic", "HEIF", quality=95)
+        image.save(tmp_path / "b.avif", quality=95)
+        image.save(tmp_path / "c.jpg", quality=95)
+        image.save(tmp_path / "c.cr2", "TIFF")
+    done = cli("predict", str(tmp_path), "-c", "runs/pets", cwd=trained)
+    predicted = rows(done.stdout)
+    assert done.returncode == 3
+    assert [Path(row["image"]).name for row in predicted] == ["a.heic", "b.avif", "c.cr2", "c.jpg"]
+    heic, avif, raw, jpeg = predicted
+    assert raw["error"] == "raw file of a camera; convert it to JPEG"
+    assert heic["error"] == avif["error"] == jpeg["error"] == ""
+    for label in list(jpeg)[2:-1]:
+        assert float(heic[label]) == pytest.approx(float(jpeg[label]), abs=0.1)
+
+
+def test_a_folder_of_heic_without_the_extra(trained: Path, tmp_path: Path) -> None:
+    """Each has its row with the fix, and the exit code is 3."""
+    (tmp_path / "shadow").mkdir()
+    (tmp_path / "shadow/pillow_heif.py").write_text("raise ModuleNotFoundError('no')\n")
+    (tmp_path / "heic").mkdir()
+    for name in ("a.heic", "b.HEIC", "c.hif"):
+        (tmp_path / "heic" / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    paths = [str(tmp_path / "shadow"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [*COMMAND, "predict", tmp_path / "heic", "-c", "runs/pets", "-o", tmp_path / "out.csv"],
+        cwd=trained,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+    errors = [row["error"] for row in rows((tmp_path / "out.csv").read_text())]
+    assert errors == ["HEIC needs pillow-heif: pip install 'mlfinetune[heif]'"] * 3
+    assert "3 pictures could not be read" in done.stderr
+
+
 def test_the_file_ending_chooses_the_format(trained: Path, cli: Run) -> None:
     """-o x.csv, x.jsonl and x.txt; another ending is asked about."""
     for name in ("x.csv", "x.jsonl", "x.txt"):
@@ -119,7 +165,9 @@ def test_a_reader_that_stops_early_is_no_error(trained: Path) -> None:
 def test_a_mistake_leaves_the_earlier_output_alone(trained: Path, cli: Run) -> None:
     """The output is opened when inputs, checkpoint and device are known to be usable."""
     (trained / "kept.csv").write_text("earlier")
-    for arguments in (("images", "-c", "runs/none"), ("none/",), ("images", "--device", "tpu")):
+    (trained / "empty").mkdir()
+    wrong = (("images", "-c", "runs/none"), ("none/",), ("images", "--device", "tpu"), ("empty/",))
+    for arguments in wrong:
         assert cli("predict", *arguments, "-o", "kept.csv", cwd=trained).returncode == 2
     assert (trained / "kept.csv").read_text() == "earlier"
 

@@ -46,6 +46,25 @@ def test_a_folder_gives_pictures_and_tars_in_order(folder: Path) -> None:
     assert shown == ["a.png", "b.jpg", "c.tar/b.jpg"]
 
 
+def test_pictures_that_cannot_be_decoded_are_pictures(folder: Path) -> None:
+    """In folders, tars and below links: each gets its row, and none is passed over."""
+    names = ("d.CR2", "e.heic", "f.avif", "g.psd")
+    for name in names:
+        (folder / name).touch()
+    with tarfile.open(folder / "z.tar", "w") as tar:
+        for name in names:
+            tar.add(folder / name, name)
+    (folder.parent / "photos").mkdir()
+    (folder.parent / "photos" / "link").symlink_to(folder)
+    (folder.parent / "photos" / "lost").symlink_to(folder / "gone")
+    found = list(expand_inputs(["photos"], []))
+    assert [path.removeprefix("photos/link/") for path in found] == [
+        *("a.png", "b.jpg", "c.tar/b.jpg", *names),
+        *(f"z.tar/{name}" for name in names),
+        "photos/lost",
+    ]
+
+
 def test_all_missing_inputs_are_named(folder: Path) -> None:
     """In one message; URLs and stdin are not looked up."""
     require_inputs(["pets", "pets/*.jpg", "-", "https://example.org/a.jpg"])

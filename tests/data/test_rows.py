@@ -28,7 +28,7 @@ from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.runtime.log import RunLog
 
-NO_PICTURE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
+NO_PICTURE = "not a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF picture"
 
 
 def write(folder: Path, *rows: str, head: str = "image,labels", name: str = "tags.csv") -> Path:

@@ -54,7 +54,15 @@ def to_rgb_array(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8; 1 (upright) where there is none, or it is damaged."""
+    """Return EXIF's orientation, 1 to 8; 1 (upright) where there is none, or it is damaged.
+
+    HEIC and AVIF have a turn of their own, which counts alone. The decoder of HEIC has made it;
+    that of AVIF has written it into the EXIF.
+    """
+    if image.format == "HEIF":
+        return 1
+    if image.format == "AVIF":
+        image.info.pop("xmp", None)  # Pillow would take a turn from there too
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         return int(orientation) if orientation in _TURNS else 1

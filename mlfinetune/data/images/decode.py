@@ -3,8 +3,8 @@
     file -> format check -> size cap -> first frame -> 8-bit RGB on white -> EXIF turn
                                      -> a plain JPEG: the fast decoder, where one is given
 
-Formats: JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF. Any error of a decoder becomes an ImageError
-with the file's name.
+Formats: JPEG (MPO too), PNG, WebP, AVIF, GIF, BMP, TIFF; HEIC by an extra. Any error of a decoder
+becomes an ImageError with the file's name.
 """
 
 import hashlib
@@ -14,14 +14,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from PIL import __version__ as PIL_VERSION
 
 from mlfinetune.data.images.convert import read_orientation, scale_transparency, to_rgb_array
+from mlfinetune.data.images.heif import HEAD, find_heif_version, load_heif, read_brand
+from mlfinetune.data.images.names import UNDECODED
 from mlfinetune.errors import ImageError
 from mlfinetune.location import Location
 from mlfinetune.storage import files
@@ -32,11 +33,11 @@ class ImageInfo:
     """Facts of a picture file, all of whose pixels were decoded.
 
     Attributes:
-        width, height: in pixels, as stored, before EXIF's turn.
-        format: Pillow's name: JPEG, MPO, PNG, WEBP, GIF, BMP or TIFF.
+        width, height: in pixels, as stored, before EXIF's turn; of HEIC after its turn.
+        format: Pillow's name: JPEG, MPO, PNG, WEBP, AVIF, HEIF, GIF, BMP or TIFF.
         mode: Pillow's name of the samples as stored: RGB, L, CMYK, I;16 ...
         frames_dropped: whether the file holds frames or pages after the first.
-        turned: whether EXIF asks for a turn or a mirror image.
+        turned: whether EXIF asks for a turn or a mirror image. HEIC is turned by its decoder.
         digest: SHA-256 of the file, in hex: equal for copies of the same bytes.
         dhash: 128-bit difference hash of the visible picture, in hex: similar for copies at
             another size or quality. 64 bits say whether a cell of a grey thumbnail is brighter
@@ -53,16 +54,14 @@ class ImageInfo:
     dhash: str
 
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-)
-DECODE_VERSION = f"1-pillow-{PIL_VERSION}"
+DECODE_VERSION = f"2-pillow-{PIL_VERSION}-heif-{find_heif_version()}"
 """Part of cache keys: another version may accept, decode or hash the same bytes differently."""
 
 TOO_LARGE = "pixels, more than data.max_pixels"
 """Part of the reason of an ImageError for a picture above the cap."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_NO_PICTURE = "not a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF picture"
 _HASH_SIDE = 128  # pixels: for its hash a JPEG is decoded to sides of at least so many
 _NOISE = 2  # grey levels by which a recompression may change a cell
 _MEBIBYTE = 1 << 20
@@ -75,25 +74,8 @@ JpegDecoder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # Pillow's own cap warns at one size and raises at another. `_open_image` checks `max_pixels` on the
 # header instead, before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
-
-
-def is_image_name(path: Path) -> bool:
-    """Return whether the name has a suffix of a picture format; the content may be different."""
-    return path.suffix.lower() in SUFFIXES
-
-
-def walk_files(root: Path) -> Iterator[Path]:
-    """Yield every file below `root`, sorted; hidden files and folders are left out.
-
-    Links to folders are not followed: they may form a loop. Memory holds one folder's names.
-    """
-    for entry in sorted(root.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            yield from walk_files(entry)
-        elif not entry.is_dir():
-            yield entry
+# Pictures are decoded beside each other already; threads on all cores would take memory only.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def decode_image(
@@ -204,15 +186,18 @@ def _open_image(file: files.File, path: Location, max_pixels: int) -> Image.Imag
     """Read the header, and check the format and the number of pixels.
 
     Raises:
-        ImageError: it has more than `max_pixels`, or is empty.
+        ImageError: it has more than `max_pixels`, is empty, or has no decoder.
         Exception: any error of Pillow.
     """
+    brand = read_brand(file.read(HEAD))
+    file.seek(0)
+    formats = _choose_formats(path, brand)
     try:
-        image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
-        if file.seek(0, os.SEEK_END) == 0:
-            raise ImageError(str(path), "an empty file") from error
-        raise
+        empty = file.seek(0, os.SEEK_END) == 0
+        reason = "an empty file" if empty else _explain_unidentified(path, brand)
+        raise ImageError(str(path), reason) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
@@ -221,6 +206,37 @@ def _open_image(file: files.File, path: Location, max_pixels: int) -> Image.Imag
         )
     scale_transparency(image)
     return image
+
+
+def _choose_formats(path: Location, brand: str | None) -> tuple[str, ...]:
+    """Return the decoders that may open a file, by its first bytes and by its name.
+
+    Most raw files are TIFFs, whose first picture is a stamp of 160 pixels: it must not be taken
+    for the photo.
+
+    Raises:
+        ImageError: this Python has no decoder for it. The reason has no cause, so that it is not
+            cached: a decoder may be installed.
+    """
+    if brand == "HEIF" and (reason := load_heif()):
+        raise ImageError(str(path), reason)
+    if brand == "AVIF" and not AvifImagePlugin.SUPPORTED:
+        raise ImageError(str(path), f"this Pillow ({PIL_VERSION}) was built without AVIF")
+    if brand:
+        return (brand,)
+    return tuple(name for name in _FORMATS if name != "TIFF" or _find_undecoded(path) is None)
+
+
+def _explain_unidentified(path: Location, brand: str | None) -> str:
+    """Return why no decoder takes a file that is not empty."""
+    if brand:
+        return f"cannot be decoded (a damaged {'HEIC' if brand == 'HEIF' else brand} file)"
+    return _find_undecoded(path) or _NO_PICTURE
+
+
+def _find_undecoded(path: Location) -> str | None:
+    """Return the reason why pictures of this ending are not decoded, if they are not."""
+    return UNDECODED.get(os.path.splitext(str(path))[1].lower())
 
 
 def _inspect_pixels(
@@ -308,8 +324,6 @@ def _describe_error(error: Exception) -> str:
         return "no such file"
     if isinstance(error, files.UnreadableError):
         return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = " ".join(str(error).split())  # one line

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.state_words import CellState, read_state

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.labels import align
 from mlfinetune.data.readers import (
     coco,

@@ -3,35 +3,41 @@
     root/cat/1.jpg   root/dog/2.jpg   root/dog/copy-of-1.jpg
     -> cat/1.jpg is a cat and a dog (two files, the same bytes), dog/2.jpg is a dog
 
-A picture directly under the root has no label. Hidden files and folders are ignored.
+A picture directly under the root has no label. Hidden files and folders are ignored. A class folder
+may be a link.
 """
 
 import hashlib
 import os
+import shlex
 import stat
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from mlfinetune.data.images.decode import is_image_name, walk_files
+from mlfinetune.data.images.names import ENDINGS
 from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.pictures import list_files
 from mlfinetune.data.table import LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.text import pluralize
+from mlfinetune.text import display_path, pluralize
+
+_SHOWN_LABELS = 3
 
 
 def read_folder(root: Path, options: SourceOptions) -> Table:
     """Read class folders.
 
     Raises:
-        DataError: there is no picture.
+        DataError: there is no picture, or a linked folder lies outside.
         OSError: the folder cannot be read.
     """
-    all_files = [path.relative_to(root) for path in walk_files(root)]
-    files = [path for path in all_files if is_image_name(path)]
+    found = list_files(root, options)
+    files = found.pictures
     if not files:
         raise DataError(
             f"{root}: no picture found; wanted {root.name}/<label>/<picture> with names "
-            f"ending in .jpg, .png, .webp, .gif, .bmp or .tiff"
+            f"ending in {ENDINGS}"
         )
     groups = _group_by_content(root, files)
     lists = LabelLists()
@@ -42,15 +48,27 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
             f"{root}: the folders that hold pictures are named {', '.join(lists.labels.names)}: "
             f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels"
         )
-    count = pluralize(len(lists.labels), "label")
-    notes = [f"{count} by folder names (folder_labels: {options.folder_labels})"]
+    notes = [_describe_labels(root, lists.labels.names, options), *found.notes]
     if duplicates := len(files) - len(groups):
         count = pluralize(duplicates, "file")
         notes.append(f"{count} with the bytes of another: one image with the labels of all")
-    if ignored := len(all_files) - len(files):
+    if ignored := len(found.others):
         notes.append(f"{pluralize(ignored, 'file')} not named like a picture: ignored")
     names = [str(group[0]) for group in groups]
-    return lists.build_table(root, "folder", root, names, notes=notes)
+    return lists.build_table(root, "folder", root, names, notes=notes, faults=found.faults)
+
+
+def _describe_labels(root: Path, labels: Sequence[str], options: SourceOptions) -> str:
+    """Return the note on labels; folders may also be albums, and only their owner knows."""
+    shown = ", ".join(f"'{label}'" for label in labels[:_SHOWN_LABELS])
+    more = ", ..." if len(labels) > _SHOWN_LABELS else ""
+    note = f"{pluralize(len(labels), 'label')} by folder names"
+    note += f": {shown}{more}" if labels else ""
+    note += f" (folder_labels: {options.folder_labels})"
+    if not labels or root.name.casefold() in SPLITS:
+        return note
+    folder, table = shlex.quote(display_path(root)), shlex.quote(f"{root.name or 'tags'}.csv")
+    return f"{note}; albums, no labels? mlfinetune init {folder} --table {table}"
 
 
 def _read_labels(file: Path, options: SourceOptions) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_image_name
 
 _SPREADSHEET = "save it as CSV UTF-8"
 _TABLE = "write it as CSV, JSON lines or Parquet, with a column image and a column labels"

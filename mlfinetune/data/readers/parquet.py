@@ -22,7 +22,7 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.readers.class_labels import (
     Classes,
     name_classes,
@@ -51,8 +51,12 @@ _ROWS, _PICTURES = 1024, 16
 _SHARD = re.compile(r"(.+?)(?:-\d{5}-of-\d{5}(?:-\w+)?)?")
 _PLAIN = ("text", "integer", "floating", "boolean", "null")
 """Kinds of cells that can be labels, see `_find_kind`."""
-_MAGIC = re.compile(rb"(\xff\xd8\xff)|(\x89PNG)|(RIFF....WEBP)|(GIF8)|(BM)|(II\*\0|MM\0\*)", re.S)
-_ENDINGS = ("jpg", "png", "webp", "gif", "bmp", "tif")
+_MAGIC = re.compile(
+    rb"(\xff\xd8\xff)|(\x89PNG)|(RIFF....WEBP)|(GIF8)|(BM)|(II\*\0|MM\0\*)"
+    rb"|(....ftypavi[fs])|(....ftyp(?:he[iv].|mif1|msf1))",
+    re.S,
+)
+_ENDINGS = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "heic")
 """File ending for each group of `_MAGIC`, the first bytes of a picture."""
 
 

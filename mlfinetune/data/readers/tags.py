@@ -1,5 +1,9 @@
-"""Tags in a small text file, for the readers of sidecar files and of tar shards."""
+"""Tags in a small text file, for the readers of sidecar files and of tar shards.
 
+bytes -> find_encoding -> text -> tags         is_prose(tags): sentences, which are no tags
+"""
+
+import codecs
 import re
 
 from mlfinetune.errors import DataError
@@ -10,6 +14,33 @@ MAX_BYTES = 1_000_000
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
 """A class and at least four numbers: a box or an outline as YOLO writes it."""
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WESTERN = re.compile(r"[\x20-\x7e\s]|[À-ÖØ-öø-ÿŠšŽžŒœŸ‘’“”–—…€£°´·«»©®]")
+"""Characters of tags in a western language; other encodings also give signs like ¤ and ƒ."""
+_LONG, _SENTENCE = 8, 4
+"""Words in a tag, on average, above which a text is prose; and from which on if it ends so."""
+
+
+def find_encoding(content: bytes) -> str | None:
+    """Return the encoding of a text, for Python; None where it is not known.
+
+    bytes                              result
+    UTF-8, with or without its mark    utf-8-sig
+    UTF-16 with its mark               utf-16
+    `größe` in Windows-1252            cp1252
+    `кот` in Windows-1251              None: as Windows-1252 it would be three odd letters
+    """
+    if content.startswith(_MARKS):
+        return "utf-16"
+    try:
+        content.decode("utf-8-sig")
+        return "utf-8-sig"
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    odd = sum(not letter.isascii() for letter in text)
+    letters = sum(letter.isascii() and letter.isalpha() for letter in text)
+    plausible = all(map(_WESTERN.fullmatch, text)) and odd <= letters
+    return "cp1252" if plausible else None
 
 
 def parse_tags(content: bytes, origin: object, delimiter: str | None) -> list[str] | str:
@@ -24,7 +55,7 @@ def parse_tags(content: bytes, origin: object, delimiter: str | None) -> list[st
         DataError: the file holds boxes.
     """
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(find_encoding(content) or "utf-8-sig")
     except UnicodeDecodeError as error:
         return f"not UTF-8 text (byte {error.object[error.start]:#04x}); save it as UTF-8"
     if "\0" in text:
@@ -37,3 +68,36 @@ def parse_tags(content: bytes, origin: object, delimiter: str | None) -> list[st
         )
     parts = (part.strip() for line in lines for part in line.split(delimiter or ","))
     return list(dict.fromkeys(part for part in parts if part))
+
+
+def is_prose(tags: list[str]) -> bool:
+    """Return whether tags are in truth sentences: captions, which cannot be learnt as labels.
+
+    tags of one file                                                 result
+    `hot dog`, `cat`                                                 False
+    `a man in a wetsuit riding a wave on top of a surfboard`         True: many words a tag
+    `A cat sleeps on the sofa.`                                      True: it ends as a sentence
+    `1girl solo long_hair blue_eyes smile hat dress sky cloud sea`   True: separated by spaces
+    """
+    words = sum(len(tag.split()) for tag in tags) / max(1, len(tags))
+    return words > _LONG or (words >= _SENTENCE and tags[-1].endswith((".", "!", "?")))
+
+
+def refuse_prose(origin: object, prose: list[str], count: int, ending: str) -> None:
+    """Raise DataError where more than half of `count` files hold prose.
+
+    Args:
+        origin: the folder or tar, for the message.
+        prose: the text of each file that holds prose.
+        count: the number of files that are not empty.
+        ending: of these files, as `.caption`.
+
+    Raises:
+        DataError: they are captions.
+    """
+    if 2 * len(prose) > count:
+        raise DataError(
+            f"{origin}: {len(prose)} of {count} {ending} files hold sentences, not tags "
+            f"('{prose[0][:60]}'); write tags between commas, or name a table of labels in "
+            f"data.train. Where they are tags between spaces: data.label_delimiter: ' '"
+        )

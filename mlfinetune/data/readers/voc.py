@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlfinetune.data.images.decode import is_image_name
+from mlfinetune.data.images.names import is_decoded_name, is_image_name
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
@@ -202,6 +202,7 @@ def _name_pictures(
     """
     pictures = folder or root / "JPEGImages"
     entries = sorted(os.listdir(pictures)) if pictures.is_dir() else []
+    entries.sort(key=lambda name: is_decoded_name(Path(name)))  # of one id a JPEG, not a raw file
     files = {name for name in entries if is_image_name(Path(name))}
     by_id = {os.path.splitext(name)[0]: name for name in entries if name in files}
     for (image_id, _), filename in zip(images, filenames, strict=True):

@@ -4,8 +4,9 @@
     -> train-000.tar/17.jpg is a cat and a hot dog, train-000.tar/18.png is a cat
 
 Files whose names are equal up to the first dot are one sample: a picture, and its labels in a .txt
-(one per line, or separated by commas), a .json (a list, or under `labels`, `tags` or `label`) or a
-.cls (one label). Pictures are not unpacked: they are read from the tar, in any order.
+(one per line, or separated by commas), a .json (a list, or under `labels`, `tags` or `label`), a
+.cls (one label), else in a .tags or .caption as in a .txt. Pictures are not unpacked: they are read
+from the tar, in any order.
 """
 
 import json
@@ -16,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from mlfinetune.data.images.decode import is_image_name
-from mlfinetune.data.readers.tags import MAX_BYTES, parse_tags
+from mlfinetune.data.images.names import is_decoded_name, is_image_name
+from mlfinetune.data.readers.tags import MAX_BYTES, is_prose, parse_tags, refuse_prose
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.storage.tars import list_members
@@ -25,6 +26,8 @@ from mlfinetune.text import pluralize
 
 SUFFIX = ".tar"
 _LABELS = (".txt", ".json", ".cls")
+_LAST_LABELS = (".tags", ".caption")
+"""Endings of files of tags that are read where a sample has none of `_LABELS`."""
 _KEYS = ("labels", "tags", "label")
 
 
@@ -35,7 +38,7 @@ class _Sample:
     Attributes:
         picture: name of the picture in the tar.
         labels: (name, start, size) of the file of labels; start and size in bytes.
-        further: number of pictures and files of labels after the first ones; they are not used.
+        further: number of pictures and files of labels beside those; they are not used.
     """
 
     picture: str | None
@@ -54,7 +57,8 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
     """Read a tar, or the tars of a folder.
 
     Raises:
-        DataError: there is no tar, no picture in the tars, or `data.images` is set.
+        DataError: there is no tar, no picture in the tars, `data.images` is set, or the labels are
+            captions.
         OSError: a tar cannot be read.
     """
     shards = [path]
@@ -64,6 +68,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
     if options.images is not None:
         raise DataError(f"{path}: the pictures are in the tars; remove data.images")
     lists, names, faults, counts = LabelLists(), list[str](), list[Fault](), Counter[str]()
+    prose = list[str]()
     for tar in shards:
         with tar.open("rb") as content:
             for sample in _read_samples(tar):
@@ -74,11 +79,17 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
                 labels = _read_labels(sample, content, tar.name, options)
                 if isinstance(labels, Fault):
                     faults.append(replace(labels, row=len(names)))
-                lists.add(labels if isinstance(labels, list) else [])
+                    labels = []
+                if labels and is_prose(labels):
+                    prose.append(labels[0])
+                lists.add(labels)
+                counts["labelled"] += bool(labels)
                 names.append(f"{tar.name}/{sample.picture}")
                 counts["lacking"] += sample.labels is None
     if not names:
         raise DataError(f"{path}: no picture in {pluralize(len(shards), 'tar')}")
+    if options.label_delimiter is None:
+        refuse_prose(path, prose, counts["labelled"], ".txt")
     return lists.build_table(
         path,
         "webdataset",
@@ -125,8 +136,10 @@ def _read_samples(tar: Path) -> Iterator[_Sample]:
     labels: list[tuple[str, int, int]] = []
 
     def build_sample() -> _Sample:
-        further = max(0, len(pictures) - 1) + max(0, len(labels) - 1)
-        return _Sample(next(iter(pictures), None), next(iter(labels), None), further)
+        pictures.sort(key=lambda name: not is_decoded_name(Path(name)))  # not the raw file first
+        usual = [entry for entry in labels if _find_ending(entry[0]) in _LABELS] or labels
+        further = max(0, len(pictures) - 1) + max(0, len(usual) - 1)
+        return _Sample(next(iter(pictures), None), next(iter(usual), None), further)
 
     for name, start, size in list_members(str(tar)):
         folder, _, base = name.rpartition("/")
@@ -139,7 +152,7 @@ def _read_samples(tar: Path) -> Iterator[_Sample]:
         key = new_key
         if is_image_name(Path(base)):
             pictures.append(name)
-        elif os.path.splitext(base)[1].lower() in _LABELS:
+        elif _find_ending(base) in (*_LABELS, *_LAST_LABELS):
             labels.append((name, start, size))
     if key is not None:
         yield build_sample()
@@ -149,7 +162,7 @@ def _parse_labels(name: str, content: bytes, options: SourceOptions) -> list[str
     """Return the labels in a file of a tar, or the text of an error."""
     if len(content) > MAX_BYTES:
         return f"too many bytes for labels; the limit is {MAX_BYTES:,}"
-    ending = os.path.splitext(name)[1].lower()
+    ending = _find_ending(name)
     if ending != ".json":
         return parse_tags(content, name, "\n" if ending == ".cls" else options.label_delimiter)
     try:
@@ -163,6 +176,10 @@ def _parse_labels(name: str, content: bytes, options: SourceOptions) -> list[str
     if not isinstance(tree, list) or not all(type(label) in (str, int) for label in tree):
         return f"wanted a list of labels, or one under {', '.join(_KEYS)}"
     return list(dict.fromkeys(str(label).strip() for label in tree if str(label).strip()))
+
+
+def _find_ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _is_tar(name: str) -> bool:

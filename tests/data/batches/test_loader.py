@@ -260,7 +260,7 @@ def test_an_epoch_left_early_does_not_spoil_the_next(folder: Path, workers: int)
 # ---- pictures that cannot be decoded ----------------------------------------------------
 
 BAD = {
-    "text.png": "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture",
+    "text.png": "not a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF picture",
     "cut.png": "cannot be decoded (image file is truncated",
     "folder.png": "not a regular file",
     "none.png": "no such file",

@@ -22,7 +22,7 @@ from mlfinetune.data.images.scan import ScanResult, scan_images
 from mlfinetune.errors import DataError, ImageError
 
 CAP = 89_000_000
-NO_PICTURE = "not a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
+NO_PICTURE = "not a JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP or TIFF picture"
 SCRIPT = """
 import json, sys
 from mlfinetune.data.images import scan

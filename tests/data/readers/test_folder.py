@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlfinetune.data.images.decode import walk_files
+from mlfinetune.data.images.names import walk_files
 from mlfinetune.data.labels import apply_label_options
 from mlfinetune.data.read import read_splits, read_table
 from mlfinetune.data.readers.folder import read_folder
@@ -59,7 +59,10 @@ def test_a_picture_has_the_label_of_its_folder(tmp_path: Path) -> None:
     assert table.names == ("cat/a.jpg", "cat/c.jpg", "dog/b.jpg")
     assert table.labels.names == ("cat", "dog")
     assert table.targets[:].tolist() == [[1, 0], [1, 0], [0, 1]]
-    assert table.notes == ("2 labels by folder names (folder_labels: leaf)",)
+    command = f"mlfinetune init {tmp_path} --table {tmp_path.name}.csv"
+    (note,) = table.notes
+    assert note.startswith("2 labels by folder names: 'cat', 'dog' (folder_labels: leaf); albums")
+    assert note.endswith(command)
     assert (table.root, table.splits, table.unnamed.tolist()) == (tmp_path, None, [0, 0, 0])
 
 
@@ -69,7 +72,7 @@ def test_nested_folders_give_the_leaf_or_every_level(tmp_path: Path) -> None:
     leaf, path = read(tmp_path), read(tmp_path, folder_labels="path")
     assert positives(leaf) == {"animals/birds/a.jpg": {"birds"}, "animals/b.jpg": {"animals"}}
     assert positives(path)["animals/birds/a.jpg"] == {"animals", "birds"}
-    assert path.notes == ("2 labels by folder names (folder_labels: path)",)
+    assert "2 labels by folder names: 'animals', 'birds' (folder_labels: path)" in path.notes[0]
 
 
 def test_a_label_is_stripped_but_the_path_is_not(tmp_path: Path) -> None:
@@ -126,7 +129,8 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     plant(tmp_path, **{"cat__a": "1", "cat__._a": "22", ".cache__b": "333", "cat__.x__c": "4444"})
     table = read(tmp_path)
     assert positives(table) == {"cat/a.jpg": {"cat"}}
-    assert table.notes == ("1 label by folder names (folder_labels: leaf)",)
+    (note,) = table.notes
+    assert note.startswith("1 label by folder names: 'cat' (folder_labels: leaf)")
 
 
 @pytest.mark.parametrize(
@@ -181,12 +185,14 @@ def test_pictures_without_any_label_folder_cannot_be_trained_on(tmp_path: Path) 
 
 
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:
-    """Links to folders are not followed, so that a loop is no trap."""
+    """Links to folders are followed, but for those that lead back to a folder above."""
     plant(tmp_path, cat__a="1")
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "again")
     assert [path.name for path in walk_files(tmp_path) if path.suffix] == ["a.jpg"]
-    assert read(tmp_path).names == ("cat/a.jpg",)
+    table = read(tmp_path)
+    assert table.names == ("cat/a.jpg",)
+    assert [fault.place for fault in table.faults] == ["again"]
 
 
 def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path: Path) -> None:
@@ -202,6 +208,53 @@ def test_a_link_out_of_the_folder_is_refused_unless_permitted(tmp_path: Path) ->
     (root / "cat" / "link.jpg").symlink_to(plant(tmp_path, secret="22") / "secret.jpg")
     assert "cat/link.jpg: 'cat/link.jpg': outside the image root" in refusal(root)
     assert len(read_table(root, SourceOptions(allow_outside_root=True)).names) == 2
+
+
+def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
+    """To a folder inside: its pictures have the labels of both names."""
+    plant(tmp_path, **{"kept/cat__a": "1", "dog__b": "22"})
+    (tmp_path / "feline").symlink_to(tmp_path / "kept" / "cat")
+    assert positives(read(tmp_path)) == {
+        "dog/b.jpg": {"dog"},
+        "feline/a.jpg": {"cat", "feline"},
+    }
+
+
+def test_linked_folders_outside_are_named_and_counted(tmp_path: Path) -> None:
+    """One line for each, not one for each picture; permitted, they are class folders."""
+    plant(tmp_path / "disk", **{f"cat__{i}": f"{i}" for i in range(12)}, dog__a="x", dog__x__b="y")
+    root = plant(tmp_path / "pets", fox__a="f")
+    for name in ("cat", "dog"):
+        (root / name).symlink_to(tmp_path / "disk" / name)
+    with pytest.raises(DataError) as caught:
+        read(root)
+    permit = "data.allow_outside_root: true permits it"
+    assert str(caught.value).splitlines() == [
+        f"{root}: 2 linked folders outside the image root; {permit}",
+        f"  cat -> {tmp_path / 'disk' / 'cat'} (12 pictures)",
+        f"  dog -> {tmp_path / 'disk' / 'dog'} (2 pictures)",
+    ]
+    table = read_table(root, SourceOptions(allow_outside_root=True))
+    assert (table.labels.names, len(table), table.faults) == (("cat", "dog", "x", "fox"), 15, ())
+
+
+def test_a_linked_folder_that_is_lost_is_a_fault(tmp_path: Path) -> None:
+    """A class whose disk is not there must not vanish; other broken links are passed over."""
+    plant(tmp_path, cat__a="1")
+    (tmp_path / "dog").symlink_to(tmp_path / "unmounted" / "dog")
+    (tmp_path / "notes.txt").symlink_to(tmp_path / "gone.txt")
+    why = f"a link that leads nowhere ({tmp_path}/unmounted/dog)"
+    assert refusal(tmp_path).splitlines()[1:] == [f"  dog: {why}"]
+
+
+def test_a_raw_file_beside_its_jpeg_is_passed_over_and_others_are_rows(tmp_path: Path) -> None:
+    """A photo is not trained on twice, nor does a picture vanish."""
+    plant(tmp_path, cat__a="1")
+    for name in ("cat/a.CR2", "cat/b.CR2", "cat/c.heic", "cat/d.jxl"):
+        (tmp_path / name).write_text(name)
+    table = read(tmp_path)
+    assert table.names == ("cat/a.jpg", "cat/b.CR2", "cat/c.heic", "cat/d.jxl")
+    assert "1 picture (.cr2) beside a readable one of the same name: passed over" in table.notes
 
 
 def test_the_order_of_creation_changes_nothing(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_pictures_and_texts_without_each_other_are_counted(tmp_path: Path) -> No
     files = {"a.jpg": "", "b.jpg": "", "b.txt": "cat", "README.txt": "Hello", "x.md": "", ".h": ""}
     assert read(tmp_path, files).notes == (
         "1 of 2 pictures with no .txt: no labels",
-        "1 .txt file with no picture: 'README.txt'",
+        "1 text file with no picture: 'README.txt'",
         "1 file not named like a picture: ignored",
     )
 
@@ -90,15 +90,15 @@ def test_pictures_and_texts_without_each_other_are_counted(tmp_path: Path) -> No
 def test_the_first_ten_texts_without_a_picture_are_named(tmp_path: Path) -> None:
     """The others are counted."""
     table = read(tmp_path, {"a.jpg": "", "a.txt": ""} | {f"t{i:02}.txt": "" for i in range(12)})
-    assert table.notes[0].startswith("12 .txt files with no picture: 't00.txt', 't01.txt'")
+    assert table.notes[0].startswith("12 text files with no picture: 't00.txt', 't01.txt'")
     assert table.notes[0].endswith("'t09.txt' and 2 more")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("größe".encode("latin-1"), "not UTF-8 text (byte 0xf6); save it as UTF-8"),
-        ("cat".encode("utf-16"), "not UTF-8 text (byte 0xff); save it as UTF-8"),
+        ("кот".encode("cp1251"), "not UTF-8 text (byte 0xea); save it as UTF-8"),
+        ("cat, 猫, 狗".encode("gbk"), "not UTF-8 text (byte 0xb9); save it as UTF-8"),
         ("cat".encode("utf-16-le"), "not UTF-8 text (it holds NUL characters); save it as UTF-8"),
         (b"a," * MAX_BYTES, "2,000,000 bytes are too many for tags; the limit is 1,000,000"),
     ],
@@ -108,6 +108,84 @@ def test_a_text_that_cannot_be_tags_is_a_fault(tmp_path: Path, content: bytes, r
     table = read(tmp_path, {"a.jpg": "", "a.txt": "cat", "b.jpg": "", "b.txt": content})
     assert [(str(fault), fault.row) for fault in table.faults] == [(f"b.txt: {reason}", 1)]
     assert positives(table) == {"a.jpg": {"cat"}, "b.jpg": set()}
+
+
+# ---- other names of text files ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg.txt", "a.JPG.TXT", "a.caption", "a.jpg.Caption", "a.captions", "a.tags"]
+)
+def test_tags_may_be_in_other_files_beside(tmp_path: Path, name: str) -> None:
+    """Trainers and downloaders name them after the stem or after the whole name."""
+    picture = "a.JPG" if "JPG" in name else "a.jpg"
+    table = read(tmp_path, {picture: "", name: "cat, dog", "b/c.png": "", "b/c.txt": "sun"})
+    assert is_sidecar(tmp_path)
+    assert positives(table) == {picture: {"cat", "dog"}, os.path.join("b", "c.png"): {"sun"}}
+    assert (table.notes, table.faults) == ((), ())
+
+
+def test_tags_go_before_captions(tmp_path: Path) -> None:
+    """The note counts what is passed over."""
+    files: dict[str, str | bytes] = {"a.jpg": "", "a.txt": "cat", "a.caption": "A cat on a sofa."}
+    table = read(tmp_path, files)
+    assert positives(table) == {"a.jpg": {"cat"}}
+    assert table.notes == ("1 .caption file passed over: the tags are in the .txt beside",)
+
+
+def test_two_files_of_tags_must_agree(tmp_path: Path) -> None:
+    """Nobody knows which of them is right."""
+    files: dict[str, str | bytes] = {"a.jpg": "", "a.txt": "cat, dog", "a.jpg.txt": "dog\ncat"}
+    assert positives(read(tmp_path, files)) == {"a.jpg": {"cat", "dog"}}
+    (fault,) = read(tmp_path, {"a.jpg.txt": "dog"}).faults
+    assert str(fault) == "a.txt and a.jpg.txt: other tags in each; which are those of a.jpg?"
+    assert fault.row == 0
+
+
+PROSE = {
+    "long": "a man in a wetsuit riding a wave on top of a surfboard",
+    "sentence": "A cat sleeps there.",
+    "several": "A cat sleeps on the red sofa.\nA tabby lies on a couch in the living room.",
+    "spaces": "1girl solo long_hair blue_eyes smile hat dress sky cloud sea",
+}
+
+
+@pytest.mark.parametrize("text", PROSE)
+@pytest.mark.parametrize("ending", [".caption", ".txt"])
+def test_captions_are_no_tags(tmp_path: Path, text: str, ending: str) -> None:
+    """Each sentence would be a label; tags between spaces have their line to paste."""
+    files = {f"a{ending}": PROSE[text], f"b{ending}": PROSE[text], f"c{ending}": "cat, dog"}
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, {**files, "a.jpg": "", "b.jpg": "", "c.jpg": ""})
+    assert f"2 of 3 {ending} files hold sentences, not tags ('{PROSE[text][:15]}" in str(
+        caught.value
+    )
+    assert "data.label_delimiter: ' '" in str(caught.value)
+    assert len(read(tmp_path, {}, " ").labels) > 5
+
+
+def test_escaped_parentheses_stay(tmp_path: Path) -> None:
+    """As trainers of text write them."""
+    table = read(tmp_path, {"a.jpg": "", "a.txt": r"hatsune miku \(cosplay\), (cat:1.2), hot dog"})
+    assert positives(table)["a.jpg"] == {r"hatsune miku \(cosplay\)", "(cat:1.2)", "hot dog"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "title"), [("utf-16", "UTF-16"), ("cp1252", "Windows-1252"), ("utf-8-sig", "")]
+)
+def test_encodings_of_tags(tmp_path: Path, encoding: str, title: str) -> None:
+    """Windows saves text in any of these; what is not UTF-8 is said."""
+    table = read(tmp_path, {"a.jpg": "", "a.txt": "größe, café".encode(encoding)})
+    assert positives(table) == {"a.jpg": {"größe", "café"}}
+    assert table.notes == ((f"1 file read as {title}",) if title else ())
+
+
+def test_a_raw_file_beside_its_jpeg_is_passed_over(tmp_path: Path) -> None:
+    """Cameras write both of one photo; a raw file alone is a picture with a fault to come."""
+    files = dict.fromkeys(("a.CR2", "a.JPG", "b.nef"), "")
+    table = read(tmp_path, {**files, "a.txt": "cat", "b.txt": "dog"})
+    assert positives(table) == {"a.JPG": {"cat"}, "b.nef": {"dog"}}
+    assert table.notes == ("1 picture (.cr2) beside a readable one of the same name: passed over",)
 
 
 def test_a_text_that_leads_nowhere_is_a_fault(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_picture_is_the_id_else_what_the_annotation_says(tmp_path: Path) -> No
 def test_a_given_folder_holds_the_pictures(tmp_path: Path) -> None:
     """Names are relative to data.images then."""
     root = voc(tmp_path / "voc", {"train": "1 2"}, _1=xml(), _2=xml())
-    plant(tmp_path / "p", {"2.png": ""})
+    plant(tmp_path / "p", {"2.png": "", "2.cr2": ""})
     table = read(root, images=tmp_path / "p")
     assert (table.root, table.names) == (tmp_path / "p", ("1.jpg", "2.png"))
 

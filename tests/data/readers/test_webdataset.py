@@ -78,7 +78,7 @@ def test_folders_of_shards_are_sides(tmp_path: Path) -> None:
     [
         ("a.json", b"{not json", "not JSON"),
         ("a.json", b'{"labels": {"cat": 1}}', "wanted a list of labels"),
-        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.txt", b"\xff\x81", "not UTF-8"),
         ("a.txt", b"x," * 600_000, "too many bytes"),
     ],
 )
@@ -107,6 +107,25 @@ def test_samples_with_two_pictures_are_told(tmp_path: Path) -> None:
     table = read_table(tmp_path / "x", SourceOptions())
     assert len(table) == 1
     assert any("1 file ignored: a sample" in note for note in table.notes)
+
+
+def test_members_of_other_endings(tmp_path: Path) -> None:
+    """HEIC and AVIF are pictures; of a raw file and its JPEG the JPEG is taken."""
+    held = {"a.heic": b"1", "a.tags": b"cat", "b.avif": b"2", "b.caption": b"hot dog, sun"}
+    held |= {"c.CR2": b"3", "c.JPG": b"4", "c.caption": b"moon", "c.txt": b"dog", "d.CR2": b"5"}
+    pack(tmp_path / "x" / "a.tar", held)
+    table = read_table(tmp_path / "x", SourceOptions())
+    assert table.names == tuple(f"a.tar/{name}" for name in ("a.heic", "b.avif", "c.JPG", "d.CR2"))
+    assert table.labels.names == ("cat", "hot dog", "sun", "dog")
+    assert any("1 file ignored: a sample" in note for note in table.notes)
+
+
+def test_captions_are_no_tags(tmp_path: Path) -> None:
+    """Data sets of pictures and sentences come in tars."""
+    held = {"a.jpg": b"1", "a.txt": b"A man rides a wave on a small surfboard.", "b.jpg": b"2"}
+    pack(tmp_path / "x" / "a.tar", held)
+    with pytest.raises(DataError, match=r"1 of 1 \.txt files hold sentences, not tags \('A man"):
+        read_table(tmp_path / "x", SourceOptions())
 
 
 def test_a_tar_beside_class_folders_is_no_data_set(tmp_path: Path) -> None:

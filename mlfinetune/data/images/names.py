@@ -1,0 +1,77 @@
+"""Names of picture files, and the files below a folder.
+
+.jpg .png .heic ...   decoded                          photo.HEIC is a picture
+.cr2 .jxl .psd ...    pictures that are not decoded    each has its reason, and none is lost
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+DECODED = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif"),
+        *(".tiff", ".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"),
+    }
+)
+"""Endings of the formats that are decoded; HEIC only with the extra `heif`."""
+
+_RAW = "raw file of a camera; convert it to JPEG"
+_OTHER = "{} is not read; convert it to JPEG or PNG"
+UNDECODED = {
+    **dict.fromkeys((".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf"), _RAW),
+    **dict.fromkeys((".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef"), _RAW),
+    **dict.fromkeys((".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf"), _RAW),
+    **dict.fromkeys((".srw", ".x3f"), _RAW),
+    **dict.fromkeys((".j2c", ".j2k", ".jp2", ".jpf", ".jpx"), _OTHER.format("JPEG 2000")),
+    **dict.fromkeys((".pbm", ".pgm", ".pnm", ".ppm"), _OTHER.format("Netpbm")),
+    ".dcm": _OTHER.format("DICOM"),
+    ".eps": _OTHER.format("EPS"),
+    ".exr": _OTHER.format("OpenEXR"),
+    ".jxl": _OTHER.format("JPEG XL"),
+    ".psb": _OTHER.format("Photoshop"),
+    ".psd": _OTHER.format("Photoshop"),
+    ".svg": _OTHER.format("SVG"),
+    ".tga": _OTHER.format("Targa"),
+}
+"""Ending of a picture that is not decoded -> the reason, and what to do."""
+
+ENDINGS = ".jpg, .png, .webp, .avif, .heic, .gif, .bmp or .tiff"
+"""The usual endings, for messages."""
+
+
+def is_image_name(path: Path) -> bool:
+    """Return whether the name has the ending of a picture; the content may be different."""
+    suffix = path.suffix.lower()
+    return suffix in DECODED or suffix in UNDECODED
+
+
+def is_decoded_name(path: Path) -> bool:
+    """Return whether the name has the ending of a format that is decoded."""
+    return path.suffix.lower() in DECODED
+
+
+def is_lost_folder(path: Path) -> bool:
+    """Return whether the path is a link that leads nowhere, with a name as folders have."""
+    return path.is_symlink() and not path.suffix and not path.exists()
+
+
+def walk_files(root: Path) -> Iterator[Path]:
+    """Yield every file below `root`, sorted; hidden files and folders are left out.
+
+    Links to folders are followed, unless they lead back to a folder above: a loop. A link that
+    leads nowhere is yielded as a file. Memory holds one folder's names.
+    """
+    yield from _walk_folder(root, ())
+
+
+def _walk_folder(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files below a folder; `above` are the real paths of the folders that hold it."""
+    above = (*above, os.path.realpath(folder))
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield entry
+        elif os.path.realpath(entry) not in above:
+            yield from _walk_folder(entry, above)
