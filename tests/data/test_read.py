@@ -652,10 +652,10 @@ def test_no_file_of_the_user_is_changed(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jpg").write_text("the same")
     bad = write(tmp_path, "image,labels\nnone.jpg,x\n", "bad.csv", touch=False)
     before = digest(tmp_path)
-    read_splits(good, None, SourceOptions())
-    for path in (bad, tmp_path):
-        with pytest.raises(DataError):
-            read_splits(path, None, SourceOptions())
+    for path in (good, tmp_path):
+        read_splits(path, None, SourceOptions())
+    with pytest.raises(DataError):
+        read_splits(bad, None, SourceOptions())
     assert digest(tmp_path) == before
 
 

@@ -68,10 +68,18 @@ def walk_files(root: Path) -> Iterator[Path]:
 def _walk_folder(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     """Yield the files below a folder; `above` are the real paths of the folders that hold it."""
     above = (*above, os.path.realpath(folder))
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            yield entry
-        elif os.path.realpath(entry) not in above:
-            yield from _walk_folder(entry, above)
+    with os.scandir(folder) as entries:
+        visible = sorted((e.name, e) for e in entries if not e.name.startswith("."))
+    for name, entry in visible:
+        if not _is_folder(entry):
+            yield folder / name
+        elif os.path.realpath(entry.path) not in above:
+            yield from _walk_folder(folder / name, above)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

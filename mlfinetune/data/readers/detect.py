@@ -1,19 +1,15 @@
 """Detect the format of a file or folder, and read it into a Table.
 
 path -> format, given or detected by names and layout -> the reader of the format -> Table
-path/train, path/val, path/test -> each read by itself -> one Table with splits
+path -> several tables in it: splits, folders, a table beside its pictures -> several.py
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from mlfinetune.data.images.names import is_image_name
-from mlfinetune.data.labels import align
 from mlfinetune.data.readers import (
     coco,
     csv_table,
@@ -22,16 +18,15 @@ from mlfinetune.data.readers import (
     huggingface,
     json_table,
     parquet,
+    several,
     sidecar,
     voc,
     webdataset,
 )
-from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.readers.text_file import find_ending
-from mlfinetune.data.table import Fault, SourceOptions, Table
-from mlfinetune.data.targets import LabelSpace, Targets
+from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location, is_url
+from mlfinetune.location import is_url
 
 READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "csv": ("a CSV or TSV table", csv_table.read_csv),
@@ -46,14 +41,8 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
 }
 """Format -> its name in messages, and its reader."""
 
-_TABLES = ("csv", "huggingface", "json")
-"""Formats where a folder is read through a table in it."""
-
 _URL_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
 """A path that was meant as a URL: Path turns // into /."""
-
-_TABLES_IN_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
-"""Names of tables that describe the pictures of their folder; the last one is Roboflow's."""
 
 
 def read_source(path: Path, options: SourceOptions) -> Table:
@@ -66,24 +55,24 @@ def read_source(path: Path, options: SourceOptions) -> Table:
         hint = "; a URL goes into a config (data.train)" if _URL_AS_PATH.search(str(path)) else ""
         raise DataError(f"no such file or folder: {path} (data.train, data.val or --data){hint}")
     try:
-        sides = _find_split_folders(path) if options.format in _IN_SPLIT_FOLDERS else {}
-        if sides:
-            return _join_tables(path, _read_split_folders(path, sides, options), sides)
+        joined, notes = several.read_several(path, options, read_source)
+        if joined is not None:
+            return replace(joined, notes=(*joined.notes, *notes))
         format = detect_format(path) if options.format == "auto" else options.format
         title, reader = READERS[format]
-        if is_url(options.images) and format not in _TABLES:
+        if is_url(options.images) and format not in several.TABLES:
             raise DataError(
                 f"data.images: pictures of {title} cannot be read from {options.images}; list "
                 f"them in a table"
             )
-        source = _find_table(path) if format in _TABLES else path
+        source = several.find_table(path) if format in several.TABLES else path
         if format == "huggingface" and source.suffix.lower() in csv_table.SUFFIXES:
             reader = csv_table.read_csv  # metadata.csv
         table = reader(source, options)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from error
     how = "" if options.format == "auto" else " (data.format)"
-    return replace(table, notes=(f"read as {title}{how}", *table.notes))
+    return replace(table, notes=(f"read as {title}{how}", *table.notes, *notes))
 
 
 def detect_format(path: Path) -> str:
@@ -94,7 +83,7 @@ def detect_format(path: Path) -> str:
     """
     if not path.is_dir():
         return _detect_file(path)
-    table = _find_table(path)
+    table = several.find_table(path)
     if table != path:
         return "csv" if table.suffix == ".csv" else "huggingface"
     for is_format, format in (
@@ -124,124 +113,3 @@ def _detect_file(path: Path) -> str:
             f"{path}: wanted a file ending in {', '.join(sorted(by_ending))}, or a folder"
         )
     return "coco" if format == "json" and coco.is_coco_json(path) else format
-
-
-def _find_table(path: Path) -> Path:
-    """Return the table in a folder that describes its pictures; without one, the path itself."""
-    tables = (path / name for name in _TABLES_IN_FOLDERS)
-    return next((table for table in tables if table.is_file()), path)
-
-
-# ---- folders named train, val and test ------------------------------------------------------
-
-_IN_SPLIT_FOLDERS = {"auto", *READERS} - {"voc"}
-
-
-def _find_split_folders(path: Path) -> dict[str, str]:
-    """Return folder name -> split, if `path` has a folder for train and one for another split.
-
-    Example of the entries of `path`, and what is returned:
-
-        train/ valid/                            {train: train, valid: val}
-        train/ valid/ others/, no pictures in    the same; others/ is not read
-          train/ or valid/ themselves
-        train/ test/ bus/, pictures in train/    {}: class folders, `train` is a label
-        train/ training/ val/                    {}: two folders for one split
-        train/ val/ metadata.csv                 {}: the table has the splits
-    """
-    if not path.is_dir() or _find_table(path) != path:
-        return {}
-    if voc.is_voc(path) or coco.is_coco(path):  # their folders have such names too
-        return {}
-    names = sorted(_list_folders(path))
-    sides = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
-    each_once = len(set(sides.values())) == len(sides)
-    if not each_once or "train" not in sides.values() or len(sides) < 2:
-        return {}
-    # Beside other folders, train/ and test/ with pictures in them may be labels.
-    are_labels = len(sides) < len(names) and any(
-        is_image_name(Path(base)) for name in sides for base in os.listdir(path / name)
-    )
-    return {} if are_labels else sides
-
-
-def _list_folders(path: Path) -> list[str]:
-    entries = os.scandir(path)
-    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _read_split_folders(
-    path: Path, sides: dict[str, str], options: SourceOptions
-) -> dict[str, Table]:
-    """Read one table per folder; train comes first, and its label delimiter holds for all."""
-    tables = {}
-    for name in sorted(sides, key=lambda name: sides[name] != "train"):
-        tables[name] = read_source(path / name, options)
-        if tables[name].delimiter is not None:
-            options = replace(options, label_delimiter=tables[name].delimiter)
-    return {name: tables[name] for name in sides}
-
-
-def _join_tables(path: Path, tables: dict[str, Table], sides: dict[str, str]) -> Table:
-    """Return the tables of split folders as one, with names relative to a common root.
-
-    Args:
-        path: the folder that holds the split folders.
-        tables: folder name -> its table.
-        sides: folder name -> its split.
-    """
-    parts = list(tables.values())
-    root = _find_common_root(path, parts)
-    space = LabelSpace(tuple(dict.fromkeys(label for part in parts for label in part.labels.names)))
-    blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
-    counts = ", ".join(f"{len(tables[name])} in {name}/" for name in sides)
-    others = sorted(f"{name}/" for name in set(_list_folders(path)) - set(sides))
-    notes = [f"split folders: {counts}"]
-    if others:
-        notes.append(f"other folders, not read: {', '.join(others)}")
-    notes += [f"{name}/: {note}" for name, part in tables.items() for note in part.notes]
-    return Table(
-        origin=path,
-        format=parts[0].format,
-        root=root,
-        names=tuple(_prefix_names(root, parts)),
-        targets=Targets.pack(blocks, len(space)),
-        unnamed=np.concatenate([part.unnamed for part in parts]),
-        labels=space,
-        splits=tuple(sides[name] for name, part in tables.items() for _ in part.names),
-        delimiter=parts[0].delimiter,
-        notes=tuple(notes),
-        groups=tuple(group for part in parts for group in part.groups or ()) or None,
-        faults=tuple(_shift_faults(tables)),
-    )
-
-
-def _shift_faults(tables: dict[str, Table]) -> Iterator[Fault]:
-    """Yield the faults of all tables, with rows counted from the first table on."""
-    start = 0
-    for name, part in tables.items():
-        for fault in part.faults:
-            row = None if fault.row is None else start + fault.row
-            yield replace(fault, place=os.path.join(name, fault.place), row=row)
-        start += len(part)
-
-
-def _find_common_root(path: Path, parts: Iterable[Table]) -> Location:
-    """Return `path`; if a root is outside of it (data.images, the cache), the folder above all."""
-    roots = [part.root for part in parts]
-    if all(isinstance(root, Path) and root.is_relative_to(path) for root in roots):
-        return path
-    if len(set(roots)) == 1:  # data.images
-        return roots[0]
-    return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
-
-
-def _prefix_names(root: Location, parts: Iterable[Table]) -> Iterator[str]:
-    """Yield the names of all tables, relative to `root`; URLs and empty names stay as they are."""
-    for part in parts:
-        prefix = os.path.relpath(part.root, root)
-        for name in part.names:
-            if not name or is_url(name):
-                yield name
-            else:
-                yield os.path.normpath(os.path.join(prefix, name))

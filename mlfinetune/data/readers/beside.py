@@ -1,0 +1,259 @@
+"""Tables that lie in a folder of pictures: which of them describe these pictures?
+
+    pets/train.csv   pets/images/1.jpg          train.csv: its first rows name pictures below
+    pets/train.csv   pets/val.csv               the splits
+    pets/results.csv pets/cat/1.jpg             results.csv names no picture: class folders
+
+A table is looked at by its first rows alone: no format is parsed, only the pieces between commas,
+quotes and the like are compared with the names of the pictures.
+"""
+
+import gzip
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlfinetune.data.images.names import is_image_name, walk_files
+from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.errors import DataError
+from mlfinetune.text import format_list
+
+TABLES_OF_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
+"""Names of tables that describe the pictures of their folder; the last one is Roboflow's."""
+_TABLES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz")
+_LISTS = (".txt", ".json")
+"""Endings that tables share with much else."""
+_MOST_LISTS = 20
+_WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
+_WRITTEN = {"sample_submission", "submission", "predictions", "suspects", "skipped"}
+"""Names of tables that programs write about pictures: their labels are nobody's."""
+_SAMPLE = 2**18
+"""Bytes of a table that are looked at."""
+_PIECE = re.compile(r'[,;|\t"]')
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
+_ID_WORDS = re.compile(r"id|image|img|file|name|photo|pic", re.IGNORECASE)
+_MOST_ROOTS = 20
+"""Folders that are tried as the root of a table's names."""
+_MOST_NAMES = 100
+"""Names of a table that are looked up below each."""
+_COVERED = 0.8
+"""Share of the pictures that a table must list where folders have the names of labels too."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of a table.
+
+    Attributes:
+        path: the table.
+        header: the pieces of its first line.
+        names: for each row that names a picture, the piece that does.
+        rows: the number of rows in the sample.
+        total: the number of rows in the table, estimated by its size.
+    """
+
+    path: Path
+    header: frozenset[str]
+    names: list[str]
+    rows: int
+    total: int
+
+
+class PictureIndex:
+    """The pictures below a folder.
+
+    Attributes:
+        folder: the folder.
+        count: number of pictures.
+        folders: folder that holds pictures, relative to `folder` -> their number.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folders: Counter[Path] = Counter()
+        self._stems: set[str] = set()
+        for path in filter(is_image_name, walk_files(folder)):
+            self.folders[path.parent] += 1
+            self._stems.add(path.stem.casefold())
+        self.count = self.folders.total()
+        self.folders = Counter({p.relative_to(folder): n for p, n in self.folders.items()})
+
+    def is_name(self, piece: str, with_numbers: bool) -> bool:
+        """Return whether a piece of a row names a picture: its path, name, or name less ending."""
+        base = piece.replace("\\", "/").rpartition("/")[2].casefold()
+        if is_image_name(Path(base)):
+            return Path(base).stem in self._stems
+        return base in self._stems and (with_numbers or not base.isdigit())
+
+
+def list_tables(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files that may be tables of a folder's pictures, and those of spreadsheets.
+
+    Files in a folder below count where it holds neither pictures nor folders: annotations/a.csv.
+    """
+    files = _list_visible(folder)
+    for below in [path for path in files if path.is_dir() and path.name.casefold() not in SPLITS]:
+        names = os.listdir(below)
+        if not any(is_image_name(Path(name)) for name in names):
+            entries = _list_visible(below)
+            if not any(path.is_dir() for path in entries):
+                files += [path for path in entries if path.name not in TABLES_OF_FOLDERS]
+    pictures = {name for path in files if is_image_name(path) for name in (path.name, path.stem)}
+    files = [path for path in files if path.stem not in pictures and path.is_file()]
+    tables = [path for path in files if is_usual_table(path)]
+    lists = [path for path in files if path.suffix.lower() in _LISTS]
+    if len(lists) <= _MOST_LISTS:  # more are the tags, or the facts, of single pictures
+        tables += lists
+    tables = [path for path in tables if _find_stem(path) not in _WRITTEN]
+    return sorted(tables), [path for path in files if path.suffix.lower() in _WORKBOOKS]
+
+
+def find_leading(tables: Sequence[Path], index: PictureIndex) -> dict[Path, Sample]:
+    """Return the tables, with their samples, of whose first rows at least half name a picture."""
+    samples = (_read_sample(path, index) for path in tables)
+    return {sample.path: sample for sample in samples if sample.rows <= 2 * len(sample.names) > 0}
+
+
+def find_root(sample: Sample, index: PictureIndex) -> Path | None:
+    """Return the folder that most of a table's names are relative to; None: there is no such one.
+
+    Tried are the table's own folder, the folders that hold pictures, and those above them.
+    """
+    held = [folder for folder, _ in index.folders.most_common(_MOST_ROOTS)]
+    own = Path(os.path.relpath(sample.path.parent, index.folder))
+    tried = dict.fromkeys([own, Path(), *held, *(above for one in held for above in one.parents)])
+    names = [name.replace("\\", "/") for name in sample.names[:_MOST_NAMES]]
+    hits = {
+        root: sum(os.path.isfile(index.folder / root / name) for name in names) for root in tried
+    }
+    best = max(hits, key=lambda root: hits[root])
+    return index.folder / best if 2 * hits[best] >= len(names) else None
+
+
+def find_splits(leading: dict[Path, Sample], tables: Sequence[Path]) -> dict[Path, str]:
+    """Return table -> split, of train.csv and its like; empty where tables are no splits.
+
+    tables                                result
+    train.csv val.csv test.csv            train, val, test; also where test has no picture here
+    labels_train.csv labels_dev.csv       train, val
+    train.csv                             empty: a table like any other
+    train.csv train_old.csv               empty
+    """
+    groups: dict[tuple[str, ...], dict[Path, str]] = {}
+    for table in tables:
+        words = [word for word in re.split(r"[\W_]+", _find_stem(table)) if word]
+        marks = [word for word in words if word in SPLITS]
+        if len(marks) == 1 and (table in leading or is_usual_table(table)):
+            rest = tuple(word for word in words if word != marks[0])
+            groups.setdefault(rest, {})[table] = SPLITS[marks[0]]
+    for splits in groups.values():
+        once = len(set(splits.values())) == len(splits) > 1
+        if once and "train" in splits.values() and leading.keys() & splits.keys():
+            return splits
+    return {}
+
+
+def refuse_rivals(
+    folder: Path, leading: dict[Path, Sample], chosen: Sequence[Path], index: PictureIndex
+) -> None:
+    """Check that nothing else names labels: another table, or the folders themselves.
+
+    Folders with the names of labels hold no rival where the table lists most of the pictures: it
+    says the same, or more. Where it lists a part it may be about something else.
+
+    Raises:
+        DataError: several sources of labels; it says how to choose.
+    """
+    if rivals := [table for table in leading if table not in chosen]:
+        lines = [f"data.train: {table}" for table in sorted({*rivals, *chosen})]
+        raise DataError(
+            f"{folder}: several tables name its pictures; choose one\n{format_list(lines)}"
+        )
+    labels = {held.name for held in index.folders if held.name.casefold() not in SPLITS} - {""}
+    in_splits = any(
+        len(held.parts) > 1 and held.parts[0].casefold() in SPLITS for held in index.folders
+    )
+    listed = sum(leading[table].total for table in chosen if table in leading)
+    if len(labels) > 1 and (in_splits or listed < _COVERED * index.count):
+        names = ", ".join(f"'{name}'" for name in sorted(labels)[:3])
+        raise DataError(
+            f"{folder}: labels may be in {' and '.join(table.name for table in chosen)} or the "
+            f"names of folders ({names}{', ...' if len(labels) > 3 else ''}); choose one\n"
+            + format_list([f"data.train: {chosen[0]}", "data.format: folder"])
+        )
+
+
+def lacks_columns(test: Path, train: Path) -> bool:
+    """Return whether a table has not all columns of another, by their first lines."""
+    headers = [
+        frozenset(_split_line(_read_start(path)[0].partition("\n")[0])) for path in (test, train)
+    ]
+    return bool(headers[1] - headers[0])
+
+
+def is_usual_table(path: Path) -> bool:
+    """Return whether the ending is one that tables alone have."""
+    return path.name.lower().endswith(_TABLES)
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _find_stem(path: Path) -> str:
+    """Return the name without its ending, in small letters; `train` of train.csv.gz."""
+    return path.name.casefold().removesuffix(".gz").rpartition(".")[0]
+
+
+def _read_sample(path: Path, index: PictureIndex) -> Sample:
+    """Read the first rows of a file, and find the pieces that name pictures."""
+    content, is_whole = _read_start(path)
+    if path.suffix.lower() == ".json":
+        names = [text for text in _read_texts(content) if index.is_name(text, False)]
+        some = len(names) > 1 or 2 * len(names) >= index.count
+        return Sample(path, frozenset(), names, len(names) if some else index.count, index.count)
+    is_json = path.name.lower().endswith(".jsonl")
+    lines = [line for line in content.splitlines() if line.strip()]
+    rows = [list(_read_texts(line)) if is_json else _split_line(line) for line in lines]
+    header = frozenset(rows[0]) if rows else frozenset[str]()
+    with_numbers = any(map(_ID_WORDS.search, header)) and not is_json
+    found = [[piece for piece in row if index.is_name(piece, with_numbers)] for row in rows]
+    # A row of a name alone is a list of files, not a table of labels.
+    names = [pieces[0] for row, pieces in zip(rows, found, strict=True) if pieces and len(row) > 1]
+    count = len(rows) - bool(found and not found[0] and not is_json)
+    total = count if is_whole else int(count * path.stat().st_size / len(content))
+    if path.suffix.lower() == ".gz" and not is_whole:
+        total = index.count
+    return Sample(path, header, names, count, total)
+
+
+def _split_line(line: str) -> list[str]:
+    """Return the pieces of a row, without blank ones; a row without delimiter has words."""
+    pieces = [piece.strip() for piece in _PIECE.split(line) if piece.strip()]
+    return line.split() if len(pieces) == 1 else pieces
+
+
+def _read_texts(content: str) -> Iterator[str]:
+    """Yield the texts in quotes of JSON."""
+    for quoted in _TEXT.findall(content):
+        try:
+            yield json.loads(quoted)
+        except ValueError:
+            continue
+
+
+def _read_start(path: Path) -> tuple[str, bool]:
+    """Return the first lines of a file as text, and whether they are all; empty: it has none."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            content = file.read(_SAMPLE + 1)
+    except (OSError, EOFError):
+        return "", True
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = content[:_SAMPLE].decode(encoding, errors="replace")
+    is_whole = len(content) <= _SAMPLE
+    return text if is_whole else text.rpartition("\n")[0], is_whole

@@ -1,0 +1,85 @@
+"""Several tables of one data set become one Table: split folders, split files, nested folders.
+
+{train/: Table, val/: Table}          -> one Table with splits, names below the common root
+{cats/: Table, dogs/: Table}          -> one Table without splits
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mlfinetune.data.labels import align
+from mlfinetune.data.table import Fault, Table
+from mlfinetune.data.targets import LabelSpace, Targets
+from mlfinetune.location import Location, is_url
+
+
+def join_tables(
+    path: Path,
+    tables: Mapping[str, Table],
+    splits: Mapping[str, str] | None,
+    notes: Iterable[str] = (),
+) -> Table:
+    """Return several tables as one, with names relative to a common root.
+
+    Args:
+        path: the folder that holds all of them.
+        tables: `train/` or `train.csv` -> the table in this folder, or of this file.
+        splits: `train/` or `train.csv` -> its split; None: the tables are no splits.
+        notes: go before those of the tables.
+    """
+    parts = list(tables.values())
+    root = _find_common_root(path, parts)
+    space = LabelSpace(tuple(dict.fromkeys(label for part in parts for label in part.labels.names)))
+    blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
+    own = (f"{name}: {note}" for name, part in tables.items() for note in part.notes)
+    by_row = splits and (splits[name] for name, part in tables.items() for _ in part.names)
+    return Table(
+        origin=path,
+        format=parts[0].format,
+        root=root,
+        names=tuple(_prefix_names(root, parts)),
+        targets=Targets.pack(blocks, len(space)),
+        unnamed=np.concatenate([part.unnamed for part in parts]),
+        labels=space,
+        splits=tuple(by_row) if by_row else None,
+        delimiter=parts[0].delimiter,
+        notes=(*notes, *own),
+        groups=tuple(group for part in parts for group in part.groups or ()) or None,
+        faults=tuple(_shift_faults(tables)),
+    )
+
+
+def _shift_faults(tables: Mapping[str, Table]) -> Iterator[Fault]:
+    """Yield the faults of all tables, with rows counted from the first table on."""
+    start = 0
+    for name, part in tables.items():
+        prefix = name if name.endswith("/") else f"{name} "
+        for fault in part.faults:
+            row = None if fault.row is None else start + fault.row
+            yield replace(fault, place=f"{prefix}{fault.place}", row=row)
+        start += len(part)
+
+
+def _find_common_root(path: Path, parts: Iterable[Table]) -> Location:
+    """Return `path`; if a root is outside of it (data.images, the cache), the folder above all."""
+    roots = [part.root for part in parts]
+    if all(isinstance(root, Path) and root.is_relative_to(path) for root in roots):
+        return path
+    if len(set(roots)) == 1:  # data.images
+        return roots[0]
+    return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
+
+
+def _prefix_names(root: Location, parts: Iterable[Table]) -> Iterator[str]:
+    """Yield the names of all tables, relative to `root`; URLs and empty names stay as they are."""
+    for part in parts:
+        prefix = os.path.relpath(part.root, root)
+        for name in part.names:
+            if not name or is_url(name):
+                yield name
+            else:
+                yield os.path.normpath(os.path.join(prefix, name))
