@@ -49,7 +49,7 @@ loss:
 
 _NEW_KEYS_BEFORE = "  bad_images:"
 """The line before which keys of the data get their place, where the template has none for them."""
-_PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)
+_PLAIN = re.compile(r"(?:/|(?:\.\.?/)*)[A-Za-z_][\w./+-]*", re.ASCII)
 _KEYWORDS = ("null", "true", "false", "yes", "no", "on", "off")
 _WIDTH = 28
 """Column of the comments, at least."""

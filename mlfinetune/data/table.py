@@ -85,7 +85,7 @@ class Table:
         choices: what the reader guessed, as keys of the config's `data` section and their values
             in YAML, such as ("image_column", "Datei"); a config with them reads the same table.
         notes: what the reader saw and decided, as lines for the user.
-        hint: how faults of paths may be mended, in one line; it is one of the notes too.
+        hint: how faults of paths may be mended, in one line; a note says it too.
         faults: all errors in rows and pictures.
     """
 

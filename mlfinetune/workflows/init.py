@@ -238,10 +238,10 @@ def _find_pictures(
         )
     (folder,) = place.folders
     settings = [Setting("data.images", folder, "the paths of the table begin here")]
-    line = f"{place.count} of {place.total} pictures in {display_path(folder)}/"
     if place.by_name:
-        line += ", found by their names"
-        settings.append(Setting("data.find_by_name", True, "whatever folders the table writes"))
+        why = "by their file names, not by the paths of the table"
+        settings.append(Setting("data.find_by_name", True, why))
+    line = f"pictures in {display_path(folder)}/: {place.count} of {place.total}"
     plan = plan.decide(line, *settings)
     return plan, _read(plan.config)
 
@@ -292,7 +292,7 @@ def _describe_data(
         *plan.lines,
         *_explain_folders(request, table),
         list_frequent_labels(splits),
-        *describe_rows(table),
+        *describe_rows(table)[-1:],  # its labels are in the line above
         *describe_empty(table, plan.config.data.empty_labels, plan.config.data.unknown),
         *(note for note in splits.notes if note not in said and not _is_said_otherwise(note)),
     ]
@@ -327,8 +327,8 @@ def _name_next_step(file: Path, splits: Splits) -> str:
     if ((positives > 0) & (negatives > 0)).any():
         return f"mlfinetune train {name}"
     return (
-        f"pictures with a label and pictures without it; no label has both, so that nothing can be "
-        f"learned yet: mlfinetune check {name}"
+        f"no label has pictures with it and pictures without it, so that nothing can be learned "
+        f"yet; add pictures, then mlfinetune check {name}"
     )
 
 
