@@ -107,7 +107,7 @@ def parse_choice(text: str) -> str | list[str]:
         return text
     if isinstance(value, list):
         return [str(item) for item in value]
-    return value if isinstance(value, str) else text
+    return value if isinstance(value, str) and value else text  # "|" alone begins a block of text
 
 
 def _put_setting(lines: list[str], setting: Setting) -> None:

@@ -328,7 +328,7 @@ def word_hint(
             return f"{count} of {total} are there below {both}: set data.images to one of them"
         path = _quote_path(os.path.join(root, folder))
         return f"{count} of {total} are there below {folder}/: set data.images: {path}"
-    if not found and search.several:
+    if not found and search.several and is_none_there:
         files = " and ".join(map(repr, next(iter(search.several.values()))[:2]))
         return (
             f"{len(search.several)} of {total} have several files of their name, as {files}: set "
