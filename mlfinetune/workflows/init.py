@@ -290,7 +290,6 @@ def _describe_data(
         *summarize(tables, splits, plan.config.data.val_fraction),
         *table.notes,
         *plan.lines,
-        *_explain_folders(request, table),
         list_frequent_labels(splits),
         *describe_rows(table)[-1:],  # its labels are in the line above
         *describe_empty(table, plan.config.data.empty_labels, plan.config.data.unknown),
@@ -306,18 +305,6 @@ def _describe_data(
 
 def _is_said_otherwise(note: str) -> bool:
     return any(part in note for part in _SAID_OTHERWISE)
-
-
-def _explain_folders(request: InitRequest, table: Table) -> list[str]:
-    """Return the line that says how to go on where folders are albums, and no labels."""
-    if table.format != "folder" or not request.data.is_dir():
-        return []
-    name = shlex.quote(f"{_name_after(request.data)}.csv")
-    data = shlex.quote(display_path(request.data))
-    return [
-        f"the names of folders are the labels; where they are albums: mlfinetune init {data} "
-        f"--table {name} writes a table to fill in"
-    ]
 
 
 def _name_next_step(file: Path, splits: Splits) -> str:

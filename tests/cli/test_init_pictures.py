@@ -291,9 +291,7 @@ def test_a_table_for_albums(data: Path, cli: Run) -> None:
         folder = data / "albums" / ("caf\u00e9, 2024", 'the "best"')[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
-    assert any(
-        "albums: mlfinetune init albums --table albums.csv" in x for x in init(cli, data, "albums")
-    )
+    assert any("mlfinetune init albums --table albums.csv" in x for x in init(cli, data, "albums"))
     done = cli("init", "albums", "--table", "albums.csv", cwd=data)
     assert done.returncode == 0, done.stderr
     assert (data / "albums.csv").read_text()[0] == "\ufeff"  # Excel then reads the accents

@@ -12,23 +12,24 @@ from mlfinetune.data.proposal import list_choices
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "value"),
+    ("key", "choice", "value"),
     [
         ("image_column", "Datei", "Datei"),
         ("image_column", "Datei: Name", "Datei: Name"),
         ("image_column", "1", "1"),
-        ("label_column", "[label, tags]", ["label", "tags"]),
-        ("label_column", '["a, b"]', ["a, b"]),
-        ("label_delimiter", '";"', ";"),
+        ("label_column", ("label", "tags"), ["label", "tags"]),
+        ("label_column", ("a, b",), ["a, b"]),
+        ("image_column", "a: b", "a: b"),
+        ("label_delimiter", ";", ";"),
         ("label_delimiter", "|", "|"),
         ("split_column", "true", "true"),
     ],
 )
 def test_choices_of_a_reader_are_written(
-    tmp_path: Path, key: str, text: str, value: object
+    tmp_path: Path, key: str, choice: str | tuple[str, ...], value: object
 ) -> None:
-    """Names, lists and signs, whether the reader quotes them or not."""
-    read = replace(table(tmp_path, "a.jpg"), choices=((key, text),))
+    """Names, lists and signs, whatever YAML makes of them without quotes."""
+    read = replace(table(tmp_path, "a.jpg"), choices=((key, choice),))
     settings = [Setting("data.train", "a.csv"), *list_choices(read)]
     (tmp_path / "a.yaml").write_text(fill_template(["head"], settings))
     assert getattr(load_config(tmp_path / "a.yaml").data, key) == value
