@@ -43,7 +43,7 @@ def main() -> None:
     device = prepare_device("cpu")
     dtype, _ = choose_precision("auto", device)
     splits, spec = load_splits(config, log), build_transform_spec(config)
-    tagger = build_model(config, splits.train, spec, device)
+    tagger, _ = build_model(config, splits.train, spec, device)
     maker = build_extractor(config, tagger, spec, device, dtype, workers=1)
     store = open_feature_store(get_cache_folder("features"), tagger, spec, "resnet50", maker)
     room = read_free_memory(device) // 2

@@ -47,6 +47,18 @@ def format_list(faults: Sequence[str], total: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def list_labels(names: Sequence[str], after: str = "") -> str:
+    """Return `2 labels: cat, dog`, or `2 labels of both: cat, dog` with `after` " of both".
+
+    After ten names the others are counted.
+    """
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    shown = ", ".join(names[:MAX_LISTED])
+    return (
+        f"{pluralize(len(names), 'label')}{after}: {shown}{more}" if names else f"no label{after}"
+    )
+
+
 def pluralize(number: int, noun: str) -> str:
     """Return `1 label` or `2 labels`: the number, and the noun with an s where it needs one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

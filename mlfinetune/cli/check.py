@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from mlfinetune.text import fit_width, format_list, make_printable, pluralize
 
 if TYPE_CHECKING:  # it loads numpy
-    from mlfinetune.data.checks import Finding
+    from mlfinetune.data.findings import Finding
 
 SHOWN_LABELS = 20
 SHOWN_PAIRS = 5
@@ -20,10 +21,7 @@ WIDEST = 300
 
 def format_json(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
     """Return a JSON object: each finding with all of its items, and the facts."""
-    listed = [
-        {"severity": f.severity, "kind": f.kind, "message": f.message, "items": f.items}
-        for f in findings
-    ]
+    listed = [asdict(finding) for finding in findings]
     clean = all(f.severity != "error" for f in findings)
     content = {"clean": clean, "findings": listed, **facts}
     return json.dumps(content, indent=2, ensure_ascii=False).encode(errors="replace").decode()
@@ -34,9 +32,11 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
 
     Args:
         findings: errors first.
-        facts: notes, pictures, sides, labels and pairs of labels, as `--json` adds them.
+        facts: notes, pictures, sides, labels and pairs of labels, as `--json` adds them; perhaps
+            a sample of the rows as read.
     """
-    lines = [*facts["notes"], "", *_format_picture_lines(facts["pictures"])]
+    lines = [*facts["notes"], *facts["sample"], ""]
+    lines += _format_picture_lines(facts["pictures"])
     if facts["labels"]:
         lines += [
             "",
@@ -49,6 +49,7 @@ def format_text(findings: "Sequence[Finding]", facts: dict[str, Any]) -> str:
         lines += ["", f"{finding.severity}: {finding.message}"]
         shown = [item if len(item) <= WIDEST else item[:WIDEST] + "..." for item in finding.items]
         lines += [format_list(shown)] if shown else []
+        lines += [f"  to mend it: {finding.remedy}"] if finding.remedy else []
     errors = sum(finding.severity == "error" for finding in findings)
     counts = {"error": errors, "warning": len(findings) - errors}
     kinds = [

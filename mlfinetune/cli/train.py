@@ -1,9 +1,14 @@
 """`mlfinetune train`: prints the metrics of the run on its validation data."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mlfinetune.config import Config
 
 DEVICE_HELP = "Device to compute on: auto, cpu, cuda, cuda:N or mps."
 
@@ -62,10 +67,21 @@ def train(
     is_run_config = config.name == directory.CONFIG
     is_run_config &= (config.parent / directory.LABELS).is_file()
     resumes_own = is_run_config and output is None  # the config lies in the run to resume
-    if resume and resumes_own:
+    recorded = load_config(config) if resumes_own else None
+    if resumes_own and (resume or _is_gone(recorded, loaded)):
         loaded = loaded.model_copy(update={"output": config.parent.absolute()})
-    options = ResumeOptions(resumes_own, allow_changed) if resume else None
+    options = ResumeOptions(recorded, allow_changed) if resume else None
     result = workflow.run(loaded, device, log, options)
     if result is not None:
         print(format_summary(result.evaluation))
         log.say(f"results in {display_path(result.run)}")
+
+
+def _is_gone(recorded: Config | None, loaded: Config) -> bool:
+    """Tell whether the run directory that its config.yaml names was moved.
+
+    A new run then goes beside the config, not to where the former one was.
+    """
+    output = loaded.output
+    assert output is not None
+    return recorded is not None and output == recorded.output and not output.exists()

@@ -4,6 +4,7 @@ In: a YAML file and overrides. Out: Config, or one ConfigError with all faults, 
 Start at sections.py (every key and its default); messages.py words the faults.
 
     load_config(path, overrides) -> Config
+    build_config(tree, overrides) -> Config without a file
     dump_config(config)          -> YAML text that loads to the same Config
     restore_config(tree, origin) -> Config of a checkpoint
 
@@ -20,8 +21,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlfinetune.config import yaml12
+from mlfinetune.config.data_section import DataConfig
 from mlfinetune.config.messages import describe_errors
-from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, DataConfig, EvalConfig
+from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, EvalConfig
 from mlfinetune.config.yaml12 import Lines, name_kind
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import is_url
@@ -34,6 +36,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvalConfig",
+    "build_config",
     "build_schema",
     "dump_config",
     "load_config",
@@ -70,6 +73,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if config.output is not None:
         return config
     return config.model_copy(update={"output": Path("runs").absolute() / path.stem})
+
+
+def build_config(tree: dict[str, dict[str, Any]], overrides: Sequence[str]) -> Config:
+    """Return the Config of plain containers with overrides applied, where there is no file yet.
+
+    Raises:
+        ConfigError: all faults, each with its key.
+    """
+    tree = {section: dict(values) for section, values in tree.items()}
+    lines: Lines = {}
+    faults = [fault for override in overrides for fault in _apply_override(tree, lines, override)]
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        faults += describe_errors(error.errors(), tree, lines, Config)
+    if faults:
+        raise ConfigError(f"{pluralize(len(faults), 'fault')}\n{format_list(faults)}")
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -175,8 +196,8 @@ def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) 
         value = parent.get(key) if isinstance(parent, dict) else None
         if not isinstance(value, str) or not value:
             continue
-        if key == "weights" and not Path(value).suffix:  # one of torchvision's names
-            continue
+        if key == "weights" and not Path(value).suffix and "/" not in value:
+            continue  # one of torchvision's names
         if section == ["data"] and is_url(value):
             continue
         assert isinstance(parent, dict)

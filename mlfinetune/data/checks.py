@@ -1,11 +1,9 @@
 """Findings about a data set, from its tables and decoded pictures: errors and oddities.
 
 pictures of each side -> duplicate files across and within sides, look-alikes, sizes and modes
-labels of each side   -> spellings, labels that cannot be learned, frequencies
+labels of each side   -> labels that cannot be learned, frequencies; names: doubts.py
 """
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,27 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from mlfinetune.data.findings import Finding, build_finding
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import POSITIVE
 from mlfinetune.text import pluralize
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A problem or an oddity of a data set.
-
-    Attributes:
-        severity: `error` where training would fail or its numbers would mislead, else `warning`.
-        kind: an identifier for programs, such as `unreadable`.
-        message: one line for people.
-        items: the pictures, rows or labels concerned, one line each.
-    """
-
-    severity: str
-    kind: str
-    message: str
-    items: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +62,6 @@ in at most 4 bits, and 91 % of the copies of half the size.
 """
 FEW_STEPS = 16
 """Hashes with fewer bits set are not compared: blank pictures and icons all look alike."""
-_TYPO_RATIO = 10
-"""A label is a likely typo if one that differs by a letter is this many times as frequent."""
-_LONGEST = 40
-"""Longest label, in letters, that is checked for typos; sentences would need too much memory."""
 _TOP_PAIRS = 50
 """Pairs of labels that `find_label_pairs` returns at most."""
 MOST_PAIRS = 20_000
@@ -123,14 +101,14 @@ def find_duplicate_files(seen: Sequence[SeenImage]) -> list[Finding]:
     across = [group for group in repeated if len({image.side for image in group}) > 1]
     within = [group for group in repeated if len({image.side for image in group}) == 1]
     return [
-        *_build_finding(
+        *build_finding(
             "error",
             "copies_across_splits",
             f"{pluralize(len(across), 'picture')} in several splits (the same bytes): "
             f"scores will be too high",
             [_join_images(group) for group in across],
         ),
-        *_build_finding(
+        *build_finding(
             "warning",
             "copies",
             f"{pluralize(len(within), 'picture')} several times in one split (the same bytes)",
@@ -154,13 +132,13 @@ def find_look_alikes(seen: Sequence[SeenImage]) -> list[Finding]:
         same_side = images[a].side == images[b].side
         (within if same_side else across).append(_join_images([images[a], images[b]]))
     return [
-        *_build_finding(
+        *build_finding(
             "warning",
             "look_alikes_across_splits",
             f"{pluralize(len(across), 'pair')} of pictures in different splits that look the same",
             across,
         ),
-        *_build_finding(
+        *build_finding(
             "warning",
             "look_alikes",
             f"{pluralize(len(within), 'pair')} of pictures in one split that look the same",
@@ -212,13 +190,13 @@ def find_oddities(seen: Sequence[SeenImage], smallest: int) -> list[Finding]:
         if min(image.picture.width, image.picture.height) < smallest
     ]
     return [
-        *_build_finding(
+        *build_finding(
             "warning",
             "frames_dropped",
             f"{pluralize(len(frames), 'file')} with several frames or pages: the first is used",
             frames,
         ),
-        *_build_finding(
+        *build_finding(
             "warning",
             "small",
             f"{pluralize(len(small), 'picture')} with a side under {smallest} px",
@@ -247,50 +225,6 @@ def summarize_pictures(seen: Sequence[SeenImage]) -> dict[str, Any]:
 # ---- labels -----------------------------------------------------------------------------
 
 
-def find_spellings(positives: Mapping[str, int]) -> list[Finding]:
-    """Find labels that are probably one label: several spellings of it, or typos.
-
-    `positives` maps each label to the number of its images.
-    """
-    forms: defaultdict[str, list[str]] = defaultdict(list)
-    for name in positives:
-        forms[_normalize_label(name)].append(name)
-    alike = [names for names in forms.values() if len(names) > 1]
-    items = [" / ".join(f"{name!r} ({positives[name]})" for name in names) for names in alike]
-    return [
-        *_build_finding(
-            "error",
-            "label_spellings",
-            f"{pluralize(len(alike), 'label')} with several spellings; "
-            f"data.rename_labels joins them",
-            items,
-        ),
-        *_find_typos(forms, positives),
-    ]
-
-
-def _find_typos(forms: Mapping[str, Sequence[str]], positives: Mapping[str, int]) -> list[Finding]:
-    """Find labels that differ by one letter from a label that is much more frequent.
-
-    `forms` maps each normalized label to its spellings, `positives` each label to its images.
-    """
-    images = {form: max(positives[name] for name in names) for form, names in forms.items()}
-    by_pattern: defaultdict[str, list[str]] = defaultdict(list)
-    short = [form for form in images if len(form) <= _LONGEST]
-    for form in short:
-        for pattern in _list_patterns(form):
-            by_pattern[pattern].append(form)
-    typos = []
-    for form in short:
-        count = images[form]
-        close = {other for pattern in _list_patterns(form) for other in by_pattern[pattern]}
-        likely = max(close, key=lambda other: (images[other], other), default=form)
-        if len(form) >= 5 and images[likely] >= _TYPO_RATIO * max(count, 1):
-            typos.append(f"{forms[form][0]!r} ({count}): {forms[likely][0]!r}?")
-    message = f"{pluralize(len(typos), 'label')} that may be a typing error"
-    return _build_finding("warning", "label_typos", message, typos)
-
-
 def find_unlearnable(sides: Mapping[str, Manifest]) -> list[Finding]:
     """Find labels without a positive or a negative: an error in train, a warning elsewhere."""
     findings = []
@@ -302,7 +236,7 @@ def find_unlearnable(sides: Mapping[str, Manifest]) -> list[Finding]:
         for state, counts in (("positive", positives), ("negative", negatives)):
             lacking = [repr(name) for name in names[counts == 0]]
             text = f"{pluralize(len(lacking), 'label')} without a {state} in {side}: {effect}"
-            findings += _build_finding(severity, f"no_{state}_in_{side}", text, lacking)
+            findings += build_finding(severity, f"no_{state}_in_{side}", text, lacking)
     return findings
 
 
@@ -357,42 +291,9 @@ def find_label_pairs(manifest: Manifest) -> list[dict[str, Any]]:
 # ---- words ------------------------------------------------------------------------------
 
 
-def _build_finding(severity: str, kind: str, message: str, items: Sequence[str]) -> list[Finding]:
-    """Return a list with the finding, or an empty list where it has no items."""
-    return [Finding(severity, kind, message, tuple(items))] if items else []
-
-
 def _join_images(images: Iterable[SeenImage]) -> str:
     """Return `train: 'a.jpg' = val: 'b.jpg'`, one item of a finding."""
     return " = ".join(map(str, images))
-
-
-def _normalize_label(name: str) -> str:
-    """Return the label without case, spaces, hyphens, underscores and Unicode variants.
-
-    Spellings of one label become equal: `Hot-Dog` and `hot dog` are `hotdog`.
-    """
-    form = unicodedata.normalize("NFKC", name).casefold().strip()
-    # Between digits a mark stays, as NUL: -1 is another label than 1, and 1-2 than 12.
-    form = re.sub(r"(^|(?<=[0-9]))[\s_-]+(?=[0-9])", "\0", form)
-    return re.sub(r"[\s_-]+", "", form) or name
-
-
-def _list_patterns(form: str) -> set[str]:
-    """Return patterns of a word; two words share one if they differ by one typing error.
-
-    A typing error is a letter that is missing, added or replaced, or two neighbors that are
-    swapped. With ? for the wildcard, `cat` has: ?cat c?at ca?t cat? (missing), ?at c?t ca?
-    (replaced), ??act c??at (swapped). Digits are kept: label 12 is no typo of label 13.
-    """
-    letters = [index for index, letter in enumerate(form) if not letter.isdecimal()]
-    patterns = {f"{form[:index]}\0{form[index:]}" for index in range(len(form) + 1)}
-    patterns |= {f"{form[:index]}\0{form[index + 1 :]}" for index in letters}
-    for index in letters:
-        if form[index + 1 : index + 2] and not form[index + 1].isdecimal():
-            pair = "".join(sorted(form[index : index + 2]))
-            patterns.add(f"{form[:index]}\0\0{pair}{form[index + 2 :]}")
-    return patterns
 
 
 def _count_words(words: Iterable[str]) -> dict[str, int]:

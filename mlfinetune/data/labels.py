@@ -13,10 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.spellings import fold_label, format_renames
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
 from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
+
+MANY_BLANK = 0.2
+"""Share of rows without a label from which on they are perhaps pictures that nobody looked at."""
+BLANK_ADVICE = "if nobody looked at them: data.empty_labels: unknown"
 
 
 def apply_label_options(table: Table, options: SourceOptions) -> Table:
@@ -102,12 +107,15 @@ def _drop_foreign_labels(table: Table, space: LabelSpace) -> Table:
     for name in refused[:MAX_LISTED]:
         rows = _find_rows_with(table, table.labels.column[name])
         first = f", first at {table.find_place(int(rows[0]))}" if rows.size else ""
-        faults.append(
-            f"'{name}': {pluralize(rows.size, 'image')}{first}{suggest(name, space.names)}"
-        )
+        meant = suggest(name, space.names)
+        faults.append(f"{name!r}: {pluralize(rows.size, 'image')}{first}{meant}")
+    known = {fold_label(label): label for label in space.names}
+    renames = {name: known[form] for name in refused if (form := fold_label(name)) in known}
+    line = f"\nspellings of labels of train: {format_renames(renames, {})}" if renames else ""
     raise DataError(
         f"{table.origin}: labels that training does not know; data.ignore_labels leaves labels "
-        f"out, data.rename_labels joins spellings\n{format_list([*faults, *refused[MAX_LISTED:]])}"
+        f"out, data.rename_labels joins spellings\n"
+        f"{format_list([*faults, *refused[MAX_LISTED:]])}{line}"
     )
 
 
@@ -163,6 +171,8 @@ def _apply_empty_labels(table: Table, policy: str) -> Table:
         return table
     effect = {"negative": "all labels absent", "unknown": "all labels unknown", "error": "refused"}
     note = f"{pluralize(rows.size, 'image')} with no label: {effect[policy]}"
+    if policy == "negative" and rows.size > 1 and rows.size >= MANY_BLANK * len(table):
+        note += f"; {BLANK_ADVICE}"
     table = replace(table, notes=(*table.notes, note))
     if policy == "error":
         faults = [

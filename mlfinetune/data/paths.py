@@ -1,6 +1,7 @@
 """Check that the names of a table lead to files below its root, without opening one.
 
 names, grouped by folder -> a folder with many names is listed once; else each file is looked up
+names that lead to no file -> a hint where they lie, or under `find_by_name` their files
 -> the table with names as the disk spells them, and a fault for each missing or outside file
 """
 
@@ -10,20 +11,37 @@ import re
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import unquote
 
-from mlfinetune.data.table import Fault, SourceOptions, Table
+from mlfinetune.data.images.names import DECODED
+from mlfinetune.data.search import Search, is_below, search_files, word_hint
+from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.errors import DataError
 from mlfinetune.location import is_url, join_location
 from mlfinetune.storage.tars import find_member
+from mlfinetune.text import pluralize
 
 _WORTH_LISTING = 32
 """Names in one folder from which listing the folder is cheaper than looking up each file."""
+_MOST_ENTRIES = 10_000_000
+"""Files and folders below the root that `find_by_name` looks through."""
+_HINT_ENTRIES = 200_000
+"""The same for a hint, unless the table has more names: it takes less than a second."""
 
 _NO_FILE = "no such file"
 _OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a name cannot be used, and what its folder says about it: `; there is 'A.jpg'`."""
+
+    text: str
+    advice: str = ""
+    picture: bool = True
 
 
 def check_paths(table: Table, options: SourceOptions) -> Table:
@@ -37,10 +55,51 @@ def check_paths(table: Table, options: SourceOptions) -> Table:
 
     With `allow_outside_root` the last line does not apply. Names that are URLs are not looked up,
     only compared with the root; whether they exist is seen by the scan.
+
+    Names that lead to no file below the root are then looked for by their last part: with
+    `find_by_name` the file takes the place of the name, else a hint says what would be found.
+
+    Raises:
+        DataError: `find_by_name`, and there are too many files below the root.
     """
-    allow_outside_root = options.allow_outside_root
     root = str(table.root) if is_url(table.root) else os.path.realpath(table.root)
-    faults = [*table.faults, *_find_urls_outside(table, root, allow_outside_root)]
+    problems = dict(_find_urls_outside(table, root, options.allow_outside_root))
+    table = _look_up_all(table, root, options.allow_outside_root, problems)
+    lost = [row for row, problem in problems.items() if _is_lost(table, root, row, problem)]
+    if lost and not is_url(root):
+        find = _find_by_name if options.find_by_name else _add_hint
+        table = find(table, root, options, lost, problems)
+    faults = [
+        table.build_fault(
+            row, f"{table.names[row]!r}: {problem.text}{problem.advice}", problem.picture
+        )
+        for row, problem in problems.items()
+    ]
+    return replace(table, faults=(*table.faults, *faults))
+
+
+def search_lost_pictures(table: Table, options: SourceOptions) -> tuple[list[str], int, Search]:
+    """Return the names that lead to no file, the number of those that do, and a search for them.
+
+    All folders below the root are looked through, as `find_by_name` does.
+    """
+    root = os.path.realpath(table.root)
+    problems = dict(_find_urls_outside(table, root, options.allow_outside_root))
+    table = _look_up_all(table, root, options.allow_outside_root, problems)
+    lost = [table.names[row] for row in problems if _is_lost(table, root, row, problems[row])]
+    used = _list_used_files(table, root, problems)
+    search = search_files(root, lost, used, _MOST_ENTRIES, options.allow_outside_root)
+    return list(dict.fromkeys(lost)), len(used), search
+
+
+def _look_up_all(
+    table: Table, root: str, allow_outside_root: bool, problems: dict[int, _Problem]
+) -> Table:
+    """Look up the names that are no URLs, folder by folder; add to `problems`, by row.
+
+    Returns:
+        The table with names as the disk spells them.
+    """
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
         if name and not is_url(name) and not is_url(root):
@@ -49,21 +108,24 @@ def check_paths(table: Table, options: SourceOptions) -> Table:
     for below, rows in by_folder.items():
         spelled = _spell_as_on_disk(root, below)
         folder = _Folder(os.path.join(root, spelled), root, allow_outside_root)
-        for row, base, problem in _look_up(folder, table, below, rows):
+        for row, base, text in _look_up(folder, table, below, rows):
             name = table.names[row]
-            if problem:
-                hint = ""
-                if problem == _NO_FILE:
-                    hint = folder.suggest_case(base) or _suggest_slashes(root, name)
-                text = f"{name!r}: {problem}{hint}"
-                faults.append(table.build_fault(row, text, picture=problem != _OUTSIDE))
+            if text:
+                advice = ""
+                if text == _NO_FILE:
+                    advice = folder.suggest_name(base) or _suggest_slashes(root, name)
+                problems[row] = _Problem(text, advice, picture=text != _OUTSIDE)
             elif spelled + base != name:
                 respelled[row] = spelled + base
-    if respelled:
-        names = tuple(respelled.get(row, name) for row, name in enumerate(table.names))
-        note = f"{len(respelled)} names are spelled on disk in another Unicode form (NFC, NFD)"
-        table = replace(table, names=names, notes=(*table.notes, note))
-    return replace(table, faults=tuple(faults))
+    if not respelled:
+        return table
+    note = f"{len(respelled)} names are spelled on disk in another Unicode form (NFC, NFD)"
+    return replace(_rename_rows(table, respelled), notes=(*table.notes, note))
+
+
+def _rename_rows(table: Table, names: Mapping[int, str]) -> Table:
+    """Return the table with other names in these rows."""
+    return replace(table, names=tuple(names.get(row, name) for row, name in enumerate(table.names)))
 
 
 def _look_up(
@@ -82,20 +144,123 @@ def _look_up(
         yield row, base, problem
 
 
-def _find_urls_outside(table: Table, root: str, allowed: bool) -> Iterator[Fault]:
-    """Yield a fault for each name outside the root, where the name or the root is a URL."""
+# ---- names that lead to no file -------------------------------------------------------------
+
+
+def _is_lost(table: Table, root: str, row: int, problem: _Problem) -> bool:
+    """Return whether the name leads to no file below the root: its file may lie elsewhere there.
+
+    A path of another machine may be forbidden on this one: `/root/data/a.jpg`.
+    """
+    name = table.names[row]
+    is_foreign = os.path.isabs(name) and not is_below(root, os.path.normpath(name))
+    forbidden = is_foreign and problem.text == os.strerror(errno.EACCES)
+    return problem.text in (_NO_FILE, _OUTSIDE) or forbidden
+
+
+def _find_by_name(
+    table: Table,
+    root: str,
+    options: SourceOptions,
+    lost: Sequence[int],
+    problems: dict[int, _Problem],
+) -> Table:
+    """Return the table with the file of each lost name; take the found rows out of `problems`.
+
+    files of the name                         outcome
+    one                                       the file's name, and a note that counts
+    none                                      the fault stays, and may be skipped
+    several, and no folder decides            a fault of the row
+    one, which another name leads to as well  a fault of the row
+    """
+    names = [table.names[row] for row in lost]
+    used = _list_used_files(table, root, problems)
+    search = search_files(root, names, used, _MOST_ENTRIES, options.allow_outside_root)
+    if not search.is_complete:
+        raise DataError(
+            f"{table.origin}: data.find_by_name: more than {_MOST_ENTRIES:,} files and folders "
+            f"below {table.root}; set data.images to a smaller folder"
+        )
+    renamed: dict[int, str] = {}
+    for row, name in zip(lost, names, strict=True):
+        if name in search.found:
+            renamed[row] = search.found[name]
+            del problems[row]
+        elif name in search.several:
+            files = " and ".join(map(repr, search.several[name][:2]))
+            problems[row] = _Problem(f"several files have this name: {files}", picture=False)
+        elif name in search.shared:
+            file, other = search.shared[name]
+            text = f"found by its name as {file!r}, which {other!r} leads to as well"
+            problems[row] = _Problem(text, picture=False)
+        elif problems[row].text == _NO_FILE:
+            problems[row] = _Problem(f"{_NO_FILE}; nor one of its name below the root")
+    if not renamed:
+        return table
+    return replace(
+        _rename_rows(table, renamed), notes=(*table.notes, _describe_found(table, search))
+    )
+
+
+def _describe_found(table: Table, search: Search) -> str:
+    """Return the note that counts the pictures that were found by their names."""
+    name, file = next(iter(search.found.items()))
+    odd = search.unspelled
+    details = f", {odd} of them in another case or with another ending" if odd else ""
+    count = pluralize(len(search.found), "picture")
+    return f"{count} found by name (data.find_by_name){details}, such as {name!r} as {file!r}"
+
+
+def _list_used_files(table: Table, root: str, problems: Mapping[int, _Problem]) -> dict[str, str]:
+    """Return file, relative to the root -> the name that leads to it, where one does."""
+    names = (name for row, name in enumerate(table.names) if name and row not in problems)
+    return {
+        os.path.relpath(name, root) if os.path.isabs(name) else os.path.normpath(name): name
+        for name in dict.fromkeys(names)
+    }
+
+
+def _add_hint(
+    table: Table,
+    root: str,
+    options: SourceOptions,
+    lost: Sequence[int],
+    problems: dict[int, _Problem],
+) -> Table:
+    """Return the table with the hint where the lost names lie; without one, the table itself."""
+    names = list(dict.fromkeys(table.names[row] for row in lost))
+    limit = max(_HINT_ENTRIES, 4 * len(table))
+    used = _list_used_files(table, root, problems)
+    search = search_files(root, names, used, limit, options.allow_outside_root)
+    hint = word_hint(root, names, search, limit, is_none_there=not used)
+    return replace(table, hint=hint, notes=(*table.notes, hint)) if hint else table
+
+
+# ---- URLs -----------------------------------------------------------------------------------
+
+
+def _find_urls_outside(table: Table, root: str, allowed: bool) -> Iterator[tuple[int, _Problem]]:
+    """Yield row and problem of each name outside the root, where the name or the root is a URL."""
     for row, name in enumerate(table.names):
-        if name and not allowed and (is_url(name) or is_url(root)) and not _is_below(root, name):
-            yield table.build_fault(row, f"{name!r}: {_OUTSIDE}")
+        if (
+            name
+            and not allowed
+            and (is_url(name) or is_url(root))
+            and not _is_url_below(root, name)
+        ):
+            yield row, _Problem(_OUTSIDE, picture=False)
 
 
-def _is_below(root: str, name: str) -> bool:
+def _is_url_below(root: str, name: str) -> bool:
     """Return whether a name, joined to the root, is a URL below the root."""
     location = join_location(root, name)
     decoded = unquote(unquote(location))  # servers and libraries may decode %2e once, or twice
     odd = "::" in decoded or not decoded.isprintable()  # fsspec chains protocols with ::
     parts = re.split(r"[/\\]", decoded)
     return location.startswith(root.rstrip("/") + "/") and not odd and ".." not in parts
+
+
+# ---- folders ----------------------------------------------------------------------------
 
 
 def _suggest_slashes(root: str, name: str) -> str:
@@ -151,6 +316,11 @@ class _Folder:
     def _by_case(self) -> dict[str, str]:
         return {name.casefold(): name for name in sorted(self.entries)}
 
+    @cached_property
+    def _by_stem(self) -> dict[str, str]:
+        stems = {_cut_ending(name): name for name in sorted(self.entries)}
+        return {stem: name for stem, name in stems.items() if stem != name.casefold()}
+
     def find_problem(self, base: str) -> str | None:
         """Return why the file cannot be used, as far as a look-up tells; None if it can."""
         path = os.path.join(self._path, base)
@@ -187,9 +357,9 @@ class _Folder:
         """Return the file with this name in another Unicode form, or None."""
         return self._by_form.get(unicodedata.normalize("NFC", base))
 
-    def suggest_case(self, base: str) -> str:
-        """Return `; there is 'A.jpg'` where only the case of the name is wrong, else nothing."""
-        other = self._by_case.get(base.casefold())
+    def suggest_name(self, base: str) -> str:
+        """Return `; there is 'A.jpg'` where only case or ending of the name are wrong, or ''."""
+        other = self._by_case.get(base.casefold()) or self._by_stem.get(_cut_ending(base))
         return f"; there is {other!r}" if other and self.find_problem(other) is None else ""
 
     def _is_inside(self, path: str) -> bool:
@@ -200,7 +370,12 @@ class _Folder:
         if self._allow_outside:
             return True
         try:
-            real = os.path.realpath(path)
+            return is_below(self._root, os.path.realpath(path))
         except ValueError:  # a NUL, or half a character
             return False
-        return real == self._root or real.startswith(self._root.rstrip(os.sep) + os.sep)
+
+
+def _cut_ending(base: str) -> str:
+    """Return the name of a file without the ending of a picture, and without regard to case."""
+    stem, ending = os.path.splitext(base.casefold())
+    return stem if ending in DECODED else base.casefold()

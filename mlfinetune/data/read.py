@@ -8,38 +8,34 @@ All bad rows of a table are in one error message. Every guess is reported: `note
 seen and decided, and for each table the number of images found = used + skipped.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from mlfinetune.data.doubts import list_labels, note_labels
+from mlfinetune.data.groups import check_groups, warn_of_known_groups
 from mlfinetune.data.labels import (
     align,
-    choose_labels,
     drop_labels,
     find_rare_labels,
     natural_key,
-    select_split,
 )
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.paths import check_paths
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
-from mlfinetune.data.rows import Scan, join_repeats, number_contents, select_usable
-from mlfinetune.data.stratify import assign_sides
-from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.data.rows import Scan, join_repeats, select_usable
+from mlfinetune.data.sides import DEFAULT_VAL_FRACTION, align_sides, hold_out, warn_of_overlap
+from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location, parent_url
 from mlfinetune.storage import files
-from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
+from mlfinetune.text import format_list, suggest
 
-DEFAULT_VAL_FRACTION = 0.2
 _REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 """Endings of the tables that can be read from URLs."""
-_TOO_HIGH = "scores will be too high"
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,18 @@ def read_tables(
     if val is None:
         return table, None
     delimiter = table.delimiter or options.label_delimiter
-    return table, read_table(val, replace(options, label_delimiter=delimiter, group_by=None))
+    return table, _read_with_groups(val, replace(options, label_delimiter=delimiter))
+
+
+def _read_with_groups(path: Location, options: SourceOptions) -> Table:
+    """Read a table, with its groups if it has the column that `group_by` names."""
+    try:
+        return read_table(path, options)
+    except DataError:
+        if options.group_by is None:
+            raise
+        # Only train must have this column. If the error is another one, it comes again.
+        return read_table(path, replace(options, group_by=None))
 
 
 def split_tables(
@@ -113,30 +120,32 @@ def split_tables(
     """
     has_val_rows = val_table is None and table.splits is not None and "val" in table.splits
     _check_options(table, val_table, options, split_options, has_val_rows)
-    delimiter, skip_bad = table.delimiter, split_options.skip_bad
+    group_notes = check_groups(table, val_table, options)
+    delimiter, skip_bad, labels = table.delimiter, split_options.skip_bad, split_options.labels
     kept_splits = ("train", "val") if has_val_rows else ("train",)
     usable = select_usable(table, "train", kept_splits, options, skip_bad, scan)
-    table, notes, skipped = usable.table, usable.notes, usable.skipped
+    table, notes, skipped = usable.table, [*usable.notes, *group_notes], usable.skipped
     if not has_val_rows:
         table = replace(table, splits=None)
     if val_table is not None:
         usable_val = select_usable(val_table, "val", ("val",), options, skip_bad, scan)
         val_table = usable_val.table
-        notes += [*usable_val.notes, *_warn_of_overlap(table, val_table)]
+        notes += [*usable_val.notes, *warn_of_overlap(table, val_table)]
         skipped += usable_val.skipped
     rare = _find_rare_in_train(table, split_options)
     if rare:
         least = split_options.min_positives
-        notes.append(f"{_list_labels(rare)}: fewer than {least} positives, left out")
+        notes.append(f"{list_labels(rare)}: fewer than {least} positives, left out")
         table = drop_labels(table, rare)
         val_table = None if val_table is None else drop_labels(val_table, rare)
     is_drawn = val_table is None and not has_val_rows
     if is_drawn:
-        train, val, hold_out_notes = _hold_out(table, usable.contents, split_options)
-        notes += hold_out_notes
+        fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
+        train, val, more = hold_out(table, usable.contents, labels, fraction, split_options.seed)
+        notes += more
     else:
-        train, val = _align_sides(table, val_table, split_options)
-    notes += [*_warn_of_divided_groups(table), *_note_unlearnable_labels(train, val)]
+        train, val = align_sides(table, val_table, labels)
+    notes += note_labels(train, val, options, given=labels is not None)
     return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn)
 
 
@@ -164,22 +173,43 @@ def read_manifest(
     Raises:
         DataError: bad rows, labels not in `labels`, or no rows in that split.
     """
-    table = read_table(path, replace(options, group_by=None))
-    split_notes: list[str] = []
+    table = _read_with_groups(path, options)
+    notes: list[str] = []
     if split is not None:
-        if table.splits is None:
-            raise DataError(f"{path} has no split column, so it has no split '{split}'")
-        split = SPLITS.get(split.casefold(), split)
+        split = _find_split(table, split)
     elif table.splits is not None:
-        split_notes = ["all splits are scored; --split chooses one"]
+        notes = ["all splits are scored; --split chooses one"]
     kept_splits = (split,) if split else ("train", "val", "test")
+    notes += warn_of_known_groups(table, kept_splits, options)
     usable = select_usable(table, "data", kept_splits, options, skip_bad, scan)
     table = usable.table
     if not table.names:
-        raise DataError(f"{path}: no images" + (f" in split '{split}'" if split else ""))
+        raise DataError(f"{path}: no images")
     if not table.labels.names:
         raise DataError(f"{path}: no image has a label: there is nothing to score against")
-    return align(table, labels), (*usable.notes, *split_notes)
+    return align(table, labels), (*usable.notes, *notes)
+
+
+def _find_split(table: Table, word: str) -> str:
+    """Return the split that a word names, as `val` for `dev`.
+
+    Raises:
+        DataError: the table has no split column, or no row of this split.
+    """
+    if table.splits is None:
+        raise DataError(
+            f"{table.origin} has no split column, so it has no split '{word}'; name the column of "
+            f"train, val and test: data.split_column=NAME"
+        )
+    split = find_split(word) or word
+    # Where rows are wrong, so may be their splits: all of them are then in another message.
+    if split not in table.splits and all(fault.picture for fault in table.faults):
+        counts = Counter(table.splits)
+        there = ", ".join(f"{counts[name]} {name}" for name in SPLIT_ORDER if counts[name])
+        raise DataError(
+            f"{table.origin}: no images in split '{word}'; its splits: {there or 'none'}"
+        )
+    return split
 
 
 def read_validation(
@@ -253,11 +283,17 @@ def _check_options(
 
 
 def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
-    """Raise DataError for a label to ignore or to rename that no table has: a typing error."""
+    """Raise DataError for a label to ignore or to rename that no table has: a typing error.
+
+    With `rename_labels: {None: none}` both names may be ignored: it is clear what is meant.
+    """
     in_tables = {name for table in tables if table is not None for name in table.labels.names}
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
-    requests = [("rename_labels", name, in_tables) for name in renames]
+    renamed |= {name for name in renames if renames[name] in options.ignore_labels}
+    # A column that is no label may be named too: that is how a doubtful one is left out.
+    renamed |= {name for table in tables if table is not None for name in table.other_columns}
+    requests = [("rename_labels", name, in_tables.union(renames.values())) for name in renames]
     requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [
         f"data.{key}: no label '{name}' in the data{suggest(name, sorted(known))}"
@@ -286,115 +322,3 @@ def _find_rare_in_train(table: Table, split_options: SplitOptions) -> list[str]:
             f"(data.min_positives): no label is left"
         )
     return rare
-
-
-# ---- sides ------------------------------------------------------------------------------
-
-
-def _align_sides(
-    table: Table, val_table: Table | None, split_options: SplitOptions
-) -> tuple[Manifest, Manifest]:
-    """Return train and val in the same columns, from two tables or from a table with splits."""
-    if val_table is None:
-        table, val_table = select_split(table, "train"), select_split(table, "val")
-    for side, name in ((table, "train"), (val_table, "val")):
-        if not side.names:
-            raise DataError(f"{side.origin} has no image for {name}")
-    space = choose_labels(table, split_options.labels)
-    return align(table, space), align(val_table, space)
-
-
-def _hold_out(
-    table: Table, contents: Mapping[str, int], split_options: SplitOptions
-) -> tuple[Manifest, Manifest, list[str]]:
-    """Draw val from the table at random, stratified by label; return train, val and notes.
-
-    Rows that must be on one side (example with 10 images, `val_fraction` 0.2):
-
-        data.group_by   scan            units that are dealt to the sides
-        not set         not run         10 images
-        set             not run         groups; an image with a blank cell is its own group
-        not set         two files same  8 images, and the 2 copies as one unit
-        set             two files same  groups; two groups that share a copy are one unit
-        any             all files same  as if not scanned, with a warning
-    """
-    if not len(table):
-        raise DataError(f"{table.origin}: the table has no rows to train on")
-    if len(table) < 2:
-        raise DataError(
-            f"{table.origin}: {pluralize(len(table), 'image')}: too few to hold out some for "
-            f"validation; give data.val, or more images"
-        )
-    whole = align(table, choose_labels(table, split_options.labels))
-    fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
-    notes = []
-    numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
-    duplicates = len(numbers) - len(set(numbers))
-    seed, groups = split_options.seed, table.groups
-    sides = assign_sides(whole.targets, groups, (fraction,), seed, numbers if duplicates else None)
-    if duplicates and len(set(sides.tolist())) == 1:  # one unit holds all images: divide it
-        notes.append(f"warning: copies of the same bytes in both train and val: {_TOO_HIGH}")
-        sides = assign_sides(whole.targets, groups, (fraction,), seed)
-        duplicates = 0
-    train, val = (np.flatnonzero(sides == side).tolist() for side in (0, 1))
-    if not train or not val:
-        raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
-    details = f"val_fraction {fraction:g}, stratified by label"
-    if groups is not None:
-        details += ", groups kept whole"
-    if duplicates:
-        details += f", {pluralize(duplicates, 'picture')} beside a copy of the same bytes"
-    notes.append(
-        f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
-    )
-    return whole.take(train), whole.take(val), notes
-
-
-# ---- notes ------------------------------------------------------------------------------
-
-
-def _warn_of_divided_groups(table: Table) -> list[str]:
-    """Return a warning where the data itself puts rows of one group on both sides."""
-    if table.groups is None or table.splits is None:
-        return []
-    groups_of: dict[str, set[str]] = {name: set() for name in ("train", "val")}
-    for group, side in zip(table.groups, table.splits, strict=True):
-        groups_of[side].add(group)
-    both = len(groups_of["train"] & groups_of["val"] - {""})
-    if not both:
-        return []
-    return [f"warning: {pluralize(both, 'group')} in both train and val: {_TOO_HIGH}"]
-
-
-def _warn_of_overlap(train: Table, val: Table) -> list[str]:
-    """Return a warning where images of one path are in both tables."""
-    train_paths = {os.path.normpath(train.path(row)) for row in range(len(train))}
-    both = sum(os.path.normpath(val.path(row)) in train_paths for row in range(len(val)))
-    if not both:
-        return []
-    return [f"warning: {pluralize(both, 'image')} in both train and val: {_TOO_HIGH}"]
-
-
-def _note_unlearnable_labels(train: Manifest, val: Manifest) -> list[str]:
-    """Return a note for labels without a positive in a side, or without a negative in train."""
-    notes = []
-    for side, name, effect in ((train, "train", "cannot be learned"), (val, "val", "no AP")):
-        positives, _, _ = side.targets.counts()
-        lacking = [side.labels.names[column] for column in np.flatnonzero(positives == 0)]
-        if lacking:
-            notes.append(f"{_list_labels(lacking)} without a positive in {name}: {effect}")
-    positives, negatives, unknown = train.targets.counts()
-    columns = np.flatnonzero((negatives == 0) & (positives > 0))
-    lacking = [train.labels.names[column] for column in columns]
-    if lacking:
-        hint = "; if unknown means no, set data.unknown: negative" if unknown.any() else ""
-        notes.append(
-            f"{_list_labels(lacking)} without a negative in train: cannot be learned{hint}"
-        )
-    return notes
-
-
-def _list_labels(labels: Sequence[str]) -> str:
-    """Return `2 labels (cat, dog)`; after ten names the others are counted."""
-    more = f" and {len(labels) - MAX_LISTED} more" if len(labels) > MAX_LISTED else ""
-    return f"{pluralize(len(labels), 'label')} ({', '.join(labels[:MAX_LISTED])}{more})"

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.images.decode import TOO_LARGE
 from mlfinetune.data.labels import apply_label_options, join_states, natural_key, select_split
-from mlfinetune.data.table import Fault, Skipped, SourceOptions, Table
+from mlfinetune.data.table import SPLIT_ORDER, Fault, Skipped, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, Targets
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, pluralize
+
+SKIPPED_NOTE = "skipped (data.bad_images)"
+"""First line of the note that lists the skipped pictures."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def select_usable(
         raise_faults(table, [f for f in table.faults if not (f.picture and skip_bad)])
     missing = table.faults
     table, skipped = drop_faulty(table)
-    table, reasons = _take_splits(table, kept_splits)
+    table, others = _take_splits(table, kept_splits)
     contents: Mapping[str, int] = {}
     if scan is not None:
         scanned = scan([table.path(row) for row in range(len(table))])
@@ -92,10 +95,11 @@ def select_usable(
         )
     table = apply_label_options(table, options)
     raise_faults(table, table.faults)
-    reasons.update(_shorten_reason(picture.reason) for picture in skipped)
-    notes = [*table.notes, *split_notes, _format_ledger(total, len(table), reasons)]
+    reasons = Counter(_shorten_reason(picture.reason) for picture in skipped)
+    ledger = _format_ledger(total, len(table), others, reasons, is_run=side != "data")
+    notes = [*table.notes, *split_notes, ledger]
     if skipped:
-        notes.append(f"skipped (data.bad_images)\n{_list_skipped(skipped)}")
+        notes.append(f"{SKIPPED_NOTE}\n{_list_skipped(skipped)}")
     return UsableRows(table, [f"{side}: {note}" for note in notes], skipped, contents)
 
 
@@ -126,12 +130,13 @@ def raise_faults(table: Table, faults: Sequence[Fault]) -> None:
     if not faults:
         return
     if all(fault.picture for fault in faults):
-        noun, hint = "missing or unreadable picture", "; data.bad_images: skip leaves them out"
+        noun, advice = "missing or unreadable picture", "; data.bad_images: skip leaves them out"
     else:
-        noun, hint = "bad row", ""
+        noun, advice = "bad row", ""
     count = pluralize(len(faults), noun)
     lines = format_list([str(fault) for fault in faults])
-    raise DataError(f"{table.origin}: {count}, pictures under {table.root}{hint}\n{lines}")
+    hint = f"\n{table.hint}" if table.hint else ""
+    raise DataError(f"{table.origin}: {count}, pictures under {table.root}{advice}\n{lines}{hint}")
 
 
 def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:
@@ -264,19 +269,19 @@ def _drop_other_faults(table: Table, kept_splits: Sequence[str]) -> Table:
 
 
 def _note_split_counts(table: Table) -> list[str]:
-    """Return the note `splits: 3 train, 2 val, 1 test`, or nothing for a table without splits."""
-    if not table.splits:
+    """Return the note `splits: 3 train, 2 val, 1 test`.
+
+    Nothing for a table without splits, or where the reader names the column and counts them.
+    """
+    if not table.splits or any(note.startswith("splits in ") for note in table.notes):
         return []
     counts = Counter(table.splits)
-    return ["splits: " + ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))]
+    return ["splits: " + ", ".join(f"{counts[name]} {name}" for name in SPLIT_ORDER)]
 
 
 def _take_splits(table: Table, kept_splits: Sequence[str]) -> tuple[Table, Counter[str]]:
     """Return the rows of the splits in `kept_splits`, and the number of rows in each other one."""
-    counts = Counter(table.splits or ())
-    others = Counter(
-        {f"in split {name}": n for name, n in counts.items() if name not in kept_splits}
-    )
+    others = Counter(name for name in table.splits or () if name not in kept_splits)
     if table.splits is None or not others:
         return table, others
     if len(kept_splits) == 1:
@@ -285,14 +290,28 @@ def _take_splits(table: Table, kept_splits: Sequence[str]) -> tuple[Table, Count
     return table.take(rows), others
 
 
-def _format_ledger(found: int, used: int, reasons: Counter[str]) -> str:
-    """Return `6 images found = 5 used + 1 skipped (1 no such file)`; assert that it adds up."""
-    reasons = +reasons  # without zeros
-    assert found == used + reasons.total()
-    if not reasons:
-        return f"{pluralize(found, 'image')} found, all used"
-    parts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{pluralize(found, 'image')} found = {used} used + {reasons.total()} skipped ({parts})"
+def _format_ledger(
+    found: int, used: int, others: Counter[str], skipped: Counter[str], is_run: bool
+) -> str:
+    """Return where the images of a table went; assert that it adds up.
+
+    all of 6 are used                        6 images found, all used
+    `skipped` has 1 `no such file`           6 images found = 5 used + 1 skipped (1 no such file)
+    a run; `others` has 2 of test            6 images found = 4 used + 2 kept for test
+    a run; `others` has 2 of val             6 images found = 4 used + 2 in other splits
+    scoring a split; `others` has 1 of test  6 images found = 5 used + 1 in other splits
+    """
+    tests = others["test"] if is_run else 0
+    assert found == used + others.total() + skipped.total()
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    parts = [
+        f"{used} used",
+        *([f"{tests} kept for test"] if tests else []),
+        *([f"{others.total() - tests} in other splits"] if others.total() > tests else []),
+        *([f"{skipped.total()} skipped ({reasons})"] if reasons else []),
+    ]
+    count = pluralize(found, "image")
+    return f"{count} found = {' + '.join(parts)}" if len(parts) > 1 else f"{count} found, all used"
 
 
 def _shorten_reason(reason: str) -> str:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import BLOCK_BYTES, NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.location import Location, join_location
 
+SPLIT_ORDER = ("train", "val", "test")
+"""Splits of a table, in the order of messages."""
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -74,10 +77,15 @@ class Table:
             column (no column means unknown).
         labels: the names of the L columns.
         lines: (N,) line number of each row, where the source has lines; else None.
+        place: what a row is called in messages, before its number in `lines`: `line` or `entry`.
         splits: N of `train`, `val`, `test`; None where the source has no splits.
         groups: N cells of the column that `group_by` names; else None.
         delimiter: what separates the labels in a cell, given or detected; else None.
+        other_columns: columns of the source that are no labels.
+        choices: what the reader guessed, as keys of the config's `data` section and their values
+            in YAML, such as ("image_column", "Datei"); a config with them reads the same table.
         notes: what the reader saw and decided, as lines for the user.
+        hint: how faults of paths may be mended, in one line; it is one of the notes too.
         faults: all errors in rows and pictures.
     """
 
@@ -92,8 +100,12 @@ class Table:
     splits: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
     delimiter: str | None = None
+    other_columns: tuple[str, ...] = ()
+    choices: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    hint: str = ""
     faults: tuple[Fault, ...] = ()
+    place: str = "line"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,7 +116,7 @@ class Table:
 
     def find_place(self, row: int) -> str:
         """Return where a row is in the source: `line 12`, or its image name without lines."""
-        return self.names[row] if self.lines is None else f"line {self.lines[row]}"
+        return self.names[row] if self.lines is None else f"{self.place} {self.lines[row]}"
 
     def build_fault(self, row: int, text: str, picture: bool = False) -> Fault:
         """Return a fault of a row, or of its picture."""
@@ -170,6 +182,11 @@ class LabelLists:
             columns = self._columns[state]
             columns.extend([column.setdefault(name, len(column)) for name in names])
             self._ends[state].append(len(columns))
+
+    def positives(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (P,) indices of the positive labels of all rows, and (N,) the end of each row."""
+        columns, ends = self._columns[POSITIVE], self._ends[POSITIVE]
+        return np.array(columns, np.int64), np.array(ends, np.int64)
 
     def build_targets(self) -> Targets:
         """Return the (N, L) targets; a label that a row does not name is 0."""

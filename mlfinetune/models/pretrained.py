@@ -3,6 +3,7 @@
 name of a weight set, or a file -> state dict -> find_misfits -> the backbone's parameters
 """
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -31,20 +32,23 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NUMBERS = (*_FLOATS, torch.int64, torch.int32)
 
 
-def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
+def load_pretrained(model: Tagger, backbone: str, weights: str) -> int | None:
     """Load pretrained weights into the backbone of `model`; the head keeps its own.
 
     Args:
         model: is changed.
         backbone: torchvision's name of the network.
         weights: torchvision's name of a weight set (IMAGENET1K_V2), or a .pth or .safetensors file
-            with torchvision's keys. A head (`fc`) in the file is ignored, a prefix `module.` is
+            with torchvision's keys. A head (`fc`) in the file is not taken, a prefix `module.` is
             removed, and other float types are converted.
+
+    Returns:
+        Number of outputs of the head that was not taken; None: the weights have no head.
 
     Raises:
         WeightsError: the download failed, the file cannot be read, or it does not fit.
     """
-    if Path(weights).suffix:
+    if is_weights_path(weights):
         state = _read_weights(Path(weights))
     else:
         known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
@@ -52,10 +56,18 @@ def load_pretrained(model: Tagger, backbone: str, weights: str) -> None:
             hint = suggest(weights, list(known)) or "."
             raise WeightsError(
                 f"model.weights: {backbone} has no '{weights}'{hint} "
-                f"Known names: {', '.join(known)}; or give a .pth or .safetensors file, or null"
+                f"Known names: {', '.join(known)}; or give a .pth or .safetensors file, a run "
+                f"directory such as runs/pets, or null"
             )
         state = download_weights(known[weights].url)
-    _load_backbone(model.features, _strip_keys(state), weights)
+    state, head = _split_head(_strip_prefixes(state))
+    _load_backbone(model.features, state, weights)
+    return _count_outputs(head)
+
+
+def is_weights_path(weights: str) -> bool:
+    """Tell whether `model.weights` names a file or folder, not one of torchvision's sets."""
+    return bool(Path(weights).suffix) or "/" in weights or os.sep in weights
 
 
 def download_weights(url: str) -> dict[str, Tensor]:
@@ -137,14 +149,23 @@ def _is_state_dict(state: object) -> TypeGuard[dict[str, Tensor]]:
     )
 
 
-def _strip_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers from the keys, and drop the head.
-
-    "module.conv1.weight" -> "conv1.weight"        "fc.weight" -> dropped
-    """
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of wrappers from the keys: "module.conv1.weight" -> "conv1.weight"."""
     for prefix in _PREFIXES:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
+    return state
+
+
+def _split_head(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state dict into the backbone's tensors and those of the head (`fc.weight`)."""
+    head = {key: value for key, value in state.items() if key.startswith(_HEADS)}
+    return {key: value for key, value in state.items() if key not in head}, head
+
+
+def _count_outputs(head: dict[str, Tensor]) -> int | None:
+    """Return the outputs of a head, those of its last layer if it has several; None: no head."""
+    weights = [value for value in head.values() if value.ndim > 1]
+    return len(weights[-1]) if weights else None
 
 
 def find_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

@@ -8,6 +8,7 @@ a placeholder. No model is needed.
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shorten
@@ -16,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from mlfinetune import report
-from mlfinetune.config import DataConfig
+from mlfinetune.config import DataConfig, load_config
 from mlfinetune.data.images.decode import make_thumbnail
-from mlfinetune.errors import CheckpointError
-from mlfinetune.location import join_location, parse_location
+from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.location import Location, is_url, join_location, parse_location
 from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import CalibrationError, CalibrationFacts, Facts, ScoreTable
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
+from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic, writing_text
@@ -44,17 +46,58 @@ def write_report(folder: Path, log: RunLog) -> Path:
     content, thresholds = read_metrics(folder, scores.labels)
     evidence = _gather_evidence(folder, scores, thresholds, content)
     built = report.build(evidence)
-    root, limit = str(content.get("images_root", "")), content.get("max_pixels", MAX_PIXELS)
+    limit = content.get("max_pixels", MAX_PIXELS)
+    root = _find_pictures(folder, parse_location(str(content.get("images_root", ""))), scores, log)
+    missing: list[str] = []
 
     def make(name: str, side: int) -> bytes:
-        return make_thumbnail(join_location(parse_location(root), name), side, limit)
+        path = join_location(root, name)
+        if _is_missing(path):
+            missing.append(path)
+        return make_thumbnail(path, side, limit)
 
     page = report.render(report.read_pictures(built, make))
+    if missing:
+        log.say(
+            f"{pluralize(len(missing), 'picture')} of the page not there, the first {missing[0]}: "
+            f"each is a grey cross; `mlfinetune eval --images FOLDER` writes a page with them"
+        )
     with writing_text(folder / directory.SUSPECTS) as file:
         csv.writer(file).writerows(report.list_suspect_rows(built))
     write_atomic(folder / directory.REPORT, page.encode(errors="backslashreplace"))
     log.say(f"report: {display_path((folder / directory.REPORT).absolute())}")
     return folder / directory.REPORT
+
+
+def _find_pictures(folder: Path, root: Location, scores: ScoreTable, log: RunLog) -> Location:
+    """Return where the pictures are now, if the run was moved with them; else the recorded root.
+
+    A folder that eval wrote into a run directory moves with the run. Another folder is taken only
+    if the first picture is there.
+    """
+    if is_url(root) or os.path.exists(root) or not scores.names:
+        return root
+    for run in (folder, folder.absolute().parent):
+        try:
+            recorded = load_config(run / directory.CONFIG).output
+        except ConfigError:
+            continue
+        found = None if recorded is None else find_again(Path(root), recorded, run)
+        if found is not None and not _is_missing(join_location(found, scores.names[0])):
+            log.say(f"{root} is gone; the page shows the pictures under {found}, beside the run")
+            return found
+    return root
+
+
+def _is_missing(path: str) -> bool:
+    """Tell whether no file is there; a path below a file may lie in a tar."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return not is_url(path)
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _gather_evidence(

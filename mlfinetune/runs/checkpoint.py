@@ -133,6 +133,21 @@ def load(path: Path) -> Checkpoint:
         ) from error
 
 
+def read_origin(path: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Read backbone and labels from a checkpoint's header alone; None: another kind of file.
+
+    Nothing is verified; `load` does that.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(_read_header_length(file.read(8), size, path))
+        about = json.loads(json.loads(header)["__metadata__"][_KEY])
+        return str(about["backbone"]), tuple(map(str, about["labels"]))
+    except (OSError, CheckpointError, *_FOREIGN):
+        return None
+
+
 def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
     """Check every field of the header, and build the checkpoint; raises one of `_FOREIGN`.
 

@@ -114,7 +114,7 @@ def build_trial(
         MlfinetuneError: a setting that the run itself could not use either.
     """
     config = config.update_section("train", batch_size=get_batch_size_or(config, MIN_BATCH))
-    tagger = build_model(config, train, build_transform_spec(config), device)
+    tagger, _ = build_model(config, train, build_transform_spec(config), device)
     return TrialRun(
         tagger,
         build_training_loss(config, train, device)[0],

@@ -5,7 +5,8 @@
 The config stops here: what is built takes plain values. `data/load.py` reads its `data` section.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +27,12 @@ from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.models.inference import place_on_device
-from mlfinetune.models.pretrained import load_pretrained
+from mlfinetune.models.pretrained import is_weights_path, load_pretrained
 from mlfinetune.models.tagger import Tagger
-from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs import directory
+from mlfinetune.runs.checkpoint import Checkpoint, read_origin
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.text import suggest
+from mlfinetune.text import display_path, list_labels, pluralize, suggest
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.step import StepOptions
 
@@ -72,7 +74,7 @@ def get_batch_size(config: Config) -> int:
 
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
-) -> Tagger:
+) -> tuple[Tagger, str]:
     """Build the tagger with its pretrained backbone, on the device.
 
     Args:
@@ -80,7 +82,11 @@ def build_model(
         spec: has the mean and standard deviation of the channels, and the image size.
         processes: number of ranks that train it together.
 
+    Returns:
+        The tagger, and a line for the log: what was taken of a weights file; empty without one.
+
     Raises:
+        CheckpointError: the weights are a run directory without a checkpoint.
         ConfigError: an unknown backbone, or batches that BatchNorm cannot train on.
         WeightsError: the weights cannot be had, or do not fit.
     """
@@ -96,9 +102,35 @@ def build_model(
         bias=prior,
         chunked=chunks_head(config, train, processes),
     )
-    if model.weights is not None:
-        load_pretrained(tagger, model.backbone, model.weights)
-    return place_on_device(tagger, device)
+    about = ""
+    if (weights := model.weights) is not None:
+        if os.path.isdir(weights) and is_weights_path(weights):
+            weights = str(directory.find_checkpoint(Path(weights)))
+        outputs = load_pretrained(tagger, model.backbone, weights)
+        if is_weights_path(weights):
+            about = _describe_weights(Path(weights), outputs, train.labels.names)
+    return place_on_device(tagger, device), about
+
+
+def _describe_weights(path: Path, outputs: int | None, labels: Sequence[str]) -> str:
+    """Tell what was taken of a weights file: its backbone, never its head.
+
+    Args:
+        path: the file; a checkpoint of ours names its labels.
+        outputs: of the head in the file; None: it has none.
+        labels: those of the new head.
+    """
+    text = f"weights: backbone of {display_path(path)}"
+    new = f"the new head ({pluralize(len(labels), 'label')}) starts anew"
+    if outputs is None:
+        return f"{text}, which holds no head: {new}"
+    origin = read_origin(path)
+    if origin is None:
+        return f"{text}; its head ({pluralize(outputs, 'output')}) is not taken: {new}"
+    backbone, names = origin
+    known = set(names)
+    common = list_labels([name for name in labels if name in known], " of both")
+    return f"{text} ({backbone}, {list_labels(names)}); its head is not taken: {new}; {common}"
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:

@@ -1,7 +1,9 @@
-"""The optimizer, its learning rate as a pure function of the step, and the moving average."""
+"""The optimizer and its saved state, its learning rate by the step, and the moving average."""
 
 import math
 import weakref
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -53,6 +55,51 @@ def _step_alone(
     alone.state = optimizer.state
     alone.step()
     parameter.grad = None
+
+
+def fit_optimizer_state(
+    saved: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Return a saved state of an optimizer, as `optimizer` can load it.
+
+    Settings are those of `optimizer`, whose device may be another: `fused` differs by it. A very
+    large head is one parameter for several processes, and its chunks for one process
+    (`build.chunks_head`): what is kept for each row of its weight is cut as `optimizer` needs it.
+
+    Raises:
+        ValueError: another number of groups or of rows.
+    """
+    state: dict[int, Any] = {}
+    groups, first = [], 0
+    for old, new in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        numbers = list(range(first, first + len(new["params"])))
+        first += len(numbers)
+        kept = {n: saved["state"][n] for n in old["params"] if n in saved["state"]}
+        if len(old["params"]) == len(numbers):
+            state |= {
+                new_n: kept[n] for new_n, n in zip(numbers, old["params"], strict=True) if n in kept
+            }
+        elif kept:
+            rows = [len(parameter) for parameter in new["params"]]
+            state |= zip(numbers, _cut_rows(list(kept.values()), rows), strict=True)
+        configured = {key: value for key, value in new.items() if key not in ("params", "lr")}
+        groups.append({**old, **configured, "params": numbers})
+    return {"state": state, "param_groups": groups}
+
+
+def _cut_rows(kept: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Cut what an optimizer keeps for parts of one weight into parts of other numbers of rows.
+
+    Counts of steps have no rows; all parts have the same.
+    """
+    parts: list[dict[str, Any]] = [{} for _ in rows]
+    for name, value in kept[0].items():
+        has_rows = isinstance(value, torch.Tensor) and value.ndim > 0
+        joined = torch.cat([part[name] for part in kept]) if has_rows else value
+        values = torch.split(joined, list(rows)) if has_rows else None
+        for index, part in enumerate(parts):
+            part[name] = deepcopy(value) if values is None else values[index]
+    return parts
 
 
 def build_ema_model(model: nn.Module, decay: float) -> AveragedModel:

@@ -19,13 +19,14 @@ import torch
 from mlfinetune.config import Config, load_config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.runs import directory
+from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.runtime.device import choose_precision, name_dtype
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.text import format_list
 from mlfinetune.training.loop import Candidate, SavePoint
+from mlfinetune.training.optim import fit_optimizer_state
 from mlfinetune.training.records import Position
 from mlfinetune.training.setup import TrainingSetup
 
@@ -34,6 +35,7 @@ _MAY_CHANGE = (
     "data.train",
     "data.val",
     "data.images",
+    "loss.backend",
     "train.workers",
     "train.trackers",
     "train.save_minutes",
@@ -121,13 +123,22 @@ def require_same_run(state: ResumeState, config: Config, splits: Splits) -> None
     _require_no_changes(_list_changes(state.content["made_of"], _collect_identity(config, splits)))
 
 
-def require_same_config(run: Path, config: Config) -> None:
+def require_same_config(run: Path, config: Config, splits: Splits) -> None:
     """Raise a ConfigError that names the settings that differ from the run's own config.yaml.
 
-    A run has no resume state before its first epoch, nor where L-BFGS solved for the head.
+    A run has no resume state before its first epoch, nor where L-BFGS solved for the head. Where
+    its data was named elsewhere, the validation examples are compared with the checkpoint's.
     """
-    before = _collect_settings(load_config(run / directory.CONFIG))
-    _require_no_changes(_list_changes(before, _collect_settings(config)))
+    recorded = load_config(run / directory.CONFIG)
+    changes = _list_changes(_collect_settings(recorded), _collect_settings(config))
+    paths = (config.data.train, config.data.val), (recorded.data.train, recorded.data.val)
+    if paths[0] != paths[1] and (run / directory.BEST).is_file():
+        digest = checkpoint.load(run / directory.BEST).data_digest
+        kept, now = (
+            {"validation data": digest} for digest in (digest, digest_manifest(splits.val))
+        )
+        changes += _list_changes(kept, now)
+    _require_no_changes(changes)
 
 
 def _require_no_changes(changed: list[str]) -> None:
@@ -156,13 +167,9 @@ def restore_state(
         CheckpointError: the state does not fit this model or optimizer.
     """
     content = state.content
-    groups = [
-        {k: v for k, v in group.items() if k not in ("params", "lr")}
-        for group in optimizer.param_groups
-    ]
     try:
         setup.net.load_state_dict(content["net"])
-        optimizer.load_state_dict(content["optimizer"])
+        optimizer.load_state_dict(fit_optimizer_state(content["optimizer"], optimizer))
         if setup.ema is not None:
             setup.ema.load_state_dict(_get_ema_state(content, setup))
         torch.set_rng_state(content["random"]["torch"])
@@ -173,8 +180,6 @@ def restore_state(
             f"the state does not fit this model, or this optimizer: {error}; train anew, without "
             f"--resume"
         ) from error
-    for group, configured in zip(optimizer.param_groups, groups, strict=True):
-        group.update(configured)
 
 
 class StateSaver:
@@ -243,7 +248,7 @@ def _collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
 def _collect_settings(config: Config) -> dict[str, Any]:
     """Return the settings that may not change when a run is resumed, by dotted name."""
     flat = dict(_flatten(config.model_dump(mode="json"), ""))
-    return {k: v for k, v in flat.items() if not any(_is_below(k, key) for key in _MAY_CHANGE)}
+    return {key: value for key, value in flat.items() if not _may_change(key)}
 
 
 def _get_ema_state(content: Mapping[str, Any], setup: TrainingSetup) -> dict[str, Any]:
@@ -302,7 +307,7 @@ def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     """Describe the settings and data that differ, by name."""
     changes = []
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
+        if before.get(key) != now.get(key) and not _may_change(key):
             change = f"{before.get(key)!r} before, {now.get(key)!r} now"
             if key.endswith(" data"):
                 change = "other names, labels or targets than before"
@@ -319,5 +324,5 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def _is_below(key: str, section: str) -> bool:
-    return key == section or key.startswith(section + ".")
+def _may_change(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)

@@ -116,7 +116,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     seed_everything(config.train.seed)
     spec = build_transform_spec(config)
     with world.local_main_first():  # the weights may have to be downloaded
-        tagger = build_model(config, splits.train, spec, device, info.size)
+        tagger, about_weights = build_model(config, splits.train, spec, device, info.size)
     if syncs_batch_norm(config, info.size):
         # A function, since a copy of the net (train.ema) would copy a method's World with it.
         sync_batch_norm(tagger, device, lambda tensor: world.all_reduce_sum_(tensor))
@@ -129,10 +129,10 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         f"{_describe_backbone(config)}; device {device}, precision {name_dtype(dtype)} ({why}), "
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
-    for line in (*_describe_sharing(config, info), tried, _describe_head(config, splits, info)):
+    head = _describe_head(config, splits, info)
+    for line in (about_weights, *_describe_sharing(config, info), tried, head, about_loss):
         if line:
             log.say(line)
-    log.say(about_loss)
     ranks = {"rank": info.rank, "size": info.size}
     train = build_loader(config, splits.train, spec, device, workers, train=True, **ranks)
     val = build_loader(config, splits.val, spec, device, workers, train=False, **ranks)

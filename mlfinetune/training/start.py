@@ -13,6 +13,7 @@ from mlfinetune.config import Config, dump_config, load_config
 from mlfinetune.data.load import resolve_data_config
 from mlfinetune.data.manifest import Splits
 from mlfinetune.runs import directory
+from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
@@ -35,12 +36,12 @@ class ResumeOptions:
     """Options of `--resume`.
 
     Attributes:
-        in_place: the config is the run directory's own config.yaml, so that its output is the
-            very directory to resume.
+        recorded: the run directory's own config.yaml, without overrides, where that is the config
+            to resume; its output is where the run directory was when the file was written.
         allow_changed: resume with other settings or data too (`--allow-changed`).
     """
 
-    in_place: bool = False
+    recorded: Config | None = None
     allow_changed: bool = False
 
 
@@ -65,11 +66,28 @@ class TrainRequest:
     copy_root: Path | None = None
 
 
+def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> Config:
+    """Return the config with the places where the data is now, where its run is resumed in place.
+
+    Raises:
+        DataError: the data is neither where it was, nor beside the run.
+    """
+    if resume is None or resume.recorded is None:
+        return config
+    assert config.output is not None
+    advice = "give data.train=TABLE (data.val=TABLE, data.images=FOLDER) for its new place"
+    keys = ("train", "val", "images")
+    config, notes = find_data(config, resume.recorded, config.output, keys, advice)
+    for note in notes:
+        log.say(note)
+    return config
+
+
 def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Path | None:
     """Return the run directory to resume; None: a new run begins.
 
     The newest run directory is the one of `runs/NAME`, `runs/NAME-2` ... that was written last.
-    "Its own config": the config is the config.yaml of a run directory (`ResumeOptions.in_place`).
+    "Its own config": the config is the config.yaml of a run directory (`ResumeOptions.recorded`).
 
         --resume  its own config  newest run directory                    result
         yes       yes             any                                     the config's directory
@@ -86,7 +104,7 @@ def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Pa
     output = request.config.output
     assert output is not None
     if request.resume is not None:
-        run = output if request.resume.in_place else directory.find_run(output)
+        run = output if request.resume.recorded else directory.find_run(output)
         if run is None:
             log.say(f"nothing to resume at {display_path(output)}: a new run begins")
         return run
@@ -152,7 +170,7 @@ def load_resume_state(
     if state is not None:
         require_same_run(state, setup.config, setup.splits)
     elif (run / directory.CONFIG).is_file():
-        require_same_config(run, setup.config)
+        require_same_config(run, setup.config, setup.splits)
     return state
 
 

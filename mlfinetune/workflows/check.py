@@ -13,18 +13,19 @@ import numpy as np
 
 from mlfinetune.config import Config
 from mlfinetune.data.checks import (
-    Finding,
     SeenImage,
     find_duplicate_files,
     find_look_alikes,
     find_oddities,
-    find_spellings,
     find_unlearnable,
     summarize_labels,
     summarize_pictures,
 )
+from mlfinetune.data.doubts import find_doubtful_labels
+from mlfinetune.data.findings import Finding
+from mlfinetune.data.groups import ALLOWED_NOTE, report_torn_groups
 from mlfinetune.data.images.decode import ImageInfo
-from mlfinetune.data.labels import apply_label_options, natural_key
+from mlfinetune.data.labels import BLANK_ADVICE, MANY_BLANK, apply_label_options, natural_key
 from mlfinetune.data.load import (
     build_source_options,
     build_split_options,
@@ -33,8 +34,10 @@ from mlfinetune.data.load import (
 )
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import read_tables, split_tables
-from mlfinetune.data.rows import PictureScan, add_scan_faults, drop_faulty
+from mlfinetune.data.rows import SKIPPED_NOTE, PictureScan, add_scan_faults, drop_faulty
+from mlfinetune.data.sample import describe_rows
 from mlfinetune.data.table import Fault, SourceOptions, Table
+from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.errors import DataError
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import pluralize
@@ -83,17 +86,20 @@ def run(config: Config, log: RunLog) -> CheckResult:
     findings = [
         *(finding for table in tables for finding in _report_faults(table, bad_images)),
         *unusable,
+        *report_torn_groups(tables[0], tables[1] if len(tables) > 1 else None, options),
         *find_duplicate_files(seen),
-        *find_spellings(_count_positives(usable, options)),
+        *find_doubtful_labels(_count_positives(usable, options), options),
         *find_unlearnable(sides),
-        *_find_unlabelled({"train": places[0], "val": places[-1]}, sides),
+        *_find_unlabelled({"train": places[0], "val": places[-1]}, sides, usable, options),
         *find_look_alikes(seen),
         *find_oddities(seen, SMALLEST),
     ]
     findings.sort(key=lambda finding: finding.severity != "error")
     notes = splits.notes if splits else [note for table in usable for note in table.notes]
-    one_line = [note for note in notes if "\n" not in note]  # lists of files are findings already
-    facts = {"notes": one_line, "pictures": summarize_pictures(seen)}
+    findings_too = (SKIPPED_NOTE, ALLOWED_NOTE)
+    told = [note for note in notes if not any(part in note for part in findings_too)]
+    sample = [line for table in usable for line in describe_rows(table)]
+    facts = {"notes": told, "sample": sample, "pictures": summarize_pictures(seen)}
     return CheckResult(tuple(findings), facts | summarize_labels(sides))
 
 
@@ -173,6 +179,7 @@ def _split_usable_rows(
     """
     contents = {path: hash_content(picture) for path, picture in pictures.items()}
     split_options = replace(build_split_options(config), skip_bad=True)
+    options = replace(options, allow_torn_groups=True)  # torn groups are a finding of their own
     scanned = PictureScan(bad={}, contents=contents)  # bad pictures are in the tables' faults
     table, *others = (_mark_skippable(table) for table in tables)
     val_table = others[0] if others else None
@@ -220,7 +227,10 @@ def _iter_images(
 
 
 def _find_unlabelled(
-    places: dict[str, dict[str, str]], sides: dict[str, Manifest]
+    places: dict[str, dict[str, str]],
+    sides: dict[str, Manifest],
+    tables: Sequence[Table],
+    options: SourceOptions,
 ) -> Iterator[Finding]:
     """Yield one finding that lists the images without a label, if there are any.
 
@@ -233,8 +243,15 @@ def _find_unlabelled(
             place = places[side][name]
             items.append(f"{side}: {name!r}" + (f" ({place})" if place != name else ""))
     if items:
-        text = f"{pluralize(len(items), 'image')} without a label"
-        yield Finding("warning", "unlabelled", text, tuple(items))
+        count = f"{pluralize(len(items), 'image')} without a label"
+        images = sum(len(manifest) for manifest in sides.values())
+        # In tables with a column for each label a blank cell is unknown as it is.
+        is_list = any((table.unnamed == NEGATIVE).any() for table in tables)
+        if is_list and options.empty_labels == "negative" and len(items) >= MANY_BLANK * images:
+            text = f"{count}: all labels absent; {BLANK_ADVICE}"
+            yield Finding("warning", "unlabelled", text, tuple(items), "data.empty_labels: unknown")
+        else:
+            yield Finding("warning", "unlabelled", count, tuple(items))
 
 
 def _count_positives(tables: Sequence[Table], options: SourceOptions) -> Counter[str]:

@@ -19,6 +19,7 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_results
 from mlfinetune.runtime.device import (
     choose_precision,
@@ -76,6 +77,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> tuple[Path,
     file = directory.find_checkpoint(request.checkpoint)
     loaded = checkpoint.load(file)
     config = restore_config(loaded.config, file, request.overrides)
+    recorded = restore_config(loaded.config, file)
     with oom_as_device_error():
         tagger = restore_tagger(
             loaded.backbone,
@@ -86,7 +88,8 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> tuple[Path,
             file,
         )
     with world.local_main_first():
-        manifest, description = _read_examples(request, config, loaded, log)
+        source = _Source(request, config, recorded, loaded, file.parent)
+        config, manifest, description = _read_examples(source, log)
     folder = request.output or file.parent / directory.EVAL
     world.broadcast(lambda: make_folder(folder))
     intro = f"checkpoint {display_path(file)}, {description}"
@@ -96,8 +99,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> tuple[Path,
         return folder, None
     scores = tabulate(batches, manifest)
     fitted_here = digest_manifest(manifest) == loaded.data_digest
-    trained_with = restore_config(loaded.config, file).eval
-    decision = _choose_decision(config.eval, trained_with, loaded, scores, fitted_here)
+    decision = _choose_decision(config.eval, recorded.eval, loaded, scores, fitted_here)
     evaluation = evaluate(config.eval, scores, decision, fitted_here)
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= locate_images(config, manifest)
@@ -187,34 +189,112 @@ def _choose_decision(
 # ---- examples ---------------------------------------------------------------------------
 
 
-def _read_examples(
-    request: EvalRequest, config: Config, loaded: Checkpoint, log: RunLog
-) -> tuple[Manifest, str]:
-    """Read the examples to score; return them and their description, as `tags.csv, split test`."""
+@dataclass(frozen=True)
+class _Source:
+    """Everything that decides which examples are scored.
+
+    Attributes:
+        request: names other data, or none.
+        config: of the run, with the overrides.
+        recorded: of the run, without them.
+        loaded: the checkpoint.
+        run: folder of the checkpoint: the run directory, which may have been moved.
+    """
+
+    request: EvalRequest
+    config: Config
+    recorded: Config
+    loaded: Checkpoint
+    run: Path
+
+
+def _read_examples(source: _Source, log: RunLog) -> tuple[Config, Manifest, str]:
+    """Read the examples to score.
+
+    Returns:
+        The config with the places that were read, the examples, and their description, such as
+        `tags.csv, split test`.
+    """
+    request, config = source.request, source.config
     if request.images is not None:
         root = request.images if isinstance(request.images, str) else request.images.absolute()
         config = config.update_section("data", images=root)
-    if request.data is None and request.split is None:
-        return _read_validation_again(config, loaded, log), "validation"
-    options = build_source_options(config)
-    if request.data is not None:
-        options = replace(options, images=request.images, format="auto")
-    source = request.data or config.data.train
-    scan = _choose_scan(config, log)
-    skip_bad = config.data.bad_images == "skip"
-    manifest, notes = read_manifest(source, request.split, options, loaded.labels, skip_bad, scan)
-    for note in notes:
-        log.say(note)
-    return manifest, str(source) + (f", split {request.split}" if request.split else "")
+    elif request.data is not None and config.data.images == source.recorded.data.images:
+        config = config.update_section("data", images=None)  # other data, with its own pictures
+    try:
+        if request.data is not None:
+            config = config.update_section("data", format="auto")
+            manifest = _read_split(request.data, request.split, config, source.loaded, log)
+            return config, manifest, _describe_data(request.data, request.split)
+        config, is_elsewhere = _find_run_data(source, config, log)
+        if request.split is None:
+            manifest = _read_validation_again(config, source.loaded, is_elsewhere, log)
+            return config, manifest, "validation"
+        if is_elsewhere and config.data.val is None:  # validation stands in the same table
+            _read_validation_again(config, source.loaded, is_elsewhere, log)
+        manifest = _read_split(config.data.train, request.split, config, source.loaded, log)
+        return config, manifest, _describe_data(config.data.train, request.split)
+    except DataError as error:
+        if ": no such file" not in str(error) or request.images is not None:
+            raise
+        raise DataError(f"{error}\n{_IF_PICTURES_MOVED}") from error
 
 
-def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> Manifest:
-    """Read the validation examples of the run again; warn where they have changed.
+_IF_PICTURES_MOVED = (
+    "where the pictures were moved, give the folder that their names start from: --images FOLDER"
+)
+
+
+def _describe_data(data: Location, split: str | None) -> str:
+    return str(data) + (f", split {split}" if split else "")
+
+
+def _find_run_data(source: _Source, config: Config, log: RunLog) -> tuple[Config, bool]:
+    """Return the config with paths of the run's data that exist, and whether a table was moved.
 
     Raises:
-        DataError: validation was held out at random from data that has changed since.
+        DataError: the data is neither where it was, nor beside the run.
     """
-    config = config.update_section("data", labels=list(loaded.labels.names))
+    table = "val" if config.data.val is not None and source.request.split is None else "train"
+    keys = (table,) if source.request.images is not None else (table, "images")
+    advice = (
+        f"give data.{table}=TABLE for its new place, or other data with --data TABLE; where the "
+        f"pictures are not beside the table, --images FOLDER too"
+    )
+    config, notes = find_data(config, source.recorded, source.run, keys, advice)
+    for note in notes:
+        log.say(note)
+    return config, getattr(config.data, table) != getattr(source.config.data, table)
+
+
+def _read_split(
+    data: Location, split: str | None, config: Config, loaded: Checkpoint, log: RunLog
+) -> Manifest:
+    """Read a table, or one of its splits, in the columns of the checkpoint's labels."""
+    scan = _choose_scan(config, log)
+    skip_bad = config.data.bad_images == "skip"
+    options = build_source_options(config)
+    manifest, notes = read_manifest(data, split, options, loaded.labels, skip_bad, scan)
+    for note in notes:
+        log.say(note)
+    return manifest
+
+
+def _read_validation_again(
+    config: Config, loaded: Checkpoint, is_elsewhere: bool, log: RunLog
+) -> Manifest:
+    """Read the validation examples of the run again; warn where they have changed.
+
+    Args:
+        is_elsewhere: the table is not where it was, but was found beside the run.
+
+    Raises:
+        DataError: they have changed, and were held out at random, or the table was found: then it
+            may be another one.
+    """
+    # What the run was trained on, torn groups too, is scored; the notes warn of it.
+    given = {"labels": list(loaded.labels.names), "allow_torn_groups": True}
+    config = config.update_section("data", **given)
     data, drawn = config.data, False
     if data.val is not None:
         options, scan = build_source_options(config), _choose_scan(config, log)
@@ -224,10 +304,16 @@ def _read_validation_again(config: Config, loaded: Checkpoint, log: RunLog) -> M
         # The pictures are always scanned here: files with the same bytes are held out together.
         splits = load_splits(config, log)
         val, notes, drawn = splits.val, splits.notes, splits.drawn
-    if data.bad_images == "skip":
-        for note in notes:
+    for note in notes:
+        if data.bad_images == "skip" or note.startswith("warning: "):
             log.say(note)
     if digest_manifest(val) != loaded.data_digest:
+        if is_elsewhere:
+            raise DataError(
+                f"{data.val or data.train}, found beside the run, has other validation examples "
+                f"than the run had; give the right table as data.{'val' if data.val else 'train'}"
+                f"=TABLE, or score others with --data TABLE"
+            )
         if drawn:
             raise DataError(
                 f"{data.train} has changed since training, so the images that were held out then "

@@ -1,100 +1,254 @@
-"""`mlfinetune init`: data -> its description -> a config that trains on it as it is."""
+"""`mlfinetune init`: data -> its description -> a config that trains on it as it is.
+
+table -> its pictures, found where they are -> bad ones named -> train and val -> lines, config
+a folder of pictures without labels -> a table to fill in, and how to go on
+"""
 
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from mlfinetune.config import SCHEMA, Config, DataConfig
+from mlfinetune.config import SCHEMA, Config, build_config
+from mlfinetune.config.template import Setting, fill_template
+from mlfinetune.data.blank_table import DELIMITER, write_blank_table
 from mlfinetune.data.labels import natural_key
 from mlfinetune.data.load import build_scan, build_source_options, build_split_options
+from mlfinetune.data.locate import locate_pictures
 from mlfinetune.data.manifest import Splits
-from mlfinetune.data.read import read_table, split_tables
+from mlfinetune.data.proposal import list_choices, list_decisions, propose_unknown
+from mlfinetune.data.read import read_tables, split_tables
 from mlfinetune.data.rows import Scan, add_scan_faults, drop_faulty, raise_faults
+from mlfinetune.data.sample import (
+    describe_empty,
+    describe_rows,
+    list_frequent_labels,
+    summarize,
+)
 from mlfinetune.data.table import Skipped, Table
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic
-from mlfinetune.text import MAX_LISTED, format_list, make_printable, pluralize
+from mlfinetune.text import display_path, format_list, make_printable, pluralize
 
-_TEMPLATE = """\
-# yaml-language-server: $schema={schema}
-# {summary}
-# mlfinetune train {name}            every key is in the schema above
-# mlfinetune check {name}            copies, look-alikes, odd labels
+_TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
+"""Parts of notes of the split that the description says in words of its own."""
 
-data:
-  train: {train}
-  # format: {format}              # detected; name it where the guess is wrong
-{val}
-  bad_images: {bad_images}{bad_why}
-  empty_labels: negative     # a picture without a label has none of them; or unknown, error
-  # min_positives: 10        # leave out labels with fewer pictures
-  # unknown: ignore          # unknown targets (blank cells) are masked; negative takes them for no
-  # ignore_labels: []
-  # rename_labels: {{}}        # old: new; joins spellings
 
-model:
-  backbone: resnet50
-  weights: IMAGENET1K_V2     # torchvision's name, a file, or null for random weights
-  freeze_backbone: false     # true: only the head, on features computed once; no rate to tune
-  image_size: 224
-  resize: squash             # squash | crop | pad
+@dataclass(frozen=True)
+class InitRequest:
+    """Arguments of `mlfinetune init`.
 
-train:
-  epochs: 10
-  batch_size: 32             # out of memory? halve it, or set accumulate: 2
-  lr: 1e-4                   # of the backbone
-  head_lr: 1e-3
-  # early_stopping: 3        # epochs without a better mAP
-  # seed: 0
+    Attributes:
+        data: table, or folder of pictures.
+        overrides: texts `section.key=value`.
+        images: root of the table's paths.
+        output: the config to write; None: NAME.yaml in the current folder.
+        table: a table to write in place of a config, for the pictures of a folder.
+    """
 
-loss:
-  pos_weight: null           # auto: rare labels weigh more
-
-# output: {output}
-"""
+    data: Path
+    overrides: tuple[str, ...] = ()
+    images: Path | None = None
+    output: Path | None = None
+    table: Path | None = None
 
 
 @dataclass(frozen=True)
 class InitResult:
-    """The config that was written, and the description of the data, line by line."""
+    """The file that was written, the description of the data, line by line, and how to go on."""
 
     file: Path
     lines: tuple[str, ...]
+    next_step: str
 
 
-def run(data: Path, output: Path | None, log: RunLog) -> InitResult:
+@dataclass(frozen=True)
+class _Plan:
+    """A config as far as it is decided, what of it goes into the file, and lines that say why."""
+
+    config: Config
+    settings: tuple[Setting, ...] = ()
+    lines: tuple[str, ...] = ()
+
+    def decide(self, line: str, *settings: Setting) -> "_Plan":
+        """Return the plan with more keys of the data, and the line that says so."""
+        values = {setting.key.removeprefix("data."): setting.value for setting in settings}
+        return _Plan(
+            self.config.update_section("data", **values),
+            (*self.settings, *settings),
+            (*self.lines, line),
+        )
+
+
+def run(request: InitRequest, log: RunLog) -> InitResult:
     """Describe a data set, and write a config for it; pictures that cannot be read are skipped.
 
+    A folder of pictures without labels gets a table to fill in, and no config.
+
     Args:
-        data: a table, or a folder of labelled pictures.
-        output: the config file; None: NAME.yaml in the current folder.
+        request: the arguments.
         log: shows the progress of decoding.
 
     Raises:
-        ConfigError: the config file exists.
+        ConfigError: the file to write exists, or an override has faults.
         DataError: data that cannot be used.
     """
-    stem = data.resolve().name if data.is_dir() else data.stem
-    file = output or Path(f"{stem or 'config'}.yaml")
+    if request.table is not None:
+        return _write_table_to_fill(request, request.table)
+    file = request.output or Path(f"{_name_after(request.data)}.yaml")
     if file.exists():
         raise ConfigError(f"{file} is there already; choose another with --output")
-    config = Config(data=DataConfig(train=data))
-    options, split_options = build_source_options(config), build_split_options(config)
-    scan = build_scan(config, log)
-    table, skipped = _drop_bad_pictures(read_table(data, options), scan)
-    splits = split_tables(table, None, options, split_options, scan)
-    lines = _describe_data(table, splits, skipped)
-    text = _fill_template(data, file, table, splits, lines, skipped)
+    plan = _Plan(_build_config(request))
+    tables = _read(plan.config)
+    if not len(tables[0].labels):
+        return _go_on_without_labels(request, tables[0])
+    plan, tables = _find_pictures(request, plan, tables)
+    scan = build_scan(plan.config, log)
+    checked = [_drop_bad_pictures(request, table, scan) for table in tables]
+    tables, skipped = [table for table, _ in checked], [s for _, bad in checked for s in bad]
+    if plan.config.data.unknown == "ignore" and (proposal := propose_unknown(tables)):
+        plan = plan.decide(*proposal)
+    options, split_options = build_source_options(plan.config), build_split_options(plan.config)
+    val_table = tables[1] if len(tables) > 1 else None
+    splits = split_tables(tables[0], val_table, options, split_options, scan)
+    lines = _describe_data(request, plan, tables, splits, skipped)
+    text = _write_config(request, plan, file, tables[0], splits, lines, skipped)
     write_atomic(file, text.encode(errors="surrogateescape"))
-    return InitResult(file, tuple(lines))
+    return InitResult(file, tuple(lines), _name_next_step(file, splits))
 
 
-def _drop_bad_pictures(table: Table, scan: Scan) -> tuple[Table, list[Skipped]]:
+def _name_after(data: Path) -> str:
+    """Return the name that files about the data get: that of the folder or table."""
+    path = data.with_suffix("") if data.suffix == ".gz" else data
+    return (data.resolve().name if data.is_dir() else path.stem) or "config"
+
+
+def _build_config(request: InitRequest) -> Config:
+    """Return the config that the arguments alone give.
+
+    Raises:
+        ConfigError: an override has faults, or repeats an argument; no such folder of pictures.
+    """
+    tree = {"data": {"train": str(request.data)}}
+    given = {key for key in _list_keys(request.overrides) if key in ("data.train", "data.images")}
+    if "data.train" in given or (request.images is not None and "data.images" in given):
+        raise ConfigError(f"{' and '.join(sorted(given))}: an argument of init says so already")
+    if request.images is not None:
+        if not request.images.is_dir():
+            raise ConfigError(f"--images {request.images}: no such folder")
+        tree["data"]["images"] = str(request.images.absolute())
+    return build_config(tree, request.overrides)
+
+
+def _list_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys that overrides set, with their sections; what is below a key counts to it."""
+    return [".".join(text.partition("=")[0].split(".")[:2]) for text in overrides]
+
+
+def _read(config: Config) -> list[Table]:
+    """Return the table of train, and that of val where the config names one."""
+    tables = read_tables(config.data.train, config.data.val, build_source_options(config))
+    return [table for table in tables if table is not None]
+
+
+# ---- no labels --------------------------------------------------------------------------
+
+
+def _go_on_without_labels(request: InitRequest, table: Table) -> InitResult:
+    """Write a table to fill in for a folder of pictures.
+
+    Raises:
+        DataError: another kind of data, or a folder that holds tables: what to do with them.
+    """
+    data = request.data
+    raise_faults(table, [fault for fault in table.faults if not fault.picture])
+    if not data.is_dir() or table.format != "folder":
+        read = "; ".join(note for note in table.notes if note.startswith("labels in"))
+        raise DataError(
+            f"{table.origin}: none of {pluralize(len(table), 'picture')} has a label yet"
+            f"{f' ({read})' if read else ''}; fill them in, several separated by '{DELIMITER}', "
+            f"then: {_format_command(request, data, request.images)}"
+        )
+    inside = sorted(path for path in data.iterdir() if path.suffix.lower() in _TABLE_SUFFIXES)
+    if inside:
+        commands = [_format_command(request, path, None) for path in inside]
+        raise DataError(
+            f"{data}: no folder names a label, and there is a table beside the pictures; name "
+            f"it:\n{format_list(commands)}"
+        )
+    return _write_table_to_fill(request, Path(f"{_name_after(data)}.csv"))
+
+
+def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
+    """Write a table with a row for each picture of a folder.
+
+    Raises:
+        ConfigError: `--table` for a table or with `--images`, or a file that exists.
+        DataError: there is no picture.
+    """
+    if not request.data.is_dir():
+        raise ConfigError(f"--table is for a folder of pictures; {request.data} is none")
+    if request.images is not None:
+        raise ConfigError("--table names the pictures of DATA; leave out --images")
+    if file.exists():
+        command = _format_command(request, file, None)
+        raise ConfigError(
+            f"{file} is there already; fill it in, then: {command}; or choose another with --table"
+        )
+    blank = write_blank_table(request.data, file)
+    lines = [f"{pluralize(blank.pictures, 'picture')} without labels: a row for each"]
+    if blank.left_out:
+        faults = format_list([repr(name) for name in blank.left_out])
+        lines.append(f"left out, since no table can hold these names: rename them\n{faults}")
+    command = _format_command(request, file, blank.images)
+    step = f"fill in its column labels, several separated by '{DELIMITER}', then: {command}"
+    return InitResult(file, tuple(lines), step)
+
+
+def _format_command(request: InitRequest, data: Path, images: Path | None) -> str:
+    """Return the command that reads other data, or other pictures, with the other arguments."""
+    words = ["mlfinetune", "init", display_path(data), *request.overrides]
+    words += [] if images is None else ["--images", display_path(images)]
+    words += [] if request.output is None else ["--output", str(request.output)]
+    return shlex.join(words)
+
+
+# ---- pictures ---------------------------------------------------------------------------
+
+
+def _find_pictures(
+    request: InitRequest, plan: _Plan, tables: list[Table]
+) -> tuple[_Plan, list[Table]]:
+    """Return the plan and the tables with the pictures where they are.
+
+    Raises:
+        DataError: several folders have them.
+    """
+    place = locate_pictures(tables[0], build_source_options(plan.config))
+    if place is None:
+        return plan, tables
+    if len(place.folders) > 1:
+        commands = [_format_command(request, request.data, path) for path in place.folders]
+        raise DataError(
+            f"{tables[0].origin}: its {place.count} pictures are in {len(place.folders)} folders "
+            f"alike; choose one:\n{format_list(commands)}"
+        )
+    (folder,) = place.folders
+    settings = [Setting("data.images", folder, "the paths of the table begin here")]
+    line = f"{place.count} of {place.total} pictures in {display_path(folder)}/"
+    if place.by_name:
+        line += ", found by their names"
+        settings.append(Setting("data.find_by_name", True, "whatever folders the table writes"))
+    plan = plan.decide(line, *settings)
+    return plan, _read(plan.config)
+
+
+def _drop_bad_pictures(
+    request: InitRequest, table: Table, scan: Scan
+) -> tuple[Table, list[Skipped]]:
     """Return the rows whose pictures decode, and the pictures that do not.
 
     Raises:
@@ -106,10 +260,11 @@ def _drop_bad_pictures(table: Table, scan: Scan) -> tuple[Table, list[Skipped]]:
     table, unreadable = drop_faulty(add_scan_faults(table, scanned.bad))
     skipped = sorted([*missing, *unreadable], key=lambda picture: natural_key(picture.place))
     if skipped and not len(table):
+        command = _format_command(request, request.data, Path("DIR"))
+        advice = table.hint or f"where they are elsewhere, name their folder: {command}"
         raise DataError(
             f"{table.origin}: none of {pluralize(len(skipped), 'picture')} can be read; they were "
-            f"looked for under {table.root}. A config can name another folder (data.images)\n"
-            f"{format_list(_list_faults(skipped))}"
+            f"looked for under {table.root}\n{format_list(_list_faults(skipped))}\n{advice}"
         )
     return table, skipped
 
@@ -121,21 +276,25 @@ def _list_faults(skipped: Sequence[Skipped]) -> list[str]:
 # ---- the description --------------------------------------------------------------------
 
 
-def _describe_data(table: Table, splits: Splits, skipped: list[Skipped]) -> list[str]:
-    """Return one line each for the size, the split, notes, labels and bad pictures."""
-    positives, _, unknown = table.targets.counts()
-    labels_per_picture = positives.sum() / max(1, len(table))
-    masked = f", {unknown.sum()} unknown targets" if unknown.any() else ""
-    tests = (table.splits or ()).count("test")
-    to_test = f", {tests} to test" if tests else ""
-    origin = "a fifth held out, stratified by label" if splits.drawn else "as the data says"
+def _describe_data(
+    request: InitRequest,
+    plan: _Plan,
+    tables: Sequence[Table],
+    splits: Splits,
+    skipped: Sequence[Skipped],
+) -> list[str]:
+    """Return lines for the size, the split, all notes, labels, a row, and bad pictures."""
+    table = tables[0]
+    said = {f"train: {note}" for note in table.notes}
     lines = [
-        f"{pluralize(len(table), 'picture')}, {pluralize(len(splits.train.labels), 'label')}, "
-        f"{labels_per_picture:.1f} per picture{masked}",
-        f"split: {len(splits.train)} to train, {len(splits.val)} to validate{to_test} ({origin})",
+        *summarize(tables, splits, plan.config.data.val_fraction),
         *table.notes,
-        _list_frequent_labels(splits),
-        *(note for note in splits.notes if "without a" in note),
+        *plan.lines,
+        *_explain_folders(request, table),
+        list_frequent_labels(splits),
+        *describe_rows(table),
+        *describe_empty(table, plan.config.data.empty_labels, plan.config.data.unknown),
+        *(note for note in splits.notes if note not in said and not _is_said_otherwise(note)),
     ]
     if skipped:
         count = pluralize(len(skipped), "more picture")
@@ -145,21 +304,40 @@ def _describe_data(table: Table, splits: Splits, skipped: list[Skipped]) -> list
     return lines
 
 
-def _list_frequent_labels(splits: Splits) -> str:
-    """Return the ten most frequent labels with their counts; a mistaken label often shows here."""
-    positives = splits.train.targets.counts()[0] + splits.val.targets.counts()[0]
-    columns = np.argsort(-positives, kind="stable")[:MAX_LISTED]
-    names = splits.train.labels.names
-    shown = [f"{names[column]!r} ({positives[column]})" for column in columns]
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"labels: {', '.join(shown)}{more}"
+def _is_said_otherwise(note: str) -> bool:
+    return any(part in note for part in _SAID_OTHERWISE)
+
+
+def _explain_folders(request: InitRequest, table: Table) -> list[str]:
+    """Return the line that says how to go on where folders are albums, and no labels."""
+    if table.format != "folder" or not request.data.is_dir():
+        return []
+    name = shlex.quote(f"{_name_after(request.data)}.csv")
+    data = shlex.quote(display_path(request.data))
+    return [
+        f"the names of folders are the labels; where they are albums: mlfinetune init {data} "
+        f"--table {name} writes a table to fill in"
+    ]
+
+
+def _name_next_step(file: Path, splits: Splits) -> str:
+    """Return the command to go on with: training, unless there is nothing to learn."""
+    name = shlex.quote(display_path(file))
+    positives, negatives, _ = splits.train.targets.counts()
+    if ((positives > 0) & (negatives > 0)).any():
+        return f"mlfinetune train {name}"
+    return (
+        f"pictures with a label and pictures without it; no label has both, so that nothing can be "
+        f"learned yet: mlfinetune check {name}"
+    )
 
 
 # ---- the config -------------------------------------------------------------------------
 
 
-def _fill_template(
-    data: Path,
+def _write_config(
+    request: InitRequest,
+    plan: _Plan,
     file: Path,
     table: Table,
     splits: Splits,
@@ -167,27 +345,40 @@ def _fill_template(
     skipped: Sequence[Skipped],
 ) -> str:
     """Return the text of the config; paths in it are relative to its own folder."""
-    val = "  # the data says which pictures are for validation"
-    if splits.drawn:
-        val = "  val_fraction: 0.2          # held out, stratified by label; or val: another table"
-    bad_images, reason = "error", ""
-    if skipped:
-        bad_images = "skip"
-        reason = f"           # {len(skipped)} cannot be read; error stops the run"
-    return _TEMPLATE.format(
-        schema=SCHEMA,
-        summary=f"{lines[0]}; {lines[1]}",
-        name=make_printable(shlex.quote(file.name)),
-        output=_quote_yaml(f"runs/{file.stem}"),
-        train=_quote_yaml(os.path.relpath(data, file.absolute().parent)),
-        format=table.format,
-        val=val,
-        bad_images=bad_images,
-        bad_why=reason,
-    )
+    name = make_printable(shlex.quote(file.name))
+    head = [
+        f"yaml-language-server: $schema={SCHEMA}",
+        f"{lines[0]}; {lines[1]}",
+        f"mlfinetune train {name}            every key is in the schema above",
+        f"mlfinetune check {name}            copies, look-alikes, odd labels",
+    ]
+    settings = [
+        Setting("data.train", request.data),
+        Setting("data.format", table.format, is_comment=True),
+        *plan.settings,
+        *list_choices(table),
+        *list_decisions(table, splits, len(skipped), plan.config.data.val is not None),
+        Setting("output", f"runs/{file.stem}", is_comment=True),
+        *_list_overrides(request, plan.config),
+    ]
+    folder = file.absolute().parent
+    return fill_template(head, (_make_relative(setting, folder) for setting in settings))
 
 
-def _quote_yaml(text: str) -> str:
-    """Return a quoted YAML string; characters that do not print are escaped."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
+def _list_overrides(request: InitRequest, config: Config) -> list[Setting]:
+    """Return the keys that the user gave, with their values."""
+    settings = []
+    for key in dict.fromkeys(_list_keys(request.overrides)):
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, name)
+        settings.append(Setting(key, value, "as given to init"))
+    if request.images is not None:
+        settings.append(Setting("data.images", config.data.images, "as given to init"))
+    return settings
+
+
+def _make_relative(setting: Setting, folder: Path) -> Setting:
+    """Return the setting with a path relative to `folder`; any other value stays."""
+    if not isinstance(setting.value, Path):
+        return setting
+    return replace(setting, value=os.path.relpath(setting.value, folder))

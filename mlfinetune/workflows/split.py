@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.checks import Balance, LabelShare
 from mlfinetune.data.read import read_table
-from mlfinetune.data.readers.columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.readers.csv_table import copy_with_column
 from mlfinetune.data.rows import drop_faulty, raise_faults
 from mlfinetune.data.stratify import assign_sides
@@ -119,7 +119,10 @@ def _require_splittable(request: SplitRequest, table: Table) -> None:
     """Raise an error for bad rows, a table with a split, or --group-by without columns."""
     raise_faults(table, [fault for fault in table.faults if not fault.picture])
     if table.splits is not None:
-        raise DataError(f"{request.data} tells train from val already; train on it as it is")
+        raise DataError(
+            f"{request.data} tells train from val already; train on it as it is, or take its "
+            f"split out of a copy of the table to make another one"
+        )
     if request.group_by is not None and table.groups is None:
         raise ConfigError(f"--group-by {request.group_by}: {request.data} has no columns")
 

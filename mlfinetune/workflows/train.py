@@ -33,6 +33,7 @@ from mlfinetune.training.start import (
     ResumeOptions,
     TrainRequest,
     describe_saved,
+    find_run_data,
     find_run_to_resume,
     load_resume_state,
     open_run,
@@ -72,6 +73,7 @@ def run(
         init_distributed(device_name, config.train.deterministic) as world,
     ):
         try:
+            config = find_run_data(config, resume, log)
             with world.local_main_first():
                 splits = load_splits(config, log)
             return _train(TrainRequest(config, world, heard, resume), splits, log)

@@ -47,6 +47,10 @@ FAULTS = {
     "frames_dropped": ("warning", ["train: 'images/moving.gif'"]),
     "small": ("warning", ["train: 'images/tiny.png' (line 36): 20 x 20"]),
 }
+PLAIN = [
+    [f"images/{at:04}.{'png' if at % 2 else 'jpg'}", ("red", "blue")[at % 2]] for at in range(6)
+]
+"""Rows of six pictures that are there."""
 CLEAN = "data: {train: clean.csv, rename_labels: {Dog: dog}}\n"
 
 
@@ -279,7 +283,7 @@ def test_two_tables(tmp_path: Path, cli: Run) -> None:
     [
         ("", "is empty"),
         ("image,labels\nnone.png,red\n", "no such file"),
-        ("photo,labels\na.png,red\n", "data.image_column"),
+        ("what,labels\na,red\n", "data.image_column"),
         ("image,labels\n", "the table has no rows"),
     ],
 )
@@ -306,3 +310,57 @@ def test_no_torch(folder: Path) -> None:
         [sys.executable, "-c", code, output], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_torn_groups(folder: Path, tmp_path: Path, cli: Run) -> None:
+    """An error that lists them, the test's too; all else is checked all the same."""
+    rows = [[str(row[0]), row[1], "train", f"p{at}"] for at, row in enumerate(PLAIN)]
+    rows[4][2:], rows[5][2:] = ["val", "p9"], ["test", "p1"]
+    write(tmp_path / "a.csv", [["image", "labels", "split", "patient"], *rows])
+    (tmp_path / "a.yaml").write_text("data: {train: a.csv, group_by: patient}")
+    settings = ("check", "a.yaml", f"data.images={folder}")
+    done = cli(*settings, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: " in done.stdout
+    assert "1 group of 'patient' in several splits (train and test: 1)" in done.stdout
+    assert "  'p1': train, test\n" in done.stdout
+    assert done.stdout.count("groups of 'patient'") + done.stdout.count("group of 'patient'") == 1
+    assert "train: 6 images found = 5 used + 1 kept for test" in done.stdout
+    done = cli(*settings, "data.allow_torn_groups=true", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert items(found, "torn_groups") == ["'p1': train, test"]
+    assert {f["kind"]: f["severity"] for f in found["findings"]}["torn_groups"] == "warning"
+    done = cli("train", "a.yaml", f"data.images={folder}", "--dry-run", cwd=tmp_path)
+    assert (done.returncode, "data.allow_torn_groups: true" in done.stderr) == (2, True)
+
+
+def test_many_rows_without_a_label(folder: Path, tmp_path: Path, cli: Run) -> None:
+    """Perhaps nobody looked at them: the line to paste is there, and taken."""
+    rows = [[row[0], row[1] if at < 4 else ""] for at, row in enumerate(PLAIN)]
+    write(tmp_path / "a.csv", [["image", "labels"], *rows])
+    (tmp_path / "a.yaml").write_text("data: {train: a.csv, val_fraction: 0.5}")
+    settings = ("check", "a.yaml", f"data.images={folder}")
+    text = cli(*settings, cwd=tmp_path).stdout
+    assert "2 images without a label: all labels absent; if nobody looked at them: " in text
+    assert "  to mend it: data.empty_labels: unknown\n" in text
+    assert "to mend it" not in cli(*settings, "data.empty_labels=unknown", cwd=tmp_path).stdout
+
+
+def test_doubtful_labels_have_lines_to_paste(folder: Path, tmp_path: Path, cli: Run) -> None:
+    """Two spellings and a word for no label; with both lines neither is left."""
+    cells = ["1", "1", "1.0", "Unlabeled", "red\u200b", "red|1"]
+    write(
+        tmp_path / "a.csv",
+        [["image", "labels"], *([row[0], cell] for row, cell in zip(PLAIN, cells, strict=True))],
+    )
+    (tmp_path / "a.yaml").write_text("data: {train: a.csv, label_delimiter: '|'}")
+    settings = ("check", "a.yaml", f"data.images={folder}")
+    text = cli(*settings, cwd=tmp_path).stdout
+    assert r"  'red\u200b' (1) / 'red' (1)" in text
+    lines = [line.split(": ", 1)[1] for line in text.splitlines() if "to mend it: " in line]
+    assert lines == [
+        r'data.rename_labels: {"1.0": "1", "red\U0000200b": "red"}',
+        'data.ignore_labels: ["Unlabeled"]',
+    ]
+    pasted = (line.replace(": ", "=", 1) for line in lines)
+    assert "to mend it" not in cli(*settings, *pasted, cwd=tmp_path).stdout

@@ -123,3 +123,36 @@ def test_a_run_that_skipped_pictures_says_so_again(pictures: Path, cli: Run) -> 
     done = cli("eval", "-c", "runs/pets", cwd=pictures)
     assert "24 images found = 23 used + 1 skipped" in done.stderr
     assert "line 5: 'images/0003.png'" in done.stderr
+
+
+def test_eval_warns_of_groups_that_were_trained_on(trained: Path, cli: Run) -> None:
+    """The test's pictures of a patient of train score too high, and are scored."""
+    header, *rows = (trained / "tags.csv").read_text().splitlines()
+    lines = [
+        f"{row},{'test' if n < 8 else 'train'},{n // 2 if n != 6 else 9}"
+        for n, row in enumerate(rows)
+    ]
+    (trained / "torn.csv").write_text("\n".join([f"{header},split,patient", *lines]))
+    arguments = ("eval", "-c", "runs/pets", "--data", "torn.csv", "-o", "torn", "--split", "test")
+    done = cli(*arguments, "data.group_by=patient", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 of 5 groups of 'patient' in test stand in train too" in done.stderr
+    assert "24 images found = 8 used + 16 in other splits" in done.stderr
+    assert "warning" not in cli(*arguments, cwd=trained).stderr
+
+
+def test_a_run_on_torn_groups_is_scored_again(pictures: Path, cli: Run) -> None:
+    """Whoever allowed them for the run is only warned."""
+    header, *rows = (pictures / "tags.csv").read_text().splitlines()
+    lines = [f"{row},{'val' if n < 8 else 'train'},{n % 5}" for n, row in enumerate(rows)]
+    (pictures / "torn.csv").write_text("\n".join([f"{header},split,patient", *lines]))
+    settings = ("pets.yaml", "data.train=torn.csv", "data.group_by=patient")
+    done = cli("train", *settings, cwd=pictures)
+    assert done.returncode == 2
+    assert "5 groups of 'patient' in several splits (train and val: 5)" in done.stderr
+    done = cli("train", *settings, "data.allow_torn_groups=true", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    done = cli("eval", "-c", "runs/pets", "data.allow_torn_groups=false", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert "warning: " in done.stderr
+    assert "5 groups of 'patient'" in done.stderr

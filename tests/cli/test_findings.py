@@ -7,7 +7,8 @@ import pytest
 
 from mlfinetune.cli.check import format_json, format_text
 from mlfinetune.cli.split import format_balance
-from mlfinetune.data.checks import Balance, Finding, LabelShare
+from mlfinetune.data.checks import Balance, LabelShare
+from mlfinetune.data.findings import Finding
 
 SIZES = {"least": 8, "median": 40, "most": 999}
 PICTURES = {
@@ -77,6 +78,20 @@ def test_text_shows_ten_items_and_json_all() -> None:
 def test_a_finding_without_items() -> None:
     """One line, and one blank one after it."""
     assert "error: some text\n\nnot clean: 1 kind" in format_text([finding("error", 0)], facts())
+
+
+def test_a_line_to_paste_is_never_cut() -> None:
+    """It stands under its finding, whole; in JSON it is a key."""
+    line = f"data.ignore_labels: [{', '.join('x' * 400)}]"
+    odd = Finding("warning", "odd", "some text", ("y" * 400,), line)
+    assert f"...\n  to mend it: {line}\n" in format_text([odd], facts())
+    assert json.loads(format_json([odd], facts()))["findings"][0]["remedy"] == line
+
+
+def test_a_sample_follows_the_notes() -> None:
+    """A wrong guess is seen at once."""
+    text = format_text([], facts(sample=["first labels: 'cat, dog'"]))
+    assert "train: read as a CSV or TSV table\nfirst labels: 'cat, dog'\n\n12 readable" in text
 
 
 def test_the_facts_are_in_the_text() -> None:

@@ -13,18 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlfinetune.data.checks import (
-    Finding,
     SeenImage,
     find_duplicate_files,
     find_label_pairs,
     find_look_alikes,
     find_near_pairs,
     find_oddities,
-    find_spellings,
     find_unlearnable,
     summarize_labels,
     summarize_pictures,
 )
+from mlfinetune.data.findings import Finding
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
@@ -190,79 +189,6 @@ def test_picture_facts_are_those_counted_by_hand() -> None:
 
 
 # ---- labels -----------------------------------------------------------------------------
-
-
-def test_spellings_of_one_label_are_an_error() -> None:
-    """Case, spaces, hyphens, underscores and Unicode forms; all in one line with their counts."""
-    counts = {"hot dog": 5, "Dog": 1, "hot_dog": 2, "caf\u00e9": 3, "dog ": 2, "cat": 9}
-    counts |= {"hot-dog": 1, "cafe\u0301": 1, "HotDog": 4, "type 2": 1, "type-2": 1}
-    (finding,) = find_spellings(counts)
-    assert (finding.severity, finding.kind) == ("error", "label_spellings")
-    assert finding.items == (
-        "'hot dog' (5) / 'hot_dog' (2) / 'hot-dog' (1) / 'HotDog' (4)",
-        "'Dog' (1) / 'dog ' (2)",
-        "'caf\u00e9' (3) / 'cafe\u0301' (1)",
-        "'type 2' (1) / 'type-2' (1)",
-    )
-
-
-@pytest.mark.parametrize(
-    "labels",
-    ["man woman", "cat cats", "-1 0 1", "1-2 12", "10-15 1015", "+ - _ #", "C C# C++", "a b"],
-)
-def test_different_labels_are_left_alone(labels: str) -> None:
-    """Words of similar frequency, and numbers that a hyphen makes others."""
-    assert find_spellings(dict.fromkeys(labels.split(), 50)) == []
-
-
-@pytest.mark.parametrize(
-    "typo", ["zebas", "zebrass", "zebrax", "zberas", "Zeebras", "xebras", "zebra-z"]
-)
-def test_a_rare_label_one_letter_off_may_be_a_typing_error(typo: str) -> None:
-    """Missing, added, replaced or swapped; the frequent one is named."""
-    (finding,) = find_spellings({"Zebras": 100, typo: 10, "horse": 500})
-    assert (finding.severity, finding.kind) == ("warning", "label_typos")
-    assert finding.items == (f"'{typo}' (10): 'Zebras'?",)
-    assert find_spellings({"Zebras": 100, typo: 11, "horse": 500}) == []
-
-
-@pytest.mark.parametrize(
-    ("rare", "frequent"),
-    [
-        ("class 101", "class 102"),
-        ("n02123045", "n02123046"),
-        ("cats", "cat"),
-        ("bat", "cat"),
-        ("female", "male"),
-        ("rainy", "train"),
-        ("left arm", "left leg"),
-    ],
-)
-def test_a_rare_label_is_not_always_a_typing_error(rare: str, frequent: str) -> None:
-    """Numbers count, short words are alike, and two letters are another word."""
-    assert find_spellings({rare: 1, frequent: 1000}) == []
-
-
-def test_the_most_frequent_neighbour_is_meant() -> None:
-    """A label that no image has can be a typing error too."""
-    (finding,) = find_spellings(
-        {"horsse": 0, "horses": 3, "horsey": 12, "horse": 40, "hoarse": 400}
-    )
-    assert finding.items == (
-        "'horsse' (0): 'horse'?",
-        "'horses' (3): 'horse'?",
-        "'horse' (40): 'hoarse'?",
-    )
-
-
-def test_many_labels_are_compared_in_seconds() -> None:
-    """Five thousand of a long tail, and captions that are no labels."""
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghij"), 9)) for _ in range(5000)]
-    counts = {word: int(count) for word, count in zip(words, rng.pareto(1, 5000) * 9, strict=True)}
-    began = time.perf_counter()
-    find_spellings(counts | {f"{word * 500}": 1 for word in words[:200]})
-    assert time.perf_counter() - began < 5
 
 
 def test_labels_without_both_states_are_told_by_side() -> None:

@@ -257,3 +257,15 @@ def test_numbers_are_sorted_by_size(a: int, b: int, word: str) -> None:
         < natural_key("B")
         < natural_key("b2")
     )
+
+
+@pytest.mark.parametrize(("blank", "told"), [(2, True), (1, False), (0, False)])
+def test_a_large_share_of_blank_rows_gets_the_choice(blank: int, told: bool) -> None:
+    """Perhaps nobody looked at them; then they are no negatives."""
+    rows = [[0, 0, 0]] * blank + [[1, 0, 0]] * (9 - blank)
+    notes = settled(table("a b c", *rows)).notes
+    assert (
+        any(note.endswith("if nobody looked at them: data.empty_labels: unknown") for note in notes)
+        == told
+    )
+    assert "nobody" not in str(settled(table("a b c", *rows), empty_labels="unknown").notes)

@@ -159,7 +159,7 @@ def test_a_missing_picture_of_another_split_is_no_fault(tmp_path: Path) -> None:
     table = write(tmp_path, SPLIT)
     (tmp_path / "e.jpg").unlink()  # of the test
     splits = read_splits(table, None, SourceOptions())
-    assert "train: 6 images found = 5 used + 1 skipped (1 in split test)" in splits.notes
+    assert "train: 6 images found = 5 used + 1 kept for test" in splits.notes
     (tmp_path / "d.jpg").unlink()  # of val
     with pytest.raises(DataError, match=r"line 5: 'd\.jpg': no such file"):
         read_splits(table, None, SourceOptions())
@@ -226,7 +226,7 @@ def test_train_and_test_without_val_hold_out_of_train(tmp_path: Path) -> None:
     rows = "".join(f"{n}.jpg,cat,{'test' if n > 9 else 'train'}\n" for n in range(14))
     splits = split(tmp_path, f"image,labels,split\n{rows}", val_fraction=0.3)
     assert (len(splits.train), len(splits.val), splits.drawn) == (7, 3, True)
-    assert "train: 14 images found = 10 used + 4 skipped (4 in split test)" in splits.notes
+    assert "train: 14 images found = 10 used + 4 kept for test" in splits.notes
 
 
 def test_empty_rows_that_are_unknown_name_no_labels(tmp_path: Path) -> None:
@@ -243,14 +243,6 @@ def test_a_blank_group_is_a_group_of_its_own(tmp_path: Path) -> None:
     table = write(tmp_path, f"image,labels,patient\n{rows}")
     splits = read_splits(table, None, SourceOptions(group_by="patient"))
     assert len(splits.val) == 4
-
-
-def test_groups_on_both_sides_are_told_of(tmp_path: Path) -> None:
-    """A split column of the data is kept as it is, with a warning."""
-    rows = "a.jpg,cat,train,1\nb.jpg,dog,train,2\nc.jpg,cat|dog,val,1\n"
-    table = write(tmp_path, f"image,labels,split,patient\n{rows}")
-    splits = read_splits(table, None, SourceOptions(group_by="patient"))
-    assert "warning: 1 group in both train and val: scores will be too high" in splits.notes
 
 
 def test_labels_without_a_negative_are_noted_with_the_cure(tmp_path: Path) -> None:
@@ -404,6 +396,7 @@ def hostile(folder: Path) -> Path:
 
 
 OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
+FOUND = "are there as data.images/sub/<name>; data.find_by_name: true finds them by their names"
 PATHS = {
     "../out.jpg": OUTSIDE,
     "sub/../../out.jpg": OUTSIDE,
@@ -434,7 +427,8 @@ def test_a_bad_path_is_refused_with_its_line(tmp_path: Path, name: str, why: str
     table = write(hostile(tmp_path), f"image,labels\nin.jpg,x\n{name},x\n", touch=False)
     with pytest.raises(DataError) as caught:
         checked(table, SourceOptions())
-    first, line = str(caught.value).splitlines()
+    first, line, *hint = str(caught.value).splitlines()
+    assert hint == (["1 of 1 " + FOUND] if "\\in" in name else [])
     what = "bad row" if "outside" in why else "missing or unreadable picture"
     assert first.startswith(f"{table}: 1 {what}, pictures under {tmp_path / 'root'}")
     assert first.endswith("; data.bad_images: skip leaves them out") == (what != "bad row")
@@ -450,7 +444,7 @@ def test_all_bad_paths_stand_in_one_message(tmp_path: Path) -> None:
     first, *lines = str(caught.value).splitlines()
     assert "25 bad rows" in first
     assert [line.split(":")[0] for line in lines[:10]] == [f"  line {n}" for n in range(2, 22, 2)]
-    assert lines[10:] == ["  ... and 15 more"]
+    assert lines[10:] == ["  ... and 15 more", "1 of 21 " + FOUND]
 
 
 @pytest.mark.parametrize("name", ["sub/../in.jpg", "./in.jpg", "sub//in.jpg", "inner.jpg"])
@@ -595,7 +589,7 @@ def test_one_split_of_a_table_is_read_in_given_columns(tmp_path: Path) -> None:
     assert states(manifest) == {"d.jpg": [0, 1, 0], "f.jpg": [0, 0, 0]}
     assert manifest.labels is SPACE
     assert notes[1] == "data: labels in column 'labels', separated by '|'"
-    assert "data: 6 images found = 2 used + 4 skipped (3 in split train, 1 in split test)" in notes
+    assert "data: 6 images found = 2 used + 4 in other splits" in notes
 
 
 def test_all_splits_are_read_where_none_is_named(tmp_path: Path) -> None:
@@ -607,12 +601,28 @@ def test_all_splits_are_read_where_none_is_named(tmp_path: Path) -> None:
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """No column, or no row of that split."""
-    with pytest.raises(DataError, match="has no split column, so it has no split 'test'"):
+    with pytest.raises(DataError, match=r"has no split 'test'; .*data\.split_column=NAME"):
         read_manifest(write(tmp_path, listed(2)), "test", SourceOptions(), SPACE)
-    with pytest.raises(DataError, match=r"train\.csv: no images in split 'test'"):
+    with pytest.raises(DataError, match=r"no images in split 'test'; .* 3 train, 3 val"):
         read_manifest(write(tmp_path, SPLIT.replace("test", "val")), "test", SourceOptions(), SPACE)
     with pytest.raises(DataError, match=r"train\.csv: no images$"):
         read_manifest(write(tmp_path, "image,labels\n"), None, SourceOptions(), SPACE)
+
+
+def test_the_split_column_is_found_by_its_words_or_named(tmp_path: Path) -> None:
+    """The run's other data may call it otherwise; rows without such a word are refused."""
+    by_words = write(
+        tmp_path, SPLIT.replace("labels,split", "labels,subset").replace("test", "Tst")
+    )
+    manifest, notes = read_manifest(by_words, "TESTING", SourceOptions(), SPACE)
+    assert manifest.names == ("e.jpg",)
+    assert sum(note.startswith("data: splits") for note in notes) == 1
+    named = write(tmp_path, SPLIT.replace("labels,split", "labels,what"))
+    options = SourceOptions(split_column="what")
+    assert len(read_manifest(named, "val", options, SPACE)[0]) == 2
+    write(tmp_path, SPLIT.replace("test", "tes"))
+    with pytest.raises(DataError, match="1 bad row"):
+        read_manifest(named, "test", SourceOptions(), SPACE)
 
 
 def test_labels_that_the_columns_lack_are_refused(tmp_path: Path) -> None:

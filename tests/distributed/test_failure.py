@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import FULL, Promise
 from torch import Tensor
 
@@ -109,15 +111,21 @@ def test_tar_shards_are_shared_shuffled_and_resumed(ground: Path) -> None:
 
 
 def test_another_number_of_processes_goes_on(ground: Path) -> None:
-    """With the same losses but for rounding, and says so."""
-    group = start(2, *ASKED, cwd=ground)
+    """Four, then two or one: with the same losses and weights but for rounding, and says so."""
+    group = start(4, *ASKED, cwd=ground)
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
     group[0].send(signal.SIGTERM)
-    assert [child.wait() for child in group] == [143, 143]
-    said = run(1, *ASKED, cwd=ground).said
-    assert "warning: processes 2 before, 1 now" in said
-    rows = (ground / "runs/tiny" / directory.HISTORY).read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    assert [child.wait() for child in group] == [143] * 4
+    run(1, *ASKED, "-o", "runs/whole", cwd=ground)
+    for size in (2, 1):
+        shutil.copytree(ground / "runs/tiny", ground / f"runs/{size}")
+        said = run(size, *ASKED, "-o", f"runs/{size}", "--resume", cwd=ground).said
+        assert f"warning: processes 4 before, {size} now" in said
+        rows = (ground / f"runs/{size}" / directory.HISTORY).read_text().splitlines()
+        assert [json.loads(row)["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+        one, other = ended(ground, "whole"), ended(ground, str(size))
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], rtol=1e-2, atol=1e-3)
 
 
 def test_one_is_killed(ground: Path) -> None:

@@ -522,7 +522,7 @@ def test_an_unknown_weight_name_gets_the_nearest(shared: Tagger, name: str, near
     with pytest.raises(WeightsError) as caught:
         load_pretrained(shared, "resnet18", name)
     assert f"model.weights: resnet18 has no '{name}'; did you mean '{near}'?" in str(caught.value)
-    assert "a .pth or .safetensors file, or null" in str(caught.value)
+    assert "file, a run directory such as runs/pets, or null" in str(caught.value)
 
 
 # ---- weights from the network -----------------------------------------------------------

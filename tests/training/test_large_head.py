@@ -5,6 +5,7 @@ import gc
 import weakref
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mlfinetune.loss import build_loss
 from mlfinetune.models import tagger as models
 from mlfinetune.models.tagger import ChunkedLinear, Tagger
 from mlfinetune.training.build import chunks_head
-from mlfinetune.training.optim import build_optimizer
+from mlfinetune.training.optim import build_optimizer, fit_optimizer_state
 from mlfinetune.training.step import StepOptions, train_step
 
 LABELS, CHUNK_LABELS = 11, models.CHUNK_LABELS
@@ -73,6 +74,31 @@ def test_the_numbers_are_those_of_a_plain_head(name: str, frozen: bool) -> None:
         torch.testing.assert_close(chunked[key], plain[key], rtol=1e-4, atol=1e-5)
     moved = chunked["head.weight"] - tagger(False).state_dict()["head.weight"]
     assert (moved.abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_state_of_several_processes_goes_on_in_one(name: str, chunked: bool) -> None:
+    """Several keep the head whole, one keeps its chunks: two steps of each, in either order."""
+    kinds = (chunked, not chunked), (False, False)
+    ended = []
+    for first, second in kinds:
+        made: Tagger | None = None
+        state: dict[str, Any] | None = None
+        for kind, steps in ((first, (0, 1)), (second, (2, 3))):
+            before, made = made, tagger(kind).train()
+            optimizer = build_optimizer(made.parameter_groups(1e-3, 1e-2, 0.1), name, 0.9)
+            if before is not None and state is not None:
+                made.load_state_dict(before.state_dict())
+                optimizer.load_state_dict(fit_optimizer_state(state, optimizer))
+            settings = StepOptions(torch.device("cpu"), torch.float32, 1, None)
+            for step in steps:
+                train_step(made, batch(step), build_loss(), optimizer, settings)
+            state = deepcopy(optimizer.state_dict())
+        assert made is not None
+        ended.append(made.state_dict())
+    for key in ("head.weight", "head.bias"):
+        torch.testing.assert_close(ended[0][key], ended[1][key], rtol=1e-4, atol=1e-5)
 
 
 def test_no_more_than_one_chunk_has_a_gradient() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfinetune.data.images.names import is_image_name, walk_files
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list
 

@@ -22,6 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.readers.coco_ids import EntryIds, index_entries
+from mlfinetune.data.readers.foreign import describe_json
+from mlfinetune.data.readers.text_file import detect_encoding, opening_text
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 
@@ -29,7 +32,15 @@ _ROBOFLOW = "_annotations.coco.json"
 _SPLIT_FILE = re.compile(r"instances_(train|val|valid|test)[-_]?(\d*)\.json")
 _SPLIT_NAME = re.compile(r"(?:^|[-_])((train|val|valid|test)[-_]?\d*)$")
 _LISTS = ("images", "annotations", "categories")
-_HINTS = {"features": "; this looks like GeoJSON", "shapes": "; this looks like labelme's JSON"}
+_KEY_OF_LIST = re.compile(rf'"({"|".join(_LISTS)})"\s*:\s*\[')
+_BACKGROUNDS = frozenset(
+    ("background", "bg", "unlabeled", "unlabelled", "void", "none", "ignore", "ignored")
+)
+"""Names of categories that stand for no object, in small letters, without signs around them."""
+
+_BLOCK, _OVERLAP = 2**20, 64
+"""Characters that are searched at a time; those of them that are searched again with the next."""
+
 _LOOKED_FOR = 20
 """Images whose files are looked for, to decide which folder holds the pictures."""
 
@@ -37,6 +48,24 @@ _LOOKED_FOR = 20
 def is_coco(folder: Path) -> bool:
     """Return whether the folder has the files of COCO, or of Roboflow's export to COCO."""
     return (folder / _ROBOFLOW).is_file() or any(folder.glob("annotations/instances_*.json"))
+
+
+def is_coco_json(path: Path) -> bool:
+    """Return whether a JSON file begins an object and has two of COCO's lists in it.
+
+    Two are enough, so that a file that lacks the third is refused as COCO; and the file need not
+    be parsed for it, nor be read to its end.
+    """
+    encoding, _ = detect_encoding(path)
+    found, end, is_object = set[str](), "", False
+    with opening_text(path, encoding) as file:
+        while len(found) < 2 and (block := file.read(_BLOCK)):
+            is_object = is_object or block.lstrip().startswith("{")
+            if not is_object:
+                return False
+            found |= set(_KEY_OF_LIST.findall(end + block))
+            end = block[-_OVERLAP:]
+    return len(found) >= 2
 
 
 def read_coco(path: Path, options: SourceOptions) -> Table:
@@ -69,7 +98,8 @@ def read_coco(path: Path, options: SourceOptions) -> Table:
         splits += [split] * len(part.names)
         for labels in part.rows():
             lists.add(labels)
-        notes += [part.note, note]
+        notes += [*part.notes, note]
+    notes += _note_backgrounds(parts, options)
     return lists.build_table(
         path,
         "coco",
@@ -150,6 +180,7 @@ class _Part(NamedTuple):
     """Content of one JSON file.
 
     `pairs` has an int64 for each positive, sorted, each once: row * number of labels + column.
+    `backgrounds` are the labels without an annotation that look as if they stood for no object.
     """
 
     file: Path
@@ -157,7 +188,8 @@ class _Part(NamedTuple):
     labels: list[str]
     pairs: NDArray[np.int64]
     faults: list[Fault]
-    note: str
+    notes: list[str]
+    backgrounds: list[str]
 
     def rows(self) -> Iterator[list[str]]:
         """Yield the labels of each image, in order of the rows."""
@@ -174,49 +206,107 @@ def _read_instances(file: Path) -> _Part:
     without a fault: the missing name is reported once.
     """
     content, faults = _load_json(file), list[Fault]()
-    columns, labels = _read_categories(content["categories"], faults)
-    rows, names = _index_entries(content["images"], "image", "file_name", faults)
+    categories, columns, labels = _read_categories(content["categories"], faults)
+    images = index_entries(content["images"], "image", "file_name", faults)
+    faults += images.find_repeated_names()
     pairs = array("q")
     for number, entry in enumerate(content["annotations"], 1):
         image, category = entry if isinstance(entry, _Annotation) else (None, None)
-        row = rows.get(image) if _is_id(image) else None
-        column = columns.get(category) if _is_id(category) else None
-        if row is None or column is None:
-            errors = []
-            if row is None:
-                errors.append(_describe_value("image_id", image, "matches no image"))
-            if column is None:
-                errors.append(_describe_value("category_id", category, "matches no category"))
+        row, index = images.find(image), categories.find(category)
+        if row is None or index is None:
+            errors = [] if row is not None else [images.describe_miss(image)]
+            errors += [] if index is not None else [categories.describe_miss(category)]
             row = None if row == -1 else row
-            faults.append(Fault(f"annotation {number}", " and ".join(errors), row))
-        elif row >= 0 and column >= 0:
-            pairs.append(row * len(labels) + column)
-    counts = f"{len(labels)} categories, {len(content['images']):,} images"
-    note = f"{file.name}: {counts}, {len(content['annotations']):,} annotations"
-    return _Part(file, names, labels, np.unique(np.asarray(pairs)), faults, note)
+            if any(errors):
+                text = " and ".join(filter(None, errors))
+                faults.append(Fault(f"annotation {number}", text, row))
+        elif row >= 0 and index >= 0:
+            pairs.append(row * len(labels) + columns[index])
+    faults += [*images.build_fault(), *categories.build_fault()]
+    counts = _list_counts(len(labels), len(content["images"]), len(content["annotations"]))
+    notes = [f"{file.name}: {counts}", *images.describe_match(), *categories.describe_match()]
+    unique = np.unique(np.asarray(pairs))
+    backgrounds = _find_backgrounds(content["categories"], labels, unique)
+    return _Part(file, images.names, labels, unique, faults, notes, backgrounds)
 
 
-def _read_categories(entries: list[Any], faults: list[Fault]) -> tuple[dict[Any, int], list[str]]:
-    """Return category id -> column of its label, and the labels; adds to `faults`."""
-    indices, names = _index_entries(entries, "category", "name", faults)
-    names = list(map(str.strip, names))
+def _list_counts(categories: int, images: int, annotations: int) -> str:
+    """Return `1 category, 2,000 images, 1 annotation`."""
+    return (
+        f"{categories:,} {'category' if categories == 1 else 'categories'}, "
+        f"{images:,} {'image' if images == 1 else 'images'}, "
+        f"{annotations:,} {'annotation' if annotations == 1 else 'annotations'}"
+    )
+
+
+def _read_categories(
+    entries: list[Any], faults: list[Fault]
+) -> tuple[EntryIds, list[int], list[str]]:
+    """Return the ids, the column of each name, and the labels; adds to `faults`."""
+    ids = index_entries(entries, "category", "name", faults)
+    names = list(map(str.strip, ids.names))
     for name, count in Counter(names).items():
         if count > 1:
             faults.append(Fault("categories", f"{count} have the name {shown(name)}"))
     column = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    columns = {
-        category: index if index < 0 else column[names[index]]
-        for category, index in indices.items()
+    return ids, [column[name] for name in names], list(column)
+
+
+def _find_backgrounds(entries: list[Any], labels: list[str], pairs: NDArray[np.int64]) -> list[str]:
+    """Return the labels without an annotation that look as if they stood for no object.
+
+    category without an annotation         why
+    `background`, `_Unlabeled_`, `none`    its name
+    `pets`, above `cat` and `dog`          it is the supercategory of others, as Roboflow's
+    any name, with the id 0                every other category has annotations
+    """
+    used = {labels[column] for column in set((pairs % max(1, len(labels))).tolist())}
+    above = {
+        str(entry.get("supercategory")).strip()
+        for entry in _list_objects(entries)
+        if entry.get("supercategory") != entry.get("name")
     }
-    return columns, list(column)
+    unused = [label for label in labels if label not in used]
+    zeros = {
+        str(entry.get("name")).strip()
+        for entry in _list_objects(entries)
+        if str(entry.get("id")) == "0" and used and len(unused) == 1
+    }
+    return [
+        label
+        for label in unused
+        if label in above | zeros or re.sub(r"[\W_]+", "", label).casefold() in _BACKGROUNDS
+    ]
+
+
+def _list_objects(entries: list[Any]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _note_backgrounds(parts: list["_Part"], options: SourceOptions) -> list[str]:
+    """Return a note for backgrounds that have no annotation in any part, with the line to paste."""
+    used = set[str]()
+    for part in parts:
+        columns = set((part.pairs % max(1, len(part.labels))).tolist())
+        used |= {part.labels[column] for column in columns}
+    found = dict.fromkeys(name for part in parts for name in part.backgrounds)
+    names = [name for name in found if name not in {*used, *options.ignore_labels}]
+    if not names:
+        return []
+    shown_names = ", ".join(f"'{name}'" for name in names)
+    line = ", ".join(
+        name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)
+        for name in names
+    )
+    return [f"no annotation has {shown_names}; to leave it out: data.ignore_labels: [{line}]"]
 
 
 def _load_json(file: Path) -> Any:
     """Read a JSON file; check that it has COCO's lists."""
+    encoding, _ = detect_encoding(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_shrink_object)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text, so no JSON") from error
+        with opening_text(file, encoding) as text:
+            content = json.loads(text.read(), object_hook=_shrink_object)
     except json.JSONDecodeError as error:
         place = f"{file}, line {error.lineno}, column {error.colno}"
         raise DataError(f"{place}: not JSON: {error.msg}") from error
@@ -228,16 +318,21 @@ def _load_json(file: Path) -> Any:
         contents = ", ".join(map(shown, keys[:10])) or shown(content)
         if isinstance(content, list):
             contents = f"a list of {len(content):,} entries"
-        hint = next((text for key, text in _HINTS.items() if key in keys), "")
-        if lacking == ["categories"]:
-            hint = "; captions name no labels: give the file of instances"
         raise DataError(
             f"{file}: no list of {' and of '.join(lacking)}; wanted COCO's object with the lists "
-            f"{', '.join(_LISTS)}, found {contents}{hint}"
+            f"{', '.join(_LISTS)}, found {contents}; {_explain(content, lacking)}"
         )
     if not content["images"]:
         raise DataError(f"{file}: the list of images is empty")
     return content
+
+
+def _explain(content: Any, lacking: list[str]) -> str:
+    """Return the end of the message that a file is not COCO: what it may be, and what to do."""
+    if lacking == ["categories"]:
+        return "captions name no labels: give the file of instances"
+    reads = "data.format: json reads a list of pictures with their labels"
+    return describe_json(content) or reads
 
 
 def _shrink_object(entry: dict[str, Any]) -> Any:
@@ -250,45 +345,3 @@ def _shrink_object(entry: dict[str, Any]) -> Any:
     if ("image_id" in entry or "category_id" in entry) and "images" not in entry:
         return _Annotation(entry.get("image_id"), entry.get("category_id"))
     return entry
-
-
-def _index_entries(
-    entries: list[Any], kind: str, key: str, faults: list[Fault]
-) -> tuple[dict[Any, int], list[str]]:
-    """Return id -> index of its name, and the names; adds to `faults`.
-
-    Args:
-        entries: the JSON list of images or categories.
-        kind: `image` or `category`, for the messages.
-        key: the key of the name. An entry without a name has the index -1.
-        faults: gets the bad entries.
-    """
-    indices, names = dict[Any, int](), list[str]()
-    for number, entry in enumerate(entries, 1):
-        entry_id, name = (
-            (entry.get("id"), entry.get(key)) if isinstance(entry, dict) else (None, None)
-        )
-        error = ""
-        if not _is_id(entry_id):
-            error = _describe_value("id", entry_id, "is not a number or a string")
-        elif entry_id in indices:
-            error = _describe_value("id", entry_id, "is repeated")
-        elif not isinstance(name, str) or not name.strip() or re.search("[\ud800-\udfff]", name):
-            indices[entry_id] = -1
-            error = _describe_value(key, name, "is not a name")
-        else:
-            indices[entry_id] = len(names)
-            names.append(name)
-        if error:
-            faults.append(Fault(f"{kind} {number}", error))
-    return indices, names
-
-
-def _describe_value(key: str, value: Any, error: str) -> str:
-    """Return `no image_id`, or `image_id 8 matches no image`."""
-    return f"no {key}" if value is None else f"{key} {shown(value)} {error}"
-
-
-def _is_id(value: Any) -> bool:
-    """Return whether a JSON value can be an id: a number or a string, but not true or false."""
-    return isinstance(value, int | float | str) and not isinstance(value, bool)

@@ -1,17 +1,23 @@
 """A CSV or TSV file with one row per image becomes a Table.
 
-Python's `csv` reads it, so that a label named NA stays a label. The file is UTF-8, with or without
-a byte order mark.
+    bytes -> text (text_file) -> lines -> separator -> rows of cells -> header -> Columns
+
+Python's `csv` reads it, so that a label named NA stays a label.
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from mlfinetune.data.readers.columns import Columns
+from mlfinetune.data.readers.header import lacks_header, make_header, note_header
+from mlfinetune.data.readers.sample import take_sample
+from mlfinetune.data.readers.separator import SEPARATORS, detect_separator, find_excel_line
+from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, find_ending, opening_text
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 
@@ -19,8 +25,25 @@ if TYPE_CHECKING:
     import _csv
 
 SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
-MAX_ROW = 2**24
-"""Longest row in characters: enough for a million columns, and it fits into memory."""
+_FIRST_LINES = 2**16
+"""Characters that the separator is told by."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of an open table.
+
+    Attributes:
+        columns: has the header and the first rows, which it was built from, but no rows yet.
+        header: the names of the columns, with the white space around them.
+        rows: line number and cells of every row.
+        notes: what was found out about the file.
+    """
+
+    columns: Columns
+    header: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+    notes: list[str]
 
 
 def read_csv(path: Path, options: SourceOptions) -> Table:
@@ -29,16 +52,11 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
     Raises:
         DataError: the file cannot be read, or it has no columns of images and labels.
     """
-    with _reading_rows(path) as (reader, rows):
-        columns: Columns | None = None
-        for cells in rows:
-            if columns is None:
-                columns = Columns(path, [cell.strip() for cell in cells], options)
-            else:
-                columns.add(cells, reader.line_num)
-    if columns is None:
-        raise DataError(f"{path} is empty; wanted a header line and one row per image")
-    return columns.build_table(path.parent, "csv")
+    with _reading_rows(path, options) as table:
+        for line, cells in table.rows:
+            table.columns.add(cells, line)
+    built = table.columns.build_table(path.parent, "csv")
+    return replace(built, notes=(*table.notes, *built.notes))
 
 
 def copy_with_column(
@@ -54,38 +72,53 @@ def copy_with_column(
         out: gets CSV with commas.
     """
     writer = csv.writer(out)
-    with _reading_rows(path) as (_, rows):
-        header = next(rows)
-        names = [cell.strip() for cell in header]
-        image = names.index(Columns(path, names, options).image)
-        # Quotes hide ; and tabs of the header from _detect_separator, which reads the copy.
-        odd = any(mark in cell for cell in header for mark in ";\t")
+    with _reading_rows(path, options) as table:
+        image = table.columns.header.index(table.columns.image)
+        # Quotes hide ; and tabs of the header from detect_separator, which reads the copy.
+        odd = any(mark in cell for cell in table.header for mark in SEPARATORS)
         header_writer = csv.writer(out, quoting=csv.QUOTE_ALL) if odd else writer
-        header_writer.writerow([*header, name])
-        writer.writerows([*cells, value(cells[image].strip())] for cells in rows)
+        header_writer.writerow([*table.header, name])
+        writer.writerows([*cells, value(cells[image].strip())] for _, cells in table.rows)
 
 
 @contextmanager
-def _reading_rows(path: Path) -> Iterator[tuple["_csv.Reader", Iterator[list[str]]]]:
-    """Open a file; yield its reader and its rows. Errors of the whole file become a DataError."""
-    reader: _csv.Reader | None = None
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline(MAX_ROW)
-            file.seek(0)
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else _detect_separator(first)
-            lines = _Lines(file)
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            yield reader, _skip_blank_rows(reader, lines)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 text (byte {error.object[error.start]:#04x}); save it as UTF-8"
-        ) from error
-    except csv.Error as error:
-        assert reader is not None
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+def _reading_rows(path: Path, options: SourceOptions) -> Iterator[_Rows]:
+    """Open a table and find its columns. Errors of the whole file become a DataError."""
+    encoding, notes = detect_encoding(path, guess=True)
+    with opening_text(path, encoding) as file:
+        separator, skipped = _find_separator(file, find_ending(path))
+        if separator != "," and (separator, find_ending(path)) != ("\t", ".tsv"):
+            shown = "a tab" if separator == "\t" else f"'{separator}'"
+            notes.append(f"columns separated by {shown}")
+        lines = _Lines(file)
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        try:
+            rows = _number_rows(reader, lines, skipped)
+            sample = take_sample(rows)
+            if not sample:
+                raise DataError(f"{path} is empty; wanted a header line and one row per image")
+            cells = [cells for _, cells in sample]
+            header = cells[0]
+            if lacks_header(cells, options):
+                header = make_header(path, cells)
+                notes.append(note_header(header))
+            else:
+                del sample[0], cells[0]
+            columns = Columns(path, [cell.strip() for cell in header], options, cells)
+            yield _Rows(columns, header, chain(sample, rows), notes)
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num + skipped}: {error}") from error
+
+
+def _find_separator(file: TextIO, ending: str) -> tuple[str, int]:
+    """Return the separator, and the number of lines before the header; the file is left there."""
+    text = file.read(_FIRST_LINES)
+    file.seek(0)
+    if excel := find_excel_line(text):
+        file.readline()
+        return excel, 1
+    whole = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
+    return detect_separator(whole if len(text) == _FIRST_LINES and whole else text, ending), 0
 
 
 class _Lines(Iterator[str]):
@@ -112,15 +145,14 @@ class _Lines(Iterator[str]):
         return line
 
 
-def _skip_blank_rows(reader: "_csv.Reader", lines: _Lines) -> Iterator[list[str]]:
-    """Yield the rows that have at least one cell that is not blank."""
+def _number_rows(
+    reader: "_csv.Reader", lines: _Lines, skipped: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and cells of the rows that have a cell that is not blank.
+
+    `skipped` is the number of lines that were read before.
+    """
     for cells in reader:
         lines.left = MAX_ROW
         if any(map(str.strip, cells)):
-            yield cells
-
-
-def _detect_separator(header: str) -> str:
-    """Return the most frequent of comma, semicolon and tab in the header, outside of quotes."""
-    bare = re.sub('"[^"]*"', "", header)
-    return max(",;\t", key=bare.count)
+            yield reader.line_num + skipped, cells

@@ -14,13 +14,16 @@ from mlfinetune.data.readers import (
     coco,
     csv_table,
     folder,
+    foreign,
     huggingface,
+    json_table,
     parquet,
     several,
     sidecar,
     voc,
     webdataset,
 )
+from mlfinetune.data.readers.text_file import find_ending
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
@@ -30,6 +33,7 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "folder": ("class folders", folder.read_folder),
     "sidecar": ("pictures with .txt files of tags", sidecar.read_sidecar),
     "huggingface": ("a Hugging Face image folder", huggingface.read_huggingface),
+    "json": ("a JSON list", json_table.read_json),
     "coco": ("COCO instances", coco.read_coco),
     "voc": ("Pascal VOC", voc.read_voc),
     "parquet": ("Parquet", parquet.read_parquet),
@@ -78,16 +82,7 @@ def detect_format(path: Path) -> str:
         DataError: no format has the ending of this file.
     """
     if not path.is_dir():
-        if path.parent.parts[-2:] == ("ImageSets", "Main"):
-            return "voc"
-        by_ending = {".json": "coco", ".jsonl": "huggingface", ".parquet": "parquet"}
-        by_ending |= {webdataset.SUFFIX: "webdataset"}
-        by_ending |= dict.fromkeys(csv_table.SUFFIXES, "csv")
-        if path.suffix.lower() not in by_ending:
-            raise DataError(
-                f"{path}: wanted a file ending in {', '.join(sorted(by_ending))}, or a folder"
-            )
-        return by_ending[path.suffix.lower()]
+        return _detect_file(path)
     table = several.find_table(path)
     if table != path:
         return "csv" if table.suffix == ".csv" else "huggingface"
@@ -101,3 +96,20 @@ def detect_format(path: Path) -> str:
         if is_format(path):
             return format
     return "folder"
+
+
+def _detect_file(path: Path) -> str:
+    """Return the format of a file by its ending; a .json has the lists of COCO, or others."""
+    if path.parent.parts[-2:] == ("ImageSets", "Main"):
+        return "voc"
+    texts = {".json": "json", ".jsonl": "huggingface", **dict.fromkeys(csv_table.SUFFIXES, "csv")}
+    by_ending = {**texts, ".parquet": "parquet", webdataset.SUFFIX: "webdataset"}
+    known = texts if path.suffix.lower() == ".gz" else by_ending
+    format = known.get(find_ending(path))
+    if format is None:
+        if foreign_format := foreign.describe(path):
+            raise DataError(f"{path}: {foreign_format}")
+        raise DataError(
+            f"{path}: wanted a file ending in {', '.join(sorted(by_ending))}, or a folder"
+        )
+    return "coco" if format == "json" and coco.is_coco_json(path) else format

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlfinetune.data.images.names import ENDINGS
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.readers.pictures import list_files
 from mlfinetune.data.table import LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError

@@ -23,15 +23,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlfinetune.data.images.names import is_image_name
-from mlfinetune.data.readers.columns import SPLITS, Columns
-from mlfinetune.data.table import Fault, SourceOptions, Table
+from mlfinetune.data.readers.class_labels import (
+    Classes,
+    name_classes,
+    read_class_names,
+    report_numbers,
+)
+from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.columns import SAMPLE_ROWS, Columns
+from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.storage.cache import get_cache_folder
 
 Cells = dict[str, list[Any]]
 """Column -> its cells in one batch of rows."""
-Classes = dict[str, list[str]]
-"""Column of a ClassLabel -> the names of its numbers."""
 Types = dict[str, Any]
 """Column -> its Arrow type."""
 
@@ -82,7 +87,7 @@ def read_parquet(path: Path, options: SourceOptions) -> Table:
     if not shards:
         raise DataError(f"{path}: wanted *.parquet in this folder, or in data/ below it")
     types, classes = _read_schema(shards)
-    columns = Columns(path, list(types), options)
+    columns = Columns(path, list(types), options, _read_sample(shards[0], types, classes))
     columns_to_read = _choose_columns(columns, types, options)
     names, notes = None, list[str]()
     if _holds_bytes(shards, columns.image, types[columns.image]):
@@ -128,7 +133,8 @@ def _add_rows(
             else:
                 cells[columns.image] = names[first : first + count]
             for name in set(columns.listed) & set(classes):
-                cells[name] = _name_classes(columns, name, classes[name], cells[name], first)
+                report_numbers(columns, name, classes[name], cells[name], first)
+                cells[name] = name_classes(classes[name], cells[name])
             rows = zip(*(cells.get(name, repeat(None)) for name in columns.header), strict=False)
             for line, row in enumerate(rows, first + 1):
                 columns.add(row, line)
@@ -136,23 +142,27 @@ def _add_rows(
     return splits
 
 
-def _name_classes(
-    columns: Columns, column: str, names: list[str], cells: list[Any], first: int
-) -> list[list[str]]:
-    """Return the label names for the ClassLabel numbers of each cell; -1 means no label.
+def _read_sample(shard: Path, types: Types, classes: Classes) -> list[tuple[Any, ...]]:
+    """Return the first rows of a file; cells of columns that cannot be labels are empty bytes.
 
-    Numbers without a name become faults of `columns`. `first` is the row of the first cell.
+    The bytes of pictures are not read, but their paths are.
     """
-    rows = []
-    for row, cell in enumerate(cells, first):
-        values = cell if isinstance(cell, list) else [cell]
-        numbers = [number for number in values if number not in (None, -1)]
-        unknown = [number for number in numbers if not 0 <= number < len(names)]
-        if unknown:
-            text = f"{column} is {unknown[0]}; its labels have the numbers 0 to {len(names) - 1}"
-            columns.faults.append(Fault(f"line {row + 1}", text, row))
-        rows.append([names[number] for number in numbers if number not in unknown])
-    return rows
+    kinds = {name: _find_kind(type) for name, type in types.items()}
+    cheap = [name for name in types if kinds[name] in _PLAIN or kinds[name] == "list"]
+    cheap = [name for name in cheap if _find_label_kind(types[name]) in _PLAIN]
+    paths = [
+        name
+        for name, type in types.items()
+        if kinds[name] == "struct" and "path" in {field.name for field in type}
+    ]
+    to_read = [*cheap, *(f"{name}.path" for name in paths)]
+    for count, cells in _read_batches(shard, to_read, SAMPLE_ROWS):
+        for name in paths:
+            cells[name] = [_split_image(cell)[1] for cell in cells[name]]
+        for name in classes:
+            cells[name] = name_classes(classes[name], cells[name])
+        return list(zip(*(cells.get(name, [b""] * count) for name in types), strict=True))
+    return []
 
 
 # ---- files and columns ----------------------------------------------------------------------
@@ -211,7 +221,7 @@ def _read_schema(shards: list[Path]) -> tuple[Types, Classes]:
         types = dict(zip(schema.names, schema.types, strict=True))
         classes = {
             column: names
-            for column, names in _read_class_names(schema.metadata or {}).items()
+            for column, names in read_class_names(schema.metadata or {}).items()
             if _find_label_kind(types.get(column)) == "integer"
         }
         schemas.append((types, classes))
@@ -220,21 +230,6 @@ def _read_schema(shards: list[Path]) -> tuple[Types, Classes]:
                 f"{shard} and {shards[0]} differ in columns, types or label names: not one table"
             )
     return schemas[0]
-
-
-def _read_class_names(metadata: dict[bytes, bytes]) -> Classes:
-    """Return the names of ClassLabel features, or of lists of them, from Hugging Face metadata."""
-    try:
-        features = dict(json.loads(metadata[b"huggingface"])["info"]["features"])
-    except (KeyError, TypeError, ValueError):
-        return {}
-    classes = {}
-    for column, feature in features.items():
-        inner = feature.get("feature", feature) if isinstance(feature, dict) else feature
-        inner = inner[0] if isinstance(inner, list) and inner else inner
-        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
-            classes[column] = list(map(str, inner["names"]))
-    return classes
 
 
 def _find_kind(type: Any) -> str:

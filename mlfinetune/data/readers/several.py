@@ -14,7 +14,7 @@ from pathlib import Path
 from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.data.readers import beside, coco, parquet, sidecar, voc, webdataset
 from mlfinetune.data.readers.cells import quote_names
-from mlfinetune.data.readers.columns import SPLITS
+from mlfinetune.data.readers.column_names import SPLITS
 from mlfinetune.data.readers.join import join_tables
 from mlfinetune.data.readers.pictures import refuse_links_outside
 from mlfinetune.data.table import SourceOptions, Table
@@ -25,7 +25,7 @@ from mlfinetune.text import format_list, pluralize
 Read = Callable[[Path, SourceOptions], Table]
 """`detect.read_source`: reads a file or folder in its format."""
 
-TABLES = ("csv", "huggingface")
+TABLES = ("csv", "huggingface", "json")
 """Formats where a folder is read through a table in it."""
 
 

@@ -1,5 +1,6 @@
 """COCO's JSON becomes a Table: labels from annotations, pictures found beside it, faults named."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mlfinetune.data.readers.coco import is_coco, read_coco
+from mlfinetune.data.readers.coco import is_coco, is_coco_json, read_coco
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.errors import DataError
 
@@ -171,7 +172,7 @@ def test_the_root_of_coco_gives_splits(tmp_path: Path) -> None:
     assert table.names == ("train2017/a.jpg", "train2017/b.jpg", "val2017/c.jpg")
     assert table.labels.names == ("dog", "cat", "fox", "cow")
     assert table.targets[:].tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1]]
-    assert "instances_val2017.json: 2 categories, 1 images, 2 annotations" in table.notes
+    assert "instances_val2017.json: 2 categories, 1 image, 2 annotations" in table.notes
 
 
 def test_a_given_folder_may_hold_a_folder_for_each_split(tmp_path: Path) -> None:
@@ -297,12 +298,142 @@ def test_categories_without_a_name_of_their_own_are_faults(tmp_path: Path) -> No
     assert not read(path).targets[:].any()
 
 
+def test_ids_of_the_other_type_are_matched_and_counted(tmp_path: Path) -> None:
+    """ "3" is 3 where every id is a number; the note says how many annotations have it."""
+    text = labelled((9, "3"), (9, "1"), ("7", "90"))
+    table = read(coco(tmp_path / "t.json", annotations=text))
+    assert table.targets[:].tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert table.faults == ()
+    assert table.notes[1:3] == (
+        "image_id is text in 1 annotation, and numbers in images: matched",
+        "category_id is text in 3 annotations, and numbers in categories: matched",
+    )
+
+
+def test_ids_of_entries_may_be_the_text(tmp_path: Path) -> None:
+    """The reverse: categories say "3", annotations 3; 3.0 is 3."""
+    categories = [{**category, "id": str(category["id"])} for category in CATEGORIES]
+    annotations = labelled((9, 3), (9, 1.0), (7, "90"))
+    table = read(coco(tmp_path / "t.json", categories=categories, annotations=annotations))
+    assert table.targets[:].tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert (
+        table.notes[1] == "category_id is numbers in 2 annotations, and text in categories: matched"
+    )
+
+
+def test_names_in_place_of_ids_are_one_fault(tmp_path: Path) -> None:
+    """A thousand annotations of one mistake are one line, with its count; others keep theirs."""
+    bad = [*labelled(*[(9, "dog")] * 1240), *labelled(("a.jpg", 1), ("b.jpg", 2), (9, 4))]
+    assert faults(coco(tmp_path / "t.json", annotations=bad)) == [
+        "annotation 1242: category_id 2 matches no category",
+        "annotation 1243: category_id 4 matches no category",
+        "annotations: 2 have image_id as text, such as 'a.jpg'; the ids of images are numbers, "
+        "such as 7: write these",
+        "annotations: 1,240 have category_id as text, such as 'dog'; the ids of categories are "
+        "numbers, such as 3: write these",
+    ]
+
+
+def test_ids_that_text_would_mix_up_are_not_matched(tmp_path: Path) -> None:
+    """With both 3 and "3" as ids every id is taken as it stands."""
+    categories = [*CATEGORIES, {"id": "3", "name": "cow"}, {"id": 5, "name": "hen"}]
+    annotations = labelled((9, "3"), (7, 3), (7, "5"))
+    table = read(coco(tmp_path / "t.json", categories=categories, annotations=annotations))
+    assert table.targets[:].tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert [str(fault) for fault in table.faults] == [
+        "annotation 3: category_id '5' matches no category"
+    ]
+
+
+def test_two_images_of_one_file_are_a_fault(tmp_path: Path) -> None:
+    """With other ids they were one image with the labels of both."""
+    images = [*IMAGES, {"id": 5, "file_name": "a.jpg"}, {"id": "x", "file_name": "./b.jpg"}]
+    table = read(coco(tmp_path / "t.json", images=images))
+    assert [str(fault) for fault in table.faults] == [
+        "images: ids 7 and 5 have one file_name, 'a.jpg'",
+        "images: ids 9 and 'x' have one file_name, './b.jpg'",
+    ]
+    assert [fault.row for fault in table.faults] == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["background", "__background__", "_Unlabeled_", "VOID", "pets"])
+def test_a_category_that_stands_for_no_object_is_noted(tmp_path: Path, name: str) -> None:
+    """By its name, or as the supercategory that Roboflow writes; the line can be pasted."""
+    extra = {"id": 17, "name": name, "supercategory": "none"}
+    categories = [extra, *({**category, "supercategory": "pets"} for category in CATEGORIES)]
+    annotations = labelled((7, 1), (9, 3))
+    path = coco(tmp_path / "t.json", categories=categories, annotations=annotations)
+    note = f"no annotation has '{name}'; to leave it out: data.ignore_labels: [{name}]"
+    assert note in read(path).notes
+    assert note not in read(path, ignore_labels=(name,)).notes
+    used = labelled((7, 1), (9, 17))
+    table = read(coco(path, categories=categories, annotations=used))
+    assert not any("no annotation has" in note for note in table.notes)
+
+
+def test_category_0_is_noted_where_all_others_have_annotations(tmp_path: Path) -> None:
+    """Whatever its name; in a small part of a data set many categories have none."""
+    categories = [{"id": 0, "name": "a, b"}, *CATEGORIES[:2]]
+    path = coco(tmp_path / "t.json", categories=categories)
+    assert (
+        "no annotation has 'a, b'; to leave it out: data.ignore_labels: [\"a, b\"]"
+        in read(path).notes
+    )
+    path = coco(path, categories=categories, annotations=labelled((9, 1)))
+    assert not any("no annotation has" in note for note in read(path).notes)
+
+
+def test_a_background_that_another_split_has_is_not_noted(tmp_path: Path) -> None:
+    """All files of the root count."""
+    categories = [{"id": 17, "name": "background"}, *CATEGORIES]
+    coco(tmp_path / "annotations/instances_train.json", categories=categories)
+    for annotations, noted in ((labelled((9, 17)), False), ([], True)):
+        val = {"categories": categories, "annotations": annotations}
+        coco(tmp_path / "annotations/instances_val.json", **val)
+        assert any("no annotation has" in note for note in read(tmp_path).notes) == noted
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_packed_json_and_other_encodings_are_read(tmp_path: Path, encoding: str) -> None:
+    """As the tables are."""
+    path = coco(tmp_path / "t.json")
+    packed = tmp_path / "t.json.gz"
+    packed.write_bytes(gzip.compress(path.read_text().encode(encoding)))
+    assert read(packed).targets[:].tolist() == read(path).targets[:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "is_one"),
+    [
+        ('{"info": {}, "images" : [], "annotations":[]}', True),
+        ('\n {"categories": [ ], "x": 1, "annotations": []}', True),
+        ('[{"images": [], "annotations": [], "categories": []}]', False),
+        ('{"images": [{"file": "a.jpg", "labels": []}]}', False),
+        ('{"a.jpg": ["images", "annotations"], "b.jpg": {"categories": []}}', False),
+        ("", False),
+    ],
+)
+def test_a_file_is_told_by_two_lists(tmp_path: Path, content: str, is_one: bool) -> None:
+    """A table that has one such name is another JSON."""
+    (tmp_path / "t.json").write_text(content)
+    assert is_coco_json(tmp_path / "t.json") == is_one
+
+
+def test_lists_are_seen_over_the_edges_of_blocks(tmp_path: Path) -> None:
+    """The file is searched in blocks."""
+    for shift in range(0, 40, 5):
+        filler = "x" * (2**20 - 40 + shift)
+        text = f'{{"images": [], "f": "{filler}", "annotations": []}}'
+        (tmp_path / "t.json").write_text(text)
+        assert is_coco_json(tmp_path / "t.json")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", ", line 1, column 1: not JSON: Expecting value"),
         ('{"images": [],\n oops', ", line 2, column 2: not JSON: Expecting property name"),
-        (b'{"images": "\xe9"}', ": not UTF-8 text, so no JSON"),
+        (b'{"images": "\xe9"}', ": not UTF-8 text (byte 0xe9); save it as UTF-8"),
         ("[" * 100_000, ": cannot be read as JSON: maximum recursion depth"),
         ("9" * 5000, ": cannot be read as JSON: Exceeds the limit"),
         ('[{"image_id": 1}]', "found a list of 1 entries"),

@@ -1,5 +1,6 @@
 """Formats are told by what stands on disk, each in its true layout; a given one overrules that."""
 
+import gzip
 import io
 import json
 import os
@@ -54,6 +55,10 @@ LAYOUTS: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "metadata.csv": (".", {"metadata.csv": METADATA_CSV, "a.jpg": ""}, "csv"),
     "metadata.jsonl": (".", {"metadata.jsonl": METADATA_JSONL, "a.jpg": ""}, "huggingface"),
     "jsonl": ("my.jsonl", {"my.jsonl": METADATA_JSONL, "a.jpg": ""}, "huggingface"),
+    "packed csv": ("t.csv.gz", {"t.csv.gz": gzip.compress(CSV.encode()), "a.jpg": ""}, "csv"),
+    "packed lines": ("t.jsonl.gz", {"t.jsonl.gz": METADATA_JSONL, "a.jpg": ""}, "huggingface"),
+    "json": ("t.json", {"t.json": '{"a.jpg": ["cat"]}', "a.jpg": ""}, "json"),
+    "packed json": ("T.JSON.GZ", {"T.JSON.GZ": f"[{METADATA_JSONL}]", "a.jpg": ""}, "json"),
     "class folders": (".", {"cat/a.jpg": "", "notes.txt": "not tags"}, "folder"),
     "nested class folders": (".", {"animals/cat/a.jpg": ""}, "folder"),
     "sidecar": (".", {"in/a.jpg": "", "in/a.txt": "cat"}, "sidecar"),
@@ -198,9 +203,9 @@ def test_a_given_format_that_is_not_there_is_refused(
     assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["t.xlsx", "t", "t.csv.gz", "t.h5"])
+@pytest.mark.parametrize("name", ["t", "t.md", "t.parquet.gz", "t.gz"])
 def test_unknown_endings_are_refused_with_the_list_of_known_ones(tmp_path: Path, name: str) -> None:
-    """A spreadsheet is no table that can be read."""
+    """Only text may be packed."""
     path = tree(tmp_path, {name: CSV}) / name
     with pytest.raises(DataError) as caught:
         read_source(path, SourceOptions())

@@ -1,5 +1,6 @@
 """JSON lines become Tables: metadata.jsonl of a Hugging Face image folder, and any other."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlfinetune.data.readers.columns import IMAGE_COLUMNS, LABEL_COLUMNS
+from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.readers.huggingface import read_huggingface
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -93,7 +94,7 @@ def test_nested_values_of_other_keys_do_not_matter(tmp_path: Path) -> None:
     boxes = {"objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}, "sizes": [1, 2]}
     listed = read(tmp_path, written({"file_name": "a.jpg", "tags": ["cat"], **boxes}))
     assert positives(listed) == {"a.jpg": {"cat"}}
-    assert "columns not used: 'objects', 'sizes'" in listed.notes
+    assert "columns not used: 'objects' (lists), 'sizes' (lists)" in listed.notes
     columns = read(tmp_path, written({"file_name": "a.jpg", "cat": 1, **boxes}))
     assert columns.labels.names == ("cat",)
 
@@ -112,6 +113,22 @@ def test_lines_keep_their_numbers_over_blank_ones(tmp_path: Path) -> None:
     assert table.lines is not None
     assert table.lines.tolist() == [2, 4]
     assert table.faults == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_the_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
+    """PowerShell writes UTF-16."""
+    content = '{"file_name": "größe.jpg", "labels": ["Käfer"]}\r\n'.encode(encoding)
+    assert positives(read(tmp_path, content)) == {"größe.jpg": {"Käfer"}}
+
+
+def test_packed_lines_are_read(tmp_path: Path) -> None:
+    """A .jsonl.gz is unpacked on the way; a line without end is a fault, whatever its size."""
+    lines = GOOD.encode() + b"\n" + b"x" * (2**24 + 1)
+    table = read(tmp_path, gzip.compress(lines, 1))
+    assert positives(table) == {"a.jpg": {"cat"}}
+    text = "line 2: more than 16,777,216 characters; the lines below are not read"
+    assert [str(fault) for fault in table.faults] == [text]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -143,7 +160,10 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ('{"file_name": ["b.jpg"]}', "file_name is a list or an object; wanted the name of"),
         (f'{{"file_name": "b.jpg", "n": {"9" * 5000}}}', "Exceeds the limit"),
         ('{"labels": ["cat"]}', "no image named"),
-        ('{"file_name": "b.jpg", "labels": {"cat": 1}}', "labels holds a nested value; wanted"),
+        (
+            '{"file_name": "b.jpg", "labels": {"a": {"b": 1}}}',
+            "labels holds a nested value; wanted",
+        ),
         ('{"file_name": "b.jpg", "labels": [["cat"]]}', "labels holds a nested value; wanted"),
     ],
 )
@@ -163,7 +183,8 @@ def test_a_bad_line_is_a_fault_with_its_number(tmp_path: Path, line: str, text: 
         (b"\n \n", "the file is empty"),
         (b"[\n{}\n]", "each with an image; line 1: not JSON: Expecting value"),
         (b'{"file_name": "gr\xf6\xdfe.jpg"}', "not UTF-8 text (byte 0xf6); save it as UTF-8"),
-        (GOOD.encode("utf-16"), "not UTF-8 text (byte 0xff)"),
+        (GOOD.encode("utf-16-le"), "looks like UTF-16 without its byte order mark; save it as"),
+        (GOOD.encode("utf-16") + b"\0", "not UTF-16 text"),
         (b'{"text": "a caption"}', "no image column among 'text'"),
         (b'{"file_name": "a.jpg"}', "no labels found"),
         (

@@ -1,0 +1,282 @@
+"""Label names and counts that may not be what the user meant: notes for train, findings for check.
+
+positives of each label -> one label spelled twice, typing errors, two labels in one, "no label"
+train and val           -> labels that cannot be learned
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mlfinetune.data.findings import Finding, build_finding
+from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.spellings import (
+    NUMBER_FORM,
+    choose_renames,
+    clean_label,
+    fold_label,
+    fold_number,
+    format_ignored,
+    format_renames,
+    group_spellings,
+    list_patterns,
+)
+from mlfinetune.data.table import SourceOptions
+from mlfinetune.text import MAX_LISTED, pluralize
+
+NEARLY_ALL = 0.95
+"""Share of the pictures from which on a label stands in nearly every one."""
+_FEW = 20
+"""Known targets below which no share is computed."""
+_MOST_PASTED = 30
+"""Labels in a line to paste of a note; `check` has the whole line."""
+_TYPO_RATIO = 10
+"""A label is a likely typo if one that differs by a letter is this many times as frequent."""
+_LONGEST = 40
+"""Longest label, in letters, that is checked for typos; sentences would need too much memory."""
+
+_NO_LABEL = re.compile(
+    r"(un|non?|not|without|missing|awaiting)(yet)?"
+    r"(label+ed|labels?|tagged|tags?|annotated|annotations?|class|class+ified|categori[sz]ed"
+    r"|category|assigned|sorted|specified|defined|determined|findings?|objects?)"
+    r"(yet|data|images?|pictures?|photos?)?"
+)
+_WORDS = """
+none null nil nan na nothing noneoftheabove noneofthese notavailable notapplicable
+unknown dontknow notsure empty blank void missing ignore tbd todo background backgroundgoogle
+kein keine keins keines keinlabel keinetags keineangabe keinbefund ohne ohnelabel ohnetag
+ohnetags ohneangabe ohnebefund unbekannt leer nichts hintergrund unbeschriftet ungelabelt
+nichtgelabelt ungetaggt nichtgetaggt unklassifiziert nichtklassifiziert
+aucun aucune sans sansetiquette sanslabel rien inconnu inconnue vide arriereplan nonrenseigne
+nonannote nonetiquete nonclasse neant
+sinetiqueta sinetiquetas noetiquetado sinclasificar sindatos sinhallazgos ninguno ninguna nada
+desconocido desconocida vacio fondo
+semetiqueta semrotulo naoetiquetado nenhum nenhuma desconhecido desconhecida vazio fundo
+senzaetichetta nessuno nessuna niente sconosciuto sconosciuta vuoto sfondo
+geen geenlabel zonderlabel onbekend leeg achtergrond
+brak nieznany nieznane bezetykiety tło ingen inget okand ukjent utanetikett bakgrund bakgrunn
+yok bilinmiyor etiketsiz arkaplan bezstitku zadny neznamy pozadi
+нет неизвестно фон пусто безметки нетметки безтега
+无 無 无标签 無標籤 未标注 未標註 未知 背景 空 没有 沒有 无标注 未分类
+なし 不明 ラベルなし 未分類 タグなし 없음 배경 미분류 라벨없음 알수없음
+"""
+_NO_LABELS = frozenset(_WORDS.split())
+"""Folded labels that say that there is no label, in several languages."""
+_BLANKS = frozenset("-–—_.?/~*∅")
+"""Signs that people put into an empty cell."""
+_ABBREVIATIONS = frozenset(("k.a.", "s/d", "n/d", "n.d.", "s.d.", "n.v.", "#n/v", "#nv"))
+_SEPARATORS = re.compile(r"[,;|/\\+&\n\t\r\u3001\u00b7\u2022\u30fb]")
+"""Signs between two labels; after `clean_label`, which makes the wide ones narrow."""
+
+
+# ---- notes ------------------------------------------------------------------------------
+
+
+def note_labels(
+    train: Manifest, val: Manifest, options: SourceOptions, *, given: bool
+) -> list[str]:
+    """Return a note for each kind of label that its user may want otherwise.
+
+    `given` is True where the config lists the labels.
+    """
+    positives = train.targets.counts()[0] + val.targets.counts()[0]
+    counts = dict(zip(train.labels.names, positives.tolist(), strict=True))
+    return [
+        *_note_numbers(counts, options),
+        *_note_no_labels(counts, options),
+        *_note_unlearnable_labels(train, val, given),
+        *_note_common_labels(train),
+    ]
+
+
+def _note_numbers(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
+    """Return a note for numbers with several spellings, with the line that joins them."""
+    groups = group_spellings(name for name in positives if fold_number(clean_label(name)))
+    twice = [names for names in groups.values() if len(names) > 1]
+    if not twice:
+        return []
+    renames = choose_renames(twice, positives)
+    line = format_renames(renames, dict(options.rename_labels))
+    if len(renames) > _MOST_PASTED:
+        line = "`mlfinetune check` prints the line for data.rename_labels"
+    listed = _list_some([_join_spellings(names, positives) for names in twice])
+    count = pluralize(len(twice), "number")
+    return [
+        f"{count} in several spellings, each a label of its own ({listed}); to join them: {line}"
+    ]
+
+
+def _note_no_labels(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
+    """Return a note for labels that may mean `no label`, with the line that leaves them out."""
+    names = [name for name in positives if means_no_label(name)]
+    if not names:
+        return []
+    line = format_ignored(names, options.ignore_labels)
+    listed = _list_some([f"{name!r} ({positives[name]})" for name in names])
+    count = pluralize(len(names), "label")
+    return [
+        f'{count} that may mean "no label" ({listed}); if so, this line leaves them out, and their '
+        f"pictures have none of the labels: {line}"
+    ]
+
+
+def _note_unlearnable_labels(train: Manifest, val: Manifest, given: bool) -> list[str]:
+    """Return a note for labels without a positive in a side, or without a negative in train."""
+    notes = []
+    remedy = "" if given else "; data.min_positives: 1 leaves such labels out"
+    effects = f"cannot be learned{remedy}", "no AP"
+    for side, name, effect in zip((train, val), ("train", "val"), effects, strict=True):
+        positives, _, _ = side.targets.counts()
+        lacking = [side.labels.names[column] for column in np.flatnonzero(positives == 0)]
+        if lacking:
+            notes.append(f"{list_labels(lacking)} without a positive in {name}: {effect}")
+    positives, negatives, unknown = train.targets.counts()
+    columns = np.flatnonzero((negatives == 0) & (positives > 0))
+    lacking = [train.labels.names[column] for column in columns]
+    if lacking:
+        hint = "; if unknown means no, set data.unknown: negative" if unknown.any() else ""
+        notes.append(f"{list_labels(lacking)} without a negative in train: cannot be learned{hint}")
+    return notes
+
+
+def _note_common_labels(train: Manifest) -> list[str]:
+    """Return a note for labels that nearly every picture of train has."""
+    positives, negatives, _ = train.targets.counts()
+    known = positives + negatives
+    common = (negatives > 0) & (known >= _FEW) & (positives >= NEARLY_ALL * known)
+    if not common.any():
+        return []
+    listed = [
+        f"{train.labels.names[column]!r} in {positives[column]} of {known[column]}"
+        for column in np.flatnonzero(common)
+    ]
+    count = pluralize(len(listed), "label")
+    return [f"{count} in nearly every picture of train ({_list_some(listed)}): little to learn"]
+
+
+def list_labels(labels: Sequence[str]) -> str:
+    """Return `2 labels (cat, dog)`; after ten names the others are counted."""
+    return f"{pluralize(len(labels), 'label')} ({_list_some([_show(name) for name in labels])})"
+
+
+def _list_some(items: Sequence[str]) -> str:
+    """Return the items with commas between; after ten the others are counted."""
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return ", ".join(items[:MAX_LISTED]) + more
+
+
+def _show(name: str) -> str:
+    """Return the name, with escapes for what does not print."""
+    return name if name.isprintable() else repr(name)
+
+
+def _join_spellings(names: Sequence[str], positives: Mapping[str, int]) -> str:
+    """Return `'1.0' (3) / '1' (120)`."""
+    return " / ".join(f"{name!r} ({positives[name]})" for name in names)
+
+
+# ---- findings ---------------------------------------------------------------------------
+
+
+def find_doubtful_labels(positives: Mapping[str, int], options: SourceOptions) -> list[Finding]:
+    """Find labels that are probably one label, or none, or two.
+
+    `positives` maps each label to the number of its images, after the options are applied.
+    """
+    return [
+        *find_spellings(positives, dict(options.rename_labels)),
+        *find_no_labels(positives, options.ignore_labels),
+        *find_double_labels(positives),
+    ]
+
+
+def find_spellings(
+    positives: Mapping[str, int], given: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Find labels that are probably one label: several spellings of it, or typos.
+
+    Args:
+        positives: label -> number of its images.
+        given: `rename_labels` of the config, which the line to paste keeps.
+    """
+    forms = group_spellings(positives)
+    alike = [names for names in forms.values() if len(names) > 1]
+    return [
+        *build_finding(
+            "error",
+            "label_spellings",
+            f"{pluralize(len(alike), 'label')} with several spellings; "
+            f"data.rename_labels joins them",
+            [_join_spellings(names, positives) for names in alike],
+            format_renames(choose_renames(alike, positives), given or {}),
+        ),
+        *_find_typos(forms, positives),
+    ]
+
+
+def _find_typos(forms: Mapping[str, Sequence[str]], positives: Mapping[str, int]) -> list[Finding]:
+    """Find labels that differ by one letter from a label that is much more frequent.
+
+    `forms` maps each folded label to its spellings, `positives` each label to its images.
+    """
+    images = {form: max(positives[name] for name in names) for form, names in forms.items()}
+    by_pattern: dict[str, list[str]] = {}
+    short = [form for form in images if len(form) <= _LONGEST and not form.startswith(NUMBER_FORM)]
+    for form in short:
+        for pattern in list_patterns(form):
+            by_pattern.setdefault(pattern, []).append(form)
+    typos = []
+    for form in short:
+        count = images[form]
+        close = {other for pattern in list_patterns(form) for other in by_pattern[pattern]}
+        likely = max(close, key=lambda other: (images[other], other), default=form)
+        if len(form) >= 5 and images[likely] >= _TYPO_RATIO * max(count, 1):
+            typos.append(f"{forms[form][0]!r} ({count}): {forms[likely][0]!r}?")
+    message = f"{pluralize(len(typos), 'label')} that may be a typing error"
+    return build_finding("warning", "label_typos", message, typos)
+
+
+def find_no_labels(positives: Mapping[str, int], given: Sequence[str] = ()) -> list[Finding]:
+    """Find labels that may mean `no label`, as `Unlabeled` and `background`.
+
+    Args:
+        positives: label -> number of its images.
+        given: `ignore_labels` of the config, which the line to paste keeps.
+    """
+    names = [name for name in positives if means_no_label(name)]
+    message = (
+        f'{pluralize(len(names), "label")} that may mean "no label"; data.ignore_labels leaves '
+        f"them out, and their pictures then have none of the labels"
+    )
+    items = [f"{name!r} ({positives[name]})" for name in names]
+    return build_finding("warning", "no_labels", message, items, format_ignored(names, given))
+
+
+def means_no_label(name: str) -> bool:
+    """Return True for a label that usually says that there is none: `__background__`, `n/a`, `-`.
+
+    `other` and `normal` are labels.
+    """
+    text = clean_label(name).casefold()
+    if not text or set(text) <= _BLANKS or text in _ABBREVIATIONS:
+        return True
+    plain = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+    words = {"".join(filter(str.isalnum, form)) for form in (text, plain)}
+    return not words.isdisjoint(_NO_LABELS) or any(map(_NO_LABEL.fullmatch, words))
+
+
+def find_double_labels(positives: Mapping[str, int]) -> list[Finding]:
+    """Find labels such as `cat/dog` where `cat` and `dog` are labels too."""
+    forms = {fold_label(name) for name in positives}
+    items = []
+    for name in positives:
+        parts = [fold_label(part) for part in _SEPARATORS.split(clean_label(name)) if part.strip()]
+        if len(set(parts)) > 1 and forms.issuperset(parts):
+            items.append(f"{name!r} ({positives[name]})")
+    message = (
+        f"{pluralize(len(items), 'label')} that may be two labels each: correct the cells, or name "
+        f"the sign between labels (data.label_delimiter)"
+    )
+    return build_finding("warning", "double_labels", message, items)

@@ -1,0 +1,70 @@
+"""Config keys that the data itself proposes, for `mlfinetune init` to write.
+
+a guess of the reader            image_column: Datei
+val held out at random           val_fraction: 0.2
+cells of 1 and blank alone       unknown: negative
+pictures that cannot be read     bad_images: skip
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlfinetune.config.template import Setting, parse_choice
+from mlfinetune.data.manifest import Splits
+from mlfinetune.data.sample import MANY_EMPTY, count_empty
+from mlfinetune.data.table import Table
+
+
+def propose_unknown(tables: Sequence[Table]) -> tuple[str, Setting] | None:
+    """Return the key that makes unknown targets negative where no cell is negative, and a line.
+
+    Masked as unknown they would leave positives alone, and nothing could be learned.
+    """
+    counts = np.array([[c.sum() for c in table.targets.counts()] for table in tables]).sum(axis=0)
+    positives, negatives, unknown = counts.tolist()
+    if negatives or not (positives and unknown):
+        return None
+    line = (
+        f"no cell says 0: {unknown} targets, blank or not named, are taken as negatives "
+        f"(data.unknown: negative), since nothing is learned without any"
+    )
+    why = "no cell says 0, and nothing is learned without negatives"
+    return line, Setting("data.unknown", "negative", why)
+
+
+def list_choices(table: Table) -> list[Setting]:
+    """Return the keys that the reader of the table chose, so that they can be changed."""
+    why = "a guess; name another where it is wrong"
+    choices = [Setting(f"data.{key}", parse_choice(text), why) for key, text in table.choices]
+    if table.delimiter and "label_delimiter" not in dict(table.choices):
+        choices.append(
+            Setting("data.label_delimiter", table.delimiter, "detected", is_comment=True)
+        )
+    return choices
+
+
+def list_decisions(table: Table, splits: Splits, unreadable: int, has_val: bool) -> list[Setting]:
+    """Return the keys that follow from the rows and pictures.
+
+    Args:
+        table: the usable rows of train.
+        splits: train and val.
+        unreadable: number of pictures that cannot be read.
+        has_val: whether the config names a table of val.
+    """
+    settings = []
+    if splits.drawn:
+        why = "held out, stratified by label; or val: another table"
+        settings.append(Setting("data.val_fraction", 0.2, why))
+    elif not has_val:
+        why = "the data says which pictures are for validation"
+        settings.append(Setting("data.val_fraction", 0.2, why, is_comment=True))
+    if unreadable:
+        why = f"{unreadable} cannot be read; error stops the run"
+        settings.append(Setting("data.bad_images", "skip", why))
+    listed, _ = count_empty(table)
+    if listed and listed >= MANY_EMPTY * len(table):
+        why = f"{listed} of {len(table)} have no label; unknown where nobody looked at them"
+        settings.append(Setting("data.empty_labels", "negative", why))
+    return settings

@@ -1,0 +1,151 @@
+"""Names of columns that people and tools write: images, labels, splits, values, bookkeeping.
+
+    `File Name`, `file_name`, `FileName` -> filename     the form that all lists here have
+    `is_public`, `fold`, `Unnamed: 0`    -> bookkeeping  no label, though it holds 0 and 1
+
+Sources: pandas, R, Excel, Kaggle, OpenImages, FER2013, ChestX-ray14, Label Studio, fastai.
+"""
+
+import re
+import unicodedata
+
+
+def _collect_words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+IMAGE_COLUMNS = ("image", "image_path", "filename", "file_name", "path", "file", "fname")
+"""Usual names of the image column, the likeliest first."""
+
+LABEL_COLUMNS = ("labels", "label", "tags", "classes")
+"""Usual names of the label column, the likeliest first."""
+
+OTHER_IMAGE_NAMES = _collect_words(
+    "img photo picture pic images imgs photos pictures imagename imgname imagefile imgfile "
+    "imagefilename imgpath filepath relpath relativepath photopath picturepath imageurl imageuri "
+    "url uri gcsuri imageindex imageid imgid photoid fileid id name filenames "
+    "datei dateiname dateipfad pfad bild bilddatei bildname fichier nomfichier nomdufichier chemin "
+    "imagen archivo fichero nombrearchivo rutaimagen ruta imagem arquivo immagine nomefile "
+    "bestand bestandsnaam afbeelding plik obraz zdjęcie soubor obrázek fil bildfil fájl kép "
+    "файл изображение картинка путь имяфайла 图片 图像 文件 文件名 图片名 画像 "
+    "ファイル名 파일 이미지"
+)
+"""Further names, as `simplify_name` returns them; `id` and `name` are among the last resorts."""
+
+OTHER_LABEL_NAMES = _collect_words(
+    "tag class category categories keyword keywords labelname labelnames labellist classname "
+    "classnames classlabel classlabels taglist tagnames findinglabels findings annotation "
+    "annotations target targets categoryname attributes topics topic genres genre "
+    "schlagwort schlagworte schlagwörter stichwort stichworte stichwörter kategorie kategorien "
+    "klasse klassen etikett etiketten étiquette étiquettes etiquette etiquettes motclé motsclés "
+    "motscles catégorie catégories classe mot etiqueta etiquetas categoría categorías categoria "
+    "categorias clase clases palabrasclave etichetta etichette categorie classi parolechiave "
+    "trefwoord trefwoorden labelnaam klass klasser nyckelord emneord kategori kategorier "
+    "avainsanat luokka luokat etykieta etykiety kategoria tagi słowakluczowe štítek štítky "
+    "címke címkék anahtarkelimeler etiket etiketler тег теги метка метки категория категории "
+    "класс классы ключевыеслова 标签 类别 分类 標籤 类 タグ ラベル カテゴリ 태그 라벨 분류"
+)
+"""Further names of a column of labels."""
+
+VALUE_NAMES = _collect_words(
+    "confidence conf value val present presence ispresent positive ispositive exists state "
+    "score prob probability truth verified isverified"
+)
+"""Names of the column that says whether the label of its row is there: 1, 0, or a fraction."""
+
+SPLITS = {
+    **dict.fromkeys(
+        ("train", "training", "trn", "tr", "trainset", "trainingset", "learn", "entraînement"),
+        "train",
+    ),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "dev", "eval", "evaluation", "valset", "validationset"),
+        "val",
+    ),
+    **dict.fromkeys(
+        ("test", "testing", "tst", "testset", "testingset", "holdout", "publictest", "privatetest"),
+        "test",
+    ),
+}
+"""Word of a split column, a folder or a shard -> the split. `find_split` reads it."""
+
+SPLIT_NAMES = _collect_words(
+    "split splits set subset partition fold phase usage stage dataset datasplit splitname "
+    "trainval traintest traintestsplit purpose sample mode"
+)
+"""Names of columns that may be the split, where at least half of their cells are its words."""
+
+SPLIT_MARKS = {
+    **dict.fromkeys(("isvalid", "isval", "isvalidation", "isdev"), "val"),
+    **dict.fromkeys(("istrain", "istraining"), "train"),
+    **dict.fromkeys(("istest", "istesting", "isholdout"), "test"),
+}
+"""Name of a column of 1 and 0 -> the split of the rows that have 1."""
+
+_EXACT = _collect_words(
+    "id ids idx index indexes no nr num number nummer lfdnr laufendenummer row rowid rownum "
+    "rownumber rowname rownames seq sequence serial uid uuid guid hash md5 sha1 sha256 phash "
+    "fold folds kfold cvfold stratifiedfold split splits set subset partition group groups "
+    "source origin dataset version timestamp width height breite höhe largeur hauteur ancho "
+    "largura altura area size filesize taille größe bytes channels orientation aspectratio "
+    "resolution dpi pixels megapixels count counts total anzahl nombre cantidad número numéro "
+    "weight weights sampleweight score confidence conf prob probability loss "
+    "public private verified reviewed approved deleted hidden valid invalid duplicate duplicated "
+    "corrupt corrupted labeled labelled annotated completed skipped ignored excluded included "
+    "usable iscrowd occluded truncated difficult groundtruth pseudolabel augmented"
+)
+"""Names that tools write beside labels. Things that pictures show (`flag`) are not here."""
+
+_FLAGS = _collect_words(
+    "public private verified reviewed checked approved active deleted hidden flagged valid invalid "
+    "duplicate duplicated dup corrupt corrupted labeled labelled annotated completed done skipped "
+    "cancelled canceled ignored excluded included used usable crowd occluded truncated difficult "
+    "group groupof depiction inside gold groundtruth train training test testing val validation "
+    "dev holdout external internal synthetic augmented original copy new locked archived seed "
+    "sample ok bad good clean noisy"
+)
+"""Words that make `is_...` or `was_...` a mark of the row, and no label."""
+
+_LAST_WORDS = _collect_words(
+    "id ids idx index uid uuid guid hash md5 count counts width height size fold split"
+)
+_FIRST_WORDS = _collect_words("num n nb nr count total unnamed fold kfold cv")
+
+
+def split_words(name: str) -> list[str]:
+    """Return the words of a column name, in lower case: `ImageID` is image, id."""
+    name = re.sub(r"(?<=[a-zäöüß0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    name = unicodedata.normalize("NFKC", name).casefold()
+    return re.findall(r"\d+|[^\W\d_]+", name)
+
+
+def simplify_name(name: str) -> str:
+    """Return the words of a column name as one: `File Name` and `file_name` are filename."""
+    return "".join(split_words(name))
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Return whether a name is one that tools write beside labels: an id, a fold, a flag, a size.
+
+    name                                                                     result
+    `fold`, `fold_3`, `kfold`, `is_public`, `patient_id`, `Unnamed: 0`       True
+    `num_labels`, `n_tags`, `label_count`, `image_width`, `__index_level_0__` True
+    `train`, `flag`, `is_smiling`, `index finger`, `kid`                     False
+    """
+    words = split_words(name)
+    joined = "".join(words)
+    if joined in _EXACT or joined in SPLIT_MARKS or re.fullmatch(r"(indexlevel|level)\d+", joined):
+        return True
+    if len(words) < 2:
+        return False
+    if words[0] in ("is", "was") and "".join(words[1:]) in _FLAGS:
+        return True
+    return words[-1] in _LAST_WORDS or words[0] in _FIRST_WORDS
+
+
+def find_split(cell: str) -> str | None:
+    """Return the split that a cell names, in its usual spellings; None where it names none.
+
+    `Train`, `TRAINING`, `train_set` are train; `val`, `dev`, `Validation set` are val.
+    """
+    return SPLITS.get(cell.casefold()) or SPLITS.get(re.sub(r"[\W_]", "", cell.casefold()))

@@ -1,0 +1,114 @@
+"""First rows of a table, column by column: shares of picture names, split words and states."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from mlfinetune.data.images.names import is_image_name
+from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
+from mlfinetune.data.readers.column_names import find_split
+from mlfinetune.data.readers.state_words import CellState, read_state
+from mlfinetune.text import MAX_LISTED
+
+
+class Sample:
+    """The first rows of a table, column by column."""
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        width = len(header)
+        self.header = tuple(header)
+        self._rows = [row for row in rows if len(row) == width]
+        self._columns: dict[str, Column] = {}
+
+    def __getitem__(self, name: str) -> "Column":
+        """Return the cells of a column."""
+        if name not in self._columns:
+            index = self.header.index(name)
+            self._columns[name] = Column([row[index] for row in self._rows])
+        return self._columns[name]
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Return the names in quotes, each with some of its values; after ten they are counted."""
+        if not any(self[name].texts or self[name].has_lists for name in self.header):
+            return quote_names([name for name in names if name])
+        shown = [
+            (f"'{name}'" if name else "a column without a name") + self[name].list_values()
+            for name in names[:MAX_LISTED]
+        ]
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        return ", ".join(shown) + more
+
+
+class Column:
+    """Cells of one column in the sample."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.has_lists = any(isinstance(cell, list | tuple | dict) for cell in cells)
+        self.has_bytes = any(isinstance(cell, bytes) for cell in cells)
+        self.texts = [
+            text
+            for cell in cells
+            if not isinstance(cell, list | tuple | dict | bytes) and (text := format_cell(cell))
+        ]
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        """Number of cells of each text; a column of states has few texts, and a thousand cells."""
+        return Counter(self.texts)
+
+    def _find_share(self, is_one: Callable[[str], object]) -> float:
+        """Return the share of the cells for which a function returns something true."""
+        count = sum(times for text, times in self.counts.items() if is_one(text))
+        return count / len(self.texts) if self.texts else 0.0
+
+    @cached_property
+    def picture_share(self) -> float:
+        """Share of the cells that are names of pictures, by their endings."""
+        return self._find_share(is_picture_name)
+
+    @cached_property
+    def split_share(self) -> float:
+        """Share of the cells that are words for train, val or test."""
+        return self._find_share(find_split)
+
+    @cached_property
+    def states(self) -> Counter[CellState | None]:
+        """Number of cells of each state; None counts the cells that are no states."""
+        states: Counter[CellState | None] = Counter()
+        for text, times in self.counts.items():
+            states[read_state(text)] += times
+        return states
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether at least half of the cells that are not blank are 1, 0, or words for them."""
+        bad = self.states[None]
+        blank = sum(n for state, n in self.states.items() if state and state.kind == "blank")
+        known = len(self.texts) - blank - bad
+        return not self.has_lists and known > 0 and known >= bad
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether all cells are states, or fractions from 0 to 1."""
+        return bool(self.texts) and not self.states[None] and self.holds_states
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether all cells are numbers."""
+        return bool(self.texts) and all(re.fullmatch(r"[+-]?[\d.,]+", text) for text in self.counts)
+
+    def list_values(self) -> str:
+        """Return up to three different values in brackets: ` ('sunny', 'rainy', ...)`."""
+        values = list(self.counts)
+        shown = [value if len(value) <= 24 else f"{value[:24]}..." for value in values[:3]]
+        more = ", ..." if len(values) > 3 else ""
+        kind = "lists" if self.has_lists else "other values" if self.has_bytes else "blank"
+        return f" ({quote_names(shown)}{more})" if shown else f" ({kind})"
+
+
+def is_picture_name(text: str) -> bool:
+    """Return whether a cell names a picture, by its ending: a path, or a URL with a query."""
+    path = re.split(r"[?#]", text)[0] if "://" in text else text
+    return is_image_name(Path(path.replace("\\", "/").rsplit("/", 1)[-1]))

@@ -1,0 +1,273 @@
+"""Columns get their roles by names and by cells: image, split, labels; bookkeeping is no label."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlfinetune.data.readers.column_names import find_split, is_bookkeeping
+from mlfinetune.data.readers.csv_table import read_csv
+from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.errors import DataError
+
+
+def read(folder: Path, content: str, **options: Any) -> Table:
+    """Return the Table of a file with this content."""
+    path = folder / "t.csv"
+    path.write_text(content)
+    return read_csv(path, SourceOptions(**options))
+
+
+def refusal(folder: Path, content: str, **options: Any) -> str:
+    """Return the message with which a file with this content is refused."""
+    with pytest.raises(DataError) as caught:
+        read(folder, content, **options)
+    return str(caught.value)
+
+
+def states(table: Table) -> list[list[int]]:
+    """Return the targets, row by row."""
+    return [table.targets[row].tolist() for row in range(len(table))]
+
+
+# ---- bookkeeping ------------------------------------------------------------------------
+
+BOOKKEEPING = """
+fold fold_1 Fold kfold is_public isPublic Is_Verified Unnamed:_0 id image_id PatientId
+index __index_level_0__ num_labels n_objects label_count width image_height size set subset
+partition IsOccluded is_train is_duplicate was_cancelled iscrowd row_number Nr. Anzahl"""
+
+
+@pytest.mark.parametrize("name", BOOKKEEPING.split())
+def test_a_column_that_tools_write_beside_labels_is_no_label(tmp_path: Path, name: str) -> None:
+    """It holds 0 and 1, is left out, and is named with its values."""
+    assert is_bookkeeping(name)
+    table = read(tmp_path, f"image,{name},cat\na.jpg,0,1\nb.jpg,0,0\nc.jpg,1,1\n")
+    assert table.labels.names == ("cat",)
+    assert any(f"'{name}'" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "flag", "crowd", "is_smiling", "kid", "index finger", "gold", "camera"]
+)
+def test_a_thing_that_pictures_show_is_a_label(tmp_path: Path, name: str) -> None:
+    """VOC has the label train; names of things are not taken for marks."""
+    table = read(tmp_path, f"image,{name},bus\na.jpg,0,1\nb.jpg,1,0\n")
+    assert table.labels.names == (name, "bus")
+
+
+def test_a_column_left_out_can_be_named_as_a_label(tmp_path: Path) -> None:
+    """data.label_columns overrules the names."""
+    content = "image,fold,cat\na.jpg,0,1\nb.jpg,1,0\n"
+    (note,) = [note for note in read(tmp_path, content).notes if "left out" in note]
+    assert note == (
+        "columns left out, since such names are no labels: 'fold' ('0', '1'); "
+        "data.label_columns names the labels"
+    )
+    table = read(tmp_path, content, label_columns=("fold", "cat"))
+    assert table.labels.names == ("fold", "cat")
+
+
+def test_a_table_of_bookkeeping_alone_has_no_labels(tmp_path: Path) -> None:
+    """The refusal shows what each column holds."""
+    message = refusal(tmp_path, "image,fold\na.jpg,0\nb.jpg,1\n")
+    assert "no labels found" in message
+    assert "'fold' ('0', '1')" in message
+
+
+def test_a_column_without_a_name_is_named_with_its_values(tmp_path: Path) -> None:
+    """pandas and R write the index of the rows so."""
+    table = read(tmp_path, ",image,cat\n0,a.jpg,1\n1,b.jpg,0\n")
+    assert table.labels.names == ("cat",)
+    assert "columns not used: a column without a name ('0', '1')" in table.notes
+
+
+# ---- image ------------------------------------------------------------------------------
+
+
+def test_a_label_named_image_is_not_the_image_column(tmp_path: Path) -> None:
+    """The column whose cells are pictures is preferred."""
+    table = read(tmp_path, "image,file,dog\n1,a.jpg,0\n0,b.jpg,1\n")
+    assert table.names == ("a.jpg", "b.jpg")
+    assert table.labels.names == ("image", "dog")
+
+
+@pytest.mark.parametrize("name", ["Datei", "bild", "画像", "xyz", "Image Index", "Ablage"])
+def test_a_column_of_pictures_is_the_image_column(tmp_path: Path, name: str) -> None:
+    """Whatever its name: its cells end like pictures. A note says so, and which key does it."""
+    table = read(tmp_path, f"Nr,{name},tags\n1,x/a.JPG,cat\n2,x/b.png,dog\n")
+    assert table.names == ("x/a.JPG", "x/b.png")
+    assert f"pictures in column '{name}'" in table.notes
+
+
+def test_a_mask_beside_the_picture_is_not_the_picture(tmp_path: Path) -> None:
+    """Names of what is derived from a picture come last."""
+    table = read(tmp_path, "mask_file,scan,tags\na_mask.png,a.png,cat\nb_mask.png,b.png,dog\n")
+    assert table.names == ("a.png", "b.png")
+
+
+def test_an_id_without_an_ending_is_a_name(tmp_path: Path) -> None:
+    """OpenImages and Kaggle name pictures so; where they lie, check_paths says."""
+    assert read(tmp_path, "image_id,label\n00ab,cat\n00cd,dog\n").names == ("00ab", "00cd")
+
+
+# ---- split ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["set", "subset", "Partition", "fold", "phase", "Usage", "any"])
+@pytest.mark.parametrize("words", [("train", "val", "test"), ("Training", "Validation", "TESTING")])
+def test_a_column_of_split_words_is_the_split(
+    tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    """Test rows are not trained on, whatever the column is called; a note says so."""
+    rows = "".join(f"{word}.jpg,{word},cat\n" for word in words)
+    table = read(tmp_path, f"image,{name},tags\n{rows}")
+    assert table.splits == ("train", "val", "test")
+    assert f"splits in '{name}': 1 train, 1 val, 1 test" in table.notes
+
+
+@pytest.mark.parametrize("word", ["train_set", "Train set", "TRN", "trainset", "learn"])
+def test_spellings_of_train(word: str) -> None:
+    """Signs, spaces and case do not matter."""
+    assert find_split(word) == "train"
+
+
+def test_a_split_column_with_one_other_word_is_a_fault(tmp_path: Path) -> None:
+    """Most cells are split words, so the column is the split; the other cell is listed."""
+    rows = "a.jpg,train,x1\nb.jpg,val,x2\nc.jpg,unused,x1\n"
+    table = read(tmp_path, f"image,subset,tags\n{rows}")
+    assert [str(f) for f in table.faults] == [
+        "line 4: subset is 'unused'; wanted train, val or test"
+    ]
+
+
+def test_two_columns_of_split_words_that_differ_are_refused(tmp_path: Path) -> None:
+    """The message has the line to paste, which then decides."""
+    content = "image,set,phase,tags\na.jpg,Train,test,cat\nb.jpg,test,train,dog\n"
+    assert "hold words for splits, and differ" in refusal(tmp_path, content)
+    assert "data.split_column: set" in refusal(tmp_path, content)
+    assert read(tmp_path, content, split_column="phase").splits == ("test", "train")
+
+
+@pytest.mark.parametrize(
+    ("marks", "rows", "splits"),
+    [
+        ("is_valid", ("True", "0"), ("val", "train")),
+        ("is_train", ("1", "0"), ("train", "val")),
+        ("isTest", ("no", "yes"), ("train", "test")),
+        ("is_train,is_test", ("1,0", "0,1", "0,0"), ("train", "test", "val")),
+        ("is_train,is_val,is_test", ("1,0,0", "0,1,0", "0,0,1"), ("train", "val", "test")),
+    ],
+)
+def test_marks_of_splits(
+    tmp_path: Path, marks: str, rows: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
+    """A row belongs to the split that has 1; where none has, to the first split without a mark."""
+    lines = "".join(f"{n}.jpg,{row},{n % 2}\n" for n, row in enumerate(rows))
+    table = read(tmp_path, f"image,{marks},cat\n{lines}")
+    assert (table.splits, table.labels.names, table.faults) == (splits, ("cat",), ())
+
+
+def test_a_row_of_two_splits_is_a_fault(tmp_path: Path) -> None:
+    """Marks that contradict each other are not guessed."""
+    table = read(tmp_path, "image,is_train,is_test,cat\na.jpg,1,1,1\nb.jpg,1,0,0\n")
+    (fault,) = table.faults
+    assert str(fault).startswith("line 2: is_train is '1'; wanted 1 or 0, and 1 in one column")
+
+
+# ---- labels -----------------------------------------------------------------------------
+
+
+def test_a_second_column_of_labels_is_said_and_can_be_taken(tmp_path: Path) -> None:
+    """The note has the line to paste; then the labels of both are joined."""
+    content = "image,label,tags\na.jpg,cat,red|hot\nb.jpg,dog,hot\n"
+    table = read(tmp_path, content)
+    assert table.labels.names == ("cat", "dog")
+    assert (
+        "more labels in 'tags' ('red|hot', 'hot'), not used; data.label_column: [label, tags] "
+        "takes all"
+    ) in table.notes
+    table = read(tmp_path, content, label_column=("label", "tags"))
+    assert table.labels.names == ("cat", "red", "hot", "dog")
+    assert states(table) == [[1, 1, 1, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("stem", ["tag", "label_", "Tag ", "class", "Schlagwort", "category-"])
+def test_numbered_columns_are_several_label_columns(tmp_path: Path, stem: str) -> None:
+    """Each cell is one label, also where it holds a comma; blank cells are none."""
+    header = ",".join(f"{stem}{number}" for number in (1, 2, 3))
+    table = read(tmp_path, f'image,{header}\na.jpg,cat,"hot dog, big",\nb.jpg,dog,,\n')
+    assert table.labels.names == ("cat", "hot dog, big", "dog")
+    assert states(table) == [[1, 1, 0], [0, 0, 1]]
+
+
+def test_numbered_columns_of_states_are_a_label_each(tmp_path: Path) -> None:
+    """class_1 and class_2 with 1 and 0 stay labels."""
+    table = read(tmp_path, "image,class_1,class_2\na.jpg,1,0\nb.jpg,0,1\n")
+    assert table.labels.names == ("class_1", "class_2")
+
+
+@pytest.mark.parametrize(
+    "name", ["Schlagworte", "mots-clés", "Finding Labels", "категория", "キー"]
+)
+def test_the_label_column_in_other_words(tmp_path: Path, name: str) -> None:
+    """By a usual name of many languages, or since it is the only text that repeats."""
+    table = read(tmp_path, f'Datei,{name}\na.jpg,"cat, dog"\nb.jpg,dog\nc.jpg,cat\n')
+    assert table.labels.names == ("cat", "dog")
+    assert f"labels in column '{name}', separated by ','" in table.notes
+
+
+@pytest.mark.parametrize("columns", ["caption", "x1,x2"])
+def test_text_that_may_be_labels_or_not_is_refused(tmp_path: Path, columns: str) -> None:
+    """Captions do not repeat; of two columns of text neither is sure. Values are shown."""
+    cells = (
+        ["a cat on a mat", "a dog in a field"] if columns == "caption" else ["red,big", "red,big"]
+    )
+    message = refusal(tmp_path, f"image,{columns}\na.jpg,{cells[0]}\nb.jpg,{cells[1]}\n")
+    assert "no labels found" in message
+    assert cells[0].split(",")[0] in message
+
+
+def test_columns_that_are_not_used_show_what_they_hold(tmp_path: Path) -> None:
+    """A column of words beside label columns may have been meant as labels."""
+    table = read(tmp_path, "image,weather,cat\na.jpg,sunny,1\nb.jpg,rainy,0\n")
+    assert "columns not used: 'weather' ('sunny', 'rainy')" in table.notes
+
+
+# ---- one label a row, with its value ----------------------------------------------------
+
+LONG = (
+    "ImageID,Source,LabelName,Confidence\na.jpg,hand,cat,1\na.jpg,hand,dog,0\nb.jpg,net,dog,0.9\n"
+)
+
+
+def test_a_long_table_with_a_value_says_present_and_absent(tmp_path: Path) -> None:
+    """OpenImages: 0 is verified absent, a label without a row is unknown, 0.9 by a threshold."""
+    table = read(tmp_path, LONG)
+    assert table.labels.names == ("cat", "dog")
+    assert states(table) == [[1, -1], [-1, 0], [-1, 1]]
+    assert table.unnamed.tolist() == [-1, -1, -1]
+    assert any("0 is absent (1), labels without a row are unknown" in n for n in table.notes)
+    assert any("0.5 and above is present" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("name", ["value", "Present", "is_present", "score", "verified"])
+@pytest.mark.parametrize("words", [("1", "0"), ("yes", "no"), ("True", "False")])
+def test_other_names_of_the_value(tmp_path: Path, name: str, words: tuple[str, str]) -> None:
+    """Words count as in columns of states."""
+    rows = f"a.jpg,cat,{words[0]}\na.jpg,dog,{words[1]}\n"
+    assert states(read(tmp_path, f"image,label,{name}\n{rows}")) == [[1, -1], [-1, 0]]
+
+
+def test_a_confidence_beside_one_label_a_picture_is_no_value(tmp_path: Path) -> None:
+    """Each picture has one row, and nothing says absent: labels are lists, as always."""
+    table = read(tmp_path, "image,label,confidence\na.jpg,cat,0.9\nb.jpg,dog,0.8\n")
+    assert states(table) == [[1, 0], [0, 1]]
+    assert "columns not used: 'confidence' ('0.9', '0.8')" in table.notes
+
+
+def test_a_bad_value_is_a_fault_at_its_line(tmp_path: Path) -> None:
+    """Values beyond the sample are looked at too."""
+    rows = "".join(f"{n}.jpg,cat,{n % 2}\n" for n in range(1000))
+    (fault,) = read(tmp_path, f"image,label,value\n{rows}z.jpg,cat,7\n").faults
+    assert str(fault) == "line 1002: value is no number from 0 to 1, and no other state"

@@ -1,0 +1,95 @@
+"""Weights of a file: what is taken of it, and what is said about its head."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run
+from safetensors.torch import save_file
+
+from mlfinetune.runs import checkpoint
+
+
+@pytest.fixture
+def other(trained: Path, tmp_path: Path) -> Path:
+    """Return a folder with the pictures of a run, the run, and a table with other labels."""
+    shutil.copytree(trained, tmp_path / "own")
+    rows = (trained / "tags.csv").read_text().splitlines()
+    columns = "image,red,blue,Pink\n"
+    cells = [f"{row.split(',')[0]},{n % 2},{n % 3 % 2},{n // 2 % 2}" for n, row in enumerate(rows)]
+    (tmp_path / "own/new.csv").write_text(columns + "\n".join(cells[1:]))
+    return tmp_path / "own"
+
+
+def train(cli: Run, folder: Path, weights: str, *overrides: str) -> str:
+    """Train on the new labels, and return the one line of the log about the weights."""
+    asked = ("data.train=new.csv", "data.label_delimiter=null", "-o", "runs/new")
+    done = cli("train", "pets.yaml", *asked, f"model.weights={weights}", *overrides, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("weights: ")]
+    assert line in (max((folder / "runs").glob("new*")) / "train.log").read_text()
+    return line
+
+
+@pytest.mark.parametrize("weights", ["runs/pets/best.safetensors", "runs/pets", "./runs/pets/"])
+def test_the_head_of_an_own_checkpoint_is_not_taken(other: Path, cli: Run, weights: str) -> None:
+    """The labels of both heads are counted and named, whether file or run directory is given."""
+    names = checkpoint.load(other / "runs/pets/best.safetensors").labels.names
+    assert train(cli, other, weights) == (
+        f"weights: backbone of runs/pets/best.safetensors (resnet6_tiny, {len(names)} labels: "
+        f"{', '.join(names)}); its head is not taken: the new head (3 labels) starts anew; "
+        f"2 labels of both: blue, red"
+    )
+
+
+@pytest.mark.parametrize(
+    ("outputs", "ending", "said"),
+    [
+        (1000, ".pth", "; its head (1000 outputs) is not taken: the new head (3 labels) starts"),
+        (3, ".safetensors", "; its head (3 outputs) is not taken: the new head (3 labels) starts"),
+        (None, ".safetensors", ", which holds no head: the new head (3 labels) starts anew"),
+    ],
+)
+def test_the_head_of_a_foreign_file_is_not_taken(
+    other: Path, cli: Run, outputs: int | None, ending: str, said: str
+) -> None:
+    """Its outputs have no names, even where there are as many as labels."""
+    weights = checkpoint.load(other / "runs/pets/best.safetensors").weights
+    state = {k.removeprefix("features."): v for k, v in weights.items() if "head." not in k}
+    if outputs is not None:
+        state |= {"fc.weight": torch.zeros(outputs, 128), "fc.bias": torch.zeros(outputs)}
+    path = other / f"foreign{ending}"
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    assert said in train(cli, other, path.name)
+
+
+def test_more_than_ten_labels_are_counted(other: Path, cli: Run) -> None:
+    """A line of a thousand names would be read by nobody."""
+    path = other / "runs/pets/best.safetensors"
+    content = checkpoint.load(path)
+    names = tuple(f"l{n}" for n in range(12))
+    about = {"labels": names, "backbone": content.backbone}
+    assert checkpoint.read_origin(path) == (content.backbone, content.labels.names)
+    save_file(content.weights, path, {"mlfinetune": json.dumps(about)})
+    line = train(cli, other, "runs/pets")
+    assert "12 labels: l0, l1, l2, l3, l4, l5, l6, l7, l8, l9 and 2 more); its head" in line
+    assert line.endswith("; no label of both")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("./runs", "runs holds no best.safetensors; name a run directory"),
+        ("runs/none", "model.weights: no such file: "),
+        ("none.pth", "model.weights: no such file: "),
+    ],
+)
+def test_weights_that_are_nowhere_are_refused(
+    trained: Path, cli: Run, weights: str, said: str
+) -> None:
+    """A folder without a checkpoint, a missing run, a missing file."""
+    done = cli("train", "pets.yaml", f"model.weights={weights}", cwd=trained)
+    assert done.returncode == 2
+    assert said in done.stderr
