@@ -50,14 +50,12 @@ class Sample:
 
     Attributes:
         path: the table.
-        header: the pieces of its first line.
         names: for each row that names a picture, the piece that does.
         rows: the number of rows in the sample.
         total: the number of rows in the table, estimated by its size.
     """
 
     path: Path
-    header: frozenset[str]
     names: list[str]
     rows: int
     total: int
@@ -108,13 +106,16 @@ def list_tables(folder: Path) -> tuple[list[Path], list[Path]]:
     lists = [path for path in files if path.suffix.lower() in _LISTS]
     if len(lists) <= _MOST_LISTS:  # more are the tags, or the facts, of single pictures
         tables += lists
-    tables = [path for path in tables if _find_stem(path) not in _WRITTEN]
     return sorted(tables), [path for path in files if path.suffix.lower() in _WORKBOOKS]
 
 
 def find_leading(tables: Sequence[Path], index: PictureIndex) -> dict[Path, Sample]:
-    """Return the tables, with their samples, of whose first rows at least half name a picture."""
-    samples = (_read_sample(path, index) for path in tables)
+    """Return the tables, with their samples, of whose first rows at least half name a picture.
+
+    Tables that programs write, by their names, are none of them.
+    """
+    by_people = (path for path in tables if _find_stem(path) not in _WRITTEN)
+    samples = (_read_sample(path, index) for path in by_people)
     return {sample.path: sample for sample in samples if sample.rows <= 2 * len(sample.names) > 0}
 
 
@@ -215,26 +216,30 @@ def _read_sample(path: Path, index: PictureIndex) -> Sample:
     if path.suffix.lower() == ".json":
         names = [text for text in _read_texts(content) if index.is_name(text, False)]
         some = len(names) > 1 or 2 * len(names) >= index.count
-        return Sample(path, frozenset(), names, len(names) if some else index.count, index.count)
+        return Sample(path, names, len(names) if some else index.count, index.count)
     is_json = path.name.lower().endswith(".jsonl")
     lines = [line for line in content.splitlines() if line.strip()]
     rows = [list(_read_texts(line)) if is_json else _split_line(line) for line in lines]
-    header = frozenset(rows[0]) if rows else frozenset[str]()
-    with_numbers = any(map(_ID_WORDS.search, header)) and not is_json
+    with_numbers = any(map(_ID_WORDS.search, rows[0] if rows else [])) and not is_json
     found = [[piece for piece in row if index.is_name(piece, with_numbers)] for row in rows]
-    # A row of a name alone is a list of files, not a table of labels.
-    names = [pieces[0] for row, pieces in zip(rows, found, strict=True) if pieces and len(row) > 1]
+    names = [pieces[0] for pieces in found if pieces]
+    if not any(len(row) > 1 for row, pieces in zip(rows, found, strict=True) if pieces):
+        names = []  # names alone: a list of files, or a table to fill in
     count = len(rows) - bool(found and not found[0] and not is_json)
     total = count if is_whole else int(count * path.stat().st_size / len(content))
     if path.suffix.lower() == ".gz" and not is_whole:
         total = index.count
-    return Sample(path, header, names, count, total)
+    return Sample(path, names, count, total)
 
 
 def _split_line(line: str) -> list[str]:
-    """Return the pieces of a row, without blank ones; a row without delimiter has words."""
+    """Return the pieces of a row, without blank ones; a row without delimiter has words.
+
+    `a b.jpg;cat` -> [a b.jpg, cat]    `a b.jpg;` -> [a b.jpg]    `a.jpg cat` -> [a.jpg, cat]
+    """
     pieces = [piece.strip() for piece in _PIECE.split(line) if piece.strip()]
-    return line.split() if len(pieces) == 1 else pieces
+    one = len(pieces) == 1 and not is_image_name(Path(pieces[0]))
+    return pieces[0].split() if one else pieces
 
 
 def _read_texts(content: str) -> Iterator[str]:

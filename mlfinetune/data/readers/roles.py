@@ -150,7 +150,9 @@ class _Chooser:
             DataError: no column is likely.
         """
         usual = self._find_named(IMAGE_COLUMNS)
-        pictures = [name for name in self._free if self.sample[name].picture_share >= 0.9]
+        label_names = {*LABEL_COLUMNS, *OTHER_LABEL_NAMES}
+        free = [name for name in self._free if simplify_name(name) not in label_names]
+        pictures = [name for name in free if self.sample[name].picture_share >= 0.9]
         pictures.sort(key=lambda name: bool(_DERIVED & set(split_words(name))))
         originals = [name for name in pictures if not _DERIVED & set(split_words(name))]
         others = [name for name in self._free if simplify_name(name) in OTHER_IMAGE_NAMES]

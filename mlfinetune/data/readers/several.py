@@ -236,7 +236,7 @@ def _refuse_sidecars(path: Path, chosen: Sequence[Path]) -> None:
 def _note_unread(path: Path, tables: list[Path], workbooks: list[Path]) -> Iterator[str]:
     """Yield the notes on tables that are not read: only people know what they are."""
     if names := [os.path.relpath(t, path) for t in tables if beside.is_usual_table(t)]:
-        yield f"tables that name no picture here, or no label, not read: {quote_names(names)}"
+        yield f"tables not read: {quote_names(names)} (no picture of these, or no label)"
     if names := [os.path.relpath(book, path) for book in workbooks]:
         yield f"spreadsheets, not read: {quote_names(names)}; save the sheet as CSV"
 

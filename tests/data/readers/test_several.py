@@ -88,7 +88,7 @@ def test_what_was_chosen_is_said(tmp_path: Path) -> None:
     table = read(tmp_path, {**files, "images/a.jpg": "", "images/b.jpg": ""})
     assert "labels from train.csv" in table.notes
     assert "pictures of train.csv: below images/" in table.notes
-    assert "tables that name no picture here, or no label, not read: 'log.csv'" in table.notes
+    assert "tables not read: 'log.csv' (no picture of these, or no label)" in table.notes
     assert "spreadsheets, not read: 'tags.xlsx'; save the sheet as CSV" in table.notes
     assert table.root == tmp_path / "images"
 
@@ -99,7 +99,7 @@ def test_class_folders_with_another_table_stay_class_folders(tmp_path: Path) -> 
     files: Files = {f"{label}/{i}.jpg": f"{label}{i}" for label in ("cat", "dog") for i in range(9)}
     table = read(tmp_path, {**files, "results.csv": log})
     assert table.labels.names == ("cat", "dog")
-    assert "tables that name no picture here, or no label, not read: 'results.csv'" in table.notes
+    assert "tables not read: 'results.csv' (no picture of these, or no label)" in table.notes
 
 
 def test_a_table_packed_by_gzip_is_looked_at(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_test_table_without_labels_is_not_read(tmp_path: Path, kind: str) -> N
     files: Files = {"train.csv": head + rows, "test.csv": test.format("c")}
     table = read(tmp_path, {**files, "train/a.jpg": "1", "train/b.jpg": "2", "test/c.jpg": "3"})
     assert (len(table), table.splits) == (2, None)
-    assert "tables that name no picture here, or no label, not read: 'test.csv'" in table.notes
+    assert "tables not read: 'test.csv' (no picture of these, or no label)" in table.notes
 
 
 def test_a_val_table_is_never_dropped(tmp_path: Path) -> None:
@@ -226,6 +226,17 @@ def test_predictions_left_in_the_folder_are_no_labels(tmp_path: Path) -> None:
     rows = "image,labels,cat,dog,error\ncat/a.jpg,dog,0.1,0.9,\ndog/b.jpg,cat,0.9,0.1,\n"
     table = read(tmp_path, {**files, "predictions.csv": rows})
     assert positives(table) == {"cat/a.jpg": {"cat"}, "dog/b.jpg": {"dog"}}
+    assert any(note.startswith("tables not read: 'predictions.csv'") for note in table.notes)
+
+
+def test_a_table_that_is_filled_in_by_half(tmp_path: Path) -> None:
+    """Blank cells do not hide it; one that is all blank holds no labels, and is said."""
+    rows = "".join(f"{i}.jpg,{'cat|dog' if i < 3 else ''}\n" for i in range(20))
+    files: Files = {f"{i}.jpg": str(i) for i in range(20)}
+    table = read(tmp_path, {**files, "tags.csv": "image,labels\n" + rows})
+    assert (len(table), table.labels.names) == (20, ("cat", "dog"))
+    table = read(tmp_path, {"tags.csv": "image,labels\n" + rows.replace("cat|dog", "")})
+    assert "tables not read: 'tags.csv' (no picture of these, or no label)" in table.notes
 
 
 def test_each_split_folder_may_have_its_table(tmp_path: Path) -> None:
