@@ -47,6 +47,12 @@ def format_list(faults: Sequence[str], total: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def quote_yaml(text: str) -> str:
+    """Return text as a quoted YAML string; characters that do not print are escaped."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
 def list_labels(names: Sequence[str], after: str = "") -> str:
     """Return `2 labels: cat, dog`, or `2 labels of both: cat, dog` with `after` " of both".
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+from mlfinetune.text import quote_yaml
+
 _TEMPLATE = """\
 data:
   train: ""
@@ -88,7 +90,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, str | PathLike):
         text = str(value)
         is_plain = _PLAIN.fullmatch(text) and text.casefold() not in _KEYWORDS
-        return text if is_plain else _quote(text)
+        return text if is_plain else quote_yaml(text)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(format_value, value))}]"
     if isinstance(value, dict):
@@ -129,9 +131,3 @@ def _format_line(indent: str, key: str, setting: Setting, comment: str) -> str:
     line = f"{indent}{mark}{key}: {format_value(setting.value)}"
     comment = setting.why or comment
     return f"{line:<{_WIDTH}} # {comment}" if comment else line
-
-
-def _quote(text: str) -> str:
-    """Return a quoted YAML string; characters that do not print are escaped."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'

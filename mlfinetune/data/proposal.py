@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlfinetune.config.template import Setting
+from mlfinetune.data.labels import MANY_BLANK
 from mlfinetune.data.manifest import Splits
-from mlfinetune.data.sample import MANY_EMPTY, count_empty
+from mlfinetune.data.sample import count_empty
 from mlfinetune.data.table import Table
 
 
@@ -67,7 +68,7 @@ def list_decisions(table: Table, splits: Splits, unreadable: int, has_val: bool)
         why = f"{unreadable} cannot be read; error stops the run"
         settings.append(Setting("data.bad_images", "skip", why))
     listed, _ = count_empty(table)
-    if listed and listed >= MANY_EMPTY * len(table):
+    if listed and listed >= MANY_BLANK * len(table):
         why = f"{listed} of {len(table)} have no label; unknown where nobody looked at them"
         settings.append(Setting("data.empty_labels", "negative", why))
     return settings

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlfinetune.data.labels import MANY_BLANK
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.table import Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.text import MAX_LISTED, pluralize
-
-MANY_EMPTY = 0.2
-"""Share of pictures without a label from which a message says what else they may mean."""
 
 _SAMPLE_ROWS = 1000
 _SHOWN = 5
@@ -111,7 +109,7 @@ def describe_empty(table: Table, empty_labels: str, unknown: str) -> list[str]:
     if listed:
         meaning = "unknown" if empty_labels == "unknown" else "negatives"
         line = f"{listed} {of_all} have no label: taken as {meaning}"
-        if meaning == "negatives" and listed >= MANY_EMPTY * len(table):
+        if meaning == "negatives" and listed >= MANY_BLANK * len(table):
             line += "; where nobody has looked at them, set data.empty_labels: unknown"
         lines.append(line)
     if blank:

@@ -7,11 +7,12 @@
 """
 
 import html
-import json
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+
+from mlfinetune.text import quote_yaml
 
 _NUMBER = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*)|,([0-9]{1,2}))?(?:e([+-]?[0-9]{1,4}))?")
 """A number; three digits after a comma would be thousands."""
@@ -137,12 +138,6 @@ def format_ignored(names: Iterable[str], given: Iterable[str]) -> str:
     """Return the line of a config that leaves labels out, those that it has `given` first."""
     quoted = ", ".join(map(quote_yaml, dict.fromkeys([*given, *names])))
     return f"data.ignore_labels: [{quoted}]"
-
-
-def quote_yaml(text: str) -> str:
-    """Return a quoted YAML string; characters that do not print are escaped."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in quoted)
 
 
 def list_patterns(form: str) -> set[str]:

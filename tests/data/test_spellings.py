@@ -3,7 +3,8 @@
 import pytest
 
 from mlfinetune.config import yaml12
-from mlfinetune.data.spellings import choose_renames, fold_label, format_renames, quote_yaml
+from mlfinetune.data.spellings import choose_renames, fold_label, format_renames
+from mlfinetune.text import quote_yaml
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from mlfinetune.data.readers.state_words import read_state
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
-from mlfinetune.text import format_list
+from mlfinetune.text import format_list, quote_yaml
 
 
 class Columns:
@@ -227,7 +227,7 @@ class Columns:
                 f"{self._sample.describe(roles.left_out)}; data.label_columns names the labels"
             )
         if roles.more_lists:
-            both = ", ".join((*roles.lists, *roles.more_lists))
+            both = ", ".join(map(quote_yaml, (*roles.lists, *roles.more_lists)))
             yield (
                 f"more labels in {self._sample.describe(roles.more_lists)}, not used; "
                 f"data.label_column: [{both}] takes all"

@@ -30,7 +30,7 @@ from mlfinetune.data.readers.column_sample import Sample
 from mlfinetune.data.readers.delimiters import detect_delimiter
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
-from mlfinetune.text import suggest
+from mlfinetune.text import quote_yaml, suggest
 
 _UNKNOWN = "unknown"
 _LAST_RESORTS = ("id", "name")
@@ -201,7 +201,7 @@ class _Chooser:
         if len({tuple(map(find_split, self.sample[name].texts)) for name in worded}) > 1:
             raise DataError(
                 f"{self.path}: {self.sample.describe(worded)} hold words for splits, and differ; "
-                f"name one: data.split_column: {worded[0]}"
+                f"name one: data.split_column: {quote_yaml(worded[0])}"
             )
         if worded:
             self.choices.append(("split_column", worded[0]))

@@ -145,7 +145,7 @@ def test_two_columns_of_split_words_that_differ_are_refused(tmp_path: Path) -> N
     """The message has the line to paste, which then decides."""
     content = "image,set,phase,tags\na.jpg,Train,test,cat\nb.jpg,test,train,dog\n"
     assert "hold words for splits, and differ" in refusal(tmp_path, content)
-    assert "data.split_column: set" in refusal(tmp_path, content)
+    assert 'data.split_column: "set"' in refusal(tmp_path, content)
     assert read(tmp_path, content, split_column="phase").splits == ("test", "train")
 
 
@@ -184,8 +184,8 @@ def test_a_second_column_of_labels_is_said_and_can_be_taken(tmp_path: Path) -> N
     table = read(tmp_path, content)
     assert table.labels.names == ("cat", "dog")
     assert (
-        "more labels in 'tags' ('red|hot', 'hot'), not used; data.label_column: [label, tags] "
-        "takes all"
+        "more labels in 'tags' ('red|hot', 'hot'), not used; data.label_column: [\"label\", "
+        '"tags"] takes all'
     ) in table.notes
     table = read(tmp_path, content, label_column=("label", "tags"))
     assert table.labels.names == ("cat", "red", "hot", "dog")
