@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mlfinetune.config.types import DataPath, Section
+from mlfinetune.config.types import DataFormat, DataPath, Section
 
 
 class DataConfig(Section):
@@ -18,18 +18,9 @@ class DataConfig(Section):
         description="table, JSON, Parquet, tars or folder of labelled pictures; or a table's URL"
     )
     val: DataPath | None = Field(None, description="the same for validation")
-    format: Literal[
-        "auto",
-        "csv",
-        "folder",
-        "sidecar",
-        "huggingface",
-        "json",
-        "coco",
-        "voc",
-        "parquet",
-        "webdataset",
-    ] = Field("auto", description="what `train` and `val` are; auto: detected, and printed")
+    format: DataFormat = Field(
+        "auto", description="what `train` and `val` are; auto: detected, and printed"
+    )
     val_fraction: float | None = Field(
         None,
         gt=0,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from mlfinetune.config import yaml12
-
 _TEMPLATE = """\
 data:
   train: ""
@@ -49,7 +47,7 @@ loss:
 
 _NEW_KEYS_BEFORE = "  bad_images:"
 """The line before which keys of the data get their place, where the template has none for them."""
-_PLAIN = re.compile(r"[A-Za-z_][\w./+-]*", re.ASCII)
+_PLAIN = re.compile(r"(?:/|(?:\.\.?/)*)[A-Za-z_][\w./+-]*", re.ASCII)
 _KEYWORDS = ("null", "true", "false", "yes", "no", "on", "off")
 _WIDTH = 28
 """Column of the comments, at least."""
@@ -97,17 +95,6 @@ def format_value(value: Any) -> str:
         pairs = (f"{format_value(str(key))}: {format_value(item)}" for key, item in value.items())
         return f"{{{', '.join(pairs)}}}"
     return json.dumps(value)
-
-
-def parse_choice(text: str) -> str | list[str]:
-    """Return the text, or the list of texts, that a reader gives as YAML: `[label, tags]`."""
-    try:
-        value, _ = yaml12.parse(text)
-    except yaml12.YamlFault:
-        return text
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return value if isinstance(value, str) else text
 
 
 def _put_setting(lines: list[str], setting: Setting) -> None:

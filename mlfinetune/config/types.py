@@ -1,7 +1,7 @@
 """Types of values of the config, and the base of its sections: strict, no unknown keys, frozen."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
@@ -9,6 +9,20 @@ from mlfinetune.location import Location, parse_location
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number from 0 to 1."""
+
+DataFormat = Literal[
+    "auto",
+    "csv",
+    "folder",
+    "sidecar",
+    "huggingface",
+    "json",
+    "coco",
+    "voc",
+    "parquet",
+    "webdataset",
+]
+"""Format of a table or folder; `READERS` has a reader for each but `auto`."""
 
 
 def _require_text(value: Any) -> Any:

@@ -233,7 +233,9 @@ def _add_hint(
     used = _list_used_files(table, root, problems)
     search = search_files(root, names, used, limit, options.allow_outside_root)
     hint = word_hint(root, names, search, limit, is_none_there=not used)
-    return replace(table, hint=hint, notes=(*table.notes, hint)) if hint else table
+    if not hint:
+        return table
+    return replace(table, hint=hint, notes=(*table.notes, f"missing pictures: {hint}"))
 
 
 # ---- URLs -----------------------------------------------------------------------------------

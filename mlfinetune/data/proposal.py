@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlfinetune.config.template import Setting, parse_choice
+from mlfinetune.config.template import Setting
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.sample import MANY_EMPTY, count_empty
 from mlfinetune.data.table import Table
@@ -36,7 +36,10 @@ def propose_unknown(tables: Sequence[Table]) -> tuple[str, Setting] | None:
 def list_choices(table: Table) -> list[Setting]:
     """Return the keys that the reader of the table chose, so that they can be changed."""
     why = "a guess; name another where it is wrong"
-    choices = [Setting(f"data.{key}", parse_choice(text), why) for key, text in table.choices]
+    choices = [
+        Setting(f"data.{key}", value if isinstance(value, str) else list(value), why)
+        for key, value in table.choices
+    ]
     if table.delimiter and "label_delimiter" not in dict(table.choices):
         choices.append(
             Setting("data.label_delimiter", table.delimiter, "detected", is_comment=True)

@@ -34,7 +34,7 @@ from mlfinetune.location import Location, parent_url
 from mlfinetune.storage import files
 from mlfinetune.text import format_list, suggest
 
-_REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 """Endings of the tables that can be read from URLs."""
 
 

@@ -91,7 +91,7 @@ def select_usable(
     if skipped and not len(table):
         raise DataError(
             f"{table.origin}: none of {pluralize(total, 'image')} can be used, pictures under "
-            f"{table.root} (data.images)\n{_list_skipped(skipped)}"
+            f"{table.root} (data.images)\n{_list_skipped(skipped)}{_format_hint(table)}"
         )
     table = apply_label_options(table, options)
     raise_faults(table, table.faults)
@@ -135,8 +135,13 @@ def raise_faults(table: Table, faults: Sequence[Fault]) -> None:
         noun, advice = "bad row", ""
     count = pluralize(len(faults), noun)
     lines = format_list([str(fault) for fault in faults])
-    hint = f"\n{table.hint}" if table.hint else ""
+    hint = _format_hint(table)
     raise DataError(f"{table.origin}: {count}, pictures under {table.root}{advice}\n{lines}{hint}")
+
+
+def _format_hint(table: Table) -> str:
+    """Return the last line of a message about paths: how they may be mended."""
+    return f"\n{table.hint}" if table.hint else ""
 
 
 def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:

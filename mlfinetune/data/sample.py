@@ -63,8 +63,8 @@ def summarize(
         val_fraction: the share of val that the config names; None: a fifth.
     """
     total = sum(map(len, tables))
-    counts = np.array([[c.sum() for c in table.targets.counts()] for table in tables]).sum(axis=0)
-    positives, _, unknown = counts.tolist()
+    positives = sum(int(table.targets.counts()[0].sum()) for table in tables)
+    unknown = sum(int(side.targets.counts()[2].sum()) for side in (splits.train, splits.val))
     masked = f", {unknown} unknown targets" if unknown else ""
     tests = (tables[0].splits or ()).count("test")
     to_test = f", {tests} to test" if tests else ""

@@ -328,6 +328,12 @@ def word_hint(
             return f"{count} of {total} are there below {both}: set data.images to one of them"
         path = _quote_path(os.path.join(root, folder))
         return f"{count} of {total} are there below {folder}/: set data.images: {path}"
+    if not found and search.several and is_none_there:
+        files = " and ".join(map(repr, next(iter(search.several.values()))[:2]))
+        return (
+            f"{len(search.several)} of {total} have several files of their name, as {files}: set "
+            f"data.images to the folder of the pictures, with data.find_by_name: true"
+        )
     if not found:
         return _suggest_images(names) if is_none_there else ""
     return (

@@ -82,10 +82,10 @@ class Table:
         groups: N cells of the column that `group_by` names; else None.
         delimiter: what separates the labels in a cell, given or detected; else None.
         other_columns: columns of the source that are no labels.
-        choices: what the reader guessed, as keys of the config's `data` section and their values
-            in YAML, such as ("image_column", "Datei"); a config with them reads the same table.
+        choices: what the reader guessed, as keys of the config's `data` section and their values,
+            such as ("image_column", "Datei"); a config with them reads the same table.
         notes: what the reader saw and decided, as lines for the user.
-        hint: how faults of paths may be mended, in one line; it is one of the notes too.
+        hint: how faults of paths may be mended, in one line; a note says it too.
         faults: all errors in rows and pictures.
     """
 
@@ -101,7 +101,7 @@ class Table:
     groups: tuple[str, ...] | None = None
     delimiter: str | None = None
     other_columns: tuple[str, ...] = ()
-    choices: tuple[tuple[str, str], ...] = ()
+    choices: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
     notes: tuple[str, ...] = ()
     hint: str = ""
     faults: tuple[Fault, ...] = ()

@@ -157,7 +157,9 @@ def fetch_table(url: str) -> Path:
     Raises:
         DataError: it cannot be downloaded, or the cache cannot be written.
     """
-    path = get_cache_folder("tables") / f"{hash_key(url):016x}{Path(url).suffix.lower()}"
+    endings = Path(url.lower()).suffixes
+    ending = "".join(endings[-2:] if endings[-1:] == [".gz"] else endings[-1:])
+    path = get_cache_folder("tables") / f"{hash_key(url):016x}{ending}"
     try:
         content = _call_with_retries(lambda: _fetch_once(url, _MAX_TABLE))
     except UnreadableError as error:

@@ -304,7 +304,12 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
 
 
 def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe the settings and data that differ, by name."""
+    """Describe the settings and data that differ, by name.
+
+    A setting that an older version did not know had its default.
+    """
+    defaults = _collect_settings(Config.model_validate({"data": {"train": "."}}))
+    before = {**{key: value for key, value in defaults.items() if key in now}, **before}
     changes = []
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key) and not _may_change(key):

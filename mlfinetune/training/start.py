@@ -5,6 +5,7 @@ Config, Splits, run  -> resolve_config     -> Config
 run directory        -> load_resume_state, open_run
 """
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from mlfinetune.config import Config, dump_config, load_config
 from mlfinetune.data.load import resolve_data_config
 from mlfinetune.data.manifest import Splits
+from mlfinetune.errors import ConfigError
+from mlfinetune.models.pretrained import is_weights_path
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
@@ -70,6 +73,7 @@ def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> 
     """Return the config with the places where the data is now, where its run is resumed in place.
 
     Raises:
+        ConfigError: a file of weights is gone.
         DataError: the data is neither where it was, nor beside the run.
     """
     if resume is None or resume.recorded is None:
@@ -80,6 +84,12 @@ def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> 
     config, notes = find_data(config, resume.recorded, config.output, keys, advice)
     for note in notes:
         log.say(note)
+    weights = config.model.weights or ""
+    if is_weights_path(weights) and not os.path.exists(weights):
+        raise ConfigError(
+            f"model.weights: no such file: {weights}; give its new place, model.weights=FILE, "
+            f"together with --allow-changed"
+        )
     return config
 
 

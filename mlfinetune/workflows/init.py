@@ -238,10 +238,10 @@ def _find_pictures(
         )
     (folder,) = place.folders
     settings = [Setting("data.images", folder, "the paths of the table begin here")]
-    line = f"{place.count} of {place.total} pictures in {display_path(folder)}/"
     if place.by_name:
-        line += ", found by their names"
-        settings.append(Setting("data.find_by_name", True, "whatever folders the table writes"))
+        why = "by their file names, not by the paths of the table"
+        settings.append(Setting("data.find_by_name", True, why))
+    line = f"pictures in {display_path(folder)}/: {place.count} of {place.total}"
     plan = plan.decide(line, *settings)
     return plan, _read(plan.config)
 
@@ -290,9 +290,8 @@ def _describe_data(
         *summarize(tables, splits, plan.config.data.val_fraction),
         *table.notes,
         *plan.lines,
-        *_explain_folders(request, table),
         list_frequent_labels(splits),
-        *describe_rows(table),
+        *describe_rows(table)[-1:],  # its labels are in the line above
         *describe_empty(table, plan.config.data.empty_labels, plan.config.data.unknown),
         *(note for note in splits.notes if note not in said and not _is_said_otherwise(note)),
     ]
@@ -308,18 +307,6 @@ def _is_said_otherwise(note: str) -> bool:
     return any(part in note for part in _SAID_OTHERWISE)
 
 
-def _explain_folders(request: InitRequest, table: Table) -> list[str]:
-    """Return the line that says how to go on where folders are albums, and no labels."""
-    if table.format != "folder" or not request.data.is_dir():
-        return []
-    name = shlex.quote(f"{_name_after(request.data)}.csv")
-    data = shlex.quote(display_path(request.data))
-    return [
-        f"the names of folders are the labels; where they are albums: mlfinetune init {data} "
-        f"--table {name} writes a table to fill in"
-    ]
-
-
 def _name_next_step(file: Path, splits: Splits) -> str:
     """Return the command to go on with: training, unless there is nothing to learn."""
     name = shlex.quote(display_path(file))
@@ -327,8 +314,8 @@ def _name_next_step(file: Path, splits: Splits) -> str:
     if ((positives > 0) & (negatives > 0)).any():
         return f"mlfinetune train {name}"
     return (
-        f"pictures with a label and pictures without it; no label has both, so that nothing can be "
-        f"learned yet: mlfinetune check {name}"
+        f"no label has pictures with it and pictures without it, so that nothing can be learned "
+        f"yet; add pictures, then mlfinetune check {name}"
     )
 
 

@@ -562,7 +562,7 @@ def test_images_in_both_files_are_warned_of(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     """The message names the endings that are."""
-    path = write(tmp_path, "{}", "train.xlsx")
+    path = write(tmp_path, "{}", "train.md")
     with pytest.raises(DataError) as caught:
         checked(path, SourceOptions())
     known = ".csv, .json, .jsonl, .parquet, .tar, .tsv, .txt"

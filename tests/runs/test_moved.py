@@ -205,6 +205,7 @@ def test_a_moved_run_is_resumed_where_its_data_is_found(project: Path, cli: Run)
     assert f"{project / 'tags.csv'}, found beside the run, is read" in done.stderr
     assert "run directory: runs/pets\n" in done.stderr
     assert f"train: {project / 'tags.csv'}\n" in (project / "runs/pets/config.yaml").read_text()
+    assert "all epochs are" in cli("train", "pets.yaml", "--resume", cwd=project).stderr
     rows = (project / "tags.csv").read_text()
     (project / "tags.csv").write_text(rows.replace("red", "rot"))
     done = cli("train", "runs/pets/config.yaml", "--resume", cwd=project)
@@ -246,3 +247,18 @@ def test_a_solved_run_compares_validation_where_its_data_moved(project: Path, cl
     done = cli(*command, cwd=moved)
     assert done.returncode == 2
     assert "validation data: other names, labels or targets than before" in done.stderr
+
+
+def test_weights_that_moved_are_given_anew(project: Path, cli: Run) -> None:
+    """Nothing tells whether a file is the same, so the change has to be allowed."""
+    shutil.move(project / "runs/pets/best.safetensors", project / "old.safetensors")
+    weights = ("model.weights=old.safetensors", "-o", "first")
+    assert cli("train", "pets.yaml", *weights, cwd=project).returncode == 0
+    (project / "old.safetensors").rename(project / "new.safetensors")
+    command = ("train", "first/config.yaml", "--resume")
+    done = cli(*command, cwd=project)
+    assert done.returncode == 2
+    assert "model.weights=FILE, together with --allow-changed" in done.stderr
+    done = cli(*command, "model.weights=new.safetensors", "--allow-changed", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert cli("eval", "-c", "first", cwd=project).returncode == 0

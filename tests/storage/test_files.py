@@ -1,6 +1,7 @@
 """Names that lead behind URLs and into tars, through real servers and real tars."""
 
 import csv
+import gzip
 import io
 import os
 import socket
@@ -153,6 +154,14 @@ def test_a_table_behind_a_url(folder: Path, server: Server, images: str | None) 
     assert path.startswith(f"{root}/")
     if images != "elsewhere":
         assert content(path)
+
+
+def test_a_packed_table_behind_a_url(folder: Path, server: Server) -> None:
+    """Its ending is kept in the cache, so that it is told as a file is."""
+    packed = gzip.compress((folder / "tags.csv").read_bytes())
+    (folder / "tags.v2.CSV.gz").write_bytes(packed)
+    table = read_table(f"{server.url}/tags.v2.CSV.gz", SourceOptions())
+    assert (table.root, len(table), table.faults) == (server.url, 12, ())
 
 
 def test_urls_in_the_cells(folder: Path, server: Server) -> None:

@@ -33,7 +33,8 @@ OTHER_IMAGE_NAMES = _collect_words(
 """Further names, as `simplify_name` returns them; `id` and `name` are among the last resorts."""
 
 OTHER_LABEL_NAMES = _collect_words(
-    "tag class category categories keyword keywords labelname labelnames labellist classname "
+    "tag class choice choices taxonomy "
+    "category categories keyword keywords labelname labelnames labellist classname "
     "classnames classlabel classlabels taglist tagnames findinglabels findings annotation "
     "annotations target targets categoryname attributes topics topic genres genre "
     "schlagwort schlagworte schlagwörter stichwort stichworte stichwörter kategorie kategorien "
@@ -83,7 +84,8 @@ SPLIT_MARKS = {
 """Name of a column of 1 and 0 -> the split of the rows that have 1."""
 
 _EXACT = _collect_words(
-    "id ids idx index indexes no nr num number nummer lfdnr laufendenummer row rowid rownum "
+    "annotator rater annotationid leadtime createdat updatedat id ids idx index "
+    " indexes no nr num number nummer lfdnr laufendenummer row rowid rownum "
     "rownumber rowname rownames seq sequence serial uid uuid guid hash md5 sha1 sha256 phash "
     "fold folds kfold cvfold stratifiedfold split splits set subset partition group groups "
     "source origin dataset version timestamp width height breite höhe largeur hauteur ancho "

@@ -2,15 +2,41 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.state_words import CellState, read_state
 from mlfinetune.text import MAX_LISTED
+
+SAMPLE_ROWS = 1000
+"""Number of first rows in a sample, at most."""
+
+_MAX_SIZE = 2**24
+"""Characters and items in the cells of a sample; it bounds the memory."""
+
+_Cells = TypeVar("_Cells", bound="list[Cell] | list[str]")
+
+
+def take_sample(rows: Iterable[tuple[int, _Cells]]) -> list[tuple[int, _Cells]]:
+    """Return the first rows, each with its line number.
+
+    These are `SAMPLE_ROWS`, or fewer where their cells are very long. No row beyond them is
+    read, so that an iterator can go on from there.
+    """
+    sample = []
+    size = 0
+    for line, cells in islice(rows, SAMPLE_ROWS):
+        sample.append((line, cells))
+        size += sum(len(cell) for cell in cells if isinstance(cell, str | list))
+        if size > _MAX_SIZE:
+            break
+    return sample
 
 
 class Sample:
@@ -45,6 +71,7 @@ class Column:
     """Cells of one column in the sample."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells = len(cells)
         self.has_lists = any(isinstance(cell, list | tuple | dict) for cell in cells)
         self.has_bytes = any(isinstance(cell, bytes) for cell in cells)
         self.texts = [
@@ -93,6 +120,12 @@ class Column:
     def holds_values(self) -> bool:
         """Whether all cells are states, or fractions from 0 to 1."""
         return bool(self.texts) and not self.states[None] and self.holds_states
+
+    @property
+    def varies(self) -> bool:
+        """Whether a column of states has two of them; a blank cell is one."""
+        states = {state and state.state for state in self.states}
+        return len(states) > 1 or self.cells > len(self.texts)
 
     @property
     def is_numeric(self) -> bool:

@@ -31,9 +31,6 @@ from mlfinetune.data.targets import NEGATIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list
 
-SAMPLE_ROWS = 1000
-"""Number of first rows that a reader gives as the sample, at most."""
-
 
 class Columns:
     """Collects the rows of a source with named columns, and returns their Table.

@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from mlfinetune.data.readers.column_sample import take_sample
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.readers.header import lacks_header, make_header, note_header
-from mlfinetune.data.readers.sample import take_sample
 from mlfinetune.data.readers.separator import SEPARATORS, detect_separator, find_excel_line
 from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, find_ending, opening_text
 from mlfinetune.data.table import SourceOptions, Table

@@ -26,7 +26,7 @@ def lacks_header(rows: Sequence[list[str]], options: SourceOptions) -> bool:
     named = {options.image_column, *options.label_column, *(options.label_columns or ())}
     if named & {*first} or {*IMAGE_COLUMNS} & {cell.casefold() for cell in first}:
         return False
-    return _find_pictures(rows) is not None
+    return _find_pictures(rows) is not None or _are_spaced(rows)
 
 
 def make_header(path: Path, rows: Sequence[list[str]]) -> list[str]:
@@ -40,6 +40,8 @@ def make_header(path: Path, rows: Sequence[list[str]]) -> list[str]:
         DataError: the cells do not say for sure what the columns hold.
     """
     picture = _find_pictures(rows)
+    if picture is None:
+        raise _refuse(path, rows, "spaces separate its cells: write commas or tabs")
     width = len(rows[0])
     if any(len(row) != width for row in rows):
         raise _refuse(path, rows, "rows differ in their number of cells")
@@ -72,6 +74,16 @@ def _find_pictures(rows: Sequence[list[str]]) -> int | None:
             if 2 * sum(map(is_picture_name, below)) >= len(rows) - 1:
                 return index
     return None
+
+
+def _are_spaced(rows: Sequence[list[str]]) -> bool:
+    """Return whether most rows are one cell, in which the name of a picture and a space come first.
+
+    `a.jpg cat`, `a.jpg 0 1 0`
+    """
+    starts = [row[0].split(None, 1)[:1] if " " in row[0].strip() else [] for row in rows]
+    named = [bool(start) and is_picture_name(start[0]) for start in starts]
+    return len(rows[0]) == 1 and named[0] and 2 * sum(named) >= len(rows)
 
 
 def _find_doubt(cells: list[str], alone: bool) -> str:

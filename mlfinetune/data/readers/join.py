@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from mlfinetune.data.labels import align
+from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.table import Fault, Table
 from mlfinetune.data.targets import LabelSpace, Targets
+from mlfinetune.errors import DataError
 from mlfinetune.location import Location, is_url
 
 
@@ -28,15 +30,18 @@ def join_tables(
     Args:
         path: the folder that holds all of them.
         tables: `train/` or `train.csv` -> the table in this folder, or of this file.
-        splits: `train/` or `train.csv` -> its split; None: the tables are no splits.
+        splits: `train/` or `train.csv` -> its split; None: each table has its own, or none has.
         notes: go before those of the tables.
+
+    Raises:
+        DataError: some tables say which split a row is in, and some do not.
     """
     parts = list(tables.values())
     root = _find_common_root(path, parts)
     space = LabelSpace(tuple(dict.fromkeys(label for part in parts for label in part.labels.names)))
     blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
     own = (f"{name}: {note}" for name, part in tables.items() for note in part.notes)
-    by_row = splits and (splits[name] for name, part in tables.items() for _ in part.names)
+    by_row = _join_splits(path, tables, splits)
     return Table(
         origin=path,
         format=parts[0].format,
@@ -45,12 +50,35 @@ def join_tables(
         targets=Targets.pack(blocks, len(space)),
         unnamed=np.concatenate([part.unnamed for part in parts]),
         labels=space,
-        splits=tuple(by_row) if by_row else None,
+        splits=by_row,
         delimiter=parts[0].delimiter,
+        other_columns=tuple({name for part in parts for name in part.other_columns}),
+        choices=parts[0].choices,
         notes=(*notes, *own),
         groups=tuple(group for part in parts for group in part.groups or ()) or None,
         faults=tuple(_shift_faults(tables)),
     )
+
+
+def _join_splits(
+    path: Path, tables: Mapping[str, Table], splits: Mapping[str, str] | None
+) -> tuple[str, ...] | None:
+    """Return the split of each row: that of its table, else those that the tables have.
+
+    Raises:
+        DataError: as `join_tables`.
+    """
+    if splits is not None:
+        return tuple(splits[name] for name, part in tables.items() for _ in part.names)
+    lacking = [name for name, part in tables.items() if part.splits is None]
+    if len(lacking) == len(tables):
+        return None
+    if lacking:
+        raise DataError(
+            f"{path}: no split column in {quote_names(lacking)}, and one in the other tables; "
+            f"give each of them one, or none"
+        )
+    return tuple(split for part in tables.values() for split in part.splits or ())
 
 
 def _shift_faults(tables: Mapping[str, Table]) -> Iterator[Fault]:

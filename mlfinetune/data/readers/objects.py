@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mlfinetune.data.readers.column_sample import take_sample
 from mlfinetune.data.readers.columns import Columns
-from mlfinetune.data.readers.sample import take_sample
 from mlfinetune.data.table import Fault, SourceOptions
 from mlfinetune.errors import DataError
 

@@ -30,7 +30,8 @@ from mlfinetune.data.readers.class_labels import (
     report_numbers,
 )
 from mlfinetune.data.readers.column_names import SPLITS
-from mlfinetune.data.readers.columns import SAMPLE_ROWS, Columns
+from mlfinetune.data.readers.column_sample import SAMPLE_ROWS
+from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.storage.cache import get_cache_folder

@@ -71,7 +71,7 @@ class Roles:
     states: tuple[str, ...] = ()
     given: bool = False
     left_out: tuple[str, ...] = ()
-    choices: tuple[tuple[str, str], ...] = ()
+    choices: tuple[tuple[str, str | tuple[str, ...]], ...] = ()
 
 
 def choose_roles(
@@ -98,7 +98,7 @@ class _Chooser:
         self.sample = sample
         self.used: set[str] = set()
         self.image = ""
-        self.choices: list[tuple[str, str]] = []
+        self.choices: list[tuple[str, str | tuple[str, ...]]] = []
 
     def choose(self) -> Roles:
         """Return all roles."""
@@ -222,7 +222,8 @@ class _Chooser:
         """Return the roles of the label columns.
 
         The config decides; then columns of lists by their names; then columns of states; then a
-        single column of text that looks like labels.
+        single column of text that looks like labels. Columns of one state, such as the number of
+        the only annotator, count as states only where there is no such text.
         """
         options = self.options
         if options.label_columns is not None:
@@ -241,16 +242,17 @@ class _Chooser:
         named = [*usual, *(name for name in others if name not in usual)]
         states = [name for name in may_be_labels if self._holds_states(name, named)]
         lists = [name for name in named if name not in states]
-        lists = lists or (named if set(states) <= set(named) else [])
+        lists = lists or (usual if set(states) <= set(usual) else [])  # class numbers 0 and 1
         if lists:
             if lists[0] not in usual or lists[0].casefold() not in LABEL_COLUMNS:
                 self.choices.append(("label_column", lists[0]))
             more = tuple(name for name in lists[1:] if self.sample[name].texts)
             return replace(self._describe_lists(lists[:1], unknown), more_lists=more)
         if numbered := self._find_numbered(may_be_labels):
-            self.choices.append(("label_column", f"[{', '.join(numbered)}]"))
+            self.choices.append(("label_column", tuple(numbered)))
             return self._describe_lists(numbered, unknown, whole=True)
-        if not states and (text := self._find_text_labels(may_be_labels)):
+        vary = any(self.sample[name].varies for name in states)
+        if not vary and (text := self._find_text_labels(may_be_labels)):
             self.choices.append(("label_column", text))
             return self._describe_lists([text], unknown)
         return Roles(states=tuple(may_be_labels), left_out=left_out)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.data.readers import beside, coco, parquet, sidecar, voc, webdataset
 from mlfinetune.data.readers.cells import quote_names
-from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.join import join_tables
 from mlfinetune.data.readers.pictures import refuse_links_outside
 from mlfinetune.data.table import SourceOptions, Table
@@ -106,7 +106,7 @@ def _find_split_folders(path: Path) -> dict[str, str]:
     if voc.is_voc(path) or coco.is_coco(path):  # their folders have such names too
         return {}
     names = sorted(_list_folders(path))
-    sides = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
+    sides = {name: split for name in names if (split := find_split(name))}
     each_once = len(set(sides.values())) == len(sides)
     if not each_once or "train" not in sides.values() or len(sides) < 2:
         return {}

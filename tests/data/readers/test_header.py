@@ -77,6 +77,8 @@ def test_one_row_alone_is_a_row(tmp_path: Path) -> None:
         ("a.jpg,train\nb.jpg,test\n", "column 2 holds names of splits ('train')"),
         ("a.jpg,cat|dog,x\nb.jpg,dog,y\n", "column 2 holds lists"),
         ("a.jpg\nb.jpg\n", "no column is for labels"),
+        ("a.jpg cat\nb.jpg hot dog\n", "spaces separate its cells: write commas or tabs"),
+        ("a.jpg 0 1\nb.jpg 1 0\n", "spaces separate its cells: write commas or tabs"),
         ("".join(f"{i}.jpg,p{i},cat\n" for i in range(30)), "column 2 holds a different text in"),
     ],
 )
@@ -103,6 +105,12 @@ def test_labels_that_look_like_files_are_a_header(
     table = read(tmp_path, content)
     assert (table.labels.names, len(table)) == (labels, 2)
     assert not any("no header" in note for note in table.notes)
+
+
+def test_a_header_with_spaces_is_no_row(tmp_path: Path) -> None:
+    """Its rows are, but it is not."""
+    with pytest.raises(DataError, match=r"no image column among 'image labels'"):
+        read(tmp_path, "image labels\na.jpg cat\n")
 
 
 def test_columns_that_the_config_names_are_a_header() -> None:

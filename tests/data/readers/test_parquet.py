@@ -107,6 +107,25 @@ def test_text_cells_are_split_as_in_csv(tmp_path: Path) -> None:
     assert (table.delimiter, table.root) == ("|", tmp_path / "pictures")
 
 
+def test_cells_tell_the_columns_as_in_csv(tmp_path: Path) -> None:
+    """Names of pictures make the image column, whatever it is called; `image` is a label here."""
+    columns = {"image": [1, 0, 1], "Datei": ["a.jpg", "b.jpg", "c.jpg"], "fold": [0, 1, 0]}
+    table = read(write(tmp_path / "a.parquet", columns))
+    assert (table.names, table.labels.names) == (("a.jpg", "b.jpg", "c.jpg"), ("image",))
+
+
+def test_bytes_of_pictures_are_no_part_of_the_sample(tmp_path: Path) -> None:
+    """Their paths are; a column of bytes is passed over, wherever it stands."""
+    columns = {
+        "thumb": [b"1", b"2"],
+        "photo": pictures((b"1", "a.jpg"), (b"2", "b.jpg")),
+        "labels": ["cat", "dog"],
+    }
+    table = read(write(tmp_path / "a.parquet", columns), image_column="photo")
+    assert positives(table) == [{"cat"}, {"dog"}]
+    assert "columns not used: 'thumb' (other values)" in table.notes
+
+
 @pytest.mark.parametrize(
     "feature",
     [
