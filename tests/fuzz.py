@@ -22,6 +22,7 @@ import atheris
 with atheris.instrument_imports(include=["mlfinetune", "yaml", "PIL"]):
     from mlfinetune.config import load_config
     from mlfinetune.data.images.decode import decode_image, inspect_image
+    from mlfinetune.data.images.heif import load_heif
     from mlfinetune.data.readers.csv_table import read_csv
     from mlfinetune.data.table import SourceOptions
     from mlfinetune.errors import MlfinetuneError
@@ -106,7 +107,8 @@ def sealed_state(content: bytes) -> bytes:
 def pictures() -> Iterator[bytes]:
     """Yield a small picture of every format."""
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
-    for kind in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG", "MPO"):
+    load_heif()
+    for kind in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG", "MPO", "AVIF", "HEIF"):
         file = io.BytesIO()
         whole = Image.fromarray(pixels if kind in ("PNG", "WEBP", "TIFF") else pixels[..., :3])
         whole.save(file, kind)

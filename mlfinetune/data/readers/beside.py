@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlfinetune.data.images.names import is_image_name, walk_files
-from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list
 
@@ -94,7 +94,7 @@ def list_tables(folder: Path) -> tuple[list[Path], list[Path]]:
     Files in a folder below count where it holds neither pictures nor folders: annotations/a.csv.
     """
     files = _list_visible(folder)
-    for below in [path for path in files if path.is_dir() and path.name.casefold() not in SPLITS]:
+    for below in [path for path in files if path.is_dir() and not find_split(path.name)]:
         names = os.listdir(below)
         if not any(is_image_name(Path(name)) for name in names):
             entries = _list_visible(below)
@@ -147,10 +147,10 @@ def find_splits(leading: dict[Path, Sample], tables: Sequence[Path]) -> dict[Pat
     groups: dict[tuple[str, ...], dict[Path, str]] = {}
     for table in tables:
         words = [word for word in re.split(r"[\W_]+", _find_stem(table)) if word]
-        marks = [word for word in words if word in SPLITS]
+        marks = {word: split for word in words if (split := find_split(word))}
         if len(marks) == 1 and (table in leading or is_usual_table(table)):
-            rest = tuple(word for word in words if word != marks[0])
-            groups.setdefault(rest, {})[table] = SPLITS[marks[0]]
+            rest = tuple(word for word in words if word not in marks)
+            groups.setdefault(rest, {})[table] = next(iter(marks.values()))
     for splits in groups.values():
         once = len(set(splits.values())) == len(splits) > 1
         if once and "train" in splits.values() and leading.keys() & splits.keys():
@@ -174,10 +174,8 @@ def refuse_rivals(
         raise DataError(
             f"{folder}: several tables name its pictures; choose one\n{format_list(lines)}"
         )
-    labels = {held.name for held in index.folders if held.name.casefold() not in SPLITS} - {""}
-    in_splits = any(
-        len(held.parts) > 1 and held.parts[0].casefold() in SPLITS for held in index.folders
-    )
+    labels = {held.name for held in index.folders if not find_split(held.name)} - {""}
+    in_splits = any(len(held.parts) > 1 and find_split(held.parts[0]) for held in index.folders)
     listed = sum(leading[table].total for table in chosen if table in leading)
     if len(labels) > 1 and (in_splits or listed < _COVERED * index.count):
         names = ", ".join(f"'{name}'" for name in sorted(labels)[:3])

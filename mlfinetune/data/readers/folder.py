@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlfinetune.data.images.names import ENDINGS
-from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.pictures import list_files
 from mlfinetune.data.table import LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -43,7 +43,7 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
     lists = LabelLists()
     for group in groups:
         lists.add(sorted({label for file in group for label in _read_labels(file, options)}))
-    if lists.labels.names and {name.casefold() for name in lists.labels.names} <= SPLITS.keys():
+    if lists.labels.names and all(map(find_split, lists.labels.names)):
         raise DataError(
             f"{root}: the folders that hold pictures are named {', '.join(lists.labels.names)}: "
             f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels"
@@ -65,7 +65,7 @@ def _describe_labels(root: Path, labels: Sequence[str], options: SourceOptions) 
     note = f"{pluralize(len(labels), 'label')} by folder names"
     note += f": {shown}{more}" if labels else ""
     note += f" (folder_labels: {options.folder_labels})"
-    if not labels or root.name.casefold() in SPLITS:
+    if not labels or find_split(root.name):
         return note
     folder, table = shlex.quote(display_path(root)), shlex.quote(f"{root.name or 'tags'}.csv")
     return f"{note}; albums, no labels? mlfinetune init {folder} --table {table}"
