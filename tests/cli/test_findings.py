@@ -27,6 +27,7 @@ def facts(labels: int = 2, **more: Any) -> dict[str, Any]:
     side = {"images": 6, "without_label": 1, "labels_an_image": 1.5}
     return {
         "notes": ["train: read as a CSV or TSV table"],
+        "sample": [],
         "pictures": PICTURES,
         "labels": {
             f"label {at}": {"train": positives | {"positives": at}, "val": positives}

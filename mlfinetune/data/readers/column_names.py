@@ -108,10 +108,23 @@ _FLAGS = _collect_words(
 )
 """Words that make `is_...` or `was_...` a mark of the row, and no label."""
 
-_LAST_WORDS = _collect_words(
-    "id ids idx index uid uuid guid hash md5 count counts width height size fold split"
+_LAST_WORDS = _collect_words("id ids idx uid uuid guid hash md5 count counts")
+_COUNTS = _collect_words("num nb count")
+"""Words that make any name a number of things: `num_dogs`."""
+_SHORT_COUNTS = _collect_words("n nr no total")
+_COUNTED = _collect_words(
+    "label labels tag tags class classes object objects box boxes bbox bboxes annotation "
+    "annotations image images picture pictures instance instances face faces"
 )
-_FIRST_WORDS = _collect_words("num n nb nr count total unnamed fold kfold cv")
+"""Words that make `n_...` and `total_...` a number of things; a total eclipse is a label."""
+_NUMBERED = _collect_words("unnamed fold kfold cv")
+"""Words before a number: `Unnamed: 0`, `fold_3`."""
+_MEASURES = _collect_words("width height size area index split fold")
+_MEASURED = _collect_words(
+    "image img picture photo file bbox box original orig pixel row label class sample item record "
+    "data dataset page frame train test val cv k stratified group patient"
+)
+"""Words before a measure: `image_width`, `cv_fold`; plus size and banana split are labels."""
 
 
 def split_words(name: str) -> list[str]:
@@ -132,7 +145,7 @@ def is_bookkeeping(name: str) -> bool:
     name                                                                     result
     `fold`, `fold_3`, `kfold`, `is_public`, `patient_id`, `Unnamed: 0`       True
     `num_labels`, `n_tags`, `label_count`, `image_width`, `__index_level_0__` True
-    `train`, `flag`, `is_smiling`, `index finger`, `kid`                     False
+    `train`, `flag`, `is_smiling`, `plus size`, `n02123045`                  False
     """
     words = split_words(name)
     joined = "".join(words)
@@ -140,9 +153,15 @@ def is_bookkeeping(name: str) -> bool:
         return True
     if len(words) < 2:
         return False
-    if words[0] in ("is", "was") and "".join(words[1:]) in _FLAGS:
-        return True
-    return words[-1] in _LAST_WORDS or words[0] in _FIRST_WORDS
+    first, rest, last = words[0], words[1:], words[-1]
+    return (
+        (first in ("is", "was") and "".join(rest) in _FLAGS)
+        or last in _LAST_WORDS
+        or (first in _COUNTS and rest[0].isalpha())
+        or (first in _SHORT_COUNTS and rest[0] in _COUNTED)
+        or (first in _NUMBERED and rest[0].isdecimal())
+        or (last in _MEASURES and words[-2] in _MEASURED)
+    )
 
 
 def find_split(cell: str) -> str | None:

@@ -122,6 +122,12 @@ class Column:
         return bool(self.texts) and not self.states[None] and self.holds_states
 
     @property
+    def holds_digits(self) -> bool:
+        """Whether all cells are 1, 0 or blank, in numbers."""
+        kinds = {state and state.kind for state in self.states}
+        return "digit" in kinds and kinds <= {"digit", "blank"}
+
+    @property
     def varies(self) -> bool:
         """Whether a column of states has two of them; a blank cell is one."""
         states = {state and state.state for state in self.states}

@@ -17,15 +17,12 @@ import numpy as np
 from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
 from mlfinetune.data.readers.column_names import (
     LABEL_COLUMNS,
-    SPLIT_MARKS,
-    find_split,
-    simplify_name,
 )
 from mlfinetune.data.readers.column_sample import Sample
 from mlfinetune.data.readers.list_columns import ListColumns, ValuedLabels
 from mlfinetune.data.readers.roles import choose_roles
+from mlfinetune.data.readers.split_columns import SplitColumns
 from mlfinetune.data.readers.state_columns import StateColumns
-from mlfinetune.data.readers.state_words import read_state
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
@@ -73,16 +70,17 @@ class Columns:
         self.names: list[str] = []
         self.faults: list[Fault] = []
         self._lines: list[int] = []
-        self._splits: list[str] = []
+        self._split = SplitColumns(header, roles.split, given=options.split_column is not None)
         self._groups: list[str] = []
         self._labels: ListColumns | StateColumns | ValuedLabels
-        if roles.value is not None:
-            self._labels = ValuedLabels(header, roles.lists[0], roles.value)
-        elif roles.lists:
+        self._valued: ValuedLabels | None = None
+        if roles.lists:
             delimiter = options.label_delimiter
             self._labels = ListColumns(header, roles.lists, roles.unknown, delimiter, roles.whole)
         else:
             self._labels = StateColumns(header, roles.states, roles.given, options.ignore_labels)
+        if roles.value is not None:
+            self._valued = ValuedLabels(header, roles.lists[0], roles.value)
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -107,11 +105,13 @@ class Columns:
         self.names.append(name)
         if not name:
             self.add_fault("no image named")
-        if self._roles.split:
-            self._splits.append(self._read_split(cells))
+        if fault := self._split.add(cells):
+            self.add_fault(fault)
         if self._roles.group is not None:
             self._groups.append(format_cell(cells[self._index[self._roles.group]]))
         self._labels.add(cells)
+        if self._valued is not None:
+            self._valued.add(cells)
 
     def add_fault(self, text: str, row: int = -1) -> None:
         """Add a fault of a row; without `row`, of the last one added."""
@@ -128,6 +128,9 @@ class Columns:
         Raises:
             DataError: no column holds labels, or it is unclear whether a column is a label.
         """
+        splits = self._split.finish(self.path)
+        if self._valued is not None and self._valued.is_valued(self.names):
+            self._labels = self._valued
         labels, targets, notes = self._finish_labels()
         is_list = isinstance(self._labels, ListColumns)
         return Table(
@@ -140,12 +143,17 @@ class Columns:
             labels=labels,
             lines=np.array(self._lines, np.int64),
             place=self.place,
-            splits=tuple(self._splits) if self._roles.split else None,
+            splits=splits,
             groups=tuple(self._groups) if self._roles.group is not None else None,
             delimiter=self._labels.delimiter if isinstance(self._labels, ListColumns) else None,
             other_columns=tuple(set(self._roles.states) - set(labels.names)),
-            choices=self._roles.choices,
-            notes=(*self._list_roles(), *notes, *self._list_unused(labels)),
+            choices=(*self._roles.choices, *(self._split.list_choices() if splits else ())),
+            notes=(
+                *self._list_roles(),
+                *(self._split.list_notes() if splits else ()),
+                *notes,
+                *self._list_unused(labels, splits is not None),
+            ),
             faults=tuple(self.faults),
         )
 
@@ -173,39 +181,6 @@ class Columns:
             )
         return labels, targets, notes
 
-    # ---- split ------------------------------------------------------------------------------
-
-    def _read_split(self, cells: Sequence[Cell]) -> str:
-        """Return the split of a row; a fault, and train, where its cells name none."""
-        texts = {name: format_cell(cells[self._index[name]]) for name in self._roles.split}
-        (column, cell), *more = texts.items()
-        is_mark = simplify_name(column) in SPLIT_MARKS
-        split = self._join_marks(texts) if more or is_mark else find_split(cell)
-        if split is None:
-            wanted = "1 or 0, and 1 in one column" if is_mark or more else "train, val or test"
-            self.add_fault(f"{column} is '{cell}'; wanted {wanted}")
-        return split or "train"
-
-    def _join_marks(self, texts: dict[str, str]) -> str | None:
-        """Return the split that marks of 1 and 0 give; None where a mark is neither.
-
-        is_valid 1 -> val       is_valid 0 -> train      is_train 0 -> val
-        is_train 0, is_test 1 -> test                    is_train 0, is_test 0 -> val
-        """
-        marked, of_marks = set(), set()
-        for name, text in texts.items():
-            state = read_state(text)
-            if state is None or state.state == UNKNOWN:
-                return None
-            split = SPLIT_MARKS[simplify_name(name)]
-            of_marks.add(split)
-            if state.state:
-                marked.add(split)
-        if len(marked) > 1:
-            return None
-        rest = next(split for split in ("train", "val", "test", "") if split not in of_marks)
-        return marked.pop() if marked else rest or None
-
     # ---- notes ------------------------------------------------------------------------------
 
     def _list_roles(self) -> Iterator[str]:
@@ -213,12 +188,8 @@ class Columns:
         roles, guessed = self._roles, dict(self._roles.choices)
         if "image_column" in guessed:
             yield f"pictures in column '{roles.image}'"
-        if any(name.casefold() not in ("split", "is_valid") for name in roles.split):
-            counts = Counter(self._splits)
-            parts = ", ".join(f"{counts[name]} {name}" for name in ("train", "val", "test"))
-            yield f"splits in {quote_names(roles.split)}: {parts}"
 
-    def _list_unused(self, labels: LabelSpace) -> Iterator[str]:
+    def _list_unused(self, labels: LabelSpace, has_splits: bool) -> Iterator[str]:
         """Yield notes on columns that are no labels: by their names, by their cells."""
         roles = self._roles
         if roles.left_out:
@@ -232,7 +203,9 @@ class Columns:
                 f"more labels in {self._sample.describe(roles.more_lists)}, not used; "
                 f"data.label_column: [{both}] takes all"
             )
-        used = {*self.needed, *roles.left_out, *roles.more_lists} - {*roles.states}
+        used = {roles.image, roles.group, *self.listed, *roles.left_out, *roles.more_lists}
+        used |= set(roles.split) if has_splits else set()
+        used |= {roles.value} if self._labels is self._valued else set()
         used |= set(labels.names) if roles.states else set()
         unused = [name for name in self.header if name not in used]
         if any(unused) or any(self._sample[""].texts for name in unused if not name):

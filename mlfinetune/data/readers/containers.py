@@ -10,7 +10,6 @@ import math
 import re
 import tokenize
 import warnings
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +21,7 @@ _CALL = re.compile(
 )
 _DTYPE = re.compile(r",\s*dtype=[\w.'\"<>]+\s*$")
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
-_BARE_ITEM = r'\s*(?:"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|[^,"\'\[\]{}()]*)\s*'
+_BARE_ITEM = r'(?:\s*"(?:[^"\\]|\\.)*"\s*|\s*\'(?:[^\'\\]|\\.)*\'\s*|[^,"\'\[\]{}()]*+)'
 _BARE = re.compile(rf"{_BARE_ITEM}(?:,{_BARE_ITEM})*")
 _ITEM = re.compile(_BARE_ITEM)
 _NUMBERS = re.compile(r"\s*-?[\d.]+(?:\s+-?[\d.]+)+\s*")
@@ -59,14 +58,18 @@ def looks_bare(text: str) -> bool:
 
 def _strip_brackets(text: str) -> str | None:
     """Return the text between the outer brackets; None where there are none."""
-    if match := _CALL.fullmatch(text):
-        inner = _DTYPE.sub("", match[1]).strip()
-        return inner if not inner or _strip_brackets(inner) is None else _strip_brackets(inner)
+    if _CALL.fullmatch(text):
+        text = _strip_call(text) or "[]"
     closing = _PAIRS.get(text[:1])
     return text[1:-1] if len(text) > 1 and closing is not None and text[-1] == closing else None
 
 
-@lru_cache(65_536)
+def _strip_call(text: str) -> str:
+    """Return the argument of `set(...)`, `array(...)` and alike, without its dtype."""
+    match = _CALL.fullmatch(text)
+    return text if match is None else _DTYPE.sub("", match[1]).strip()
+
+
 def parse_container(text: str) -> tuple[str, ...]:
     """Return the labels of a list, set, tuple or object in text.
 
@@ -82,9 +85,9 @@ def parse_container(text: str) -> tuple[str, ...]:
     """
     if len(text) > _LONGEST:
         raise ValueError("a list of more than a million characters")
-    if match := _CALL.fullmatch(text):
-        inner = _DTYPE.sub("", match[1]).strip()
-        return parse_container(inner) if inner else ()
+    text = _strip_call(text)
+    if not text:
+        return ()
     value = _parse_value(text)
     return () if value == {} else read_labels(value)  # {} is Python's empty set, badly printed
 

@@ -32,6 +32,7 @@ from mlfinetune.data.readers.state_words import THRESHOLD, read_state
 from mlfinetune.data.table import LabelLists
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
+from mlfinetune.text import pluralize
 
 
 class RowFaults(Protocol):
@@ -215,13 +216,24 @@ class ValuedLabels:
         self._columns: list[int] = []
         self._states: list[int] = []
         self._fractions = 0
+        self._says_absent = False
+
+    def is_valued(self, names: Sequence[str]) -> bool:
+        """Return whether the rows are one label each with its value, and no lists of one label.
+
+        Then a cell says absent, or a picture has several rows. A low fraction alone says nothing:
+        it may be how sure somebody is.
+        """
+        return self._says_absent or len(set(names)) < len(names)
 
     def add(self, cells: Sequence[Cell]) -> None:
         """Keep the label and the state of a row."""
         label, value = (format_cell(cells[index]) for index in self._indices)
         self._columns.append(self._labels.setdefault(label, len(self._labels)) if label else -1)
         state = read_state(value)
-        self._fractions += state is not None and state.kind == "fraction"
+        if state is not None:
+            self._fractions += state.kind == "fraction"
+            self._says_absent |= state.state == NEGATIVE and state.kind != "fraction"
         self._states.append(_NO_STATE if state is None else state.state)
 
     def finish(self, faults: RowFaults) -> tuple[LabelSpace, Targets, list[str]]:
@@ -253,8 +265,8 @@ class ValuedLabels:
         notes = [note]
         if self._fractions:
             notes.append(
-                f"{self._fractions} fractions in '{self.value}': {THRESHOLD:g} and above is "
-                f"present, below is absent"
+                f"{pluralize(self._fractions, 'fraction')} in '{self.value}': "
+                f"{THRESHOLD:g} and above is present, below is absent"
             )
         return LabelSpace(tuple(self._labels)), Targets.pack(blocks, width), notes
 

@@ -28,9 +28,10 @@ from mlfinetune.data.readers.column_names import (
 )
 from mlfinetune.data.readers.column_sample import Sample
 from mlfinetune.data.readers.delimiters import detect_delimiter
+from mlfinetune.data.readers.split_columns import describe_rivals
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
-from mlfinetune.text import quote_yaml, suggest
+from mlfinetune.text import suggest
 
 _UNKNOWN = "unknown"
 _LAST_RESORTS = ("id", "name")
@@ -46,11 +47,12 @@ class Roles:
 
     Attributes:
         image: the column of picture names.
-        split: the columns that say which split a row is in: one of words, or marks of 1 and 0.
+        split: the columns that say which split a row is in: of words, which agree, or marks of 1
+            and 0.
         group: the column of `data.group_by`.
         lists: the columns of lists of labels; empty where each label has a column.
         unknown: the column of labels that nobody looked for, beside `lists`.
-        value: the column that says whether the one label of its row is there.
+        value: the column that may say whether the one label of its row is there; all rows decide.
         more_lists: columns that hold labels by their names, and are not used.
         whole: cells of `lists` are one label each.
         states: the columns that may be one label each, where `lists` is empty.
@@ -199,24 +201,23 @@ class _Chooser:
             return (named[0],)
         worded = [name for name in self._free if self._is_split(name)]
         if len({tuple(map(find_split, self.sample[name].texts)) for name in worded}) > 1:
-            raise DataError(
-                f"{self.path}: {self.sample.describe(worded)} hold words for splits, and differ; "
-                f"name one: data.split_column: {quote_yaml(worded[0])}"
-            )
+            raise DataError(f"{self.path}: {describe_rivals(self.sample.describe(worded), worded)}")
         if worded:
-            self.choices.append(("split_column", worded[0]))
-            return (worded[0],)
+            return tuple(worded)
         marks = [name for name in self._free if simplify_name(name) in SPLIT_MARKS]
         return tuple(name for name in marks if not self.sample[name].states[None])
 
     def _is_split(self, name: str) -> bool:
-        """Return whether the cells are words for splits: most in a column so named, else all."""
+        """Return whether the cells are words for splits: most in a column so named, else all.
+
+        A sorted table may begin with a thousand rows of train. `valid` alone may be a status.
+        """
         column = self.sample[name]
         words = split_words(name)
         if simplify_name(name) in SPLIT_NAMES or {"split", "fold", "subset"} & set(words):
             return column.split_share >= 0.5
         splits = {find_split(text) for text in column.counts}
-        return None not in splits and "train" in splits and len(splits) > 1
+        return None not in splits and bool(splits - {"val"})
 
     # ---- labels -----------------------------------------------------------------------------
 
@@ -242,9 +243,8 @@ class _Chooser:
         usual = self._find_named(LABEL_COLUMNS)
         others = [name for name in may_be_labels if simplify_name(name) in OTHER_LABEL_NAMES]
         named = [*usual, *(name for name in others if name not in usual)]
-        states = [name for name in may_be_labels if self._holds_states(name, named)]
+        states = [name for name in may_be_labels if self._holds_states(name, usual, others)]
         lists = [name for name in named if name not in states]
-        lists = lists or (usual if set(states) <= set(usual) else [])  # class numbers 0 and 1
         if lists:
             if lists[0] not in usual or lists[0].casefold() not in LABEL_COLUMNS:
                 self.choices.append(("label_column", lists[0]))
@@ -252,43 +252,44 @@ class _Chooser:
             return replace(self._describe_lists(lists[:1], unknown), more_lists=more)
         if numbered := self._find_numbered(may_be_labels):
             self.choices.append(("label_column", tuple(numbered)))
-            return self._describe_lists(numbered, unknown, whole=True)
+            return self._describe_lists(numbered, unknown)
         vary = any(self.sample[name].varies for name in states)
         if not vary and (text := self._find_text_labels(may_be_labels)):
             self.choices.append(("label_column", text))
             return self._describe_lists([text], unknown)
         return Roles(states=tuple(may_be_labels), left_out=left_out)
 
-    def _holds_states(self, name: str, named: Sequence[str]) -> bool:
-        """Return whether the cells are states: all of them, where the name says labels."""
-        column = self.sample[name]
-        return column.holds_values if name in named else column.holds_states
+    def _holds_states(self, name: str, usual: Sequence[str], others: Sequence[str]) -> bool:
+        """Return whether the cells are states, and not labels that read like states.
 
-    def _describe_lists(
-        self, columns: Sequence[str], unknown: str | None, whole: bool = False
-    ) -> Roles:
-        """Return the roles where labels stand in lists, or one a row with a value beside it."""
+        column             cells                      result
+        label, tags        `0`, `1`                   False: numbers of classes
+        class, target      `0`, `1`                   True
+        class, target      `positive`, `negative`     False: names of classes
+        cat                `0`, `1`, `yes`            True
+        """
+        column = self.sample[name]
+        if name in usual:
+            return False
+        return column.holds_digits if name in others else column.holds_states
+
+    def _describe_lists(self, columns: Sequence[str], unknown: str | None) -> Roles:
+        """Return the roles where labels stand in lists, or perhaps one a row with a value."""
         value = self._find_value(columns[0]) if len(columns) == 1 else None
-        if value is not None:
-            return Roles(lists=tuple(columns), value=value)
-        return Roles(lists=tuple(columns), unknown=unknown, whole=whole)
+        stems = {_find_stem(name) for name in columns}
+        whole = len(columns) > 1 and len(stems) == 1 and None not in stems
+        return Roles(lists=tuple(columns), unknown=unknown, value=value, whole=whole)
 
     def _find_value(self, label: str) -> str | None:
-        """Return the column that says whether the label of its row is there; None without one.
+        """Return the column that may say whether the label of its row is there; None without one.
 
-        Its cells are states, and pictures stand in several rows, or a cell says `absent`.
+        Its cells are states, and each cell of `label` is one label.
         """
         named = [n for n in self._free if n != label and simplify_name(n) in VALUE_NAMES]
         values = [name for name in named if self.sample[name].holds_values]
         if not values or detect_delimiter(self.sample[label].texts) in ("|", ";", ","):
             return None
-        column = self.sample[values[0]]
-        absent = any(state and state.state == 0 for state in column.states)
-        return values[0] if absent or self._names_repeat() else None
-
-    def _names_repeat(self) -> bool:
-        texts = self.sample[self.image].texts
-        return len(set(texts)) < len(texts)
+        return values[0]
 
     def _find_numbered(self, names: Sequence[str]) -> list[str]:
         """Return columns of labels with numbers, such as tag1, tag2, tag3; else nothing.
@@ -297,8 +298,8 @@ class _Chooser:
         """
         by_stem: dict[str, list[str]] = {}
         for name in names:
-            if match := re.fullmatch(r"(.*[^\W\d_])[\s_.-]*\d+", name):
-                by_stem.setdefault(match[1].casefold(), []).append(name)
+            if (stem := _find_stem(name)) is not None:
+                by_stem.setdefault(stem, []).append(name)
         known = {*map(simplify_name, LABEL_COLUMNS), *OTHER_LABEL_NAMES}
         for stem, columns in by_stem.items():
             with_text = [n for n in columns if self.sample[n].texts]
@@ -328,3 +329,9 @@ class _Chooser:
         )
         length = sum(map(len, labels)) / len(labels)
         return length <= _LONG_LABEL and len(labels) < labels.total()
+
+
+def _find_stem(name: str) -> str | None:
+    """Return the name of a numbered column without its number: `Tag 2` is tag; None for others."""
+    match = re.fullmatch(r"(.*[^\W\d_])[\s_.-]*\d+", name)
+    return match[1].casefold() if match else None

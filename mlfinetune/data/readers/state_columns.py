@@ -154,7 +154,9 @@ class StateColumns:
             names = quote_names([self.candidates[column] for column in fractions])
             total = sum(contents[column].count("fraction") for column in fractions)
             yield (
-                f"{total} fractions in {names}: {THRESHOLD:g} and above is present, below is absent"
+                f"{pluralize(total, 'fraction')} in {names}: {THRESHOLD:g} and above is "
+                f"present, below "
+                f"is absent"
             )
         if unknown := int(self._counts[_BLANK][list(chosen)].sum()):
             yield f"{unknown} of {self.rows * len(chosen)} targets are blank or -1: unknown"

@@ -13,7 +13,8 @@ THRESHOLD = 0.5
 """A fraction of at least this is present, a smaller one absent."""
 
 _UNKNOWN = frozenset(("", "nan", "na", "n/a", "none", "null", "#n/a", "?", "-1"))
-_NUMBER = re.compile(r"[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"(?![1-9]\d{0,2},\d{3}$)[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?")
+"""A number with a point or a comma; `1,000` may be a thousand, and is none."""
 
 _TRUTH = (
     ("true", "false"),
@@ -85,7 +86,7 @@ class CellState:
 def read_state(text: str) -> CellState | None:
     """Return the state of a cell's text, without space around it; None where it is no state.
 
-    A word has one meaning here; whether a column as a whole holds states, `judge_words` says.
+    A word has one meaning here; whether a column as a whole holds states, `judge_column` says.
     """
     word = text.casefold()
     if word in _UNKNOWN:

@@ -91,6 +91,15 @@ def test_lists_of_zeros_and_ones_are_refused(tmp_path: Path, cells: tuple[str, s
         read(tmp_path, *cells)
 
 
+@pytest.mark.parametrize(
+    "text", ["[" + ", ".join(["cat "] * 5000) + ", a (b)]", "[" + " " * 50_000 + "(", "set(" * 3000]
+)
+def test_long_texts_that_are_no_lists_are_refused_at_once(text: str) -> None:
+    """No pattern takes exponential time, and no depth breaks anything."""
+    with pytest.raises(ValueError, match=r"list|brackets"):
+        parse_container(text)
+
+
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)))
 def test_what_python_and_json_print_is_read_back(labels: list[str]) -> None:
     """Labels are stripped, and named once; blank ones are left out."""

@@ -47,9 +47,11 @@ def test_a_column_that_tools_write_beside_labels_is_no_label(tmp_path: Path, nam
     assert any(f"'{name}'" in note for note in table.notes)
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "flag", "crowd", "is_smiling", "kid", "index finger", "gold", "camera"]
-)
+THINGS = """train flag crowd is_smiling kid index_finger gold camera n02123045 N1 plus_size
+Full_Width total_eclipse banana_split skin_fold"""
+
+
+@pytest.mark.parametrize("name", THINGS.split())
 def test_a_thing_that_pictures_show_is_a_label(tmp_path: Path, name: str) -> None:
     """VOC has the label train; names of things are not taken for marks."""
     table = read(tmp_path, f"image,{name},bus\na.jpg,0,1\nb.jpg,1,0\n")
@@ -136,9 +138,9 @@ def test_a_split_column_with_one_other_word_is_a_fault(tmp_path: Path) -> None:
     """Most cells are split words, so the column is the split; the other cell is listed."""
     rows = "a.jpg,train,x1\nb.jpg,val,x2\nc.jpg,unused,x1\n"
     table = read(tmp_path, f"image,subset,tags\n{rows}")
-    assert [str(f) for f in table.faults] == [
-        "line 4: subset is 'unused'; wanted train, val or test"
-    ]
+    (fault,) = table.faults
+    assert str(fault).startswith("line 4: subset is 'unused'; wanted train, val or test")
+    assert "data.split_column" in str(fault)
 
 
 def test_two_columns_of_split_words_that_differ_are_refused(tmp_path: Path) -> None:
@@ -175,7 +177,57 @@ def test_a_row_of_two_splits_is_a_fault(tmp_path: Path) -> None:
     assert str(fault).startswith("line 2: is_train is '1'; wanted 1 or 0, and 1 in one column")
 
 
+def test_a_sorted_table_shows_its_test_rows_after_the_sample(tmp_path: Path) -> None:
+    """A thousand rows of train come first; the column is the split all the same."""
+    rows = "".join(f"{n}.jpg,{'train' if n < 1100 else 'test'},c{n % 2}\n" for n in range(1110))
+    table = read(tmp_path, f"image,part,tags\n{rows}")
+    assert table.splits is not None
+    assert table.splits.count("test") == 10
+
+
+def test_two_split_columns_that_differ_after_the_sample_are_refused(tmp_path: Path) -> None:
+    """All rows are looked at."""
+    rows = "".join(f"{n}.jpg,train,{'train' if n < 1100 else 'test'},c\n" for n in range(1110))
+    assert "and differ" in refusal(tmp_path, f"image,set,subset,tags\n{rows}")
+
+
+@pytest.mark.parametrize("value", ["test", "valid", "val"])
+def test_a_constant_that_is_never_train_is_no_split(tmp_path: Path, value: str) -> None:
+    """It may be a status, or the name of a data set."""
+    table = read(tmp_path, f"image,status,tags\na.jpg,{value},cat\nb.jpg,{value},dog\n")
+    assert table.splits is None
+    assert f"columns not used: 'status' ('{value}')" in table.notes
+
+
 # ---- labels -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["label", "class"])
+def test_words_of_classes_stay_labels_beside_a_flag(tmp_path: Path, name: str) -> None:
+    """One column is read the same whatever stands beside it."""
+    for more in ("", ",odd"):
+        cells = ",1" if more else ""
+        content = f"image,{name}{more}\na.jpg,positive{cells}\nb.jpg,negative{cells}\n"
+        assert read(tmp_path, content).labels.names == ("positive", "negative")
+
+
+def test_what_was_chosen_reads_the_same_table(tmp_path: Path) -> None:
+    """`init` writes the choices into a config: a run then reads what init showed."""
+    content = (
+        'Datei,tag1,tag2,subset\na.jpg,"tench, Tinca tinca",cat,train\nb.jpg,"cat, dog",,val\n'
+    )
+    table = read(tmp_path, content)
+    again = read(tmp_path, content, **choices_as_options(table))
+    assert again.labels.names == table.labels.names == ("tench, Tinca tinca", "cat", "cat, dog")
+    assert (again.names, again.splits) == (table.names, table.splits)
+
+
+def choices_as_options(table: Table) -> dict[str, Any]:
+    """Return the options that a config with the choices of a table gives."""
+    options: dict[str, Any] = dict(table.choices)
+    if isinstance(options.get("label_column"), str):
+        options["label_column"] = (options["label_column"],)
+    return options
 
 
 def test_a_second_column_of_labels_is_said_and_can_be_taken(tmp_path: Path) -> None:
@@ -264,6 +316,19 @@ def test_a_confidence_beside_one_label_a_picture_is_no_value(tmp_path: Path) -> 
     table = read(tmp_path, "image,label,confidence\na.jpg,cat,0.9\nb.jpg,dog,0.8\n")
     assert states(table) == [[1, 0], [0, 1]]
     assert "columns not used: 'confidence' ('0.9', '0.8')" in table.notes
+
+
+def test_absent_beyond_the_sample_is_absent(tmp_path: Path) -> None:
+    """A file may begin with a thousand present labels, one for each picture."""
+    rows = [f"{n}.jpg,cat,{int(n < 1500)}\n" for n in range(1501)]
+    table = read(tmp_path, f"ImageID,LabelName,Confidence\n{''.join(rows)}")
+    assert states(table)[-1] == [0]
+
+
+def test_a_low_confidence_alone_is_not_absent(tmp_path: Path) -> None:
+    """It may be how sure a person is of the one label; then labels are lists, as always."""
+    table = read(tmp_path, "image,label,score\na.jpg,cat,0.3\nb.jpg,dog,0.9\nc.jpg,cat,0.4\n")
+    assert states(table) == [[1, 0], [0, 1], [1, 0]]
 
 
 def test_a_bad_value_is_a_fault_at_its_line(tmp_path: Path) -> None:

@@ -117,6 +117,12 @@ def test_many_spellings_of_fractions_are_counted(tmp_path: Path) -> None:
     assert unknown.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(("text", "known"), [("1,000", False), ("0,000", True), ("0,125", True)])
+def test_a_thousand_is_no_state(text: str, known: bool) -> None:
+    """A comma before three digits separates thousands, but after a zero."""
+    assert (read_state(text) is not None) == known
+
+
 @given(st.text(max_size=8))
 def test_any_text_has_a_state_or_none(text: str) -> None:
     """Nothing is raised, and a state is 1, 0 or -1."""
