@@ -1,4 +1,7 @@
-"""Locations of tables and pictures: paths of this machine, or URLs such as `s3://bucket/a.jpg`."""
+"""Locations of tables and pictures: paths of this machine, or URLs such as `s3://bucket/a.jpg`.
+
+Also the endings by which files of data are told.
+"""
 
 import os
 import re
@@ -6,6 +9,21 @@ from pathlib import Path
 
 Location = Path | str
 """A path, or a URL as text: Path would make `s3:/bucket` of `s3://bucket`."""
+
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
+"""Endings that tables in text alone have; `.gz` may follow."""
+
+FORMATS = {
+    **dict.fromkeys((".csv", ".tsv", ".txt"), "csv"),
+    ".jsonl": "huggingface",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
+"""Ending of a file of data -> its format, as `data.format` names it."""
+
+SHARED_ENDINGS = (".json", ".txt")
+"""Those of `FORMATS` that much else has too."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]", re.IGNORECASE)
 
@@ -27,6 +45,12 @@ def parse_location(text: str) -> Location:
             "own settings, and those of AWS, Google and ~/.netrc"
         )
     return text if is_url(text) else Path(text)
+
+
+def find_ending(path: Path | str) -> str:
+    """Return the file ending in small letters, without that of gzip: `.csv` of `A.CSV.gz`."""
+    path = Path(path)
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
 def join_location(root: Location, name: str) -> str:

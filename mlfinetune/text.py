@@ -54,15 +54,19 @@ def quote_yaml(text: str) -> str:
 
 
 def list_labels(names: Sequence[str], after: str = "") -> str:
-    """Return `2 labels: cat, dog`, or `2 labels of both: cat, dog` with `after` " of both".
+    """Return `2 labels ('cat', 'dog')`, or with `after` " of both" `2 labels of both ('cat', ...`.
 
     After ten names the others are counted.
     """
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    shown = ", ".join(names[:MAX_LISTED])
-    return (
-        f"{pluralize(len(names), 'label')}{after}: {shown}{more}" if names else f"no label{after}"
-    )
+    if not names:
+        return f"no label{after}"
+    return f"{pluralize(len(names), 'label')}{after} ({list_some(list(map(repr, names)))})"
+
+
+def list_some(items: Sequence[str]) -> str:
+    """Return the items with commas between; after ten the others are counted."""
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return ", ".join(items[:MAX_LISTED]) + more
 
 
 def pluralize(number: int, noun: str) -> str:

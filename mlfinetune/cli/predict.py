@@ -87,6 +87,7 @@ def predict(
     log = RunLog(rank=dist_info().rank)
     if resume and (output is None or chosen == Format.text):
         raise DataError("--resume continues a CSV or JSONL file: name it with -o")
+    _require_prediction_file(output, chosen)
     request = workflow.PredictRequest(
         inputs=tuple(inputs),
         checkpoint=checkpoint,
@@ -132,6 +133,16 @@ def _parse_shard(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise DataError(f"--shard {text}: wanted I/N, from 1/N to N/N")
     return int(match[1]), int(match[2])
+
+
+def _require_prediction_file(output: Path | None, format: str) -> None:
+    """Raise DataError where the output would overwrite a file that holds no predictions."""
+    from mlfinetune.runs.predictions import is_prediction_file
+
+    if output is None or format == Format.text or not output.is_file():
+        return
+    if not is_prediction_file(output, format):
+        raise DataError(f"{output} is there already, and holds no predictions; name another file")
 
 
 def _open_output(output: Path | None, append: bool) -> AbstractContextManager[TextIO]:

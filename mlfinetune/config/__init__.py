@@ -14,6 +14,7 @@ the file are relative to the file, those in overrides to the current folder.
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mlfinetune.config.messages import describe_errors
 from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, EvalConfig
 from mlfinetune.config.yaml12 import Lines, name_kind
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.location import is_url
+from mlfinetune.location import FORMATS, SHARED_ENDINGS, find_ending, is_url
 from mlfinetune.text import format_list, pluralize
 
 __all__ = [
@@ -60,6 +61,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     tree, lines = _read_yaml(path)
     faults: list[str] = []
     if tree is not None and not isinstance(tree, dict):
+        if find_ending(path) in SHARED_ENDINGS:
+            raise _refuse_data(path)
         raise ConfigError(f"{path}: wanted keys and values at the top, found a {name_kind(tree)}")
     tree = _make_paths_absolute(tree or {}, path.absolute().parent, faults)
     for override in overrides:
@@ -142,7 +145,7 @@ def build_schema() -> str:
 
 _MAX_BYTES = 8_000_000
 """Size limit of a config: room for half a million labels, which take a minute and 2 GB to parse."""
-_DATA_SUFFIXES = {".csv", ".tsv", ".jsonl", ".parquet"}
+_DATA_ENDINGS = FORMATS.keys() - set(SHARED_ENDINGS)
 
 
 def _read_yaml(path: Path) -> tuple[Any, Lines]:
@@ -151,13 +154,14 @@ def _read_yaml(path: Path) -> tuple[Any, Lines]:
     Raises:
         ConfigError: it cannot be read, or is no YAML.
     """
-    if path.is_dir() or (path.suffix.lower() in _DATA_SUFFIXES and path.is_file()):
-        raise ConfigError(
-            f"{path} is data, not a config: `mlfinetune init {path}` writes one for it"
-        )
+    is_data = path.suffix.lower() == ".gz" or find_ending(path) in _DATA_ENDINGS
+    if path.is_dir() or (is_data and path.is_file()):
+        raise _refuse_data(path)
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES and find_ending(path) in SHARED_ENDINGS:
+            raise _refuse_data(path)
         if len(content) > _MAX_BYTES:
             raise ConfigError(f"{path}: more than {_MAX_BYTES:,} bytes, too large for a config")
         return yaml12.parse(content.decode("utf-8-sig"))
@@ -167,6 +171,12 @@ def _read_yaml(path: Path) -> tuple[Any, Lines]:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except yaml12.YamlFault as fault:
         raise ConfigError(f"{path}{fault}") from fault
+
+
+def _refuse_data(path: Path) -> ConfigError:
+    """Return the error that a file or folder is data."""
+    command = shlex.join(["mlfinetune", "init", str(path)])
+    return ConfigError(f"{path} is data, not a config: `{command}` writes one for it")
 
 
 # ---- paths and overrides ----------------------------------------------------------------

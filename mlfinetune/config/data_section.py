@@ -43,7 +43,13 @@ class DataConfig(Section):
     )
     label_delimiter: str | None = Field(None, min_length=1, description="default: detected")
     split_column: str | None = Field(
-        None, description="column of train, val and test; default: found by its words"
+        None,
+        description="column of train, val and test; none: there is none; default: found by words",
+    )
+    value_column: str | None = Field(
+        None,
+        description="column that says of the one label of each row whether it is there: 1, 0 or a "
+        "fraction; none: there is no such column; default: found",
     )
     folder_labels: Literal["leaf", "path"] = Field(
         "leaf", description="a/b/c.jpg has the label b (leaf), or a and b (path)"
@@ -113,6 +119,11 @@ class DataConfig(Section):
         if blank := [old for old, new in value.items() if not new.strip() or new != new.strip()]:
             raise ValueError(f"{blank[0]!r}: wanted a new name without space around it")
         return value
+
+    @field_validator("label_delimiter")
+    @classmethod
+    def _read_escapes(cls, value: str | None) -> str | None:
+        return {"\\t": "\t", "\\n": "\n"}.get(value, value) if value else value
 
     @field_validator("label_column")
     @classmethod

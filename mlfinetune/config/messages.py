@@ -81,7 +81,11 @@ def _describe_error(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, s
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
         known = _list_keys(model, error["loc"][:-1])
-        hint = suggest(str(error["loc"][-1]), known)
+        key = str(error["loc"][-1])
+        hint = suggest(key, known)
+        sections = [name for name in known if key in _list_keys(model, (*error["loc"][:-1], name))]
+        if sections:
+            hint = f"; did you mean {' or '.join(f'{name}.{key}' for name in sections)}?"
         return f"unknown key{hint}", "" if hint or not known else f"; known: {', '.join(known)}"
     if kind == "missing":
         is_data = error["loc"] in (("data",), ("data", "train"))

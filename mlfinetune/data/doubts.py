@@ -24,7 +24,7 @@ from mlfinetune.data.spellings import (
     list_patterns,
 )
 from mlfinetune.data.table import SourceOptions
-from mlfinetune.text import MAX_LISTED, pluralize
+from mlfinetune.text import list_labels, list_some, pluralize
 
 NEARLY_ALL = 0.95
 """Share of the pictures from which on a label stands in nearly every one."""
@@ -45,7 +45,8 @@ _NO_LABEL = re.compile(
 )
 _WORDS = """
 none null nil nan na nothing noneoftheabove noneofthese notavailable notapplicable
-unknown dontknow notsure empty blank void missing ignore tbd todo background backgroundgoogle
+unknown dontknow notsure empty blank void missing ignore ignored tbd todo background
+backgroundgoogle
 kein keine keins keines keinlabel keinetags keineangabe keinbefund ohne ohnelabel ohnetag
 ohnetags ohneangabe ohnebefund unbekannt leer nichts hintergrund unbeschriftet ungelabelt
 nichtgelabelt ungetaggt nichtgetaggt unklassifiziert nichtklassifiziert
@@ -101,7 +102,7 @@ def _note_numbers(positives: Mapping[str, int], options: SourceOptions) -> list[
     line = format_renames(renames, dict(options.rename_labels))
     if len(renames) > _MOST_PASTED:
         line = "`mlfinetune check` prints the line for data.rename_labels"
-    listed = _list_some([_join_spellings(names, positives) for names in twice])
+    listed = list_some([_join_spellings(names, positives) for names in twice])
     count = pluralize(len(twice), "number")
     return [
         f"{count} in several spellings, each a label of its own ({listed}); to join them: {line}"
@@ -114,7 +115,7 @@ def _note_no_labels(positives: Mapping[str, int], options: SourceOptions) -> lis
     if not names:
         return []
     line = format_ignored(names, options.ignore_labels)
-    listed = _list_some([f"{name!r} ({positives[name]})" for name in names])
+    listed = list_some([f"{name!r} ({positives[name]})" for name in names])
     count = pluralize(len(names), "label")
     return [
         f'{count} that may mean "no label" ({listed}); if so, this line leaves them out, and their '
@@ -153,23 +154,7 @@ def _note_common_labels(train: Manifest) -> list[str]:
         for column in np.flatnonzero(common)
     ]
     count = pluralize(len(listed), "label")
-    return [f"{count} in nearly every picture of train ({_list_some(listed)}): little to learn"]
-
-
-def list_labels(labels: Sequence[str]) -> str:
-    """Return `2 labels (cat, dog)`; after ten names the others are counted."""
-    return f"{pluralize(len(labels), 'label')} ({_list_some([_show(name) for name in labels])})"
-
-
-def _list_some(items: Sequence[str]) -> str:
-    """Return the items with commas between; after ten the others are counted."""
-    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
-    return ", ".join(items[:MAX_LISTED]) + more
-
-
-def _show(name: str) -> str:
-    """Return the name, with escapes for what does not print."""
-    return name if name.isprintable() else repr(name)
+    return [f"{count} in nearly every picture of train ({list_some(listed)}): little to learn"]
 
 
 def _join_spellings(names: Sequence[str], positives: Mapping[str, int]) -> str:

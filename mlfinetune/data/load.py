@@ -24,6 +24,7 @@ def build_source_options(config: Config) -> SourceOptions:
         label_columns=None if data.label_columns is None else tuple(data.label_columns),
         label_delimiter=data.label_delimiter,
         split_column=data.split_column,
+        value_column=data.value_column,
         group_by=data.group_by,
         folder_labels=data.folder_labels,
         difficult=data.difficult,

@@ -10,6 +10,9 @@ from mlfinetune.data.table import Skipped
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.location import Location, join_location
 
+DEFAULT_VAL_FRACTION = 0.2
+"""Share of train that is held out where nothing says which examples are for validation."""
+
 
 @dataclass(frozen=True)
 class Manifest:

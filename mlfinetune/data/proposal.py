@@ -12,7 +12,7 @@ import numpy as np
 
 from mlfinetune.config.template import Setting
 from mlfinetune.data.labels import MANY_BLANK
-from mlfinetune.data.manifest import Splits
+from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Splits
 from mlfinetune.data.sample import count_empty
 from mlfinetune.data.table import Table
 
@@ -60,10 +60,10 @@ def list_decisions(table: Table, splits: Splits, unreadable: int, has_val: bool)
     settings = []
     if splits.drawn:
         why = "held out, stratified by label; or val: another table"
-        settings.append(Setting("data.val_fraction", 0.2, why))
+        settings.append(Setting("data.val_fraction", DEFAULT_VAL_FRACTION, why))
     elif not has_val:
         why = "the data says which pictures are for validation"
-        settings.append(Setting("data.val_fraction", 0.2, why, is_comment=True))
+        settings.append(Setting("data.val_fraction", DEFAULT_VAL_FRACTION, why, is_comment=True))
     if unreadable:
         why = f"{unreadable} cannot be read; error stops the run"
         settings.append(Setting("data.bad_images", "skip", why))

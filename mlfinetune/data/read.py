@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlfinetune.data.doubts import list_labels, note_labels
+from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
 from mlfinetune.data.labels import (
     align,
@@ -21,21 +21,18 @@ from mlfinetune.data.labels import (
     find_rare_labels,
     natural_key,
 )
-from mlfinetune.data.manifest import Manifest, Splits
+from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Manifest, Splits
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
-from mlfinetune.data.sides import DEFAULT_VAL_FRACTION, align_sides, hold_out, warn_of_overlap
+from mlfinetune.data.sides import align_sides, hold_out, warn_of_overlap
 from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location, parent_url
+from mlfinetune.location import TABLE_ENDINGS, Location, find_ending, parent_url
 from mlfinetune.storage import files
-from mlfinetune.text import format_list, suggest
-
-_REMOTE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-"""Endings of the tables that can be read from URLs."""
+from mlfinetune.text import format_list, list_labels, suggest
 
 
 @dataclass(frozen=True)
@@ -249,10 +246,10 @@ def _read_location(path: Location, options: SourceOptions) -> Table:
     """Read a file, a folder, or a table behind a URL."""
     if isinstance(path, Path):
         return read_source(path, options)
-    if not path.lower().endswith(_REMOTE_SUFFIXES):
+    if find_ending(path) not in TABLE_ENDINGS:
         raise DataError(
-            f"{path}: only tables that end in {', '.join(_REMOTE_SUFFIXES)} are read from URLs; "
-            f"download it, or list its pictures in such a table"
+            f"{path}: only tables that end in {', '.join(TABLE_ENDINGS)}, or one of these with "
+            f".gz, are read from URLs; download it, or list its pictures in such a table"
         )
     options = replace(options, images=options.images or parent_url(path))
     local_copy = files.fetch_table(path)

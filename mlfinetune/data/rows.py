@@ -91,7 +91,7 @@ def select_usable(
     if skipped and not len(table):
         raise DataError(
             f"{table.origin}: none of {pluralize(total, 'image')} can be used, pictures under "
-            f"{table.root} (data.images)\n{_list_skipped(skipped)}{_format_hint(table)}"
+            f"{table.root} (data.images)\n{list_skipped(skipped)}{_format_hint(table)}"
         )
     table = apply_label_options(table, options)
     raise_faults(table, table.faults)
@@ -99,15 +99,8 @@ def select_usable(
     ledger = _format_ledger(total, len(table), others, reasons, is_run=side != "data")
     notes = [*table.notes, *split_notes, ledger]
     if skipped:
-        notes.append(f"{SKIPPED_NOTE}\n{_list_skipped(skipped)}")
+        notes.append(f"{SKIPPED_NOTE}\n{list_skipped(skipped)}")
     return UsableRows(table, [f"{side}: {note}" for note in notes], skipped, contents)
-
-
-def _list_skipped(skipped: Sequence[Skipped]) -> str:
-    """Return the pictures that are skipped, one a line, each with its reason."""
-    return format_list(
-        [f"{picture.place}: {picture.name!r}: {picture.reason}" for picture in skipped]
-    )
 
 
 def number_contents(paths: Sequence[str], contents: Mapping[str, int]) -> list[int]:
@@ -160,6 +153,13 @@ def drop_faulty(table: Table) -> tuple[Table, list[Skipped]]:
     ]
     kept = [row for row in range(len(table)) if row not in reasons]
     return replace(table.take(kept), faults=()), skipped
+
+
+def list_skipped(skipped: Sequence[Skipped]) -> str:
+    """Return the pictures that are skipped, one a line, each with its reason."""
+    return format_list(
+        [f"{picture.place}: {picture.name!r}: {picture.reason}" for picture in skipped]
+    )
 
 
 def add_scan_faults(table: Table, bad: Mapping[int, str]) -> Table:
@@ -278,7 +278,8 @@ def _note_split_counts(table: Table) -> list[str]:
 
     Nothing for a table without splits, or where the reader names the column and counts them.
     """
-    if not table.splits or any(note.startswith("splits in ") for note in table.notes):
+    # Of joined tables a note begins with the name of its table.
+    if not table.splits or any(": splits in " in f": {note}" for note in table.notes):
         return []
     counts = Counter(table.splits)
     return ["splits: " + ", ".join(f"{counts[name]} {name}" for name in SPLIT_ORDER)]

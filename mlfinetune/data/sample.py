@@ -12,7 +12,7 @@ from mlfinetune.data.labels import MANY_BLANK
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.table import Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
-from mlfinetune.text import MAX_LISTED, pluralize
+from mlfinetune.text import list_some, pluralize
 
 _SAMPLE_ROWS = 1000
 _SHOWN = 5
@@ -80,11 +80,9 @@ def summarize(
 def list_frequent_labels(splits: Splits) -> str:
     """Return the ten most frequent labels with their counts; a mistaken label often shows here."""
     positives = splits.train.targets.counts()[0] + splits.val.targets.counts()[0]
-    columns = np.argsort(-positives, kind="stable")[:MAX_LISTED]
+    columns = np.argsort(-positives, kind="stable")
     names = splits.train.labels.names
-    shown = [f"{names[column]!r} ({positives[column]})" for column in columns]
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"labels: {', '.join(shown)}{more}"
+    return f"labels: {list_some([f'{names[at]!r} ({positives[at]})' for at in columns])}"
 
 
 def count_empty(table: Table) -> tuple[int, int]:

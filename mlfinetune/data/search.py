@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mlfinetune.data.images.names import DECODED, UNDECODED, is_image_name
+from mlfinetune.text import quote_yaml
 
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
@@ -44,6 +45,7 @@ class Search:
         fits: folder below the root -> number of names that lead to a file from there as they are.
         holds: folder below the root -> number of names with a file of that name in it.
         unspelled: number of found names whose file has another case, or another ending.
+        links: links that lead out of the root, relative to it, and so were not followed.
         is_complete: False where the walk stopped at its limit; nothing is found then.
     """
 
@@ -53,6 +55,7 @@ class Search:
     fits: Counter[str] = field(default_factory=Counter)
     holds: Counter[str] = field(default_factory=Counter)
     unspelled: int = 0
+    links: list[str] = field(default_factory=list)
     is_complete: bool = True
 
 
@@ -78,10 +81,9 @@ def search_files(
     groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in dict.fromkeys(names):
         groups[_list_forms(name)].append(name)
-    files = _index_files(
-        root, {_make_key(f) for forms in groups for f in forms}, limit, allow_outside
-    )
-    search = Search(is_complete=files is not None)
+    keys, links = {_make_key(form) for forms in groups for form in forms}, list[str]()
+    files = _index_files(root, keys, limit, None if allow_outside else links)
+    search = Search(links=links, is_complete=files is not None)
     claims: defaultdict[str, list[str]] = defaultdict(list)
     for forms, group in groups.items():
         matches = _Matches(_match(forms, files or {}))
@@ -138,14 +140,14 @@ def _settle_claims(
 
 
 def _index_files(
-    root: str, keys: set[str], limit: int, allow_outside: bool
+    root: str, keys: set[str], limit: int, links: list[str] | None
 ) -> dict[str, list[str]] | None:
     """Return the files below `root` by the keys of their names, those in `keys` alone.
 
-    None: there are more than `limit` entries.
+    None: there are more than `limit` entries. For `links` see `_walk`.
     """
     files: defaultdict[str, list[str]] = defaultdict(list)
-    for count, (folder, base) in enumerate(_walk(root, allow_outside)):
+    for count, (folder, base) in enumerate(_walk(root, links)):
         if count >= limit:
             return None
         if base and (key := _make_key(base)) in keys:
@@ -153,27 +155,29 @@ def _index_files(
     return files
 
 
-def _walk(root: str, allow_outside: bool) -> Iterator[tuple[str, str]]:
+def _walk(root: str, links: list[str] | None) -> Iterator[tuple[str, str]]:
     """Yield (folder, file name) of each file below `root`, and (folder, "") of other entries.
 
     A folder is relative to the root, and ends in `/`; the root's is empty. Hidden files and
-    folders are left out. A link counts only where it stays below the root. A folder is walked
-    once, under its own name where it has one below the root.
+    folders are left out. A link that leads out of the root is added to `links`, and not followed;
+    None: it may lead anywhere. A folder is walked once, under its own name where it has one below
+    the root.
     """
-    waiting, links, seen = deque([("", root)]), deque[tuple[str, str]](), set[str]()
-    while waiting or links:
-        folder, real = (waiting or links).popleft()
+    waiting, linked, seen = deque([("", root)]), deque[tuple[str, str]](), set[str]()
+    while waiting or linked:
+        folder, real = (waiting or linked).popleft()
         if real in seen:
             continue
         seen.add(real)
         for entry in _list_entries(real):
             try:
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                if target and not (allow_outside or is_below(root, target)):
+                if target and links is not None and not is_below(root, target):
+                    links += [folder + entry.name] * entry.is_dir()
                     yield folder, ""
                 elif entry.is_dir():
                     place = (f"{folder}{entry.name}/", target or entry.path)
-                    (links if target else waiting).append(place)
+                    (linked if target else waiting).append(place)
                     yield folder, ""
                 else:
                     yield folder, entry.name if entry.is_file() else ""
@@ -326,7 +330,7 @@ def word_hint(
         if others and others[0][1] == count:
             both = f"{folder}/ and below {others[0][0]}/"
             return f"{count} of {total} are there below {both}: set data.images to one of them"
-        path = _quote_path(os.path.join(root, folder))
+        path = quote_yaml(os.path.join(root, folder))
         return f"{count} of {total} are there below {folder}/: set data.images: {path}"
     if not found and search.several and is_none_there:
         files = " and ".join(map(repr, next(iter(search.several.values()))[:2]))
@@ -335,7 +339,7 @@ def word_hint(
             f"data.images to the folder of the pictures, with data.find_by_name: true"
         )
     if not found:
-        return _suggest_images(names) if is_none_there else ""
+        return (_suggest_images(names) or _name_link(root, search)) if is_none_there else ""
     return (
         f"{found} of {total} are there {_describe_place(search)}; data.find_by_name: true finds "
         f"them by their names"
@@ -351,6 +355,18 @@ def _describe_place(search: Search) -> str:
     return f"below data.images, {name!r} as {path!r}"
 
 
+def _name_link(root: str, search: Search) -> str:
+    """Return the hint that a linked folder was not searched; empty where there is none."""
+    if not search.links:
+        return ""
+    link = search.links[0]
+    real = os.path.realpath(os.path.join(root, link))
+    return (
+        f"{link} is a link that leads out of the folder ({real}), not searched; "
+        f"data.allow_outside_root: true permits it"
+    )
+
+
 def _suggest_images(names: Sequence[str]) -> str:
     """Return the hint where all names are absolute and lead to pictures outside the root."""
     if not all(
@@ -359,11 +375,4 @@ def _suggest_images(names: Sequence[str]) -> str:
         return ""
     folder = os.path.commonpath([os.path.dirname(name) for name in names])
     count = f"{len(names)} of {len(names)}"
-    return f"{count} are there below {folder}: set data.images: {_quote_path(folder)}"
-
-
-def _quote_path(path: str) -> str:
-    """Return the path as a value in YAML: in quotes where it needs them."""
-    return (
-        path if re.fullmatch(r"[\w/][\w./+-]*", path) else f"'{path.replace(chr(39), chr(39) * 2)}'"
-    )
+    return f"{count} are there below {folder}: set data.images: {quote_yaml(folder)}"

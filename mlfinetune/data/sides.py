@@ -18,8 +18,6 @@ from mlfinetune.data.table import Table
 from mlfinetune.errors import DataError
 from mlfinetune.text import pluralize
 
-DEFAULT_VAL_FRACTION = 0.2
-
 
 def align_sides(
     table: Table, val_table: Table | None, labels: Sequence[str] | None

@@ -29,6 +29,7 @@ class SourceOptions:
     label_columns: tuple[str, ...] | None = None
     label_delimiter: str | None = None
     split_column: str | None = None
+    value_column: str | None = None
     group_by: str | None = None
     folder_labels: str = "leaf"
     difficult: str = "ignore"

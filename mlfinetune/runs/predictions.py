@@ -180,6 +180,25 @@ class Row:
     end: int
 
 
+def is_prediction_file(path: Path, format: str) -> bool:
+    """Return whether a file begins as CsvWriter or JsonlWriter would begin it, or is empty.
+
+    Another file, such as a table of labels, is not to be overwritten.
+    """
+    with path.open("rb") as file:
+        line = file.readline(2**20).decode("utf-8", "replace").strip()
+    if not line:
+        return True
+    if format == "jsonl":
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return line.startswith('{"image": ')  # a killed writer left half a line
+        return isinstance(row, dict) and "image" in row and bool({"labels", "error"} & row.keys())
+    cells = next(csv.reader([line]))
+    return cells[:2] == ["image", "labels"] and cells[-1] == "error"
+
+
 def read_complete_rows(
     path: Path, format: str, selector: LabelSelector, only_labels: bool
 ) -> Iterator[Row]:

@@ -130,7 +130,7 @@ def _describe_weights(path: Path, outputs: int | None, labels: Sequence[str]) ->
     backbone, names = origin
     known = set(names)
     common = list_labels([name for name in labels if name in known], " of both")
-    return f"{text} ({backbone}, {list_labels(names)}); its head is not taken: {new}; {common}"
+    return f"{text} ({backbone}), {list_labels(names)}; its head is not taken: {new}; {common}"
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:

@@ -19,7 +19,7 @@ from mlfinetune.data.locate import locate_pictures
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.proposal import list_choices, list_decisions, propose_unknown
 from mlfinetune.data.read import read_tables, split_tables
-from mlfinetune.data.rows import Scan, add_scan_faults, drop_faulty, raise_faults
+from mlfinetune.data.rows import Scan, add_scan_faults, drop_faulty, list_skipped, raise_faults
 from mlfinetune.data.sample import (
     describe_empty,
     describe_rows,
@@ -28,11 +28,11 @@ from mlfinetune.data.sample import (
 )
 from mlfinetune.data.table import Skipped, Table
 from mlfinetune.errors import ConfigError, DataError
+from mlfinetune.location import TABLE_ENDINGS, find_ending
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.text import display_path, format_list, make_printable, pluralize
 
-_TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
 """Parts of notes of the split that the description says in words of its own."""
 
@@ -172,7 +172,8 @@ def _go_on_without_labels(request: InitRequest, table: Table) -> InitResult:
             f"{f' ({read})' if read else ''}; fill them in, several separated by '{DELIMITER}', "
             f"then: {_format_command(request, data, request.images)}"
         )
-    inside = sorted(path for path in data.iterdir() if path.suffix.lower() in _TABLE_SUFFIXES)
+    endings = (*TABLE_ENDINGS, ".json", ".parquet")
+    inside = sorted(path for path in data.iterdir() if find_ending(path) in endings)
     if inside:
         commands = [_format_command(request, path, None) for path in inside]
         raise DataError(
@@ -264,13 +265,9 @@ def _drop_bad_pictures(
         advice = table.hint or f"where they are elsewhere, name their folder: {command}"
         raise DataError(
             f"{table.origin}: none of {pluralize(len(skipped), 'picture')} can be read; they were "
-            f"looked for under {table.root}\n{format_list(_list_faults(skipped))}\n{advice}"
+            f"looked for under {table.root}\n{list_skipped(skipped)}\n{advice}"
         )
     return table, skipped
-
-
-def _list_faults(skipped: Sequence[Skipped]) -> list[str]:
-    return [f"{picture.place}: {picture.name!r}: {picture.reason}" for picture in skipped]
 
 
 # ---- the description --------------------------------------------------------------------
@@ -297,7 +294,7 @@ def _describe_data(
     ]
     if skipped:
         count = pluralize(len(skipped), "more picture")
-        lines.append(f"{count} cannot be read, to be skipped\n{format_list(_list_faults(skipped))}")
+        lines.append(f"{count} cannot be read, to be skipped\n{list_skipped(skipped)}")
     else:
         lines.append("every picture can be read")
     return lines
@@ -346,21 +343,21 @@ def _write_config(
         *list_choices(table),
         *list_decisions(table, splits, len(skipped), plan.config.data.val is not None),
         Setting("output", f"runs/{file.stem}", is_comment=True),
-        *_list_overrides(request, plan.config),
+        *_list_overrides(request, plan),
     ]
     folder = file.absolute().parent
     return fill_template(head, (_make_relative(setting, folder) for setting in settings))
 
 
-def _list_overrides(request: InitRequest, config: Config) -> list[Setting]:
-    """Return the keys that the user gave, with their values."""
-    settings = []
-    for key in dict.fromkeys(_list_keys(request.overrides)):
+def _list_overrides(request: InitRequest, plan: _Plan) -> list[Setting]:
+    """Return the keys that the user gave, with their values; not those decided otherwise since."""
+    keys = [*_list_keys(request.overrides), *(["data.images"] if request.images else [])]
+    decided, settings = {setting.key for setting in plan.settings}, []
+    for key in dict.fromkeys(keys):
         section, _, name = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, name)
-        settings.append(Setting(key, value, "as given to init"))
-    if request.images is not None:
-        settings.append(Setting("data.images", config.data.images, "as given to init"))
+        value = getattr(getattr(plan.config, section) if section else plan.config, name)
+        if key not in decided:
+            settings.append(Setting(key, value, "as given to init"))
     return settings
 
 

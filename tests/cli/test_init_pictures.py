@@ -73,6 +73,30 @@ def test_folders_that_hold_all_pictures_alike(data: Path, cli: Run) -> None:
     assert load_config(data / "train.yaml").data.images == data / "small"
 
 
+def test_a_folder_below_the_given_one_is_not_as_given(data: Path, cli: Run) -> None:
+    """The comment says where a value is from."""
+    rewrite(data, "images/", "")
+    (data / "all").mkdir()
+    (data / "images").rename(data / "all/images")
+    init(cli, data, "train.csv", "--images", "all")
+    assert load_config(data / "train.yaml").data.images == data / "all/images"
+    assert "as given to init" not in (data / "train.yaml").read_text()
+
+
+def test_a_linked_folder_outside_is_said_with_its_key(data: Path, cli: Run) -> None:
+    """Of a table and of a folder; permitted, the pictures are found."""
+    rewrite(data, "images/", "")
+    (data / "found").mkdir()
+    (data / "train.csv").rename(data / "found/train.csv")
+    (data / "found/images").symlink_to(data / "images")
+    for name in ("found", "found/train.csv"):
+        fails(cli("init", name, cwd=data), "images", "data.allow_outside_root: true permits it")
+        permitted = "data.allow_outside_root=true"
+        init(cli, data, name, permitted, "-o", f"{Path(name).stem}.yaml")
+    made = load_config(data / "train.yaml").data
+    assert (made.images, made.allow_outside_root) == (data / "found/images", True)
+
+
 @pytest.mark.parametrize("start", ["C:\\pets\\", "/content/drive/", "images/images/", "file:///x/"])
 def test_paths_of_another_machine(data: Path, cli: Run, start: str) -> None:
     """They are found by their names, and the config says so."""
@@ -214,7 +238,7 @@ def test_blank_stays_unknown_beside_zeros(data: Path, cli: Run) -> None:
     """Or where the user says so; a label without a negative is named."""
     mark(data, ["1,1", "0,", "1,1"])
     said = init(cli, data, "marks.csv")
-    assert any("1 label (dog) without a negative in train" in line for line in said)
+    assert any("1 label ('dog') without a negative in train" in line for line in said)
     assert load_config(data / "marks.yaml").data.unknown == "ignore"
     mark(data, ["1,", ",1"])
     init(cli, data, "marks.csv", "data.unknown=positive", "-o", "given.yaml")

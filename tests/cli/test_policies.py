@@ -147,7 +147,7 @@ def test_labels_are_joined_ignored_and_left_out(folder: Path) -> None:
     """`Red` is red, `odd` is ignored, `rare` has too few: the run says so and knows the rest."""
     labels = (folder / "runs/a/labels.txt").read_text().split()
     assert labels == ["blue", "checks", "dots", "green", "red", "solid", "stripes", "yellow"]
-    assert "(rare): fewer than 2 positives, left out" in (folder / "runs/a/train.log").read_text()
+    assert "('rare'): fewer than 2 positives, left out" in (folder / "runs/a/train.log").read_text()
     positives = metrics(folder / "runs/a")["per_label"]["red"]["positives"]
     rows = [r for r in rows_of(folder / "data.csv") if r[-1] == "val" and r[0] not in BAD]
     assert positives == sum(bool({"red", "Red"} & {*r[1].split("|")}) for r in rows)

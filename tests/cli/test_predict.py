@@ -113,6 +113,23 @@ def test_a_folder_of_heic_without_the_extra(trained: Path, tmp_path: Path) -> No
     assert "3 pictures could not be read" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["tags.csv", "tags.jsonl"])
+def test_a_file_that_holds_no_predictions_is_not_overwritten(
+    trained: Path, cli: Run, name: str
+) -> None:
+    """A table of labels has the same first cells; predictions are written anew without a word."""
+    text = {"tags.csv": "image,labels\na.jpg,cat\n", "tags.jsonl": '{"image": "a", "tag": 1}\n'}[
+        name
+    ]
+    (trained / name).write_text(text)
+    done = cli("predict", "images/0000.jpg", "-o", name, cwd=trained)
+    assert done.returncode == 2
+    assert "holds no predictions" in done.stderr
+    assert (trained / name).read_text() == text
+    for _ in range(2):
+        assert cli("predict", "images/0000.jpg", "-o", f"own-{name}", cwd=trained).returncode == 0
+
+
 def test_the_file_ending_chooses_the_format(trained: Path, cli: Run) -> None:
     """-o x.csv, x.jsonl and x.txt; another ending is asked about."""
     for name in ("x.csv", "x.jsonl", "x.txt"):

@@ -250,6 +250,30 @@ def test_a_table_is_no_config(tmp_path: Path) -> None:
     assert fault(path).endswith(f"`mlfinetune init {path}` writes one for it")
 
 
+NO_CONFIGS = {
+    "tags.csv.gz": b"\x1f\x8b\x08",
+    "tags.JSONL": b"{}",
+    "tags.json": b'[{"image": "a.jpg"}]',
+    "tags.txt": b"image,labels\na.jpg,cat\n",
+    "shard.tar": b"\0\xff",
+}
+
+
+@pytest.mark.parametrize("name", NO_CONFIGS)
+def test_other_data_is_no_config(tmp_path: Path, name: str) -> None:
+    """By its ending, or where it is a list or a text that no config is."""
+    path = write(tmp_path, NO_CONFIGS[name], name)
+    assert fault(path) == (
+        f"{path} is data, not a config: `mlfinetune init {path}` writes one for it"
+    )
+
+
+def test_a_mapping_in_json_may_be_a_config(tmp_path: Path) -> None:
+    """YAML holds JSON."""
+    path = write(tmp_path, '{"data": {"train": "a.csv"}}', "pets.json")
+    assert load_config(path).data.train == tmp_path / "a.csv"
+
+
 @pytest.mark.parametrize("name", ["", " ", "dog "])
 def test_new_names_of_labels_are_names(tmp_path: Path, name: str) -> None:
     """A label of no letters would be a column of its own."""
@@ -810,3 +834,12 @@ def test_a_dumped_loss_loads_as_it_was(tmp_path: Path, loss: str) -> None:
     """The resolved config of a run reproduces its loss."""
     config = load_config(write(tmp_path, f"{DATA}loss: {loss}"))
     assert load_config(write(tmp_path, dump_config(config), "config.yaml")) == config
+
+
+def test_a_key_without_its_section_is_named_with_it(tmp_path: Path) -> None:
+    """The nearest key may be in another section; a tab is written as people write it."""
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {train: a.csv}\n")
+    with pytest.raises(ConfigError, match=r"did you mean data\.label_delimiter"):
+        load_config(path, ["label_delimiter=;"])
+    assert load_config(path, ["data.label_delimiter=\\t"]).data.label_delimiter == "\t"

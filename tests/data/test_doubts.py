@@ -289,7 +289,7 @@ def test_a_label_of_no_picture_gets_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,cat,background\na.jpg,1,0\nb.jpg,0,0\n")
     table, val = tmp_path / "a.csv", tmp_path / "val.csv"
     notes = read_splits(table, val, SourceOptions()).notes
-    lacking = "1 label (background) without a positive in train: cannot be learned"
+    lacking = "1 label ('background') without a positive in train: cannot be learned"
     assert f"{lacking}; data.min_positives: 1 leaves such labels out" in notes
     splits = read_splits(table, val, SourceOptions(), SplitOptions(min_positives=1))
     assert splits.train.labels.names == ("cat",)

@@ -105,6 +105,19 @@ def test_the_split_column_makes_the_sides(tmp_path: Path) -> None:
     assert "train: splits: 3 train, 2 val, 1 test" in splits.notes
 
 
+def test_splits_are_counted_once(tmp_path: Path) -> None:
+    """A note on a column of another name has the counts, also where tables are joined."""
+    for folder in "xy":
+        rows = SPLIT.replace("split", "set").replace("image", "file_name")
+        (tmp_path / "pets" / folder).mkdir(parents=True)
+        (tmp_path / "pets" / folder / "metadata.csv").write_text(rows)
+        for name in "abcdef":
+            (tmp_path / "pets" / folder / f"{name}.jpg").write_text(folder + name)
+    notes = read_splits(tmp_path / "pets", None, SourceOptions()).notes
+    assert "train: x/: splits in 'set': 3 train, 2 val, 1 test" in notes
+    assert not any("splits: " in note for note in notes)
+
+
 def test_the_split_column_leaves_label_columns_as_they_are(tmp_path: Path) -> None:
     """A column is a label of the run even where no training row has it."""
     content = "image,dog,cat,split\na.jpg,1,0,train\nb.jpg,1,,train\nc.jpg,0,1,val\n"
@@ -309,8 +322,8 @@ def test_the_given_labels_are_the_columns(tmp_path: Path) -> None:
     splits = split(tmp_path, listed(10), labels=["fox", "dog", "cat"])
     assert splits.train.labels.names == ("fox", "dog", "cat")
     assert states(splits.train)[splits.train.names[0]][0] == 0
-    assert "1 label (fox) without a positive in train: cannot be learned" in splits.notes
-    assert "1 label (fox) without a positive in val: no AP" in splits.notes
+    assert "1 label ('fox') without a positive in train: cannot be learned" in splits.notes
+    assert "1 label ('fox') without a positive in val: no AP" in splits.notes
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
@@ -360,7 +373,7 @@ def test_a_column_that_val_lacks_is_unknown(tmp_path: Path) -> None:
     train = "image,cat,dog,fox\na.jpg,1,0,1\nb.jpg,0,1,0\n"
     splits = split(tmp_path, train, "image,fox,dog\nc.jpg,0,1\nd.jpg,1,\n")
     assert states(splits.val) == {"c.jpg": [-1, 1, 0], "d.jpg": [-1, -1, 1]}
-    assert "1 label (cat) without a positive in val: no AP" in splits.notes
+    assert "1 label ('cat') without a positive in val: no AP" in splits.notes
 
 
 def test_an_unknown_row_is_unknown_for_every_label_of_the_run(tmp_path: Path) -> None:
@@ -375,8 +388,8 @@ def test_labels_without_a_positive_are_noted_ten_at_most(tmp_path: Path) -> None
     labels = [f"l{i}" for i in range(14)]
     splits = split(tmp_path, listed(4), labels=["cat", "dog", *labels])
     note = next(note for note in splits.notes if "cannot be learned" in note)
-    assert note.startswith("14 labels (l0, l1, ")
-    assert note.endswith(", l9 and 4 more) without a positive in train: cannot be learned")
+    assert note.startswith("14 labels ('l0', 'l1', ")
+    assert note.endswith(", 'l9' and 4 more) without a positive in train: cannot be learned")
 
 
 # ---- paths ------------------------------------------------------------------------------

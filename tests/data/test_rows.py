@@ -215,7 +215,7 @@ def test_rare_labels_are_left_out_and_stay_out(folder: Path, head: str) -> None:
     found = load_splits(asked, None)
     assert found.train.labels.names == found.val.labels.names == ("a", "c")
     assert found.rare == ("rare", "odd one")
-    assert "2 labels (rare, odd one): fewer than 4 positives, left out" in found.notes
+    assert "2 labels ('rare', 'odd one'): fewer than 4 positives, left out" in found.notes
     settled = resolve_data_config(asked, found)
     assert (settled.data.ignore_labels, settled.data.min_positives) == (["rare", "odd one"], 0)
     again = load_splits(settled, None)

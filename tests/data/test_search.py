@@ -230,7 +230,7 @@ def test_a_folder_that_fits_is_named(tmp_path: Path) -> None:
     """With the line to paste, where no picture is where the table says."""
     root = make(tmp_path, "images/x/1.jpg", "images/2.jpg")
     assert hint(root, "x/1.jpg", "2.jpg") == (
-        f"2 of 2 are there below images/: set data.images: {root}/images"
+        f'2 of 2 are there below images/: set data.images: "{root}/images"'
     )
     make(root, "3.jpg")
     assert "data.find_by_name" in hint(root, "x/1.jpg", "2.jpg", "3.jpg")
@@ -246,7 +246,7 @@ def test_absolute_paths_of_this_machine(tmp_path: Path) -> None:
     names = [f"{tmp_path}/it's/{name}" for name in ("in/1.jpg", "2.jpg")]
     (tmp_path / "root").mkdir()
     assert hint(tmp_path / "root", *names) == (
-        f"2 of 2 are there below {tmp_path}/it's: set data.images: '{tmp_path}/it''s'"
+        f"2 of 2 are there below {tmp_path}/it's: set data.images: \"{tmp_path}/it's\""
     )
 
 
@@ -335,3 +335,14 @@ def test_rows_of_one_picture_are_joined_after_it_is_found(tmp_path: Path) -> Non
     (tmp_path / "t.csv").write_text(f"image,labels\n/x/{NFC}.jpg,cat\n/x/{NFC}.jpg,dog\n")
     found = read_table(tmp_path / "t.csv", FIND)
     assert (len(found), found.labels.names, found.faults) == (1, ("cat", "dog"), ())
+
+
+def test_a_link_that_leads_outside_is_named(tmp_path: Path) -> None:
+    """Nobody looks behind it before it is permitted."""
+    make(tmp_path / "disk", "a.jpg", "b.jpg")
+    root = make(tmp_path / "pets", "notes.txt")
+    (root / "images").symlink_to(tmp_path / "disk")
+    assert hint(root, "a.jpg", "b.jpg") == (
+        f"images is a link that leads out of the folder ({tmp_path}/disk), not searched; "
+        f"data.allow_outside_root: true permits it"
+    )

@@ -38,9 +38,9 @@ def test_the_head_of_an_own_checkpoint_is_not_taken(other: Path, cli: Run, weigh
     """The labels of both heads are counted and named, whether file or run directory is given."""
     names = checkpoint.load(other / "runs/pets/best.safetensors").labels.names
     assert train(cli, other, weights) == (
-        f"weights: backbone of runs/pets/best.safetensors (resnet6_tiny, {len(names)} labels: "
-        f"{', '.join(names)}); its head is not taken: the new head (3 labels) starts anew; "
-        f"2 labels of both: blue, red"
+        f"weights: backbone of runs/pets/best.safetensors (resnet6_tiny), {len(names)} labels "
+        f"({', '.join(map(repr, names))}); its head is not taken: the new head (3 labels) starts "
+        f"anew; 2 labels of both ('blue', 'red')"
     )
 
 
@@ -74,7 +74,8 @@ def test_more_than_ten_labels_are_counted(other: Path, cli: Run) -> None:
     assert checkpoint.read_origin(path) == (content.backbone, content.labels.names)
     save_file(content.weights, path, {"mlfinetune": json.dumps(about)})
     line = train(cli, other, "runs/pets")
-    assert "12 labels: l0, l1, l2, l3, l4, l5, l6, l7, l8, l9 and 2 more); its head" in line
+    shown = ", ".join(map(repr, names[:10]))
+    assert f"12 labels ({shown} and 2 more); its head" in line
     assert line.endswith("; no label of both")
 
 

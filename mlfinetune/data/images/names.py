@@ -60,21 +60,35 @@ def walk_files(root: Path) -> Iterator[Path]:
     """Yield every file below `root`, sorted; hidden files and folders are left out.
 
     Links to folders are followed, unless they lead back to a folder above: a loop. A link that
-    leads nowhere is yielded as a file. Memory holds one folder's names.
+    lies behind another link is followed once for it, else paths would double with each level of
+    links. A link that leads nowhere is yielded as a file. Memory holds one folder's names.
     """
-    yield from _walk_folder(root, ())
+    yield from _walk_folder(root, (), None)
 
 
-def _walk_folder(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files below a folder; `above` are the real paths of the folders that hold it."""
+def _walk_folder(folder: Path, above: tuple[str, ...], followed: set[str] | None) -> Iterator[Path]:
+    """Yield the files below a folder.
+
+    Args:
+        folder: the folder.
+        above: the real paths of the folders that hold it.
+        followed: the links that were followed behind the same first link; None: there is none.
+    """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         visible = sorted((e.name, e) for e in entries if not e.name.startswith("."))
     for name, entry in visible:
         if not _is_folder(entry):
             yield folder / name
-        elif os.path.realpath(entry.path) not in above:
-            yield from _walk_folder(folder / name, above)
+        elif os.path.realpath(entry.path) in above:
+            continue
+        elif not entry.is_symlink():
+            yield from _walk_folder(folder / name, above, followed)
+        elif followed is None:
+            yield from _walk_folder(folder / name, above, set())
+        elif (link := os.path.join(above[-1], name)) not in followed:
+            followed.add(link)
+            yield from _walk_folder(folder / name, above, followed)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -8,7 +8,6 @@ A table is looked at by its first rows alone: no format is parsed, only the piec
 quotes and the like are compared with the names of the pictures.
 """
 
-import gzip
 import json
 import os
 import re
@@ -19,15 +18,15 @@ from pathlib import Path
 
 from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.data.readers.column_names import find_split
+from mlfinetune.data.readers.text_file import opening_bytes
 from mlfinetune.errors import DataError
+from mlfinetune.location import SHARED_ENDINGS, TABLE_ENDINGS, find_ending
 from mlfinetune.text import format_list
 
 TABLES_OF_FOLDERS = ("metadata.csv", "metadata.jsonl", "_classes.csv")
 """Names of tables that describe the pictures of their folder; the last one is Roboflow's."""
-_TABLES = (".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz")
-_LISTS = (".txt", ".json")
-"""Endings that tables share with much else."""
 _MOST_LISTS = 20
+"""Files with an ending that tables share with much else: more are about single pictures."""
 _WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
 _WRITTEN = {"sample_submission", "submission", "predictions", "suspects", "skipped"}
 """Names of tables that programs write about pictures: their labels are nobody's."""
@@ -80,6 +79,11 @@ class PictureIndex:
         self.count = self.folders.total()
         self.folders = Counter({p.relative_to(folder): n for p, n in self.folders.items()})
 
+    def count_below(self, root: Path) -> int:
+        """Return the number of pictures below a folder of the folder."""
+        below = root.relative_to(self.folder)
+        return sum(n for held, n in self.folders.items() if held.is_relative_to(below))
+
     def is_name(self, piece: str, with_numbers: bool) -> bool:
         """Return whether a piece of a row names a picture: its path, name, or name less ending."""
         base = piece.replace("\\", "/").rpartition("/")[2].casefold()
@@ -103,8 +107,8 @@ def list_tables(folder: Path) -> tuple[list[Path], list[Path]]:
     pictures = {name for path in files if is_image_name(path) for name in (path.name, path.stem)}
     files = [path for path in files if path.stem not in pictures and path.is_file()]
     tables = [path for path in files if is_usual_table(path)]
-    lists = [path for path in files if path.suffix.lower() in _LISTS]
-    if len(lists) <= _MOST_LISTS:  # more are the tags, or the facts, of single pictures
+    lists = [path for path in files if find_ending(path) in SHARED_ENDINGS]
+    if len(lists) <= _MOST_LISTS:
         tables += lists
     return sorted(tables), [path for path in files if path.suffix.lower() in _WORKBOOKS]
 
@@ -112,9 +116,9 @@ def list_tables(folder: Path) -> tuple[list[Path], list[Path]]:
 def find_leading(tables: Sequence[Path], index: PictureIndex) -> dict[Path, Sample]:
     """Return the tables, with their samples, of whose first rows at least half name a picture.
 
-    Tables that programs write, by their names, are none of them.
+    Tables that programs write are none of them.
     """
-    by_people = (path for path in tables if _find_stem(path) not in _WRITTEN)
+    by_people = (path for path in tables if not is_written(path))
     samples = (_read_sample(path, index) for path in by_people)
     return {sample.path: sample for sample in samples if sample.rows <= 2 * len(sample.names) > 0}
 
@@ -186,17 +190,20 @@ def refuse_rivals(
         )
 
 
-def lacks_columns(test: Path, train: Path) -> bool:
-    """Return whether a table has not all columns of another, by their first lines."""
-    headers = [
-        frozenset(_split_line(_read_start(path)[0].partition("\n")[0])) for path in (test, train)
-    ]
-    return bool(headers[1] - headers[0])
+def list_lacking_columns(test: Path, train: Path) -> list[str]:
+    """Return the columns that a table lacks and another has, by their first lines."""
+    own, others = (_split_line(_read_start(path)[0].partition("\n")[0]) for path in (test, train))
+    return [column for column in others if column not in own]
 
 
 def is_usual_table(path: Path) -> bool:
     """Return whether the ending is one that tables alone have."""
-    return path.name.lower().endswith(_TABLES)
+    return find_ending(path) in TABLE_ENDINGS
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a table has a name that programs give to the tables they write."""
+    return _find_stem(path) in _WRITTEN
 
 
 def _list_visible(folder: Path) -> list[Path]:
@@ -211,11 +218,11 @@ def _find_stem(path: Path) -> str:
 def _read_sample(path: Path, index: PictureIndex) -> Sample:
     """Read the first rows of a file, and find the pieces that name pictures."""
     content, is_whole = _read_start(path)
-    if path.suffix.lower() == ".json":
+    if find_ending(path) == ".json":
         names = [text for text in _read_texts(content) if index.is_name(text, False)]
         some = len(names) > 1 or 2 * len(names) >= index.count
         return Sample(path, names, len(names) if some else index.count, index.count)
-    is_json = path.name.lower().endswith(".jsonl")
+    is_json = find_ending(path) == ".jsonl"
     lines = [line for line in content.splitlines() if line.strip()]
     rows = [list(_read_texts(line)) if is_json else _split_line(line) for line in lines]
     with_numbers = any(map(_ID_WORDS.search, rows[0] if rows else [])) and not is_json
@@ -224,7 +231,7 @@ def _read_sample(path: Path, index: PictureIndex) -> Sample:
     if not any(len(row) > 1 for row, pieces in zip(rows, found, strict=True) if pieces):
         names = []  # names alone: a list of files, or a table to fill in
     count = len(rows) - bool(found and not found[0] and not is_json)
-    total = count if is_whole else int(count * path.stat().st_size / len(content))
+    total = count if is_whole else int(count * path.stat().st_size / max(1, len(content)))
     if path.suffix.lower() == ".gz" and not is_whole:
         total = index.count
     return Sample(path, names, count, total)
@@ -250,11 +257,17 @@ def _read_texts(content: str) -> Iterator[str]:
 
 
 def _read_start(path: Path) -> tuple[str, bool]:
-    """Return the first lines of a file as text, and whether they are all; empty: it has none."""
+    """Return the first lines of a file as text, and whether they are all; empty: it has none.
+
+    Raises:
+        DataError: a file that tables alone are named like cannot be read: it may have the labels.
+    """
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        with opening_bytes(path) as file:
             content = file.read(_SAMPLE + 1)
-    except (OSError, EOFError):
+    except DataError:
+        if is_usual_table(path):
+            raise
         return "", True
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = content[:_SAMPLE].decode(encoding, errors="replace")

@@ -22,9 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.doubts import means_no_label
+from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.coco_ids import EntryIds, index_entries
 from mlfinetune.data.readers.foreign import describe_json
 from mlfinetune.data.readers.text_file import detect_encoding, opening_text
+from mlfinetune.data.spellings import format_ignored
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 
@@ -33,11 +36,6 @@ _SPLIT_FILE = re.compile(r"instances_(train|val|valid|test)[-_]?(\d*)\.json")
 _SPLIT_NAME = re.compile(r"(?:^|[-_])((train|val|valid|test)[-_]?\d*)$")
 _LISTS = ("images", "annotations", "categories")
 _KEY_OF_LIST = re.compile(rf'"({"|".join(_LISTS)})"\s*:\s*\[')
-_BACKGROUNDS = frozenset(
-    ("background", "bg", "unlabeled", "unlabelled", "void", "none", "ignore", "ignored")
-)
-"""Names of categories that stand for no object, in small letters, without signs around them."""
-
 _BLOCK, _OVERLAP = 2**20, 64
 """Characters that are searched at a time; those of them that are searched again with the next."""
 
@@ -272,11 +270,7 @@ def _find_backgrounds(entries: list[Any], labels: list[str], pairs: NDArray[np.i
         for entry in _list_objects(entries)
         if str(entry.get("id")) == "0" and used and len(unused) == 1
     }
-    return [
-        label
-        for label in unused
-        if label in above | zeros or re.sub(r"[\W_]+", "", label).casefold() in _BACKGROUNDS
-    ]
+    return [label for label in unused if label in above | zeros or means_no_label(label)]
 
 
 def _list_objects(entries: list[Any]) -> list[dict[str, Any]]:
@@ -293,12 +287,8 @@ def _note_backgrounds(parts: list["_Part"], options: SourceOptions) -> list[str]
     names = [name for name in found if name not in {*used, *options.ignore_labels}]
     if not names:
         return []
-    shown_names = ", ".join(f"'{name}'" for name in names)
-    line = ", ".join(
-        name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)
-        for name in names
-    )
-    return [f"no annotation has {shown_names}; to leave it out: data.ignore_labels: [{line}]"]
+    line = format_ignored(names, options.ignore_labels)
+    return [f"no annotation has {quote_names(names)}; to leave it out: {line}"]
 
 
 def _load_json(file: Path) -> Any:

@@ -48,23 +48,39 @@ OTHER_LABEL_NAMES = _collect_words(
 )
 """Further names of a column of labels."""
 
-VALUE_NAMES = _collect_words(
-    "confidence conf value val present presence ispresent positive ispositive exists state "
-    "score prob probability truth verified isverified"
+SURE_VALUE_NAMES = _collect_words(
+    "confidence conf value present presence ispresent positive ispositive exists "
+    "wert vorhanden valeur valor valore presente présent"
 )
 """Names of the column that says whether the label of its row is there: 1, 0, or a fraction."""
 
+VALUE_NAMES = SURE_VALUE_NAMES | _collect_words(
+    "score prob probability truth state verified isverified relevance answer vote status polarity "
+    "correct target groundtruth labelvalue verification"
+)
+"""Names that may say so too, where a picture has several rows, one for each label."""
+
 SPLITS = {
     **dict.fromkeys(
-        ("train", "training", "trn", "tr", "trainset", "trainingset", "learn", "entraînement"),
+        _collect_words(
+            "train training trn tr trainset trainingset learn entraînement entrainement "
+            "entrenamiento treino treinamento addestramento обучение trening 学習 訓練 训练 훈련"
+        ),
         "train",
     ),
     **dict.fromkeys(
-        ("val", "valid", "validation", "dev", "eval", "evaluation", "valset", "validationset"),
+        _collect_words(
+            "val valid validation dev devset development eval evaluation valset validationset "
+            "validierung validación validacion validação convalida валидация walidacja "
+            "検証 验证 검증"
+        ),
         "val",
     ),
     **dict.fromkeys(
-        ("test", "testing", "tst", "testset", "testingset", "holdout", "publictest", "privatetest"),
+        _collect_words(
+            "test testing tst testset testingset holdout publictest privatetest prueba teste prova "
+            "тест テスト 測試 测试 評価 테스트"
+        ),
         "test",
     ),
 }
@@ -76,10 +92,24 @@ SPLIT_NAMES = _collect_words(
 )
 """Names of columns that may be the split, where at least half of their cells are its words."""
 
+BARE_TRAIN = frozenset(("train", "training"))
+"""Names of marks that are labels too, as in Pascal VOC: marks only beside another mark."""
+
 SPLIT_MARKS = {
-    **dict.fromkeys(("isvalid", "isval", "isvalidation", "isdev"), "val"),
-    **dict.fromkeys(("istrain", "istraining"), "train"),
-    **dict.fromkeys(("istest", "istesting", "isholdout"), "test"),
+    **dict.fromkeys(
+        _collect_words(
+            "isvalid isval isvalidation isdev isinval inval isvalset valset val validation"
+        ),
+        "val",
+    ),
+    **dict.fromkeys(
+        _collect_words("istrain istraining isintrain intrain istrainset trainset train training"),
+        "train",
+    ),
+    **dict.fromkeys(
+        _collect_words("istest istesting isintest intest istestset testset test isholdout holdout"),
+        "test",
+    ),
 }
 """Name of a column of 1 and 0 -> the split of the rows that have 1."""
 
@@ -94,7 +124,8 @@ _EXACT = _collect_words(
     "weight weights sampleweight score confidence conf prob probability loss "
     "public private verified reviewed approved deleted hidden valid invalid duplicate duplicated "
     "corrupt corrupted labeled labelled annotated completed skipped ignored excluded included "
-    "usable iscrowd occluded truncated difficult groundtruth pseudolabel augmented"
+    "usable iscrowd occluded truncated difficult groundtruth pseudolabel augmented "
+    "skip exclude use cv rn falte geprüft öffentlich pli validé hasexif hasgps"
 )
 """Names that tools write beside labels. Things that pictures show (`flag`) are not here."""
 
@@ -108,7 +139,7 @@ _FLAGS = _collect_words(
 )
 """Words that make `is_...` or `was_...` a mark of the row, and no label."""
 
-_LAST_WORDS = _collect_words("id ids idx uid uuid guid hash md5 count counts")
+_LAST_WORDS = _collect_words("by cnt id ids idx uid uuid guid hash md5 count counts")
 _COUNTS = _collect_words("num nb count")
 """Words that make any name a number of things: `num_dogs`."""
 _SHORT_COUNTS = _collect_words("n nr no total")
@@ -117,6 +148,8 @@ _COUNTED = _collect_words(
     "annotations image images picture pictures instance instances face faces"
 )
 """Words that make `n_...` and `total_...` a number of things; a total eclipse is a label."""
+_CHECKS = _collect_words("review check checking work fix fixing labeling relabeling attention")
+"""Words after `needs_`."""
 _NUMBERED = _collect_words("unnamed fold kfold cv")
 """Words before a number: `Unnamed: 0`, `fold_3`."""
 _MEASURES = _collect_words("width height size area index split fold")
@@ -149,6 +182,8 @@ def is_bookkeeping(name: str) -> bool:
     """
     words = split_words(name)
     joined = "".join(words)
+    if joined in BARE_TRAIN:
+        return False
     if joined in _EXACT or joined in SPLIT_MARKS or re.fullmatch(r"(indexlevel|level)\d+", joined):
         return True
     if len(words) < 2:
@@ -156,6 +191,8 @@ def is_bookkeeping(name: str) -> bool:
     first, rest, last = words[0], words[1:], words[-1]
     return (
         (first in ("is", "was") and "".join(rest) in _FLAGS)
+        or (first == "has" and rest[0] in _COUNTED)
+        or (first == "needs" and rest[0] in _CHECKS)
         or last in _LAST_WORDS
         or (first in _COUNTS and rest[0].isalpha())
         or (first in _SHORT_COUNTS and rest[0] in _COUNTED)
@@ -167,6 +204,6 @@ def is_bookkeeping(name: str) -> bool:
 def find_split(cell: str) -> str | None:
     """Return the split that a cell names, in its usual spellings; None where it names none.
 
-    `Train`, `TRAINING`, `train_set` are train; `val`, `dev`, `Validation set` are val.
+    `Train`, `TRAINING`, `train_set`, `train2017` are train; `val`, `Validation set` are val.
     """
-    return SPLITS.get(cell.casefold()) or SPLITS.get(re.sub(r"[\W_]", "", cell.casefold()))
+    return SPLITS.get(cell.casefold()) or SPLITS.get(re.sub(r"[\W\d_]", "", cell.casefold()))

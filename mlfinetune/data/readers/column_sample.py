@@ -55,6 +55,10 @@ class Sample:
             self._columns[name] = Column([row[index] for row in self._rows])
         return self._columns[name]
 
+    def replace_texts(self, name: str, texts: Sequence[str]) -> None:
+        """Take other cells for a column: those that stand beyond the first rows."""
+        self._columns[name] = Column(texts)
+
     def describe(self, names: Sequence[str]) -> str:
         """Return the names in quotes, each with some of its values; after ten they are counted."""
         if not any(self[name].texts or self[name].has_lists for name in self.header):
@@ -109,6 +113,11 @@ class Column:
         return states
 
     @property
+    def is_constant(self) -> bool:
+        """Whether all cells are blank, or one text; lists and bytes are no texts."""
+        return len(self.counts) < 2 and not self.has_lists and not self.has_bytes
+
+    @property
     def holds_states(self) -> bool:
         """Whether at least half of the cells that are not blank are 1, 0, or words for them."""
         bad = self.states[None]
@@ -126,6 +135,12 @@ class Column:
         """Whether all cells are 1, 0 or blank, in numbers."""
         kinds = {state and state.kind for state in self.states}
         return "digit" in kinds and kinds <= {"digit", "blank"}
+
+    @property
+    def holds_marks(self) -> bool:
+        """Whether all cells are 1, 0, or words for them."""
+        kinds = {state and state.kind for state in self.states}
+        return bool(kinds) and kinds <= {"digit", "word", "letter"}
 
     @property
     def varies(self) -> bool:

@@ -17,6 +17,10 @@ import numpy as np
 from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
 from mlfinetune.data.readers.column_names import (
     LABEL_COLUMNS,
+    SPLIT_NAMES,
+    SURE_VALUE_NAMES,
+    find_split,
+    simplify_name,
 )
 from mlfinetune.data.readers.column_sample import Sample
 from mlfinetune.data.readers.list_columns import ListColumns, ValuedLabels
@@ -27,6 +31,8 @@ from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, quote_yaml
+
+_WATCHED_VALUES = 8
 
 
 class Columns:
@@ -81,6 +87,12 @@ class Columns:
             self._labels = StateColumns(header, roles.states, roles.given, options.ignore_labels)
         if roles.value is not None:
             self._valued = ValuedLabels(header, roles.lists[0], roles.value)
+        # Columns of one value in the sample may say more below: a split, more labels.
+        self._watched: dict[str, dict[str, int]] = {
+            name: {}
+            for name in header
+            if name and name not in self._taken and self._sample[name].is_constant
+        }
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -90,6 +102,11 @@ class Columns:
     @property
     def needed(self) -> set[str]:
         """The columns whose cells are read; the cells of the others do not matter."""
+        return self._taken | set(self._watched)
+
+    @property
+    def _taken(self) -> set[str]:
+        """The columns that have a role."""
         roles = self._roles
         named = (roles.image, *roles.split, roles.group, *self.listed, roles.value, *roles.states)
         return {name for name in named if name is not None}
@@ -112,6 +129,9 @@ class Columns:
         self._labels.add(cells)
         if self._valued is not None:
             self._valued.add(cells)
+        for column, seen in self._watched.items():
+            if len(seen) < _WATCHED_VALUES and (text := format_cell(cells[self._index[column]])):
+                seen.setdefault(text, len(self.names) - 1)
 
     def add_fault(self, text: str, row: int = -1) -> None:
         """Add a fault of a row; without `row`, of the last one added."""
@@ -128,8 +148,9 @@ class Columns:
         Raises:
             DataError: no column holds labels, or it is unclear whether a column is a label.
         """
+        self._look_at_watched()
         splits = self._split.finish(self.path)
-        if self._valued is not None and self._valued.is_valued(self.names):
+        if self._valued is not None and self._is_valued(self._valued):
             self._labels = self._valued
         labels, targets, notes = self._finish_labels()
         is_list = isinstance(self._labels, ListColumns)
@@ -157,6 +178,52 @@ class Columns:
             faults=tuple(self.faults),
         )
 
+    def _look_at_watched(self) -> None:
+        """Take what columns hold beyond the sample.
+
+        Raises:
+            DataError: one of them holds words for splits.
+        """
+        for name, seen in self._watched.items():
+            if seen:
+                self._sample.replace_texts(name, list(seen))
+            splits = {find_split(text) for text in seen} - {None}
+            is_split = simplify_name(name) in SPLIT_NAMES or len(splits) == len(seen)
+            if is_split and splits - {"train", "val"} and self._options.split_column is None:
+                row = next(row for text, row in seen.items() if find_split(text) == "test")
+                raise DataError(
+                    f"{self.path}: {self._sample.describe([name])} is a split from "
+                    f"{self.find_place(row)} on, and not above; data.split_column: "
+                    f"{quote_yaml(name)} takes it, none says that it is no split"
+                )
+
+    def _check_values(self, labels: ListColumns) -> None:
+        """Raise DataError where a column not used may say whether the label of its row is there.
+
+        Pictures then stand in several rows, one for each label.
+        """
+        is_long = len(labels.labels) == 1 and len(set(self.names)) < len(self.names)
+        if not is_long or labels.delimiter or self._options.value_column is not None:
+            return
+        for name in self.header:
+            column = self._sample[name]
+            is_free = name and name not in self._taken and name not in self._roles.left_out
+            says_absent = any(state and state.state == NEGATIVE for state in column.states)
+            is_named = simplify_name(name) in SURE_VALUE_NAMES and column.is_numeric
+            if is_free and (is_named or (column.holds_values and says_absent)):
+                raise DataError(
+                    f"{self.path}: pictures stand in several rows, and "
+                    f"{self._sample.describe([name])} may say whether the label of its row is "
+                    f"there; data.value_column: {quote_yaml(name)} reads it (1, 0 or a fraction), "
+                    f"data.value_column: none says that it does not"
+                )
+
+    def _is_valued(self, labels: ValuedLabels) -> bool:
+        """Return whether a column says of the one label of each row whether it is there."""
+        if self._options.value_column is not None:
+            return True
+        return labels.is_valued(self.names, simplify_name(labels.value) in SURE_VALUE_NAMES)
+
     def _finish_labels(self) -> tuple[LabelSpace, Targets, list[str]]:
         """Return labels, targets and notes.
 
@@ -164,7 +231,10 @@ class Columns:
             DataError: as `build_table`.
         """
         if not isinstance(self._labels, StateColumns):
-            return self._labels.finish(self)
+            finished = self._labels.finish(self)
+            if isinstance(self._labels, ListColumns):
+                self._check_values(self._labels)
+            return finished
         labels, targets, notes, doubts = self._labels.finish(self)
         if doubts:
             raise DataError(
@@ -177,9 +247,23 @@ class Columns:
             raise DataError(
                 f"{self.path}: no labels found; wanted a column named {', '.join(LABEL_COLUMNS)} "
                 f"(or data.label_column), or one 0/1 column per label (or data.label_columns); "
-                f"columns: {self._sample.describe(self.header)}"
+                f"columns: {self._sample.describe(self.header)}{self._suggest_labels()}"
             )
         return labels, targets, notes
+
+    def _suggest_labels(self) -> str:
+        """Return a line to paste, where columns were left out, or a column of text is free."""
+        if names := self._roles.left_out:
+            listed = ", ".join(map(quote_yaml, names))
+            return (
+                f"\ncolumns of 1 and 0 are left out for their names; if they are labels: "
+                f"data.label_columns: [{listed}]"
+            )
+        free = [name for name in self._roles.states if self._sample[name].texts]
+        texts = [name for name in free if not self._sample[name].is_numeric]
+        if not texts:
+            return ""
+        return f"\nif '{texts[0]}' holds labels: data.label_column: {quote_yaml(texts[0])}"
 
     # ---- notes ------------------------------------------------------------------------------
 
@@ -197,13 +281,14 @@ class Columns:
                 f"columns left out, since such names are no labels: "
                 f"{self._sample.describe(roles.left_out)}; data.label_columns names the labels"
             )
-        if roles.more_lists:
-            both = ", ".join(map(quote_yaml, (*roles.lists, *roles.more_lists)))
+        more = [name for name in roles.more_lists if self._sample[name].texts]
+        if more:
+            both = ", ".join(map(quote_yaml, (*roles.lists, *more)))
             yield (
-                f"more labels in {self._sample.describe(roles.more_lists)}, not used; "
+                f"more labels in {self._sample.describe(more)}, not used; "
                 f"data.label_column: [{both}] takes all"
             )
-        used = {roles.image, roles.group, *self.listed, *roles.left_out, *roles.more_lists}
+        used = {roles.image, roles.group, *self.listed, *roles.left_out, *more}
         used |= set(roles.split) if has_splits else set()
         used |= {roles.value} if self._labels is self._valued else set()
         used |= set(labels.names) if roles.states else set()

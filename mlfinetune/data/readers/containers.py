@@ -16,9 +16,15 @@ from typing import Any
 LIST_KEYS = ("choices", "labels", "label", "tags", "classes", "class", "categories", "name")
 """Keys of an object that hold its labels, as Label Studio and others write them."""
 
+_VALUE_KEYS = {"confidence", "score", "probability", "prob", "value", "present"}
+
 _CALL = re.compile(
-    r"(?:np\.|numpy\.|pd\.)?(?:set|frozenset|list|tuple|array|Index|Series)\((.*)\)", re.DOTALL
+    r"(?:(?:np\.|numpy\.|pd\.)?(?:set|frozenset|list|tuple|array|Index|Series)\((.*)\)"
+    r"|[A-Za-z_][\w.]*\(\s*([\[{(].*[\]})])\s*\))",
+    re.DOTALL,
 )
+"""A call that prints a list: `set()`, `array([...])`, `Counter({...})`."""
+_ANGLES = re.compile(r"(?:<[^<>]+>\s*)+")
 _DTYPE = re.compile(r",\s*dtype=[\w.'\"<>]+\s*$")
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 _BARE_ITEM = r'(?:\s*"(?:[^"\\]|\\.)*"\s*|\s*\'(?:[^\'\\]|\\.)*\'\s*|[^,"\'\[\]{}()]*+)'
@@ -27,13 +33,15 @@ _ITEM = re.compile(_BARE_ITEM)
 _NUMBERS = re.compile(r"\s*-?[\d.]+(?:\s+-?[\d.]+)+\s*")
 _SIDE_BY_SIDE = re.compile(r"['\"]\s+['\"]")
 _HALF = re.compile(r"[\[{(]+\s*['\"]")
-_HALF_END = re.compile(r"['\"]\s*[\]})]+$")
+_PRINTED = re.compile(r"[\"']\s*[\[{]")
+"""A list that was printed twice, as JSON in JSON."""
+_TUPLE = re.compile(r"\([^()]*,[^()]*\)")
 _LONGEST = 1_000_000
 
 
 def may_be_list(text: str) -> bool:
     """Return whether a cell begins or ends with a bracket: a quick look, before the next two."""
-    return text[0] in "[{(" or text[-1] in "]})"
+    return text[0] in "[{(<\"'" or text[-1] in "]})"
 
 
 def looks_quoted(text: str) -> bool:
@@ -42,7 +50,7 @@ def looks_quoted(text: str) -> bool:
     `["cat"]`, `('cat',)`, `{"a": 1}`, `set()`, `[]`, `["cat", "dog`   True
     `[cat, dog]`, `{cat}`, `(cosplay)`, `cat`                          False
     """
-    if _HALF.match(text) or _HALF_END.search(text):
+    if _HALF.match(text) or _PRINTED.match(text) or _CALL.fullmatch(text):
         return True
     inner = _strip_brackets(text)
     if inner is None:
@@ -52,8 +60,17 @@ def looks_quoted(text: str) -> bool:
 
 
 def looks_bare(text: str) -> bool:
-    """Return whether a cell may be a list of bare words: `[cat, dog]` or Postgres's `{cat,dog}`."""
-    return text[:1] in ("[", "{") and _strip_brackets(text) is not None
+    """Return whether a cell may be a list of bare words, as spreadsheets and Postgres have it.
+
+    `[cat, dog]`, `{cat,dog}`, `(cat, dog)`, `<cat><dog>`; a label may look so too.
+    """
+    is_list = text[:1] in ("[", "{") and _strip_brackets(text) is not None
+    return is_list or bool(_ANGLES.fullmatch(text)) or bool(_TUPLE.fullmatch(text))
+
+
+def is_cut_short(text: str) -> bool:
+    """Return whether a cell begins as a list of bare words, and does not end as one."""
+    return text[:1] in ("[", "{") and _strip_brackets(text) is None
 
 
 def _strip_brackets(text: str) -> str | None:
@@ -67,7 +84,7 @@ def _strip_brackets(text: str) -> str | None:
 def _strip_call(text: str) -> str:
     """Return the argument of `set(...)`, `array(...)` and alike, without its dtype."""
     match = _CALL.fullmatch(text)
-    return text if match is None else _DTYPE.sub("", match[1]).strip()
+    return text if match is None else _DTYPE.sub("", match[1] or match[2] or "").strip()
 
 
 def parse_container(text: str) -> tuple[str, ...]:
@@ -88,7 +105,11 @@ def parse_container(text: str) -> tuple[str, ...]:
     text = _strip_call(text)
     if not text:
         return ()
+    if _ANGLES.fullmatch(text):
+        return read_labels(re.findall(r"<([^<>]+)>", text))
     value = _parse_value(text)
+    if isinstance(value, str) and value != text:
+        return parse_container(value.strip())
     return () if value == {} else read_labels(value)  # {} is Python's empty set, badly printed
 
 
@@ -116,8 +137,12 @@ def _parse_value(text: str) -> Any:
     if _NUMBERS.fullmatch(inner):
         return inner.split()
     if _BARE.fullmatch(inner):
-        return [_unquote(item) for item in _split_bare(inner)]
+        return [_unquote(item) for item in _split_bare(inner) if item not in _NOTHING]
     raise ValueError("neither JSON nor a Python list")
+
+
+_NOTHING = ("nan", "NaN", "None", "null")
+"""Words in a list without quotes that are no labels."""
 
 
 def _read_side_by_side(inner: str) -> list[str] | None:
@@ -131,6 +156,8 @@ def _read_side_by_side(inner: str) -> list[str] | None:
     except (tokenize.TokenError, SyntaxError):
         return None
     kinds = [token.string if token.type == tokenize.OP else token.type for token in tokens]
+    if "..." in kinds:
+        raise ValueError("cut short by `...`")
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE)]
     is_text = [kind == tokenize.STRING for kind in kinds]
     if not any(a and b for a, b in pairwise(is_text)):
@@ -177,6 +204,8 @@ def read_labels(value: Any) -> tuple[str, ...]:
             labels += _read_object(item)
         elif isinstance(item, list | tuple | set | frozenset):
             raise ValueError("a list in a list")
+        elif item is ... or item == "...":
+            raise ValueError("cut short by `...`")
         elif item is not None and not (isinstance(item, float) and math.isnan(item)):
             labels.append(str(item).strip())
     order = sorted(labels) if isinstance(value, set | frozenset) else labels
@@ -189,6 +218,8 @@ def _read_object(value: dict[Any, Any]) -> tuple[str, ...]:
     Raises:
         ValueError: it names no labels.
     """
+    if set(map(str, value)) & _VALUE_KEYS:
+        raise ValueError("an object with a value beside its label; write one row for each label")
     keys = [key for key in LIST_KEYS if key in value]
     if len(keys) == 1 and not isinstance(value[keys[0]], bool | int | float | dict):
         return read_labels(value[keys[0]])

@@ -17,14 +17,14 @@ from mlfinetune.data.readers.column_sample import take_sample
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.readers.header import lacks_header, make_header, note_header
 from mlfinetune.data.readers.separator import SEPARATORS, detect_separator, find_excel_line
-from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, find_ending, opening_text
+from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, opening_text
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
+from mlfinetune.location import find_ending
 
 if TYPE_CHECKING:
     import _csv
 
-SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 _FIRST_LINES = 2**16
 """Characters that the separator is told by."""
 

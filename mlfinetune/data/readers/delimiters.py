@@ -42,9 +42,10 @@ def detect_delimiter(cells: Iterable[str]) -> str | None:
         return None
     voters = list(islice(counts, _VOTERS))
     votes, holders = _count_votes(voters, counts)
-    plain = [cell for cell in voters if not _ANY.search(cell)]
+    plain = [cell for cell in voters if not _is_split(cell)]
     words = {word for cell in plain for word in cell.split()}
-    spaced = sum(" " in cell for cell in plain) if len(words) < len(plain) else 0
+    combine = len(words) < len(plain) or all(map(str.isdecimal, words))
+    spaced = sum(" " in cell for cell in plain) if combine else 0
     most = max(votes.values(), default=0)
     if spaced and spaced >= (10 if most else 3) * holders.total():
         return " "
@@ -76,18 +77,50 @@ def _count_votes(cells: Sequence[str], counts: Counter[str]) -> tuple[Counter[st
     votes: Counter[str] = Counter()
     holders: Counter[str] = Counter()
     for cell, parts, signs in signed:
-        holders.update(dict.fromkeys(signs, counts[cell]))
-        apart = set()
-        for pair, sign in zip(pairwise(parts), signs, strict=True):
+        apart, between = set(), set()
+        words = [_has_letters(part) for part in parts]
+        for index, (pair, sign) in enumerate(zip(pairwise(parts), signs, strict=True)):
             both = together[_sort_pair(pair)]
-            if all(pair) and any(occurrences[part] > both for part in pair):
+            if any(words[: index + 1]) and any(words[index + 1 :]):
+                between.add(sign)  # not the sign of a smiley such as `;)`
+            if all(map(_has_letters, pair)) and any(occurrences[part] > both for part in pair):
                 apart.add(sign)
+        holders.update(dict.fromkeys(between, counts[cell]))
         votes.update(dict.fromkeys(apart, counts[cell]))
     return votes, holders
 
 
+def _is_split(cell: str) -> bool:
+    """Return whether a sign stands between two parts of a cell that may be labels."""
+    return sum(map(_has_letters, _ANY.split(cell)[::2])) > 1
+
+
+def _has_letters(part: str) -> bool:
+    """Return whether a part has a letter or a digit, so that it may be a label."""
+    return any(map(str.isalnum, part))
+
+
 def _sort_pair(pair: tuple[str, str]) -> tuple[str, str]:
     return pair if pair[0] <= pair[1] else (pair[1], pair[0])
+
+
+def suggest_delimiter(cells: Iterable[str]) -> str | None:
+    """Return a note on a sign that is no usual delimiter, where its parts stand in many cells.
+
+    `cat/dog`, `dog/fox`, `cat`: a slash may separate labels; `AC/DC` alone may not.
+    """
+    counts = Counter(text for cell in cells if (text := cell.strip()))
+    voters = list(islice(counts, _VOTERS))
+    for sign in ("/", "::", "+", "&", "\\n", "#", "~", "\\", " - "):
+        signed = [cell for cell in voters if sign in cell.strip(sign)]
+        parts = Counter(part.strip() for cell in voters for part in cell.split(sign))
+        again = sum(any(parts[p.strip()] > 1 for p in cell.split(sign)) for cell in signed)
+        if signed and 4 * len(signed) >= len(voters) and 2 * again > len(signed):
+            return (
+                f"{len(signed)} different cells hold {sign!r}, and their parts recur, as in "
+                f'{signed[0][:60]!r}; if it separates labels: data.label_delimiter: "{sign}"'
+            )
+    return None
 
 
 def list_dissent(

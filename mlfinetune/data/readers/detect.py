@@ -23,10 +23,9 @@ from mlfinetune.data.readers import (
     voc,
     webdataset,
 )
-from mlfinetune.data.readers.text_file import find_ending
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url
+from mlfinetune.location import FORMATS, find_ending, is_url
 
 READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "csv": ("a CSV or TSV table", csv_table.read_csv),
@@ -66,7 +65,7 @@ def read_source(path: Path, options: SourceOptions) -> Table:
                 f"them in a table"
             )
         source = several.find_table(path) if format in several.TABLES else path
-        if format == "huggingface" and source.suffix.lower() in csv_table.SUFFIXES:
+        if format == "huggingface" and FORMATS.get(find_ending(source)) == "csv":
             reader = csv_table.read_csv  # metadata.csv
         table = reader(source, options)
     except OSError as error:
@@ -102,14 +101,11 @@ def _detect_file(path: Path) -> str:
     """Return the format of a file by its ending; a .json has the lists of COCO, or others."""
     if path.parent.parts[-2:] == ("ImageSets", "Main"):
         return "voc"
-    texts = {".json": "json", ".jsonl": "huggingface", **dict.fromkeys(csv_table.SUFFIXES, "csv")}
-    by_ending = {**texts, ".parquet": "parquet", webdataset.SUFFIX: "webdataset"}
-    known = texts if path.suffix.lower() == ".gz" else by_ending
-    format = known.get(find_ending(path))
-    if format is None:
+    format = FORMATS.get(find_ending(path))
+    if format is None or (path.suffix.lower() == ".gz" and format in ("parquet", "webdataset")):
         if foreign_format := foreign.describe(path):
             raise DataError(f"{path}: {foreign_format}")
         raise DataError(
-            f"{path}: wanted a file ending in {', '.join(sorted(by_ending))}, or a folder"
+            f"{path}: wanted a file ending in {', '.join(sorted(FORMATS))}, or a folder"
         )
     return "coco" if format == "json" and coco.is_coco_json(path) else format

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlfinetune.data.images.names import is_image_name
+from mlfinetune.location import FORMATS, find_ending
 
 _SPREADSHEET = "save it as CSV UTF-8"
 _TABLE = "write it as CSV, JSON lines or Parquet, with a column image and a column labels"
@@ -67,7 +68,6 @@ _OF_ENTRIES: tuple[tuple[set[str], str, tuple[str, str]], ...] = (
 )
 """Keys that tell the entries of a list or of an object, and the one of them that is nested."""
 
-_READ = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".tar", ".gz")
 _HEAD = 2**16
 """Bytes of a file that are looked at."""
 
@@ -143,7 +143,8 @@ def _find_in_folder(folder: Path) -> tuple[str, str] | None:
     if "obj.data" in names or any(_is_yolo(file) for file in files if file.suffix == ".yaml"):
         return _YOLO
     pictures = {file.stem for file in files if is_image_name(file)}
-    tables = [file for file in files if file.suffix.lower() in _READ]
+    endings = FORMATS.keys() - {".txt"}  # a README
+    tables = [file for file in files if find_ending(file) in endings]
     for file in tables[:1]:
         head = _read_head(file)
         if file.suffix.lower() == ".json" and b'"shapes"' in head and b'"imagePath"' in head:

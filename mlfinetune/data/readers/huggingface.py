@@ -7,17 +7,13 @@ time is in memory.
 """
 
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from mlfinetune.data.readers.objects import (
-    HALF_CHARACTER,
-    HALF_ESCAPE,
     Entries,
     Object,
-    is_encodable,
-    parse_constant,
+    Parser,
+    check_entry,
     read_columns,
 )
 from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, opening_text, read_lines
@@ -45,38 +41,23 @@ def read_huggingface(path: Path, options: SourceOptions) -> Table:
 
 def _read_lines(path: Path, encoding: str) -> Entries:
     """Yield line number, and object or error text, for every line that is not blank."""
+    parser = Parser()
     with opening_text(path, encoding) as file:
         for number, line in enumerate(read_lines(file), 1):
             if line is None:
                 yield number, f"more than {MAX_ROW:,} characters; the lines below are not read"
             elif line.strip():
-                yield number, _parse_object(line)
+                yield number, _parse_object(parser, line)
 
 
-def _parse_object(line: str) -> Object | str:
+def _parse_object(parser: Parser, line: str) -> Object | str:
     """Return the JSON object of a line, or the text of an error."""
     try:
-        result = _DECODER.decode(line.strip())
+        entry, is_odd = parser.parse(line)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} (column {error.colno})"
     except RecursionError:
         return "nested too deeply"
-    except ValueError as error:  # a repeated key, or a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits
         return str(error)
-    if HALF_ESCAPE.search(line) and not is_encodable(result):
-        return HALF_CHARACTER
-    if not isinstance(result, dict):
-        return "not a JSON object; wanted {...} with one key per column"
-    return result
-
-
-def _require_unique_keys(pairs: list[tuple[str, Any]]) -> Object:
-    """Return the object; `json` alone would keep the last of repeated keys without a word."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        times = Counter(name for name, _ in pairs)
-        raise ValueError(f"the key '{times.most_common(1)[0][0]}' is repeated")
-    return entries
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_require_unique_keys, parse_constant=parse_constant)
+    return check_entry(entry, is_odd)

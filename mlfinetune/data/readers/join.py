@@ -34,14 +34,14 @@ def join_tables(
         notes: go before those of the tables.
 
     Raises:
-        DataError: some tables say which split a row is in, and some do not.
+        DataError: some tables say which split or group a row is in, and some do not.
     """
     parts = list(tables.values())
     root = _find_common_root(path, parts)
     space = LabelSpace(tuple(dict.fromkeys(label for part in parts for label in part.labels.names)))
     blocks = (block for part in parts for _, block in align(part, space).targets.blocks())
     own = (f"{name}: {note}" for name, part in tables.items() for note in part.notes)
-    by_row = _join_splits(path, tables, splits)
+    groups = {name: part.groups for name, part in tables.items()}
     return Table(
         origin=path,
         format=parts[0].format,
@@ -50,12 +50,12 @@ def join_tables(
         targets=Targets.pack(blocks, len(space)),
         unnamed=np.concatenate([part.unnamed for part in parts]),
         labels=space,
-        splits=by_row,
+        splits=_join_splits(path, tables, splits),
         delimiter=parts[0].delimiter,
         other_columns=tuple({name for part in parts for name in part.other_columns}),
-        choices=parts[0].choices,
+        choices=tuple(one for one in parts[0].choices if all(one in p.choices for p in parts)),
         notes=(*notes, *own),
-        groups=tuple(group for part in parts for group in part.groups or ()) or None,
+        groups=_join_cells(path, groups, "column of groups (data.group_by)"),
         faults=tuple(_shift_faults(tables)),
     )
 
@@ -70,15 +70,27 @@ def _join_splits(
     """
     if splits is not None:
         return tuple(splits[name] for name, part in tables.items() for _ in part.names)
-    lacking = [name for name, part in tables.items() if part.splits is None]
-    if len(lacking) == len(tables):
+    own = {name: part.splits for name, part in tables.items()}
+    return _join_cells(path, own, "split column")
+
+
+def _join_cells(
+    path: Path, cells: Mapping[str, tuple[str, ...] | None], column: str
+) -> tuple[str, ...] | None:
+    """Return the cells of a column of all tables; None where no table has the column.
+
+    Raises:
+        DataError: some tables have it, and some do not.
+    """
+    lacking = [name for name, own in cells.items() if own is None]
+    if len(lacking) == len(cells):
         return None
     if lacking:
         raise DataError(
-            f"{path}: no split column in {quote_names(lacking)}, and one in the other tables; "
-            f"give each of them one, or none"
+            f"{path}: no {column} in {quote_names(lacking)}, and one in the other tables; give "
+            f"each of them one, or none"
         )
-    return tuple(split for part in tables.values() for split in part.splits or ())
+    return tuple(cell for own in cells.values() for cell in own or ())
 
 
 def _shift_faults(tables: Mapping[str, Table]) -> Iterator[Fault]:

@@ -9,7 +9,6 @@ Anything else is refused; files with COCO's lists are read by coco.py.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +20,11 @@ from mlfinetune.data.readers.column_sample import is_picture_name
 from mlfinetune.data.readers.foreign import describe_json
 from mlfinetune.data.readers.huggingface import read_huggingface
 from mlfinetune.data.readers.objects import (
-    HALF_CHARACTER,
-    HALF_ESCAPE,
     Entries,
     Object,
-    is_encodable,
-    parse_constant,
+    Parser,
+    Repeated,
+    check_entry,
     read_columns,
 )
 from mlfinetune.data.readers.text_file import detect_encoding, opening_text
@@ -55,7 +53,7 @@ def read_json(path: Path, options: SourceOptions) -> Table:
         raise DataError(f"{path}: wanted the path of a .json file (data.format is json)")
     text = _read_text(path)
     try:
-        content = _DECODER.decode(text.strip())
+        content, is_odd = Parser().parse(text)
     except json.JSONDecodeError as error:
         if error.msg == _MANY_VALUES and text.lstrip().startswith("{"):
             table = read_huggingface(path, options)
@@ -64,12 +62,11 @@ def read_json(path: Path, options: SourceOptions) -> Table:
         raise DataError(f"{place}: not JSON: {error.msg}") from error
     except (RecursionError, ValueError) as error:  # nested too deep; a number of 4300 digits
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    has_escapes = HALF_ESCAPE.search(text) is not None
     del text
     rows, options = _find_rows(path, content, options)
 
     def read_entries() -> Entries:
-        return ((n, _check_row(row, has_escapes)) for n, row in enumerate(rows, 1))
+        return ((n, check_entry(row, is_odd)) for n, row in enumerate(rows, 1))
 
     columns = read_columns(path, read_entries, options, _WANTED, "entry")
     return columns.build_table(path.parent, "json")
@@ -87,38 +84,6 @@ def _read_text(path: Path) -> str:
     return text
 
 
-class _Repeated(dict[str, Any]):
-    """An object with keys that stand twice in the file: `json` would keep the last of them.
-
-    Attributes:
-        keys_twice: these keys.
-    """
-
-    keys_twice: list[str]
-
-
-def _build_object(pairs: list[tuple[str, Any]]) -> Object:
-    """Return the object of these pairs; a `_Repeated` where a key is repeated."""
-    entries = dict(pairs)
-    if len(entries) == len(pairs):
-        return entries
-    repeated = _Repeated(entries)
-    repeated.keys_twice = [k for k, times in Counter(key for key, _ in pairs).items() if times > 1]
-    return repeated
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_constant=parse_constant)
-
-
-def _check_row(row: Any, has_escapes: bool) -> Object | str:
-    """Return the row, or the text of its error; `has_escapes`: half characters are possible."""
-    if isinstance(row, _Repeated):
-        return f"the key {quote_names(row.keys_twice)} is repeated"
-    if not isinstance(row, dict):
-        return "not a JSON object; wanted {...} with one key per column"
-    return HALF_CHARACTER if has_escapes and not is_encodable(row) else row
-
-
 def _find_rows(
     path: Path, content: Any, options: SourceOptions
 ) -> tuple[Iterable[Any], SourceOptions]:
@@ -129,8 +94,8 @@ def _find_rows(
     """
     if hint := describe_json(content):
         raise DataError(f"{path}: {hint}")
-    if isinstance(content, _Repeated):
-        raise DataError(f"{path}: the key {quote_names(content.keys_twice)} is repeated")
+    if isinstance(content, Repeated):
+        raise DataError(f"{path}: the key {content.keys_twice} is repeated")
     if isinstance(content, list):
         return content, options
     if not isinstance(content, dict):
@@ -177,7 +142,7 @@ def _list_pictures(
 
 def _build_row(column: str, name: str, value: Any) -> Any:
     """Return the row of a picture whose other columns are an object; any other value as it is."""
-    is_row = isinstance(value, dict) and not isinstance(value, _Repeated)
+    is_row = isinstance(value, dict) and not isinstance(value, Repeated)
     return {column: name, **value} if is_row else value
 
 

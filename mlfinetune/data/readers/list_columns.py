@@ -8,6 +8,7 @@ a.jpg,cat,1                cat 1, dog 0, all others unknown
 a.jpg,dog,0
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ import numpy as np
 
 from mlfinetune.data.readers.cells import Cell, find_bit_width, format_cell, quote_names
 from mlfinetune.data.readers.containers import (
+    is_cut_short,
     looks_bare,
     looks_quoted,
     may_be_list,
@@ -27,6 +29,7 @@ from mlfinetune.data.readers.delimiters import (
     find_inseparable,
     list_dissent,
     name_delimiter,
+    suggest_delimiter,
 )
 from mlfinetune.data.readers.state_words import THRESHOLD, read_state
 from mlfinetune.data.table import LabelLists
@@ -108,6 +111,7 @@ class ListColumns:
                 columns = " and ".join((*self.labels, self.unknown))
                 faults.add_fault(f"'{label}' is in both {columns}", row)
             lists.add(positive, unknown)
+        self._check_labels(faults.path, lists)
         if self.unknown is not None:
             self._check_unknown_column(faults.path)
         notes = [self._describe_columns(parsed), *self._list_doubts(faults, lists)]
@@ -117,7 +121,7 @@ class ListColumns:
         """Replace cells that print lists by tuples of labels; return their number.
 
         A cell such as `["cat"]` is always a list. One such as `[cat]` or `{cat}` is one only if
-        most cells are lists, and no delimiter is given. A list that cannot be parsed is a fault.
+        most cells are lists. A list that cannot be parsed is a fault.
         """
         likely = [
             (cells, row, column)
@@ -128,11 +132,12 @@ class ListColumns:
         texts = [text for cells, row, _ in likely if (text := _strip_text(cells[row]))]
         bare = sum(looks_bare(text) or looks_quoted(text) for text in texts)
         total = sum(1 for cells in self._cells for cell in cells if cell) if bare else 0
-        take_bare = not self._given and 2 * bare > total
+        take_bare = 2 * bare > total
         parsed = 0
         for cells, row, column in likely:
             cell, text = cells[row], _strip_text(cells[row])
-            is_text_list = looks_quoted(text) or (take_bare and looks_bare(text))
+            is_bare = looks_bare(text) or is_cut_short(text)
+            is_text_list = looks_quoted(text) or (take_bare and is_bare)
             if not is_text_list and not isinstance(cell, dict | list | tuple | set):
                 continue
             try:
@@ -159,6 +164,28 @@ class ListColumns:
         parts = text.split(self.delimiter) if self.delimiter else [text]
         return list(filter(None, map(str.strip, parts)))
 
+    def _check_labels(self, path: Path, lists: LabelLists) -> None:
+        """Raise DataError where the lists hold numbers in place of labels.
+
+        `0,1,1`, `[True, False]`, `010`: a state for each label; `cat:0.9`: a label with its value.
+        """
+        names = lists.labels.names
+        columns, ends = lists.positives()
+        several = len(columns) > len(ends) > 0
+        codes = len(ends) > 1 and all(_CODE.fullmatch(name) for name in names)
+        same_width = len(set(map(len, names))) == 1
+        if names and ((several and all(map(_is_value, names))) or (codes and same_width)):
+            raise DataError(
+                f"{path}: the cells of {quote_names(self.labels)} hold {quote_names(names)}: "
+                f"numbers, or true and false, in place of labels; wanted lists of labels, or one "
+                f"0/1 column per label"
+            )
+        if len(names) > 1 and all(_WITH_VALUE.fullmatch(name) for name in names):
+            raise DataError(
+                f"{path}: each label of {quote_names(self.labels)} has a value, such as "
+                f"'{names[0]}'; wanted labels alone, or one row for each label and a column `value`"
+            )
+
     def _check_unknown_column(self, path: Path) -> None:
         """Raise DataError where the column `unknown` holds states (0, 1) and no labels."""
         labels = {label for cell in self._cells[-1] for label in self._split_cell(cell)}
@@ -179,14 +206,39 @@ class ListColumns:
         columns = "column" if len(self.labels) == 1 else "columns"
         return f"labels in {columns} {quote_names(self.labels)}, {how}"
 
+    def _note_absent_delimiter(self) -> Iterator[str]:
+        """Yield a note where no cell holds the delimiter that the config names."""
+        texts = [text for _, text in self._iter_texts()]
+        if any(str(self.delimiter) in text for text in texts):
+            return
+        if (found := detect_delimiter(texts)) is not None:
+            yield (
+                f"no cell holds {name_delimiter(str(self.delimiter))} (data.label_delimiter); "
+                f"{name_delimiter(found)} seems to separate the labels"
+            )
+
     def _list_doubts(self, faults: RowFaults, lists: LabelLists) -> Iterator[str]:
         """Yield notes on cells that another delimiter would split, and on parts never apart."""
         if self._given:
+            yield from self._note_absent_delimiter()
             return
+        if self.delimiter is None and not self._whole:
+            note = suggest_delimiter(text for _, text in self._iter_texts())
+            yield from [note] if note else []
         yield from list_dissent(self._iter_texts(), self.delimiter, faults.find_place)
         if self.delimiter in _PART_OF_LABELS:
             names = lists.labels.names
             yield from find_inseparable(*lists.positives(), names, str(self.delimiter))
+
+
+_CODE = re.compile("[01]{3,}")
+_WITH_VALUE = re.compile(r".+[:=]\s*[01]?[.,]\d+|.+[:=]\s*[01]")
+_VALUES = re.compile(r"[01](?:\.0+)?|true|false|0?\.\d+", re.IGNORECASE)
+
+
+def _is_value(name: str) -> bool:
+    """Return whether a label is 0, 1, true, false or a fraction."""
+    return _VALUES.fullmatch(name) is not None
 
 
 _PART_OF_LABELS = (",", ";", " ", "，", "；", "、")
@@ -218,13 +270,14 @@ class ValuedLabels:
         self._fractions = 0
         self._says_absent = False
 
-    def is_valued(self, names: Sequence[str]) -> bool:
+    def is_valued(self, names: Sequence[str], is_sure: bool) -> bool:
         """Return whether the rows are one label each with its value, and no lists of one label.
 
-        Then a cell says absent, or a picture has several rows. A low fraction alone says nothing:
-        it may be how sure somebody is.
+        Then a picture has several rows. With one row each, a cell must say absent, and the name of
+        the column must be sure: a 0 of `verified` says nothing of the label, and a low fraction
+        may be how sure somebody is.
         """
-        return self._says_absent or len(set(names)) < len(names)
+        return len(set(names)) < len(names) or (is_sure and self._says_absent)
 
     def add(self, cells: Sequence[Cell]) -> None:
         """Keep the label and the state of a row."""

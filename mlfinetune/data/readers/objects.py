@@ -6,11 +6,13 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.column_sample import take_sample
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import Fault, SourceOptions
@@ -21,9 +23,9 @@ Object = dict[str, Any]
 Entries = Iterable[tuple[int, Object | str]]
 """Number of each entry, and its object, or the text of its error."""
 
-HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 """An escaped UTF-16 surrogate: only two of them together are a character."""
-HALF_CHARACTER = "half a character: a \\ud... escape without its other half"
+_HALF_CHARACTER = "half a character: a \\ud... escape without its other half"
 
 
 def read_columns(
@@ -54,7 +56,7 @@ def read_columns(
     return columns
 
 
-def is_encodable(entry: object) -> bool:
+def _is_encodable(entry: object) -> bool:
     """Return whether a JSON value has no half of a character, which no file name can hold."""
     try:
         json.dumps(entry, ensure_ascii=False).encode()
@@ -63,9 +65,73 @@ def is_encodable(entry: object) -> bool:
     return True
 
 
-def parse_constant(word: str) -> float | None:
+class Repeated(dict[str, Any]):
+    """An object with keys that stand twice in the file: `json` would keep the last of them.
+
+    Attributes:
+        keys_twice: these keys, in quotes.
+    """
+
+    keys_twice: str
+
+
+class Parser:
+    """Parses JSON; objects with a repeated key are `Repeated`."""
+
+    def __init__(self) -> None:
+        self._repeats = False
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._build_object, parse_constant=_parse_constant
+        )
+
+    def parse(self, text: str) -> tuple[Any, bool]:
+        """Return the value, and whether `check_entry` has to look inside of it.
+
+        Raises:
+            ValueError: no JSON (`JSONDecodeError`), or a number of thousands of digits.
+            RecursionError: nested too deeply.
+        """
+        self._repeats = False
+        value = self._decoder.decode(text.strip())
+        return value, self._repeats or _HALF_ESCAPE.search(text) is not None
+
+    def _build_object(self, pairs: list[tuple[str, Any]]) -> Object:
+        """Return the object of these pairs; a `Repeated` where a key is repeated."""
+        entries = dict(pairs)
+        if len(entries) == len(pairs):
+            return entries
+        self._repeats = True
+        repeated = Repeated(entries)
+        times = Counter(key for key, _ in pairs)
+        repeated.keys_twice = quote_names([key for key in entries if times[key] > 1])
+        return repeated
+
+
+def _parse_constant(word: str) -> float | None:
     """Return None (unknown) for NaN, and a number for Infinity and -Infinity."""
     return None if word == "NaN" else float(word)
+
+
+def check_entry(entry: Any, is_odd: bool) -> Object | str:
+    """Return the entry, or the text of its error; `is_odd` is what `Parser.parse` says."""
+    if is_odd and (keys := _find_repeated(entry)):
+        return f"the key {keys} is repeated"
+    if is_odd and not _is_encodable(entry):
+        return _HALF_CHARACTER
+    if not isinstance(entry, dict):
+        return "not a JSON object; wanted {...} with one key per column"
+    return entry
+
+
+def _find_repeated(value: Any) -> str:
+    """Return the repeated keys of a JSON value, or of one inside of it; empty: there are none."""
+    if isinstance(value, Repeated):
+        return value.keys_twice
+    if not isinstance(value, list | dict):
+        return ""
+    parts = value.values() if isinstance(value, dict) else value
+    nested = (part for part in parts if isinstance(part, list | dict))
+    return next(filter(None, map(_find_repeated, nested)), "")
 
 
 def _read_keys(path: Path, entries: Entries, wanted: str, place: str) -> list[str]:
@@ -100,13 +166,17 @@ def _list_cells(header: Iterable[str], entry: Object) -> list[Any]:
 def _flatten_value(value: Any) -> Any:
     """Return the value; of a deeply nested one only {}.
 
-    "cat"    ["cat", "dog"]    {"choices": ["cat"]}    unchanged
-    [["cat"]]    {"a": {"b": 1}}                       {}: Columns reports it, if it is used
+    "cat"    ["cat", "dog"]    {"choices": ["cat"]}    [{"name": "cat"}]    unchanged
+    [["cat"]]    {"a": {"b": 1}}    {}: Columns reports it, if it is used
     """
-    if isinstance(value, list | dict):
-        parts: Iterator[Any] = iter(value.values() if isinstance(value, dict) else value)
-        if isinstance(value, dict):
-            parts = chain.from_iterable(p if isinstance(p, list) else [p] for p in parts)
-        if any(isinstance(part, list | dict) for part in parts):
-            return {}
-    return value
+    if isinstance(value, list):
+        return {} if any(map(_is_deep, value)) else value
+    return {} if isinstance(value, dict) and _is_deep(value) else value
+
+
+def _is_deep(part: Any) -> bool:
+    """Return whether a value is a list, or an object of more than values and lists of values."""
+    if not isinstance(part, dict):
+        return isinstance(part, list)
+    values = (value if isinstance(value, list) else [value] for value in part.values())
+    return any(isinstance(value, list | dict) for value in chain.from_iterable(values))

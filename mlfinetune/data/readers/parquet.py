@@ -29,7 +29,7 @@ from mlfinetune.data.readers.class_labels import (
     read_class_names,
     report_numbers,
 )
-from mlfinetune.data.readers.column_names import SPLITS
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.column_sample import SAMPLE_ROWS
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
@@ -126,7 +126,7 @@ def _add_rows(
     splits: list[str | None] = []
     for shard in shards:
         match = _SHARD.fullmatch(shard.stem)
-        split = match and SPLITS.get(match[1].casefold())
+        split = match and find_split(match[1])
         for count, cells in _read_batches(shard, to_read, _ROWS):
             first = len(splits)
             if names is None:

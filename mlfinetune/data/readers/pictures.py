@@ -6,7 +6,7 @@ nowhere refused
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def list_files(root: Path, options: SourceOptions) -> FolderFiles:
         else:
             others.append(name)
     if not options.allow_outside_root:
-        refuse_links_outside(root, pictures)
+        refuse_links_outside(root, Counter(picture.parent for picture in pictures))
     twins = _find_twins(pictures)
     notes = []
     if twins:
@@ -61,17 +61,16 @@ def list_files(root: Path, options: SourceOptions) -> FolderFiles:
     return FolderFiles(kept, others, notes, faults)
 
 
-def refuse_links_outside(root: Path, pictures: Iterable[Path]) -> None:
+def refuse_links_outside(root: Path, counts: Mapping[Path, int]) -> None:
     """Check that no linked folder that holds pictures lies outside the root.
 
     Args:
         root: the folder.
-        pictures: their paths, relative to the root.
+        counts: folder that holds pictures, relative to the root -> their number.
 
     Raises:
         DataError: it names each such folder once, and counts its pictures.
     """
-    counts = Counter(picture.parent for picture in pictures)
     outside: Counter[Path] = Counter()
     for folder, count in counts.items():
         link = _find_way_out(root, folder)

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.column_names import (
+    BARE_TRAIN,
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     OTHER_IMAGE_NAMES,
     OTHER_LABEL_NAMES,
     SPLIT_MARKS,
     SPLIT_NAMES,
+    SURE_VALUE_NAMES,
     VALUE_NAMES,
     find_split,
     is_bookkeeping,
@@ -33,6 +35,8 @@ from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
 from mlfinetune.text import suggest
 
+NONE = "none"
+"""Value of `split_column` and `value_column`: the table has no such column."""
 _UNKNOWN = "unknown"
 _LAST_RESORTS = ("id", "name")
 _DERIVED = frozenset(("thumb", "thumbnail", "mask", "masks", "preview", "annotation", "icon"))
@@ -105,10 +109,14 @@ class _Chooser:
     def choose(self) -> Roles:
         """Return all roles."""
         options = self.options
-        named = [options.image_column, options.split_column, options.group_by]
-        keys = ("image_column", "split_column", "group_by")
-        for name, key in zip(named, keys, strict=True):
-            self._require_column(name, key)
+        for name, key in (
+            (options.image_column, "image_column"),
+            (options.split_column, "split_column"),
+            (options.value_column, "value_column"),
+            (options.group_by, "group_by"),
+        ):
+            if name != NONE or key not in ("split_column", "value_column"):
+                self._require_column(name, key)
         for key, names in (
             ("label_column", options.label_column),
             ("label_columns", options.label_columns or ()),
@@ -116,11 +124,15 @@ class _Chooser:
             for name in names:
                 self._require_column(name, key)
         self.used |= {*options.label_column, *(options.label_columns or ())}
-        self.used |= {name for name in (options.split_column, options.group_by) if name}
+        named = (options.split_column, options.value_column, options.group_by)
+        self.used |= {name for name in named if name}
         image = options.image_column or self._find_image()
         self.image = image
         self.used.add(image)
-        split = (options.split_column,) if options.split_column else self._find_split()
+        if options.split_column == NONE:
+            split: tuple[str, ...] = ()
+        else:
+            split = (options.split_column,) if options.split_column else self._find_split()
         self.used |= {*split}
         roles = replace(self._choose_labels(), image=image, split=split, group=options.group_by)
         return replace(roles, choices=tuple(self.choices))
@@ -196,25 +208,36 @@ class _Chooser:
         Raises:
             DataError: two columns hold words for splits, and differ.
         """
-        named = [name for name in self._free if name.casefold() == "split"]
-        if named:
-            return (named[0],)
         worded = [name for name in self._free if self._is_split(name)]
+        named = [name for name in self._free if name.casefold() == "split"]
+        if named and (named[0] in worded or not worded):
+            return (named[0],)
         if len({tuple(map(find_split, self.sample[name].texts)) for name in worded}) > 1:
             raise DataError(f"{self.path}: {describe_rivals(self.sample.describe(worded), worded)}")
         if worded:
             return tuple(worded)
         marks = [name for name in self._free if simplify_name(name) in SPLIT_MARKS]
-        return tuple(name for name in marks if not self.sample[name].states[None])
+        marks = [name for name in marks if self.sample[name].holds_marks]
+        bare = [name for name in marks if simplify_name(name) in BARE_TRAIN]
+        return tuple(marks) if len(bare) < len(marks) else ()
 
     def _is_split(self, name: str) -> bool:
         """Return whether the cells are words for splits: most in a column so named, else all.
 
         A sorted table may begin with a thousand rows of train. `valid` alone may be a status.
+
+        Raises:
+            DataError: a column named like a split holds such words, and more often others.
         """
         column = self.sample[name]
         words = split_words(name)
         if simplify_name(name) in SPLIT_NAMES or {"split", "fold", "subset"} & set(words):
+            if 0 < column.split_share < 0.5:
+                raise DataError(
+                    f"{self.path}: {self.sample.describe([name])} holds some words for splits, and "
+                    f"more that are none; write train, val or test into each cell, or, if it is no "
+                    f"split, set data.split_column: none"
+                )
             return column.split_share >= 0.5
         splits = {find_split(text) for text in column.counts}
         return None not in splits and bool(splits - {"val"})
@@ -248,8 +271,8 @@ class _Chooser:
         if lists:
             if lists[0] not in usual or lists[0].casefold() not in LABEL_COLUMNS:
                 self.choices.append(("label_column", lists[0]))
-            more = tuple(name for name in lists[1:] if self.sample[name].texts)
-            return replace(self._describe_lists(lists[:1], unknown), more_lists=more)
+            roles = self._describe_lists(lists[:1], unknown)
+            return replace(roles, more_lists=tuple(lists[1:]))
         if numbered := self._find_numbered(may_be_labels):
             self.choices.append(("label_column", tuple(numbered)))
             return self._describe_lists(numbered, unknown)
@@ -285,7 +308,10 @@ class _Chooser:
 
         Its cells are states, and each cell of `label` is one label.
         """
+        if given := self.options.value_column:
+            return None if given == NONE else given
         named = [n for n in self._free if n != label and simplify_name(n) in VALUE_NAMES]
+        named.sort(key=lambda name: simplify_name(name) not in SURE_VALUE_NAMES)
         values = [name for name in named if self.sample[name].holds_values]
         if not values or detect_delimiter(self.sample[label].texts) in ("|", ";", ","):
             return None

@@ -7,6 +7,7 @@ pets/a/metadata.jsonl pets/b/metadata.jsonl          a table in each folder of p
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,9 @@ Read = Callable[[Path, SourceOptions], Table]
 
 TABLES = ("csv", "huggingface", "json")
 """Formats where a folder is read through a table in it."""
+
+_USUAL_REASON = "no picture of these, or no label"
+_WRITTEN_REASON = "a name that programs give to tables they write"
 
 
 def read_several(path: Path, options: SourceOptions, read: Read) -> tuple[Table | None, list[str]]:
@@ -133,7 +137,7 @@ def _read_split_folders(
     if not options.allow_outside_root:
         links = [name for name in sides if (path / name).is_symlink()]
         below = (file for name in links for file in walk_files(path / name) if is_image_name(file))
-        refuse_links_outside(path, (file.relative_to(path) for file in below))
+        refuse_links_outside(path, Counter(file.relative_to(path).parent for file in below))
     splits = {f"{name}/": split for name, split in sides.items()}
     tables = _read_in_order(path, splits, options, read)
     notes = [f"split folders: {', '.join(f'{len(tables[name])} in {name}' for name in splits)}"]
@@ -154,37 +158,48 @@ def _read_tables_beside(
         The table, None where there is none; and a note on the tables that are not read.
 
     Raises:
-        DataError: several tables, or a table and folders or files of tags, may hold the labels.
+        DataError: several tables, or a table and folders or files of tags, may hold the labels; or
+            the pictures lie behind a link that leads outside.
     """
     candidates, workbooks = beside.list_tables(path)
     pictures = path if options.images is None or is_url(options.images) else Path(options.images)
     index = beside.PictureIndex(pictures) if candidates and pictures.is_dir() else None
     leading = beside.find_leading(candidates, index) if index else {}
     if not index or not leading:
-        return None, list(_note_unread(path, candidates, workbooks))
+        return None, list(_note_unread(path, candidates, workbooks, {}))
     splits = beside.find_splits(leading, candidates) or {next(iter(leading)): ""}
     beside.refuse_rivals(path, leading, list(splits), index)
     _refuse_sidecars(path, list(splits))
-    roots: dict[str, Path] = {}
-    if options.images is None:
-        for table, sample in leading.items():
-            root = beside.find_root(sample, index)
-            if root is not None and root != table.parent:
-                roots[os.path.relpath(table, path)] = root
+    roots = _find_roots(path, leading, index) if options.images is None else {}
+    if not options.allow_outside_root:
+        held = {root.relative_to(path): index.count_below(root) for root in roots.values()}
+        refuse_links_outside(path, held)
     named = {os.path.relpath(table, path): split for table, split in splits.items()}
-    tables = _read_labelled(path, named, options, read, roots)
+    tables, reasons = _read_labelled(path, named, options, read, roots)
     unread = [table for table in candidates if os.path.relpath(table, path) not in tables]
     notes = [
         f"pictures of {name}: below {os.path.relpath(roots[name], path)}/"
         for name in tables
         if name in roots
     ]
-    notes += _note_unread(path, unread, workbooks)
+    notes += _note_unread(path, unread, workbooks, reasons)
     if len(tables) == 1:
         ((name, read_table),) = tables.items()
         return replace(read_table, notes=(f"labels from {name}", *read_table.notes)), notes
     counts = ", ".join(f"{len(table)} in {name}" for name, table in tables.items())
     return join_tables(path, tables, named, [f"split files: {counts}"]), notes
+
+
+def _find_roots(
+    path: Path, leading: Mapping[Path, beside.Sample], index: beside.PictureIndex
+) -> dict[str, Path]:
+    """Return table -> the folder of its pictures, where it is not the table's own."""
+    found = {table: beside.find_root(sample, index) for table, sample in leading.items()}
+    return {
+        os.path.relpath(table, path): root
+        for table, root in found.items()
+        if root is not None and root != table.parent
+    }
 
 
 def _read_labelled(
@@ -193,19 +208,23 @@ def _read_labelled(
     options: SourceOptions,
     read: Read,
     roots: dict[str, Path],
-) -> dict[str, Table]:
+) -> tuple[dict[str, Table], dict[str, str]]:
     """Read the tables beside the pictures, but for a test.csv that holds no labels.
 
     In competitions its labels are kept back: it has a column less than train.csv, or its cells are
     blank.
+
+    Returns:
+        The tables, and for the name of one that is not taken the reason.
     """
     train = next((name for name, split in splits.items() if split == "train"), None)
     tests = [name for name, split in splits.items() if split == "test"]
     kept = {name: split for name, split in splits.items() if split != "test"}
-    tables = _read_in_order(path, kept, options, read, roots)
+    tables, reasons = _read_in_order(path, kept, options, read, roots), dict[str, str]()
     for name in tests:
         assert train is not None
-        lacks = beside.lacks_columns(path / name, path / train)
+        lacking = beside.list_lacking_columns(path / name, path / train)
+        reasons[name] = f"it lacks {quote_names(lacking)} of {train}" if lacking else "no label"
         own = replace(
             options,
             images=roots.get(name, options.images),
@@ -213,14 +232,16 @@ def _read_labelled(
         )
         try:
             table = read(path / name, own)
-        except DataError:
-            if not lacks:
+        except DataError as error:
+            if not lacking:
                 raise
+            text = str(error).removeprefix(f"{path / name}: ").partition("\n")[0]
+            reasons[name] += f": {text}"
             continue
         shared = {*table.labels.names} & {*tables[train].labels.names}
-        if table.targets.counts()[0].any() and (shared or not lacks):
+        if table.targets.counts()[0].any() and (shared or not lacking):
             tables[name] = table
-    return {name: tables[name] for name in splits if name in tables}
+    return {name: tables[name] for name in splits if name in tables}, reasons
 
 
 def _refuse_sidecars(path: Path, chosen: Sequence[Path]) -> None:
@@ -233,10 +254,20 @@ def _refuse_sidecars(path: Path, chosen: Sequence[Path]) -> None:
         )
 
 
-def _note_unread(path: Path, tables: list[Path], workbooks: list[Path]) -> Iterator[str]:
-    """Yield the notes on tables that are not read: only people know what they are."""
-    if names := [os.path.relpath(t, path) for t in tables if beside.is_usual_table(t)]:
-        yield f"tables not read: {quote_names(names)} (no picture of these, or no label)"
+def _note_unread(
+    path: Path, tables: list[Path], workbooks: list[Path], reasons: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the notes on tables that are not read: only people know what they are.
+
+    `reasons` are those of some of the tables, by name.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for table in filter(beside.is_usual_table, tables):
+        name = os.path.relpath(table, path)
+        usual = _WRITTEN_REASON if beside.is_written(table) else _USUAL_REASON
+        by_reason.setdefault(reasons.get(name, usual), []).append(name)
+    for reason, names in by_reason.items():
+        yield f"tables not read: {quote_names(names)} ({reason})"
     if names := [os.path.relpath(book, path) for book in workbooks]:
         yield f"spreadsheets, not read: {quote_names(names)}; save the sheet as CSV"
 

@@ -55,7 +55,7 @@ class SplitColumns:
         if split is not None:
             return None
         wanted = "1 or 0, and 1 in one column" if self._of_mark else "train, val or test"
-        hint = "" if self._given or self.columns[0].casefold() in _USUAL else _HINT
+        hint = "" if self._given else _HINT
         return f"{self.columns[0]} is '{texts[0]}'; wanted {wanted}{hint}"
 
     def finish(self, path: Path) -> tuple[str, ...] | None:
@@ -107,7 +107,7 @@ class SplitColumns:
         return marked.pop() if marked else rest or None
 
 
-_HINT = "; if this column is no split, name another: data.split_column"
+_HINT = "; if this column is no split: data.split_column: none, or the name of another"
 
 
 def describe_rivals(described: str, columns: Sequence[str]) -> str:

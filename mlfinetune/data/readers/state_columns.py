@@ -140,7 +140,7 @@ class StateColumns:
         words: dict[int, dict[str, None]] = {1: {}, 0: {}}
         for content in contents.values():
             for text, (state, _) in content.spellings.items():
-                if state.kind in ("word", "letter", "tick") and text.casefold() not in _PLAIN_WORDS:
+                if state.kind in _WORDS and text.casefold() not in _PLAIN_WORDS:
                     words[state.state][text] = None
         said = [
             f"{quote_names(list(words[state]))} as {what}"
@@ -175,6 +175,7 @@ class StateColumns:
                 )
 
 
+_WORDS = ("word", "letter", "tick", "dash")
 _PLAIN_WORDS = ("true", "false")
 
 
@@ -260,20 +261,24 @@ def judge_column(content: ColumnContent) -> str:
     `1`, `0`, `1.0`, `true`, `false`, with few errors    label, the errors are faults
     `ja`, `nein`; `yes`, `no`, `1`: words of one pair    label
     `ja`, `no`: words of two languages                   doubt
-    `y` and `n`, nothing else                            label; with other letters: other
-    `x` and blank                                        label; `x` and other words: doubt
+    `y` and `n`; one `n` among `1` and `0`               label; `m` and `f`: other
+    `x` and blank, `x` and `-`, `+` and `-`              label; `x` and other words: doubt
+    `-` alone                                            other
     `.9`, `.1`: a few fractions, again and again         label
     `0.53`, `0.718`, `0.4`: a measure                    doubt
     """
-    known = content.count("digit", "fraction", "word", "letter", "tick")
-    if not known or content.bad > known:
+    known = content.count("digit", "fraction", *_WORDS)
+    if not known or content.bad > known or content.count("dash") == known:
         return "other"
-    if letters := content.list_texts("letter"):
-        alone = not content.bad and content.count("letter") == known
-        pair = is_pair(set(letters)) and len({text.casefold() for text in letters}) == 2
-        return "label" if alone and (pair or set(map(str.casefold, letters)) == {"y"}) else "other"
-    words = content.list_texts("word")
-    if (words and not is_pair(set(words))) or (content.count("tick") and content.bad):
+    if (letters := content.list_texts("letter")) and not _are_states(letters, content):
+        return "other"
+    words = [*content.list_texts("word"), *content.list_texts("dash")]
+    ticks = content.count("tick")
+    if ticks and (content.bad or content.count("word")):
+        return "doubt"
+    if content.count("dash") and not ticks and "+" not in words:
+        return "doubt"
+    if not ticks and words and not is_pair(set(words)):
         return "doubt"
     if fractions := content.count("fraction"):
         texts = content.list_texts("fraction")
@@ -281,3 +286,11 @@ def judge_column(content: ColumnContent) -> str:
         again = len(texts) <= 2 or 2 * len(texts) <= fractions
         return "label" if few and again and not content.bad else "doubt"
     return "label"
+
+
+def _are_states(letters: Sequence[str], content: ColumnContent) -> bool:
+    """Return whether letters such as `y` and `n` are states: a pair, or among other states."""
+    folded = {letter.casefold() for letter in letters}
+    if content.count("digit", "word"):
+        return is_pair(folded)
+    return not content.bad and (folded == {"y"} or (len(folded) == 2 and is_pair(folded)))

@@ -61,12 +61,23 @@ _TRUTH = (
     ("positive", "negative"),
     ("checked", "unchecked"),
     ("on", "off"),
+    ("pos", "neg"),
+    ("vorhanden", "nicht vorhanden"),
+    ("present", "not present"),
+    ("有", "无"),
+    ("有", "無"),
+    ("あり", "なし"),
+    ("○", "×"),
+    ("〇", "×"),
+    ("+", "-"),
     ("✓", "✗"),
     ("✔", "✘"),
     ("✅", "❌"),
     ("☑", "☐"),
 )
 _LETTERS = (("y", "n"), ("t", "f"), ("j", "n"), ("o", "n"), ("s", "n"), ("v", "f"), ("w", "f"))
+_DASHES = frozenset(("-", "–", "—"))
+"""Signs for absent beside a tick or a plus; alone they may mean anything."""
 _TICKS = frozenset(("x", "✓", "✔", "✅", "☑", "☒", "•", "*", "✕", "✗"))
 
 
@@ -76,7 +87,7 @@ class CellState:
 
     Attributes:
         state: 1, 0 or -1.
-        kind: `digit`, `blank`, `fraction`, `word`, `letter` or `tick`.
+        kind: `digit`, `blank`, `fraction`, `word`, `letter`, `tick` or `dash`.
     """
 
     state: int
@@ -93,6 +104,10 @@ def read_state(text: str) -> CellState | None:
         return CellState(UNKNOWN, "blank")
     if _NUMBER.fullmatch(word):
         return _read_number(float(word.replace(",", ".")))
+    if word.endswith("%") and _NUMBER.fullmatch(word[:-1].rstrip()):
+        return _read_number(float(word[:-1].replace(",", ".")) / 100)
+    if word in _DASHES:
+        return CellState(NEGATIVE, "dash")
     if word in _POSITIVE_WORDS or word in _NEGATIVE_WORDS:
         return CellState(POSITIVE if word in _POSITIVE_WORDS else NEGATIVE, "word")
     if word in _TICKS:

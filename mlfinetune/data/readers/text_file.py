@@ -52,12 +52,6 @@ _IMPLAUSIBLE = re.compile(
 """Signs that text read as Windows-1252 was written in another encoding."""
 
 
-def find_ending(path: Path | str) -> str:
-    """Return the file ending in small letters, without that of gzip: `.csv` of `A.CSV.gz`."""
-    path = Path(path)
-    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
-
-
 def detect_encoding(path: Path, guess: bool = False) -> tuple[str, list[str]]:
     """Return the encoding of a text file, and a note where it was guessed.
 
@@ -68,7 +62,7 @@ def detect_encoding(path: Path, guess: bool = False) -> tuple[str, list[str]]:
     Raises:
         DataError: it cannot be read, or its encoding is not known.
     """
-    with _opening_bytes(path) as file:
+    with opening_bytes(path) as file:
         start = file.read(_BLOCK)
         for mark, encoding in _MARKS:
             if start.startswith(mark):
@@ -94,7 +88,7 @@ def opening_text(path: Path, encoding: str) -> Iterator[TextIO]:
     name = encoding.removesuffix("-sig").upper()
     try:
         with (
-            _opening_bytes(path) as file,
+            opening_bytes(path) as file,
             io.TextIOWrapper(file, encoding=encoding, newline="") as text,
         ):
             yield text
@@ -112,7 +106,7 @@ def read_lines(file: TextIO) -> Iterator[str | None]:
 
 
 @contextmanager
-def _opening_bytes(path: Path) -> Iterator[BinaryIO]:
+def opening_bytes(path: Path) -> Iterator[BinaryIO]:
     """Open a file, unpacked where it is gzip; errors of reading become a DataError."""
     try:
         with path.open("rb") as file:

@@ -54,3 +54,30 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (root / "loop").symlink_to(root / "loop")
     found = [str(path.relative_to(root)) for path in walk_files(root)]
     assert found == ["cat/a.jpg", "dog/b.jpg", "loop", "up/other/b.jpg"]
+
+
+def test_folders_that_are_linked_again_and_again_do_not_double(tmp_path: Path) -> None:
+    """Twelve folders, each with two links to the next: 4095 paths lead to one picture."""
+    for number in range(12):
+        (tmp_path / f"{number:02}").mkdir()
+        for link in "ab":
+            (tmp_path / f"{number:02}" / link).symlink_to(tmp_path / f"{number + 1:02}")
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "a.jpg").touch()
+    found = [path for path in walk_files(tmp_path) if path.name == "a.jpg"]
+    assert tmp_path / "12" / "a.jpg" in found
+    assert len(found) < 100
+
+
+def test_each_link_of_a_real_folder_is_followed(tmp_path: Path) -> None:
+    """Two names of one class folder, at any depth, with a link in it; its own name comes too."""
+    (tmp_path / "pets" / "dog").mkdir(parents=True)
+    (tmp_path / "more").mkdir()
+    for name in ("pets/dog/a.jpg", "more/b.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "pets" / "dog" / "sub").symlink_to(tmp_path / "more")
+    for name in ("chien", "hund"):
+        (tmp_path / "pets" / name).symlink_to(tmp_path / "pets" / "dog")
+    found = [str(path.relative_to(tmp_path / "pets")) for path in walk_files(tmp_path / "pets")]
+    names = ("chien", "dog", "hund")
+    assert found == [f"{name}/{file}" for name in names for file in ("a.jpg", "sub/b.jpg")]

@@ -363,7 +363,7 @@ def test_a_category_that_stands_for_no_object_is_noted(tmp_path: Path, name: str
     categories = [extra, *({**category, "supercategory": "pets"} for category in CATEGORIES)]
     annotations = labelled((7, 1), (9, 3))
     path = coco(tmp_path / "t.json", categories=categories, annotations=annotations)
-    note = f"no annotation has '{name}'; to leave it out: data.ignore_labels: [{name}]"
+    note = f"no annotation has '{name}'; to leave it out: data.ignore_labels: [\"{name}\"]"
     assert note in read(path).notes
     assert note not in read(path, ignore_labels=(name,)).notes
     used = labelled((7, 1), (9, 17))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlfinetune.data.readers.containers import looks_quoted, parse_container
 from mlfinetune.data.readers.csv_table import read_csv
 from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.errors import DataError
 
 
 def read(folder: Path, *cells: str) -> Table:
@@ -43,6 +44,10 @@ def read(folder: Path, *cells: str) -> Table:
         ("{}", ()),
         ("set()", ()),
         ("[None]", ()),
+        ("(cat, dog)", ("cat", "dog")),
+        ("<cat><hot dog>", ("cat", "hot dog")),
+        (r'"[\"cat\", \"dog\"]"', ("cat", "dog")),
+        ("['cat', nan]", ("cat",)),
         (r"['miku_\(cosplay\)']", (r"miku_\(cosplay\)",)),
     ],
 )
@@ -51,7 +56,17 @@ def test_lists_as_programs_print_them(text: str, labels: tuple[str, ...]) -> Non
     assert parse_container(text) == labels
 
 
-@pytest.mark.parametrize("text", ['["a" "b", "c"]', '[["a"]]', '["a"', "['a'}", '{"a": 0.5}'])
+MORE = [
+    "['a' 'b' ...]",
+    "Counter({'cat': 2})",
+    "OrderedDict([('cat', 1)])",
+    '[{"label": "cat", "confidence": 0.9}]',
+]
+
+
+@pytest.mark.parametrize(
+    "text", ['["a" "b", "c"]', '[["a"]]', '["a"', "['a'}", '{"a": 0.5}', *MORE]
+)
 def test_what_looks_like_a_list_and_is_none_is_a_fault_at_its_line(
     tmp_path: Path, text: str
 ) -> None:
@@ -72,7 +87,7 @@ def test_lists_of_several_kinds_in_one_column(tmp_path: Path) -> None:
     assert table.notes[0].startswith("labels in column 'labels', as lists")
 
 
-@pytest.mark.parametrize("label", ["(cosplay)", "[sic]", "{x}", ":)"])
+@pytest.mark.parametrize("label", ["(cosplay)", "[sic]", "{x}", ":)", "Rosa (cv. 'Peace')"])
 def test_a_label_in_brackets_stays_a_label(tmp_path: Path, label: str) -> None:
     """Brackets without quotes are a list only where most cells are lists."""
     table = read(tmp_path, f"cat, {label}", label, "cat, dog", "dog")
@@ -84,11 +99,39 @@ def test_bare_lists_are_lists_where_most_cells_are(tmp_path: Path) -> None:
     assert read(tmp_path, "[cat, dog]", "[dog]", "{cat}").labels.names == ("cat", "dog")
 
 
-@pytest.mark.parametrize("cells", [("[0,1,0]", "[1,0,0]"), ("[0 1 0]", "[1 1 0]")])
-def test_lists_of_zeros_and_ones_are_refused(tmp_path: Path, cells: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("[0,1,0]", "[1,0,0]"),
+        ("[0 1 0]", "[1 1 0]"),
+        ("0,1,1", "1,0,0"),
+        ("0 1 1", "1 0 0"),
+        ("010", "110"),
+        ("[1, 0]", "[0, 1]"),
+        ("[True, False]", "[False, True]"),
+        ("[0.3, 0.7]", "[0.9, 0.1]"),
+        ("[0, 1, 0]", "", "[1, 0, 0]"),
+        ("tensor([0, 1])", "tensor([1, 1])"),
+    ],
+)
+def test_lists_of_zeros_and_ones_are_refused(tmp_path: Path, cells: tuple[str, ...]) -> None:
     """They are states without names, and not labels named 0 and 1."""
-    with pytest.raises(Exception, match="lists of 3 zeros and ones"):
+    with pytest.raises(DataError, match="one 0/1 column per label"):
         read(tmp_path, *cells)
+
+
+def test_labels_with_values_are_refused(tmp_path: Path) -> None:
+    """`cat:0.9` is a label and how sure somebody is."""
+    with pytest.raises(DataError, match="has a value"):
+        read(tmp_path, "cat:0.9, dog:0.1", "dog:0.8")
+
+
+def test_bare_lists_are_read_the_same_with_the_delimiter_that_was_found(tmp_path: Path) -> None:
+    """A run writes the delimiter into its config, and reads the same table again."""
+    cells = ["[cat, dog]", "[dog]", "[cat, fox]", "cat|dog"]
+    table = read(tmp_path, *cells)
+    again = read_csv(tmp_path / "t.csv", SourceOptions(label_delimiter=table.delimiter))
+    assert again.labels.names == table.labels.names == ("cat", "dog", "fox")
 
 
 @pytest.mark.parametrize(

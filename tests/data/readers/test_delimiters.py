@@ -32,6 +32,12 @@ def read(folder: Path, *cells: str) -> Table:
         (["hot dog", "ice cream"], None),
         (["hot dog, ice cream", "hot dog", "ice cream", "big dog"], ","),
         (["cat", ""], None),
+        (
+            [f"{a} {b} ;)" for a in "abcd" for b in "efg"]
+            + [f"{a} {b}" for a in "ab" for b in "cd"],
+            " ",
+        ),
+        (["0 2", "1", "3 4"], " "),
         ([], None),
         (["a;b", "c,d"], ";"),
     ],
@@ -65,3 +71,18 @@ def test_labels_that_occur_apart_are_not_named(tmp_path: Path) -> None:
     """A usual table has no such note, and nothing dissents."""
     table = read(tmp_path, "cat, dog", "dog, fox", "fox, cat", "cat")
     assert table.notes == ("labels in column 'tags', separated by ','",)
+
+
+@pytest.mark.parametrize("sign", ["/", "&", "::"])
+def test_another_sign_whose_parts_recur_is_said(tmp_path: Path, sign: str) -> None:
+    """`cat/dog` may be two labels; the note has the line to paste."""
+    table = read(tmp_path, f"cat{sign}dog", f"dog{sign}fox", "cat", "fox")
+    assert any(f'data.label_delimiter: "{sign}"' in note for note in table.notes)
+    assert not any("label_delimiter" in note for note in read(tmp_path, "AC/DC", "Queen").notes)
+
+
+def test_a_given_delimiter_that_no_cell_holds_is_said(tmp_path: Path) -> None:
+    """A typing error would make one label of each cell."""
+    read(tmp_path, "cat|dog", "dog|fox", "cat")
+    notes = read_csv(tmp_path / "t.csv", SourceOptions(label_delimiter=";")).notes
+    assert any("no cell holds ';' (data.label_delimiter); '|' seems" in note for note in notes)

@@ -262,3 +262,25 @@ def test_any_bytes_are_a_table_or_a_data_error(folder: Path, content: bytes) -> 
         assert table.targets.shape == (len(table.names), len(table.labels))
     else:
         assert str(folder / "metadata.jsonl") in str(table)
+
+
+OBJECTS = {
+    '[{"name": "cat"}, {"name": "hot dog"}]': {"cat", "hot dog"},
+    '[{"label": "cat", "box": [1, 2, 3, 4]}, {"label": "dog"}]': {"cat", "dog"},
+    '[{"choices": ["cat", "dog"]}]': {"cat", "dog"},
+}
+
+
+@pytest.mark.parametrize("value", OBJECTS)
+def test_labels_may_be_a_list_of_objects(tmp_path: Path, value: str) -> None:
+    """As in a cell of CSV."""
+    table = read(tmp_path, f'{{"file_name": "a.jpg", "labels": {value}}}\n')
+    assert table.faults == ()
+    assert positives(table) == {"a.jpg": OBJECTS[value]}
+
+
+@pytest.mark.parametrize("value", ['[["cat"]]', '[{"a": {"b": 1}}]', '[{"name": [["cat"]]}]'])
+def test_labels_that_are_nested_deeper_are_refused(tmp_path: Path, value: str) -> None:
+    """It is not known what they mean."""
+    table = outcome(tmp_path, f'{{"file_name": "a.jpg", "labels": {value}}}\n'.encode())
+    assert isinstance(table, DataError) or len(table.faults) == 1

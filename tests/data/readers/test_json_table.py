@@ -282,3 +282,10 @@ def test_anything_is_a_table_or_a_data_error(folder: Path, content: Any) -> None
         assert outcome.targets.shape == (len(outcome.names), len(outcome.labels))
     else:
         assert str(folder / "t.json") in str(outcome)
+
+
+def test_a_key_that_is_repeated_inside_a_row_is_a_fault(tmp_path: Path) -> None:
+    """JSON alone would keep the last one."""
+    rows = '[{"image": "a.jpg", "labels": {"cat": 1, "cat": 0}}, {"image": "b.jpg", "labels": {}}]'
+    table = read(tmp_path, rows)
+    assert "entry 1: the key 'cat' is repeated" in list(map(str, table.faults))

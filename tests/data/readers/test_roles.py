@@ -336,3 +336,81 @@ def test_a_bad_value_is_a_fault_at_its_line(tmp_path: Path) -> None:
     rows = "".join(f"{n}.jpg,cat,{n % 2}\n" for n in range(1000))
     (fault,) = read(tmp_path, f"image,label,value\n{rows}z.jpg,cat,7\n").faults
     assert str(fault) == "line 1002: value is no number from 0 to 1, and no other state"
+
+
+@pytest.mark.parametrize("name", ["verified", "score", "state", "val"])
+def test_a_mark_beside_one_label_a_picture_is_no_value(tmp_path: Path, name: str) -> None:
+    """A 0 of `verified` says nothing of the label; `val` is a split."""
+    rows = "a.jpg,cat,1\nb.jpg,dog,0\nc.jpg,cat,0\n"
+    assert states(read(tmp_path, f"image,label,{name}\n{rows}")) == [[1, 0], [0, 1], [1, 0]]
+
+
+LONG_ROWS = "a.jpg,cat,ja\na.jpg,dog,nein\nb.jpg,cat,nein\n"
+
+
+def test_a_value_under_another_name_is_asked_for(tmp_path: Path) -> None:
+    """Pictures have several rows, and a column says yes and no: absent is not read as present."""
+    content = f"Bild;Etikett;gesehen\n{LONG_ROWS.replace(',', ';')}"
+    message = refusal(tmp_path, content)
+    assert "'gesehen' ('ja', 'nein') may say whether the label of its row is there" in message
+    assert 'data.value_column: "gesehen"' in message
+    assert states(read(tmp_path, content, value_column="gesehen")) == [[1, -1], [-1, 0], [0, -1]]
+    assert states(read(tmp_path, content, value_column="none")) == [[1, 0], [0, 1], [1, 0]]
+
+
+def test_percent_under_the_name_of_a_value_is_asked_for(tmp_path: Path) -> None:
+    """93 is no number from 0 to 1."""
+    rows = "a.jpg,cat,93\na.jpg,dog,20\nb.jpg,cat,60\n"
+    assert "data.value_column" in refusal(tmp_path, f"image,label,confidence\n{rows}")
+
+
+@pytest.mark.parametrize(
+    ("marks", "rows"),
+    [
+        ("train,val,test", ("1,0,0", "0,1,0", "0,0,1")),
+        ("Train,Val,Test", ("True,False,False", "False,True,False", "False,False,True")),
+        ("is_train_set,is_val_set,is_test_set", ("1,0,0", "0,1,0", "0,0,1")),
+    ],
+)
+def test_plain_names_of_marks(tmp_path: Path, marks: str, rows: tuple[str, ...]) -> None:
+    """A mark named train is one beside the others; alone it is a label."""
+    lines = "".join(f"{n}.jpg,cat,{row}\n" for n, row in enumerate(rows))
+    table = read(tmp_path, f"image,label,{marks}\n{lines}")
+    assert table.splits == ("train", "val", "test")
+    assert table.labels.names == ("cat",)
+
+
+def test_a_test_split_below_a_thousand_blank_cells_is_refused(tmp_path: Path) -> None:
+    """The sample shows nothing; test rows are not trained on all the same."""
+    rows = "".join(f"{n}.jpg,cat,{'test' if n > 1100 else ''}\n" for n in range(1110))
+    message = refusal(tmp_path, f"image,label,phase\n{rows}")
+    assert "from line 1103 on" in message
+    assert 'data.split_column: "phase"' in message
+    assert read(tmp_path, f"image,label,phase\n{rows}", split_column="none").splits is None
+
+
+def test_more_labels_below_a_thousand_blank_cells_are_said(tmp_path: Path) -> None:
+    """A second column of labels is not called blank."""
+    rows = "".join(f"{n}.jpg,cat,{'red' if n > 1100 else ''}\n" for n in range(1110))
+    notes = read(tmp_path, f"image,label,tags\n{rows}").notes
+    assert any(note.startswith("more labels in 'tags' ('red')") for note in notes)
+
+
+def test_some_split_words_among_others_are_refused(tmp_path: Path) -> None:
+    """A fold with 1, 2 and test: nobody can say what 1 and 2 are."""
+    content = "image,fold,tags\na.jpg,1,cat\nb.jpg,2,dog\nc.jpg,test,cat\n"
+    assert "data.split_column: none" in refusal(tmp_path, content)
+    assert read(tmp_path, content, split_column="none").splits is None
+
+
+@pytest.mark.parametrize("words", ["train2017 val2017 test2017", "Training Validierung Prueba"])
+def test_more_spellings_of_splits(tmp_path: Path, words: str) -> None:
+    """With a number, and in other languages."""
+    rows = "".join(f"{word}.jpg,{word},cat\n" for word in words.split())
+    assert read(tmp_path, f"image,Teil,tags\n{rows}").splits == ("train", "val", "test")
+
+
+def test_columns_left_out_are_named_with_a_line_to_paste(tmp_path: Path) -> None:
+    """Where nothing else is a label, the names may have been meant."""
+    message = refusal(tmp_path, "image,valid,hidden\na.jpg,0,1\nb.jpg,1,0\n")
+    assert 'data.label_columns: ["valid", "hidden"]' in message

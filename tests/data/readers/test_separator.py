@@ -1,11 +1,13 @@
 """What separates the columns of a text table: Excel's first line, or a vote of the rows."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
 
 from mlfinetune.data.readers.csv_table import copy_with_column, read_csv
+from mlfinetune.data.readers.separator import find_excel_line
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 
@@ -148,3 +150,11 @@ def test_the_copy_is_plain_csv(tmp_path: Path, content: str, header: str, encodi
     table = read_csv(copy, options)
     assert positives(table) == positives(read_csv(path, options))
     assert table.splits == ("train", "val")
+
+
+@pytest.mark.parametrize("text", [" " * 200_000, "\ufeff" + "\t" * 200_000, "sep=" + " " * 60_000])
+def test_many_blanks_take_no_time(text: str) -> None:
+    """Blanks at the start, or behind the sign, are looked at once."""
+    start = time.perf_counter()
+    find_excel_line(text + "x")
+    assert time.perf_counter() - start < 1

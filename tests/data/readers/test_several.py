@@ -153,7 +153,9 @@ def test_a_test_table_without_labels_is_not_read(tmp_path: Path, kind: str) -> N
     files: Files = {"train.csv": head + rows, "test.csv": test.format("c")}
     table = read(tmp_path, {**files, "train/a.jpg": "1", "train/b.jpg": "2", "test/c.jpg": "3"})
     assert (len(table), table.splits) == (2, None)
-    assert "tables not read: 'test.csv' (no picture of these, or no label)" in table.notes
+    (note,) = [note for note in table.notes if note.startswith("tables not read: 'test.csv'")]
+    lacking = "(it lacks 'cat', 'dog', 'sun' of train.csv: " if kind == "one-hot" else "(no label)"
+    assert lacking in note
 
 
 def test_a_val_table_is_never_dropped(tmp_path: Path) -> None:
@@ -226,7 +228,8 @@ def test_predictions_left_in_the_folder_are_no_labels(tmp_path: Path) -> None:
     rows = "image,labels,cat,dog,error\ncat/a.jpg,dog,0.1,0.9,\ndog/b.jpg,cat,0.9,0.1,\n"
     table = read(tmp_path, {**files, "predictions.csv": rows})
     assert positives(table) == {"cat/a.jpg": {"cat"}, "dog/b.jpg": {"dog"}}
-    assert any(note.startswith("tables not read: 'predictions.csv'") for note in table.notes)
+    reason = "a name that programs give to tables they write"
+    assert f"tables not read: 'predictions.csv' ({reason})" in table.notes
 
 
 def test_a_table_that_is_filled_in_by_half(tmp_path: Path) -> None:
@@ -295,3 +298,83 @@ def test_linked_split_folders_outside_are_named_once(tmp_path: Path) -> None:
     message = refusal(root, {})
     assert message.splitlines()[1:] == [f"  val -> {tmp_path / 'disk'} (6 pictures)"]
     assert len(read(root, {}, allow_outside_root=True)) == 7
+
+
+@pytest.mark.parametrize("tables", [("tags.csv",), ("train.csv", "val.csv")])
+def test_a_linked_folder_of_pictures_outside_is_refused(
+    tmp_path: Path, tables: tuple[str, ...]
+) -> None:
+    """Whether the table is one or two; it is named once, and permitted it is read."""
+    pictures = [f"{n}.jpg" for n in range(4)]
+    plant(tmp_path / "disk", dict(zip(pictures, pictures, strict=True)))
+    rows = [
+        f"{name},{label}\n"
+        for name, label in zip(pictures, ("cat", "cat", "dog", "dog"), strict=True)
+    ]
+    parts = (rows[at :: len(tables)] for at in range(len(tables)))
+    head = "image,labels\n"
+    root = plant(
+        tmp_path / "pets", {t: head + "".join(p) for t, p in zip(tables, parts, strict=True)}
+    )
+    (root / "images").symlink_to(tmp_path / "disk")
+    message = refusal(root, {})
+    assert "1 linked folder outside the image root; data.allow_outside_root: true" in message
+    assert message.splitlines()[1:] == [f"  images -> {tmp_path / 'disk'} (4 pictures)"]
+    read_splits(root, None, SourceOptions(allow_outside_root=True))
+
+
+# ---- tables that are not read ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "log.csv", "log.jsonl"])
+def test_a_file_that_is_one_long_line_is_not_read(tmp_path: Path, name: str) -> None:
+    """It is no table of pictures."""
+    table = read(tmp_path, {name: "words, " * 50_000, "cat/a.jpg": "1", "dog/b.jpg": "2"})
+    assert table.labels.names == ("cat", "dog")
+
+
+def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
+    """It may be the table of the labels."""
+    packed = bytearray(gzip.compress("".join(f"{n}.jpg,cat\n" for n in range(9999)).encode()))
+    packed[100:200] = bytes([255] * 100)
+    message = refusal(tmp_path, {"train.csv.gz": bytes(packed), "cat/a.jpg": "", "dog/b.jpg": ""})
+    assert "train.csv.gz: damaged gzip" in message
+
+
+def test_a_table_that_programs_write_is_named_as_such(tmp_path: Path) -> None:
+    """Its name is the reason, not its rows."""
+    table = read(tmp_path, BESIDE["submission"])
+    reason = "a name that programs give to tables they write"
+    assert f"tables not read: 'sample_submission.csv' ({reason})" in table.notes
+
+
+def test_a_test_table_with_a_typing_error_is_said_with_its_error(tmp_path: Path) -> None:
+    """It would be a split; its labels may also be kept back."""
+    files: Files = {"train.csv": ROWS, "test.csv": ROWS.replace("labels", "lables")}
+    table = read(tmp_path, {**files, "a.jpg": "1", "b.jpg": "2"}, label_column=("labels",))
+    (note,) = [note for note in table.notes if "not read: 'test.csv'" in note]
+    assert note.startswith("tables not read: 'test.csv' (it lacks 'labels' of train.csv: ")
+    assert "lables" in note
+    assert "\n" not in note
+
+
+# ---- tables that are joined -----------------------------------------------------------------
+
+
+def test_groups_of_some_tables_alone_are_refused(tmp_path: Path) -> None:
+    """Class folders have no column of patients."""
+    files: Files = {"train/metadata.csv": "file_name,labels,patient\na.jpg,cat,p1\n"}
+    files |= {"train/a.jpg": "1", "val/cat/b.jpg": "2", "val/dog/c.jpg": "3"}
+    message = refusal(tmp_path, files, group_by="patient")
+    assert "no column of groups (data.group_by) in 'val/', and one in the other tables" in message
+
+
+def test_only_common_guesses_of_joined_tables_are_choices(tmp_path: Path) -> None:
+    """A config with a guess of one table would refuse the other."""
+    files: Files = {"train.csv": ROWS.replace("image", "Datei"), "a.jpg": "1", "b.jpg": "2"}
+    val = ROWS.replace("a.jpg", "c.jpg").replace("b.jpg", "d.jpg")
+    files |= {"c.jpg": "3", "d.jpg": "4"}
+    table = read(tmp_path / "same", {**files, "val.csv": val.replace("image", "Datei")})
+    assert dict(table.choices)["image_column"] == "Datei"
+    table = read(tmp_path / "other", {**files, "val.csv": val})
+    assert "image_column" not in dict(table.choices)

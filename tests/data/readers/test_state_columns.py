@@ -41,6 +41,11 @@ PAIRS = [
     ("Y", "N"),
     ("t", "f"),
     ("✓", "✗"),
+    ("x", "-"),
+    ("+", "-"),
+    ("pos", "neg"),
+    ("100%", "0%"),
+    ("○", "×"),
     (".9", ".1"),
     ("0,95", "0,05"),
     ("1", "0,0"),
@@ -88,6 +93,13 @@ def test_a_column_whose_meaning_is_not_sure_is_refused(
     assert "data.label_columns" in str(caught.value)
     table = read(tmp_path, f"image;odd;cat\n{rows}", ignore_labels=("odd",))
     assert table.labels.names == ("cat",)
+
+
+def test_one_letter_among_digits_is_read(tmp_path: Path) -> None:
+    """A single `n` does not make a label of 1 and 0 vanish; the note says what it was read as."""
+    table = read(tmp_path, "image;cat;dog\na.jpg;1;0\nb.jpg;0;n\nc.jpg;1;1\n")
+    assert table.labels.names == ("cat", "dog")
+    assert "cells read: 'n' as absent" in table.notes
 
 
 def test_fractions_of_a_named_column_go_by_the_threshold(tmp_path: Path) -> None:

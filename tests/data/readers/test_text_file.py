@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mlfinetune.data.readers.csv_table import read_csv
-from mlfinetune.data.readers.text_file import detect_encoding, find_ending
+from mlfinetune.data.readers.text_file import detect_encoding
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
+from mlfinetune.location import find_ending
 
 ROWS = "image,labels\nKäfer.jpg,Straße|Käfer\nb.jpg,Wolf\n"
 
