@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from mlfinetune.data.readers.column_sample import take_sample
 from mlfinetune.data.readers.columns import Columns
-from mlfinetune.data.readers.header import lacks_header, make_header, note_header
+from mlfinetune.data.readers.header import complete_header, lacks_header, make_header, note_header
 from mlfinetune.data.readers.separator import SEPARATORS, detect_separator, find_excel_line
 from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, opening_text
 from mlfinetune.data.table import SourceOptions, Table
@@ -91,7 +91,7 @@ def _reading_rows(path: Path, options: SourceOptions) -> Iterator[_Rows]:
             shown = "a tab" if separator == "\t" else f"'{separator}'"
             notes.append(f"columns separated by {shown}")
         lines = _Lines(file)
-        reader = csv.reader(lines, delimiter=separator, strict=True)
+        reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
         try:
             rows = _number_rows(reader, lines, skipped)
             sample = take_sample(rows)
@@ -104,6 +104,7 @@ def _reading_rows(path: Path, options: SourceOptions) -> Iterator[_Rows]:
                 notes.append(note_header(header))
             else:
                 del sample[0], cells[0]
+                header = complete_header(path, header, cells, notes)
             columns = Columns(path, [cell.strip() for cell in header], options, cells)
             yield _Rows(columns, header, chain(sample, rows), notes)
         except csv.Error as error:

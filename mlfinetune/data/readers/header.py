@@ -129,3 +129,39 @@ def _refuse(path: Path, rows: Sequence[list[str]], why: str) -> DataError:
         f"{why}. Write a line above it with a name for each column: image for the pictures, "
         f"labels for a column of labels, and above a column of 0 and 1 the name of its label"
     )
+
+
+def complete_header(
+    path: Path, header: list[str], rows: Sequence[list[str]], notes: list[str]
+) -> list[str]:
+    """Return the header, with a column without a name where each row has one cell more.
+
+        image,labels    "1","a.jpg","cat"     R writes the names of the rows, and no name for them
+        image,labels    a.jpg,cat,            each line ends in a separator
+
+    Args:
+        path: the file, for messages.
+        header: the first line.
+        rows: the first rows below it.
+        notes: gets a note where the header is completed.
+
+    Raises:
+        DataError: each line is one cell that holds separators, or the first line is a comment.
+    """
+    if len(header) == 1 and len(rows) > 0:
+        if header[0].startswith("#"):
+            raise DataError(f"{path}: the first line is a comment; wanted the names of the columns")
+        if any(sign in header[0] for sign in ";,\t"):
+            raise DataError(
+                f"{path}: each line stands in quotes as a whole; remove the outer quotes, or save "
+                f"the table again"
+            )
+    if {len(row) for row in rows} != {len(header) + 1}:
+        return header
+    if not any(row[-1].strip() for row in rows):
+        return [*header, ""]
+    names = [row[0].strip() for row in rows]
+    if len(set(names)) < len(names) or "" in names or any(map(is_picture_name, names)):
+        return header
+    notes.append("each row has one cell more than the header; the first names the row, as R writes")
+    return ["", *header]

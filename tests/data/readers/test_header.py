@@ -118,3 +118,43 @@ def test_columns_that_the_config_names_are_a_header() -> None:
     rows = [["a.jpg", "art"], ["1.jpg", "cat"]]
     assert lacks_header(rows, SourceOptions())
     assert not lacks_header(rows, SourceOptions(image_column="a.jpg"))
+
+
+def test_names_of_rows_without_a_column_name_are_passed_over(tmp_path: Path) -> None:
+    """R's write.table has one cell more in each row than in the header."""
+    table = read(tmp_path, "image,labels\n1,a.jpg,cat\n2,b.jpg,dog\n")
+    assert table.names == ("a.jpg", "b.jpg")
+    assert table.labels.names == ("cat", "dog")
+    assert any("one cell more than the header" in note for note in table.notes)
+
+
+def test_pictures_are_no_names_of_rows(tmp_path: Path) -> None:
+    """A cell too many after the labels stays a fault of each row."""
+    table = read(tmp_path, "image,labels\na.jpg,cat,dog\nb.jpg,dog,fox\n")
+    assert [str(f) for f in table.faults] == [
+        f"line {line}: 3 cells where the header has 2" for line in (2, 3)
+    ]
+
+
+@pytest.mark.parametrize("end", [",", ",,", ", "])
+def test_separators_at_the_end_of_a_line_are_no_cells(tmp_path: Path, end: str) -> None:
+    """In some rows or in all."""
+    for last in ("", end):
+        table = read(tmp_path, f"image,labels\na.jpg,cat{end}\nb.jpg,dog{last}\n")
+        assert (table.labels.names, table.faults) == (("cat", "dog"), ())
+
+
+def test_a_space_after_the_separator_is_no_part_of_a_quoted_cell(tmp_path: Path) -> None:
+    """People write tables by hand."""
+    table = read(tmp_path, '"image", "labels"\na.jpg, "cat, dog"\nb.jpg, "dog"\n')
+    assert table.labels.names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("first", "words"), [('"Datei;Tags"', "in quotes as a whole"), ("# my tags", "is a comment")]
+)
+def test_a_first_line_that_is_no_header_says_what_it_is(
+    tmp_path: Path, first: str, words: str
+) -> None:
+    """A spreadsheet may quote whole lines; a program may begin with a comment."""
+    assert words in refusal(tmp_path, f'{first}\n"a.jpg;cat"\n"b.jpg;dog"\n')
