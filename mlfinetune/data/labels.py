@@ -28,14 +28,23 @@ def apply_label_options(table: Table, options: SourceOptions) -> Table:
     """Return the table after `empty_labels`, `rename_labels`, `ignore_labels` and `unknown`.
 
     The order matters: a row is empty only if the file lists no label in it, so a row whose labels
-    are all ignored is not. Labels are ignored under their new names.
+    are all ignored is not. Labels are ignored under their new names. `empty_labels: unknown` is
+    about single rows, and beats `unknown`, which is about all.
     """
     table = _apply_empty_labels(table, options.empty_labels)
+    masked = find_blank(table) if options.empty_labels == "unknown" else np.zeros(0, np.int64)
     table = _rename_labels(table, dict(options.rename_labels))
     table = drop_labels(table, options.ignore_labels)
     if options.unknown != "ignore":
-        table = _replace_unknown(table, POSITIVE if options.unknown == "positive" else NEGATIVE)
+        state = POSITIVE if options.unknown == "positive" else NEGATIVE
+        table = _replace_unknown(table, state, masked)
     return table
+
+
+def find_blank(table: Table) -> NDArray[np.int64]:
+    """Return the rows whose targets are all unknown."""
+    blocks = ((block == UNKNOWN).all(axis=1) for _, block in table.targets.blocks())
+    return np.flatnonzero(np.concatenate([np.zeros(0, bool), *blocks]))
 
 
 def choose_labels(table: Table, given: Sequence[str] | None) -> LabelSpace:
@@ -181,10 +190,16 @@ def _apply_empty_labels(table: Table, policy: str) -> Table:
         return replace(table, faults=(*table.faults, *faults))
     if policy == "negative":
         return table
-    packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()
-    packed[rows] = 0xFF  # four targets with the code of unknown, 11
+    unnamed = table.unnamed.copy()
     unnamed[rows] = UNKNOWN
-    return replace(table, targets=Targets(packed, len(table.labels)), unnamed=unnamed)
+    return replace(table, targets=_mask(table.targets, rows), unnamed=unnamed)
+
+
+def _mask(targets: Targets, rows: NDArray[np.int64]) -> Targets:
+    """Return the targets with every one of these rows unknown."""
+    packed = targets.packed.copy()
+    packed[rows] = 0xFF  # four targets with the code of unknown, 11
+    return Targets(packed, targets.shape[1])
 
 
 def _rename_labels(table: Table, new_names: dict[str, str]) -> Table:
@@ -222,14 +237,24 @@ def _take_columns(table: Table, kept: list[int]) -> Table:
     return replace(table, targets=Targets.pack(blocks, len(kept)), labels=LabelSpace(names))
 
 
-def _replace_unknown(table: Table, state: int) -> Table:
-    """Return the table with `state` for every unknown target, and a note with their number."""
-    unknown = int(table.targets.counts()[2].sum())
+def _replace_unknown(table: Table, state: int, masked: NDArray[np.int64]) -> Table:
+    """Return the table with `state` for unknown targets, and a note with their number.
+
+    Args:
+        table: the table.
+        state: positive or negative.
+        masked: rows that stay unknown.
+    """
+    unknown = int(table.targets.counts()[2].sum()) - len(masked) * len(table.labels)
     blocks = (np.where(block == UNKNOWN, state, block) for _, block in table.targets.blocks())
     targets = Targets.pack(blocks, len(table.labels))
     word = "present" if state == POSITIVE else "absent"
-    note = f"{pluralize(unknown, 'unknown target')} counted as {word} (data.unknown)"
-    return replace(table, targets=targets, notes=(*table.notes, note))
+    notes = [f"{pluralize(unknown, 'unknown target')} counted as {word} (data.unknown)"]
+    if masked.size:
+        targets = _mask(targets, masked)
+        empty = pluralize(len(masked), "image")
+        notes.append(f"{empty} with unknown targets alone stay so (data.empty_labels)")
+    return replace(table, targets=targets, notes=(*table.notes, *notes))
 
 
 def _find_rows_with(table: Table, column: int) -> NDArray[np.int64]:

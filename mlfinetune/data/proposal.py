@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mlfinetune.config import DataConfig
 from mlfinetune.config.template import Setting
 from mlfinetune.data.labels import MANY_BLANK
 from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Splits
@@ -48,26 +49,31 @@ def list_choices(table: Table) -> list[Setting]:
     return choices
 
 
-def list_decisions(table: Table, splits: Splits, unreadable: int, has_val: bool) -> list[Setting]:
+def list_decisions(
+    table: Table, splits: Splits, unreadable: int, data: DataConfig
+) -> list[Setting]:
     """Return the keys that follow from the rows and pictures.
 
     Args:
         table: the usable rows of train.
         splits: train and val.
         unreadable: number of pictures that cannot be read.
-        has_val: whether the config names a table of val.
+        data: the config's section, as far as it is decided.
     """
     settings = []
     if splits.drawn:
         why = "held out, stratified by label; or val: another table"
         settings.append(Setting("data.val_fraction", DEFAULT_VAL_FRACTION, why))
-    elif not has_val:
+    elif data.val is None:
         why = "the data says which pictures are for validation"
         settings.append(Setting("data.val_fraction", DEFAULT_VAL_FRACTION, why, is_comment=True))
     if unreadable:
         why = f"{unreadable} cannot be read; error stops the run"
         settings.append(Setting("data.bad_images", "skip", why))
-    listed, _ = count_empty(table)
+    listed, blank = count_empty(table)
+    if data.unknown != "ignore" and blank >= MANY_BLANK * len(table) > 0:
+        why = f"{blank} of {len(table)} have blank cells alone; unknown where nobody looked at them"
+        settings.append(Setting("data.empty_labels", data.empty_labels, why))
     if listed and listed >= MANY_BLANK * len(table):
         why = f"{listed} of {len(table)} have no label; unknown where nobody looked at them"
         settings.append(Setting("data.empty_labels", "negative", why))

@@ -111,6 +111,12 @@ def describe_empty(table: Table, empty_labels: str, unknown: str) -> list[str]:
             line += "; where nobody has looked at them, set data.empty_labels: unknown"
         lines.append(line)
     if blank:
-        meaning = "nothing is learned of them" if unknown == "ignore" else f"taken as {unknown}s"
-        lines.append(f"{blank} {of_all} have blank cells alone: {meaning} (data.unknown)")
+        meaning = f"taken as {unknown}s (data.unknown)"
+        if unknown == "ignore":
+            meaning = "nothing is learned of them (data.unknown)"
+        elif empty_labels == "unknown":
+            meaning = "nothing is learned of them (data.empty_labels)"
+        elif blank >= MANY_BLANK * len(table):
+            meaning += "; where nobody has looked at them, set data.empty_labels: unknown"
+        lines.append(f"{blank} {of_all} have blank cells alone: {meaning}")
     return lines

@@ -9,7 +9,7 @@ the same data is for the caller to verify.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
@@ -21,7 +21,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def find_data(
-    config: Config, recorded: Config, run: Path, keys: Sequence[str], advice: str
+    config: Config, recorded: Config, run: Path, advice: Mapping[str, str]
 ) -> tuple[Config, tuple[str, ...]]:
     """Return the config with paths of the data that exist, and a note on each that was found anew.
 
@@ -30,27 +30,28 @@ def find_data(
             ones are looked for.
         recorded: the config as the run recorded it; its `output` is where the run was.
         run: where the run directory is now.
-        keys: keys of `data` that are needed: train, val, images.
-        advice: end of the error: what the user can give.
+        advice: key of `data` that is needed (train, val, images) -> what the user can give where it
+            is lost. Only what is lost is asked for.
 
     Raises:
         DataError: a path is at neither place; one line.
     """
     found: dict[str, Location] = {}
-    lost: list[str] = []
-    for key in keys:
+    lost: dict[str, Path] = {}
+    for key in advice:
         path = getattr(config.data, key)
         if not isinstance(path, Path) or path != getattr(recorded.data, key) or _exists(path):
             continue
         again = None if recorded.output is None else find_again(path, recorded.output, run)
         if again is None:
-            lost.append(f"{path} (data.{key})")
+            lost[key] = path
         else:
             found[key] = again
     if lost:
+        places = ", no ".join(f"{path} (data.{key})" for key, path in lost.items())
         raise DataError(
-            f"the run's data is not where it was, nor beside the run: no {', no '.join(lost)}; "
-            f"{advice}"
+            f"the run's data is not where it was, nor beside the run: no {places}; give "
+            f"{', and '.join(advice[key] for key in lost)}"
         )
     notes = (
         f"data.{key}: {getattr(config.data, key)} is gone; {path}, found beside the run, is read"

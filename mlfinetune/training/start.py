@@ -79,9 +79,10 @@ def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> 
     if resume is None or resume.recorded is None:
         return config
     assert config.output is not None
-    advice = "give data.train=TABLE (data.val=TABLE, data.images=FOLDER) for its new place"
-    keys = ("train", "val", "images")
-    config, notes = find_data(config, resume.recorded, config.output, keys, advice)
+    advice = {"train": "data.train=TABLE", "val": "data.val=TABLE", "images": "data.images=FOLDER"}
+    if config.data.images is None:
+        advice["train"] += " (data.images=FOLDER where the pictures are not beside it)"
+    config, notes = find_data(config, resume.recorded, config.output, advice)
     for note in notes:
         log.say(note)
     weights = config.model.weights or ""

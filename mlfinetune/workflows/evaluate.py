@@ -256,12 +256,12 @@ def _find_run_data(source: _Source, config: Config, log: RunLog) -> tuple[Config
         DataError: the data is neither where it was, nor beside the run.
     """
     table = "val" if config.data.val is not None and source.request.split is None else "train"
-    keys = (table,) if source.request.images is not None else (table, "images")
-    advice = (
-        f"give data.{table}=TABLE for its new place, or other data with --data TABLE; where the "
-        f"pictures are not beside the table, --images FOLDER too"
-    )
-    config, notes = find_data(config, source.recorded, source.run, keys, advice)
+    advice = {table: f"data.{table}=TABLE for its new place, or other data with --data TABLE"}
+    if config.data.images is None:
+        advice[table] += "; where the pictures are not beside the table, --images FOLDER too"
+    if source.request.images is None:
+        advice["images"] = "the folder that the names of pictures start from: --images FOLDER"
+    config, notes = find_data(config, source.recorded, source.run, advice)
     for note in notes:
         log.say(note)
     return config, getattr(config.data, table) != getattr(source.config.data, table)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mlfinetune.config import SCHEMA, Config, build_config
 from mlfinetune.config.template import Setting, fill_template
-from mlfinetune.data.blank_table import DELIMITER, write_blank_table
+from mlfinetune.data.blank_table import DELIMITER, has_lone_folder, write_blank_table
 from mlfinetune.data.labels import natural_key
 from mlfinetune.data.load import build_scan, build_source_options, build_split_options
-from mlfinetune.data.locate import locate_pictures
+from mlfinetune.data.locate import locate_pictures, refuse_other_val
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.proposal import list_choices, list_decisions, propose_unknown
 from mlfinetune.data.read import read_tables, split_tables
@@ -27,6 +27,7 @@ from mlfinetune.data.sample import (
     summarize,
 )
 from mlfinetune.data.table import Skipped, Table
+from mlfinetune.data.unread import describe_blank_table, describe_tables_beside
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import TABLE_ENDINGS, find_ending
 from mlfinetune.runtime.log import RunLog
@@ -103,7 +104,7 @@ def run(request: InitRequest, log: RunLog) -> InitResult:
         raise ConfigError(f"{file} is there already; choose another with --output")
     plan = _Plan(_build_config(request))
     tables = _read(plan.config)
-    if not len(tables[0].labels):
+    if not len(tables[0].labels) or (len(tables) == 1 and has_lone_folder(tables[0])):
         return _go_on_without_labels(request, tables[0])
     plan, tables = _find_pictures(request, plan, tables)
     scan = build_scan(plan.config, log)
@@ -177,10 +178,17 @@ def _go_on_without_labels(request: InitRequest, table: Table) -> InitResult:
     if inside:
         commands = [_format_command(request, path, None) for path in inside]
         raise DataError(
-            f"{data}: no folder names a label, and there is a table beside the pictures; name "
-            f"it:\n{format_list(commands)}"
+            f"{data}: folders tell no labels apart, and there is a table beside the pictures; name "
+            f"it, or write one to fill in with --table:\n{format_list(commands)}"
         )
-    return _write_table_to_fill(request, Path(f"{_name_after(data)}.csv"))
+    result = _write_table_to_fill(request, Path(f"{_name_after(data)}.csv"))
+    if not table.labels.names:
+        return result
+    why = (
+        f"folder '{table.labels.names[0]}' would be the only label, and one label alone teaches "
+        f"nothing: a table to fill in is written"
+    )
+    return replace(result, lines=(why, *result.lines))
 
 
 def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
@@ -200,10 +208,9 @@ def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
             f"{file} is there already; fill it in, then: {command}; or choose another with --table"
         )
     blank = write_blank_table(request.data, file)
-    lines = [f"{pluralize(blank.pictures, 'picture')} without labels: a row for each"]
-    if blank.left_out:
-        faults = format_list([repr(name) for name in blank.left_out])
-        lines.append(f"left out, since no table can hold these names: rename them\n{faults}")
+    options = [text for text in request.overrides if not text.startswith("data.format=")]
+    sidecar = replace(request, overrides=(*options, "data.format=sidecar"))
+    lines = describe_blank_table(blank, _format_command(sidecar, request.data, None))
     command = _format_command(request, file, blank.images)
     step = f"fill in its column labels, several separated by '{DELIMITER}', then: {command}"
     return InitResult(file, tuple(lines), step)
@@ -211,7 +218,8 @@ def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
 
 def _format_command(request: InitRequest, data: Path, images: Path | None) -> str:
     """Return the command that reads other data, or other pictures, with the other arguments."""
-    words = ["mlfinetune", "init", display_path(data), *request.overrides]
+    options = [o for o in request.overrides if data == request.data or "data.format=" not in o]
+    words = ["mlfinetune", "init", display_path(data), *options]
     words += [] if images is None else ["--images", display_path(images)]
     words += [] if request.output is None else ["--output", str(request.output)]
     return shlex.join(words)
@@ -238,6 +246,8 @@ def _find_pictures(
             f"alike; choose one:\n{format_list(commands)}"
         )
     (folder,) = place.folders
+    for val in tables[1:]:
+        refuse_other_val(place, val, build_source_options(plan.config))
     settings = [Setting("data.images", folder, "the paths of the table begin here")]
     if place.by_name:
         why = "by their file names, not by the paths of the table"
@@ -263,9 +273,12 @@ def _drop_bad_pictures(
     if skipped and not len(table):
         command = _format_command(request, request.data, Path("DIR"))
         advice = table.hint or f"where they are elsewhere, name their folder: {command}"
+        place = f"; they were looked for under {table.root}"
+        if not missing:  # each is there, and its own line says what to do
+            place = advice = ""
         raise DataError(
-            f"{table.origin}: none of {pluralize(len(skipped), 'picture')} can be read; they were "
-            f"looked for under {table.root}\n{list_skipped(skipped)}\n{advice}"
+            f"{table.origin}: none of {pluralize(len(skipped), 'picture')} can be read{place}\n"
+            f"{list_skipped(skipped)}\n{advice}".rstrip()
         )
     return table, skipped
 
@@ -287,6 +300,7 @@ def _describe_data(
         *summarize(tables, splits, plan.config.data.val_fraction),
         *table.notes,
         *plan.lines,
+        *_describe_beside(request, plan, splits),
         list_frequent_labels(splits),
         *describe_rows(table)[-1:],  # its labels are in the line above
         *describe_empty(table, plan.config.data.empty_labels, plan.config.data.unknown),
@@ -298,6 +312,15 @@ def _describe_data(
     else:
         lines.append("every picture can be read")
     return lines
+
+
+def _describe_beside(request: InitRequest, plan: _Plan, splits: Splits) -> list[str]:
+    """Return a line on tables of other splits beside the one that is read."""
+    table = request.data
+    if table.is_dir() or plan.config.data.val is not None or not splits.drawn:
+        return []
+    command = _format_command(replace(request, images=None), table.parent, None)
+    return describe_tables_beside(table, command)
 
 
 def _is_said_otherwise(note: str) -> bool:
@@ -341,7 +364,7 @@ def _write_config(
         Setting("data.format", table.format, is_comment=True),
         *plan.settings,
         *list_choices(table),
-        *list_decisions(table, splits, len(skipped), plan.config.data.val is not None),
+        *list_decisions(table, splits, len(skipped), plan.config.data),
         Setting("output", f"runs/{file.stem}", is_comment=True),
         *_list_overrides(request, plan),
     ]

@@ -227,11 +227,25 @@ def test_columns_of_one_and_blank(data: Path, cli: Run) -> None:
     mark(data, ["1,", ",1", "1,1", ","])
     said = init(cli, data, "marks.csv")
     assert any(line.startswith("no cell says 0: 12 targets") for line in said)
-    assert "3 of 12 pictures have blank cells alone: taken as negatives (data.unknown)" in said
+    assert any("3 of 12 pictures have blank cells alone: taken as neg" in line for line in said)
     assert not any("cannot be learned" in line for line in said)
     text = (data / "marks.yaml").read_text()
     assert "\n  unknown: negative          # no cell says 0, and nothing is learned" in text
     assert "cannot be learned" not in trains(cli, data, "marks.yaml")
+
+
+def test_a_half_filled_table_of_ticks_has_a_choice(data: Path, cli: Run) -> None:
+    """Rows that nobody has come to yet are counted, and may be left out of what is learned."""
+    mark(data, ["1,", ",1", ",", ","])
+    said = init(cli, data, "marks.csv")
+    line = "6 of 12 pictures have blank cells alone: taken as negatives (data.unknown); where "
+    assert f"{line}nobody has looked at them, set data.empty_labels: unknown" in said
+    text = (data / "marks.yaml").read_text()
+    assert "empty_labels: negative     # 6 of 12 have blank cells alone; unknown where" in text
+    said = init(cli, data, "marks.csv", "data.empty_labels=unknown", "-o", "u.yaml")
+    assert "12 pictures, 2 labels, 0.5 per picture, 12 unknown targets" in said
+    assert any("nothing is learned of them (data.empty_labels)" in line for line in said)
+    assert load_config(data / "u.yaml").data.empty_labels == "unknown"
 
 
 def test_blank_stays_unknown_beside_zeros(data: Path, cli: Run) -> None:
@@ -246,10 +260,9 @@ def test_blank_stays_unknown_beside_zeros(data: Path, cli: Run) -> None:
 
 
 def test_nothing_to_learn_is_no_next_step(data: Path, cli: Run) -> None:
-    """One folder for all pictures: the config is written, and training is not proposed."""
-    (data / "one").mkdir()
-    (data / "images").rename(data / "one/cat")
-    done = cli("init", "one", cwd=data)
+    """One label for all pictures: the config is written, and training is not proposed."""
+    mark(data, ["cat"], "image,labels")
+    done = cli("init", "marks.csv", cwd=data)
     assert done.returncode == 0
     assert "nothing can be learned yet" in done.stderr
     assert "mlfinetune train" not in done.stderr
@@ -269,93 +282,13 @@ def test_pictures_without_labels_are_counted(data: Path, cli: Run) -> None:
     assert "2 of 12 pictures have no label: taken as unknown" in said
 
 
-# ---- no labels yet --------------------------------------------------------------------------
-
-
-def fill(table: Path, labels: tuple[str, ...] = ("cat", "cat|dog", "dog", "")) -> None:
-    """Fill in the labels of a table, in turn."""
-    head, *rows = table.read_text().splitlines()
-    assert head.removeprefix("\ufeff") == "image,labels"
-    rows = [row + labels[number % len(labels)] for number, row in enumerate(rows)]
-    table.write_text("\n".join([head, *rows]))
-
-
-def test_the_whole_road_from_a_flat_folder(data: Path, cli: Run) -> None:
-    """init FOLDER -> a table; init TABLE before and after it is filled in; train and check."""
-    done = cli("init", "images", cwd=data)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "12 pictures without labels: a row for each\n"
-    assert "fill in its column labels, several separated by '|'" in done.stderr
-    assert done.stderr.rstrip().endswith("mlfinetune init images.csv")
-    assert not (data / "images.yaml").exists()
-    fails(cli("init", "images", cwd=data), "images.csv is there already", "init images.csv")
-    fails(cli("init", "images.csv", cwd=data), "none of 12 pictures has a label yet", "'labels'")
-    fill(data / "images.csv")
-    init(cli, data, "images.csv")
-    trains(cli, data, "images.yaml")
-    assert cli("check", "images.yaml", cwd=data).returncode == 0
-
-
-def test_the_road_where_the_table_lies_elsewhere(data: Path, cli: Run) -> None:
-    """Names are relative to the pictures' folder, and the command names it."""
-    (data / "work").mkdir()
-    done = cli("init", "../images", "train.epochs=2", cwd=data / "work")
-    command = "mlfinetune init images.csv train.epochs=2 --images ../images"
-    assert done.stderr.rstrip().endswith(command)
-    fill(data / "work/images.csv")
-    init(cli, data / "work", *command.split()[2:])
-    made = load_config(data / "work/images.yaml")
-    assert (made.data.images, made.train.epochs) == (data / "images", 2)
-    trains(cli, data / "work", "images.yaml")
-
-
-def test_a_table_for_albums(data: Path, cli: Run) -> None:
-    """Their names are labels unless the user says no; names of any kind come back."""
-    for number, path in enumerate(sorted((data / "images").iterdir())):
-        folder = data / "albums" / ("caf\u00e9, 2024", 'the "best"')[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        path.rename(folder / path.name)
-    assert any("mlfinetune init albums --table albums.csv" in x for x in init(cli, data, "albums"))
-    done = cli("init", "albums", "--table", "albums.csv", cwd=data)
-    assert done.returncode == 0, done.stderr
-    assert (data / "albums.csv").read_text()[0] == "\ufeff"  # Excel then reads the accents
-    fill(data / "albums.csv")
-    said = init(cli, data, "albums.csv", "-o", "new.yaml")
-    assert said[0].startswith("12 pictures, 2 labels")
-
-
-def test_names_that_no_cell_can_hold(data: Path, cli: Run) -> None:
-    """They are left out and listed; a comma, a quote or a sign of a formula is no trouble."""
-    names = ("a,b.jpg", 'c"d.jpg', "=e.jpg", " f.jpg", "g\udcff.jpg")
-    for name in names:
-        shutil.copy(data / "images/0000.jpg", data / name)
-    shutil.rmtree(data / "images")
-    done = cli("init", ".", "--table", "t.csv", cwd=data)
-    assert "3 pictures without labels" in done.stdout
-    assert "' f.jpg'" in done.stdout
-    fill(data / "t.csv")
-    assert "every picture can be read" in init(cli, data, "t.csv")
-
-
-def test_a_table_is_never_overwritten(data: Path, cli: Run) -> None:
-    """Nor is one written for a table, under another ending, or beside a table of the folder."""
-    before = (data / "tags.csv").read_text()
-    fails(cli("init", "images", "--table", "tags.csv", cwd=data), "tags.csv is there already")
-    assert (data / "tags.csv").read_text() == before
-    fails(cli("init", "tags.csv", "--table", "new.csv", cwd=data), "--table is for a folder")
-    fails(cli("init", "images", "--table", "new.txt", cwd=data), "ends in .csv")
-    fails(
-        cli("init", "images", "--table", "n.csv", "--images", ".", cwd=data), "leave out --images"
-    )
-    (data / "empty").mkdir()
-    fails(cli("init", "empty", "--table", "n.csv", cwd=data), "no picture")
-    assert not list(data.glob("n*"))
-
-
-def test_a_folder_of_pictures_and_a_table(data: Path, cli: Run) -> None:
-    """No table is written beside another one."""
-    rewrite(data, "images/", "", "images/own.csv")
-    done = cli("init", "images", cwd=data)
-    if done.returncode:  # unless the table of the folder is read
-        fails(done, "mlfinetune init images/own.csv")
-    assert not (data / "images.csv").exists()
+def test_tables_of_splits_beside_the_table_are_named(data: Path, cli: Run) -> None:
+    """With both ways to read them; not where they are read, or train.csv says itself who is val."""
+    for name in ("train.csv", "val.csv", "test.csv", "other_val.csv"):
+        rewrite(data, "", "", name)
+    said = init(cli, data, "train.csv")
+    line = "val.csv and test.csv lie beside it, not read; to read all: mlfinetune init ."
+    assert f"{line}, or data.val=val.csv" in said
+    (data / "train.yaml").unlink()
+    assert "beside" not in str(init(cli, data, "train.csv", "data.val=val.csv"))
+    assert "beside" not in str(init(cli, data, "tags.csv"))

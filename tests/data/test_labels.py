@@ -130,6 +130,22 @@ def test_an_empty_row_is_negative_unless_the_config_says_otherwise() -> None:
     assert after.targets[1].tolist() == [0, 0, 0, 0, 0]
 
 
+def test_blank_rows_of_columns_stay_unknown_where_the_config_says_so() -> None:
+    """`empty_labels: unknown` is about single rows, and beats `unknown`; the default changes none.
+
+    The last row is no empty one: a cell of it was filled in, though its label is ignored.
+    """
+    before = table("a b c", [1, -1, -1], [-1, -1, -1], [-1, -1, 1], said=SAID)
+    ignored = {"ignore_labels": ("c",), "unknown": "negative"}
+    after = settled(before, empty_labels="unknown", **ignored)
+    assert content(after) == {"a": [1, -1, 0], "b": [0, -1, 0]}
+    assert after.notes == (
+        "3 unknown targets counted as absent (data.unknown)",
+        "1 image with unknown targets alone stay so (data.empty_labels)",
+    )
+    assert content(settled(before, **ignored)) == {"a": [1, 0, 0], "b": [0, 0, 0]}
+
+
 def test_empty_rows_are_refused_by_line() -> None:
     """All of them, as faults of the rows."""
     after = settled(table("a", [0], [1], [0]), empty_labels="error")

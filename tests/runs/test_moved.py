@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Run, prepare, run_child
 
-from mlfinetune.runs.moved import find_again
+from mlfinetune.config import build_config
+from mlfinetune.errors import DataError
+from mlfinetune.runs.moved import find_again, find_data
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,18 @@ def test_a_split_of_a_moved_table_is_verified_by_its_validation(project: Path, c
     done = cli(*asked, cwd=moved)
     assert (done.returncode, done.stdout) == (2, "")
     assert "has other validation examples than the run had" in done.stderr
+
+
+@pytest.mark.parametrize("given", [(), ("data.train=new/tags.csv",)])
+def test_only_what_is_lost_is_asked_for(tmp_path: Path, given: tuple[str, ...]) -> None:
+    """The table is where it was, or was given: the pictures alone are named."""
+    data = {"train": "/gone/tags.csv" if given else str(tmp_path), "images": "/gone/photos"}
+    advice = {"train": "data.train=TABLE", "images": "--images FOLDER"}
+    old = ("output=/gone/runs/pets",)
+    recorded = build_config({"data": data}, old)
+    with pytest.raises(DataError) as caught:
+        find_data(build_config({"data": data}, (*old, *given)), recorded, tmp_path, advice)
+    assert str(caught.value).endswith("no /gone/photos (data.images); give --images FOLDER")
 
 
 # ---- report, compare, predict --------------------------------------------------------------

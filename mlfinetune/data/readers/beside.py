@@ -8,6 +8,7 @@ A table is looked at by its first rows alone: no format is parsed, only the piec
 quotes and the like are compared with the names of the pictures.
 """
 
+import filecmp
 import json
 import os
 import re
@@ -127,6 +128,14 @@ def find_root(sample: Sample, index: PictureIndex) -> Path | None:
     """Return the folder that most of a table's names are relative to; None: there is no such one.
 
     Tried are the table's own folder, the folders that hold pictures, and those above them.
+
+        files                                   root of val.csv, which names 1.jpg
+        1.jpg, images/1.jpg                     its own folder: the path as it is written
+        train/1.jpg, val/1.jpg                  val/: the folder of the table's split
+        images/1.jpg, thumbs/1.jpg              refused, unless the files are the same
+
+    Raises:
+        DataError: several folders have other files of these names, and nothing decides.
     """
     held = [folder for folder, _ in index.folders.most_common(_MOST_ROOTS)]
     own = Path(os.path.relpath(sample.path.parent, index.folder))
@@ -135,8 +144,52 @@ def find_root(sample: Sample, index: PictureIndex) -> Path | None:
     hits = {
         root: sum(os.path.isfile(index.folder / root / name) for name in names) for root in tried
     }
-    best = max(hits, key=lambda root: hits[root])
-    return index.folder / best if 2 * hits[best] >= len(names) else None
+    most = max(hits.values())
+    if 2 * most < len(names):
+        return None
+    split = find_table_split(sample.path)
+    of_split = {root: n for root, n in hits.items() if split and _find_folder_split(root) == split}
+    if hits[own] == most:
+        return index.folder / own
+    if of_split and 2 * max(of_split.values()) >= len(names):
+        hits, most = of_split, max(of_split.values())
+    best, *others = [root for root, number in hits.items() if number == most]
+    folders = [index.folder / root for root in dict.fromkeys((best, *others, own))]
+    rivals = [folder for folder in folders[1:] if _has_other_files(folder, folders[0], names)]
+    if rivals:
+        lines = [f"data.images: {folder}" for folder in sorted((folders[0], *rivals))]
+        raise DataError(
+            f"{sample.path}: {len(lines)} folders hold other pictures of the same names; choose "
+            f"one\n{format_list(lines)}"
+        )
+    return folders[0]
+
+
+def find_table_split(table: Path) -> str | None:
+    """Return the split that a word in the name of a table names; None where several do, or none."""
+    marks = set(_find_marks(table).values())
+    return marks.pop() if len(marks) == 1 else None
+
+
+def _find_marks(table: Path) -> dict[str, str]:
+    """Return word -> split, of the words in the name of a table that name one."""
+    words = _list_words(table)
+    return {word: split for word in words if (split := find_split(word))}
+
+
+def _list_words(table: Path) -> list[str]:
+    return [word for word in re.split(r"[\W_]+", _find_stem(table)) if word]
+
+
+def _find_folder_split(folder: Path) -> str | None:
+    """Return the split of a folder, by the last of its parts that names one."""
+    return next((split for part in reversed(folder.parts) if (split := find_split(part))), None)
+
+
+def _has_other_files(folder: Path, chosen: Path, names: Sequence[str]) -> bool:
+    """Return whether a folder has files of these names that differ in the chosen folder."""
+    pairs = [(folder / name, chosen / name) for name in names if (folder / name).is_file()]
+    return any(not two.is_file() or not filecmp.cmp(one, two, shallow=False) for one, two in pairs)
 
 
 def find_splits(leading: dict[Path, Sample], tables: Sequence[Path]) -> dict[Path, str]:
@@ -150,8 +203,7 @@ def find_splits(leading: dict[Path, Sample], tables: Sequence[Path]) -> dict[Pat
     """
     groups: dict[tuple[str, ...], dict[Path, str]] = {}
     for table in tables:
-        words = [word for word in re.split(r"[\W_]+", _find_stem(table)) if word]
-        marks = {word: split for word in words if (split := find_split(word))}
+        words, marks = _list_words(table), _find_marks(table)
         if len(marks) == 1 and (table in leading or is_usual_table(table)):
             rest = tuple(word for word in words if word not in marks)
             groups.setdefault(rest, {})[table] = next(iter(marks.values()))
@@ -192,7 +244,7 @@ def refuse_rivals(
 
 def list_lacking_columns(test: Path, train: Path) -> list[str]:
     """Return the columns that a table lacks and another has, by their first lines."""
-    own, others = (_split_line(_read_start(path)[0].partition("\n")[0]) for path in (test, train))
+    own, others = (split_line(read_start(path)[0].partition("\n")[0]) for path in (test, train))
     return [column for column in others if column not in own]
 
 
@@ -217,14 +269,14 @@ def _find_stem(path: Path) -> str:
 
 def _read_sample(path: Path, index: PictureIndex) -> Sample:
     """Read the first rows of a file, and find the pieces that name pictures."""
-    content, is_whole = _read_start(path)
+    content, is_whole = read_start(path)
     if find_ending(path) == ".json":
         names = [text for text in _read_texts(content) if index.is_name(text, False)]
         some = len(names) > 1 or 2 * len(names) >= index.count
         return Sample(path, names, len(names) if some else index.count, index.count)
     is_json = find_ending(path) == ".jsonl"
     lines = [line for line in content.splitlines() if line.strip()]
-    rows = [list(_read_texts(line)) if is_json else _split_line(line) for line in lines]
+    rows = [list(_read_texts(line)) if is_json else split_line(line) for line in lines]
     with_numbers = any(map(_ID_WORDS.search, rows[0] if rows else [])) and not is_json
     found = [[piece for piece in row if index.is_name(piece, with_numbers)] for row in rows]
     names = [pieces[0] for pieces in found if pieces]
@@ -237,7 +289,7 @@ def _read_sample(path: Path, index: PictureIndex) -> Sample:
     return Sample(path, names, count, total)
 
 
-def _split_line(line: str) -> list[str]:
+def split_line(line: str) -> list[str]:
     """Return the pieces of a row, without blank ones; a row without delimiter has words.
 
     `a b.jpg;cat` -> [a b.jpg, cat]    `a b.jpg;` -> [a b.jpg]    `a.jpg cat` -> [a.jpg, cat]
@@ -256,7 +308,7 @@ def _read_texts(content: str) -> Iterator[str]:
             continue
 
 
-def _read_start(path: Path) -> tuple[str, bool]:
+def read_start(path: Path) -> tuple[str, bool]:
     """Return the first lines of a file as text, and whether they are all; empty: it has none.
 
     Raises:

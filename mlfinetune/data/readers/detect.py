@@ -20,6 +20,7 @@ from mlfinetune.data.readers import (
     parquet,
     several,
     sidecar,
+    unlabelled,
     voc,
     webdataset,
 )
@@ -40,6 +41,7 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
 }
 """Format -> its name in messages, and its reader."""
 
+_GIVEN = " (data.format)"
 _URL_AS_PATH = re.compile(r"(^|/)(https?|s3|gs|file):/", re.IGNORECASE)
 """A path that was meant as a URL: Path turns // into /."""
 
@@ -54,23 +56,39 @@ def read_source(path: Path, options: SourceOptions) -> Table:
         hint = "; a URL goes into a config (data.train)" if _URL_AS_PATH.search(str(path)) else ""
         raise DataError(f"no such file or folder: {path} (data.train, data.val or --data){hint}")
     try:
-        joined, notes = several.read_several(path, options, read_source)
-        if joined is not None:
-            return replace(joined, notes=(*joined.notes, *notes))
-        format = detect_format(path) if options.format == "auto" else options.format
-        title, reader = READERS[format]
-        if is_url(options.images) and format not in several.TABLES:
-            raise DataError(
-                f"data.images: pictures of {title} cannot be read from {options.images}; list "
-                f"them in a table"
-            )
-        source = several.find_table(path) if format in several.TABLES else path
-        if format == "huggingface" and FORMATS.get(find_ending(source)) == "csv":
-            reader = csv_table.read_csv  # metadata.csv
-        table = reader(source, options)
+        return _read_in_format(path, options)
+    except DataError as error:
+        if (note := unlabelled.find_class_folders(path, options, error)) is None:
+            raise
+        table = _read_in_format(path, replace(options, format="folder"))
+        notes = (text.removesuffix(_GIVEN) for text in table.notes)
+        return replace(table, notes=(*notes, note))
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    how = "" if options.format == "auto" else " (data.format)"
+
+
+def _read_in_format(path: Path, options: SourceOptions) -> Table:
+    """Read an existing file or folder; as `read_source`.
+
+    Raises:
+        DataError: it cannot be read as a whole.
+        OSError: the disk says no.
+    """
+    joined, notes = several.read_several(path, options, read_source)
+    if joined is not None:
+        return replace(joined, notes=(*joined.notes, *notes))
+    format = detect_format(path) if options.format == "auto" else options.format
+    title, reader = READERS[format]
+    if is_url(options.images) and format not in several.TABLES:
+        raise DataError(
+            f"data.images: pictures of {title} cannot be read from {options.images}; list "
+            f"them in a table"
+        )
+    source = several.find_table(path) if format in several.TABLES else path
+    if format == "huggingface" and FORMATS.get(find_ending(source)) == "csv":
+        reader = csv_table.read_csv  # metadata.csv
+    table = reader(source, options)
+    how = "" if options.format == "auto" else _GIVEN
     return replace(table, notes=(f"read as {title}{how}", *table.notes, *notes))
 
 

@@ -6,14 +6,22 @@ nowhere refused
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlfinetune.data.images.names import is_decoded_name, is_image_name, is_lost_folder, walk_files
+from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.table import Fault, SourceOptions
 from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, pluralize
+
+_NO_CLASSES = frozenset(
+    {"image", "images", "img", "imgs", "photo", "photos", "pic", "pics", "picture", "pictures"}
+    | {"jpg", "jpeg", "png", "data", "raw", "original", "originals", "thumb", "thumbs"}
+    | {"thumbnail", "thumbnails", "mask", "masks", "annotation", "annotations", "label", "labels"}
+)
+"""Names of folders that say nothing of what the pictures in them show."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +117,16 @@ def _find_twins(pictures: list[Path]) -> set[Path]:
         return set()
     stems = {picture.with_suffix("") for picture in pictures if is_decoded_name(picture)}
     return {picture for picture in undecoded if picture.with_suffix("") in stems}
+
+
+def are_classes(folders: Iterable[Path]) -> bool:
+    """Return whether the folders of all pictures, relative to the root, look like classes.
+
+    cat, dog               True
+    cat, dog, .            False: a picture lies in none
+    train, val             False: splits
+    images, masks          False: they say nothing of what a picture shows
+    """
+    names = {folder.name.casefold() for folder in folders}
+    are_named = names.isdisjoint({"", *_NO_CLASSES}) and not any(map(find_split, names))
+    return len(names) > 1 and are_named

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlfinetune.data.images.names import is_image_name, walk_files
 from mlfinetune.data.readers.cells import quote_names
-from mlfinetune.data.readers.pictures import FolderFiles, list_files
+from mlfinetune.data.readers.pictures import FolderFiles, are_classes, list_files
 from mlfinetune.data.readers.tags import (
     MAX_BYTES,
     find_encoding,
@@ -91,7 +91,7 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
         path,
         [str(picture) for picture in found.pictures],
         delimiter=options.label_delimiter,
-        notes=_list_notes(found, texts),
+        notes=_list_notes(found, texts, options.format == "auto"),
         faults=faults,
     )
 
@@ -150,9 +150,16 @@ def _read_tags(path: Path, texts: _Texts, name: Path, options: SourceOptions) ->
     return tags
 
 
-def _list_notes(found: FolderFiles, texts: _Texts) -> Iterator[str]:
+def _list_notes(found: FolderFiles, texts: _Texts, is_detected: bool) -> Iterator[str]:
     """Yield the notes of the table: pictures without labels, and files that are ignored."""
     yield from found.notes
+    if is_detected and are_classes({picture.parent for picture in found.pictures}):
+        names = sorted({picture.parent.name for picture in found.pictures})
+        yield (
+            f"labels from the {_name_ending(texts.used)} files beside the pictures; the names of "
+            f"their folders ({quote_names(names)}) are not read; if these are the labels: "
+            f"data.format: folder"
+        )
     lacking = sum(texts.by_key.keys().isdisjoint(_list_keys(name)) for name in found.pictures)
     if lacking:
         count, ending = pluralize(len(found.pictures), "picture"), _name_ending(texts.used)

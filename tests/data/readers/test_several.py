@@ -378,3 +378,67 @@ def test_only_common_guesses_of_joined_tables_are_choices(tmp_path: Path) -> Non
     assert dict(table.choices)["image_column"] == "Datei"
     table = read(tmp_path / "other", {**files, "val.csv": val})
     assert "image_column" not in dict(table.choices)
+
+
+# ---- the folder of each table's pictures ----------------------------------------------------
+
+
+def draw(folder: str, start: int, stop: int) -> Files:
+    """Return pictures of one folder, each with bytes of its own."""
+    return {f"{folder}{i:03}.jpg": f"{folder}{i}" for i in range(start, stop)}
+
+
+def list_rows(start: int, stop: int) -> str:
+    """Return a table of names without folders."""
+    rows = (f"{i:03}.jpg,{'cat' if i % 2 else 'dog'}" for i in range(start, stop))
+    return "\n".join(["image,labels", *rows])
+
+
+@pytest.mark.parametrize("name", ["{}.csv", "labels_{}.csv", "annotations/{}.csv"])
+@pytest.mark.parametrize("folder", ["{}/", "images/{}/", "{}/images/"])
+def test_each_split_table_has_the_pictures_of_its_folder(
+    tmp_path: Path, name: str, folder: str
+) -> None:
+    """Though the folder of another split has files of all its names."""
+    bounds = {"train": (0, 20), "val": (12, 20), "test": (8, 16)}
+    files: Files = {name.format(split): list_rows(*at) for split, at in bounds.items()}
+    for split, at in bounds.items():
+        files |= draw(folder.format(split), *at)
+    table = read(tmp_path, files)
+    assert table.splits is not None
+    for row, split in zip(table.names, table.splits, strict=True):
+        assert row.startswith(folder.format(split))
+    assert len(table) == 36
+
+
+def test_a_val_table_of_pictures_in_train(tmp_path: Path) -> None:
+    """Where val/ has none of its pictures, they are in train/."""
+    files: Files = {"train.csv": list_rows(0, 6), "val.csv": list_rows(6, 9)}
+    table = read(tmp_path, {**files, **draw("train/", 0, 9), **draw("val/", 20, 24)})
+    assert set(map(os.path.dirname, table.names)) == {"train"}
+
+
+def test_several_folders_of_the_same_names_are_refused(tmp_path: Path) -> None:
+    """Nobody can know whose labels the table has; copies are one and the same."""
+    files: Files = {"tags.csv": list_rows(0, 4), **draw("train/", 0, 4)}
+    message = refusal(tmp_path, {**files, **draw("val/", 0, 4)})
+    assert "tags.csv: 2 folders hold other pictures of the same names; choose one" in message
+    assert message.splitlines()[1:] == [
+        f"  data.images: {tmp_path}/train",
+        f"  data.images: {tmp_path}/val",
+    ]
+    assert len(read(tmp_path, {}, images=tmp_path / "val")) == 4
+    read(
+        tmp_path,
+        {name.replace("train", "val"): text for name, text in draw("train/", 0, 4).items()},
+    )
+
+
+def test_the_path_as_it_is_written_comes_first(tmp_path: Path) -> None:
+    """Before files of the same names below; where it leads to some of them alone, a refusal."""
+    files: Files = {"train.csv": list_rows(0, 4), **draw("images/", 0, 4), **draw("train/", 0, 4)}
+    table = read(tmp_path / "all", {**files, **draw("", 0, 4)})
+    assert table.names[0] == "000.jpg"
+    message = refusal(tmp_path / "one", {**files, **draw("", 0, 1)})
+    assert f"data.images: {tmp_path}/one\n" in message
+    assert f"data.images: {tmp_path}/one/train" in message

@@ -238,3 +238,18 @@ def test_one_picture_with_its_text_makes_a_sidecar_folder(
 ) -> None:
     """Both must be in one folder and have one stem."""
     assert is_sidecar(tree(tmp_path, dict.fromkeys(names, ""))) is answer
+
+
+@pytest.mark.parametrize(
+    ("folders", "is_said"), [("cat dog", True), ("a/cat b/dog", True), ("train val", False)]
+)
+def test_class_folders_with_tags(tmp_path: Path, folders: str, is_said: bool) -> None:
+    """The tags are read; that the names of the folders are not is said, with the other choice."""
+    files: dict[str, str | bytes] = {}
+    for folder in folders.split():
+        files |= {f"{folder}/1.jpg": folder, f"{folder}/1.txt": "indoor, red"}
+    notes = read(tmp_path, files).notes
+    line = "labels from the .txt files beside the pictures; the names of their folders ('cat', 'dog"
+    assert any(note.startswith(line) and "data.format: folder" in note for note in notes) is is_said
+    table = read_sidecar(tmp_path, SourceOptions(format="sidecar"))
+    assert not any("data.format" in note for note in table.notes)
