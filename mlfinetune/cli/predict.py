@@ -87,7 +87,8 @@ def predict(
     log = RunLog(rank=dist_info().rank)
     if resume and (output is None or chosen == Format.text):
         raise DataError("--resume continues a CSV or JSONL file: name it with -o")
-    _require_prediction_file(output, chosen)
+    if not resume:
+        _require_prediction_file(output, chosen)
     request = workflow.PredictRequest(
         inputs=tuple(inputs),
         checkpoint=checkpoint,

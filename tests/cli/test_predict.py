@@ -235,9 +235,9 @@ def test_it_goes_on_after_any_byte(trained: Path, cli: Run, tmp_path: Path, form
 
 def test_it_goes_on_with_the_same_pictures_and_columns_alone(trained: Path, cli: Run) -> None:
     """Others are refused, and the file is left alone."""
-    command = ("predict", "-c", "runs/pets", "-o", "kept.csv")
+    command = ("predict", "-c", "runs/pets", "-o", "goes-on.csv")
     assert cli(*command, "images/0000.jpg", "images/0001.png", cwd=trained).returncode == 0
-    before = (trained / "kept.csv").read_bytes()
+    before = (trained / "goes-on.csv").read_bytes()
     for arguments, said in (
         (("images/0000.jpg", "images/0002.jpg"), "row 2 is of images/0001.png, now it is images/0"),
         (("images/0000.jpg",), "row 2 is of images/0001.png, there is none any more"),
@@ -246,7 +246,7 @@ def test_it_goes_on_with_the_same_pictures_and_columns_alone(trained: Path, cli:
         done = cli(*command, *arguments, "--resume", cwd=trained)
         assert done.returncode == 2
         assert said in done.stderr
-        assert (trained / "kept.csv").read_bytes() == before
+        assert (trained / "goes-on.csv").read_bytes() == before
     done = cli("predict", "images", "--resume", cwd=trained)
     assert done.returncode == 2
     assert "name it with -o" in done.stderr

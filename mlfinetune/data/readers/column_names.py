@@ -113,6 +113,15 @@ SPLIT_MARKS = {
 }
 """Name of a column of 1 and 0 -> the split of the rows that have 1."""
 
+METADATA = _collect_words(
+    "author photographer owner user creator copyright license licence credit camera lens device "
+    "taken date datetime time timestamp year month day created modified uploaded location place "
+    "city country latitude longitude gps url link title name description caption comment comments "
+    "note notes remark text autor fotograf datum ort titel beschreibung bemerkung kamera fecha "
+    "lieu date auteur titre commentaire"
+)
+"""Words in the names of columns of text that tell of a picture, and are no labels by themselves."""
+
 _EXACT = _collect_words(
     "annotator rater annotationid leadtime createdat updatedat id ids idx index "
     " indexes no nr num number nummer lfdnr laufendenummer row rowid rownum "

@@ -81,8 +81,9 @@ def _count_votes(cells: Sequence[str], counts: Counter[str]) -> tuple[Counter[st
         words = [_has_letters(part) for part in parts]
         for index, (pair, sign) in enumerate(zip(pairwise(parts), signs, strict=True)):
             both = together[_sort_pair(pair)]
-            if any(words[: index + 1]) and any(words[index + 1 :]):
-                between.add(sign)  # not the sign of a smiley such as `;)`
+            after = any(words[index + 1 :]) or not any(parts[index + 1 :])
+            if any(words[: index + 1]) and after:
+                between.add(sign)  # `cat|` ends in a sign; one of a smiley such as `;)` is none
             if all(map(_has_letters, pair)) and any(occurrences[part] > both for part in pair):
                 apart.add(sign)
         holders.update(dict.fromkeys(between, counts[cell]))
@@ -91,8 +92,9 @@ def _count_votes(cells: Sequence[str], counts: Counter[str]) -> tuple[Counter[st
 
 
 def _is_split(cell: str) -> bool:
-    """Return whether a sign stands between two parts of a cell that may be labels."""
-    return sum(map(_has_letters, _ANY.split(cell)[::2])) > 1
+    """Return whether a sign stands between two parts of a cell that may be labels, or ends it."""
+    parts = _ANY.split(cell)[::2]
+    return sum(map(_has_letters, parts)) > 1 or (len(parts) > 1 and not parts[-1].strip())
 
 
 def _has_letters(part: str) -> bool:

@@ -46,7 +46,8 @@ def read_folder(root: Path, options: SourceOptions) -> Table:
     if lists.labels.names and all(map(find_split, lists.labels.names)):
         raise DataError(
             f"{root}: the folders that hold pictures are named {', '.join(lists.labels.names)}: "
-            f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels"
+            f"splits, not labels; wanted {root.name}/<label>/<picture>, or a table of labels: "
+            f"mlfinetune init FOLDER --table NAME.csv writes one to fill in"
         )
     notes = [_describe_labels(root, lists.labels.names, options), *found.notes]
     if duplicates := len(files) - len(groups):

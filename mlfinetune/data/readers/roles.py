@@ -17,6 +17,7 @@ from mlfinetune.data.readers.column_names import (
     BARE_TRAIN,
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
+    METADATA,
     OTHER_IMAGE_NAMES,
     OTHER_LABEL_NAMES,
     SPLIT_MARKS,
@@ -347,6 +348,8 @@ class _Chooser:
         column = self.sample[name]
         if column.has_lists:
             return True
+        if METADATA & {*split_words(name), simplify_name(name)}:
+            return False
         if not column.texts or self._is_state_or_number(name) or column.picture_share > 0:
             return False
         delimiter = detect_delimiter(column.texts)

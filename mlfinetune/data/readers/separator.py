@@ -11,6 +11,7 @@ _RARE = "|"
 """Separates labels far more often than columns, so that it is taken where nothing else fits."""
 
 _QUOTED = re.compile(r'"[^"\r\n]*"')
+_QUOTED_LINES = re.compile(r'"[^"]*"')
 _EXCEL_LINE = re.compile(
     r'\ufeff*[ \t]{0,9}"?[ \t]{0,9}sep[ \t]{0,9}=[ \t]{0,9}"?(\\t|\t|[^\w"\r\n])"?[ \t,;]*'
     r"(?:\r\n?|\n|\Z)",
@@ -52,7 +53,10 @@ def detect_separator(text: str, ending: str) -> str:
         text: the first lines, whole.
         ending: that of the file: `.tsv` has tabs wherever its header has one.
     """
-    lines = [_blank_quoted(line) for line in re.split(r"\r\n?|\n", text) if line.strip()]
+    # A quoted cell may hold line ends; with a quote that is never closed all would be quoted.
+    quoted = _QUOTED if text.count('"') % 2 else _QUOTED_LINES
+    text = quoted.sub(lambda match: re.sub(r'[",;\t|\r\n]', "", match[0]), text)
+    lines = [line for line in re.split(r"\r\n?|\n", text) if line.strip()]
     fits = {sign: fit for sign in (*SEPARATORS, _RARE) if (fit := _measure_fit(lines, sign))}
     if ending == ".tsv" and "\t" in fits:
         return "\t"
@@ -61,11 +65,6 @@ def detect_separator(text: str, ending: str) -> str:
     if _RARE in fits and (best is None or fits[best].rows < 0.5 <= fits[_RARE].rows):
         return _RARE
     return best or ","
-
-
-def _blank_quoted(line: str) -> str:
-    """Return the line without the separators that stand in quotes."""
-    return _QUOTED.sub(lambda match: re.sub(r'[",;\t|]', "", match[0]), line)
 
 
 def _measure_fit(lines: list[str], separator: str) -> _Fit | None:

@@ -32,6 +32,7 @@ def read(folder: Path, *cells: str) -> Table:
         (["hot dog", "ice cream"], None),
         (["hot dog, ice cream", "hot dog", "ice cream", "big dog"], ","),
         (["cat", ""], None),
+        (["hot dog|", "a,b|"], "|"),
         (
             [f"{a} {b} ;)" for a in "abcd" for b in "efg"]
             + [f"{a} {b}" for a in "ab" for b in "cd"],

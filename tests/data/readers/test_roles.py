@@ -414,3 +414,11 @@ def test_columns_left_out_are_named_with_a_line_to_paste(tmp_path: Path) -> None
     """Where nothing else is a label, the names may have been meant."""
     message = refusal(tmp_path, "image,valid,hidden\na.jpg,0,1\nb.jpg,1,0\n")
     assert 'data.label_columns: ["valid", "hidden"]' in message
+
+
+@pytest.mark.parametrize("name", ["author", "taken", "Camera model", "date_taken", "Datum", "note"])
+def test_what_is_told_of_a_picture_is_no_label_by_itself(tmp_path: Path, name: str) -> None:
+    """The only column of text may be the photographer; it is read where the config names it."""
+    content = f"image,{name}\na.jpg,Ann\nb.jpg,Bob\nc.jpg,Ann\n"
+    assert f'data.label_column: "{name}"' in refusal(tmp_path, content)
+    assert read(tmp_path, content, label_column=(name,)).labels.names == ("Ann", "Bob")
