@@ -422,3 +422,10 @@ def test_what_is_told_of_a_picture_is_no_label_by_itself(tmp_path: Path, name: s
     content = f"image,{name}\na.jpg,Ann\nb.jpg,Bob\nc.jpg,Ann\n"
     assert f'data.label_column: "{name}"' in refusal(tmp_path, content)
     assert read(tmp_path, content, label_column=(name,)).labels.names == ("Ann", "Bob")
+
+
+def test_boxes_beside_labels_are_no_values(tmp_path: Path) -> None:
+    """Relative coordinates lie between 0 and 1 too."""
+    rows = "a.jpg,0,0.1,cat\na.jpg,0.2,0.3,dog\nb.jpg,0,1,cat\n"
+    table = read(tmp_path, f"image,x_min,x_max,label\n{rows}")
+    assert states(table) == [[1, 0], [0, 1], [1, 0]]
