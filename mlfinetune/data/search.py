@@ -28,6 +28,8 @@ _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 _LABEL_STUDIO = "/?d="
 """Label Studio writes `/data/local-files/?d=images/a.jpg`."""
+_UPLOADED = re.compile("[0-9a-f]{8}-.")
+"""Label Studio writes eight digits before the name of a picture that was uploaded to it."""
 _ENDINGS = DECODED | UNDECODED.keys()
 """Endings that a table may write of a picture that lies there in another format."""
 _KEPT_FILES = 4
@@ -249,12 +251,14 @@ def _fold(text: str) -> str:
 
 
 def _list_forms(name: str) -> tuple[str, ...]:
-    """Return the file names that a table's path may mean: its last part, as it is and unquoted."""
+    """Return the file names that a path may mean: its last part, as it is, or unquoted."""
     parts = split_name(name)
     if not parts:
         return ()
     base = _normalize(parts[-1])
-    return (base, _normalize(unquote(base))) if "%" in base else (base,)
+    forms = [base, _normalize(unquote(base))] if "%" in base else [base]
+    forms += [form[9:] for form in forms if _UPLOADED.match(form)]
+    return tuple(forms)
 
 
 def _make_key(base: str) -> str:

@@ -346,3 +346,10 @@ def test_a_link_that_leads_outside_is_named(tmp_path: Path) -> None:
         f"images is a link that leads out of the folder ({tmp_path}/disk), not searched; "
         f"data.allow_outside_root: true permits it"
     )
+
+
+def test_a_picture_that_was_uploaded_is_found_by_its_own_name(tmp_path: Path) -> None:
+    """Label Studio writes eight digits before it; a file that is really called so comes first."""
+    root = make(tmp_path, "img/a.jpg", "img/b.jpg", "img/0123abcd-b.jpg")
+    names = ("/data/upload/1/89abcdef-a.jpg", "/data/upload/1/0123abcd-b.jpg")
+    assert find(root, *names) == (["img/a.jpg", "img/0123abcd-b.jpg"], [])
