@@ -23,7 +23,7 @@ FORMATS = {
 """Ending of a file of data -> its format, as `data.format` names it."""
 
 SHARED_ENDINGS = (".json", ".txt")
-"""Those of `FORMATS` that much else has too."""
+"""Endings of `FORMATS` that much else has too, so that the ending alone tells no data."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]", re.IGNORECASE)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -140,12 +141,17 @@ def test_triton_lives_in_the_kernel() -> None:
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield place and first line of each docstring of a module, its classes and functions."""
+    """Yield place and first line of each docstring: of modules, classes, functions, constants."""
     places = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, places) and (text := ast.get_docstring(node)):
             line = getattr(node, "lineno", 1)
             yield f"{path.relative_to(PACKAGE)}:{line}", text.splitlines()[0]
+        for before, after in pairwise(node.body if isinstance(node, places) else ()):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if is_text and isinstance(before, ast.Assign | ast.AnnAssign):
+                place = f"{path.relative_to(PACKAGE)}:{after.lineno}"
+                yield place, str(after.value.value)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -65,14 +65,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             raise _refuse_data(path)
         raise ConfigError(f"{path}: wanted keys and values at the top, found a {name_kind(tree)}")
     tree = _make_paths_absolute(tree or {}, path.absolute().parent, faults)
-    for override in overrides:
-        faults += _apply_override(tree, lines, override)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        faults += describe_errors(error.errors(), tree, lines, Config)
-    if faults:
-        raise ConfigError(f"{path}: {pluralize(len(faults), 'fault')}\n{format_list(faults)}")
+    config = _check_tree(tree, lines, overrides, faults, f"{path}: ")
     if config.output is not None:
         return config
     return config.model_copy(update={"output": Path("runs").absolute() / path.stem})
@@ -86,13 +79,33 @@ def build_config(tree: dict[str, dict[str, Any]], overrides: Sequence[str]) -> C
     """
     tree = {section: dict(values) for section, values in tree.items()}
     lines: Lines = {}
-    faults = [fault for override in overrides for fault in _apply_override(tree, lines, override)]
+    return _check_tree(tree, lines, overrides, [], "")
+
+
+def _check_tree(
+    tree: dict[str, Any], lines: Lines, overrides: Sequence[str], faults: list[str], origin: str
+) -> Config:
+    """Apply overrides to a tree in place, and return its Config.
+
+    Args:
+        tree: sections, keys and values.
+        lines: line of each key; an override gets line 0.
+        overrides: texts `section.key=value`.
+        faults: faults that were found before.
+        origin: begin of the message, such as `a.yaml: `.
+
+    Raises:
+        ConfigError: all faults, each with its key.
+    """
+    faults = list(faults)
+    for override in overrides:
+        faults += _apply_override(tree, lines, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         faults += describe_errors(error.errors(), tree, lines, Config)
     if faults:
-        raise ConfigError(f"{pluralize(len(faults), 'fault')}\n{format_list(faults)}")
+        raise ConfigError(f"{origin}{pluralize(len(faults), 'fault')}\n{format_list(faults)}")
     return config
 
 

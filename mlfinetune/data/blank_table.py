@@ -21,7 +21,7 @@ from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.storage.atomic import writing_text
 
 DELIMITER = "|"
-"""What the user is told to write between labels."""
+"""Sign that the user is told to write between labels."""
 HEADER = ("image", "labels")
 _MERE_PICTURES = ("images", "image", "imgs", "img", "photos", "photo", "pictures", "pics", "bilder")
 """Names of folders that say only that they hold pictures."""

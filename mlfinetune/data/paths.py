@@ -29,7 +29,7 @@ _WORTH_LISTING = 32
 _MOST_ENTRIES = 10_000_000
 """Files and folders below the root that `find_by_name` looks through."""
 _HINT_ENTRIES = 200_000
-"""The same for a hint, unless the table has more names: it takes less than a second."""
+"""Entries that a hint looks through, unless the table has more names: less than a second."""
 
 _NO_FILE = "no such file"
 _OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"

@@ -1,16 +1,17 @@
 """A table's description shows how it was read."""
 
 from pathlib import Path
+from typing import Any
 
 from mlfinetune.data.read import read_table
 from mlfinetune.data.sample import describe_rows
 from mlfinetune.data.table import SourceOptions
 
 
-def describe(folder: Path, text: str, **options: str) -> list[str]:
+def describe(folder: Path, text: str, **options: Any) -> list[str]:
     """Return the lines of a table with this text."""
     (folder / "t.csv").write_text(text)
-    return describe_rows(read_table(folder / "t.csv", SourceOptions(**options)))  # type: ignore[arg-type]
+    return describe_rows(read_table(folder / "t.csv", SourceOptions(**options)))
 
 
 def test_the_row_with_most_labels_is_shown(tmp_path: Path) -> None:

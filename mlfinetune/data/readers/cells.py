@@ -1,8 +1,9 @@
-"""Cells of a table of named columns: their text, and lists of zeros and ones."""
+"""Cells of a table of named columns: their text, lists of zeros and ones; who takes faults."""
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from mlfinetune.text import MAX_LISTED
 
@@ -11,6 +12,18 @@ _BITS = re.compile(r"[\[(]\s*[01]\.?(?:0?[,\s]+[01]\.?)*0?\s*[\])]")
 
 Cell = Any
 """Text, a number, a bool, None, or a sequence of labels."""
+
+
+class RowFaults(Protocol):
+    """Takes the faults of rows, and names rows."""
+
+    path: Path
+
+    def add_fault(self, text: str, row: int = -1) -> None:
+        """Add a fault of a row; without `row`, of the last one added."""
+
+    def find_place(self, row: int) -> str:
+        """Return where a row is in the source, as `line 12`."""
 
 
 def format_cell(cell: Cell) -> str:

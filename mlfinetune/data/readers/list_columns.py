@@ -11,11 +11,10 @@ a.jpg,dog,0
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from mlfinetune.data.readers.cells import Cell, find_bit_width, format_cell, quote_names
+from mlfinetune.data.readers.cells import Cell, RowFaults, find_bit_width, format_cell, quote_names
 from mlfinetune.data.readers.containers import (
     is_cut_short,
     looks_bare,
@@ -36,18 +35,6 @@ from mlfinetune.data.table import LabelLists
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
 from mlfinetune.text import pluralize
-
-
-class RowFaults(Protocol):
-    """Takes the faults of rows, and names rows."""
-
-    path: Path
-
-    def add_fault(self, text: str, row: int = -1) -> None:
-        """Add a fault of a row; without `row`, of the last one added."""
-
-    def find_place(self, row: int) -> str:
-        """Return where a row is in the source, as `line 12`."""
 
 
 class ListColumns:

@@ -7,11 +7,10 @@ a.jpg,1,,0                  cat 1, dog unknown
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from typing import Protocol
 
 import numpy as np
 
-from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
+from mlfinetune.data.readers.cells import Cell, RowFaults, format_cell, quote_names
 from mlfinetune.data.readers.state_words import THRESHOLD, CellState, is_pair, read_state
 from mlfinetune.data.targets import LabelSpace, Targets, pack_codes
 from mlfinetune.text import pluralize
@@ -25,13 +24,6 @@ _BAD, _BLANK = 2, 3
 _LOW, _HIGH = 254, 255
 """Numbers for fractions below and above the threshold, where there are too many to number each."""
 _FEW_SPELLINGS = 16
-
-
-class FaultList(Protocol):
-    """Takes the faults of rows."""
-
-    def add_fault(self, text: str, row: int = -1) -> None:
-        """Add a fault of a row; without `row`, of the last one added."""
 
 
 class StateColumns:
@@ -98,7 +90,7 @@ class StateColumns:
         self._packed.append(pack_codes(self._spellings.codes[block]))
         self._pending = []
 
-    def finish(self, faults: FaultList) -> tuple[LabelSpace, Targets, list[str], list[str]]:
+    def finish(self, faults: RowFaults) -> tuple[LabelSpace, Targets, list[str], list[str]]:
         """Return labels, targets, notes, and doubts: columns that may be labels or not.
 
         Bad cells of the label columns become `faults`. Without a doubt a column is a label where
@@ -161,7 +153,7 @@ class StateColumns:
         if unknown := int(self._counts[_BLANK][list(chosen)].sum()):
             yield f"{unknown} of {self.rows * len(chosen)} targets are blank or -1: unknown"
 
-    def _report_bad_cells(self, chosen: Sequence[int], faults: FaultList) -> None:
+    def _report_bad_cells(self, chosen: Sequence[int], faults: RowFaults) -> None:
         """Add a fault for each kept bad cell of the chosen columns."""
         hint = "; if it is no label, name the labels in data.label_columns"
         if self._given:

@@ -3,6 +3,7 @@
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,11 @@ from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 
 
-def read(folder: Path, content: str, name: str = "t.csv", **options: str) -> Table:
+def read(folder: Path, content: str, name: str = "t.csv", **options: Any) -> Table:
     """Return the Table of a file with this content."""
     path = folder / name
     path.write_bytes(content.encode())
-    return read_csv(path, SourceOptions(**options))  # type: ignore[arg-type]
+    return read_csv(path, SourceOptions(**options))
 
 
 def positives(table: Table) -> dict[str, set[str]]:
@@ -82,7 +83,7 @@ def test_the_sign_that_fits_header_and_rows_is_taken(
 ) -> None:
     """More signs in the header do not win over rows with as many cells."""
     column = {"label_column": (column,)} if (column := find_label_column(content)) else {}
-    table = read(tmp_path, content, **column)  # type: ignore[arg-type]
+    table = read(tmp_path, content, **column)
     assert set().union(*positives(table).values()) == labels
     assert table.faults == ()
 
@@ -99,7 +100,7 @@ def test_where_rows_do_not_tell_the_pictures_do(tmp_path: Path) -> None:
     """Every line has one comma and one semicolon: `a.jpg` is a picture, `a.jpg;cat` is none."""
     content = "Datei;Tags, alle\na.jpg;cat, dog\nb.jpg;dog, fox\n"
     options = {"image_column": "Datei", "label_column": ("Tags, alle",)}
-    table = read(tmp_path, content, **options)  # type: ignore[arg-type]
+    table = read(tmp_path, content, **options)
     assert positives(table) == {"a.jpg": {"cat", "dog"}, "b.jpg": {"dog", "fox"}}
 
 
