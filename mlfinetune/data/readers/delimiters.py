@@ -11,6 +11,8 @@ from itertools import islice, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.text import pluralize
+
 DELIMITERS = ("|", ";", ",", "；", "，", "、", "\n")
 """Signs that may separate labels, the likeliest first; a space is judged apart."""
 
@@ -119,7 +121,7 @@ def suggest_delimiter(cells: Iterable[str]) -> str | None:
         again = sum(any(parts[p.strip()] > 1 for p in cell.split(sign)) for cell in signed)
         if signed and 4 * len(signed) >= len(voters) and 2 * again > len(signed):
             return (
-                f"{len(signed)} different cells hold {sign!r}, and their parts recur, as in "
+                f"{pluralize(len(signed), 'cell')} with {sign!r}, and the parts recur, as in "
                 f'{signed[0][:60]!r}; if it separates labels: data.label_delimiter: "{sign}"'
             )
     return None
