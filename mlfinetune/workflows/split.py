@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.checks import Balance, LabelShare
+from mlfinetune.data.manifest import number_groups
 from mlfinetune.data.read import read_table
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.readers.csv_table import copy_with_column
 from mlfinetune.data.rows import drop_faulty, raise_faults
-from mlfinetune.data.manifest import number_groups
 from mlfinetune.data.stratify import assign_sides
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
