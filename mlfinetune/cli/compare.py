@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mlfinetune.metrics.bootstrap import Comparison, Difference
+    from mlfinetune.metrics.comparison import Comparison, Difference
     from mlfinetune.workflows.compare import CompareResult
 
 SHOWN = 10

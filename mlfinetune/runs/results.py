@@ -77,14 +77,15 @@ def write_results(
 def _write_per_label(folder: Path, evaluation: Evaluation) -> None:
     """Write per_label.csv: a row a label, in label order; undefined cells are empty."""
     rates = ("AP", "F1", "precision", "recall", "AUROC")
-    ends = [f"{name}_{end}" for name in ("AP", "F1") for end in ("low", "high")]
+    sure = ("AP", "F1", "AUROC")
+    ends = [f"{name}_{end}" for name in sure for end in ("low", "high")]
     with writing_text(folder / directory.PER_LABEL) as file:
         writer = csv.writer(file)
         writer.writerow(["label", *rates, "threshold", "positives", "negatives", *ends])
         rows = zip(evaluation.table.per_label, evaluation.facts.intervals.per_label, strict=True)
         for row, intervals in rows:
             numbers = [getattr(row, name) for name in rates]
-            bounds = [*(intervals.AP or (None, None)), *(intervals.F1 or (None, None))]
+            bounds = [end for name in sure for end in getattr(intervals, name) or (None, None)]
             counts = (row.positives, row.negatives)
             cells = [*_format_cells(numbers), row.threshold, *counts, *_format_cells(bounds)]
             writer.writerow([neutralize(row.label), *cells])
@@ -153,7 +154,7 @@ def _parse_intervals(content: Mapping[str, Any]) -> Intervals:
     others = ("resamples", "per_label")
     averages = {name: _parse_pair(pair) for name, pair in content.items() if name not in others}
     per_label = tuple(
-        LabelIntervals(label, _parse_pair(row["AP"]), _parse_pair(row["F1"]))
+        LabelIntervals(label, *(_parse_pair(row.get(name)) for name in ("AP", "AUROC", "F1")))
         for label, row in content["per_label"].items()
     )
     return Intervals(averages, per_label, _parse_count(content["resamples"]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlfinetune.data.targets import UNKNOWN, LabelSpace
 from mlfinetune.errors import CheckpointError, DataError
-from mlfinetune.metrics.bootstrap import Comparison, compare_tables
+from mlfinetune.metrics.comparison import Comparison, compare_tables
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.runs import directory
 from mlfinetune.runs.results import read_metrics, read_scores
