@@ -28,9 +28,9 @@ from mlfinetune.training.resume import (
     is_same_run,
     list_other_arithmetic,
     load_state,
-    require_same_config,
-    require_same_run,
+    place_in_epochs,
 )
+from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.setup import TrainingSetup
 
 
@@ -169,19 +169,18 @@ def load_resume_state(
 ) -> ResumeState | None:
     """Read the state of the run to resume; None: a new run, or no state was saved yet.
 
+    Nothing is written: a run that is refused stays as it is.
+
     Raises:
-        ConfigError: it has other settings or data, and `--allow-changed` was not given.
-        CheckpointError: there are states, but all are damaged.
+        ConfigError, CheckpointError: as `require_resumable`; or all states are damaged.
     """
     if run is None:
         return None
     state = load_state(run, log)
-    if request.resume is not None and request.resume.allow_changed:
-        return state
     if state is not None:
-        require_same_run(state, setup.config, setup.splits)
-    elif (run / directory.CONFIG).is_file():
-        require_same_config(run, setup.config, setup.splits)
+        state = place_in_epochs(state, setup, log)
+    allow_changed = request.resume is not None and request.resume.allow_changed
+    require_resumable(run, state, setup, allow_changed)
     return state
 
 

@@ -122,11 +122,12 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
     setup = set_up(config, splits, world, log)
+    state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
+    # Nothing has been written before: all that can be refused has been.
     wanted = request.config.output or directory.RUNS
     run = resumed or world.broadcast(lambda: directory.make_run_dir(wanted))
     setup = replace(setup, config=setup.config.model_copy(update={"output": run}))
     with directory.locked_run(run) if world.is_main else nullcontext(), oom_as_device_error():
-        state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
         result = _fill_run(setup, state, request, log)
         world.barrier()
         log.repeat_warnings(world.gather(log.take_warnings()))
