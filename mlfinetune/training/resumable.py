@@ -6,8 +6,8 @@
     labels: others, more, fewer, another order  refused                   refused
     backbone, optimizer, shape of a weight      refused                   refused
     fewer epochs than are trained               refused                   refused
-    other settings and data                     refused                   allowed, if there is a state
-    keys that change nothing (`MAY_CHANGE`)     allowed                   allowed
+    other settings and data                     refused                   allowed, with a state
+    keys that change nothing                    allowed                   allowed
 
 A run without a state has to be trained anew. Where it holds weights or results, those would be
 lost, so its settings have to be the same. Where it holds none, every change is allowed.

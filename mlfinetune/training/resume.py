@@ -25,7 +25,7 @@ from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.runtime.device import choose_precision, name_dtype
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
-from mlfinetune.text import format_list, pluralize
+from mlfinetune.text import format_list
 from mlfinetune.training.loop import Candidate, SavePoint
 from mlfinetune.training.optim import fit_optimizer_state
 from mlfinetune.training.records import Position

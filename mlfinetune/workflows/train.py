@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from mlfinetune.config import Config
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Splits, digest_manifest
@@ -38,6 +40,7 @@ from mlfinetune.training.start import (
     load_resume_state,
     open_run,
     resolve_config,
+    try_run_directory,
 )
 
 
@@ -74,6 +77,7 @@ def run(
     ):
         try:
             config = find_run_data(config, resume, log)
+            world.broadcast(lambda: try_run_directory(config, resume))
             with world.local_main_first():
                 splits = load_splits(config, log)
             return _train(TrainRequest(config, world, heard, resume), splits, log)
@@ -95,6 +99,7 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
         splits,
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
+        contents=(),
     )
     with (
         tempfile.TemporaryDirectory() as name,
@@ -204,9 +209,21 @@ def _write_run_results(
     assert scores is not None
     content = checkpoint.load(run / directory.BEST)
     rule = fit_decision_rule(config.eval, scores)
-    checkpoint.save(run / directory.BEST, replace(content, decision=rule))
+    # Of a resumed run the settings and the validation data may be others than at its best epoch.
+    content = replace(
+        content,
+        decision=rule,
+        config=config.model_dump(mode="json"),
+        data_digest=digest_manifest(val),
+    )
+    checkpoint.save(run / directory.BEST, content)
     evaluation = evaluate(config.eval, scores, rule, fitted_here=True)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
-    write_results(run, evaluation, sigmoid(evaluation.scores.logits), about)
+    about["versions"] = content.versions
+    seen = None
+    if setup.splits.contents:
+        learned, scored = setup.splits.contents
+        seen = np.isin(scored, learned) & (scored >= 0)
+    write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(run, log)
     return evaluation
