@@ -98,14 +98,13 @@ def describe_seen(seen: int, images: int) -> str:
     """Return a sentence on scored pictures that the model was trained on; empty: there are none."""
     if not seen:
         return ""
-    if seen == images:
-        start = "the only picture is one" if images == 1 else f"all {images:,} pictures are some"
+    if seen < images:
         return (
-            f"{start} of those that the model was trained on: it has seen the answers, so these "
-            f"numbers say nothing about new pictures"
+            f"the model was trained on {seen:,} of these {images:,} pictures: it has seen their "
+            f"answers, so the numbers are too good"
         )
-    verb = "is one" if seen == 1 else "are some"
+    pictures = "this picture" if images == 1 else f"all {images:,} of these pictures"
     return (
-        f"{seen:,} of {images:,} pictures {verb} of those that the model was trained on: it has "
-        f"seen their answers, so these numbers are too good"
+        f"the model was trained on {pictures}: it has seen the answers, so the numbers say nothing "
+        f"about new pictures"
     )

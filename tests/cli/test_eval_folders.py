@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import Run
 
+from mlfinetune.runs.results import read_scores, read_seen
+
 RUN = "runs/pets"
 
 
@@ -127,7 +129,7 @@ def test_pictures_of_training_are_told(project: Path, cli: Run) -> None:
     """On the screen, in metrics.json, on the page, and at each suspect that it has seen."""
     done = cli("eval", "-c", RUN, "--data", "tags.csv", "eval.thresholds=fixed",
                "eval.threshold=0.01", "-o", "seen", cwd=project)  # fmt: skip
-    said = "19 of 24 pictures are some of those that the model was trained on: it has seen their"
+    said = "the model was trained on 19 of these 24 pictures: it has seen their answers"
     assert f"warning: {said}" in done.stdout
     assert json.loads((project / "seen/metrics.json").read_text())["seen_in_training"] == 19
     for _ in range(2):  # `report` knows it from the folder alone
@@ -135,10 +137,9 @@ def test_pictures_of_training_are_told(project: Path, cli: Run) -> None:
         with (project / "seen/suspects.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         marked = {row["image"] for row in rows if "trained on this picture" in row["why"]}
-        with np.load(project / "seen/scores.npz") as scores:
-            seen, offsets = scores["seen"].astype(bool), scores["names_at"]
-            text = scores["names"].tobytes().decode()
-        names = np.array([text[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+        seen = read_seen(project / "seen", 24)
+        assert seen is not None
+        names = np.array(read_scores(project / "seen").names)
         assert marked == {row["image"] for row in rows} & set(names[seen])
         assert cli("report", "seen", cwd=project).returncode == 0
     done = cli("eval", "-c", RUN, cwd=project)
@@ -156,14 +157,12 @@ def test_copies_of_training_pictures_are_told_by_their_bytes(project: Path, cli:
     rows = "".join(f"{number}.jpg,red\n" for number in range(6))
     (project / "copies/tags.csv").write_text("image,labels\n" + rows)
     done = cli("eval", "-c", RUN, "--data", "copies/tags.csv", cwd=project)
-    assert "all 6 pictures are some of those that the model was trained on" in done.stdout
-    for number in range(6):  # the same names, other bytes
-        (project / f"copies/{number}.jpg").write_bytes(
-            (project / f"copies/{number}.jpg").read_bytes() + b"!"
-        )
-    assert (
-        "trained on" not in cli("eval", "-c", RUN, "--data", "copies/tags.csv", cwd=project).stdout
-    )
+    assert "the model was trained on all 6 of these pictures" in done.stdout
+    for path in (project / "copies").glob("*.jpg"):  # the same names, other bytes
+        path.write_bytes(path.read_bytes() + b"!")
+    done = cli("eval", "-c", RUN, "--data", "copies/tags.csv", cwd=project)
+    assert done.returncode == 0
+    assert "trained on" not in done.stdout
 
 
 def test_a_run_of_an_older_version_says_what_its_table_says(
@@ -177,7 +176,7 @@ def test_a_run_of_an_older_version_says_what_its_table_says(
     assert done.returncode == 0, done.stderr
     for _ in range(2):
         done = cli("eval", "-c", RUN, "--split", "train", cwd=pictures)
-        assert "all 16 pictures are some of those that the model was trained on" in done.stdout
+        assert "the model was trained on all 16 of these pictures" in done.stdout
         (pictures / RUN / "trained_on.npz").unlink(missing_ok=True)
     done = cli("eval", "-c", RUN, "--data", "tags.csv", cwd=pictures)
     assert "trained on" not in done.stdout
