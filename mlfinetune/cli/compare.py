@@ -85,16 +85,22 @@ def _format_settings(settings: Mapping[str, tuple[object, object]] | None) -> li
 
     lines = ["", f"  {'settings that differ':<24} {'A':<25} B"]
     for key, values in settings.items():
-        a, b = (make_printable(_shorten(value)) for value in values)
+        a, b = (_shorten(make_printable(_to_text(value))) for value in values)
         lines.append(f"  {fit_width(make_printable(key), 24)} {fit_width(a, 25)} {b}")
     return lines
 
 
-def _shorten(value: object) -> str:
-    """Return a setting as YAML has it, in 25 characters: of a path the end tells most."""
+def _to_text(value: object) -> str:
+    """Return a setting as YAML has it."""
     import json
 
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shorten(text: str) -> str:
+    """Return at most 25 characters: of a path the end tells most."""
     return text if len(text) <= 25 else f"{text[:5]}...{text[-17:]}"
 
 

@@ -252,6 +252,18 @@ def test_it_goes_on_with_the_same_pictures_and_columns_alone(trained: Path, cli:
     assert "name it with -o" in done.stderr
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "my notes\n"), ("a.csv", "my notes")])
+def test_resume_never_empties_another_file(
+    trained: Path, tmp_path: Path, cli: Run, name: str, text: str
+) -> None:
+    """A file without one complete row is cut only where it begins as predictions do."""
+    (tmp_path / name).write_text(text)
+    arguments = ("predict", "images", "-c", "runs/pets", "-o", str(tmp_path / name), "--resume")
+    done = cli(*arguments, cwd=trained)
+    assert (done.returncode, (tmp_path / name).read_text()) == (2, text)
+    assert "holds no predictions; --resume would empty it" in done.stderr
+
+
 def test_shards_are_all_of_it(trained: Path, cli: Run) -> None:
     """Three of them have every picture once, in its order."""
     parts = []
