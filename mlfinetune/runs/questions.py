@@ -1,7 +1,6 @@
 """Folders of eval's results, each with the question that it answers.
 
-    checkpoint, data, split, overrides -> Question -> find_eval_folder  -> a folder in the run
-                                                      require_own_folder: of `--output`
+    checkpoint, data, split, overrides -> Question -> choose_eval_folder -> folder
 
     mlfinetune eval -c runs/pets ...                  results in runs/pets/
     (nothing more)                                    eval
@@ -26,6 +25,7 @@ from typing import Any
 from mlfinetune.errors import CheckpointError
 from mlfinetune.location import Location, is_url
 from mlfinetune.runs import directory
+from mlfinetune.storage.atomic import try_writing
 
 RESULTS = (
     directory.METRICS,
@@ -69,7 +69,29 @@ class Question:
         }
 
 
-def find_eval_folder(question: Question) -> Path:
+def choose_eval_folder(question: Question, output: Path | None) -> Path:
+    """Return the folder of the results, after a trial to write there; nothing is made yet.
+
+    Args:
+        question: the question that they will answer.
+        output: `--output`; None: a folder beside the checkpoint.
+
+    Raises:
+        CheckpointError: the output holds other things, or nothing can be written there.
+    """
+    if output is not None:
+        _require_own_folder(question, output)
+    folder = output or _find_folder(question)
+    try_writing(folder)
+    return folder
+
+
+def is_replaced(folder: Path) -> bool:
+    """Tell whether a folder holds results that the next ones replace."""
+    return (folder / directory.METRICS).is_file()
+
+
+def _find_folder(question: Question) -> Path:
     """Return the folder beside the checkpoint for the results of this question.
 
     It holds results of this question, or nothing.
@@ -90,7 +112,7 @@ def find_eval_folder(question: Question) -> Path:
     return folder
 
 
-def require_own_folder(question: Question, folder: Path) -> None:
+def _require_own_folder(question: Question, folder: Path) -> None:
     """Check that results of this question overwrite no others in `folder`.
 
     Raises:
@@ -107,11 +129,6 @@ def require_own_folder(question: Question, folder: Path) -> None:
             f"{folder} holds {', '.join(there[:3])} of {_describe_other(question, folder)}: name "
             f"another folder with --output, or remove these"
         )
-
-
-def is_replaced(folder: Path) -> bool:
-    """Tell whether a folder holds results that the next ones replace."""
-    return (folder / directory.METRICS).is_file()
 
 
 def _name_folder(question: Question) -> str:

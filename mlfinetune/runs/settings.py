@@ -13,7 +13,7 @@ from mlfinetune.errors import ConfigError
 from mlfinetune.runs import directory
 from mlfinetune.runs.trackers import flatten_keys
 
-CHANGE_NOTHING = ("output", "train.workers", "train.trackers", "train.save_minutes")
+_CHANGE_NOTHING = ("output", "train.workers", "train.trackers", "train.save_minutes")
 """Keys that change no weight and no number."""
 NOT_SET = "not set"
 """Stands for a key that one side has and the other lacks, as in a mapping of labels."""
@@ -37,14 +37,18 @@ def read_settings(folder: Path, content: Mapping[str, Any]) -> dict[str, Any] | 
             config = load_config(folder / directory.CONFIG).model_dump(mode="json")
         except ConfigError:
             return None
-    settings = flatten_keys(config)
-    for key in CHANGE_NOTHING:
-        settings.pop(key, None)
+    settings = flatten_settings(config)
     settings["checkpoint"] = Path(str(content.get("checkpoint", directory.BEST))).name
     versions = content.get("versions")
     if isinstance(versions, dict):
         settings |= {f"versions.{name}": version for name, version in versions.items()}
     return settings
+
+
+def flatten_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return dotted key -> value of a config, without the keys that change no number."""
+    flat = flatten_keys(config)
+    return {key: value for key, value in flat.items() if key not in _CHANGE_NOTHING}
 
 
 def list_differences(

@@ -1,7 +1,7 @@
 """Pictures that a run was trained on, as sorted numbers of 8 bytes: trained_on.npz.
 
 numbers of the files' bytes, paths -> write_trained_on
-the same of other pictures         -> TrainedOn.find -> which of them the model has seen
+    other pictures, the run            -> find_seen -> which of them the model has seen
 """
 
 import os
@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.load import hash_files
+from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import CheckpointError
 from mlfinetune.location import is_url
 from mlfinetune.runs import directory
@@ -92,6 +94,21 @@ def read_trained_on(run: Path) -> TrainedOn | None:
             f"{path} is damaged: {error}; without it nothing is said of training pictures"
         ) from error
     return TrainedOn(*arrays)
+
+
+def find_seen(run: Path, manifest: Manifest, is_train: bool) -> NDArray[np.bool_] | None:
+    """Return (N,) whether the run's model was trained on each picture; None: not known.
+
+    Args:
+        run: the run directory.
+        manifest: the N pictures, whose files are read.
+        is_train: they are the rows of train of the run's own table.
+    """
+    trained_on = read_trained_on(run)
+    if trained_on is None:  # of an older version
+        return np.ones(len(manifest), bool) if is_train else None
+    paths = [manifest.path(index) for index in range(len(manifest))]
+    return trained_on.find(hash_files(paths), paths)
 
 
 def describe_seen(seen: int, images: int) -> str:

@@ -69,7 +69,7 @@ def try_writing_file(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"cannot write {path}: it is a folder; choose another with --output")
     if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}; make it")
+        raise CheckpointError(f"cannot write {path}: No such file or directory; make its folder")
     if not path.exists():
         try_writing(path.parent)
     elif not os.access(path, os.W_OK):

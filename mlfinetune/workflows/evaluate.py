@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.config import Config, EvalConfig, restore_config
-from mlfinetune.data.load import build_scan, build_source_options, hash_files, load_splits
+from mlfinetune.data.load import build_scan, build_source_options, load_splits
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.data.read import read_manifest, read_validation
 from mlfinetune.data.rows import Scan
@@ -24,16 +24,10 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
-from mlfinetune.runs.questions import (
-    Question,
-    find_eval_folder,
-    is_replaced,
-    require_own_folder,
-)
+from mlfinetune.runs.questions import Question, choose_eval_folder, is_replaced
 from mlfinetune.runs.results import write_results
-from mlfinetune.runs.settings import CHANGE_NOTHING
-from mlfinetune.runs.trackers import flatten_keys
-from mlfinetune.runs.trained_on import read_trained_on
+from mlfinetune.runs.settings import flatten_settings, list_differences
+from mlfinetune.runs.trained_on import find_seen
 from mlfinetune.runtime.device import (
     choose_precision,
     choose_workers,
@@ -42,7 +36,7 @@ from mlfinetune.runtime.device import (
 )
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.storage.atomic import make_folder, try_writing
+from mlfinetune.storage.atomic import make_folder
 from mlfinetune.text import display_path, pluralize
 from mlfinetune.training.build import build_loader, locate_images
 
@@ -107,7 +101,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     config = restore_config(loaded.config, file, request.overrides)
     recorded = restore_config(loaded.config, file)
     question = _ask(request, file, config, recorded)
-    folder = world.broadcast(lambda: _choose_folder(request.output, question))
+    folder = world.broadcast(lambda: choose_eval_folder(question, request.output))
     with oom_as_device_error():
         tagger = restore_tagger(
             loaded.backbone,
@@ -133,7 +127,8 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
-    seen = _find_seen(request, file.parent, manifest)
+    is_train = request.data is None and request.split == "train"
+    seen = find_seen(file.parent, manifest, is_train)
     _write(folder, evaluation, about, seen, log)
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
@@ -143,33 +138,9 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
 
 def _ask(request: EvalRequest, file: Path, config: Config, recorded: Config) -> Question:
     """Return the question that this command asks, with the overrides that change an answer."""
-    kept, now = (flatten_keys(side.model_dump(mode="json")) for side in (recorded, config))
-    overrides = {key: value for key, value in now.items() if kept.get(key) != value}
-    overrides |= {key: None for key in kept if key not in now}
-    for key in CHANGE_NOTHING:
-        overrides.pop(key, None)
+    kept, now = (flatten_settings(side.model_dump(mode="json")) for side in (recorded, config))
+    overrides = {key: value for key, (_, value) in list_differences(kept, now).items()}
     return Question(file, request.data, request.split, request.images, overrides)
-
-
-def _choose_folder(output: Path | None, question: Question) -> Path:
-    """Return the folder of the results, after a trial to write there; nothing is made yet."""
-    folder = find_eval_folder(question) if output is None else output
-    if output is not None:
-        require_own_folder(question, output)
-    try_writing(folder)
-    return folder
-
-
-def _find_seen(
-    request: EvalRequest, run_directory: Path, manifest: Manifest
-) -> NDArray[np.bool_] | None:
-    """Return (N,) whether the model was trained on each picture; None: not known."""
-    trained_on = read_trained_on(run_directory)
-    if trained_on is None:  # an older version; what the run's own table says is still certain
-        is_train = request.data is None and request.split == "train"
-        return np.ones(len(manifest), bool) if is_train else None
-    paths = [manifest.path(index) for index in range(len(manifest))]
-    return trained_on.find(hash_files(paths), paths)
 
 
 def _write(

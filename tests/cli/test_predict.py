@@ -121,11 +121,11 @@ def test_a_file_that_holds_no_predictions_is_not_overwritten(
     text = {"tags.csv": "image,labels\na.jpg,cat\n", "tags.jsonl": '{"image": "a", "tag": 1}\n'}[
         name
     ]
-    (trained / name).write_text(text)
-    done = cli("predict", "images/0000.jpg", "-o", name, cwd=trained)
+    (trained / f"mine-{name}").write_text(text)
+    done = cli("predict", "images/0000.jpg", "-o", f"mine-{name}", cwd=trained)
     assert done.returncode == 2
     assert "holds no predictions" in done.stderr
-    assert (trained / name).read_text() == text
+    assert (trained / f"mine-{name}").read_text() == text
     for _ in range(2):
         assert cli("predict", "images/0000.jpg", "-o", f"own-{name}", cwd=trained).returncode == 0
 
