@@ -152,7 +152,7 @@ def _write(
 ) -> None:
     """Write the results and their page."""
     if is_replaced(folder):
-        log.say(f"{display_path(folder.absolute())}: the former results of this are replaced")
+        log.say(f"{display_path(folder.absolute())}: results of the same question are replaced")
     make_folder(folder)
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(folder, log)

@@ -20,6 +20,7 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.results import write_results
 from mlfinetune.runs.trackers import opened_trackers, require_trackers
+from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -224,6 +225,8 @@ def _write_run_results(
     if setup.splits.contents:
         learned, scored = setup.splits.contents
         seen = np.isin(scored, learned) & (scored >= 0)
+        if note := describe_seen(int(seen.sum()), len(seen)):
+            log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(run, log)
     return evaluation

@@ -57,7 +57,7 @@ def test_each_question_has_a_folder_of_its_own(project: Path, cli: Run) -> None:
     for arguments in list(questions)[::3]:
         found, said = ask(project, cli, *arguments, "train.workers=0")
         assert found == f"{RUN}/{questions[arguments]}"
-        assert f"{found}: the former results of this are replaced" in said
+        assert f"{found}: results of the same question are replaced" in said
     assert digest(project / RUN / "eval").keys() == before.keys()
     done = cli("eval", "-c", f"{RUN}/last.safetensors", cwd=project)
     assert "results in runs/pets/eval-last" in done.stderr
@@ -163,6 +163,22 @@ def test_copies_of_training_pictures_are_told_by_their_bytes(project: Path, cli:
     done = cli("eval", "-c", RUN, "--data", "copies/tags.csv", cwd=project)
     assert done.returncode == 0
     assert "trained on" not in done.stdout
+
+
+def test_training_tells_of_validation_pictures_that_it_has_seen(pictures: Path, cli: Run) -> None:
+    """Two tables that share bytes, not names."""
+    header, *rows = (pictures / "tags.csv").read_text().splitlines()
+    shutil.copy(pictures / rows[8].split(",")[0], pictures / "images/copy.jpg")
+    copy = f"images/copy.jpg,{rows[8].split(',')[1]}"
+    (pictures / "val.csv").write_text("\n".join([header, *rows[:8], copy]))
+    (pictures / "train.csv").write_text("\n".join([header, *rows[8:]]))
+    sides = ("data.train=train.csv", "data.val=val.csv", "data.label_delimiter=|")
+    done = cli("train", "pets.yaml", *sides, cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    said = "the model was trained on 1 of these 9 pictures"
+    assert f"warning: {said}" in done.stderr
+    assert f"Warning: {said}" in (pictures / RUN / "report.html").read_text()
+    assert f"warning: {said}" in cli("eval", "-c", RUN, cwd=pictures).stdout
 
 
 def test_a_run_of_an_older_version_says_what_its_table_says(
