@@ -1,6 +1,7 @@
 """`mlfinetune eval`: prints the metrics of a checkpoint on labelled pictures."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -69,7 +70,7 @@ def evaluate(
     if result is not None:
         print(format_summary(result.evaluation))
         if note := describe_seen(result.seen or 0, result.evaluation.table.images):
-            print(f"\nwarning: {note}")
+            print("\n" + fill(f"warning: {note}", 80))
         log.say(f"results in {display_path(result.folder)}")
 
 

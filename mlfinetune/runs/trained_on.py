@@ -85,7 +85,8 @@ def read_trained_on(run: Path) -> TrainedOn | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves a damaged file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = [file["contents"], file["paths"]]
         if any(array.dtype != np.int64 or array.ndim != 1 for array in arrays):
             raise ValueError("arrays of other types")

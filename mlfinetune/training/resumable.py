@@ -24,6 +24,7 @@ from mlfinetune.config import Config, load_config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.trained_on import read_trained_on
 from mlfinetune.text import display_path, format_list, list_some, pluralize
 from mlfinetune.training.build import build_training_optimizer, precomputes_features, uses_lbfgs
 from mlfinetune.training.optim import fit_optimizer_state
@@ -63,6 +64,7 @@ def require_resumable(
         if not allow_changed:
             require_same_run(state, setup.config, setup.splits)
         _require_fits(run, state, setup)
+        read_trained_on(run)  # the pictures of this command are added to those in it
     elif (run / directory.CONFIG).is_file():
         _require_same_config(run, setup.config, setup.splits, allow_changed, holds_results)
 

@@ -130,7 +130,7 @@ def test_pictures_of_training_are_told(project: Path, cli: Run) -> None:
     done = cli("eval", "-c", RUN, "--data", "tags.csv", "eval.thresholds=fixed",
                "eval.threshold=0.01", "-o", "seen", cwd=project)  # fmt: skip
     said = "the model was trained on 19 of these 24 pictures: it has seen their answers"
-    assert f"warning: {said}" in done.stdout
+    assert f"warning: {said}" in " ".join(done.stdout.split())
     assert json.loads((project / "seen/metrics.json").read_text())["seen_in_training"] == 19
     for _ in range(2):  # `report` knows it from the folder alone
         assert f"Warning: {said}" in (project / "seen/report.html").read_text()

@@ -114,9 +114,14 @@ def test_refused_changes_touch_nothing(
     assert said in refuse(runs, name, *overrides)
 
 
-def test_a_damaged_best_checkpoint_is_found_before_anything_is_written(runs: Runs) -> None:
-    """A finished run reads it at its end."""
+def test_a_damaged_file_is_found_before_anything_is_written(runs: Runs) -> None:
+    """A finished run reads its best checkpoint at the end, and adds to what it was trained on."""
     shutil.copytree(runs.folder / "done", runs.folder / "damaged")
+    trained_on = runs.folder / "damaged" / directory.TRAINED_ON
+    whole = trained_on.read_bytes()
+    trained_on.write_bytes(whole[:-9])
+    assert "trained_on.npz is damaged" in refuse(runs, "damaged")
+    trained_on.write_bytes(whole)
     best = runs.folder / "damaged" / directory.BEST
     best.write_bytes(best.read_bytes()[:-1] + b"!")
     assert "is damaged" in refuse(runs, "damaged")
