@@ -161,7 +161,8 @@ def compute_ap(sums: Sums, protocol: str) -> Floats:
         levels = [
             (10 * sums.right < level * sums.positives[:, None]).sum(axis=1) for level in range(11)
         ]
-        ap = np.take_along_axis(padded, np.stack(levels, axis=1), axis=1).mean(axis=1)
+        reached = np.take_along_axis(padded, np.stack(levels, axis=1), axis=1)
+        ap: Floats = reached.mean(axis=1)
     else:
         gained = sums.right - sums.right_above
         ap = divide(np.where(gained > 0, gained * precision, 0.0).sum(axis=1), sums.positives)
