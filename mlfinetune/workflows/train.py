@@ -135,8 +135,8 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
         best, evaluation = result
         (run / directory.PREVIOUS_STATE).unlink(missing_ok=True)
     peak = read_peak_memory(setup.device) / 2**30
-    duration = format_duration(time.monotonic() - started)
-    log.say(f"best: {best.name}; {duration} in all, peak memory {peak:.1f} GiB")
+    memory = f", peak memory {peak:.1f} GiB" if peak else ""
+    log.say(f"best: {best.name}; {format_duration(time.monotonic() - started)} in all{memory}")
     return TrainResult(run, evaluation)
 
 

@@ -34,7 +34,7 @@ def test_the_error_names_the_holder_and_the_lock_ends_with_it(tmp_path: Path) ->
         assert caught.value.holder == str(holder.pid)
         holder.send_signal(signal.SIGKILL)
     with locked_file(path):
-        assert path.read_text() == f"{os.getpid()}\n"
+        assert path.read_text() == f" {os.getpid()}\n"
 
 
 def test_it_can_be_taken_again(tmp_path: Path) -> None:

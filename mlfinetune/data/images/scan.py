@@ -22,6 +22,7 @@ from threading import Thread
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, inspect_image
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import is_url
+from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.runtime.signals import blocked_signals
 from mlfinetune.storage import files
 from mlfinetune.storage.cache import get_cache_folder
@@ -123,7 +124,7 @@ class _InspectPool:
             return
         done = 0
         try:
-            for result in self._inspect_in_pool(_count_cores(), paths):
+            for result in self._inspect_in_pool(count_process_cores(), paths):
                 done += 1
                 yield result
         except BrokenProcessPool:
@@ -181,11 +182,6 @@ def _wait_for_parent(lifeline: Connection) -> None:
     """End this process when the parent has ended, or has closed the connection."""
     wait([lifeline])
     os._exit(0)
-
-
-def _count_cores() -> int:
-    """Return the number of cores of this process; `runtime.device` has it too, but loads torch."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 # ---- cache ------------------------------------------------------------------------------
