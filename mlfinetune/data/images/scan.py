@@ -8,7 +8,6 @@ The results are cached, so that check, train and init decode each file once.
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +33,9 @@ _URLS_PER_TASK = 4 * files.PARALLEL_FETCHES
 """More pictures a task where they are behind URLs: mostly the process waits for the network."""
 _WORTH_PROCESSES = 64
 """Number of pictures to decode from which on it pays to start processes."""
+
+_MOST_PROCESSES = 61
+"""Python starts no more in a pool on Windows."""
 
 _CRASHED = "the decoder crashed on it, or ran out of memory"
 
@@ -124,7 +126,8 @@ class _InspectPool:
             return
         done = 0
         try:
-            for result in self._inspect_in_pool(count_process_cores(), paths):
+            processes = min(_MOST_PROCESSES, count_process_cores())
+            for result in self._inspect_in_pool(processes, paths):
                 done += 1
                 yield result
         except BrokenProcessPool:
