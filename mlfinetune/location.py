@@ -6,7 +6,6 @@ Also the endings by which files of data are told.
 import os
 import re
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -30,7 +29,13 @@ SHARED_ENDINGS = (".json", ".txt")
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]", re.IGNORECASE)
 """A protocol has two letters or more: `c://a` is a path of Windows."""
-_LOCAL_FILE = re.compile(r"file:(?://(?:localhost)?)?/", re.IGNORECASE)
+_LOCAL_FILE = re.compile(r"file:(?://(?:localhost)?)?/(?!/)", re.IGNORECASE)
+
+_UNPORTABLE = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|(com|lpt)[0-9\xb9\xb2\xb3]) *(\.|$)',
+    re.IGNORECASE,
+)
+"""Windows keeps these characters and these names of devices for itself."""
 
 
 def is_url(name: object) -> bool:
@@ -67,7 +72,7 @@ def to_slashes(path: str) -> str:
     return path if os.sep == "/" else path.replace(os.sep, "/")
 
 
-def is_on_other_drive(root: str, name: str, paths: ModuleType = os.path) -> bool:
+def is_on_other_drive(root: str, name: str) -> bool:
     """Return whether a name has a drive or a server of Windows, and not the root's.
 
     It is told without a look at the disk: to look at `\\\\server\\share` would log in there.
@@ -75,10 +80,14 @@ def is_on_other_drive(root: str, name: str, paths: ModuleType = os.path) -> bool
     Args:
         root: an absolute path.
         name: a path, absolute or not; `D:a.jpg` is below the current folder of D:.
-        paths: the rules for paths; those of this system.
     """
-    drive = paths.normcase(paths.splitdrive(name)[0])
-    return bool(drive) and drive != paths.normcase(paths.splitdrive(root)[0])
+    drive = os.path.normcase(os.path.splitdrive(name)[0])
+    return bool(drive) and drive != os.path.normcase(os.path.splitdrive(root)[0])
+
+
+def is_portable_name(name: str) -> bool:
+    """Return whether each system can have a file of this name: no `a?.jpg`, `con.jpg` or `..`."""
+    return bool(name) and _UNPORTABLE.search(name) is None
 
 
 def find_ending(path: Path | str) -> str:

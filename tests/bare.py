@@ -12,6 +12,7 @@ text files                      have to name their encoding
 """
 
 import json
+import ntpath
 import os
 import re
 import shutil
@@ -132,6 +133,36 @@ def take_away() -> None:
     os.stat = stat_path
     warnings.filterwarnings("error", category=EncodingWarning, module="mlfinetune")
     sys.addaudithook(Windows())
+
+
+def use_drives(drives: dict[str, Path]) -> None:
+    """Give this process paths as Windows has them; drives["C:"] is the folder that C: stands for.
+
+    A look at any other drive, or at a server, ends the process.
+    """
+
+    names = os.listdir
+
+    def translate(path: Any) -> str:
+        full = ntpath.abspath(ntpath.join("C:\\", os.fsdecode(path)))
+        drive, rest = ntpath.splitdrive(full)
+        if drive.upper() not in drives:
+            print("a look at", path, file=sys.stderr)
+            os._exit(9)
+        found = str(drives[drive.upper()])
+        for part in rest.split("\\")[1:]:  # without regard to case
+            try:
+                same = [name for name in names(found) if name.lower() == part.lower()]
+            except NotADirectoryError as error:
+                raise FileNotFoundError(2, "The system cannot find the path", path) from error
+            found += "/" + (same or [part])[0]
+        return found
+
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        call = getattr(os, name)
+        setattr(os, name, lambda path, call=call, **options: call(translate(path), **options))
+    os.path, os.sep, os.altsep = ntpath, "\\", "/"  # type: ignore[assignment]
+    sys.modules["os.path"] = ntpath
 
 
 def run(arguments: list[str]) -> int:

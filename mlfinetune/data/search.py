@@ -375,9 +375,9 @@ def _name_link(root: str, search: Search) -> str:
 
 def _suggest_images(names: Sequence[str]) -> str:
     """Return the hint where all names are absolute and lead to pictures outside the root."""
-    if not all(
+    if any(os.path.splitdrive(name)[0].startswith("//") for name in names) or not all(
         os.path.isabs(name) and is_image_name(Path(name)) and os.path.isfile(name) for name in names
-    ):
+    ):  # a server of Windows, //server/share, is not asked
         return ""
     try:
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
