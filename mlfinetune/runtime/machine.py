@@ -1,7 +1,7 @@
 """Cores and memory of this machine, as each operating system tells them; no torch.
 
-Linux has /proc, macOS and Linux have `resource`, Windows has functions of its kernel. A value that
-a system does not tell is 0, and its readers do without it.
+Linux has /proc, macOS and Linux have `resource` and `sysconf`, Windows has functions of its kernel.
+A value that a system does not tell is 0, and its readers do without it.
 """
 
 import ctypes
@@ -23,14 +23,22 @@ def count_process_cores() -> int:
 
 
 def read_available_memory() -> int:
-    """Return the bytes of memory that programs can still have; 0: unknown (macOS)."""
+    """Return the bytes of memory that programs can still have; 0: unknown.
+
+    macOS tells in a simple way only what the machine has: half of it is taken to be free.
+    """
     if sys.platform == "win32":
         return _read_windows_memory()
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text("ascii"), re.M)
+        if found:
+            return int(found[1]) * 1024
     except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
         return 0
-    return int(found[1]) * 1024 if found else 0
 
 
 def read_peak_resident() -> int:
