@@ -70,7 +70,8 @@ def vague_texts(text: str) -> Iterator[str]:
         if name == "open":
             place = int(isinstance(node.func, ast.Name))
             module = ast.unparse(node.func).partition(".")[0]
-            if is_binary(node, place) or module in ("os", "Image", "tarfile", "gzip"):
+            is_null = "os.devnull" in ast.unparse(node)
+            if is_null or is_binary(node, place) or module in ("os", "Image", "tarfile", "gzip"):
                 continue
             reads = len(node.args) <= place
             if "encoding" not in given or not (reads or "newline" in given):

@@ -145,9 +145,7 @@ def _run_on_rank(
         raise DataError(f"no pictures in {' '.join(request.inputs)}")
     with (
         oom_as_device_error(),
-        open_output()
-        if world.is_main
-        else open(os.devnull, "w", encoding="utf-8", newline="") as output,
+        open_output() if world.is_main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
         writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
