@@ -1,6 +1,6 @@
 """Commands in one process that lacks all that Windows lacks, as far as Linux can be made to.
 
-python bare.py '[["check", "pets.yaml"], ...]' -> a line of JSON a command: [exit code]
+python bare.py '[["check", "pets.yaml"], ...]'    ends at the first command that fails
 
 modules, functions, signals     gone before anything of the package is imported
 /proc, the C library            not there, for code of the package
@@ -9,6 +9,8 @@ a file that is open or mapped   cannot be renamed, replaced or deleted
 names with : ? * < > | "        cannot be made, nor CON, NUL, `a.` and `a `
 a path below a file             is missing, and not "not a directory"
 text files                      have to name their encoding
+
+After the command ["workers"], processes that decode have what torch itself needs for them on Linux.
 """
 
 import json
@@ -38,6 +40,11 @@ SIGNALS = (
     *("SIGKILL", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGXFSZ"),
 )
 RESERVED = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.I)
+NEEDED = (
+    (os, "fork", os.fork),
+    (os, "cpu_count", os.cpu_count),
+    *((signal, name, getattr(signal, name)) for name in ("SIGCHLD", "SIGKILL")),
+)
 PASSED_ON = ("pathlib", "ctypes", "tempfile", "shutil", "io", "os")
 """Modules that open what their caller names."""
 
@@ -183,6 +190,10 @@ if __name__ == "__main__":
 
     assert tiny.resnet6_tiny
     for command in json.loads(sys.argv[1]):
+        if command == ["workers"]:
+            for holder, name, value in NEEDED:
+                setattr(holder, name, value)
+            continue
         print("$", *command, file=sys.stderr, flush=True)
         code = run(command)
         print("exit code", code, file=sys.stderr, flush=True)
