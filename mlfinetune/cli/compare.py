@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlfinetune.workflows.compare import CompareResult
 
 SHOWN = 10
-NAMES = {"mAP": "mAP", "macro_F1": "macro F1", "micro_F1": "micro F1"}
+NAMES = {"mAP": "mAP", "macro_AUROC": "macro AUROC", "macro_F1": "macro F1", "micro_F1": "micro F1"}
 
 
 def compare(
@@ -59,7 +59,8 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
         f"A  {make_printable(str(a))}",
         f"B  {make_printable(str(b))}",
         f"{pluralize(result.images, 'image')} and {labels} that both scored, "
-        f"{comparison.resamples} resamples",
+        f"{comparison.resamples} resamples"
+        + (f" of {pluralize(result.groups, 'group')}" if result.groups else ""),
         *_format_settings(result.settings),
         "",
         head,
@@ -72,6 +73,11 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
     ]
     if len(decided) > SHOWN:
         lines.append(f"  ... and {len(decided) - SHOWN} more: --json")
+    if comparison.untold:
+        lines.append(
+            f"{pluralize(comparison.untold, 'label')} without a comparison: fewer than "
+            f"{comparison.fewest} positives{' (by group)' if result.groups else ''} tell nothing"
+        )
     return "\n".join([*lines, "", _format_verdict(comparison)])
 
 
@@ -121,7 +127,9 @@ def _format_verdict(comparison: Comparison) -> str:
     """Return one sentence, as `B is better: the interval of the difference in mAP is above 0`."""
     row = comparison.averages["mAP"]
     if row.interval is None:
-        reason = "mAP is undefined in half of the resamples or more"
+        reason = f"there are too few positives, fewer than {comparison.fewest} that count"
+        if row.value is None:
+            reason = "mAP is undefined"
     else:
         position = {1: "is above 0", -1: "is below 0", 0: "contains 0"}[row.sign]
         reason = f"the interval of the difference in mAP {position}"
@@ -143,11 +151,13 @@ def _build_json(a: Path, b: Path, result: CompareResult) -> dict[str, Any]:
             "labels": {"a": labels_a, "b": labels_b},
         },
         "resamples": comparison.resamples,
+        "groups": result.groups,
         **{name: _to_dict(row) for name, row in comparison.averages.items()},
         "per_label": {name: {"AP": _to_dict(row)} for name, row in per_label},
         "wins": comparison.wins,
         "losses": comparison.losses,
         "ties": comparison.ties,
+        "untold": comparison.untold,
         "verdict": comparison.verdict,
         "settings": _list_settings(result.settings),
     }

@@ -1,6 +1,6 @@
 """The table of numbers that train and eval print."""
 
-from mlfinetune.metrics.types import Evaluation, Facts
+from mlfinetune.metrics.types import Evaluation, Facts, is_top
 from mlfinetune.runs import directory
 from mlfinetune.text import fit_width, make_printable, pluralize
 
@@ -20,7 +20,7 @@ def format_summary(evaluation: Evaluation) -> str:
         f"     CF1  {averages['CF1']}",
         f"  micro AP  {averages['micro_AP']}     micro F1  {averages['micro_F1']}"
         f"     OF1  {averages['OF1']}",
-        *_format_facts(evaluation.facts),
+        *_format_facts(evaluation.facts, table.averages["mAP"]),
         "",
         f"  {'label':<44} {'AP':>7} {'F1':>7} {'positives':>10}",
     ]
@@ -40,7 +40,7 @@ def format_summary(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _format_facts(facts: Facts) -> list[str]:
+def _format_facts(facts: Facts, mean_ap: float | None) -> list[str]:
     """Return lines on the intervals, the images that fitted the thresholds, the review band."""
     names = {"mAP": "mAP", "macro_F1": "macro F1", "micro_F1": "micro F1"}
     intervals = {name: facts.intervals.averages[key] for key, name in names.items()}
@@ -48,6 +48,10 @@ def _format_facts(facts: Facts) -> list[str]:
     lines = []
     if ranges:
         lines.append(f"  95 %      {', '.join(ranges)}")
+    if is_top(facts.intervals.averages["mAP"], mean_ap):
+        lines.append("            few positives make mAP too high by chance: it is the upper end")
+    if facts.intervals.groups is not None:
+        lines.append(f"            from {pluralize(facts.intervals.groups, 'group')}, drawn whole")
     if rates := facts.cross_fitted:
         lines.append(
             f"  F1 above: thresholds fitted on these images ({facts.threshold_source}). "

@@ -66,11 +66,13 @@ class Comparison:
         averages: mAP, macro_AUROC, macro_F1 and micro_F1.
         per_label: label -> AP, in label order.
         resamples: number of resamples.
+        fewest: number of positives below which a label is not compared.
     """
 
     averages: dict[str, Difference]
     per_label: dict[str, Difference]
     resamples: int
+    fewest: int = FEWEST
 
     @property
     def wins(self) -> int:

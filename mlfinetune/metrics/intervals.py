@@ -88,7 +88,8 @@ def compute_intervals(
     per_label = _bound_labels(
         scores, table, groups, points, min(resamples, LABEL_RESAMPLES), seed, ap
     )
-    return Intervals(averages, per_label, resamples)
+    drawn_groups = None if scores.groups is None else int(groups.max()) + 1
+    return Intervals(averages, per_label, resamples, drawn_groups)
 
 
 def count_units(scores: ScoreTable, groups: NDArray[np.int64]) -> dict[str, float]:

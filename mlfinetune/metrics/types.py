@@ -22,6 +22,14 @@ FittedOn = Literal["nothing", "the same images", "other images"]
 Interval = tuple[float, float]
 
 
+def is_top(interval: Interval | None, value: float | None) -> bool:
+    """Return whether the interval lies below its number, and was extended up to it.
+
+    That happens to mAP where many labels have few positives: by chance it is then too high.
+    """
+    return interval is not None and value is not None and interval[0] < value == interval[1] < 1
+
+
 @dataclass(frozen=True)
 class ScoreTable:
     """Logits and targets of every image of a set.
@@ -155,17 +163,22 @@ class Intervals:
         averages: mAP, macro_AUROC, macro_F1 and micro_F1; None where undefined.
         per_label: in label order.
         resamples: number of resamples.
+        groups: number of groups that were drawn; None: single images were.
     """
 
     averages: dict[str, Interval | None]
     per_label: tuple[LabelIntervals, ...]
     resamples: int
+    groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the intervals as metrics.json has them."""
         names = ("AP", "AUROC", "F1")
         labels = {row.label: {name: getattr(row, name) for name in names} for row in self.per_label}
-        return {**self.averages, "resamples": self.resamples, "per_label": labels}
+        drawn = {"resamples": self.resamples}
+        if self.groups is not None:
+            drawn["groups"] = self.groups
+        return {**self.averages, **drawn, "per_label": labels}
 
 
 @dataclass(frozen=True)

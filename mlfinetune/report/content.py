@@ -62,7 +62,7 @@ class Evidence:
         probabilities: (N, L) sigmoid of the logits.
         table: the numbers of `scores`, with thresholds for `probabilities`.
         intervals: name of an average -> ends of its 95 % interval.
-        ap_intervals, f1_intervals: label -> ends of its 95 % interval.
+        ap_intervals, f1_intervals, auroc_intervals: label -> ends of its 95 % interval.
         calibrated: whether the probabilities are calibrated, so that 0.5 is an even chance.
         calibration: reliability curves of the probabilities, before calibration first.
         history: rows of metrics.jsonl.
@@ -77,6 +77,7 @@ class Evidence:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     ap_intervals: Mapping[str, Interval] = field(default_factory=dict)
     f1_intervals: Mapping[str, Interval] = field(default_factory=dict)
+    auroc_intervals: Mapping[str, Interval] = field(default_factory=dict)
     calibrated: bool = False
     calibration: tuple[Calibration, ...] = ()
     history: Sequence[Mapping[str, Any]] = ()
@@ -187,6 +188,7 @@ def _report_label(evidence: Evidence, column: int, detail: Detail | None) -> Lab
     row = evidence.table.per_label[column]
     ap_low, ap_high = evidence.ap_intervals.get(row.label, (None, None))
     f1_low, f1_high = evidence.f1_intervals.get(row.label, (None, None))
+    auroc_low, auroc_high = evidence.auroc_intervals.get(row.label, (None, None))
     lacks_positive = "" if row.positives else "no known positive"
     reason = lacks_positive or ("" if row.negatives else "no known negative")
     return LabelReport(
@@ -198,6 +200,7 @@ def _report_label(evidence: Evidence, column: int, detail: Detail | None) -> Lab
         threshold=row.threshold,
         AP=Number("AP", row.AP, ap_low, ap_high, reason),
         F1=Number("F1", row.F1, f1_low, f1_high, lacks_positive),
+        AUROC=Number("AUROC", row.AUROC, auroc_low, auroc_high, reason),
         precision=Number("precision", row.precision, note=lacks_positive),
         recall=Number("recall", row.recall, note=lacks_positive),
         verdict=_judge_label(row, ap_low, ap_high, evidence.good),

@@ -7,6 +7,8 @@ Probabilities and metrics lie in [0, 1]; an `index` is a picture's row in the Sc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlfinetune.metrics.types import is_top
+
 Point = tuple[float, float]
 
 
@@ -26,6 +28,12 @@ class Number:
     low: float | None = None
     high: float | None = None
     note: str = ""
+
+    @property
+    def is_top(self) -> bool:
+        """Return whether the interval lies below the number, as `is_top` of metrics says."""
+        has_interval = self.low is not None and self.high is not None
+        return has_interval and is_top((self.low or 0.0, self.high or 0.0), self.value)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class LabelReport:
     threshold: float
     AP: Number
     F1: Number
+    AUROC: Number
     precision: Number
     recall: Number
     verdict: str

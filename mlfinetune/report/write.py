@@ -145,6 +145,7 @@ def _gather_evidence(
         intervals={name: ends for name, ends in intervals.averages.items() if ends},
         ap_intervals={row.label: row.AP for row in intervals.per_label if row.AP},
         f1_intervals={row.label: row.F1 for row in intervals.per_label if row.F1},
+        auroc_intervals={row.label: row.AUROC for row in intervals.per_label if row.AUROC},
         calibrated=facts.calibration.calibrated is not None,
         calibration=_name_curves(facts.calibration),
         history=_read_history(folder),
@@ -185,7 +186,9 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
         text = f"{pluralize(band.images, 'image')} with a probability between {band.low} and "
         text += f"{band.high}; {band.wrong_inside} of {band.wrong} wrong decisions are among those"
         lines.append(("for review", text))
-    lines.append(("intervals", f"95 %, {facts.intervals.resamples} resamples of the images"))
+    groups = facts.intervals.groups
+    drawn = "the images" if groups is None else f"{pluralize(groups, 'group')} of images"
+    lines.append(("intervals", f"95 %, {facts.intervals.resamples} resamples of {drawn}"))
     return tuple(lines)
 
 

@@ -157,14 +157,18 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
 
 
 def _parse_intervals(content: Mapping[str, Any]) -> Intervals:
-    others = ("resamples", "per_label")
+    others = ("resamples", "groups", "per_label")
     averages = {name: _parse_pair(pair) for name, pair in content.items() if name not in others}
     per_label = tuple(
         # Older versions had no intervals of AUROC.
         LabelIntervals(label, *map(_parse_pair, (row["AP"], row.get("AUROC"), row["F1"])))
         for label, row in content["per_label"].items()
     )
-    return Intervals(averages, per_label, _parse_count(content["resamples"]))
+    groups = content.get("groups")
+    resamples = _parse_count(content["resamples"])
+    return Intervals(
+        averages, per_label, resamples, None if groups is None else _parse_count(groups)
+    )
 
 
 def _parse_pair(pair: Any) -> Interval | None:

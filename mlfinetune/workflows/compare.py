@@ -10,6 +10,7 @@ import numpy as np
 
 from mlfinetune.data.targets import UNKNOWN, LabelSpace
 from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.comparison import Comparison, compare_tables
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.runs import directory
@@ -35,10 +36,18 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class Side:
-    """Scores of one folder, the threshold of each label, and its settings; None: not known."""
+    """Scores of one folder, and how they were made.
+
+    Attributes:
+        scores: of all its images and labels.
+        thresholds: of each label.
+        ap: protocol of AP.
+        settings: of its run; None: not known.
+    """
 
     scores: ScoreTable
     thresholds: tuple[float, ...]
+    ap: str
     settings: dict[str, Any] | None
 
     def take(self, rows: Sequence[int], columns: Sequence[int]) -> "Side":
@@ -54,7 +63,7 @@ class Side:
             groups=None if scores.groups is None else scores.groups[list(rows)],
         )
         thresholds = tuple(self.thresholds[column] for column in columns)
-        return Side(taken, thresholds, self.settings)
+        return replace(self, scores=taken, thresholds=thresholds)
 
 
 @dataclass(frozen=True)
@@ -67,12 +76,14 @@ class CompareResult:
         only: numbers of images, then of labels, that one side alone scored: ((A, B), (A, B)).
         settings: dotted key -> values of A and B, of the settings that differ; None: those of one
             side are not known.
+        groups: number of groups of images that were drawn; None: single images were.
     """
 
     comparison: Comparison
     images: int
     only: tuple[tuple[int, int], tuple[int, int]]
     settings: dict[str, tuple[object, object]] | None
+    groups: int | None
 
 
 def run(request: CompareRequest, log: RunLog) -> CompareResult:
@@ -95,14 +106,26 @@ def run(request: CompareRequest, log: RunLog) -> CompareResult:
     _say_left_out(request.b, b, images[1], set(columns_b), log)
     a, b = a.take(rows_a, columns_a), b.take(rows_b, columns_b)
     _require_same_targets(a.scores, b.scores)
+    groups = b.scores.groups if a.scores.groups is None else a.scores.groups
+    ap = a.ap
+    if a.ap != b.ap:
+        ap = "sklearn"
+        log.say(f"A has AP by {a.ap}, B by {b.ap} (eval.ap): both are compared by sklearn")
     with log.bar("resampling", len(rows) * request.resamples) as bar:
         comparison = compare_tables(
-            a.scores, b.scores, a.thresholds, b.thresholds, request.resamples, progress=bar.update
+            replace(a.scores, groups=groups),
+            replace(b.scores, groups=groups),
+            a.thresholds,
+            b.thresholds,
+            request.resamples,
+            progress=bar.update,
+            ap=ap,
         )
     settings = None
     if a.settings is not None and b.settings is not None:
         settings = list_differences(a.settings, b.settings)
-    return CompareResult(comparison, len(rows), (images, labels), settings)
+    drawn = None if groups is None else len(np.unique(groups))
+    return CompareResult(comparison, len(rows), (images, labels), settings, drawn)
 
 
 def _read_side(folder: Path) -> Side:
@@ -116,7 +139,9 @@ def _read_side(folder: Path) -> Side:
         )
     scores = read_scores(folder)
     content, thresholds = read_metrics(folder, scores.labels)
-    return Side(scores, thresholds, read_settings(folder, content))
+    ap = content.get("ap")
+    protocol = ap if ap in PROTOCOLS else PROTOCOLS[0]
+    return Side(scores, thresholds, protocol, read_settings(folder, content))
 
 
 def _number_repeats(names: Sequence[str]) -> list[tuple[str, int]]:
