@@ -98,13 +98,14 @@ def cross_fit(
     *,
     folds: int = 5,
     seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Return (N, L) logits, each image's calibrated by a fit on the other folds.
 
-    Numbers of these logits are not optimistic.
+    Numbers of these logits are not optimistic. `groups`: see split_folds.
     """
     out = np.empty_like(logits)
-    for others, held in split_folds(len(logits), folds, seed):
+    for others, held in split_folds(len(logits), folds, seed, groups):
         out[held] = fit(logits[others], targets[others], how).apply(logits[held])
     return out
 

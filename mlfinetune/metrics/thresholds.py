@@ -123,14 +123,15 @@ def cross_fit(
     precision: float = 0.9,
     folds: int = 5,
     seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
     """Return (N, L) bool predictions, each image's by thresholds fitted on the other folds.
 
     F1s of these predictions are not optimistic. With `calibrate`, the other folds also fit the
-    calibration, and the thresholds are fitted to calibrated logits.
+    calibration, and the thresholds are fitted to calibrated logits. `groups`: see split_folds.
     """
     out = np.zeros(logits.shape, np.bool_)
-    for others, held in split_folds(len(logits), folds, seed):
+    for others, held in split_folds(len(logits), folds, seed, groups):
         line = calibration.fit(logits[others], targets[others], calibrate)
         calibrated = line.apply(logits[others])
         fitted = fit(calibrated, targets[others], how, fixed=fixed, precision=precision)

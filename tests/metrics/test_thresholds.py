@@ -232,6 +232,40 @@ def test_every_image_is_held_out_once(images: int) -> None:
     assert thresholds.cross_fit(logits, targets, "per_label").shape == (images, 2)
 
 
+@thorough
+@given(groups=st.lists(st.integers(-3, 12), max_size=60), seed=st.integers(0, 9))
+def test_a_group_is_held_out_whole(groups: list[int], seed: int) -> None:
+    """Images of one id share a fold, and folds are as even as the largest group allows."""
+    ids = np.array(groups, np.int64)
+    parts = list(split_folds(len(ids), 5, seed, ids))
+    held = [part for _, part in parts]
+    assert sorted(np.concatenate(held).tolist()) == list(range(len(ids)))
+    assert all(not set(ids[others]) & set(ids[part]) for others, part in parts)
+    assert len(parts) == max(1, min(5, len(set(groups))))
+    sizes = [len(part) for part in held]
+    largest = max(np.unique(ids, return_counts=True)[1].tolist(), default=0)
+    assert max(sizes) - min(sizes) <= largest
+
+
+def test_copies_of_a_picture_do_not_decide_one_another() -> None:
+    """Flipping all copies of one picture changes no prediction of a copy; alone it would."""
+    (logits, targets), _ = draw(0, 40, labels=8)
+    groups = np.arange(40).repeat(3)
+    logits, targets = logits.repeat(3, axis=0), targets.repeat(3, axis=0)
+    flipped = np.where((groups == 7)[:, None], 1 - targets, targets)
+    rows = groups == 7
+    said, again = (
+        thresholds.cross_fit(logits, truth, "per_label", calibrate="platt", groups=groups)[rows]
+        for truth in (targets, flipped)
+    )
+    assert (said == again).all()
+    one, other = (
+        calibration.cross_fit(logits, truth, "platt", groups=groups)[rows]
+        for truth in (targets, flipped)
+    )
+    assert (one == other).all()
+
+
 @pytest.mark.parametrize("how", HOWS)
 def test_thresholds_compose_with_calibration(how: Any) -> None:
     """Fitted to calibrated logits, they are thresholds of the calibrated probability."""
