@@ -76,7 +76,10 @@ class MetricTable:
     ap: str = "sklearn"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as metrics.json has them."""
+        """Return the numbers as metrics.json has them.
+
+        `labels_given` is the number of labels that macro_precision averages over.
+        """
         names = ("AP", "AUROC", "F1", "precision", "recall", "threshold", "positives", "negatives")
         return {
             **self.averages,
@@ -84,6 +87,7 @@ class MetricTable:
             "images": self.images,
             "labels": len(self.per_label),
             "labels_scored": self.labels_scored,
+            "labels_given": sum(row.precision is not None for row in self.per_label),
             "per_label": {
                 row.label: {name: getattr(row, name) for name in names} for row in self.per_label
             },
