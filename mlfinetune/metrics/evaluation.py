@@ -30,6 +30,7 @@ from mlfinetune.metrics.types import (
     ReliabilityBin,
     ReviewBand,
     ScoreTable,
+    WantedPrecision,
 )
 
 RESAMPLES = 1000
@@ -105,6 +106,7 @@ def evaluate(
             None if decision.calibration == "none" else _measure_calibration(unbiased),
         ),
         review=review,
+        precision=_list_never_given(settings, scores, decision),
     )
     return Evaluation(calibrated, table, decision, facts)
 
@@ -125,6 +127,16 @@ def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, ND
     )
     logits = calibration.cross_fit(scores.logits, scores.targets, settings.calibration)
     return replace(scores, logits=logits, calibration=settings.calibration), present
+
+
+def _list_never_given(
+    settings: EvalConfig, scores: ScoreTable, decision: DecisionRule
+) -> WantedPrecision | None:
+    if decision.how != "precision":
+        return None
+    rows = zip(scores.labels.names, decision.thresholds, strict=True)
+    never = tuple(name for name, threshold in rows if threshold >= 1)
+    return WantedPrecision(settings.precision, thresholds.count_needed(settings.precision), never)
 
 
 def _measure_rates(scores: ScoreTable, present: NDArray[np.bool_]) -> CrossFittedRates:

@@ -256,6 +256,22 @@ class ReviewBand:
 
 
 @dataclass(frozen=True)
+class WantedPrecision:
+    """A wanted precision, and the labels for which it could not be shown.
+
+    Attributes:
+        wanted: the precision, in (0, 1).
+        positives_needed: fewest positives of a label that can show it, all of them ranked first.
+        never_given: labels that are never given, because the pictures that fitted the thresholds
+            do not show it for them.
+    """
+
+    wanted: float
+    positives_needed: int
+    never_given: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Facts:
     """Facts beside the numbers of an evaluation: their origin and their uncertainty.
 
@@ -266,6 +282,7 @@ class Facts:
         cross_fitted: rates to expect on other images; None unless fitted on the same images.
         calibration: how well the probabilities are calibrated.
         review: None where no review was configured.
+        precision: None unless thresholds are of a wanted precision.
     """
 
     threshold_source: ThresholdHow
@@ -274,6 +291,7 @@ class Facts:
     cross_fitted: CrossFittedRates | None
     calibration: CalibrationFacts
     review: ReviewBand | None
+    precision: WantedPrecision | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as metrics.json has them; keys of what is None are left out."""
@@ -287,6 +305,9 @@ class Facts:
         content["calibration"] = self.calibration.to_dict()
         if self.review is not None:
             content["review"] = asdict(self.review)
+        if self.precision is not None:
+            never = list(self.precision.never_given)
+            content["wanted_precision"] = {**asdict(self.precision), "never_given": never}
         return content
 
 

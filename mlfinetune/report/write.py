@@ -31,7 +31,7 @@ from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic, writing_text
-from mlfinetune.text import display_path, pluralize
+from mlfinetune.text import display_path, list_some, pluralize
 
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 
@@ -168,6 +168,12 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
         text = f"{pluralize(band.images, 'image')} with a probability between {band.low} and "
         text += f"{band.high}; {band.wrong_inside} of {band.wrong} wrong decisions are among those"
         lines.append(("for review", text))
+    if promise := facts.precision:
+        text = f"{100 * promise.wanted:g} % a label"
+        if promise.never_given:
+            text += f"; never given, because it cannot be shown: {list_some(promise.never_given)}"
+            text += f"; a label needs {promise.positives_needed} positives or more for it"
+        lines.append(("wanted precision", text))
     lines.append(("intervals", f"95 %, {facts.intervals.resamples} resamples of the images"))
     return tuple(lines)
 

@@ -36,6 +36,7 @@ from mlfinetune.metrics.types import (
     ReviewBand,
     ScoreTable,
     ThresholdHow,
+    WantedPrecision,
 )
 from mlfinetune.runs import directory
 from mlfinetune.runs.predictions import CsvWriter, LabelSelector
@@ -139,6 +140,7 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
         KeyError, TypeError, AttributeError, OverflowError: likewise, from Python itself.
     """
     rates, band = content.get("cross_fitted"), content.get("review")
+    precision = content.get("wanted_precision")
     return Facts(
         cast(ThresholdHow, _choose(content["threshold_source"], ThresholdHow)),
         cast(FittedOn, _choose(content["fitted_on"], FittedOn)),
@@ -146,6 +148,7 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
         None if rates is None else _parse_rates(rates),
         _parse_calibration(content["calibration"]),
         None if band is None else _parse_review(band),
+        None if precision is None else _parse_precision(precision),
     )
 
 
@@ -190,6 +193,12 @@ def _parse_error(content: Mapping[str, Any]) -> CalibrationError:
 def _parse_review(content: Mapping[str, Any]) -> ReviewBand:
     counts = (_parse_count(content[name]) for name in ("images", "pairs", "wrong", "wrong_inside"))
     return ReviewBand(to_finite(content["low"]), to_finite(content["high"]), *counts)
+
+
+def _parse_precision(content: Mapping[str, Any]) -> WantedPrecision:
+    never = tuple(str(label) for label in content["never_given"])
+    needed = _parse_count(content["positives_needed"])
+    return WantedPrecision(to_finite(content["wanted"]), needed, never)
 
 
 def _parse_number(value: object) -> float | None:
