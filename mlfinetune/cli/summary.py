@@ -2,6 +2,7 @@
 
 import textwrap
 
+from mlfinetune.metrics.selection import describe_selection
 from mlfinetune.metrics.types import Evaluation, Facts, MetricTable
 from mlfinetune.runs import directory
 from mlfinetune.text import fit_width, list_some, make_printable, pluralize
@@ -96,6 +97,8 @@ def _format_facts(facts: Facts) -> list[str]:
     lines = []
     if ranges:
         lines.append(f"  95 %      {', '.join(ranges)}")
+    if text := describe_selection(facts.selection):
+        lines.append(f"  chosen    {text}")
     if rates := facts.cross_fitted:
         lines.append(
             f"  F1 above: thresholds fitted on these images ({facts.threshold_source}). "

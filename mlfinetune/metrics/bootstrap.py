@@ -205,6 +205,14 @@ def _remove_bias(
     return low, high
 
 
+def resample_mean_ap(scores: ScoreTable, counts: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return (B,) mAP of resamples that hold each image as often as (B, N) counts say."""
+    ranked = _rank_labels(scores, [0.5] * len(scores.labels))
+    size = max(1, _BLOCK // max(1, len(scores.names)))
+    parts = [counts[start : start + size] for start in range(0, len(counts), size)]
+    return np.concatenate([_measure_resamples(ranked, part).averages()["mAP"] for part in parts])
+
+
 # ---- one ranking, many weights ----------------------------------------------------------
 
 

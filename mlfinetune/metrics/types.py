@@ -256,6 +256,20 @@ class ReviewBand:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The choice of the best of several candidates by their mAP on these very images.
+
+    Attributes:
+        candidates: number of epochs or solutions for the head that were compared.
+        optimism: by how much the mAP of the chosen one is too high, because it was chosen by it;
+            None where that is not known.
+    """
+
+    candidates: int
+    optimism: float | None
+
+
+@dataclass(frozen=True)
 class WantedPrecision:
     """A wanted precision, and the labels for which it could not be shown.
 
@@ -283,6 +297,7 @@ class Facts:
         calibration: how well the probabilities are calibrated.
         review: None where no review was configured.
         precision: None unless thresholds are of a wanted precision.
+        selection: None unless a training run chose its result by the mAP of these images.
     """
 
     threshold_source: ThresholdHow
@@ -292,6 +307,7 @@ class Facts:
     calibration: CalibrationFacts
     review: ReviewBand | None
     precision: WantedPrecision | None = None
+    selection: Selection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as metrics.json has them; keys of what is None are left out."""
@@ -305,6 +321,8 @@ class Facts:
         content["calibration"] = self.calibration.to_dict()
         if self.review is not None:
             content["review"] = asdict(self.review)
+        if self.selection is not None:
+            content["selection"] = asdict(self.selection)
         if self.precision is not None:
             never = list(self.precision.never_given)
             content["wanted_precision"] = {**asdict(self.precision), "never_given": never}

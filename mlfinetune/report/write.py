@@ -24,6 +24,7 @@ from mlfinetune.location import Location, is_url, join_location, parse_location
 from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.selection import describe_selection
 from mlfinetune.metrics.types import CalibrationError, CalibrationFacts, Facts, ScoreTable
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
@@ -155,6 +156,8 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
     if facts.fitted_on != "nothing":
         thresholds += f", fitted on {facts.fitted_on}"
     lines += [("average precision", str(content["ap"])), ("thresholds", thresholds)]
+    if text := describe_selection(facts.selection):
+        lines.append(("mAP", text))
     if rates := facts.cross_fitted:
         macro, micro = format_number(rates.macro_F1, 4), format_number(rates.micro_F1, 4)
         text = f"macro F1 {macro}, micro F1 {micro}"

@@ -35,6 +35,7 @@ from mlfinetune.metrics.types import (
     ReliabilityBin,
     ReviewBand,
     ScoreTable,
+    Selection,
     ThresholdHow,
     WantedPrecision,
 )
@@ -140,7 +141,7 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
         KeyError, TypeError, AttributeError, OverflowError: likewise, from Python itself.
     """
     rates, band = content.get("cross_fitted"), content.get("review")
-    precision = content.get("wanted_precision")
+    precision, selection = content.get("wanted_precision"), content.get("selection")
     return Facts(
         cast(ThresholdHow, _choose(content["threshold_source"], ThresholdHow)),
         cast(FittedOn, _choose(content["fitted_on"], FittedOn)),
@@ -149,6 +150,7 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
         _parse_calibration(content["calibration"]),
         None if band is None else _parse_review(band),
         None if precision is None else _parse_precision(precision),
+        None if selection is None else _parse_selection(selection),
     )
 
 
@@ -199,6 +201,10 @@ def _parse_precision(content: Mapping[str, Any]) -> WantedPrecision:
     never = tuple(str(label) for label in content["never_given"])
     needed = _parse_count(content["positives_needed"])
     return WantedPrecision(to_finite(content["wanted"]), needed, never)
+
+
+def _parse_selection(content: Mapping[str, Any]) -> Selection:
+    return Selection(_parse_count(content["candidates"]), _parse_number(content["optimism"]))
 
 
 def _parse_number(value: object) -> float | None:

@@ -13,6 +13,7 @@ from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import DataError
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
+from mlfinetune.metrics.selection import estimate_selection
 from mlfinetune.metrics.types import Evaluation
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
@@ -205,6 +206,8 @@ def _write_run_results(
     rule = fit_decision_rule(config.eval, scores)
     checkpoint.save(run / directory.BEST, replace(content, decision=rule))
     evaluation = evaluate(config.eval, scores, rule, fitted_here=True)
+    facts = replace(evaluation.facts, selection=estimate_selection(best.trials))
+    evaluation = replace(evaluation, facts=facts)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about)
     write_report(run, log)

@@ -133,7 +133,9 @@ def test_whole_rows_decide_as_in_scikit_learn(case: Case) -> None:
         given = there & said.any(axis=1)
         wanted[0] = None
         if given.any():
-            wanted[0] = near(sk.precision_score(truth[given], said[given], average="samples"), 1e-12)
+            wanted[0] = near(
+                sk.precision_score(truth[given], said[given], average="samples"), 1e-12
+            )
     assert found == wanted
 
 
