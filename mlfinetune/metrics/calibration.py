@@ -21,6 +21,7 @@ numbers in checkpoints depend on every digit.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -264,13 +265,37 @@ def ece(
     """Return the expected calibration error over the known pairs, in [0, 1]; None without any.
 
     It is the mean of |observed - probability| over the bins of `reliability_curve`, weighted by
-    count. Chance alone makes it positive: about 0.01 for 2,000 images of a perfectly calibrated
-    label of which 5 % are positive.
+    count. Chance alone makes it positive, see `ece_by_chance`: about 0.01 for 2,000 images of a
+    perfectly calibrated label of which 5 % are positive.
     """
     curve = reliability_curve(probabilities, targets, bins)
     if not curve.count.size:
         return None
     return float(np.average(np.abs(curve.observed - curve.probability), weights=curve.count))
+
+
+def ece_by_chance(
+    probabilities: NDArray[np.floating], targets: NDArray[np.int8], bins: int = 15
+) -> float | None:
+    """Return the ECE to expect of these probabilities if each were perfectly calibrated.
+
+    In a bin of n pairs the observed share scatters about the mean probability; its distance is on
+    average sqrt(2 / pi * variance / n). An ECE near this number shows no miscalibration.
+    """
+    p, _ = _select_known(probabilities, targets)
+    curve = reliability_curve(probabilities, targets, bins)
+    if not p.size:
+        return None
+    variance = curve.probability * (1 - curve.probability) / curve.count
+    return float(np.average(np.sqrt(2 / np.pi * variance), weights=curve.count))
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share that was observed in `count` cases (Wilson, 1927)."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def brier(probabilities: NDArray[np.floating], targets: NDArray[np.int8]) -> float | None:

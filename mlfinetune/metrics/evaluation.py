@@ -168,6 +168,7 @@ def _measure_calibration(scores: ScoreTable) -> CalibrationError:
         calibration.ece(p, scores.targets),
         calibration.brier(p, scores.targets),
         tuple(ReliabilityBin(*row) for row in zip(*columns, strict=True)),
+        calibration.ece_by_chance(p, scores.targets),
     )
 
 

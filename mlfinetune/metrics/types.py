@@ -202,16 +202,24 @@ class CalibrationError:
         ECE: expected calibration error, None without a known pair.
         Brier: mean squared error, None without a known pair.
         reliability: the curve, by rising probability.
+        ECE_by_chance: ECE to expect of so few pairs if the probabilities were perfect; None
+            without a known pair, and in files of an older version.
     """
 
     ECE: float | None
     Brier: float | None
     reliability: tuple[ReliabilityBin, ...]
+    ECE_by_chance: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the errors as metrics.json has them: a bin is a list of its three numbers."""
         rows = [[row.probability, row.observed, row.count] for row in self.reliability]
-        return {"ECE": self.ECE, "Brier": self.Brier, "reliability": rows}
+        return {
+            "ECE": self.ECE,
+            "ECE_by_chance": self.ECE_by_chance,
+            "Brier": self.Brier,
+            "reliability": rows,
+        }
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mlfinetune.data.images.decode import make_thumbnail
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import Location, is_url, join_location, parse_location
 from mlfinetune.metrics.average_precision import PROTOCOLS
+from mlfinetune.metrics.calibration import wilson_interval
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import describe_selection
@@ -144,8 +145,13 @@ def _name_curves(facts: CalibrationFacts) -> tuple[report.Calibration, ...]:
 
 
 def _name_curve(name: str, errors: CalibrationError) -> report.Calibration:
-    bins = (report.Bin(row.probability, row.observed, row.count) for row in errors.reliability)
-    return report.Calibration(name, tuple(bins), errors.ECE)
+    bins = (
+        report.Bin(
+            row.probability, row.observed, row.count, *wilson_interval(row.observed, row.count)
+        )
+        for row in errors.reliability
+    )
+    return report.Calibration(name, tuple(bins), errors.ECE, errors.ECE_by_chance)
 
 
 def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[str, str], ...]:

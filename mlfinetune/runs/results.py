@@ -189,7 +189,10 @@ def _parse_error(content: Mapping[str, Any]) -> CalibrationError:
         ReliabilityBin(to_finite(probability), to_finite(observed), _parse_count(count))
         for probability, observed, count in content["reliability"]
     )
-    return CalibrationError(_parse_number(content["ECE"]), _parse_number(content["Brier"]), bins)
+    by_chance = _parse_number(content.get("ECE_by_chance"))
+    return CalibrationError(
+        _parse_number(content["ECE"]), _parse_number(content["Brier"]), bins, by_chance
+    )
 
 
 def _parse_review(content: Mapping[str, Any]) -> ReviewBand:

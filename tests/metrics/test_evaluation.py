@@ -190,9 +190,10 @@ WRITTEN = """{
   "calibration": {
     "how": "platt",
     "ECE": 0.0625,
+    "ECE_by_chance": null,
     "Brier": 0.125,
     "reliability": [[0.1, 0.0, 3], [0.75, 1.0, 2]],
-    "calibrated": {"ECE": null, "Brier": null, "reliability": []}
+    "calibrated": {"ECE": null, "ECE_by_chance": null, "Brier": null, "reliability": []}
   },
   "review": {"low": 0.2, "high": 0.8, "images": 7, "pairs": 9, "wrong": 5, "wrong_inside": 4}
 }"""
@@ -207,4 +208,4 @@ def test_facts_that_do_not_apply_leave_no_key() -> None:
     """Nothing was fitted, nothing calibrated, no review asked for."""
     content = PLAIN.to_dict()
     assert list(content) == ["threshold_source", "fitted_on", "intervals", "calibration"]
-    assert list(content["calibration"]) == ["how", "ECE", "Brier", "reliability"]
+    assert list(content["calibration"]) == ["how", "ECE", "ECE_by_chance", "Brier", "reliability"]
