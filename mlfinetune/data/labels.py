@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.manifest import Manifest, number_groups
 from mlfinetune.data.spellings import fold_label, format_renames
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
@@ -78,12 +78,18 @@ def align(table: Table, space: LabelSpace) -> Manifest:
         DataError: the table has labels that `space` lacks.
     """
     table = _drop_foreign_labels(table, space)
+    targets = _align_targets(table, space)
+    groups = None if table.groups is None else number_groups(table.groups)
+    return Manifest(table.root, table.names, targets, space, groups)
+
+
+def _align_targets(table: Table, space: LabelSpace) -> Targets:
+    """Return the targets of a table in the columns of `space`, which has all labels of it."""
     if space.names == table.labels.names:
-        return Manifest(table.root, table.names, table.targets, space)
+        return table.targets
     if len(space) == len(table.labels):  # the same labels in another order
         order = [table.labels.column[name] for name in space.names]
-        blocks = (block[:, order] for _, block in table.targets.blocks())
-        return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
+        return Targets.pack((block[:, order] for _, block in table.targets.blocks()), len(space))
     columns = [space.column[name] for name in table.labels.names]
 
     def widen(start: int, block: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -92,7 +98,7 @@ def align(table: Table, space: LabelSpace) -> Manifest:
         return wide
 
     blocks = (widen(start, block) for start, block in table.targets.blocks(len(space)))
-    return Manifest(table.root, table.names, Targets.pack(blocks, len(space)), space)
+    return Targets.pack(blocks, len(space))
 
 
 def _drop_foreign_labels(table: Table, space: LabelSpace) -> Table:

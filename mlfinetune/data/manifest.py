@@ -4,7 +4,11 @@ root, names, targets, labels -> Manifest        train and val -> Splits
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.data.table import Skipped
 from mlfinetune.data.targets import LabelSpace, Targets
@@ -23,12 +27,14 @@ class Manifest:
         names: N image paths as the user wrote them, relative to `root`.
         targets: (N, L) in {1, 0, -1}: positive, negative, unknown.
         labels: the names of the L columns.
+        groups: (N,) number of each example's group, as `data.group_by` says; None: no groups.
     """
 
     root: Location
     names: tuple[str, ...]
     targets: Targets
     labels: LabelSpace
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,7 +46,17 @@ class Manifest:
     def take(self, rows: list[int]) -> "Manifest":
         """Return the manifest of these examples only, in this order."""
         names = tuple(self.names[row] for row in rows)
-        return Manifest(self.root, names, self.targets.take(rows), self.labels)
+        groups = None if self.groups is None else self.groups[rows]
+        return Manifest(self.root, names, self.targets.take(rows), self.labels, groups)
+
+
+def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Return the (N,) number of each row's group; a row with a blank cell is a group of its own.
+
+    x, x, y, blank, blank  ->  2, 2, 3, 0, 1
+    """
+    names = [group or f"\0{row}" for row, group in enumerate(groups)]
+    return np.unique(np.array(names), return_inverse=True)[1]
 
 
 def digest_manifest(manifest: Manifest) -> str:

@@ -224,7 +224,7 @@ def read_validation(
     Raises:
         DataError: bad rows, or labels not in `labels`.
     """
-    table = read_table(path, replace(options, group_by=None))
+    table = _read_with_groups(path, options)
     usable = select_usable(table, "val", ("val",), options, skip_bad, scan)
     return align(usable.table, labels), tuple(usable.notes)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.manifest import number_groups
 from mlfinetune.data.targets import Targets
 
 Ints = NDArray[np.int64]
@@ -184,10 +185,7 @@ def assign_sides(
         seed: decides ties.
         contents: N numbers, equal for files with the same bytes, or None.
     """
-    numbers = None
-    if groups is not None:  # a blank cell is a group of its own
-        names = [group or f"\0{row}" for row, group in enumerate(groups)]
-        numbers = np.unique(np.array(names), return_inverse=True)[1]
+    numbers = None if groups is None else number_groups(groups)
     if contents is not None:
         same_bytes = np.unique(np.array(contents), return_inverse=True)[1]
         numbers = same_bytes if numbers is None else _join_partitions(numbers, same_bytes)

@@ -33,6 +33,8 @@ class ScoreTable:
         labels: names of the L columns.
         calibration: how the logits were calibrated; `none`: they are the model's own; None: not
             known, because an older version wrote the scores.npz.
+        groups: (N,) number of each image's group, as `data.group_by` says; None: no groups. Images
+            of one group, such as those of one patient, are no evidence on their own.
     """
 
     names: tuple[str, ...]
@@ -40,6 +42,7 @@ class ScoreTable:
     targets: NDArray[np.int8]
     labels: LabelSpace
     calibration: CalibrationHow | None = "none"
+    groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ def tabulate(rows: Iterable[ScoredBatch], manifest: Manifest) -> ScoreTable:
             f"the scores of {pluralize(len(bad), 'picture')} are not finite: the weights have "
             f"diverged; lower train.lr and train.head_lr\n{format_list(bad)}"
         )
-    return ScoreTable(manifest.names, table, manifest.targets[:], manifest.labels)
+    return ScoreTable(
+        manifest.names, table, manifest.targets[:], manifest.labels, groups=manifest.groups
+    )
 
 
 def score_manifest(

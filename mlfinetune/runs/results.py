@@ -229,7 +229,7 @@ def _choose(value: object, choices: Any) -> object:
 
 
 def write_scores(folder: Path, scores: ScoreTable) -> None:
-    """Write scores.npz: logits, their calibration, targets, names and labels, for `compare`.
+    """Write scores.npz: logits, their calibration, targets, names, labels, groups, for `compare`.
 
     Texts are UTF-8 in one array (lone surrogates are kept), and their N + 1 offsets in another. So
     the file has no pickle, and a short name takes no more room than it needs. Logits are the
@@ -250,6 +250,8 @@ def write_scores(folder: Path, scores: ScoreTable) -> None:
     }
     if scores.calibration is not None:
         arrays["calibration"] = np.frombuffer(scores.calibration.encode(), np.uint8)
+    if scores.groups is not None:
+        arrays["groups"] = scores.groups
     with writing_binary(folder / directory.SCORES) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -277,7 +279,9 @@ def read_scores(folder: Path) -> ScoreTable:
             shape = (len(names), len(labels))
             logits = _read_array(file, "logits", np.float32, shape)
             targets = _read_array(file, "targets", np.int8, shape)
-            calibration = _read_calibration(file)
+            calibration, groups = _read_calibration(file), None
+            if "groups" in file.files:
+                groups = _read_array(file, "groups", np.int64, (len(names),))
             _refuse(len(set(labels)) < len(labels), "a label stands twice")
             _refuse(not np.isfinite(logits).all(), "logits are not finite")
             _refuse(not np.isin(targets, (POSITIVE, NEGATIVE, UNKNOWN)).all(), "odd targets")
@@ -287,7 +291,7 @@ def read_scores(folder: Path) -> ScoreTable:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # numpy and zipfile raise whatever their parsers raise
         raise CheckpointError(f"{path} is damaged, or not from mlfinetune: {error}") from error
-    return ScoreTable(names, logits, targets, LabelSpace(labels), calibration)
+    return ScoreTable(names, logits, targets, LabelSpace(labels), calibration, groups)
 
 
 def _read_calibration(file: Any) -> CalibrationHow | None:

@@ -48,6 +48,7 @@ class Side:
             logits=scores.logits[block],
             targets=scores.targets[block],
             labels=LabelSpace(tuple(scores.labels.names[column] for column in columns)),
+            groups=None if scores.groups is None else scores.groups[list(rows)],
         )
         return Side(taken, tuple(self.thresholds[column] for column in columns))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.checks import Balance, LabelShare
+from mlfinetune.data.manifest import number_groups
 from mlfinetune.data.read import read_table
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
 from mlfinetune.data.readers.csv_table import copy_with_column
@@ -233,7 +234,7 @@ def _measure_balance(
     held_out = side > 0
     units = np.arange(len(side))
     if table.groups is not None:
-        units = np.unique(np.array(table.groups), return_inverse=True)[1]
+        units = number_groups(table.groups)
     order = np.random.default_rng(seed).permutation(units.max() + 1)[units]
     by_chance = np.zeros(len(side), bool)
     by_chance[np.argsort(order, kind="stable")[: held_out.sum()]] = True
