@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlfinetune.config import load_config
 from mlfinetune.data.batches.features import FeatureLoader
@@ -64,6 +64,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     asked = parser.parse_args()
     train, val, tagger, loss = read_features(asked)
+    assert isinstance(tagger.head, nn.Linear)
     solver = Solver(tagger.head, train.sweep, loss)
     rows: list[dict[str, Any]] = []
     for l2 in PENALTIES:

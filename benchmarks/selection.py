@@ -41,7 +41,7 @@ Draw = Callable[[], list[ScoreTable]]
 
 def make_table(logits: NDArray[np.float32], targets: NDArray[np.int8]) -> ScoreTable:
     """Make a table of these scores; names do not matter."""
-    labels = LabelSpace([str(label) for label in range(logits.shape[1])])
+    labels = LabelSpace(tuple(str(label) for label in range(logits.shape[1])))
     return ScoreTable(("",) * len(logits), logits, targets, labels)
 
 
@@ -66,14 +66,17 @@ def simulate(rng: np.random.Generator, images: int, candidates: int, spread: flo
 def measure(draw: Draw, images: int) -> dict[str, float]:
     """Return the optimism, its standard error, and its estimates from single sets."""
     once = np.ones((1, images), np.int32)
-    own, guesses = [], []
+    own: list[list[float]] = []
+    guesses: list[float] = []
     for number in range(ROUNDS[images]):
         tables = draw()
         own.append([float(resample_mean_ap(table, once)[0]) for table in tables])
         if number < ESTIMATED[images]:
             pairs = zip(tables, own[-1], strict=True)
             trials = [selection.try_candidate(table, value) for table, value in pairs]
-            guesses.append(selection.estimate_selection(trials).optimism)
+            optimism = selection.estimate_selection(trials).optimism
+            assert optimism is not None
+            guesses.append(optimism)
     luck = np.array(own) - np.mean(own, axis=0)
     luck -= luck.mean(axis=1, keepdims=True)
     chosen = luck[np.arange(len(own)), np.argmax(own, axis=1)]
@@ -104,6 +107,7 @@ def solve_heads(asked: argparse.Namespace) -> tuple[NDArray[np.float32], NDArray
     held = [*val.sweep()]
     fresh = torch.cat([features[rest], *(batch.images for batch in held)]).float()
     truth = torch.cat([targets[rest], *(batch.targets for batch in held)])
+    assert isinstance(tagger.head, torch.nn.Linear)
     solver, logits = Solver(tagger.head, lambda: [fit], loss), []
     for l2 in PENALTIES:
         for _ in solver.path(l2):

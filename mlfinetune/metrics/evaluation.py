@@ -55,6 +55,7 @@ def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
         settings.thresholds,
         fixed=settings.threshold,
         precision=settings.precision,
+        groups=scores.groups,
     )
     values = fitted.values
     values[list(fitted.unreachable)] = 1.0
@@ -124,8 +125,11 @@ def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, ND
         calibrate=settings.calibration,
         fixed=settings.threshold,
         precision=settings.precision,
+        groups=scores.groups,
     )
-    logits = calibration.cross_fit(scores.logits, scores.targets, settings.calibration)
+    logits = calibration.cross_fit(
+        scores.logits, scores.targets, settings.calibration, groups=scores.groups
+    )
     return replace(scores, logits=logits, calibration=settings.calibration), present
 
 

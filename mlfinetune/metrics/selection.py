@@ -42,20 +42,17 @@ class Trial:
     resampled: tuple[float, ...]
 
 
-def try_candidate(
-    scores: ScoreTable, mean_ap: float | None, groups: NDArray[np.int64] | None = None
-) -> Trial | None:
+def try_candidate(scores: ScoreTable, mean_ap: float | None) -> Trial | None:
     """Measure a candidate on resamples; None where mAP is undefined, or the table too large.
 
     Args:
-        scores: (N, L) of the candidate.
+        scores: (N, L) of the candidate; images of one group are drawn together.
         mean_ap: its mAP.
-        groups: (N,) ids; images of one id are drawn together.
     """
     resamples = min(RESAMPLES, DRAWN // max(1, scores.logits.size))
     if mean_ap is None or resamples < FEWEST:
         return None
-    counts = _draw_counts(len(scores.names), resamples, groups)
+    counts = _draw_counts(len(scores.names), resamples, scores.groups)
     return Trial(mean_ap, tuple(resample_mean_ap(scores, counts).tolist()))
 
 

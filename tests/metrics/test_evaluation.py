@@ -209,3 +209,26 @@ def test_facts_that_do_not_apply_leave_no_key() -> None:
     content = PLAIN.to_dict()
     assert list(content) == ["threshold_source", "fitted_on", "intervals", "calibration"]
     assert list(content["calibration"]) == ["how", "ECE", "ECE_by_chance", "Brier", "reliability"]
+
+
+def test_numbers_of_copies_are_cross_fitted_by_group() -> None:
+    """Five copies of each picture: known as groups, they do not decide one another."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((30, 4)) < 0.3).astype(np.int8)
+    logits = (rng.normal(size=targets.shape) + targets).astype(np.float32)
+    copies = ScoreTable(
+        tuple(map(str, range(150))),
+        logits.repeat(5, axis=0),
+        targets.repeat(5, axis=0),
+        LabelSpace(("a", "b", "c", "d")),
+    )
+    grouped = replace(copies, groups=np.arange(30).repeat(5))
+    settings = EvalConfig(thresholds="per_label", calibration="platt")
+    torn, whole = (
+        evaluate(settings, table, fit_decision_rule(settings, table), True).facts.cross_fitted
+        for table in (copies, grouped)
+    )
+    assert torn
+    assert whole
+    assert torn.macro_F1
+    assert torn.macro_F1 > (whole.macro_F1 or 0) + 0.02

@@ -221,7 +221,7 @@ def test_the_literature_decides_at_a_half(case: Case) -> None:
     half = table.averages
     assert averages["CR"] == half["macro_recall"]
     precisions = [row.precision or 0 for row in table.per_label if row.positives]
-    assert averages["CP"] == near(np.mean(precisions) if precisions else None, 1e-12)
+    assert averages["CP"] == near(float(np.mean(precisions)) if precisions else None, 1e-12)
     assert [averages[name] for name in ("OP", "OR", "OF1")] == said_by(half, "micro")
     cp, cr = averages["CP"], averages["CR"]
     if cp is not None and cr is not None:
