@@ -72,7 +72,8 @@ def test_copies_of_a_picture_are_drawn_together() -> None:
     groups = np.arange(60).repeat(10)
     wide, narrow = (try_candidate(replace(copies, groups=ids), 0.5) for ids in (groups, None))
     alone = try_candidate(table, 0.5)
-    assert wide and narrow
+    assert wide
+    assert narrow
     assert alone
     assert wide.resampled == pytest.approx(alone.resampled)
     assert np.std(narrow.resampled) < np.std(wide.resampled) / 2
