@@ -280,14 +280,16 @@ def ece_by_chance(
     """Return the ECE to expect of these probabilities if each were perfectly calibrated.
 
     In a bin of n pairs the observed share scatters about the mean probability; its distance is on
-    average sqrt(2 / pi * variance / n). An ECE near this number shows no miscalibration.
+    average sqrt(2 / pi * variance / n), and never more than that of one pair, 2 * variance. An ECE
+    near this number shows no miscalibration.
     """
     p, _ = _select_known(probabilities, targets)
     curve = reliability_curve(probabilities, targets, bins)
     if not p.size:
         return None
-    variance = curve.probability * (1 - curve.probability) / curve.count
-    return float(np.average(np.sqrt(2 / np.pi * variance), weights=curve.count))
+    variance = curve.probability * (1 - curve.probability)
+    distance = np.minimum(np.sqrt(2 / np.pi * variance / curve.count), 2 * variance)
+    return float(np.average(distance, weights=curve.count))
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
