@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.metrics.bootstrap import AVERAGES, compare_tables, compute_intervals
+from mlfinetune.metrics.bootstrap import AVERAGES
+from mlfinetune.metrics.comparison import compare_tables
+from mlfinetune.metrics.intervals import compute_intervals
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
 

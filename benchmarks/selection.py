@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics import selection
-from mlfinetune.metrics.bootstrap import resample_mean_ap
+from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
 
 SEED, LABELS, SHARED = 27_182, 20, 0.8
@@ -63,14 +63,13 @@ def simulate(rng: np.random.Generator, images: int, candidates: int, spread: flo
     return draw
 
 
-def measure(draw: Draw, images: int) -> dict[str, float]:
+def study(draw: Draw, images: int) -> dict[str, float]:
     """Return the optimism, its standard error, and its estimates from single sets."""
-    once = np.ones((1, images), np.int32)
     own: list[list[float]] = []
     guesses: list[float] = []
     for number in range(ROUNDS[images]):
         tables = draw()
-        own.append([float(resample_mean_ap(table, once)[0]) for table in tables])
+        own.append([measure(table).averages["mAP"] or 0.0 for table in tables])
         if number < ESTIMATED[images]:
             pairs = zip(tables, own[-1], strict=True)
             trials = [selection.try_candidate(table, value) for table, value in pairs]
@@ -126,7 +125,7 @@ def measure_real(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
             rows = rng.permutation(len(targets))[:images]
             return [make_table(own[rows], targets[rows]) for own in logits]
 
-        cells[f"N = {images}"] = measure(draw, images)
+        cells[f"N = {images}"] = study(draw, images)
         print(images, cells[f"N = {images}"], flush=True)
     return cells
 
@@ -146,7 +145,7 @@ def main() -> None:
                 rng = np.random.default_rng((SEED, images, candidates))
                 draw = simulate(rng, images, candidates, SPREADS[name])
                 cell = f"N = {images}, {candidates} {name}"
-                result[cell] = measure(draw, images)
+                result[cell] = study(draw, images)
                 print(cell, result[cell], flush=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mlfinetune.metrics.bootstrap import Comparison, Difference
+    from mlfinetune.metrics.comparison import Comparison, Difference
     from mlfinetune.workflows.compare import CompareResult
 
 SHOWN = 10
@@ -59,6 +60,7 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
         f"B  {make_printable(str(b))}",
         f"{pluralize(result.images, 'image')} and {labels} that both scored, "
         f"{comparison.resamples} resamples",
+        *_format_settings(result.settings),
         "",
         head,
         *(_format_row(NAMES[name], row) for name, row in comparison.averages.items()),
@@ -71,6 +73,35 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
     if len(decided) > SHOWN:
         lines.append(f"  ... and {len(decided) - SHOWN} more: --json")
     return "\n".join([*lines, "", _format_verdict(comparison)])
+
+
+def _format_settings(settings: Mapping[str, tuple[object, object]] | None) -> list[str]:
+    """Return the settings that differ, one a line; long values are cut in their midst."""
+    if settings is None:
+        return ["settings that differ: not known, since one side is from an older version"]
+    if not settings:
+        return []
+    from mlfinetune.text import fit_width, make_printable
+
+    lines = ["", f"  {'settings that differ':<24} {'A':<25} B"]
+    for key, values in settings.items():
+        a, b = (_shorten(make_printable(_to_text(value))) for value in values)
+        lines.append(f"  {fit_width(make_printable(key), 24)} {fit_width(a, 25)} {b}")
+    return lines
+
+
+def _to_text(value: object) -> str:
+    """Return a setting as YAML has it."""
+    import json
+
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shorten(text: str) -> str:
+    """Return at most 25 characters: of a path the end tells most."""
+    return text if len(text) <= 25 else f"{text[:5]}...{text[-17:]}"
 
 
 def _format_row(name: str, row: Difference) -> str:
@@ -118,7 +149,17 @@ def _build_json(a: Path, b: Path, result: CompareResult) -> dict[str, Any]:
         "losses": comparison.losses,
         "ties": comparison.ties,
         "verdict": comparison.verdict,
+        "settings": _list_settings(result.settings),
     }
+
+
+def _list_settings(
+    settings: Mapping[str, tuple[object, object]] | None,
+) -> dict[str, dict[str, object]] | None:
+    """Return the settings that differ as {key: {"a": value, "b": value}}; None: not known."""
+    if settings is None:
+        return None
+    return {key: {"a": a, "b": b} for key, (a, b) in settings.items()}
 
 
 def _to_dict(row: Difference) -> dict[str, Any]:

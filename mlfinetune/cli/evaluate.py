@@ -1,6 +1,7 @@
 """`mlfinetune eval`: prints the metrics of a checkpoint on labelled pictures."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -33,7 +34,11 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for the results. Default: eval/ in the run."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the results. Default: eval/ in the run; of other data eval-TABLE/.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     overrides: Annotated[
@@ -46,6 +51,7 @@ def evaluate(
 ) -> None:
     """Score labelled pictures with a checkpoint: mAP, F1, and a table of labels."""
     from mlfinetune.cli.summary import format_summary
+    from mlfinetune.runs.trained_on import describe_seen
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.text import display_path
@@ -60,10 +66,12 @@ def evaluate(
         output=output,
         overrides=tuple(overrides or ()),
     )
-    folder, evaluation = workflow.run(request, device, log)
-    if evaluation is not None:
-        print(format_summary(evaluation))
-        log.say(f"results in {display_path(folder)}")
+    result = workflow.run(request, device, log)
+    if result is not None:
+        print(format_summary(result.evaluation))
+        if note := describe_seen(result.seen or 0, result.evaluation.table.images):
+            print("\n" + fill(f"warning: {note}", 80))
+        log.say(f"results in {display_path(result.folder)}")
 
 
 def _parse_location(text: str | None) -> Location | None:

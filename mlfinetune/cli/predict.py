@@ -82,6 +82,7 @@ def predict(
 
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
+    from mlfinetune.storage.atomic import try_writing_file
     from mlfinetune.workflows import predict as workflow
 
     log = RunLog(rank=dist_info().rank)
@@ -89,6 +90,8 @@ def predict(
         raise DataError("--resume continues a CSV or JSONL file: name it with -o")
     if not resume:
         _require_prediction_file(output, chosen)
+    if output is not None:
+        try_writing_file(output)
     request = workflow.PredictRequest(
         inputs=tuple(inputs),
         checkpoint=checkpoint,

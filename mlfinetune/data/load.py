@@ -1,6 +1,8 @@
 """Config -> Splits: build the options, read the tables, scan the pictures. Needs no torch."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mlfinetune.config import Config
@@ -10,7 +12,14 @@ from mlfinetune.data.manifest import Splits
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.rows import PictureScan, Scan
 from mlfinetune.data.table import SourceOptions
+from mlfinetune.location import is_url
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.storage.files import open_binary
+
+_DIGITS = 15
+"""Hexadecimal digits of a SHA-256 that are kept of it: 60 bits."""
+_READERS = 8
+"""Threads that read files: they wait for the disk."""
 
 
 def build_source_options(config: Config) -> SourceOptions:
@@ -84,7 +93,23 @@ def hash_content(picture: ImageInfo) -> int:
 
     With a million different files, the chance that two of them share a number is 4e-7.
     """
-    return int(picture.digest[:15], 16)
+    return int(picture.digest[:_DIGITS], 16)
+
+
+def hash_files(paths: Sequence[str]) -> list[int | None]:
+    """Return `hash_content` of each file without decoding it; None: behind a URL, or unreadable."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(_hash_file, paths))
+
+
+def _hash_file(path: str) -> int | None:
+    if is_url(path):  # it would be fetched once more
+        return None
+    try:
+        with open_binary(path) as file:
+            return int(hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS], 16)
+    except (OSError, ValueError):
+        return None
 
 
 def load_splits(config: Config, log: RunLog | None) -> Splits:

@@ -5,7 +5,7 @@ root, names, targets, labels -> Manifest        train and val -> Splits
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,8 @@ class Splits:
         delimiter: what separates the labels in a cell of train; None where nothing does.
         drawn: True where val was held out of train at random, so that a changed table gives
             another val.
+        contents: a number of the bytes of each picture of train, and of val; -1: not known. Empty
+            where the pictures were not scanned.
     """
 
     train: Manifest
@@ -90,3 +92,4 @@ class Splits:
     rare: tuple[str, ...] = ()
     delimiter: str | None = None
     drawn: bool = False
+    contents: tuple[NDArray[np.int64], ...] = field(default=(), compare=False)

@@ -9,9 +9,12 @@ seen and decided, and for each table the number of images found = used + skipped
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
@@ -122,6 +125,7 @@ def split_tables(
     kept_splits = ("train", "val") if has_val_rows else ("train",)
     usable = select_usable(table, "train", kept_splits, options, skip_bad, scan)
     table, notes, skipped = usable.table, [*usable.notes, *group_notes], usable.skipped
+    contents = usable.contents
     if not has_val_rows:
         table = replace(table, splits=None)
     if val_table is not None:
@@ -129,6 +133,7 @@ def split_tables(
         val_table = usable_val.table
         notes += [*usable_val.notes, *warn_of_overlap(table, val_table)]
         skipped += usable_val.skipped
+        contents = {**contents, **usable_val.contents}
     rare = _find_rare_in_train(table, split_options)
     if rare:
         least = split_options.min_positives
@@ -138,12 +143,21 @@ def split_tables(
     is_drawn = val_table is None and not has_val_rows
     if is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
-        train, val, more = hold_out(table, usable.contents, labels, fraction, split_options.seed)
+        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed)
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
     notes += note_labels(train, val, options, given=labels is not None)
-    return Splits(train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn)
+    numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))
+    return Splits(
+        train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn, numbers
+    )
+
+
+def _number(side: Manifest, contents: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return a number of the bytes of each picture, as the scan found it; -1: not known."""
+    paths = map(side.path, range(len(side)))
+    return np.fromiter((contents.get(path, -1) for path in paths), np.int64, len(side))
 
 
 def read_manifest(

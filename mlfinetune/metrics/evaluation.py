@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mlfinetune.config import EvalConfig
 from mlfinetune.data.targets import POSITIVE, UNKNOWN
-from mlfinetune.metrics import bootstrap, calibration, thresholds
+from mlfinetune.metrics import calibration, thresholds
+from mlfinetune.metrics.intervals import compute_intervals
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import (
@@ -99,7 +100,7 @@ def evaluate(
     facts = Facts(
         threshold_source=decision.how,
         fitted_on=fitted_on,
-        intervals=_compute_intervals(calibrated, decision),
+        intervals=_compute_intervals(calibrated, decision, settings.ap),
         cross_fitted=cross_fitted,
         calibration=CalibrationFacts(
             decision.calibration,
@@ -156,11 +157,11 @@ def _measure_rates(scores: ScoreTable, present: NDArray[np.bool_]) -> CrossFitte
     )
 
 
-def _compute_intervals(scores: ScoreTable, decision: DecisionRule) -> Intervals:
+def _compute_intervals(scores: ScoreTable, decision: DecisionRule, ap: str) -> Intervals:
     """Compute the 95 % intervals, of fewer resamples where the table is large."""
     pairs = max(1, scores.logits.size)
     resamples = max(100, min(RESAMPLES, DRAWN // pairs))
-    return bootstrap.compute_intervals(scores, decision.thresholds, resamples)
+    return compute_intervals(scores, decision.thresholds, resamples, ap=ap)
 
 
 def _measure_calibration(scores: ScoreTable) -> CalibrationError:

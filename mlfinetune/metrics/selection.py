@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mlfinetune.metrics.bootstrap import resample_mean_ap
+from mlfinetune.metrics.bootstrap import find_groups, rank_labels, resample
 from mlfinetune.metrics.types import ScoreTable, Selection
 
 RESAMPLES, FEWEST = 100, 20
@@ -52,21 +51,9 @@ def try_candidate(scores: ScoreTable, mean_ap: float | None) -> Trial | None:
     resamples = min(RESAMPLES, DRAWN // max(1, scores.logits.size))
     if mean_ap is None or resamples < FEWEST:
         return None
-    counts = _draw_counts(len(scores.names), resamples, scores.groups)
-    return Trial(mean_ap, tuple(resample_mean_ap(scores, counts).tolist()))
-
-
-def _draw_counts(
-    images: int, resamples: int, groups: NDArray[np.int64] | None
-) -> NDArray[np.int32]:
-    """Return (B, N) counts: how often each resample holds each image."""
-    member = np.arange(images)
-    if groups is not None:
-        member = np.unique(groups, return_inverse=True)[1]
-    generator, units = np.random.default_rng(SEED), int(member.max()) + 1
-    drawn = (generator.integers(0, units, units) for _ in range(resamples))
-    rows = [np.bincount(row, minlength=units)[member] for row in drawn]
-    return np.array(rows, np.int32)
+    ranked = rank_labels(scores, [0.5] * len(scores.labels))
+    (drawn,) = resample([ranked], find_groups(scores), resamples, SEED, "sklearn")
+    return Trial(mean_ap, tuple(drawn.averages()["mAP"].tolist()))
 
 
 def estimate_selection(trials: Sequence[Trial | None]) -> Selection:

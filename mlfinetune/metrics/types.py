@@ -143,10 +143,11 @@ class DecisionRule:
 
 @dataclass(frozen=True)
 class LabelIntervals:
-    """One label's 95 % intervals; None where undefined on the data or in half the resamples."""
+    """One label's 95 % intervals; None where the number is undefined."""
 
     label: str
     AP: Interval | None
+    AUROC: Interval | None
     F1: Interval | None
 
 
@@ -155,7 +156,7 @@ class Intervals:
     """The 95 % intervals of one ScoreTable, by bootstrap.
 
     Attributes:
-        averages: mAP, macro_F1 and micro_F1; None where undefined.
+        averages: mAP, macro_AUROC, macro_F1 and micro_F1; None where undefined.
         per_label: in label order.
         resamples: number of resamples.
     """
@@ -166,7 +167,8 @@ class Intervals:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the intervals as metrics.json has them."""
-        labels = {row.label: {"AP": row.AP, "F1": row.F1} for row in self.per_label}
+        names = ("AP", "AUROC", "F1")
+        labels = {row.label: {name: getattr(row, name) for name in names} for row in self.per_label}
         return {**self.averages, "resamples": self.resamples, "per_label": labels}
 
 

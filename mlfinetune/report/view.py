@@ -218,6 +218,7 @@ class Report:
         suspects: missing tags, then wrong ones; the least likely to be right first.
         pictures: by index, all that any list shows, the most useful first.
         side: of the thumbnails, in pixels.
+        warning: a sentence to read before the numbers; empty: none.
     """
 
     title: str
@@ -235,3 +236,4 @@ class Report:
     suspects: tuple[Suspect, ...]
     pictures: Mapping[int, Picture] = field(default_factory=dict)
     side: int = 0
+    warning: str = ""

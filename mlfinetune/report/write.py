@@ -10,11 +10,13 @@ import csv
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shorten
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune import report
 from mlfinetune.config import DataConfig, load_config
@@ -30,7 +32,8 @@ from mlfinetune.metrics.types import CalibrationError, CalibrationFacts, Facts, 
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_again
-from mlfinetune.runs.results import parse_facts, read_metrics, read_scores
+from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read_seen
+from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic, writing_text
 from mlfinetune.text import display_path, list_some, pluralize
@@ -47,7 +50,7 @@ def write_report(folder: Path, log: RunLog) -> Path:
     scores = read_scores(folder)
     content, thresholds = read_metrics(folder, scores.labels)
     evidence = _gather_evidence(folder, scores, thresholds, content)
-    built = report.build(evidence)
+    built = _mark_seen(report.build(evidence), read_seen(folder, len(scores.names)))
     limit = content.get("max_pixels", MAX_PIXELS)
     root = _find_pictures(folder, parse_location(str(content.get("images_root", ""))), scores, log)
     missing: list[str] = []
@@ -69,6 +72,20 @@ def write_report(folder: Path, log: RunLog) -> Path:
     write_atomic(folder / directory.REPORT, page.encode(errors="backslashreplace"))
     log.say(f"report: {display_path((folder / directory.REPORT).absolute())}")
     return folder / directory.REPORT
+
+
+def _mark_seen(built: report.Report, seen: NDArray[np.bool_] | None) -> report.Report:
+    """Say on the page, and at its suspects, which pictures the model was trained on."""
+    if seen is None or not seen.any():
+        return built
+    suspects = (
+        replace(suspect, why=f"{suspect.why}; the model was trained on this picture and its tags")
+        if seen[suspect.index]
+        else suspect
+        for suspect in built.suspects
+    )
+    warning = describe_seen(int(seen.sum()), len(seen))
+    return replace(built, suspects=tuple(suspects), warning=warning)
 
 
 def _find_pictures(folder: Path, root: Location, scores: ScoreTable, log: RunLog) -> Location:

@@ -2,7 +2,8 @@
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
               metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
-              suspects.csv  train.log  resume.pt  .lock; while it trains resume-previous.pt
+              suspects.csv  trained_on.npz  train.log  resume.pt  .lock; while it trains
+              resume-previous.pt
 """
 
 import os
@@ -31,6 +32,7 @@ PER_LABEL = "per_label.csv"
 PREDICTIONS = "predictions.csv"
 SCORES = "scores.npz"
 SKIPPED = "skipped.csv"
+TRAINED_ON = "trained_on.npz"
 REPORT = "report.html"
 SUSPECTS = "suspects.csv"
 LOG = "train.log"

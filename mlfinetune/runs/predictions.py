@@ -5,6 +5,7 @@ a file     -> its complete rows, each with its picture's name, to resume after t
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -210,13 +211,32 @@ def read_complete_rows(
         selector, only_labels: of the command that resumes.
 
     Raises:
-        DataError: the file has other labels or columns.
+        DataError: the file has other labels or columns, or holds no predictions at all.
     """
+    read = _read_jsonl_rows if format == "jsonl" else _read_csv_rows
     with path.open("rb") as file:
-        if format == "jsonl":
-            yield from _read_jsonl_rows(path, file, selector, only_labels)
-        else:
-            yield from _read_csv_rows(path, file, selector, only_labels)
+        rows = read(path, file, selector, only_labels)
+        first = next(rows, None)
+        if first is not None:
+            yield first
+            yield from rows
+            return
+        file.seek(0)
+        start = _build_start(format, selector, only_labels)
+        begun = file.read(len(start))
+    if not start.startswith(begun):
+        raise DataError(
+            f"{path} holds no predictions; --resume would empty it: name another file with --output"
+        )
+
+
+def _build_start(format: str, selector: LabelSelector, only_labels: bool) -> bytes:
+    """Return the bytes that a writer begins with, of which a killed one leaves a part."""
+    if format == "jsonl":
+        return b'{"image": '
+    text = io.StringIO()
+    csv.writer(text).writerow(build_csv_header(selector, only_labels))
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def format_row_name(name: str, format: str) -> str:

@@ -48,7 +48,11 @@ from mlfinetune.text import neutralize, to_finite
 
 
 def write_results(
-    folder: Path, evaluation: Evaluation, probabilities: NDArray[np.float64], about: dict[str, Any]
+    folder: Path,
+    evaluation: Evaluation,
+    probabilities: NDArray[np.float64],
+    about: dict[str, Any],
+    seen: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write scores.npz, predictions.csv, per_label.csv and, last, metrics.json.
 
@@ -59,12 +63,13 @@ def write_results(
         evaluation: the numbers.
         probabilities: (N, L) sigmoid of the evaluation's logits.
         about: further keys of metrics.json: the data, checkpoint and epoch that were evaluated.
+        seen: (N,) whether the model was trained on a picture; None: not known.
 
     Raises:
         CheckpointError: a file cannot be written (a full disk, no permission).
     """
     scores = evaluation.scores
-    write_scores(folder, scores)
+    write_scores(folder, scores, seen)
     selector = LabelSelector(scores.labels, evaluation.decision)
     with writing_text(folder / directory.PREDICTIONS) as file:
         writer = CsvWriter(file, selector, only_labels=False)
@@ -72,6 +77,7 @@ def write_results(
             writer.write(Prediction(name, row))
     _write_per_label(folder, evaluation)
     content = {**evaluation.table.to_dict(), **evaluation.facts.to_dict(), **about}
+    content["seen_in_training"] = None if seen is None else int(seen.sum())
     text = json.dumps(content, indent=2, ensure_ascii=False)
     write_atomic(folder / directory.METRICS, text.encode(errors="backslashreplace") + b"\n")
 
@@ -79,14 +85,15 @@ def write_results(
 def _write_per_label(folder: Path, evaluation: Evaluation) -> None:
     """Write per_label.csv: a row a label, in label order; undefined cells are empty."""
     rates = ("AP", "F1", "precision", "recall", "AUROC")
-    ends = [f"{name}_{end}" for name in ("AP", "F1") for end in ("low", "high")]
+    sure = ("AP", "F1", "AUROC")
+    ends = [f"{name}_{end}" for name in sure for end in ("low", "high")]
     with writing_text(folder / directory.PER_LABEL) as file:
         writer = csv.writer(file)
         writer.writerow(["label", *rates, "threshold", "positives", "negatives", *ends])
         rows = zip(evaluation.table.per_label, evaluation.facts.intervals.per_label, strict=True)
         for row, intervals in rows:
             numbers = [getattr(row, name) for name in rates]
-            bounds = [*(intervals.AP or (None, None)), *(intervals.F1 or (None, None))]
+            bounds = [end for name in sure for end in getattr(intervals, name) or (None, None)]
             counts = (row.positives, row.negatives)
             cells = [*_format_cells(numbers), row.threshold, *counts, *_format_cells(bounds)]
             writer.writerow([neutralize(row.label), *cells])
@@ -158,7 +165,8 @@ def _parse_intervals(content: Mapping[str, Any]) -> Intervals:
     others = ("resamples", "per_label")
     averages = {name: _parse_pair(pair) for name, pair in content.items() if name not in others}
     per_label = tuple(
-        LabelIntervals(label, _parse_pair(row["AP"]), _parse_pair(row["F1"]))
+        # Older versions had no intervals of AUROC.
+        LabelIntervals(label, *map(_parse_pair, (row["AP"], row.get("AUROC"), row["F1"])))
         for label, row in content["per_label"].items()
     )
     return Intervals(averages, per_label, _parse_count(content["resamples"]))
@@ -228,12 +236,13 @@ def _choose(value: object, choices: Any) -> object:
 # ---- scores -----------------------------------------------------------------------------
 
 
-def write_scores(folder: Path, scores: ScoreTable) -> None:
+def write_scores(folder: Path, scores: ScoreTable, seen: NDArray[np.bool_] | None = None) -> None:
     """Write scores.npz: logits, their calibration, targets, names, labels, groups, for `compare`.
 
     Texts are UTF-8 in one array (lone surrogates are kept), and their N + 1 offsets in another. So
     the file has no pickle, and a short name takes no more room than it needs. Logits are the
-    calibrated ones wherever `calibration` is not `none`.
+    calibrated ones wherever `calibration` is not `none`. `seen` says which pictures the model was
+    trained on.
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
@@ -252,6 +261,8 @@ def write_scores(folder: Path, scores: ScoreTable) -> None:
         arrays["calibration"] = np.frombuffer(scores.calibration.encode(), np.uint8)
     if scores.groups is not None:
         arrays["groups"] = scores.groups
+    if seen is not None:
+        arrays["seen"] = seen.astype(np.uint8)
     with writing_binary(folder / directory.SCORES) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -292,6 +303,24 @@ def read_scores(folder: Path) -> ScoreTable:
     except Exception as error:  # numpy and zipfile raise whatever their parsers raise
         raise CheckpointError(f"{path} is damaged, or not from mlfinetune: {error}") from error
     return ScoreTable(names, logits, targets, LabelSpace(labels), calibration, groups)
+
+
+def read_seen(folder: Path, images: int) -> NDArray[np.bool_] | None:
+    """Read which pictures of scores.npz the model was trained on; None: not known.
+
+    `read_scores` has checked the file.
+
+    Raises:
+        CheckpointError: the member is damaged.
+    """
+    path = folder / directory.SCORES
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "seen" not in file.files:
+                return None
+            return _read_array(file, "seen", np.uint8, (images,)).astype(bool)
+    except Exception as error:  # numpy and zipfile raise whatever their parsers raise
+        raise CheckpointError(f"{path} is damaged, or not from mlfinetune: {error}") from error
 
 
 def _read_calibration(file: Any) -> CalibrationHow | None:

@@ -39,6 +39,43 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+_TRIAL_BYTES = 2**16
+
+
+def try_writing(folder: Path) -> None:
+    """Write and drop a file where `folder` is or would be made, so that long work begins after.
+
+    Raises:
+        CheckpointError: it could not be written there (no permission, a full disk, a file).
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(prefix=".mlfinetune.", suffix=".tmp", dir=place) as file:
+            file.write(bytes(_TRIAL_BYTES))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write into {folder}: {place}: {error.strerror}; choose another with --output"
+        ) from error
+
+
+def try_writing_file(path: Path) -> None:
+    """Try as `try_writing`, for a file that will be made or overwritten; it stays as it is.
+
+    Raises:
+        CheckpointError: it could not be written; its folder is not made.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"cannot write {path}: it is a folder; choose another with --output")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write {path}: No such file or directory; make its folder")
+    if not path.exists():
+        try_writing(path.parent)
+    elif not os.access(path, os.W_OK):
+        raise CheckpointError(f"cannot write {path}: Permission denied")
+
+
 def build_write_error(path: Path, error: OSError) -> CheckpointError:
     """Return the error for a failed write of `path`, with what to do where the disk is full."""
     text = f"cannot write {path}: {error.strerror}"

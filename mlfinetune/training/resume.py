@@ -8,19 +8,20 @@ The order of pictures depends only on (seed, epoch), and each augmentation only 
 index). So the position alone tells which batches are left.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mlfinetune.config import Config, load_config
+from mlfinetune.config import Config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.metrics.selection import Trial
-from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs import directory
 from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.runtime.device import choose_precision, name_dtype
 from mlfinetune.runtime.log import RunLog
@@ -79,7 +80,7 @@ def capture_state(
     if best is not None:
         best_fields = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
     return {
-        "made_of": _collect_identity(setup.config, setup.splits),
+        "made_of": collect_identity(setup.config, setup.splits),
         "arithmetic": _describe_arithmetic(setup),
         "position": asdict(position),
         "best": best_fields,
@@ -119,37 +120,20 @@ def is_same_run(run: Path, config: Config, splits: Splits) -> bool:
             state = _parse_state(read_state(path), path)
         except CheckpointError:
             continue  # `load_state` will name the fault
-        return not _list_changes(state.content["made_of"], _collect_identity(config, splits))
+        return not list_changes(state.content["made_of"], collect_identity(config, splits))
     return False
 
 
 def require_same_run(state: ResumeState, config: Config, splits: Splits) -> None:
     """Raise a ConfigError that names the settings and data that differ from the state's."""
-    _require_no_changes(_list_changes(state.content["made_of"], _collect_identity(config, splits)))
+    require_no_changes(list_changes(state.content["made_of"], collect_identity(config, splits)))
 
 
-def require_same_config(run: Path, config: Config, splits: Splits) -> None:
-    """Raise a ConfigError that names the settings that differ from the run's own config.yaml.
-
-    A run has no resume state before its first epoch, nor where L-BFGS solved for the head. Where
-    its data was named elsewhere, the validation examples are compared with the checkpoint's.
-    """
-    recorded = load_config(run / directory.CONFIG)
-    changes = _list_changes(_collect_settings(recorded), _collect_settings(config))
-    paths = (config.data.train, config.data.val), (recorded.data.train, recorded.data.val)
-    if paths[0] != paths[1] and (run / directory.BEST).is_file():
-        digest = checkpoint.load(run / directory.BEST).data_digest
-        kept, now = (
-            {"validation data": digest} for digest in (digest, digest_manifest(splits.val))
-        )
-        changes += _list_changes(kept, now)
-    _require_no_changes(changes)
-
-
-def _require_no_changes(changed: list[str]) -> None:
-    if changed:
+def require_no_changes(changes: Sequence[str]) -> None:
+    """Raise a ConfigError that lists the changes, and says what allows them."""
+    if changes:
         raise ConfigError(
-            f"the run was made with other settings or data:\n{format_list(changed)}\n"
+            f"the run was made with other settings or data:\n{format_list(changes)}\n"
             f"resume it with the former ones, or with --allow-changed if the change is meant; "
             f"without --resume a new run begins"
         )
@@ -159,6 +143,27 @@ def list_other_arithmetic(state: ResumeState, setup: TrainingSetup) -> Iterator[
     """Yield each change that rounds numbers differently: device, precision, torch, processes."""
     before, now = state.content["arithmetic"], _describe_arithmetic(setup)
     yield from (f"{k} {before.get(k)} before, {now[k]} now" for k in now if before.get(k) != now[k])
+
+
+_DECIDES_BATCHES = ("train.batch_size", "train.seed", "training data")
+"""Parts of a run's identity that decide the pictures of each step."""
+
+
+def place_in_epochs(state: ResumeState, setup: TrainingSetup, log: RunLog) -> ResumeState:
+    """Return the state with a position that counts the steps of this setup.
+
+    Where `--allow-changed` brought other batches, an epoch has another number of steps, and other
+    pictures are left of the one under way: it begins anew.
+    """
+    before, now = state.content["made_of"], collect_identity(setup.config, setup.splits)
+    if all(before.get(key) == now[key] for key in _DECIDES_BATCHES):
+        return state
+    rows = [json.loads(line) for line in state.content["history"].splitlines()]
+    done = max((int(row["epoch"]) for row in rows), default=0)
+    if state.position.images:
+        log.say(f"warning: the batches are others than before: epoch {done + 1} begins anew")
+    position = Position(done * setup.train.steps, last=state.position.last)
+    return replace(state, position=position)
 
 
 def restore_state(
@@ -241,19 +246,19 @@ class StateSaver:
         return self.signals.received is not None or time.monotonic() - self._saved_at >= seconds
 
 
-def _collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
+def collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
     """Return everything that must not change when a run is resumed: settings, and the data.
 
     For example {"train.lr": 0.0001, ..., "training data": "5f1d...", "validation data": "..."}.
     """
     return {
-        **_collect_settings(config),
+        **collect_settings(config),
         "training data": digest_manifest(splits.train),
         "validation data": digest_manifest(splits.val),
     }
 
 
-def _collect_settings(config: Config) -> dict[str, Any]:
+def collect_settings(config: Config) -> dict[str, Any]:
     """Return the settings that may not change when a run is resumed, by dotted name."""
     flat = dict(_flatten(config.model_dump(mode="json"), ""))
     return {key: value for key, value in flat.items() if not _may_change(key)}
@@ -314,12 +319,12 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
 
-def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the settings and data that differ, by name.
 
     A setting that an older version did not know had its default.
     """
-    defaults = _collect_settings(Config.model_validate({"data": {"train": "."}}))
+    defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
     before = {**{key: value for key, value in defaults.items() if key in now}, **before}
     changes = []
     for key in sorted({*before, *now}):

@@ -106,6 +106,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         MlfinetuneError: weights, device, loss or batch size that cannot be used.
     """
     device, info = world.device, world.info
+    _require_copies_fit(config, world)
     dtype, why = world.broadcast(lambda: choose_precision(config.train.precision, device))
     with oom_as_device_error():
         config, tried = world.broadcast(
@@ -139,6 +140,16 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     return TrainingSetup(
         config, splits, spec, tagger, tagger, loss, train, val, device, dtype, world
     )
+
+
+def _require_copies_fit(config: Config, world: World) -> None:
+    """Raise a ConfigError for copies in memory for several ranks; features need no copies."""
+    in_memory = config.data.cache_images == "ram" and not precomputes_features(config)
+    if world.is_distributed and in_memory:
+        raise ConfigError(
+            "data.cache_images: ram keeps pictures in the memory of one process; for several "
+            "processes use disk, with MLFINETUNE_CACHE=/dev/shm/mlfinetune to keep them in memory"
+        )
 
 
 def _describe_backbone(config: Config) -> str:
@@ -221,15 +232,9 @@ def reading_copies(setup: TrainingSetup, root: Path | None, log: RunLog) -> Iter
         root: folder of the copies; None: the cache's.
 
     Raises:
-        ConfigError: copies in memory for several ranks.
         DataError: a picture that cannot be decoded, or too little room.
     """
     config, train, world = setup.config, setup.splits.train, setup.world
-    if world.is_distributed and config.data.cache_images == "ram":
-        raise ConfigError(
-            "data.cache_images: ram keeps pictures in the memory of one process; for several "
-            "processes use disk, with MLFINETUNE_CACHE=/dev/shm/mlfinetune to keep them in memory"
-        )
     with ExitStack() as stack:
         with world.local_main_first():
             opened = opened_image_copies(config, train, setup.spec, root, log)

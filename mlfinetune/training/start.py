@@ -10,6 +10,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mlfinetune.config import Config, dump_config, load_config
 from mlfinetune.data.load import resolve_data_config
 from mlfinetune.data.manifest import Splits
@@ -18,18 +20,19 @@ from mlfinetune.models.pretrained import is_weights_path
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
+from mlfinetune.runs.trained_on import number_paths, write_trained_on
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
-from mlfinetune.storage.atomic import remove_leftovers, write_atomic
+from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
 from mlfinetune.text import display_path, pluralize
+from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.resume import (
     ResumeState,
     is_same_run,
     list_other_arithmetic,
     load_state,
-    require_same_config,
-    require_same_run,
+    place_in_epochs,
 )
 from mlfinetune.training.setup import TrainingSetup
 
@@ -92,6 +95,19 @@ def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> 
             f"together with --allow-changed"
         )
     return config
+
+
+def try_run_directory(config: Config, resume: ResumeOptions | None) -> None:
+    """Try to write where the run directory is or will be, before the pictures are scanned.
+
+    Raises:
+        CheckpointError: nothing can be written there.
+    """
+    assert config.output is not None
+    run = None
+    if resume is not None:
+        run = config.output if resume.recorded else directory.find_run(config.output)
+    try_writing(run or config.output.parent)
 
 
 def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Path | None:
@@ -169,19 +185,18 @@ def load_resume_state(
 ) -> ResumeState | None:
     """Read the state of the run to resume; None: a new run, or no state was saved yet.
 
+    Nothing is written: a run that is refused stays as it is.
+
     Raises:
-        ConfigError: it has other settings or data, and `--allow-changed` was not given.
-        CheckpointError: there are states, but all are damaged.
+        ConfigError, CheckpointError: as `require_resumable`; or all states are damaged.
     """
     if run is None:
         return None
     state = load_state(run, log)
-    if request.resume is not None and request.resume.allow_changed:
-        return state
     if state is not None:
-        require_same_run(state, setup.config, setup.splits)
-    elif (run / directory.CONFIG).is_file():
-        require_same_config(run, setup.config, setup.splits)
+        state = place_in_epochs(state, setup, log)
+    allow_changed = request.resume is not None and request.resume.allow_changed
+    require_resumable(run, state, setup, allow_changed)
     return state
 
 
@@ -196,11 +211,20 @@ def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: Ru
     write_atomic(run / directory.LABELS, labels.encode(errors="surrogateescape"))
     if setup.splits.skipped:
         write_skipped(run, setup.splits.skipped)
+    _write_trained_on(setup.splits, run, state is not None)
     history = "" if state is None else state.content["history"]
     log.attach_run(run / directory.LOG, run / directory.HISTORY, history)
     log.say(f"run directory: {display_path(run)}")
     if state is not None:
         _say_where_it_resumes(setup, state, log)
+
+
+def _write_trained_on(splits: Splits, run: Path, resumed: bool) -> None:
+    """Keep which pictures the run is trained on, so that eval can tell whether it has seen some."""
+    train = splits.train
+    contents = splits.contents[0] if splits.contents else np.empty(0, np.int64)
+    paths = number_paths(map(train.path, range(len(train))))
+    write_trained_on(run, contents[contents >= 0], paths, resumed)
 
 
 def _say_where_it_resumes(setup: TrainingSetup, state: ResumeState, log: RunLog) -> None:

@@ -4,15 +4,17 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlfinetune.data.targets import UNKNOWN, LabelSpace
 from mlfinetune.errors import CheckpointError, DataError
-from mlfinetune.metrics.bootstrap import Comparison, compare_tables
+from mlfinetune.metrics.comparison import Comparison, compare_tables
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.runs import directory
 from mlfinetune.runs.results import read_metrics, read_scores
+from mlfinetune.runs.settings import list_differences, read_settings
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import MAX_LISTED, display_path, format_list, pluralize
 
@@ -33,10 +35,11 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class Side:
-    """Scores of one folder, and the threshold of each label."""
+    """Scores of one folder, the threshold of each label, and its settings; None: not known."""
 
     scores: ScoreTable
     thresholds: tuple[float, ...]
+    settings: dict[str, Any] | None
 
     def take(self, rows: Sequence[int], columns: Sequence[int]) -> "Side":
         """Return these images and labels, in this order."""
@@ -50,7 +53,8 @@ class Side:
             labels=LabelSpace(tuple(scores.labels.names[column] for column in columns)),
             groups=None if scores.groups is None else scores.groups[list(rows)],
         )
-        return Side(taken, tuple(self.thresholds[column] for column in columns))
+        thresholds = tuple(self.thresholds[column] for column in columns)
+        return Side(taken, thresholds, self.settings)
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,14 @@ class CompareResult:
         comparison: B minus A, on the images and labels that both scored.
         images: number of images that both scored.
         only: numbers of images, then of labels, that one side alone scored: ((A, B), (A, B)).
+        settings: dotted key -> values of A and B, of the settings that differ; None: those of one
+            side are not known.
     """
 
     comparison: Comparison
     images: int
     only: tuple[tuple[int, int], tuple[int, int]]
+    settings: dict[str, tuple[object, object]] | None
 
 
 def run(request: CompareRequest, log: RunLog) -> CompareResult:
@@ -92,7 +99,10 @@ def run(request: CompareRequest, log: RunLog) -> CompareResult:
         comparison = compare_tables(
             a.scores, b.scores, a.thresholds, b.thresholds, request.resamples, progress=bar.update
         )
-    return CompareResult(comparison, len(rows), (images, labels))
+    settings = None
+    if a.settings is not None and b.settings is not None:
+        settings = list_differences(a.settings, b.settings)
+    return CompareResult(comparison, len(rows), (images, labels), settings)
 
 
 def _read_side(folder: Path) -> Side:
@@ -105,8 +115,8 @@ def _read_side(folder: Path) -> Side:
             f"`mlfinetune eval --checkpoint RUN -o FOLDER` wrote"
         )
     scores = read_scores(folder)
-    _, thresholds = read_metrics(folder, scores.labels)
-    return Side(scores, thresholds)
+    content, thresholds = read_metrics(folder, scores.labels)
+    return Side(scores, thresholds, read_settings(folder, content))
 
 
 def _number_repeats(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.config import Config, EvalConfig, restore_config
 from mlfinetune.data.load import build_scan, build_source_options, load_splits
@@ -20,7 +24,10 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
+from mlfinetune.runs.questions import Question, choose_eval_folder, is_replaced
 from mlfinetune.runs.results import write_results
+from mlfinetune.runs.settings import flatten_settings, list_differences
+from mlfinetune.runs.trained_on import find_seen
 from mlfinetune.runtime.device import (
     choose_precision,
     choose_workers,
@@ -43,7 +50,7 @@ class EvalRequest:
         data: table or folder to score; None: the run's validation data.
         split: score only the rows with this value of the split column.
         images: root of the table's paths; None: the table's folder.
-        output: folder for the results; None: `eval` beside the checkpoint.
+        output: folder for the results; None: as `questions.find_eval_folder`.
         overrides: config keys, as `data.bad_images=skip`.
     """
 
@@ -55,7 +62,22 @@ class EvalRequest:
     overrides: tuple[str, ...] = ()
 
 
-def run(request: EvalRequest, device_name: str, log: RunLog) -> tuple[Path, Evaluation | None]:
+@dataclass(frozen=True)
+class EvalResult:
+    """Numbers of an evaluation, and where they were written.
+
+    Attributes:
+        folder: of the results.
+        evaluation: the numbers.
+        seen: number of pictures that the model was trained on; None: not known.
+    """
+
+    folder: Path
+    evaluation: Evaluation
+    seen: int | None
+
+
+def run(request: EvalRequest, device_name: str, log: RunLog) -> EvalResult | None:
     """Score the validation data of a checkpoint's run, or other data, and write the results.
 
     Args:
@@ -64,20 +86,22 @@ def run(request: EvalRequest, device_name: str, log: RunLog) -> tuple[Path, Eval
         log: says what is scored, and how fast.
 
     Returns:
-        The folder of the results, and the numbers; with several ranks, None on all but rank 0.
+        The results; with several ranks, None on all but rank 0.
 
     Raises:
-        MlfinetuneError: a checkpoint, data or a device that cannot be used.
+        MlfinetuneError: a checkpoint, data, device or output that cannot be used.
     """
     with init_distributed(device_name) as world:
         return _run_on_rank(request, world, log)
 
 
-def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> tuple[Path, Evaluation | None]:
+def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult | None:
     file = directory.find_checkpoint(request.checkpoint)
     loaded = checkpoint.load(file)
     config = restore_config(loaded.config, file, request.overrides)
     recorded = restore_config(loaded.config, file)
+    question = _ask(request, file, config, recorded)
+    folder = world.broadcast(lambda: choose_eval_folder(question, request.output))
     with oom_as_device_error():
         tagger = restore_tagger(
             loaded.backbone,
@@ -90,22 +114,48 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> tuple[Path,
     with world.local_main_first():
         source = _Source(request, config, recorded, loaded, file.parent)
         config, manifest, description = _read_examples(source, log)
-    folder = request.output or file.parent / directory.EVAL
-    world.broadcast(lambda: make_folder(folder))
+    fitted_here = digest_manifest(manifest) == loaded.data_digest
+    _require_rule(config.eval, recorded.eval, fitted_here)
     intro = f"checkpoint {display_path(file)}, {description}"
     batches = _score_examples(tagger, config, manifest, loaded, world, log, intro)
     log.repeat_warnings(world.gather(log.take_warnings()))
     if not world.is_main:
-        return folder, None
+        return None
     scores = tabulate(batches, manifest)
-    fitted_here = digest_manifest(manifest) == loaded.data_digest
-    decision = _choose_decision(config.eval, recorded.eval, loaded, scores, fitted_here)
+    decision = _choose_decision(config.eval, recorded.eval, loaded, scores)
     evaluation = evaluate(config.eval, scores, decision, fitted_here)
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
-    about |= locate_images(config, manifest)
-    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about)
+    about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
+    about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
+    is_train = request.data is None and request.split == "train"
+    seen = find_seen(file.parent, manifest, is_train)
+    _write(folder, evaluation, about, seen, log)
+    return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
+
+
+# ---- results ----------------------------------------------------------------------------
+
+
+def _ask(request: EvalRequest, file: Path, config: Config, recorded: Config) -> Question:
+    """Return the question that this command asks, with the overrides that change an answer."""
+    kept, now = (flatten_settings(side.model_dump(mode="json")) for side in (recorded, config))
+    overrides = {key: value for key, (_, value) in list_differences(kept, now).items()}
+    return Question(file, request.data, request.split, request.images, overrides)
+
+
+def _write(
+    folder: Path,
+    evaluation: Evaluation,
+    about: dict[str, Any],
+    seen: NDArray[np.bool_] | None,
+    log: RunLog,
+) -> None:
+    """Write the results and their page."""
+    if is_replaced(folder):
+        log.say(f"{display_path(folder.absolute())}: results of the same question are replaced")
+    make_folder(folder)
+    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(folder, log)
-    return folder, evaluation
 
 
 # ---- scoring ----------------------------------------------------------------------------
@@ -152,11 +202,30 @@ def _choose_decision(
     trained_with: EvalConfig,
     loaded: Checkpoint,
     scores: ScoreTable,
-    fitted_here: bool,
 ) -> DecisionRule:
     """Return the decision rule (thresholds and calibration) for these scores.
 
-    Overrides of `eval.ap` and `eval.review` never need a new fit.
+    `_require_rule` has refused the last row of its table.
+
+    Args:
+        wanted: `eval` of the config with the overrides.
+        trained_with: `eval` of the config without them.
+        loaded: the checkpoint, with its own rule.
+        scores: to fit on.
+    """
+    if _keeps_rule(wanted, trained_with):
+        return replace(loaded.decision, review=wanted.review)
+    return fit_decision_rule(wanted, scores)
+
+
+def _keeps_rule(wanted: EvalConfig, trained_with: EvalConfig) -> bool:
+    """Tell whether the checkpoint's rule holds: `ap` and `review` never need a new fit."""
+    no_fit = {"ap": trained_with.ap, "review": trained_with.review}
+    return wanted.model_copy(update=no_fit) == trained_with
+
+
+def _require_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool) -> None:
+    """Refuse a rule that would be fitted on other data, before that is scored.
 
         other eval.* overrides           data               decision rule
         none                             any                the checkpoint's, with `wanted.review`
@@ -166,24 +235,18 @@ def _choose_decision(
         others                           other              ConfigError
 
     Args:
-        wanted: `eval` of the config with the overrides.
-        trained_with: `eval` of the config without them.
-        loaded: the checkpoint, with its own rule.
-        scores: to fit on.
+        wanted, trained_with: `eval` of the config with the overrides, and without them.
         fitted_here: the data is the validation data that the checkpoint's rule was fitted on.
 
     Raises:
         ConfigError: the rule would be fitted on images that are not the run's validation data.
     """
-    no_fit = {"ap": trained_with.ap, "review": trained_with.review}
-    if wanted.model_copy(update=no_fit) == trained_with:
-        return replace(loaded.decision, review=wanted.review)
-    if not fitted_here and (wanted.thresholds != "fixed" or wanted.calibration != "none"):
+    fits = wanted.thresholds != "fixed" or wanted.calibration != "none"
+    if fits and not fitted_here and not _keeps_rule(wanted, trained_with):
         raise ConfigError(
             "eval.thresholds and eval.calibration are fitted on the run's validation data, never "
             "on other data; leave them out, or set eval.thresholds=fixed and eval.calibration=none"
         )
-    return fit_decision_rule(wanted, scores)
 
 
 # ---- examples ---------------------------------------------------------------------------

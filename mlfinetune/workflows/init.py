@@ -31,7 +31,7 @@ from mlfinetune.data.unread import describe_blank_table, describe_tables_beside
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import TABLE_ENDINGS, find_ending
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.storage.atomic import write_atomic
+from mlfinetune.storage.atomic import try_writing_file, write_atomic
 from mlfinetune.text import display_path, format_list, make_printable, pluralize
 
 _SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
@@ -102,6 +102,7 @@ def run(request: InitRequest, log: RunLog) -> InitResult:
     file = request.output or Path(f"{_name_after(request.data)}.yaml")
     if file.exists():
         raise ConfigError(f"{file} is there already; choose another with --output")
+    try_writing_file(file)
     plan = _Plan(_build_config(request))
     tables = _read(plan.config)
     if not len(tables[0].labels) or (len(tables) == 1 and has_lone_folder(tables[0])):
@@ -207,6 +208,7 @@ def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
         raise ConfigError(
             f"{file} is there already; fill it in, then: {command}; or choose another with --table"
         )
+    try_writing_file(file)
     blank = write_blank_table(request.data, file)
     options = [text for text in request.overrides if not text.startswith("data.format=")]
     sidecar = replace(request, overrides=(*options, "data.format=sidecar"))

@@ -6,6 +6,7 @@ from mlfinetune.errors import CheckpointError
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import directory
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.storage.atomic import try_writing
 
 
 def run(folder: Path, log: RunLog) -> Path:
@@ -15,11 +16,12 @@ def run(folder: Path, log: RunLog) -> Path:
         The path of report.html.
 
     Raises:
-        CheckpointError: the folder holds no results.
+        CheckpointError: the folder holds no results, or cannot be written to.
     """
     if not (folder / directory.SCORES).is_file():
         raise CheckpointError(
             f"{folder} holds no {directory.SCORES}; name a run directory that `mlfinetune train` "
             f"finished, or a folder that `mlfinetune eval` wrote"
         )
+    try_writing(folder)
     return write_report(folder, log)

@@ -22,7 +22,7 @@ from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import is_url
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.storage.atomic import writing_text
+from mlfinetune.storage.atomic import try_writing_file, writing_text
 from mlfinetune.text import pluralize
 
 COLUMN = "split"
@@ -113,6 +113,7 @@ def _choose_output(request: SplitRequest, table: Table) -> Path:
         raise ConfigError(f"--output {output}: wanted a name that ends in .csv")
     if output.exists():
         raise ConfigError(f"{output} is there already; choose another with --output")
+    try_writing_file(output)
     return output
 
 

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from mlfinetune.config import Config
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Splits, digest_manifest
@@ -19,6 +21,7 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.results import write_results
 from mlfinetune.runs.trackers import opened_trackers, require_trackers
+from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -39,6 +42,7 @@ from mlfinetune.training.start import (
     load_resume_state,
     open_run,
     resolve_config,
+    try_run_directory,
 )
 
 
@@ -75,6 +79,7 @@ def run(
     ):
         try:
             config = find_run_data(config, resume, log)
+            world.broadcast(lambda: try_run_directory(config, resume))
             with world.local_main_first():
                 splits = load_splits(config, log)
             return _train(TrainRequest(config, world, heard, resume), splits, log)
@@ -96,6 +101,7 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
         splits,
         train=splits.train.take(rows[: len(splits.train)]),
         val=splits.val.take(rows[: len(splits.val)]),
+        contents=(),
     )
     with (
         tempfile.TemporaryDirectory() as name,
@@ -123,11 +129,12 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
     setup = set_up(config, splits, world, log)
+    state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
+    # Nothing has been written before: all that can be refused has been.
     wanted = request.config.output or directory.RUNS
     run = resumed or world.broadcast(lambda: directory.make_run_dir(wanted))
     setup = replace(setup, config=setup.config.model_copy(update={"output": run}))
     with directory.locked_run(run) if world.is_main else nullcontext(), oom_as_device_error():
-        state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
         result = _fill_run(setup, state, request, log)
         world.barrier()
         log.repeat_warnings(world.gather(log.take_warnings()))
@@ -204,11 +211,25 @@ def _write_run_results(
     assert scores is not None
     content = checkpoint.load(run / directory.BEST)
     rule = fit_decision_rule(config.eval, scores)
-    checkpoint.save(run / directory.BEST, replace(content, decision=rule))
+    # Of a resumed run the settings and the validation data may be others than at its best epoch.
+    content = replace(
+        content,
+        decision=rule,
+        config=config.model_dump(mode="json"),
+        data_digest=digest_manifest(val),
+    )
+    checkpoint.save(run / directory.BEST, content)
     evaluation = evaluate(config.eval, scores, rule, fitted_here=True)
     facts = replace(evaluation.facts, selection=estimate_selection(best.trials))
     evaluation = replace(evaluation, facts=facts)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
-    write_results(run, evaluation, sigmoid(evaluation.scores.logits), about)
+    about["versions"] = content.versions
+    seen = None
+    if setup.splits.contents:
+        learned, scored = setup.splits.contents
+        seen = np.isin(scored, learned) & (scored >= 0)
+        if note := describe_seen(int(seen.sum()), len(seen)):
+            log.say(f"warning: {note}")
+    write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(run, log)
     return evaluation

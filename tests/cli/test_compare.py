@@ -74,6 +74,34 @@ def test_runs_of_other_data_are_told_what_to_do(trained: Path, cli: Run) -> None
     assert "no image in common; score both on the same data: `mlfinetune eval" in done.stderr
 
 
+def test_settings_that_differ_are_shown(pictures: Path, cli: Run) -> None:
+    """Both values of each, and no others; of a folder that eval wrote too."""
+    pairs = {"a": ("loss.pos_weight={red: 2}",), "b": ("loss.name=focal", "train.workers=1")}
+    for name, overrides in pairs.items():
+        done = cli("train", "pets.yaml", "-o", name, *overrides, cwd=pictures)
+        assert done.returncode == 0, done.stderr
+    assert cli("eval", "-c", "b", "eval.thresholds=fixed", "-o", "c", cwd=pictures).returncode == 0
+    rows = {
+        "loss.gamma": ("not set", 2.0),
+        "loss.name": ("sce", "focal"),
+        "loss.pos_weight": ("not set", None),
+        "loss.pos_weight.red": (2.0, "not set"),
+        "eval.thresholds": ("per_label", "fixed"),
+    }
+    content = json.loads(cli("compare", "a", "c", "--json", cwd=pictures).stdout)
+    found = {key: (pair["a"], pair["b"]) for key, pair in content["settings"].items()}
+    assert found == {**found, **{key: rows[key] for key in rows if key != "loss.gamma"}}
+    assert found.keys() <= {*rows, "loss.alpha"}
+    lines = cli("compare", "a", "c", cwd=pictures).stdout.splitlines()
+    start = next(at for at, line in enumerate(lines) if "settings that differ" in line)
+    assert any(line.split() == ["loss.name", "sce", "focal"] for line in lines[start:])
+    assert max(map(len, lines)) <= 80
+    (pictures / "a/config.yaml").unlink()  # as in results of an older version
+    done = cli("compare", "a", "c", cwd=pictures)
+    assert "settings that differ: not known" in done.stdout
+    assert json.loads(cli("compare", "a", "c", "--json", cwd=pictures).stdout)["settings"] is None
+
+
 # ---- written by hand --------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ def test_eval_repeats_the_numbers_of_the_run(trained: Path) -> None:
 
 def test_eval_writes_into_the_run_by_default(trained: Path, cli: Run) -> None:
     """Results go to eval/ beside the checkpoint, whether run or file is named."""
-    for name in ("runs/pets", "runs/pets/last.safetensors"):
+    for name in ("runs/pets", "runs/pets/best.safetensors"):
         shutil.rmtree(trained / "runs/pets/eval", ignore_errors=True)
         assert cli("eval", "-c", name, cwd=trained).returncode == 0
         assert (trained / "runs/pets/eval/metrics.json").is_file()
@@ -38,9 +38,9 @@ def test_eval_scores_other_data(trained: Path, cli: Run) -> None:
         f"{r},{'test' if n < 7 else 'val'}" for n, r in enumerate(rows[1:])
     ]
     (trained / "other.csv").write_text("\n".join(split))
-    arguments = ["eval", "-c", "runs/pets", "--data", "other.csv", "-o", "other"]
+    arguments = ["eval", "-c", "runs/pets", "--data", "other.csv"]
     assert cli(*arguments, cwd=trained).stdout.startswith("24 images")
-    done = cli(*arguments, "--split", "test", cwd=trained)
+    done = cli(*arguments, "--split", "test", "-o", "other", cwd=trained)
     assert done.stdout.startswith("7 images")
     assert json.loads((trained / "other/metrics.json").read_text())["images"] == 7
 
@@ -134,7 +134,7 @@ def test_eval_warns_of_groups_that_were_trained_on(trained: Path, cli: Run) -> N
         for n, row in enumerate(rows)
     ]
     (trained / "torn.csv").write_text("\n".join([f"{header},split,patient", *lines]))
-    arguments = ("eval", "-c", "runs/pets", "--data", "torn.csv", "-o", "torn", "--split", "test")
+    arguments = ("eval", "-c", "runs/pets", "--data", "torn.csv", "--split", "test")
     done = cli(*arguments, "data.group_by=patient", cwd=trained)
     assert done.returncode == 0, done.stderr
     assert "warning: 1 of 5 groups of 'patient' in test stand in train too" in done.stderr

@@ -121,11 +121,11 @@ def test_a_file_that_holds_no_predictions_is_not_overwritten(
     text = {"tags.csv": "image,labels\na.jpg,cat\n", "tags.jsonl": '{"image": "a", "tag": 1}\n'}[
         name
     ]
-    (trained / name).write_text(text)
-    done = cli("predict", "images/0000.jpg", "-o", name, cwd=trained)
+    (trained / f"mine-{name}").write_text(text)
+    done = cli("predict", "images/0000.jpg", "-o", f"mine-{name}", cwd=trained)
     assert done.returncode == 2
     assert "holds no predictions" in done.stderr
-    assert (trained / name).read_text() == text
+    assert (trained / f"mine-{name}").read_text() == text
     for _ in range(2):
         assert cli("predict", "images/0000.jpg", "-o", f"own-{name}", cwd=trained).returncode == 0
 
@@ -250,6 +250,18 @@ def test_it_goes_on_with_the_same_pictures_and_columns_alone(trained: Path, cli:
     done = cli("predict", "images", "--resume", cwd=trained)
     assert done.returncode == 2
     assert "name it with -o" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "my notes\n"), ("a.csv", "my notes")])
+def test_resume_never_empties_another_file(
+    trained: Path, tmp_path: Path, cli: Run, name: str, text: str
+) -> None:
+    """A file without one complete row is cut only where it begins as predictions do."""
+    (tmp_path / name).write_text(text)
+    arguments = ("predict", "images", "-c", "runs/pets", "-o", str(tmp_path / name), "--resume")
+    done = cli(*arguments, cwd=trained)
+    assert (done.returncode, (tmp_path / name).read_text()) == (2, text)
+    assert "holds no predictions; --resume would empty it" in done.stderr
 
 
 def test_shards_are_all_of_it(trained: Path, cli: Run) -> None:

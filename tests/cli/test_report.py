@@ -124,8 +124,9 @@ def test_thresholds_travel_with_the_checkpoint(trained: Path, cli: Run) -> None:
 
 def test_eval_refits_only_on_the_data_that_may_fit(trained: Path, cli: Run, tmp_path: Path) -> None:
     """Other thresholds on validation, or fixed ones anywhere; never fitted on what is scored."""
-    evaluate = ("eval", "-c", "runs/pets", "-o", str(tmp_path / "e"))
-    done = cli(*evaluate, "eval.thresholds=global", "eval.calibration=platt", cwd=trained)
+    evaluate = ("eval", "-c", "runs/pets", "-o")
+    fitted = ("eval.thresholds=global", "eval.calibration=platt")
+    done = cli(*evaluate, str(tmp_path / "e"), *fitted, cwd=trained)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "e/metrics.json").read_text())
     assert (content["threshold_source"], content["calibration"]["how"]) == ("global", "platt")
@@ -133,12 +134,12 @@ def test_eval_refits_only_on_the_data_that_may_fit(trained: Path, cli: Run, tmp_
     page = (tmp_path / "e/report.html").read_text()
     assert "Before calibration: off by" in page
     assert "Calibrated: off by" in page
-    other = ("--data", "tags.csv")
+    other = (str(tmp_path / "other"), "--data", "tags.csv")
     done = cli(*evaluate, *other, "eval.thresholds=global", cwd=trained)
     assert (done.returncode, "fitted on the run's validation data" in done.stderr) == (2, True)
     done = cli(*evaluate, *other, "eval.thresholds=fixed", "eval.threshold=0.25", cwd=trained)
     assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "e/metrics.json").read_text())
+    content = json.loads((tmp_path / "other/metrics.json").read_text())
     assert {row["threshold"] for row in content["per_label"].values()} == {0.25}
 
 

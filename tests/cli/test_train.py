@@ -24,6 +24,7 @@ FILES = {
     "report.html",
     "scores.npz",
     "suspects.csv",
+    "trained_on.npz",
     "train.log",
     "resume.pt",
     ".lock",

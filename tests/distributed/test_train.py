@@ -97,8 +97,10 @@ def test_small_copies_are_made_once_on_a_machine(ground: Path) -> None:
     more = ("data.cache_images=disk", "model.image_size=32")
     done = run(2, "train", "tiny.yaml", *more, cwd=ground)
     assert "25 to look at" in done.said
+    before = sorted((ground / "runs").iterdir())
     group = start(2, "train", "tiny.yaml", "data.cache_images=ram", cwd=ground)
     assert [child.wait() for child in group] == [2, 2]
+    assert sorted((ground / "runs").iterdir()) == before
     assert "".join(child.said for child in group).count("MLFINETUNE_CACHE=/dev/shm") == 1
 
 

@@ -221,7 +221,7 @@ def test_a_moved_run_is_resumed_where_its_data_is_found(project: Path, cli: Run)
     assert f"train: {project / 'tags.csv'}\n" in (project / "runs/pets/config.yaml").read_text()
     assert "all epochs are" in cli("train", "pets.yaml", "--resume", cwd=project).stderr
     rows = (project / "tags.csv").read_text()
-    (project / "tags.csv").write_text(rows.replace("red", "rot"))
+    (project / "tags.csv").write_text(rows.replace("red", "green", 1))
     done = cli("train", "runs/pets/config.yaml", "--resume", cwd=project)
     assert done.returncode == 2
     assert "training data: other names, labels or targets than before" in done.stderr
