@@ -10,7 +10,7 @@ CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '
            $(wildcard docs/* docs/images/* *.md) pyproject.toml constraints.txt Makefile .ci/run
 
 .DELETE_ON_ERROR:
-.PHONY: demo docs docs-image test test-faults fuzz check check-deps tools bench gpu-check clean
+.PHONY: demo docs docs-image test test-faults test-spawn fuzz check check-deps tools bench gpu-check clean
 
 # ---- environment --------------------------------------------------------------------------
 
@@ -74,6 +74,13 @@ test: .venv/tested
 # The promises of docs/reliability.md: every trial of its table.
 test-faults: .venv/done | tools
 	MLFINETUNE_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -n auto --dist worksteal
+
+# Worker processes as Windows and macOS start them; START=forkserver: as Linux does from Python 3.14.
+START ?= spawn
+
+test-spawn: .venv/done | tools
+	MLFINETUNE_TEST_START=$(START) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Random bytes at every door that reads files, MINUTES in all; what was found stays in .fuzz/.
 MINUTES ?= 10

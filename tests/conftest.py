@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -24,6 +25,9 @@ from faults import children  # before the tagger: it registers the tiny network
 
 from mlfinetune.cli import main
 from mlfinetune.runtime.device import count_cores
+
+if START := os.environ.get("MLFINETUNE_TEST_START"):  # `make test-spawn`
+    multiprocessing.set_start_method(START)
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # Started in the background by a shell: processes would inherit it, and not hear Ctrl-C.

@@ -2,13 +2,13 @@
 
     ScoreTable of A, ScoreTable of B -> Comparison, B minus A, with 95 % intervals
 
-Percentiles of the differences, without their bias, as in `intervals`. Nothing is
+Percentiles of the differences; those of averages without their bias, as in `intervals`. Nothing is
 decided by fewer than 6 positives (or groups with a positive): by a sign test, 5 positives that all
 rank better in B happen by chance in 1 of 16 cases. Such a label has no interval.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,29 +130,27 @@ def compare_tables(
     excess_a, excess_b = (measure_excess(table, len(groups)) for table in ranked)
     excess = {"mAP": average_excess(excess_b - excess_a)}
     averaged = [results.averages() for results in (*points, *drawn)]
-    averages = {
-        name: _make_difference([one[name] for one in averaged], units[name], excess.get(name))
-        for name in AVERAGES
-    }
-    positives, changes = count_positive_groups(a, groups), excess_b - excess_a
+    averages = {}
+    for name in AVERAGES:
+        row = _make_difference([one[name] for one in averaged], units[name])
+        changes = averaged[3][name] - averaged[2][name]
+        averages[name] = _remove_bias(row, changes, excess.get(name))
+    positives = count_positive_groups(a, groups).tolist()
     per_label = {
         name: _make_difference(
-            [results.ap[:, column] for results in (*points, *drawn)],
-            float(positives[column]),
-            float(changes[column]),
+            [results.ap[:, column] for results in (*points, *drawn)], positives[column]
         )
         for column, name in enumerate(a.labels.names)
     }
     return Comparison(averages, per_label, resamples)
 
 
-def _make_difference(numbers: Sequence[Floats], units: float, excess: float | None) -> Difference:
+def _make_difference(numbers: Sequence[Floats], units: float) -> Difference:
     """Make a Difference of the numbers of a and b.
 
     Args:
         numbers: (1,) of a and of b, then (B,) of resamples of a and of b.
         units: number of independent positives that they rest on.
-        excess: of b less that of a, for AP, as in `remove_bias`.
     """
     a, b, resampled_a, resampled_b = numbers
     value_a, value_b = (None if np.isnan(x[0]) else float(x[0]) for x in (a, b))
@@ -160,7 +158,19 @@ def _make_difference(numbers: Sequence[Floats], units: float, excess: float | No
     ends = None if units < FEWEST else take_percentiles(change, change, units)
     if ends is None or value_a is None or value_b is None:
         return Difference(value_a, value_b, None, None)
-    value = value_b - value_a
-    low, high = remove_bias(ends, change, value, excess)
     above = float((change[~np.isnan(change)] > 0).mean())
-    return Difference(value_a, value_b, (min(low, value), max(high, value)), above)
+    return Difference(value_a, value_b, ends, above)
+
+
+def _remove_bias(row: Difference, change: Floats, excess: float | None) -> Difference:
+    """Remove the bias of an average; one label's AP keeps it, because its noise is far larger.
+
+    Args:
+        row: the difference, with percentiles.
+        change: (B,) differences of resamples.
+        excess: of b less that of a, as in `remove_bias`.
+    """
+    if row.interval is None or row.value is None:
+        return row
+    low, high = remove_bias(row.interval, change, row.value, excess)
+    return replace(row, interval=(min(low, row.value), max(high, row.value)))

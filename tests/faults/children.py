@@ -120,7 +120,7 @@ def start(*arguments: str, cwd: Path, death: Death | None = None, **environment:
     for name in ("out", "err", "calls"):
         (folder / name).touch()
     environment = {**os.environ, **environment}
-    usual = multiprocessing.get_start_method()
+    usual = environment.get("MLFINETUNE_TEST_START") or multiprocessing.get_start_method()
     given = (arguments, str(cwd), str(folder), environment, usual, death)
     process = CONTEXT.Process(target=_command, args=given)
     process.start()

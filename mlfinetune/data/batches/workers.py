@@ -5,18 +5,22 @@ it, by saving. If a worker died of it, the batch that the main process waits for
 
 1. workers start with SIGINT and SIGTERM blocked (`start_workers`);
 2. each ignores them from its first moment on (`_init_worker`);
-3. the kernel kills a worker as soon as the main process has ended, however it has ended;
+3. a worker ends as soon as the main process has ended, however it has ended (`_end_with_main`);
 4. at a normal exit the main process kills those that are left (`_kill_workers_at_exit`).
+
+All of it holds for each start method of Python: `fork`, `forkserver` (the default on Linux from
+Python 3.14 on) and `spawn` (Windows, macOS). The parent of a worker is the main process or the fork
+server. So nothing here asks for the parent's process number, or for its death.
 """
 
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from multiprocessing import parent_process
+from multiprocessing import get_start_method, parent_process, set_forkserver_preload
 from multiprocessing.util import Finalize
+from threading import Thread
 from typing import Any
 
 import torch
@@ -57,6 +61,7 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start the workers now, if they are not running, and return the iterator over the batches."""
     if loader.num_workers:
         _kill_workers_at_exit()
+        _prepare_start()
     with blocked_signals():
         return iter(loader)
 
@@ -70,18 +75,62 @@ def _kill_workers_at_exit() -> None:
     Finalize(None, kill_children, exitpriority=0)
 
 
-def _init_worker(worker: int) -> None:
-    """Make this worker ignore signals, and end with the main process.
+@cache
+def _prepare_start() -> None:
+    """Do what a start method needs before the first worker; once a process.
 
-    torch's own check of the main process comes too late for a worker that has just begun, or that
-    is stuck in a decoder.
+    The resource tracker of multiprocessing would else start inside of `blocked_signals`, where
+    Python unblocks the signals after it. A fork server imports torch once, for all workers.
     """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    main = parent_process()
-    if main is not None and main.pid != os.getppid():
-        os._exit(1)  # the main process ended before the line above took effect
+    method = get_start_method()
+    if method == "forkserver":
+        set_forkserver_preload(["__main__", "mlfinetune.data.batches.loader"])
+    if method != "fork" and sys.platform != "win32":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()
+
+
+def _init_worker(worker: int) -> None:
+    """Make this worker ignore signals, and end with the main process."""
+    _end_with_main()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _end_with_main() -> None:
+    """End this worker as soon as the main process has ended.
+
+    torch's own check comes too late for a worker that has just begun or that is stuck in a decoder,
+    and under a fork server it looks at the server. A thread waits for the end of the main process.
+    It cannot run while a decoder holds the interpreter's lock, so Linux kills the worker too.
+    """
+    main = parent_process()
+    assert main is not None
+    Thread(target=_exit_after, args=(main,), daemon=True).start()
+    if sys.platform == "linux":
+        _kill_after(main.sentinel)
+
+
+def _exit_after(main: Any) -> None:
+    """End this process when the main process has ended."""
+    main.join()
+    os._exit(1)
+
+
+def _kill_after(sentinel: int) -> None:
+    """Let the kernel kill this process when the main process ends.
+
+    The sentinel is a pipe whose other end the main process holds; after fork, workers that started
+    later hold it too, and they end first. The kernel's signal for a pipe with news is SIGIO;
+    here it is SIGKILL.
+    """
+    try:
+        from fcntl import F_GETFL, F_SETFL, F_SETOWN, F_SETSIG, fcntl
+    except ImportError:  # then the thread has to do
+        return
+    fcntl(sentinel, F_SETOWN, os.getpid())
+    fcntl(sentinel, F_SETSIG, signal.SIGKILL)
+    fcntl(sentinel, F_SETFL, fcntl(sentinel, F_GETFL) | os.O_ASYNC)

@@ -34,6 +34,7 @@ from mlfinetune.data.readers.column_sample import SAMPLE_ROWS
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
+from mlfinetune.location import is_portable_name
 from mlfinetune.storage.cache import get_cache_folder
 
 Cells = dict[str, list[Any]]
@@ -334,7 +335,7 @@ def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
         except OSError as error:
             if not index.is_file():  # else another process was first
                 raise DataError(f"cannot unpack into {folder}: {error.strerror}; {hint}") from error
-    return folder / key, json.loads(index.read_text())
+    return folder / key, json.loads(index.read_bytes())
 
 
 def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
@@ -354,7 +355,7 @@ def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(data)
     root.mkdir(exist_ok=True)
-    (root / _INDEX).write_text(json.dumps(names))
+    (root / _INDEX).write_bytes(json.dumps(names).encode())
 
 
 def _find_usable_paths(shards: list[Path], column: str) -> set[str]:
@@ -381,9 +382,9 @@ def _find_usable_paths(shards: list[Path], column: str) -> set[str]:
 
 
 def _is_safe(path: str) -> bool:
-    """Return whether a path stays in its folder and is short enough for every file system."""
-    fits = path == path.strip() and len(path.encode()) <= 200 and not set(path) & {"\0", "\\"}
-    return fits and all(part not in ("", ".", "..") for part in path.split("/"))
+    """Return whether a path stays in its folder, and every file system can have it."""
+    fits = path == path.strip() and len(path.encode()) <= 200
+    return fits and all(map(is_portable_name, path.split("/")))
 
 
 def _find_ending(data: bytes) -> str:

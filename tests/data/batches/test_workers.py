@@ -1,0 +1,84 @@
+"""Worker processes under each of Python's start methods: same batches, same end."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run_child
+from faults import children
+
+from mlfinetune.data.batches.workers import build_data_loader, start_workers
+
+METHODS = ("fork", "forkserver", "spawn")
+
+
+class Stuck:
+    """A dataset whose decoder never ends, and holds the interpreter's lock."""
+
+    def __getitem__(self, path: str) -> None:
+        Path(path).write_text(str(os.getpid()))
+        ctypes.PyDLL(None).sleep(60)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Be sent to a worker while signals wait, though Python's resource tracker is started."""
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return Stuck, ()
+
+
+def strand(method: str, folder: str) -> None:
+    """Start two workers, wait until both are stuck, and end as by `kill -9`."""
+    multiprocessing.set_start_method(method, force=True)
+    paths = [Path(folder, "0"), Path(folder, "1")]
+    loader = build_data_loader(Stuck(), [[str(path)] for path in paths], 2, False, list)
+    workers = start_workers(loader)
+    while not all(path.exists() and path.read_text() for path in paths):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+    del workers
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stuck_worker_ends_with_the_main_process(tmp_path: Path, method: str) -> None:
+    """Also where its parent is a fork server, which lives on."""
+    children.prepare_server()
+    main = children.CONTEXT.Process(target=strand, args=(method, str(tmp_path)))
+    main.start()
+    main.join(60)
+    ended = main.exitcode
+    main.kill()
+    assert ended == -signal.SIGKILL
+    workers = [int((tmp_path / name).read_text()) for name in "01"]
+    for _ in range(500):
+        alive = [worker for worker in workers if is_alive(worker)]
+        if not alive:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"left behind: {alive}")
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_run_is_the_same_however_workers_start(
+    pictures: Path, trained: Path, method: str
+) -> None:
+    """Training and prediction, as macOS, Windows and Python 3.14 start workers."""
+    start = {"MLFINETUNE_TEST_START": method}
+    done = run_child("train", "pets.yaml", "train.workers=1", cwd=pictures, **start)
+    assert done.returncode == 0, done.stderr
+    usual, other = (
+        run_child("predict", "images", "--checkpoint", "runs/pets", cwd=folder, **given)
+        for folder, given in ((trained, {}), (pictures, start))
+    )
+    assert other.returncode == 0, other.stderr
+    assert other.stdout == usual.stdout
