@@ -149,9 +149,7 @@ def find_cut(kind: str, value: float, recall: float, passed: float) -> float:
     return float(norm.isf(recall)) * (2 if kind == "spread" else 1) + value
 
 
-def draw_samples(
-    kind: str, value: float, images: int, positives: int, samples: int
-) -> ScoreTable:
+def draw_samples(kind: str, value: float, images: int, positives: int, samples: int) -> ScoreTable:
     """Draw samples: each is a label of a table, its positives at places of their own."""
     random = np.random.default_rng([images, positives, round(value * 1000) % 10**6])
     targets = np.zeros((images, samples), np.int8)

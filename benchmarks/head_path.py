@@ -9,15 +9,19 @@ cache, or computed and added to it.
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mlfinetune.config import load_config
+from mlfinetune.data.batches.features import FeatureLoader
 from mlfinetune.data.load import load_splits
 from mlfinetune.metrics.measure import measure
 from mlfinetune.models.scoring import score_manifest
+from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import choose_precision, prepare_device, read_free_memory
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
@@ -32,12 +36,10 @@ CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"
 RESULT = Path(__file__).parent / "results" / "head_path.json"
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("train", "val", "images", "weights"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    asked = parser.parse_args()
+def read_features(
+    asked: argparse.Namespace,
+) -> tuple[FeatureLoader, FeatureLoader, Tagger, Callable[..., Tensor]]:
+    """Return the features of train and validation, a tagger whose head fits them, and the loss."""
     data = [f"data.{key}={getattr(asked, key)}" for key in ("train", "val", "images")]
     config, log = load_config(CONFIG, [*data, f"model.weights={asked.weights}"]), RunLog()
     device = prepare_device("cpu")
@@ -51,13 +53,25 @@ def main() -> None:
         config, splits, maker, store, World(device, DistInfo()), room, log
     )
     assert found is not None
-    train, val = found
     loss, _ = build_training_loss(config, splits.train, device)
+    return *found, tagger, loss
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("train", "val", "images", "weights"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    asked = parser.parse_args()
+    train, val, tagger, loss = read_features(asked)
+    assert isinstance(tagger.head, nn.Linear)
     solver = Solver(tagger.head, train.sweep, loss)
     rows: list[dict[str, Any]] = []
     for l2 in PENALTIES:
         for record in solver.path(l2, STOPS):
-            scores = score_manifest(tagger.head, val.epoch(), splits.val, device, torch.float32)
+            scores = score_manifest(
+                tagger.head, val.epoch(), val.manifest, torch.device("cpu"), torch.float32
+            )
             averages = measure(scores).averages
             best = {name: averages[name] for name in ("mAP", "macro_F1")}
             rows.append({**record.rates, "loss": record.loss, **best})

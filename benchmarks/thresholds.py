@@ -1,6 +1,7 @@
 """Thresholds that are fitted to few images and measured on new ones, by simulation.
 
-python benchmarks/thresholds.py  ->  benchmarks/results/thresholds.json
+python benchmarks/thresholds.py        ->  benchmarks/results/thresholds.json
+python benchmarks/thresholds.py few    ->  the parts on wanted precision and on few positives alone
 
 Each round draws 30 labels. A label has a prevalence from 0.5 % to 30 % (even in its logarithm), a
 separation from 1 to 4 standard deviations, and a slope and a shift that make its logits
@@ -17,14 +18,16 @@ moves that one toward the global one, as per_label moves its mean of near-best o
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.special import logit
+from scipy.special import betainc, logit
 from sklearn.metrics import precision_recall_curve
 
 from mlfinetune.metrics import thresholds
@@ -38,7 +41,8 @@ NOISE = {
     "skewed": stats.expon(-1),
     "look_alike": stats.norm,
 }
-PRECISION = 0.9
+POSITIVES, SEPARATIONS = (1, 2, 3, 5, 10, 20, 50), {"easy": 3.5, "hard": 1.5}
+WANTED, PROMISE_ROUNDS = (0.3, 0.6, 0.9, 0.95), 200
 
 Logits, Targets = NDArray[np.float32], NDArray[np.int8]
 Places = tuple[tuple[float, float], ...]
@@ -69,7 +73,7 @@ class World:
 
     def sample(self, rng: np.random.Generator, images: int) -> tuple[Logits, Targets]:
         """Draw (N, L) logits and targets."""
-        shape = images, LABELS
+        shape = images, len(self.prevalence)
         truth = rng.random(shape) < self.prevalence
         score = NOISE[self.scores].rvs(size=shape, random_state=rng)
         for kind, places in zip((truth, ~truth), self.places(), strict=True):
@@ -161,54 +165,142 @@ def honesty(images: int) -> dict[str, float]:
     return dict(zip(("fitting_data", "cross_fitted", "fresh"), means, strict=True))
 
 
-def lowest(logits: Logits, targets: Targets) -> NDArray[np.float64]:
+def draw_few(rng: np.random.Generator, scores: str, images: int) -> World:
+    """Draw a label for each number of positives and each difficulty; a little miscalibrated."""
+    positives = np.repeat(POSITIVES, len(SEPARATIONS))
+    separation = np.tile(list(SEPARATIONS.values()), len(POSITIVES))
+    slope, shift = np.exp(rng.normal(0, 0.15, len(positives))), rng.normal(0, 0.5, len(positives))
+    return World(scores, positives / images, separation, slope, shift)
+
+
+def lowest(logits: Logits, targets: Targets, wanted: float) -> NDArray[np.float64]:
     """Return the (L,) lowest scores that reach the wanted precision on the fitting data."""
-    cuts = np.full(LABELS, thresholds.NEVER)
-    for at in range(LABELS):
-        if targets[:, at].any():
-            precision, _, scores = precision_recall_curve(targets[:, at], logits[:, at])
-            cuts[at] = scores[precision[:-1] >= PRECISION].min(initial=thresholds.NEVER)
+    cuts = np.full(logits.shape[1], thresholds.NEVER)
+    for at in np.flatnonzero(targets.any(axis=0)):
+        precision, _, scores = precision_recall_curve(targets[:, at], logits[:, at])
+        cuts[at] = scores[precision[:-1] >= wanted].min(initial=thresholds.NEVER)
     return cuts
 
 
-def ours(logits: Logits, targets: Targets) -> NDArray[np.float64]:
-    """Return the (L,) cuts of `precision`."""
-    return thresholds.fit(logits, targets, "precision", precision=PRECISION).cuts
+def lowest_by(
+    logits: Logits, targets: Targets, wanted: float, borrowed: float
+) -> NDArray[np.float64]:
+    """Return the (L,) lowest thresholds whose own counts show the wanted precision, in 80 %.
+
+    With `borrowed`, so many predictions with the precision of all labels at the next positive's
+    score are added: the rule of `precision`.
+    """
+    every, good = np.sort(logits.ravel()), np.sort(logits[targets == 1])
+    cuts = np.full(logits.shape[1], thresholds.NEVER)
+    for at in np.flatnonzero(targets.any(axis=0)):
+        order = np.argsort(-logits[:, at], kind="stable")
+        scores, right = logits[order, at].astype(float), np.cumsum(targets[order, at] == 1)
+        middle = (scores + np.append(scores[1:], scores[-1] - 1)) / 2
+        wrong = np.arange(1, len(order) + 1) - right
+        if borrowed:
+            next_up = good[np.minimum(good.searchsorted(middle), len(good) - 1)]
+            hits = len(good) - good.searchsorted(next_up)
+            share = (hits + 0.5) / (len(every) - every.searchsorted(next_up) + 1)
+            chance = betainc(right + borrowed * share, wrong + borrowed * (1 - share), wanted)
+        else:
+            chance = np.where(right > 0, betainc(np.maximum(right, 1), wrong + 1, wanted), 1)
+        if len(passed := np.flatnonzero(chance <= 1 - thresholds.CONFIDENCE)):
+            cuts[at] = middle[passed[-1]]
+    return cuts
 
 
-def promise(
-    images: int, rule: Callable[[Logits, Targets], NDArray[np.float64]]
-) -> dict[str, float]:
-    """Return how well a wanted precision holds on new images, for labels that reached it."""
-    rng = np.random.default_rng((SEED, 9, images))
-    rows = []
-    for _ in range(CROSS_ROUNDS):
-        world = World.draw(rng, "normal", rng.uniform(0, 1))
-        cuts = rule(*world.sample(rng, images))
-        right, wrong = world.beyond(cuts)
-        some = cuts < thresholds.NEVER
-        precision = right[some] / (right + wrong)[some]
-        kept = np.mean(precision >= PRECISION), np.mean(precision >= PRECISION - 0.1)
-        recall = np.where(some, right / world.prevalence, 0)
-        rows.append([some.mean(), precision.mean(), *kept, recall.mean()])
-    names = ("labels_reached", "mean_precision", "kept", "kept_within_0.1", "mean_recall")
-    return dict(zip(names, np.mean(rows, axis=0).round(3).tolist(), strict=True))
+RULES: dict[str, Callable[[Logits, Targets, float], NDArray[np.float64]]] = {
+    "lowest": lowest,
+    "borrowing": partial(lowest_by, borrowed=5.0),
+    "lowest_shown": partial(lowest_by, borrowed=0.0),
+    "ours": lambda x, t, wanted: thresholds.fit(x, t, "precision", precision=wanted).cuts,
+}
 
 
-def main() -> None:
-    """Measure, and write the result."""
-    result = {
+def promise(scores: str, images: int, wanted: float) -> dict[str, dict[str, object]]:
+    """Return rule -> how often a wanted precision holds on other images, and the recall it costs.
+
+    kept: share of the labels given whose precision on other images is the wanted one; worst: the
+    greatest share of samples, of any label, in which it was given with a lower precision.
+    """
+    rng = np.random.default_rng((SEED, 9, images, list(NOISE).index(scores)))
+    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in RULES}
+    for _ in range(PROMISE_ROUNDS):
+        world = draw_few(rng, scores, images)
+        sample = world.sample(rng, images)
+        for name, rule in RULES.items():
+            cuts = rule(*sample, wanted)
+            given = cuts < thresholds.NEVER
+            right, wrong = world.beyond(np.where(given, cuts, 0))
+            held = given & (right >= wanted * (right + wrong))
+            rows[name].append(np.array([given, held, given * right / world.prevalence], float))
+    return {name: sum_up(np.mean(table, axis=0)) for name, table in rows.items()}
+
+
+def sum_up(means: NDArray[np.float64]) -> dict[str, object]:
+    """Sum up (3, L) mean given, held and recall: of all labels, by positives, by difficulty."""
+    cells = means.reshape(3, len(POSITIVES), len(SEPARATIONS))
+
+    def rates(part: NDArray[np.float64]) -> dict[str, float | None]:
+        given, held, recall = part.reshape(3, -1).mean(axis=1)
+        kept = round(held / given, 3) if given else None
+        return {"given": round(given, 3), "kept": kept, "recall": round(recall, 3)}
+
+    return {
+        **rates(cells),
+        "worst": round(float((cells[0] - cells[1]).max()), 3),
+        "positives": {str(p): rates(cells[:, at]) for at, p in enumerate(POSITIVES)},
+        "difficulty": {name: rates(cells[:, :, at]) for at, name in enumerate(SEPARATIONS)},
+    }
+
+
+def honesty_of_few(images: int) -> dict[str, dict[str, float]]:
+    """Return positives -> mean F1 of per_label on the fitting data, cross-fitted, on new images.
+
+    Only samples in which the label has as many positives as the row says.
+    """
+    rng = np.random.default_rng((SEED, 10, images))
+    rows: dict[int, list[tuple[float, ...]]] = {count: [] for count in (2, 3, 5, 10, 20)}
+    for _ in range(PROMISE_ROUNDS):
+        world = draw_few(rng, "normal", images)
+        logits, targets = world.sample(rng, images)
+        found = thresholds.fit(logits, targets, "per_label")
+        fresh = world.f1(found.cuts)
+        pair = found.predict(logits), thresholds.cross_fit(logits, targets, "per_label")
+        for at, count in enumerate(targets.sum(axis=0).tolist()):
+            if count in rows:
+                rates = (macro_f1(said[:, [at]], targets[:, [at]]) for said in pair)
+                rows[count].append((*rates, float(fresh[at])))
+    names = ("fitting_data", "cross_fitted", "fresh")
+    return {
+        str(count): dict(zip(names, np.mean(table, axis=0).round(3).tolist(), strict=True))
+        for count, table in rows.items()
+    }
+
+
+def measure_f1() -> dict[str, object]:
+    """Return the results on F1."""
+    return {
         "rounds": ROUNDS,
         "labels": LABELS,
         **{f"{s}, N = {n}": compare(s, n) for s in NOISE for n in SIZES},
         "macro_F1_of_per_label_by_data": {f"N = {n}": honesty(n) for n in SIZES},
-        "precision_0.9": {
-            f"N = {n}": {"lowest": promise(n, lowest), "ours": promise(n, ours)} for n in SIZES
-        },
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
+
+
+def main() -> None:
+    """Measure, and write the result."""
     path = Path(__file__).parent / "results" / "thresholds.json"
+    result = json.loads(path.read_text()) if "few" in sys.argv[1:] else measure_f1()
+    result["wanted_precision"] = {
+        f"{scores}, N = {images}, {wanted:g}": promise(scores, images, wanted)
+        for scores in ("normal", "skewed")
+        for images in (200, 2000)
+        for wanted in WANTED
+    }
+    result["cross_fitted_F1_by_positives"] = {f"N = {n}": honesty_of_few(n) for n in (200, 2000)}
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -226,3 +226,34 @@ def sentences() -> dict[str, list[str]]:
 )
 def test_prose_has_the_figures_that_were_measured(name: str, figure: str) -> None:
     assert figure in page(name)
+
+
+def test_how_often_a_wanted_precision_holds() -> None:
+    """Every cell of docs/metrics.md: the lowest threshold that reaches it, and ours."""
+    measured = result("thresholds")["wanted_precision"]
+    for wanted, cells in table("metrics", "wanted").items():
+        rules = [measured[f"normal, N = 200, {wanted}"][name] for name in ("lowest", "ours")]
+        for cell, key in zip(cells, ("kept", "worst", "recall"), strict=True):
+            check(cell, [rule[key] for rule in rules])
+
+
+def test_no_label_fails_a_wanted_precision_more_often_than_promised() -> None:
+    """At most 20 % of the samples, in every world of the simulation."""
+    measured = result("thresholds")["wanted_precision"]
+    assert max(cell["ours"]["worst"] for cell in measured.values()) <= 0.2
+
+
+def test_the_luck_of_the_best() -> None:
+    """Figures of docs/metrics.md; and estimates are right on average over the simulated cells."""
+    measured, text = result("selection"), page("metrics")
+    cells = [measured[f"N = {images}, 12 equal"] for images in (60, 200, 1000)]
+    found = re.search(
+        r"best was ([\d.]+) too high with 60 images, ([\d.]+) with 200 and ([\d.]+) with 1,000; "
+        r"the estimates were on average ([\d.]+), ([\d.]+) and ([\d.]+) ",
+        text,
+    )
+    assert found
+    values = [cell[key] for key in ("optimism", "estimated") for cell in cells]
+    check(" ".join(found.groups()), values)
+    left = [cell["error_left"] for name, cell in measured.items() if name.startswith("N")]
+    assert abs(sum(left) / len(left)) < 0.001

@@ -210,7 +210,7 @@ class EvalConfig(Section):
         "per_label",
         description="from which probability a label counts as present, fitted on validation: the "
         "highest F1 of all labels (global) or of each, rare ones drawn to the global one "
-        "(per_label), the lowest that reaches the wanted precision; fixed: `threshold`",
+        "(per_label), one that is shown to reach the wanted precision; fixed: `threshold`",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="of thresholds: fixed")
     precision: float = Field(0.9, gt=0, lt=1, description="wanted, of thresholds: precision")

@@ -21,6 +21,7 @@ numbers in checkpoints depend on every digit.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -98,13 +99,14 @@ def cross_fit(
     *,
     folds: int = 5,
     seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Return (N, L) logits, each image's calibrated by a fit on the other folds.
 
-    Numbers of these logits are not optimistic.
+    Numbers of these logits are not optimistic. `groups`: see split_folds.
     """
     out = np.empty_like(logits)
-    for others, held in split_folds(len(logits), folds, seed):
+    for others, held in split_folds(len(logits), folds, seed, groups):
         out[held] = fit(logits[others], targets[others], how).apply(logits[held])
     return out
 
@@ -263,13 +265,39 @@ def ece(
     """Return the expected calibration error over the known pairs, in [0, 1]; None without any.
 
     It is the mean of |observed - probability| over the bins of `reliability_curve`, weighted by
-    count. Chance alone makes it positive: about 0.01 for 2,000 images of a perfectly calibrated
-    label of which 5 % are positive.
+    count. Chance alone makes it positive, see `ece_by_chance`: about 0.01 for 2,000 images of a
+    perfectly calibrated label of which 5 % are positive.
     """
     curve = reliability_curve(probabilities, targets, bins)
     if not curve.count.size:
         return None
     return float(np.average(np.abs(curve.observed - curve.probability), weights=curve.count))
+
+
+def ece_by_chance(
+    probabilities: NDArray[np.floating], targets: NDArray[np.int8], bins: int = 15
+) -> float | None:
+    """Return the ECE to expect of these probabilities if each were perfectly calibrated.
+
+    In a bin of n pairs the observed share scatters about the mean probability; its distance is on
+    average sqrt(2 / pi * variance / n), and never more than that of one pair, 2 * variance. An ECE
+    near this number shows no miscalibration.
+    """
+    p, _ = _select_known(probabilities, targets)
+    curve = reliability_curve(probabilities, targets, bins)
+    if not p.size:
+        return None
+    variance = curve.probability * (1 - curve.probability)
+    distance = np.minimum(np.sqrt(2 / np.pi * variance / curve.count), 2 * variance)
+    return float(np.average(distance, weights=curve.count))
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share that was observed in `count` cases (Wilson, 1927)."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def brier(probabilities: NDArray[np.floating], targets: NDArray[np.int8]) -> float | None:

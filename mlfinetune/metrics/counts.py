@@ -1,7 +1,7 @@
 """Precision, recall and F1 from counts: of labels, of images, of all pairs.
 
 A group is a label or an image. In a group without a positive, all three are undefined. With a
-positive but no prediction, precision is 0.
+positive but no prediction, precision is 0/0: undefined too. Recall and F1 are then 0.
 """
 
 import math
@@ -33,7 +33,7 @@ class Counts:
         tp, predicted, positives = (int(count[group]) for count in counts)
         if not positives:
             return None, None, None
-        precision = tp / predicted if predicted else 0.0
+        precision = tp / predicted if predicted else None
         return precision, tp / positives, 2 * tp / (predicted + positives)
 
     def micro(self) -> Rates:
@@ -42,11 +42,20 @@ class Counts:
         return Counts(*(count.sum(keepdims=True) for count in counts)).rates(0)
 
     def macro(self) -> Rates:
-        """Return mean precision, recall and F1 over the groups with a positive."""
+        """Return mean precision, recall and F1 over the groups with a positive.
+
+        Precision is the mean over those of them that have a prediction too.
+        """
         used = self.positives > 0
         tp, predicted, positives = self.tp[used], self.predicted[used], self.positives[used]
-        precision = tp / np.maximum(predicted, 1)
-        return mean(precision), mean(tp / positives), mean(2 * tp / (predicted + positives))
+        given = predicted > 0
+        precision = mean(tp[given] / predicted[given])
+        return precision, mean(tp / positives), mean(2 * tp / (predicted + positives))
+
+    def literature_precision(self) -> float | None:
+        """Return CP: as papers count it, precision is 0 in a group without a prediction."""
+        used = self.positives > 0
+        return mean(self.tp[used] / np.maximum(self.predicted[used], 1))
 
 
 def mean(values: NDArray[np.float64]) -> float | None:

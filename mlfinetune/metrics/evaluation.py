@@ -31,6 +31,7 @@ from mlfinetune.metrics.types import (
     ReliabilityBin,
     ReviewBand,
     ScoreTable,
+    WantedPrecision,
 )
 
 RESAMPLES = 1000
@@ -55,6 +56,7 @@ def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
         settings.thresholds,
         fixed=settings.threshold,
         precision=settings.precision,
+        groups=scores.groups,
     )
     values = fitted.values
     values[list(fitted.unreachable)] = 1.0
@@ -106,6 +108,7 @@ def evaluate(
             None if decision.calibration == "none" else _measure_calibration(unbiased),
         ),
         review=review,
+        precision=_list_never_given(settings, scores, decision),
     )
     return Evaluation(calibrated, table, decision, facts)
 
@@ -123,9 +126,22 @@ def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, ND
         calibrate=settings.calibration,
         fixed=settings.threshold,
         precision=settings.precision,
+        groups=scores.groups,
     )
-    logits = calibration.cross_fit(scores.logits, scores.targets, settings.calibration)
+    logits = calibration.cross_fit(
+        scores.logits, scores.targets, settings.calibration, groups=scores.groups
+    )
     return replace(scores, logits=logits, calibration=settings.calibration), present
+
+
+def _list_never_given(
+    settings: EvalConfig, scores: ScoreTable, decision: DecisionRule
+) -> WantedPrecision | None:
+    if decision.how != "precision":
+        return None
+    rows = zip(scores.labels.names, decision.thresholds, strict=True)
+    never = tuple(name for name, threshold in rows if threshold >= 1)
+    return WantedPrecision(settings.precision, thresholds.count_needed(settings.precision), never)
 
 
 def _measure_rates(scores: ScoreTable, present: NDArray[np.bool_]) -> CrossFittedRates:
@@ -157,6 +173,7 @@ def _measure_calibration(scores: ScoreTable) -> CalibrationError:
         calibration.ece(p, scores.targets),
         calibration.brier(p, scores.targets),
         tuple(ReliabilityBin(*row) for row in zip(*columns, strict=True)),
+        calibration.ece_by_chance(p, scores.targets),
     )
 
 

@@ -7,14 +7,17 @@ Ranking: P and N are the numbers of a label's known positives and negatives; it 
   macro_AUROC   mean area under the ROC curve over labels
 
 At the thresholds
-  macro_*       mean over labels with a known positive of precision, recall, F1
+  macro_*       mean over labels with a known positive of precision, recall, F1; of precision,
+                over those that are predicted for some image
   micro_*       of all known pairs pooled
-  samples_*     mean over images with a known positive, of the image's known labels
+  samples_*     mean over images with a known positive, of the image's known labels; of precision,
+                over those for which some label is predicted
   exact_match   share of images whose known labels are all decided correctly
   hamming_loss  share of known pairs that are decided wrongly
 
 As papers report them, at a threshold of 0.5, whatever `thresholds` are
-  CP CR         mean precision, recall over labels with a known positive; CF1 = 2 CP CR/(CP + CR)
+  CP CR         mean precision, recall over labels with a known positive; CF1 = 2 CP CR/(CP + CR);
+                a label that is never predicted counts in CP as 0, as in the papers' programs
   OP OR OF1     precision, recall, F1 of all known pairs pooled
   *_top3        these six where each image's three highest known labels are predicted; of tied
                 labels the earlier one
@@ -202,7 +205,7 @@ def _average_decisions(labels: Counts, images: Counts) -> Averages:
 
 
 def _average_literature(counts: Counts, suffix: str) -> Averages:
-    cp, cr, _ = counts.macro()
+    cp, (_, cr, _) = counts.literature_precision(), counts.macro()
     op, recall, of1 = counts.micro()
     names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
     values = (cp, cr, harmonic_mean(cp, cr), op, recall, of1)

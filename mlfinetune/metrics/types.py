@@ -87,7 +87,10 @@ class MetricTable:
     ap: str = "sklearn"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as metrics.json has them."""
+        """Return the numbers as metrics.json has them.
+
+        `labels_given` is the number of labels that macro_precision averages over.
+        """
         names = ("AP", "AUROC", "F1", "precision", "recall", "threshold", "positives", "negatives")
         return {
             **self.averages,
@@ -95,6 +98,7 @@ class MetricTable:
             "images": self.images,
             "labels": len(self.per_label),
             "labels_scored": self.labels_scored,
+            "labels_given": sum(row.precision is not None for row in self.per_label),
             "per_label": {
                 row.label: {name: getattr(row, name) for name in names} for row in self.per_label
             },
@@ -216,16 +220,24 @@ class CalibrationError:
         ECE: expected calibration error, None without a known pair.
         Brier: mean squared error, None without a known pair.
         reliability: the curve, by rising probability.
+        ECE_by_chance: ECE to expect of so few pairs if the probabilities were perfect; None
+            without a known pair, and in files of an older version.
     """
 
     ECE: float | None
     Brier: float | None
     reliability: tuple[ReliabilityBin, ...]
+    ECE_by_chance: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the errors as metrics.json has them: a bin is a list of its three numbers."""
         rows = [[row.probability, row.observed, row.count] for row in self.reliability]
-        return {"ECE": self.ECE, "Brier": self.Brier, "reliability": rows}
+        return {
+            "ECE": self.ECE,
+            "ECE_by_chance": self.ECE_by_chance,
+            "Brier": self.Brier,
+            "reliability": rows,
+        }
 
 
 @dataclass(frozen=True)
@@ -270,6 +282,36 @@ class ReviewBand:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The choice of the best of several candidates by their mAP on these very images.
+
+    Attributes:
+        candidates: number of epochs or solutions for the head that were compared.
+        optimism: by how much the mAP of the chosen one is too high, because it was chosen by it;
+            None where that is not known.
+    """
+
+    candidates: int
+    optimism: float | None
+
+
+@dataclass(frozen=True)
+class WantedPrecision:
+    """A wanted precision, and the labels for which it could not be shown.
+
+    Attributes:
+        wanted: the precision, in (0, 1).
+        positives_needed: fewest positives of a label that can show it, all of them ranked first.
+        never_given: labels that are never given, because the pictures that fitted the thresholds
+            do not show it for them.
+    """
+
+    wanted: float
+    positives_needed: int
+    never_given: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Facts:
     """Facts beside the numbers of an evaluation: their origin and their uncertainty.
 
@@ -280,6 +322,8 @@ class Facts:
         cross_fitted: rates to expect on other images; None unless fitted on the same images.
         calibration: how well the probabilities are calibrated.
         review: None where no review was configured.
+        precision: None unless thresholds are of a wanted precision.
+        selection: None unless a training run chose its result by the mAP of these images.
     """
 
     threshold_source: ThresholdHow
@@ -288,6 +332,8 @@ class Facts:
     cross_fitted: CrossFittedRates | None
     calibration: CalibrationFacts
     review: ReviewBand | None
+    precision: WantedPrecision | None = None
+    selection: Selection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as metrics.json has them; keys of what is None are left out."""
@@ -301,6 +347,11 @@ class Facts:
         content["calibration"] = self.calibration.to_dict()
         if self.review is not None:
             content["review"] = asdict(self.review)
+        if self.selection is not None:
+            content["selection"] = asdict(self.selection)
+        if self.precision is not None:
+            never = list(self.precision.never_given)
+            content["wanted_precision"] = {**asdict(self.precision), "never_given": never}
         return content
 
 

@@ -191,6 +191,7 @@ def _report_label(evidence: Evidence, column: int, detail: Detail | None) -> Lab
     auroc_low, auroc_high = evidence.auroc_intervals.get(row.label, (None, None))
     lacks_positive = "" if row.positives else "no known positive"
     reason = lacks_positive or ("" if row.negatives else "no known negative")
+    never = "" if row.precision is not None else "given to no picture"
     return LabelReport(
         column=column,
         label=row.label,
@@ -201,7 +202,7 @@ def _report_label(evidence: Evidence, column: int, detail: Detail | None) -> Lab
         AP=Number("AP", row.AP, ap_low, ap_high, reason),
         F1=Number("F1", row.F1, f1_low, f1_high, lacks_positive),
         AUROC=Number("AUROC", row.AUROC, auroc_low, auroc_high, reason),
-        precision=Number("precision", row.precision, note=lacks_positive),
+        precision=Number("precision", row.precision, note=lacks_positive or never),
         recall=Number("recall", row.recall, note=lacks_positive),
         verdict=_judge_label(row, ap_low, ap_high, evidence.good),
         detail=detail,

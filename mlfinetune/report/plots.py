@@ -109,7 +109,10 @@ def plot_by_threshold(row: LabelReport) -> Plot:
 
 
 def plot_reliability(curves: Sequence[Calibration]) -> Plot:
-    """Plot the share of positives by probability; perfect calibration is the diagonal."""
+    """Plot the share of positives by probability; perfect calibration is the diagonal.
+
+    Vertical lines are the 95 % intervals of the shares.
+    """
     kinds = ("one", "two")
     strokes = [Stroke(_draw_line([(0, 0), (1, 1)]), "guide")]
     dots: list[tuple[float, float, str]] = []
@@ -117,6 +120,10 @@ def plot_reliability(curves: Sequence[Calibration]) -> Plot:
         points = [(point.probability, point.observed) for point in curve.bins]
         strokes.append(Stroke(_draw_line(points), kind))
         dots += [(_place_x(x), _place_y(y), kind) for x, y in points]
+        strokes += [
+            Stroke(_draw_line([(one.probability, one.low), (one.probability, one.high)]), "guide")
+            for one in curve.bins
+        ]
     errors = [f"{c.error:.3f} ({c.name})" for c in curves if c.error is not None]
     off = f"off by {' and '.join(errors)}" if errors else "nothing is known"
     return Plot(
@@ -129,7 +136,7 @@ def plot_reliability(curves: Sequence[Calibration]) -> Plot:
         strokes=tuple(strokes),
         legend=(
             *((kind, curve.name) for kind, curve in zip(kinds, curves, strict=False)),
-            ("guide", "perfect"),
+            ("guide", "perfect; upright: 95 %"),
         ),
         dots=tuple(dots),
     )

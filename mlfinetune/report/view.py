@@ -137,20 +137,29 @@ class Series:
 
 @dataclass(frozen=True)
 class Bin:
-    """Known pairs whose probability lies in one range: mean probability, share positive."""
+    """Known pairs whose probability lies in one range: mean probability, share positive.
+
+    `low` and `high` are the ends of the 95 % interval of the share.
+    """
 
     probability: float
     observed: float
     count: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A reliability curve, and the expected calibration error of the same probabilities."""
+    """A reliability curve, and the expected calibration error of the same probabilities.
+
+    `by_chance` is the error that perfect probabilities would show on so few pairs.
+    """
 
     name: str
     bins: tuple[Bin, ...]
     error: float | None
+    by_chance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ from mlfinetune.data.images.decode import make_thumbnail
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import Location, is_url, join_location, parse_location
 from mlfinetune.metrics.average_precision import PROTOCOLS
+from mlfinetune.metrics.calibration import wilson_interval
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.selection import describe_selection
 from mlfinetune.metrics.types import CalibrationError, CalibrationFacts, Facts, ScoreTable
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
@@ -34,7 +36,7 @@ from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read
 from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import write_atomic, writing_text
-from mlfinetune.text import display_path, pluralize
+from mlfinetune.text import display_path, list_some, pluralize
 
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 
@@ -161,8 +163,13 @@ def _name_curves(facts: CalibrationFacts) -> tuple[report.Calibration, ...]:
 
 
 def _name_curve(name: str, errors: CalibrationError) -> report.Calibration:
-    bins = (report.Bin(row.probability, row.observed, row.count) for row in errors.reliability)
-    return report.Calibration(name, tuple(bins), errors.ECE)
+    bins = (
+        report.Bin(
+            row.probability, row.observed, row.count, *wilson_interval(row.observed, row.count)
+        )
+        for row in errors.reliability
+    )
+    return report.Calibration(name, tuple(bins), errors.ECE, errors.ECE_by_chance)
 
 
 def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[str, str], ...]:
@@ -173,6 +180,8 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
     if facts.fitted_on != "nothing":
         thresholds += f", fitted on {facts.fitted_on}"
     lines += [("average precision", str(content["ap"])), ("thresholds", thresholds)]
+    if text := describe_selection(facts.selection):
+        lines.append(("mAP", text))
     if rates := facts.cross_fitted:
         macro, micro = format_number(rates.macro_F1, 4), format_number(rates.micro_F1, 4)
         text = f"macro F1 {macro}, micro F1 {micro}"
@@ -186,6 +195,12 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
         text = f"{pluralize(band.images, 'image')} with a probability between {band.low} and "
         text += f"{band.high}; {band.wrong_inside} of {band.wrong} wrong decisions are among those"
         lines.append(("for review", text))
+    if promise := facts.precision:
+        text = f"{100 * promise.wanted:g} % a label"
+        if promise.never_given:
+            text += f"; never given, because it cannot be shown: {list_some(promise.never_given)}"
+            text += f"; a label needs {promise.positives_needed} positives or more for it"
+        lines.append(("wanted precision", text))
     groups = facts.intervals.groups
     drawn = "the images" if groups is None else f"{pluralize(groups, 'group')} of images"
     lines.append(("intervals", f"95 %, {facts.intervals.resamples} resamples of {drawn}"))

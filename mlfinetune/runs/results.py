@@ -35,7 +35,9 @@ from mlfinetune.metrics.types import (
     ReliabilityBin,
     ReviewBand,
     ScoreTable,
+    Selection,
     ThresholdHow,
+    WantedPrecision,
 )
 from mlfinetune.runs import directory
 from mlfinetune.runs.predictions import CsvWriter, LabelSelector
@@ -146,6 +148,7 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
         KeyError, TypeError, AttributeError, OverflowError: likewise, from Python itself.
     """
     rates, band = content.get("cross_fitted"), content.get("review")
+    precision, selection = content.get("wanted_precision"), content.get("selection")
     return Facts(
         cast(ThresholdHow, _choose(content["threshold_source"], ThresholdHow)),
         cast(FittedOn, _choose(content["fitted_on"], FittedOn)),
@@ -153,6 +156,8 @@ def parse_facts(content: Mapping[str, Any]) -> Facts:
         None if rates is None else _parse_rates(rates),
         _parse_calibration(content["calibration"]),
         None if band is None else _parse_review(band),
+        None if precision is None else _parse_precision(precision),
+        None if selection is None else _parse_selection(selection),
     )
 
 
@@ -196,12 +201,25 @@ def _parse_error(content: Mapping[str, Any]) -> CalibrationError:
         ReliabilityBin(to_finite(probability), to_finite(observed), _parse_count(count))
         for probability, observed, count in content["reliability"]
     )
-    return CalibrationError(_parse_number(content["ECE"]), _parse_number(content["Brier"]), bins)
+    by_chance = _parse_number(content.get("ECE_by_chance"))
+    return CalibrationError(
+        _parse_number(content["ECE"]), _parse_number(content["Brier"]), bins, by_chance
+    )
 
 
 def _parse_review(content: Mapping[str, Any]) -> ReviewBand:
     counts = (_parse_count(content[name]) for name in ("images", "pairs", "wrong", "wrong_inside"))
     return ReviewBand(to_finite(content["low"]), to_finite(content["high"]), *counts)
+
+
+def _parse_precision(content: Mapping[str, Any]) -> WantedPrecision:
+    never = tuple(str(label) for label in content["never_given"])
+    needed = _parse_count(content["positives_needed"])
+    return WantedPrecision(to_finite(content["wanted"]), needed, never)
+
+
+def _parse_selection(content: Mapping[str, Any]) -> Selection:
+    return Selection(_parse_count(content["candidates"]), _parse_number(content["optimism"]))
 
 
 def _parse_number(value: object) -> float | None:

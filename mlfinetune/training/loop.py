@@ -21,6 +21,7 @@ from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.features import FeatureLoader
 from mlfinetune.errors import TrainingError
 from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.selection import Trial, try_candidate
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.scoring import score_batches, tabulate
@@ -54,6 +55,8 @@ class Candidate:
             before the run was resumed.
         loss: mean training loss.
         speed: for people, as `120.3 images/s  2:10 left`; of a solution `7 passes`.
+        trials: of all candidates that it was chosen among, itself too, on rank 0; None: of a
+            candidate that could not be resampled.
     """
 
     number: int
@@ -62,6 +65,11 @@ class Candidate:
     scores: ScoreTable | None
     loss: float
     speed: str
+    trials: tuple[Trial | None, ...] = ()
+
+    def try_out(self) -> Trial | None:
+        """Measure this candidate on resamples of the validation data; None on other ranks."""
+        return None if self.scores is None else try_candidate(self.scores, self.mAP)
 
     def beats(self, other: "Candidate") -> bool:
         """Tell whether the mAP is higher than that of `other`, an earlier candidate.

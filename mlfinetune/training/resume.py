@@ -20,6 +20,7 @@ import torch
 from mlfinetune.config import Config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import directory
 from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.runtime.device import choose_precision, name_dtype
@@ -53,11 +54,13 @@ class ResumeState:
     Attributes:
         position: between two steps.
         best: the best epoch so far, without its scores; None before the first.
+        trials: of all epochs so far; None for an epoch that an older version trained.
         content: all of the state, as `capture_state` returned it.
     """
 
     position: Position
     best: Candidate | None
+    trials: list[Trial | None]
     content: Mapping[str, Any]
 
 
@@ -66,6 +69,7 @@ def capture_state(
     optimizer: torch.optim.Optimizer,
     position: Position,
     best: Candidate | None,
+    trials: Sequence[Trial | None] = (),
 ) -> dict[str, Any]:
     """Return everything that the rest of the run depends on, as tensors and plain containers.
 
@@ -80,6 +84,7 @@ def capture_state(
         "arithmetic": _describe_arithmetic(setup),
         "position": asdict(position),
         "best": best_fields,
+        "trials": [None if trial is None else asdict(trial) for trial in trials],
         "history": _read_history(setup),
         "net": setup.net.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -195,6 +200,7 @@ class StateSaver:
         signals: the signals that this process has heard.
         position: where training begins; the start of the run, or that of `restore`.
         best: the best epoch so far; the caller compares epochs and keeps it up to date.
+        trials: of all epochs so far; the caller adds to them.
         save_point: the training loop asks it at every step.
     """
 
@@ -205,6 +211,7 @@ class StateSaver:
         self.optimizer, self.signals = optimizer, signals
         self.position = Position()
         self.best: Candidate | None = None
+        self.trials: list[Trial | None] = []
         self.save_point = SavePoint(self._should_save, self.save)
         self._saved_at = time.monotonic()
 
@@ -216,6 +223,7 @@ class StateSaver:
         """
         restore_state(state, self._setup, self.optimizer)
         self.position, self.best = state.position, state.best
+        self.trials = list(state.trials)
 
     def save(self, position: Position) -> None:
         """Save the state; then stop the run if any rank has heard a signal.
@@ -226,7 +234,7 @@ class StateSaver:
         """
         world = self._setup.world
         if world.is_main:
-            content = capture_state(self._setup, self.optimizer, position, self.best)
+            content = capture_state(self._setup, self.optimizer, position, self.best, self.trials)
             write_state(self._run / directory.STATE, self._run / directory.PREVIOUS_STATE, content)
         self._saved_at = time.monotonic()
         if heard := world.all_reduce_max(self.signals.received or 0):
@@ -303,7 +311,10 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
         assert all(isinstance(content[name], dict) for name in ("made_of", "arithmetic"))
         assert isinstance(content["history"], str)
         candidate = None if best is None else Candidate(scores=None, **best)
-        return ResumeState(position, candidate, content)
+        older = [None] * (content["history"].count("\n") if candidate else 0)
+        kept = content.get("trials", older)
+        trials = [None if trial is None else Trial(**trial) for trial in kept]
+        return ResumeState(position, candidate, trials, content)
     except (KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 

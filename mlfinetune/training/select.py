@@ -65,7 +65,7 @@ def select_best(
         saver.restore(state)
     elif start is not None:
         _save_candidate(setup, start, run, is_best=True)
-        saver.best = start
+        saver.best, saver.trials = start, list(start.trials)
     return _select_epoch(setup, saver, run, log)
 
 
@@ -78,6 +78,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
+                saver.trials.append(candidate.try_out())
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
                 _save_candidate(setup, candidate, run, is_best=candidate is saver.best)
@@ -87,7 +88,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
                 if _stops_early(setup, saver, candidate.number, log):
                     break
     assert saver.best is not None
-    return saver.best
+    return replace(saver.best, trials=tuple(saver.trials))
 
 
 def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLog) -> bool:
@@ -131,14 +132,16 @@ def _select_solution(setup: TrainingSetup, log: RunLog) -> Candidate:
     """
     best: Candidate | None = None
     weights: dict[str, Tensor] = {}
+    trials = []
     for solution in solve_head(setup, log):
         if best is None or solution.beats(best):
             best = solution
             weights = copy.deepcopy(setup.tagger.head.state_dict())
+        trials.append(solution.try_out())
         log.say(_format_candidate(solution, best))
     assert best is not None
     setup.tagger.head.load_state_dict(weights)
-    return best
+    return replace(best, trials=tuple(trials))
 
 
 def _save_candidate(setup: TrainingSetup, candidate: Candidate, run: Path, is_best: bool) -> None:

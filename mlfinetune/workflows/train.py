@@ -14,6 +14,7 @@ from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import DataError
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
+from mlfinetune.metrics.selection import estimate_selection
 from mlfinetune.metrics.types import Evaluation
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
@@ -218,6 +219,8 @@ def _write_run_results(
     )
     checkpoint.save(run / directory.BEST, content)
     evaluation = evaluate(config.eval, scores, rule, fitted_here=True)
+    facts = replace(evaluation.facts, selection=estimate_selection(best.trials))
+    evaluation = replace(evaluation, facts=facts)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
     about["versions"] = content.versions
     seen = None

@@ -1,5 +1,6 @@
 """`mlfinetune eval` as a user runs it."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -156,3 +157,26 @@ def test_a_run_on_torn_groups_is_scored_again(pictures: Path, cli: Run) -> None:
     assert done.returncode == 0, done.stderr
     assert "warning: " in done.stderr
     assert "5 groups of 'patient'" in done.stderr
+
+
+def test_a_wanted_precision_says_what_is_never_given(
+    trained: Path, cli: Run, tmp_path: Path
+) -> None:
+    """Nine pictures show 0.9 for no label: precision is blank, never 0, and labels are named."""
+    wanted = ["eval.thresholds=precision", "eval.precision=0.9"]
+    done = cli("eval", "-c", "runs/pets", *wanted, "-o", str(tmp_path), cwd=trained)
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    labels = list(content["per_label"])
+    assert content["wanted_precision"]["never_given"] == labels
+    said = " ".join(done.stdout.split())
+    assert f"never given: {len(labels)} labels" in said
+    assert "right in 90 % of the cases: " in said
+    assert "a label needs 16 positives or more for it" in said
+    assert "precision -- (mean of 0 labels given)" in said
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert [content[name] for name in ("macro_precision", "micro_precision")] == [None, None]
+    assert content["labels_given"] == 0
+    assert all(row["precision"] is None for row in content["per_label"].values())
+    rows = list(csv.DictReader((tmp_path / "per_label.csv").read_text().splitlines()))
+    assert {(row["precision"], row["recall"]) for row in rows} <= {("", "0.000000"), ("", "")}
+    assert "given to no picture" in (tmp_path / "report.html").read_text()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss
@@ -230,3 +231,26 @@ def test_equal_probabilities_share_a_bin(case: Case, bins: int, seed: int) -> No
     assert curve.observed.tolist() == again.observed.tolist()
     assert len(curve.count) <= bins
     assert (np.diff(curve.probability) > 0).all()
+
+
+@pytest.mark.parametrize(("images", "share"), [(30, 0.05), (200, 0.02), (2000, 0.3)])
+def test_an_ece_by_chance_is_that_of_perfect_probabilities(images: int, share: float) -> None:
+    """The mean ECE of 300 samples whose targets are drawn from the probabilities themselves."""
+    rng = np.random.default_rng(images)
+    p = expit(rng.normal(np.log(share), 1, (images, 1)))
+    found = [cal.ece(p, (rng.random(p.shape) < p).astype(np.int8)) or 0 for _ in range(300)]
+    assert cal.ece_by_chance(p, np.zeros(p.shape, np.int8)) == pytest.approx(
+        np.mean(found), rel=0.25
+    )
+    assert cal.ece_by_chance(p, np.full(p.shape, -1, np.int8)) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 3, 400])
+def test_an_interval_of_a_share_is_that_of_scipy(share: float, count: int) -> None:
+    """Wilson's, which has a width even where all cases, or none, are positive."""
+    right = round(share * count)
+    theirs = binomtest(right, count).proportion_ci(method="wilson")
+    ours = cal.wilson_interval(right / count, count)
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert ours[1] - ours[0] > 0

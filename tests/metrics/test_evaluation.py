@@ -152,8 +152,12 @@ def test_scores_say_how_they_were_calibrated(how: str) -> None:
 
 INTERVALS = Intervals(
     averages={"mAP": (0.25, 0.75), "macro_F1": (0.5, 1.0), "micro_F1": None},
-    per_label=(LabelIntervals("cat", (0.125, 0.5), None), LabelIntervals("dog", None, (0.0, 1.0))),
+    per_label=(
+        LabelIntervals("cat", (0.125, 0.5), (0.5, 1.0), None),
+        LabelIntervals("dog", None, None, (0.0, 1.0)),
+    ),
     resamples=1000,
+    groups=40,
 )
 OWN = CalibrationError(0.0625, 0.125, (ReliabilityBin(0.1, 0.0, 3), ReliabilityBin(0.75, 1.0, 2)))
 RATES = CrossFittedRates(0.1, 0.2, 0.3, 0.4, 0.5, None)
@@ -174,9 +178,10 @@ WRITTEN = """{
     "macro_F1": [0.5, 1.0],
     "micro_F1": null,
     "resamples": 1000,
+    "groups": 40,
     "per_label": {
-      "cat": {"AP": [0.125, 0.5], "F1": null},
-      "dog": {"AP": null, "F1": [0.0, 1.0]}
+      "cat": {"AP": [0.125, 0.5], "AUROC": [0.5, 1.0], "F1": null},
+      "dog": {"AP": null, "AUROC": null, "F1": [0.0, 1.0]}
     }
   },
   "cross_fitted": {
@@ -190,9 +195,10 @@ WRITTEN = """{
   "calibration": {
     "how": "platt",
     "ECE": 0.0625,
+    "ECE_by_chance": null,
     "Brier": 0.125,
     "reliability": [[0.1, 0.0, 3], [0.75, 1.0, 2]],
-    "calibrated": {"ECE": null, "Brier": null, "reliability": []}
+    "calibrated": {"ECE": null, "ECE_by_chance": null, "Brier": null, "reliability": []}
   },
   "review": {"low": 0.2, "high": 0.8, "images": 7, "pairs": 9, "wrong": 5, "wrong_inside": 4}
 }"""
@@ -207,4 +213,27 @@ def test_facts_that_do_not_apply_leave_no_key() -> None:
     """Nothing was fitted, nothing calibrated, no review asked for."""
     content = PLAIN.to_dict()
     assert list(content) == ["threshold_source", "fitted_on", "intervals", "calibration"]
-    assert list(content["calibration"]) == ["how", "ECE", "Brier", "reliability"]
+    assert list(content["calibration"]) == ["how", "ECE", "ECE_by_chance", "Brier", "reliability"]
+
+
+def test_numbers_of_copies_are_cross_fitted_by_group() -> None:
+    """Five copies of each picture: known as groups, they do not decide one another."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((30, 4)) < 0.3).astype(np.int8)
+    logits = (rng.normal(size=targets.shape) + targets).astype(np.float32)
+    copies = ScoreTable(
+        tuple(map(str, range(150))),
+        logits.repeat(5, axis=0),
+        targets.repeat(5, axis=0),
+        LabelSpace(("a", "b", "c", "d")),
+    )
+    grouped = replace(copies, groups=np.arange(30).repeat(5))
+    settings = EvalConfig(thresholds="per_label", calibration="platt")
+    torn, whole = (
+        evaluate(settings, table, fit_decision_rule(settings, table), True).facts.cross_fitted
+        for table in (copies, grouped)
+    )
+    assert torn
+    assert whole
+    assert torn.macro_F1
+    assert torn.macro_F1 > (whole.macro_F1 or 0) + 0.02

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.metrics.calibration import ece, reliability_curve
+from mlfinetune.metrics.calibration import ece, reliability_curve, wilson_interval
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.report import Bin, Calibration, Evidence
@@ -33,7 +33,8 @@ def evidence(
     p = 1 / (1 + np.exp(-x.astype(np.float64)))
     curve = reliability_curve(p, t, 10, "width")
     columns = (curve.probability.tolist(), curve.observed.tolist(), curve.count.tolist())
-    bins = tuple(Bin(*one) for one in zip(*columns, strict=True))
+    rows = zip(*columns, strict=True)
+    bins = tuple(Bin(p, share, n, *wilson_interval(share, n)) for p, share, n in rows)
     off = Calibration("probabilities", bins, ece(p, t))
     return Evidence("runs/pets", about, scores, p, table, calibration=(off,), **more)
 

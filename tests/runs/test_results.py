@@ -253,7 +253,7 @@ def measured(*rows: LabelMetrics, **facts: Any) -> Evaluation:
     labels = LabelSpace(tuple(r.label for r in rows))
     scores = ScoreTable(("b.jpg", "=a.jpg"), logits, logits.astype(np.int8), labels)
     ends = {"mAP": (0.25, 0.75), "macro_F1": (0.125, 1.0), "micro_F1": None}
-    per_label = tuple(LabelIntervals(r.label, r.AP and (0.125, 0.5), None) for r in rows)
+    per_label = tuple(LabelIntervals(r.label, r.AP and (0.125, 0.5), None, None) for r in rows)
     intervals = Intervals(ends, per_label, 1000)
     calibration = CalibrationFacts("none", CalibrationError(0.25, 0.125, ()), None)
     known = Facts("fixed", "nothing", intervals, None, calibration, None)
@@ -410,10 +410,10 @@ def test_per_label_csv_has_a_row_a_label(tmp_path: Path) -> None:
     results(tmp_path, label("cat", 0.25, 7), label("=dog", None, 0))
     header, cat, dog = cells((tmp_path / directory.PER_LABEL).read_bytes().decode())
     rates = ["AP", "F1", "precision", "recall", "AUROC"]
-    ends = ["AP_low", "AP_high", "F1_low", "F1_high"]
+    ends = ["AP_low", "AP_high", "F1_low", "F1_high", "AUROC_low", "AUROC_high"]
     assert header == ["label", *rates, "threshold", "positives", "negatives", *ends]
-    assert cat == ["cat", *["0.250000"] * 5, "0.5", "7", "1", "0.125000", "0.500000", "", ""]
-    assert dog == ["'=dog", *[""] * 5, "0.5", "0", "1", "", "", "", ""]
+    assert cat == ["cat", *["0.250000"] * 5, "0.5", "7", "1", "0.125000", "0.500000", *[""] * 4]
+    assert dog == ["'=dog", *[""] * 5, "0.5", "0", "1", *[""] * 6]
 
 
 def test_predictions_csv_is_what_predict_writes(tmp_path: Path) -> None:
