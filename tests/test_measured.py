@@ -255,5 +255,14 @@ def test_the_luck_of_the_best() -> None:
     assert found
     values = [cell[key] for key in ("optimism", "estimated") for cell in cells]
     check(" ".join(found.groups()), values)
+    real = measured["real, 28 heads"].values()
+    found = re.search(
+        r"real pictures was ([\d.]+) too high with 60 of them, ([\d.]+) with 200 and ([\d.]+) with "
+        r"655; estimated were ([\d.]+), ([\d.]+) and ([\d.]+)\. ",
+        text,
+    )
+    assert found
+    values = [cell[key] for key in ("optimism", "estimated") for cell in real]
+    check(" ".join(found.groups()), values)
     left = [cell["error_left"] for name, cell in measured.items() if name.startswith("N")]
     assert abs(sum(left) / len(left)) < 0.001
