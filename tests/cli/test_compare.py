@@ -61,7 +61,7 @@ def test_a_run_and_its_evaluation_cannot_be_told_apart(trained: Path, cli: Run) 
     done = cli("compare", "runs/pets", "other-eval", cwd=trained)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("A  runs/pets\nB  other-eval\n5 images and 8 labels")
-    assert "no difference can be told: the interval of the difference in mAP" in done.stdout
+    assert "no difference can be told: there are too few positives" in done.stdout
 
 
 def test_runs_of_other_data_are_told_what_to_do(trained: Path, cli: Run) -> None:
@@ -186,7 +186,7 @@ def test_labels_without_an_interval_are_not_counted(tmp_path: Path, cli: Run) ->
     assert "0 better in B, 0 better in A, 2 undecided" in done.stdout
     folder(tmp_path / "none", replace(scores, targets=0 * targets))
     done = cli("compare", "none", "none", cwd=tmp_path)
-    assert "no difference can be told: mAP is undefined in half of the" in done.stdout
+    assert "no difference can be told: mAP is undefined\n" in done.stdout
     assert json.loads(cli("compare", "none", "none", "--json", cwd=tmp_path).stdout)["mAP"] == {
         "a": None, "b": None, "difference": None, "interval": None, "share_above": None
     }  # fmt: skip
@@ -231,3 +231,20 @@ def test_folders_that_cannot_be_used_are_named(
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "no such folder: c" in cli("compare", "c", "a", cwd=tmp_path).stderr
+
+
+def test_too_few_positives_are_counted_and_groups_are_said(tmp_path: Path, cli: Run) -> None:
+    """A label of three positives is no win; groups of scores.npz are drawn whole."""
+    scores = drawn()
+    targets = scores.targets.copy()
+    targets[3:, 2] = 0
+    targets[:3, 2] = 1
+    groups = np.arange(300) // 3
+    worse = replace(noisier(scores, 1), targets=targets, groups=groups)
+    folder(tmp_path / "a", worse)
+    folder(tmp_path / "b", replace(scores, targets=targets, groups=groups))
+    done = cli("compare", "a", "b", cwd=tmp_path)
+    assert "1000 resamples of 100 groups" in done.stdout
+    assert "1 label without a comparison: fewer than 6 positives (by group)" in done.stdout
+    found = json.loads(cli("compare", "a", "b", "--json", cwd=tmp_path).stdout)
+    assert (found["groups"], found["untold"]) == (100, 1)

@@ -130,7 +130,9 @@ def test_eval_refits_only_on_the_data_that_may_fit(trained: Path, cli: Run, tmp_
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "e/metrics.json").read_text())
     assert (content["threshold_source"], content["calibration"]["how"]) == ("global", "platt")
-    assert content["calibration"]["calibrated"].keys() == {"ECE", "Brier", "reliability"}
+    assert content["calibration"]["calibrated"].keys() == {
+        *("ECE", "ECE_by_chance", "Brier", "reliability")
+    }
     page = (tmp_path / "e/report.html").read_text()
     assert "Before calibration: off by" in page
     assert "Calibrated: off by" in page
