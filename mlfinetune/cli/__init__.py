@@ -8,11 +8,11 @@ catches every MlfinetuneError: its message goes to standard error, and the exit 
 handles signals too: it removes half-written files and ends child processes before the command ends.
 """
 
-import io
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -28,8 +28,9 @@ from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
-from mlfinetune.errors import ConfigError, DeviceError, MlfinetuneError
-from mlfinetune.runtime.signals import catch_signals, kill_children
+from mlfinetune.errors import ConfigError, DataError, DeviceError, MlfinetuneError, OutputError
+from mlfinetune.runtime.signals import STOP_SIGNALS, catch_signals, kill_children
+from mlfinetune.runtime.streams import ReaderGoneError, flush_output, open_streams
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
 BUG_REPORT = (
@@ -92,25 +93,53 @@ def main() -> None:
     | 3         | predict: some pictures could not be read                         |
     | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 pass through
-            stream.reconfigure(errors=errors)
     try:
+        open_streams()
         with catch_signals():
-            app()
+            _run_app()
     except KeyboardInterrupt:  # outside of typer's own code, which turns it into an exit
         sys.exit(128 + signal.SIGINT)
+    except ReaderGoneError:
+        _end_quietly()
     except Exception as error:
         _exit_with(error)
+
+
+def _run_app() -> None:
+    """Run the command, then write what it has printed; a signal's exit code comes first."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code not in {128 + number for number in STOP_SIGNALS}:
+            flush_output()
+        raise
+
+
+def _end_quietly() -> NoReturn:
+    """Exit with 0: `mlfinetune ... | head -1` has read enough."""
+    if _find_ranks().size > 1:
+        from mlfinetune.runtime.distributed import report_failure
+
+        report_failure(DataError("enough"))  # the other ranks then end without a message
+        kill_children()
+        os._exit(0)
+    sys.exit(0)
+
+
+def _find_ranks() -> DistInfo:
+    """Return rank and size; of one process where torchrun's variables are wrong."""
+    try:
+        return dist_info()
+    except DeviceError:
+        return DistInfo()
 
 
 def _exit_with(error: Exception) -> NoReturn:
     """Print the error, and exit. With several ranks, only one prints the failure of the run."""
     shown: Exception | None = error
-    try:
-        info = dist_info()
-    except DeviceError:  # torchrun's variables are wrong: that is the error that is shown
-        info = DistInfo()
+    info = _find_ranks()
+    with suppress(OutputError, ReaderGoneError):
+        flush_output()
     if info.size > 1:
         from mlfinetune.runtime.distributed import report_failure
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlfinetune.runtime.streams import require_output
 from mlfinetune.text import fit_width, format_list, make_printable, pluralize
 
 if TYPE_CHECKING:  # it loads numpy
@@ -129,6 +130,7 @@ def check(
     ] = False,
 ) -> None:
     """Look for errors in a data set, in every row and picture. Exit code 0: none, 2: a list."""
+    require_output()
     from mlfinetune.config import load_config
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import check as workflow

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlfinetune.runtime.streams import require_output
+
 if TYPE_CHECKING:
     from mlfinetune.metrics.bootstrap import Comparison, Difference
     from mlfinetune.workflows.compare import CompareResult
@@ -30,6 +32,7 @@ def compare(
     ] = False,
 ) -> None:
     """Compare mAP and F1 of two runs on the images that both scored, with 95 % intervals."""
+    require_output()
     import json
 
     from mlfinetune.runtime.log import RunLog
