@@ -4,11 +4,11 @@
     require_output()  before work whose only result is printed; require_input() before stdin is read
     flush_output()    last of all
 
-| stream | closed (`>&-`)                         | full (`> /dev/full`) | reader gone (`| head -1`) |
-|--------|----------------------------------------|----------------------|---------------------------|
-| stdin  | it has no lines; `require_input` fails |                      |                           |
-| stdout | `require_output` fails                 | OutputError          | ReaderGoneError           |
-| stderr | lines are lost                         | lines are lost       | lines are lost            |
+| stream | closed, `>&-`            | full, `> /dev/full` | reader gone, `| head -1` |
+|--------|--------------------------|---------------------|--------------------------|
+| stdin  | `require_input` raises   |                     |                          |
+| stdout | `require_output` raises  | OutputError         | ReaderGoneError          |
+| stderr | lines are lost           | lines are lost      | lines are lost           |
 
 A closed stream would otherwise be worse than no stream: the system gives its number to the next
 file that is opened, and prints would go into that file. No torch here.
@@ -20,6 +20,7 @@ import io
 import os
 import select
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from mlfinetune.errors import DataError, OutputError
@@ -46,7 +47,8 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             _closed.add(name)
             _occupy(number)
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            null = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 (stays)
+            setattr(sys, name, null)
     sys.stdout = _replace(sys.stdout, sys.__stdout__, _Output)
     sys.stderr = _replace(sys.stderr, sys.__stderr__, _Errors)
     # File names that are not UTF-8 pass through; what a locale cannot write is still valid JSON.
