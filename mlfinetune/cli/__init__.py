@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import suppress
-from typing import Annotated, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mlfinetune import __version__
 from mlfinetune.cli.bench import bench
@@ -32,13 +34,42 @@ from mlfinetune.errors import ConfigError, DataError, DeviceError, MlfinetuneErr
 from mlfinetune.runtime.signals import STOP_SIGNALS, catch_signals, kill_children
 from mlfinetune.runtime.streams import ReaderGoneError, flush_output, open_streams
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
+from mlfinetune.text import make_lines_printable, mask_secrets
 
 BUG_REPORT = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
     "the command and the config"
 )
 
+
+class _Commands(TyperGroup):
+    """The commands. Errors of usage show no secrets: their box breaks a long URL into lines."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Parse the arguments before the command's name."""
+        with _masked_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's own arguments, and run it."""
+        with _masked_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _masked_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            vars(error)["message"] = mask_secrets(message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -145,13 +176,11 @@ def _exit_with(error: Exception) -> NoReturn:
 
         shown = report_failure(error)
     if isinstance(shown, MlfinetuneError):
-        from mlfinetune.text import make_lines_printable
-
         rank = f" (process {info.rank})" if info.size > 1 else ""
         print(f"error{rank}: {make_lines_printable(str(shown))}", file=sys.stderr)
     elif shown is not None:
-        traceback.print_exception(shown)
-        print(BUG_REPORT, file=sys.stderr)
+        lines = "".join(traceback.format_exception(shown))
+        print(mask_secrets(lines) + BUG_REPORT, file=sys.stderr)
     code = 2 if shown is None or isinstance(shown, MlfinetuneError) else 1
     if info.size > 1:
         # A normal exit would wait for threads and processes that still wait for other ranks.

@@ -20,10 +20,12 @@ import io
 import os
 import select
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from mlfinetune.errors import DataError, OutputError
+from mlfinetune.text import mask_secrets
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -130,14 +132,19 @@ class _Output(io.FileIO):
 
 
 class _Errors(io.FileIO):
-    """Standard error: where nobody can read it, that is no reason to stop."""
+    """Standard error: where nobody can read it, that is no reason to stop.
+
+    Secrets are masked here too, since libraries write their own warnings and errors.
+    """
 
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write, or drop what cannot be written."""
-        try:
-            return super().write(data) or memoryview(data).nbytes
-        except OSError:
-            return memoryview(data).nbytes
+        text = bytes(data).decode("latin-1")  # any bytes, and back to the same ones
+        left = mask_secrets(text).encode("latin-1")
+        with suppress(OSError):
+            while left:
+                left = left[super().write(left) or len(left) :]
+        return len(text)
 
 
 def _divert(number: int) -> None:
