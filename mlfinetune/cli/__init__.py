@@ -111,6 +111,19 @@ def about(
             f"{context.invoked_subcommand} runs in one process: start it without torchrun, which "
             f"is for {', '.join(DISTRIBUTED)}"
         )
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current folder cannot be used ({error.strerror}): go to one that is there"
+        ) from error
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        print(
+            f"note: this locale reads file names as {encoding}, and tables are UTF-8; where names "
+            f"are not found, set PYTHONUTF8=1",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
