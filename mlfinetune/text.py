@@ -3,6 +3,7 @@
 import math
 import re
 import reprlib
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -140,6 +141,16 @@ def make_printable(text: str) -> str:
 def make_lines_printable(text: str) -> str:
     """Return the text as `make_printable`, and keep line breaks."""
     return "\n".join(map(make_printable, text.split("\n")))
+
+
+def choose_column_width(widest: int, others: int) -> int:
+    """Return the width of a table's column of names: `widest`, or less on a narrow terminal.
+
+    Args:
+        widest: columns of the terminal that it takes where there is room.
+        others: columns that the rest of the row takes.
+    """
+    return max(8, min(widest, shutil.get_terminal_size().columns - others))
 
 
 def fit_width(text: str, width: int) -> str:

@@ -2,7 +2,7 @@
 
 from mlfinetune.metrics.types import Evaluation, Facts
 from mlfinetune.runs import directory
-from mlfinetune.text import fit_width, make_printable, pluralize
+from mlfinetune.text import choose_column_width, fit_width, make_printable, pluralize
 
 WIDTH = 80
 SHOWN_LABELS = 40
@@ -10,6 +10,7 @@ SHOWN_LABELS = 40
 
 def format_summary(evaluation: Evaluation) -> str:
     """Return the numbers as a table of at most 80 columns, labels by falling AP."""
+    column = choose_column_width(44, 29)
     table = evaluation.table
     averages = {name: _format_number(value) for name, value in table.averages.items()}
     lines = [
@@ -22,7 +23,7 @@ def format_summary(evaluation: Evaluation) -> str:
         f"     OF1  {averages['OF1']}",
         *_format_facts(evaluation.facts),
         "",
-        f"  {'label':<44} {'AP':>7} {'F1':>7} {'positives':>10}",
+        f"  {'label':<{column}} {'AP':>7} {'F1':>7} {'positives':>10}",
     ]
     rows = sorted(table.per_label, key=lambda row: (row.AP is None, -(row.AP or 0.0)))
     half = SHOWN_LABELS // 2
@@ -33,7 +34,7 @@ def format_summary(evaluation: Evaluation) -> str:
                 count = pluralize(left_out, "label")
                 lines.append(f"  ... {count} in between: see {directory.PER_LABEL} ...")
             continue
-        name = fit_width(make_printable(row.label), 44)
+        name = fit_width(make_printable(row.label), column)
         lines.append(
             f"  {name} {_format_number(row.AP):>7} {_format_number(row.F1):>7} {row.positives:>10}"
         )
