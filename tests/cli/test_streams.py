@@ -139,6 +139,47 @@ def test_every_row_is_written_without_standard_error(trained: Path, tmp_path: Pa
     assert (tmp_path / "rows.csv").read_text() == rows
 
 
+# ---- other places ---------------------------------------------------------------------------
+
+
+def test_a_locale_that_lacks_characters(tmp_path: Path) -> None:
+    """JSON is JSON, and a file name that the locale cannot say is explained."""
+    prepare(tmp_path)
+    table = (tmp_path / "tags.csv").read_text().replace("dots", "K\u00e4se\U0001f600")
+    (tmp_path / "tags.csv").write_text(table + "images/\u00e4.png,solid\n", encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    code, out, said = shell("check pets.yaml --json", "", tmp_path, **ascii_only)
+    assert code == 2
+    (fault,) = json.loads(out)["findings"][0]["items"]
+    assert "it holds characters that the encoding ascii lacks" in fault
+    assert said.startswith("note: this locale reads file names as ascii")
+    code, out, _ = shell("check pets.yaml --json", "data.bad_images=skip", tmp_path, **ascii_only)
+    assert "K\u00e4se\U0001f600" in json.loads(out)["labels"]
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
+    """It is named; --help and --version need none."""
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["bash", "-c", f"cd gone; rmdir ../gone; {SHELL} --version && {SHELL} cache"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: the current folder cannot be used")
+
+
+def test_a_table_of_labels_fits_a_narrow_terminal(trained: Path) -> None:
+    """Names are cut, numbers are not."""
+    code, out, _ = shell("check pets.yaml", "", trained, COLUMNS="40")
+    assert code == 0
+    rows = out[out.index("  label ") :].split("\n\n")[0].splitlines()
+    assert len(rows) == 9
+    assert {len(row) for row in rows} == {40}
+
+
 # ---- a pipe that is held open ---------------------------------------------------------------
 
 
