@@ -102,8 +102,9 @@ def _replace(stream: TextIO, original: TextIO | None, kind: "type[_Output | _Err
     if type(raw) is not io.FileIO:  # the console of Windows
         return stream
     stream.flush()
+    file = kind(raw.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(kind(raw.fileno(), "wb", closefd=False)),
+        file if raw is stream.buffer else io.BufferedWriter(file),  # PYTHONUNBUFFERED: no buffer
         encoding=stream.encoding,
         errors=stream.errors,
         newline="",
@@ -116,10 +117,13 @@ class _Output(io.FileIO):
     """Standard output: its errors are not those of any other file."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Write, and wait where the other end of a pipe that does not block is slow."""
+        """Write all of it, and wait where the end of a pipe that does not block is slow."""
+        left = memoryview(data)
         try:
-            while (written := super().write(data)) is None:
-                select.select([], [self], [])
+            while left:
+                if (written := super().write(left)) is None:
+                    select.select([], [self], [])
+                left = left[written or 0 :]
         except OSError as error:
             _divert(self.fileno())
             if error.errno == errno.EPIPE:
@@ -128,7 +132,7 @@ class _Output(io.FileIO):
                 f"standard output cannot be written: {error.strerror}; redirect it to a file "
                 f"where there is room"
             ) from error
-        return written
+        return memoryview(data).nbytes
 
 
 class _Errors(io.FileIO):
