@@ -8,6 +8,7 @@
     ├── CheckpointError   a checkpoint or a run directory
     ├── DeviceError       a device that is missing, or out of memory
     ├── TrainingError     a loss or gradient that is not finite
+    ├── OutputError       standard output that is full or closed
     └── LostError         another process of the run has ended
 
 Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches MlfinetuneError
@@ -57,6 +58,10 @@ class DeviceError(MlfinetuneError):
 
 class TrainingError(MlfinetuneError):
     """Training that cannot continue: a loss or a gradient is not finite."""
+
+
+class OutputError(MlfinetuneError):
+    """Standard output that cannot be written: a full disk, or no output at all."""
 
 
 class LostError(MlfinetuneError):

@@ -1,7 +1,9 @@
 """Words for messages: plurals, lists, durations; and text that is safe in a terminal or CSV."""
 
 import math
+import re
 import reprlib
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -10,6 +12,20 @@ from typing import cast
 
 MAX_LISTED = 10
 """Number of faults that a message shows; the others are counted."""
+MASK = "***"
+"""Text in place of a password."""
+_SECRETS = re.compile(
+    r"""
+    (?P<before> [a-z][a-z0-9+.-]+ :/+ )     # a URL; `pathlib` leaves one slash of two
+    (?: [^\s/?\#'"]* | [^\s/?\#@:[]+ : (?!\d+[/?\#]) \S* )  # user:password, no host:8080/
+    (?P<after> @ )
+    | (?P<name> [?&;\#] (?: [\w.-]* (?: token | secret | passw | signature | credential | jwt
+        | api[-_]?key | access[-_]?key ) [\w.-]* | auth | key | pass | pwd | sig ) = )
+        [^\s&\#'"<>]+? (?= [:;,.)]* (?: [\s&\#'"<>] | $ ) )
+    | (?P<header> authorization ['"]? \s* [:=] \s* ['"]? (?: bearer\s | basic\s )? ) [^\s'",]+
+    """,
+    re.IGNORECASE | re.VERBOSE | re.ASCII,
+)
 _FORMULA_STARTS = tuple("=+-@\t\r\n\0＝＋－＠")
 
 
@@ -100,14 +116,41 @@ def neutralize(cell: str) -> str:
     return "'" + cell if cell.startswith(_FORMULA_STARTS) else cell
 
 
+def mask_secrets(text: str) -> str:
+    """Return the text with `***` for what gives access in its URLs: passwords, tokens, signatures.
+
+    http://me:secret@host/a.jpg          http://***@host/a.jpg
+    https://host/a.jpg?w=9&token=secret  https://host/a.jpg?w=9&token=***
+    """
+
+    def mask(match: re.Match[str]) -> str:
+        parts = match.groupdict(default="")
+        return parts["before"] + parts["name"] + parts["header"] + MASK + parts["after"]
+
+    return _SECRETS.sub(mask, text)
+
+
 def make_printable(text: str) -> str:
-    """Replace control characters, which could move the cursor or color the terminal."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+    """Return text for a screen or a log: control characters are replaced, and secrets masked.
+
+    Control characters could move the cursor or color the terminal.
+    """
+    return mask_secrets("".join(char if char.isprintable() else "\ufffd" for char in text))
 
 
 def make_lines_printable(text: str) -> str:
-    """Replace control characters, and keep line breaks."""
+    """Return the text as `make_printable`, and keep line breaks."""
     return "\n".join(map(make_printable, text.split("\n")))
+
+
+def choose_column_width(widest: int, others: int) -> int:
+    """Return the width of a table's column of names: `widest`, or less on a narrow terminal.
+
+    Args:
+        widest: columns of the terminal that it takes where there is room.
+        others: columns that the rest of the row takes.
+    """
+    return max(8, min(widest, shutil.get_terminal_size().columns - others))
 
 
 def fit_width(text: str, width: int) -> str:

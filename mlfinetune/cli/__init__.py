@@ -8,14 +8,16 @@ catches every MlfinetuneError: its message goes to standard error, and the exit 
 handles signals too: it removes half-written files and ends child processes before the command ends.
 """
 
-import io
 import os
 import signal
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mlfinetune import __version__
 from mlfinetune.cli.bench import bench
@@ -28,16 +30,46 @@ from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
-from mlfinetune.errors import ConfigError, DeviceError, MlfinetuneError
-from mlfinetune.runtime.signals import catch_signals, kill_children
+from mlfinetune.errors import ConfigError, DataError, DeviceError, MlfinetuneError, OutputError
+from mlfinetune.runtime.signals import STOP_SIGNALS, catch_signals, kill_children
+from mlfinetune.runtime.streams import ReaderGoneError, flush_output, open_streams
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
+from mlfinetune.text import make_lines_printable, mask_secrets
 
 BUG_REPORT = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "
     "the command and the config"
 )
 
+
+class _Commands(TyperGroup):
+    """The commands. Errors of usage show no secrets: their box breaks a long URL into lines."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Parse the arguments before the command's name."""
+        with _masked_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's own arguments, and run it."""
+        with _masked_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _masked_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            vars(error)["message"] = mask_secrets(message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -79,6 +111,19 @@ def about(
             f"{context.invoked_subcommand} runs in one process: start it without torchrun, which "
             f"is for {', '.join(DISTRIBUTED)}"
         )
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current folder cannot be used ({error.strerror}): go to one that is there"
+        ) from error
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        print(
+            f"note: this locale reads file names as {encoding}, and tables are UTF-8; where names "
+            f"are not found, set PYTHONUTF8=1",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
@@ -92,37 +137,63 @@ def main() -> None:
     | 3         | predict: some pictures could not be read                         |
     | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 pass through
-            stream.reconfigure(errors=errors)
     try:
+        open_streams()
         with catch_signals():
-            app()
+            _run_app()
     except KeyboardInterrupt:  # outside of typer's own code, which turns it into an exit
         sys.exit(128 + signal.SIGINT)
+    except ReaderGoneError:
+        _end_quietly()
     except Exception as error:
         _exit_with(error)
+
+
+def _run_app() -> None:
+    """Run the command, then write what it has printed; a signal's exit code comes first."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code not in {128 + number for number in STOP_SIGNALS}:
+            flush_output()
+        raise
+
+
+def _end_quietly() -> NoReturn:
+    """Exit with 0: `mlfinetune ... | head -1` has read enough."""
+    if _find_ranks().size > 1:
+        from mlfinetune.runtime.distributed import report_failure
+
+        report_failure(DataError("enough"))  # the other ranks then end without a message
+        kill_children()
+        os._exit(0)
+    sys.exit(0)
+
+
+def _find_ranks() -> DistInfo:
+    """Return rank and size; of one process where torchrun's variables are wrong."""
+    try:
+        return dist_info()
+    except DeviceError:
+        return DistInfo()
 
 
 def _exit_with(error: Exception) -> NoReturn:
     """Print the error, and exit. With several ranks, only one prints the failure of the run."""
     shown: Exception | None = error
-    try:
-        info = dist_info()
-    except DeviceError:  # torchrun's variables are wrong: that is the error that is shown
-        info = DistInfo()
+    info = _find_ranks()
+    with suppress(OutputError, ReaderGoneError):
+        flush_output()
     if info.size > 1:
         from mlfinetune.runtime.distributed import report_failure
 
         shown = report_failure(error)
     if isinstance(shown, MlfinetuneError):
-        from mlfinetune.text import make_lines_printable
-
         rank = f" (process {info.rank})" if info.size > 1 else ""
         print(f"error{rank}: {make_lines_printable(str(shown))}", file=sys.stderr)
     elif shown is not None:
-        traceback.print_exception(shown)
-        print(BUG_REPORT, file=sys.stderr)
+        lines = "".join(traceback.format_exception(shown))
+        print(mask_secrets(lines) + BUG_REPORT, file=sys.stderr)
     code = 2 if shown is None or isinstance(shown, MlfinetuneError) else 1
     if info.size > 1:
         # A normal exit would wait for threads and processes that still wait for other ranks.

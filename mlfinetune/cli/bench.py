@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
+from mlfinetune.runtime.streams import require_output
 
 if TYPE_CHECKING:
     from mlfinetune.workflows.bench import BenchResult
@@ -22,6 +23,7 @@ def bench(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Time the stages of a training run, name the slowest, and suggest one change."""
+    require_output()
     from mlfinetune.config import load_config
 
     loaded = load_config(config, overrides or ())

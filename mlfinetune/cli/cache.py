@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from mlfinetune.runtime.streams import require_output
+
 
 def cache(
     kinds: Annotated[
@@ -15,6 +17,8 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete what is listed.")] = False,
 ) -> None:
     """List cached files that save work in later runs, with their size; all may be deleted."""
+    if not clear:
+        require_output()
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.text import format_age
     from mlfinetune.workflows import cache as workflow

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlfinetune.text import fit_width, format_list, make_printable, pluralize
+from mlfinetune.runtime.streams import require_output
+from mlfinetune.text import (
+    choose_column_width,
+    fit_width,
+    format_list,
+    make_printable,
+    pluralize,
+)
 
 if TYPE_CHECKING:  # it loads numpy
     from mlfinetune.data.findings import Finding
@@ -89,7 +96,8 @@ def _format_side_lines(sides: dict[str, Any]) -> list[str]:
 
 def _format_label_lines(labels: dict[str, Any]) -> list[str]:
     sides = list(next(iter(labels.values())))
-    lines = [f"  {'label':<44} " + " ".join(f"{side:>10}" for side in sides)]
+    column = choose_column_width(44, 2 + 11 * len(sides))
+    lines = [f"  {'label':<{column}} " + " ".join(f"{side:>10}" for side in sides)]
     rows = sorted(labels.items(), key=lambda row: -row[1][sides[0]]["positives"])
     half = SHOWN_LABELS // 2
     for index, (name, counts) in enumerate(rows):
@@ -99,7 +107,7 @@ def _format_label_lines(labels: dict[str, Any]) -> list[str]:
                 lines.append(f"  ... {left_out} in between (--json has all)")
             continue
         numbers = " ".join(f"{counts[side]['positives']:>10}" for side in sides)
-        lines.append(f"  {fit_width(make_printable(name), 44)} {numbers}")
+        lines.append(f"  {fit_width(make_printable(name), column)} {numbers}")
     return lines
 
 
@@ -129,6 +137,7 @@ def check(
     ] = False,
 ) -> None:
     """Look for errors in a data set, in every row and picture. Exit code 0: none, 2: a list."""
+    require_output()
     from mlfinetune.config import load_config
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import check as workflow

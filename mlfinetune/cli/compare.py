@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlfinetune.runtime.streams import require_output
+
 if TYPE_CHECKING:
     from mlfinetune.metrics.comparison import Comparison, Difference
     from mlfinetune.workflows.compare import CompareResult
 
 SHOWN = 10
+COLUMNS = 24, 56
+"""Width of the column of names, and of all others."""
 NAMES = {"mAP": "mAP", "macro_AUROC": "macro AUROC", "macro_F1": "macro F1", "micro_F1": "micro F1"}
 
 
@@ -31,6 +35,7 @@ def compare(
     ] = False,
 ) -> None:
     """Compare mAP and F1 of two runs on the images that both scored, with 95 % intervals."""
+    require_output()
     import json
 
     from mlfinetune.runtime.log import RunLog
@@ -46,10 +51,11 @@ def compare(
 
 def _format_text(a: Path, b: Path, result: CompareResult) -> str:
     """Return the averages and the ten labels that differ most; 80 columns, but for the paths."""
-    from mlfinetune.text import make_printable, pluralize
+    from mlfinetune.text import choose_column_width, make_printable, pluralize
 
     comparison = result.comparison
-    head = f"  {'':<24} {'A':>7} {'B':>7} {'B - A':>8}   {'95 % interval':<17} {'B above':>8}"
+    names = " " * choose_column_width(*COLUMNS)
+    head = f"  {names} {'A':>7} {'B':>7} {'B - A':>8}   {'95 % interval':<17} {'B above':>8}"
     decided = sorted(
         (item for item in comparison.per_label.items() if item[1].sign),
         key=lambda item: -abs(item[1].value or 0),
@@ -111,7 +117,7 @@ def _shorten(text: str) -> str:
 
 
 def _format_row(name: str, row: Difference) -> str:
-    from mlfinetune.text import fit_width, make_printable
+    from mlfinetune.text import choose_column_width, fit_width, make_printable
 
     a, b = ("--" if value is None else f"{value:.4f}" for value in (row.a, row.b))
     change = "--" if row.value is None else f"{row.value:+.4f}"
@@ -119,7 +125,7 @@ def _format_row(name: str, row: Difference) -> str:
     if row.interval is not None and row.share_above is not None:
         interval = "{:+.4f} {:+.4f}".format(*row.interval)
         above = f"{100 * row.share_above:.1f} %"
-    cell = fit_width(make_printable(name), 24)
+    cell = fit_width(make_printable(name), choose_column_width(*COLUMNS))
     return f"  {cell} {a:>7} {b:>7} {change:>8}   {interval:<17} {above:>8}"
 
 

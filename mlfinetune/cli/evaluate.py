@@ -8,7 +8,8 @@ import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location, parse_location
+from mlfinetune.location import Location, is_url, parse_location
+from mlfinetune.text import mask_secrets
 
 
 def evaluate(
@@ -75,6 +76,11 @@ def evaluate(
 
 
 def _parse_location(text: str | None) -> Location | None:
+    if text is not None and is_url(text) and mask_secrets(text) != text:
+        raise DataError(
+            f"{text}: no password, token or signature in a URL, it would be kept with the results; "
+            f"download the table, and name the file"
+        )
     try:
         return None if text is None else parse_location(text)
     except ValueError as error:

@@ -31,11 +31,11 @@ def init(
 ) -> None:
     """Describe a data set, and write a config that trains on it as it is."""
     from mlfinetune.runtime.log import RunLog
-    from mlfinetune.text import display_path
+    from mlfinetune.text import display_path, make_lines_printable
     from mlfinetune.workflows import init as workflow
 
     log = RunLog()
     request = workflow.InitRequest(data.absolute(), tuple(overrides or ()), images, output, table)
     result = workflow.run(request, log)
-    print("\n".join(result.lines))
+    print(make_lines_printable("\n".join(result.lines)))
     log.say(f"written: {display_path(result.file)}; next: {result.next_step}")

@@ -1,6 +1,5 @@
 """`mlfinetune predict`: writes a row of probabilities for each picture."""
 
-import os
 import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +11,7 @@ import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
 from mlfinetune.errors import DataError
+from mlfinetune.runtime.streams import ReaderGoneError, require_input, require_output
 from mlfinetune.text import format_list, pluralize
 
 if TYPE_CHECKING:  # they load torch
@@ -78,6 +78,10 @@ def predict(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Tag pictures: one row for each, in input order, with a probability for each label."""
+    if output is None:
+        require_output()
+    if "-" in inputs:
+        require_input()
     chosen = _choose_format(format, output)
 
     from mlfinetune.runtime.log import RunLog
@@ -113,21 +117,15 @@ def predict(
 def _run_workflow(
     request: "PredictRequest", output: Path | None, resume: bool, device: str, log: "RunLog"
 ) -> "FailedImages":
-    """Predict. A closed stdout ends the command without a message; other file errors are named."""
-    from mlfinetune.runtime.torchrun import dist_info
+    """Predict; errors of files and pipes are named."""
     from mlfinetune.workflows import predict as workflow
 
     try:
         return workflow.run(request, sys.stdin, lambda: _open_output(output, resume), device, log)
-    except BrokenPipeError:  # `mlfinetune predict ... | head`: head has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if dist_info().size > 1:
-            from mlfinetune.runtime.distributed import report_failure
-
-            report_failure(DataError("enough"))  # the other ranks then end without a message
-        raise typer.Exit from None
+    except BrokenPipeError as error:  # -o names a pipe, as `>(head -1)`, and head has read enough
+        raise ReaderGoneError from error
     except OSError as error:
-        where = error.filename or output or "standard output"
+        where = error.filename or output or "standard input"
         raise DataError(f"{where}: {error.strerror}") from error
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlfinetune.text import fit_width, make_printable, pluralize
+from mlfinetune.text import choose_column_width, fit_width, make_printable, pluralize
 
 if TYPE_CHECKING:  # it loads numpy
     from mlfinetune.data.checks import Balance
@@ -17,12 +17,13 @@ def format_balance(balance: "Balance") -> str:
     """Return the sizes of the sides, and each label's share held out, the worst labels first."""
     sizes = ", ".join(f"{n} {side}" for side, n in zip(balance.sides, balance.sizes, strict=True))
     lines = [f"{pluralize(sum(balance.sizes), 'image')}: {sizes}", ""]
-    lines.append(f"  {'label':<36} {'positives':>9} {'share held out':>15} {'by chance':>11}")
+    column = choose_column_width(36, 40)
+    lines.append(f"  {'label':<{column}} {'positives':>9} {'share held out':>15} {'by chance':>11}")
     rows = sorted(
         balance.rows, key=lambda row: (not row.positives, -abs(row.share - balance.wanted))
     )
     for row in rows[:SHOWN_LABELS]:
-        name = fit_width(make_printable(row.label), 36)
+        name = fit_width(make_printable(row.label), column)
         lines.append(f"  {name} {row.positives:>9} {row.share:>14.1%} {row.by_chance:>11.1%}")
     if len(rows) > SHOWN_LABELS:
         lines.append(f"  ... {pluralize(len(rows) - SHOWN_LABELS, 'label')} nearer to their share")

@@ -5,7 +5,7 @@ import textwrap
 from mlfinetune.metrics.selection import describe_selection
 from mlfinetune.metrics.types import Evaluation, Facts, MetricTable, is_top
 from mlfinetune.runs import directory
-from mlfinetune.text import fit_width, list_some, make_printable, pluralize
+from mlfinetune.text import choose_column_width, fit_width, list_some, make_printable, pluralize
 
 WIDTH = 80
 SHOWN_LABELS = 40
@@ -47,7 +47,8 @@ def _format_row(label: str, columns: list[str], cells: list[str], positives: str
     """Return a row of the table: a label, its numbers in `columns`, its positives."""
     widths = [max(7, len(name)) for name in columns]
     numbers = "".join(f" {x:>{width}}" for x, width in zip(cells, widths, strict=True))
-    width = min(44, WIDTH - 2 - len(numbers) - 11)
+    others = 2 + len(numbers) + 11
+    width = choose_column_width(min(44, WIDTH - others), others)
     return f"  {fit_width(make_printable(label), width)}{numbers} {positives:>10}"
 
 

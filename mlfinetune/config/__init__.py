@@ -34,7 +34,7 @@ from mlfinetune.location import (
     is_url,
     strip_file_protocol,
 )
-from mlfinetune.text import format_list, pluralize
+from mlfinetune.text import format_list, mask_secrets, pluralize
 
 __all__ = [
     "LOSS_SETTINGS",
@@ -216,8 +216,8 @@ _SIGNS = frozenset("|>#&*!%@`,;:?-")
 def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) -> dict[str, Any]:
     """Return a copy of `tree` with absolute paths; relative ones are relative to `folder`.
 
-    URLs, and names of torchvision's weights, stay as they are. A path `~user` of an unknown user
-    is added to `faults`.
+    URLs, and names of torchvision's weights, stay as they are. A path `~user` of an unknown user,
+    and a URL that cannot be there, are added to `faults`.
     """
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     for *section, key in _PATH_KEYS:
@@ -227,7 +227,9 @@ def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) 
             continue
         if key == "weights" and not Path(value).suffix and "/" not in value:
             continue  # one of torchvision's names
-        if section == ["data"] and is_url(value):
+        if is_url(value):
+            if fault := _find_url_fault(section, value):
+                faults.append(f"{'.'.join([*section, key])}: {fault}")
             continue
         value = strip_file_protocol(value)
         assert isinstance(parent, dict)
@@ -236,6 +238,18 @@ def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) 
         except RuntimeError as error:  # ~user of an unknown user
             faults.append(f"{'.'.join([*section, key])}: {value}: {error}")
     return tree
+
+
+def _find_url_fault(section: Sequence[str], url: str) -> str:
+    """Return what is wrong with a URL as a value of the config; an empty text: nothing."""
+    if section != ["data"]:
+        return f"{url} is a URL, wanted a path of this machine: download it, and name the file"
+    if mask_secrets(url) != url and "?" in url:
+        return (
+            f"{url}: no token or signature in a URL, it would be kept in the run's files; "
+            f"download the table, and name the file"
+        )
+    return ""
 
 
 def _apply_override(tree: dict[str, Any], lines: Lines, text: str) -> list[str]:

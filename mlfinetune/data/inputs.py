@@ -43,8 +43,10 @@ def require_inputs(inputs: Iterable[str]) -> None:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
 
 
-def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+def expand_inputs(inputs: Iterable[str], stdin: Iterable[str | None]) -> Iterator[str | None]:
     """Yield the path of every picture that the inputs name, input by input.
+
+    None is yielded where stdin has no line right now (see lines.py).
 
     | input                         | pictures                                             |
     |-------------------------------|------------------------------------------------------|
@@ -65,7 +67,8 @@ def expand_inputs(inputs: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
     """
     for item in inputs:
         if item == STDIN:
-            yield from (name for line in stdin if (name := line.rstrip("\r\n")))
+            names = (None if line is None else line.rstrip("\r\n") for line in stdin)
+            yield from (name for name in names if name != "")
         elif is_url(item):
             yield from expand_url(item)
         elif os.path.isdir(item):

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -352,6 +353,8 @@ class _Folder:
             return error.strerror or str(error)
         except ValueError:
             what = "a NUL character" if "\0" in path else "half of a character"
+            if "\0" not in path and path.encode(errors="replace").decode() == path:
+                what = f"characters that the encoding {sys.getfilesystemencoding()} lacks"
             return f"not a file name (it holds {what})"
         if not inside:
             return _OUTSIDE

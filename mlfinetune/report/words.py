@@ -5,7 +5,7 @@ import unicodedata
 from markupsafe import Markup
 
 from mlfinetune.report.view import LabelReport, Number, Report
-from mlfinetune.text import pluralize
+from mlfinetune.text import mask_secrets, pluralize
 
 DASH = "—"
 
@@ -40,8 +40,14 @@ def format_interval(measured: Number) -> str:
 
 
 def replace_unprintable(value: object) -> object:
-    """Return text without control characters and lone surrogates, which HTML cannot hold."""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+    """Return text without control characters and lone surrogates, which HTML cannot hold.
+
+    Secrets in URLs are masked.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    value = mask_secrets(value)
+    if value.isprintable():
         return value
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in value)
 

@@ -20,6 +20,7 @@ from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.loader import stream_batches
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.inputs import STDIN, expand_inputs, expand_url, require_inputs
+from mlfinetune.data.lines import read_lines, wait_for_lines
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
@@ -151,6 +152,7 @@ def _run_on_rank(
         writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
         for predictions in chain([first] if first else [], rows):
             _write_batch(writer, predictions, failed, signals)
+            output.flush()  # whoever sends paths one by one waits for this row
             bar.update(len(predictions))
         log.say(f"{pluralize(bar.done, 'image')}, {bar.rate:.1f} images/s")
     return failed
@@ -183,20 +185,31 @@ def _share_listings(inputs: tuple[str, ...], world: World) -> tuple[str, ...]:
 
 def _stream_paths(
     inputs: tuple[str, ...], shard: tuple[int, int], stdin: TextIO, world: World
-) -> Iterator[str]:
+) -> Iterator[str | None]:
     """Return the paths of one shard of the inputs; all ranks get the same ones.
 
-    With one rank stdin is read line by line, so that it may be endless. With several ranks, only
+    With one rank stdin is read line by line, so that it may be endless, and gives None where it
+    has no line right now (`data.lines`). With several ranks, only
     rank 0 has a stdin: it reads all lines, and sends them to the others.
     """
-    lines: Iterable[str] = stdin
+    lines = read_lines(stdin)
     if world.is_distributed and STDIN in inputs:
-        lines = world.broadcast(lambda: list(stdin))
-    i, n = shard
-    return islice(expand_inputs(inputs, lines), i - 1, None, n)
+        lines = world.broadcast(lambda: list(wait_for_lines(lines)))
+    return _take_shard(expand_inputs(inputs, lines), *shard)
 
 
-def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> Iterator[str]:
+def _take_shard(paths: Iterable[str | None], i: int, n: int) -> Iterator[str | None]:
+    """Yield every n-th path from the i-th on, and each None between them."""
+    number = 0
+    for path in paths:
+        number += path is not None
+        if path is None or number % n == i % n:
+            yield path
+
+
+def share_paths(
+    paths: Iterator[str | None], batch_size: int, rank: int, size: int
+) -> Iterator[str | None]:
     """Yield the paths of one rank: batch number `rank` of every `size` consecutive batches.
 
         paths a b c d e f g h i, batch_size 2, size 2
@@ -204,6 +217,8 @@ def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> 
 
     `World.gather_stream` takes one batch of each rank in turn, which restores the order.
     """
+    if size == 1:
+        return paths
     batches = iter(lambda: tuple(islice(paths, batch_size)), ())
     return chain.from_iterable(islice(batches, rank, None, size))
 
@@ -213,7 +228,7 @@ def share_paths(paths: Iterator[str], batch_size: int, rank: int, size: int) -> 
 
 def _skip_complete_rows(
     request: PredictRequest,
-    paths: Iterator[str],
+    paths: Iterator[str | None],
     selector: LabelSelector,
     failed: FailedImages,
     log: RunLog,
@@ -241,13 +256,14 @@ def _skip_complete_rows(
     assert path is not None
     if not path.exists():
         return 0, False
+    ready = wait_for_lines(paths)
     end = done = 0
     for row in read_complete_rows(path, request.format, selector, request.only_labels):
         end = row.end
         if row.number == 0:
             continue  # the header of a CSV file
         done = row.number
-        name = next(paths, None)
+        name = next(ready, None)
         if name is None or format_row_name(name, request.format) != row.name:
             now = "there is none any more" if name is None else f"now it is {name}"
             raise DataError(
@@ -307,7 +323,7 @@ def _describe_decision(decision: DecisionRule) -> str:
 
 
 def _predict_share(
-    predictor: _Predictor, paths: Iterator[str], batch_size: int, world: World
+    predictor: _Predictor, paths: Iterator[str | None], batch_size: int, world: World
 ) -> Iterator[list[Prediction]]:
     """Predict this rank's share of the paths, batch by batch."""
     device = world.device

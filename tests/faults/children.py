@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
@@ -113,15 +113,33 @@ class Child:
         return living
 
 
-def start(*arguments: str, cwd: Path, death: Death | None = None, **environment: str) -> Child:
-    """Start `mlfinetune ...`."""
+def start(
+    *arguments: str,
+    cwd: Path,
+    death: Death | None = None,
+    streams: Mapping[str, str | None] | None = None,
+    **environment: str,
+) -> Child:
+    """Start `mlfinetune ...`.
+
+    Args:
+        arguments: of the command.
+        cwd: folder that it runs in.
+        death: where it dies.
+        streams: stdin, stdout or stderr -> another file for it; None: it is closed.
+        environment: variables to add.
+    """
     folder = cwd / "said" / str(time.monotonic_ns())
     folder.mkdir(parents=True)
     for name in ("out", "err", "calls"):
         (folder / name).touch()
     environment = {**os.environ, **environment}
     usual = environment.get("MLFINETUNE_TEST_START") or multiprocessing.get_start_method()
-    given = (arguments, str(cwd), str(folder), environment, usual, death)
+    streams = {
+        **{"stdin": "/dev/null", "stdout": f"{folder}/out", "stderr": f"{folder}/err"},
+        **(streams or {}),
+    }
+    given = (arguments, str(cwd), str(folder), environment, usual, death, streams)
     process = CONTEXT.Process(target=_command, args=given)
     process.start()
     return Child(process, folder)
@@ -158,12 +176,17 @@ def _command(
     environment: dict[str, str],
     start_method: str,
     death: Death | None,
+    streams: Mapping[str, str | None],
 ) -> None:
     """Run the console script."""
     os.setsid()
     os.chdir(cwd)
-    for name, number in (("/dev/null", 0), (f"{folder}/out", 1), (f"{folder}/err", 2)):
-        os.dup2(os.open(name, os.O_RDWR), number)
+    for number, (name, file) in enumerate(streams.items()):
+        if file is None:  # as Python finds it at its start
+            os.close(number)
+            setattr(sys, name, None)
+        else:
+            os.dup2(os.open(file, os.O_RDWR), number)
     os.environ.clear()
     os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
     multiprocessing.set_start_method(start_method, force=True)  # else its workers' would be ours

@@ -13,6 +13,7 @@ batches, every n-th: a picture is in the same batch for any number of ranks, so 
 the same to the last bit.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from mlfinetune.data.batches.copies import CopyMaker, Item, MadeCopy, SmallCopie
 from mlfinetune.data.batches.dataset import ImageDataset, Key, collate, mix_seed
 from mlfinetune.data.batches.workers import build_data_loader, start_workers
 from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.lines import PAUSE_S
 from mlfinetune.data.manifest import Manifest
 
 _COPIES_PER_TASK = 8
@@ -200,23 +202,40 @@ class Loader:
 
 
 def stream_batches(
-    paths: Iterable[str], spec: TransformSpec, *, batch_size: int, workers: int, pin_memory: bool
+    paths: Iterable[str | None],
+    spec: TransformSpec,
+    *,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
 ) -> Iterator[tuple[list[str], Batch]]:
     """Decode pictures in the order of `paths`; yield the paths of each batch, and the batch.
 
     `paths` may have no end: memory holds only the batches that are being decoded. The indices of a
     batch count from its own first path.
+
+    None among the paths means that there is no other right now. A batch is then decoded as it is,
+    and yielded without a wait for the next path:
+
+        paths a b None c    batch_size 4    ->    batches [a, b], [c]
+
+    DataLoader gives no batch back before it has the keys of some more. Where there are none, it
+    gets batches without pictures, which are dropped here.
     """
-    pending: deque[list[str]] = deque()
+    pending: deque[list[str]] = deque()  # of the batches that DataLoader has
 
     def iter_keys() -> Iterator[list[Key]]:
-        for chunk in _iter_chunks(paths, batch_size):
-            pending.append(list(chunk))
+        for chunk in _iter_ready_chunks(paths, batch_size):
+            if not chunk and not any(pending):
+                time.sleep(PAUSE_S)  # nobody waits for a batch, so there is time for a path
+                continue
+            pending.append(chunk)
             yield [(0, index, path) for index, path in enumerate(chunk)]
 
     loader = build_data_loader(ImageDataset(spec), iter_keys(), workers, pin_memory, collate)
     for batch in start_workers(loader):
-        yield pending.popleft(), batch
+        if names := pending.popleft():
+            yield names, batch
 
 
 def make_copies(
@@ -298,6 +317,19 @@ class _EpochSampler(Sampler[list[Key]]):
             return self._share.select(global_batch)
         batches = cut_batches(global_batch, self._batch_size)  # the same cuts as in `_cut_steps`
         return batches[self._share.rank] if self._share.rank < len(batches) else None
+
+
+def _iter_ready_chunks(paths: Iterable[str | None], size: int) -> Iterator[list[str]]:
+    """Yield chunks of `size` paths; at a None the chunk so far, which may be empty."""
+    chunk: list[str] = []
+    for path in paths:
+        if path is not None:
+            chunk.append(path)
+        if path is None or len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def _iter_chunks(items: Iterable[Any], size: int) -> Iterator[tuple[Any, ...]]:

@@ -359,6 +359,30 @@ def test_a_stream_reads_an_endless_input_as_it_goes(folder: Path, workers: int, 
         assert len(taken) <= 2 * (done + ahead)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_stream_waits_for_no_path_that_is_not_there(folder: Path, workers: int) -> None:
+    """A batch that is not full comes when there is no next path, and before the next is asked."""
+    waiting = 0
+
+    def paths() -> Iterator[str | None]:
+        nonlocal waiting
+        for number in range(6):
+            yield str(folder / f"{number % N}.png")
+            if number in (0, 1, 4):  # nothing comes until the batch has been yielded
+                waiting = 1
+                while waiting:
+                    yield None
+
+    sizes = []
+    for names, batch in stream_batches(
+        paths(), PLAIN, batch_size=2, workers=workers, pin_memory=False
+    ):
+        waiting = 0
+        assert len(names) == len(batch.images)
+        sizes.append(len(names))
+    assert sizes == [1, 1, 2, 1, 1]
+
+
 def test_a_stream_that_is_left_ends_its_workers(folder: Path) -> None:
     """Nothing but letting go of it is needed."""
     others = set(multiprocessing.active_children())
