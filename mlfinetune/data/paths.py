@@ -8,21 +8,16 @@ names that lead to no file -> a hint where they lie, or under `find_by_name` the
 import errno
 import os
 import re
-import stat
-import sys
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from urllib.parse import unquote
 
-from mlfinetune.data.images.names import DECODED
+from mlfinetune.data.folder import NO_FILE, OUTSIDE, Folder, spell_as_on_disk, suggest_slashes
 from mlfinetune.data.search import Search, is_below, search_files, word_hint
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_on_other_drive, is_url, join_location, to_slashes
-from mlfinetune.storage.tars import find_member
 from mlfinetune.text import pluralize
 
 _WORTH_LISTING = 32
@@ -31,9 +26,6 @@ _MOST_ENTRIES = 10_000_000
 """Files and folders below the root that `find_by_name` looks through."""
 _HINT_ENTRIES = 200_000
 """Entries that a hint looks through, unless the table has more names: less than a second."""
-
-_NO_FILE = "no such file"
-_OUTSIDE = "outside the image root; data.allow_outside_root: true permits it"
 
 
 @dataclass(frozen=True)
@@ -107,20 +99,20 @@ def _look_up_all(
     for row, name in enumerate(table.names):
         if name and not is_url(name) and not is_url(root):
             if not allow_outside_root and is_on_other_drive(root, name):
-                problems[row] = _Problem(_OUTSIDE, picture=False)
+                problems[row] = _Problem(OUTSIDE, picture=False)
             else:
                 by_folder[name[: name.rfind("/") + 1]].append(row)
     respelled: dict[int, str] = {}
     for below, rows in by_folder.items():
-        spelled = _spell_as_on_disk(root, below)
-        folder = _Folder(os.path.join(root, spelled), root, allow_outside_root)
+        spelled = spell_as_on_disk(root, below)
+        folder = Folder(os.path.join(root, spelled), root, allow_outside_root)
         for row, base, text in _look_up(folder, table, below, rows):
             name = table.names[row]
             if text:
                 advice = ""
-                if text == _NO_FILE:
-                    advice = folder.suggest_name(base) or _suggest_slashes(root, name)
-                problems[row] = _Problem(text, advice, picture=text != _OUTSIDE)
+                if text == NO_FILE:
+                    advice = folder.suggest_name(base) or suggest_slashes(root, name)
+                problems[row] = _Problem(text, advice, picture=text != OUTSIDE)
             elif spelled + base != name:
                 respelled[row] = spelled + base
     if not respelled:
@@ -143,7 +135,7 @@ def _rename_rows(table: Table, names: Mapping[int, str]) -> Table:
 
 
 def _look_up(
-    folder: "_Folder", table: Table, below: str, rows: Sequence[int]
+    folder: Folder, table: Table, below: str, rows: Sequence[int]
 ) -> Iterator[tuple[int, str, str | None]]:
     """Yield (row, file name as on disk, problem or None) for the rows that name files of a folder.
 
@@ -153,7 +145,7 @@ def _look_up(
     for row in rows:
         base = table.names[row][len(below) :]
         problem = None if listed.get(base) else folder.find_problem(base)
-        if problem == _NO_FILE and (other := folder.find_respelling(base)):
+        if problem == NO_FILE and (other := folder.find_respelling(base)):
             base, problem = other, folder.find_problem(other)
         yield row, base, problem
 
@@ -169,7 +161,7 @@ def _is_lost(table: Table, root: str, row: int, problem: _Problem) -> bool:
     name = table.names[row]
     is_foreign = os.path.isabs(name) and not is_below(root, os.path.normpath(name))
     forbidden = is_foreign and problem.text == os.strerror(errno.EACCES)
-    return problem.text in (_NO_FILE, _OUTSIDE) or forbidden
+    return problem.text in (NO_FILE, OUTSIDE) or forbidden
 
 
 def _find_by_name(
@@ -207,8 +199,8 @@ def _find_by_name(
             file, other = search.shared[name]
             text = f"found by its name as {file!r}, which {other!r} leads to as well"
             problems[row] = _Problem(text, picture=False)
-        elif problems[row].text == _NO_FILE:
-            problems[row] = _Problem(f"{_NO_FILE}; nor one of its name below the root")
+        elif problems[row].text == NO_FILE:
+            problems[row] = _Problem(f"{NO_FILE}; nor one of its name below the root")
     if not renamed:
         return table
     return replace(
@@ -268,7 +260,7 @@ def _find_urls_outside(table: Table, root: str, allowed: bool) -> Iterator[tuple
             and (is_url(name) or is_url(root))
             and not _is_url_below(root, name)
         ):
-            yield row, _Problem(_OUTSIDE, picture=False)
+            yield row, _Problem(OUTSIDE, picture=False)
 
 
 def _is_url_below(root: str, name: str) -> bool:
@@ -278,125 +270,3 @@ def _is_url_below(root: str, name: str) -> bool:
     odd = "::" in decoded or not decoded.isprintable()  # fsspec chains protocols with ::
     parts = re.split(r"[/\\]", decoded)
     return location.startswith(root.rstrip("/") + "/") and not odd and ".." not in parts
-
-
-# ---- folders ----------------------------------------------------------------------------
-
-
-def _suggest_slashes(root: str, name: str) -> str:
-    """Return a hint where the name, with / for the backslashes of Windows, leads to a file."""
-    other = name.replace("\\", "/")
-    if other == name or other.startswith("/") or ".." in other.split("/"):
-        return ""
-    exists = os.path.isfile(os.path.join(root, other))
-    return f"; there is {other!r}: write / for \\" if exists else ""
-
-
-def _spell_as_on_disk(root: str, below: str) -> str:
-    """Return a folder's name; where only another Unicode form of it exists, that form."""
-    if below.isascii() or os.path.lexists(os.path.join(root, below)):
-        return below
-    spelled = ""
-    for part in below.split("/")[:-1]:
-        parent = os.path.join(root, spelled)
-        if not os.path.lexists(os.path.join(parent, part)) and os.path.isdir(parent):
-            forms = {unicodedata.normalize("NFC", name): name for name in os.listdir(parent)}
-            part = forms.get(unicodedata.normalize("NFC", part), part)
-        spelled += part + "/"
-    return spelled
-
-
-class _Folder:
-    """A folder that holds files of the table; it is listed only when the list is needed."""
-
-    def __init__(self, path: str, root: str, allow_outside: bool) -> None:
-        self._path, self._root, self._allow_outside = path, root, allow_outside
-
-    @cached_property
-    def inside(self) -> bool:
-        """Whether the folder is below the root, or may lie anywhere."""
-        return self._is_inside(self._path)
-
-    @cached_property
-    def entries(self) -> dict[str, bool]:
-        """Name -> True for a regular file; empty for a folder outside the root."""
-        if not self.inside:
-            return {}
-        try:
-            with os.scandir(self._path) as entries:
-                return {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
-        except (OSError, ValueError):
-            return {}
-
-    @cached_property
-    def _by_form(self) -> dict[str, str]:
-        return {unicodedata.normalize("NFC", name): name for name in sorted(self.entries)}
-
-    @cached_property
-    def _by_case(self) -> dict[str, str]:
-        return {name.casefold(): name for name in sorted(self.entries)}
-
-    @cached_property
-    def _by_stem(self) -> dict[str, str]:
-        stems = {_cut_ending(name): name for name in sorted(self.entries)}
-        return {stem: name for stem, name in stems.items() if stem != name.casefold()}
-
-    def find_problem(self, base: str) -> str | None:
-        """Return why the file cannot be used, as far as a look-up tells; None if it can."""
-        path = os.path.join(self._path, base)
-        try:
-            mode = os.stat(path).st_mode
-            inside = self._is_inside(path) if os.path.islink(path) else self.inside
-        except (FileNotFoundError, NotADirectoryError) as error:  # Windows has the first for both
-            return self._find_problem_in_tar(path, error)
-        except OSError as error:
-            return error.strerror or str(error)
-        except ValueError:
-            what = "a NUL character" if "\0" in path else "half of a character"
-            if "\0" not in path and path.encode(errors="replace").decode() == path:
-                what = f"characters that the encoding {sys.getfilesystemencoding()} lacks"
-            return f"not a file name (it holds {what})"
-        if not inside:
-            return _OUTSIDE
-        if stat.S_ISDIR(mode):
-            return "a folder, not a picture"
-        return None if stat.S_ISREG(mode) else "not a regular file"
-
-    def _find_problem_in_tar(self, path: str, no_file: OSError) -> str | None:
-        """Return why a path that is no file cannot be used; None if it is a member of a tar."""
-        try:
-            if find_member(path) is None:
-                missing = isinstance(no_file, FileNotFoundError)
-                return _NO_FILE if missing else os.strerror(errno.ENOTDIR)
-            return None if self.inside else _OUTSIDE
-        except FileNotFoundError:
-            return _NO_FILE
-        except OSError as error:
-            return error.strerror or str(error)
-
-    def find_respelling(self, base: str) -> str | None:
-        """Return the file with this name in another Unicode form, or None."""
-        return self._by_form.get(unicodedata.normalize("NFC", base))
-
-    def suggest_name(self, base: str) -> str:
-        """Return `; there is 'A.jpg'` where only case or ending of the name are wrong, or ''."""
-        other = self._by_case.get(base.casefold()) or self._by_stem.get(_cut_ending(base))
-        return f"; there is {other!r}" if other and self.find_problem(other) is None else ""
-
-    def _is_inside(self, path: str) -> bool:
-        """Return whether a path is below the root once all links are followed.
-
-        With `allow_outside` every path counts as inside.
-        """
-        if self._allow_outside:
-            return True
-        try:
-            return is_below(self._root, os.path.realpath(path))
-        except ValueError:  # a NUL, or half a character
-            return False
-
-
-def _cut_ending(base: str) -> str:
-    """Return the name of a file without the ending of a picture, and without regard to case."""
-    stem, ending = os.path.splitext(base.casefold())
-    return stem if ending in DECODED else base.casefold()
