@@ -34,7 +34,7 @@ from mlfinetune.data.readers.column_sample import SAMPLE_ROWS
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.storage.cache import make_in_cache
 
 Cells = dict[str, list[Any]]
 """Column -> its cells in one batch of rows."""
@@ -308,33 +308,48 @@ def _holds_bytes(shards: list[Path], column: str, type: Any) -> bool:
 def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
     """Return the folder of the unpacked pictures, and their names row by row.
 
-    The folder is in the cache. Its key has the paths, sizes and times of the shards, so that
-    changed shards are unpacked again.
+    The folder is in the cache, or in a temporary one where the cache cannot be used. Its key has
+    the paths, sizes and times of the shards, so that changed shards are unpacked again.
 
     Raises:
-        DataError: the cache has no room, or cannot be written.
+        DataError: neither folder has room, or can be written.
     """
     sizes = [(os.path.abspath(s), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
     key = hashlib.sha256(json.dumps([_VERSION, column, sizes]).encode()).hexdigest()[:32]
-    folder = Path(os.path.abspath(get_cache_folder("parquet")))
-    index = folder / key / _INDEX
-    if not index.is_file():
-        needed = sum(size for _, size, _ in sizes)
-        free = shutil.disk_usage(folder).free
-        hint = "set MLFINETUNE_CACHE to a folder with more room"
-        if needed > free:
-            raise DataError(
-                f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {folder} "
-                f"has {free / 1e9:,.1f} GB free; {hint}"
-            )
-        try:
-            with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder) as temporary:
-                _unpack_pictures(shards, column, Path(temporary) / key)
-                os.rename(Path(temporary) / key, folder / key)
-        except OSError as error:
-            if not index.is_file():  # else another process was first
-                raise DataError(f"cannot unpack into {folder}: {error.strerror}; {hint}") from error
-    return folder / key, json.loads(index.read_text())
+    needed = sum(size for _, size, _ in sizes)
+    folder = make_in_cache(
+        "parquet", lambda parent: _unpack_into(parent.absolute(), key, needed, shards, column)
+    )
+    return folder, json.loads((folder / _INDEX).read_text())
+
+
+def _unpack_into(parent: Path, key: str, needed: int, shards: list[Path], column: str) -> Path:
+    """Return the folder `key` in `parent`, unpacked now where it is missing.
+
+    Args:
+        needed: bytes that the pictures take.
+
+    Raises:
+        DataError: `parent` has no room, or cannot be written.
+    """
+    index = parent / key / _INDEX
+    if index.is_file():
+        return parent / key
+    free = shutil.disk_usage(parent).free
+    hint = "set MLFINETUNE_CACHE to a folder with more room"
+    if needed > free:
+        raise DataError(
+            f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {parent} "
+            f"has {free / 1e9:,.1f} GB free; {hint}"
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=parent) as temporary:
+            _unpack_pictures(shards, column, Path(temporary) / key)
+            os.rename(Path(temporary) / key, parent / key)
+    except OSError as error:
+        if not index.is_file():  # else another process was first
+            raise DataError(f"cannot unpack into {parent}: {error.strerror}; {hint}") from error
+    return parent / key
 
 
 def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
