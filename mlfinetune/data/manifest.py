@@ -6,6 +6,9 @@ root, names, targets, labels -> Manifest        train and val -> Splits
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlfinetune.data.table import Skipped
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.location import Location, join_location
@@ -23,12 +26,15 @@ class Manifest:
         names: N image paths as the user wrote them, relative to `root`.
         targets: (N, L) in {1, 0, -1}: positive, negative, unknown.
         labels: the names of the L columns.
+        stamps: (N,) numbers of the files' sizes and times in the scan (`files.number_stamp`); 0:
+            unknown. None: there was no scan.
     """
 
     root: Location
     names: tuple[str, ...]
     targets: Targets
     labels: LabelSpace
+    stamps: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,7 +46,8 @@ class Manifest:
     def take(self, rows: list[int]) -> "Manifest":
         """Return the manifest of these examples only, in this order."""
         names = tuple(self.names[row] for row in rows)
-        return Manifest(self.root, names, self.targets.take(rows), self.labels)
+        stamps = None if self.stamps is None else self.stamps[rows]
+        return Manifest(self.root, names, self.targets.take(rows), self.labels, stamps)
 
 
 def digest_manifest(manifest: Manifest) -> str:

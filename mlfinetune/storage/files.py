@@ -115,6 +115,11 @@ def read_stamp(name: str) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
+def number_stamp(stamp: Stamp | None) -> int:
+    """Return 64 bits of a stamp, the same within a run; 0: no file, or an object behind a URL."""
+    return hash(stamp) if stamp and stamp != (0, 0) else 0
+
+
 def hash_file_key(name: str, *parts: object) -> int:
     """Return a cache key of a file's name, size and time, and of `parts`.
 

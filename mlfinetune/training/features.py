@@ -5,7 +5,7 @@ open_feature_store -> build_feature_loaders: find what is kept, compute the rest
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -148,11 +148,13 @@ def build_extractor(
     dtype: torch.dtype,
     workers: int,
     share: BatchShare = WHOLE_SHARE,
+    say: Callable[[str], None] | None = None,
 ) -> FeatureExtractor:
     """Build the extractor that computes the features of the frozen backbone on this rank.
 
     Args:
         share: the part of all batches that this rank computes.
+        say: is given a warning where pictures have changed since the scan.
     """
     model, how = prepare_for_inference(tagger, spec.image_size, device, dtype)
 
@@ -163,8 +165,8 @@ def build_extractor(
         ):
             return model.embed(pictures.to(device, non_blocking=True))
 
-    def load(manifest: Manifest, rows: list[int], view: View) -> Iterable[Batch]:
-        return Loader(
+    def load(manifest: Manifest, rows: list[int], view: View) -> Iterator[Batch]:
+        loader = Loader(
             manifest,
             spec,
             batch_size=min(get_batch_size(config), MAX_EVAL_BATCH),
@@ -173,7 +175,10 @@ def build_extractor(
             pin_memory=device.type == "cuda",
             rows=rows,
             share=share,
-        ).epoch(view.epoch or 0)
+        )
+        yield from loader.epoch(view.epoch or 0)
+        if say is not None and (changes := loader.describe_changes()):
+            say(changes)
 
     return FeatureExtractor(
         embed,

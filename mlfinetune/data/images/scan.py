@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
@@ -65,8 +65,13 @@ def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
                     known[row], is_lasting = next(inspected)
                     if is_lasting:
                         new.append((path, stamps[row], known[row]))
-                yield known[row]
+                yield _add_stamp(known[row], stamps[row])
             cache.add(new)
+
+
+def _add_stamp(result: ScanResult, stamp: files.Stamp | None) -> ScanResult:
+    """Return the result with the stamp that the file had just before it was looked at."""
+    return result if isinstance(result, str) else replace(result, stamp=files.number_stamp(stamp))
 
 
 def _make_absolute(path: str) -> str:
