@@ -8,7 +8,7 @@
     ├── CheckpointError   a checkpoint or a run directory
     ├── DeviceError       a device that is missing, or out of memory
     ├── TrainingError     a loss or gradient that is not finite
-    └── LostError         another process of the run has ended
+    └── LostError         another process of the run has ended, one that decodes pictures too
 
 Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches MlfinetuneError
 once and exits with 2; any other exception is a bug and keeps its traceback.

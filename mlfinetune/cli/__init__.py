@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from multiprocessing import current_process
 from typing import Annotated, NoReturn
 
 import typer
@@ -84,6 +85,9 @@ def about(
 def main() -> None:
     """Run the console script `mlfinetune`.
 
+    A worker process that is not forked imports the script that started the run. Where that script
+    calls `main` without the guard `if __name__ == "__main__":`, the call returns at once there.
+
     | exit code | meaning                                                          |
     |-----------|------------------------------------------------------------------|
     | 0         | done                                                             |
@@ -92,6 +96,8 @@ def main() -> None:
     | 3         | predict: some pictures could not be read                         |
     | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        return
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 pass through
             stream.reconfigure(errors=errors)
