@@ -6,6 +6,8 @@ Also the endings by which files of data are told.
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 Location = Path | str
 """A path, or a URL as text: Path would make `s3:/bucket` of `s3://bucket`."""
@@ -25,7 +27,15 @@ FORMATS = {
 SHARED_ENDINGS = (".json", ".txt")
 """Endings of `FORMATS` that much else has too, so that the ending alone tells no data."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^/]", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]", re.IGNORECASE)
+"""A protocol has two letters or more: `c://a` is a path of Windows."""
+_LOCAL_FILE = re.compile(r"file:(?://(?:localhost)?)?/(?!/)", re.IGNORECASE)
+
+_UNPORTABLE = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|(com|lpt)[0-9\xb9\xb2\xb3]) *(\.|$)',
+    re.IGNORECASE,
+)
+"""Windows keeps these characters and these names of devices for itself."""
 
 
 def is_url(name: object) -> bool:
@@ -34,17 +44,50 @@ def is_url(name: object) -> bool:
 
 
 def parse_location(text: str) -> Location:
-    """Return the Path or URL that a command line or a config names.
+    """Return the Path or URL that a command line or a config names; `file:///a` is a path.
 
     Raises:
         ValueError: a URL with a user or password; it would end up in logs and checkpoints.
     """
+    text = strip_file_protocol(text)
     if is_url(text) and "@" in text.partition("://")[2].partition("/")[0]:
         raise ValueError(
             "no user or password in a URL: it would be kept in the run's files; fsspec reads its "
             "own settings, and those of AWS, Google and ~/.netrc"
         )
     return text if is_url(text) else Path(text)
+
+
+def strip_file_protocol(text: str) -> str:
+    """Return the path of a `file:` URL, as `/a b` of `file:///a%20b`; other text as it is."""
+    return url2pathname(urlsplit(text).path) if _LOCAL_FILE.match(text) else text
+
+
+def to_slashes(path: str) -> str:
+    """Return a path with `/` between its parts: of Windows's `a\\b.jpg`, `a/b.jpg`.
+
+    Names of pictures are so in every file that a run writes, whatever the system. Where `/` is the
+    separator, `\\` is a letter of a name, and stays.
+    """
+    return path if os.sep == "/" else path.replace(os.sep, "/")
+
+
+def is_on_other_drive(root: str, name: str) -> bool:
+    """Return whether a name has a drive or a server of Windows, and not the root's.
+
+    It is told without a look at the disk: to look at `\\\\server\\share` would log in there.
+
+    Args:
+        root: an absolute path.
+        name: a path, absolute or not; `D:a.jpg` is below the current folder of D:.
+    """
+    drive = os.path.normcase(os.path.splitdrive(name)[0])
+    return bool(drive) and drive != os.path.normcase(os.path.splitdrive(root)[0])
+
+
+def is_portable_name(name: str) -> bool:
+    """Return whether each system can have a file of this name: no `a?.jpg`, `con.jpg` or `..`."""
+    return bool(name) and _UNPORTABLE.search(name) is None
 
 
 def find_ending(path: Path | str) -> str:

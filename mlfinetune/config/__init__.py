@@ -27,7 +27,13 @@ from mlfinetune.config.messages import describe_errors
 from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, EvalConfig
 from mlfinetune.config.yaml12 import Lines, name_kind
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.location import FORMATS, SHARED_ENDINGS, find_ending, is_url
+from mlfinetune.location import (
+    FORMATS,
+    SHARED_ENDINGS,
+    find_ending,
+    is_url,
+    strip_file_protocol,
+)
 from mlfinetune.text import format_list, pluralize
 
 __all__ = [
@@ -223,6 +229,7 @@ def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) 
             continue  # one of torchvision's names
         if section == ["data"] and is_url(value):
             continue
+        value = strip_file_protocol(value)
         assert isinstance(parent, dict)
         try:
             parent[key] = os.path.normpath(folder / Path(value).expanduser())

@@ -85,7 +85,7 @@ def write_blank_table(folder: Path, file: Path) -> BlankTable:
     beside = Path(os.path.realpath(file.absolute().parent))
     real = Path(os.path.realpath(folder))
     prefix = real.relative_to(beside) if real.is_relative_to(beside) else None
-    names = [str(picture if prefix is None else prefix / picture) for picture in pictures]
+    names = [(picture if prefix is None else prefix / picture).as_posix() for picture in pictures]
     kept = [name for name in names if _fits_cell(name)]
     splits, torn = _find_splits(pictures)
     split_of = dict(zip(names, splits, strict=True)) if splits else {}

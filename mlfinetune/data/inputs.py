@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlfinetune.data.images.names import is_image_name, is_lost_folder, walk_files
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url, parse_location
+from mlfinetune.location import is_url, parse_location, to_slashes
 from mlfinetune.storage import files
 from mlfinetune.storage.tars import list_members
 
@@ -91,11 +91,11 @@ def _expand_folder_entry(path: Path) -> Iterator[str]:
 def _expand_file(path: str) -> Iterator[str]:
     """Yield the path of a file, or those of the pictures in a tar, but for hidden ones."""
     if not (path.endswith(TAR) and os.path.isfile(path)):
-        yield path
+        yield to_slashes(path)
         return
     for name, *_ in list_members(path):
         if is_image_name(Path(name)) and not os.path.basename(name).startswith("."):
-            yield f"{path}/{name}"
+            yield f"{to_slashes(path)}/{name}"
 
 
 def expand_url(url: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from mlfinetune.data.images.names import DECODED
 from mlfinetune.data.search import Search, is_below, search_files, word_hint
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url, join_location
+from mlfinetune.location import is_on_other_drive, is_url, join_location, to_slashes
 from mlfinetune.storage.tars import find_member
 from mlfinetune.text import pluralize
 
@@ -50,6 +50,7 @@ def check_paths(table: Table, options: SourceOptions) -> Table:
         the name leads to                               outcome
         a file below the root                           the name stays as it is
         a file in another Unicode form (NFC, NFD)       the name as the disk spells it, and a note
+        a file, by the backslashes of Windows, there    the name with /
         no file, a folder, an unreadable path           a fault of the picture: it can be skipped
         outside the root, by `..`, `/` or a link        a fault of the row: it is never skipped
 
@@ -100,10 +101,14 @@ def _look_up_all(
     Returns:
         The table with names as the disk spells them.
     """
+    table = _write_slashes(table)
     by_folder: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
         if name and not is_url(name) and not is_url(root):
-            by_folder[name[: name.rfind(os.sep) + 1]].append(row)
+            if not allow_outside_root and is_on_other_drive(root, name):
+                problems[row] = _Problem(_OUTSIDE, picture=False)
+            else:
+                by_folder[name[: name.rfind("/") + 1]].append(row)
     respelled: dict[int, str] = {}
     for below, rows in by_folder.items():
         spelled = _spell_as_on_disk(root, below)
@@ -121,6 +126,14 @@ def _look_up_all(
         return table
     note = f"{len(respelled)} names are spelled on disk in another Unicode form (NFC, NFD)"
     return replace(_rename_rows(table, respelled), notes=(*table.notes, note))
+
+
+def _write_slashes(table: Table) -> Table:
+    """Return the table with / for the backslashes of Windows, on Windows."""
+    if os.sep == "/":
+        return table
+    names = (name if is_url(name) else to_slashes(name) for name in table.names)
+    return replace(table, names=tuple(names))
 
 
 def _rename_rows(table: Table, names: Mapping[int, str]) -> Table:
@@ -214,10 +227,14 @@ def _describe_found(table: Table, search: Search) -> str:
 def _list_used_files(table: Table, root: str, problems: Mapping[int, _Problem]) -> dict[str, str]:
     """Return file, relative to the root -> the name that leads to it, where one does."""
     names = (name for row, name in enumerate(table.names) if name and row not in problems)
-    return {
-        os.path.relpath(name, root) if os.path.isabs(name) else os.path.normpath(name): name
-        for name in dict.fromkeys(names)
-    }
+    return {_make_relative(name, root): name for name in dict.fromkeys(names)}
+
+
+def _make_relative(name: str, root: str) -> str:
+    """Return a name relative to the root, as the walk of the root gives it."""
+    if not os.path.isabs(name) or is_on_other_drive(root, name):
+        return to_slashes(os.path.normpath(name))
+    return to_slashes(os.path.relpath(name, root))
 
 
 def _add_hint(
@@ -279,12 +296,12 @@ def _spell_as_on_disk(root: str, below: str) -> str:
     if below.isascii() or os.path.lexists(os.path.join(root, below)):
         return below
     spelled = ""
-    for part in below.split(os.sep)[:-1]:
+    for part in below.split("/")[:-1]:
         parent = os.path.join(root, spelled)
         if not os.path.lexists(os.path.join(parent, part)) and os.path.isdir(parent):
             forms = {unicodedata.normalize("NFC", name): name for name in os.listdir(parent)}
             part = forms.get(unicodedata.normalize("NFC", part), part)
-        spelled += part + os.sep
+        spelled += part + "/"
     return spelled
 
 
@@ -329,10 +346,8 @@ class _Folder:
         try:
             mode = os.stat(path).st_mode
             inside = self._is_inside(path) if os.path.islink(path) else self.inside
-        except FileNotFoundError:
-            return _NO_FILE
-        except NotADirectoryError:
-            return self._find_problem_in_tar(path)
+        except (FileNotFoundError, NotADirectoryError) as error:  # Windows has the first for both
+            return self._find_problem_in_tar(path, error)
         except OSError as error:
             return error.strerror or str(error)
         except ValueError:
@@ -344,11 +359,12 @@ class _Folder:
             return "a folder, not a picture"
         return None if stat.S_ISREG(mode) else "not a regular file"
 
-    def _find_problem_in_tar(self, path: str) -> str | None:
-        """Return why a path below a file cannot be used; None if it is a member of a tar."""
+    def _find_problem_in_tar(self, path: str, no_file: OSError) -> str | None:
+        """Return why a path that is no file cannot be used; None if it is a member of a tar."""
         try:
             if find_member(path) is None:
-                return os.strerror(errno.ENOTDIR)
+                missing = isinstance(no_file, FileNotFoundError)
+                return _NO_FILE if missing else os.strerror(errno.ENOTDIR)
             return None if self.inside else _OUTSIDE
         except FileNotFoundError:
             return _NO_FILE

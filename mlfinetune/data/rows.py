@@ -186,7 +186,8 @@ def join_repeats(table: Table) -> Table:
     """
     rows_of_image: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
-        rows_of_image[os.path.normpath(name) if name else f"\0{row}"].append(row)
+        path = os.path.normcase(os.path.normpath(name))  # Windows: A.jpg is a.jpg
+        rows_of_image[path if name else f"\0{row}"].append(row)
     if len(rows_of_image) == len(table):
         return table
     packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mlfinetune.data.images.names import DECODED, UNDECODED, is_image_name
+from mlfinetune.location import to_slashes
 from mlfinetune.text import quote_yaml
 
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
@@ -116,6 +117,7 @@ def split_name(name: str) -> list[str]:
 
 def is_below(root: str, path: str) -> bool:
     """Return whether a real path is the real path `root`, or below it."""
+    root, path = os.path.normcase(root), os.path.normcase(path)
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
@@ -305,7 +307,7 @@ def _match(forms: Sequence[str], files: Mapping[str, list[str]]) -> list[str]:
 
 def _list_fitting_folders(name: str, paths: Sequence[str]) -> Iterator[str]:
     """Yield each folder from which the name, as it is, leads to one of the files."""
-    tail = "/" + _normalize(os.path.normpath(name))
+    tail = "/" + _normalize(to_slashes(os.path.normpath(name)))
     for path in paths:
         if _normalize(path).endswith(tail):
             yield "/".join(path.split("/")[: -tail.count("/")])
@@ -373,10 +375,13 @@ def _name_link(root: str, search: Search) -> str:
 
 def _suggest_images(names: Sequence[str]) -> str:
     """Return the hint where all names are absolute and lead to pictures outside the root."""
-    if not all(
+    if any(os.path.splitdrive(name)[0].startswith("//") for name in names) or not all(
         os.path.isabs(name) and is_image_name(Path(name)) and os.path.isfile(name) for name in names
-    ):
+    ):  # a server of Windows, //server/share, is not asked
         return ""
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    try:
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    except ValueError:  # on several drives of Windows
+        return ""
     count = f"{len(names)} of {len(names)}"
     return f"{count} are there below {folder}: set data.images: {quote_yaml(folder)}"

@@ -3,8 +3,6 @@
 import ctypes
 import os
 import re
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,11 @@ from pathlib import Path
 import torch
 
 from mlfinetune.errors import DeviceError
+from mlfinetune.runtime.machine import (
+    count_process_cores,
+    read_available_memory,
+    read_peak_resident,
+)
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
 
@@ -125,7 +128,7 @@ def name_dtype(dtype: torch.dtype) -> str:
 def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """Return the CPU's features by Linux's names (`avx2`, `amx_bf16`); empty elsewhere."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
         return frozenset()
     return frozenset(next((x.split() for x in lines if x.startswith("flags")), ()))
@@ -147,8 +150,7 @@ def choose_workers(wanted: int | str, device: torch.device) -> int:
 
 def count_cores() -> int:
     """Return the number of cores for this rank: those of the machine over its local ranks."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // dist_info().local_size)
+    return max(1, count_process_cores() // dist_info().local_size)
 
 
 def keep_freed_memory() -> None:
@@ -174,11 +176,13 @@ def seed_everything(seed: int) -> None:
 
 
 def read_peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: allocated on the GPU, or resident in this process."""
+    """Return the peak memory in bytes: allocated on the GPU, or resident in this process.
+
+    0: unknown, without a GPU on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+    return read_peak_resident()
 
 
 def synchronize_device(device: torch.device) -> None:
@@ -193,11 +197,7 @@ def read_free_memory(device: torch.device) -> int:
     """Return the free bytes on the GPU, or else in this machine's memory; 0: unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
-    except OSError:
-        return 0
-    return int(found[1]) * 1024 if found else 0
+    return read_available_memory()
 
 
 @contextmanager

@@ -1,11 +1,15 @@
-"""A lock on a file, held by one process at a time; runs/directory.py locks a run with it."""
+"""A lock on a file, held by one process at a time; runs/directory.py locks a run with it.
+
+This is the only module that imports filelock, which knows the locks of each operating system.
+"""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 
 class LockedError(Exception):
@@ -28,21 +32,51 @@ def locked_file(path: Path) -> Iterator[None]:
     itself may stay: a lock file without a holder locks nothing. The file holds the number of the
     process that locked it last.
 
+    A Python without locks of the system takes the existence of the file for the lock. It is then
+    removed at the end, and one whose process has died is replaced.
+
     Raises:
         LockedError: another process holds the lock.
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    os.stat(path.parent)  # filelock would make a missing folder
+    lock = _build_lock(path)
     try:
-        try:
-            # lockf's lock belongs to this process alone; children would inherit that of flock.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            holder = os.read(descriptor, 20).decode(errors="replace").strip()
-            raise LockedError(holder or "?") from error
-        with contextlib.suppress(OSError):  # on a full disk the lock holds without a number in it
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+        lock.acquire()
+    except Timeout as error:
+        raise LockedError(_read_holder(path)) from error
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
+
+
+def _build_lock(path: Path) -> BaseFileLock:
+    """Return a lock that is had at once or not at all.
+
+    filelock closes it in processes that are forked, which so do not hold it beyond their parent.
+    """
+    if FileLock is SoftFileLock:
+        return SoftFileLock(path, blocking=False)
+    return FileLock(path, blocking=False, preserve_lock_file=True, on_acquired=_write_holder)
+
+
+def _write_holder(descriptor: int) -> None:
+    """Write this process's number behind a blank: Windows lets nobody read the first, locked byte.
+
+    On a full disk the lock holds without a number in it.
+    """
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f" {os.getpid()}\n".encode())
+
+
+def _read_holder(path: Path) -> str:
+    """Return the number of the process that holds the lock, or `?`."""
+    start = 0 if FileLock is SoftFileLock else 1
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return (file.read(20).decode(errors="replace").split() or ["?"])[0]
+    except OSError:
+        return "?"

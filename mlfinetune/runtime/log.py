@@ -128,7 +128,7 @@ def _append_text(path: Path, text: str) -> None:
         CheckpointError: it cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
         raise build_write_error(path, error) from error

@@ -7,6 +7,7 @@ This module imports no torch: the command line listens for signals before torch 
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,10 @@ from types import FrameType
 from mlfinetune.runtime.torchrun import dist_info
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""SIGINT is Ctrl-C; SIGTERM is sent by `kill`, by schedulers and by torchrun."""
+"""SIGINT is Ctrl-C; SIGTERM is sent by `kill`, by schedulers and by torchrun.
+
+Windows sends no SIGTERM; there Ctrl-Break ends a process at once, and Ctrl-C in order.
+"""
 REPEATED_S = 5.0
 """With several ranks, the same signal again within so many seconds counts as one signal."""
 
@@ -89,8 +93,9 @@ class Signals:
 
 def kill_children() -> None:
     """Kill the processes that `multiprocessing` has started from this one."""
-    # torch's handler of SIGCHLD would raise an error for each worker that is killed.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):  # Windows tells nobody of the end of a child
+        # torch's handler of SIGCHLD would raise an error for each worker that is killed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         child.kill()
 
@@ -100,7 +105,8 @@ def catch_signals() -> Iterator[Signals]:
     """Handle SIGINT and SIGTERM inside the block.
 
     A signal that is ignored (by `nohup`), or that has another handler, keeps its handler. Inside
-    of another `catch_signals` block it yields the Signals of that block.
+    of another `catch_signals` block it yields the Signals of that block. Python lets the main
+    thread alone handle signals: in another one none is handled.
     """
     defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     for outer in (getattr(signal.getsignal(n), "__self__", None) for n in defaults):
@@ -108,7 +114,9 @@ def catch_signals() -> Iterator[Signals]:
             yield outer
             return
     signals = Signals()
-    replaced = {n: handler for n, handler in defaults.items() if signal.getsignal(n) == handler}
+    is_main = threading.current_thread() is threading.main_thread()
+    handled = defaults if is_main else {}
+    replaced = {n: handler for n, handler in handled.items() if signal.getsignal(n) == handler}
     for number in replaced:
         signal.signal(number, signals.handle)
     try:
@@ -123,8 +131,11 @@ def blocked_signals() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back while processes are started; they arrive after the block.
 
     A new process inherits that they are blocked. Without this, a signal could end it before it
-    ignores signals.
+    ignores signals. Windows blocks no signals: there the block is as any other code.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

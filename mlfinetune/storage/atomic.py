@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import BinaryIO, TextIO
 from mlfinetune.errors import CheckpointError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)
+"""Seconds between two attempts to rename a file."""
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -107,18 +111,51 @@ def _replacing_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_read_umask())  # mkstemp gives rights to this user alone
         if keep is not None:
             with contextlib.suppress(FileNotFoundError):
-                path.replace(keep)
-        temporary.replace(path)
+                replace_file(path, keep)
+        replace_file(temporary, path)
+        _sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise build_write_error(path, error) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file; one that is called `target` is replaced.
+
+    Windows refuses that as long as a program has one of the two open: a virus scanner, a
+    spreadsheet. So it is tried again for a second.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for pause in _PAUSES_S:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    source.replace(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can.
+
+    Windows opens no folder; there a name may be lost when the power fails, never a file's content.
+    Some file systems of a network sync no folder.
+    """
     try:
-        os.fsync(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _read_umask() -> int:

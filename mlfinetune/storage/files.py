@@ -81,7 +81,7 @@ def open_binary(name: str) -> Iterator[File]:
         return
     try:
         status = os.stat(name)
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):  # below a file; Windows has the first for it
         member = find_member(name)
         if member is None:
             raise
@@ -105,7 +105,7 @@ def read_stamp(name: str) -> Stamp | None:
         return 0, 0
     try:
         status = os.stat(name)
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         with suppress(OSError):
             member = find_member(name)
             return None if member is None else (member.size, member.changed)

@@ -3,7 +3,7 @@
     keys (n,) uint64, values -> Store.add -> one new file, renamed when it is complete
     keys -> Store.find -> positions -> Store.get / Store.read_rows -> bytes, mapped from the files
 
-A file is an index, followed by the values. Its name is the SHA-256 of the index, and the index
+A file is an index, followed by the values. Its name begins with the SHA-256 of the index, which
 holds a CRC-32 of every value: the index is verified when the store is opened, a value when it is
 read. A damaged file is deleted, and its values are computed again. Files are added and never
 changed, so that any number of processes may read and write at the same time.
@@ -11,15 +11,16 @@ changed, so that any number of processes may read and write at the same time.
     file = n (8 bytes) | keys (n,) uint64 | ends (n,) int64 | CRC-32 (n,) uint64 | values
 """
 
+import gc
 import hashlib
 import os
 import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,19 @@ def require_space(folder: Path, size: int, what: str) -> None:
         )
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder for stores, and delete it after the block.
+
+    Windows deletes no file that is mapped, so stores that nobody uses any more are freed before.
+    """
+    with TemporaryDirectory(prefix="mlfinetune-", ignore_cleanup_errors=True) as name:
+        try:
+            yield Path(name)
+        finally:
+            gc.collect()
+
+
 class _StoreFile:
     """One file of a store, mapped into memory.
 
@@ -90,7 +104,7 @@ class _StoreFile:
         content: Any = np.memmap(path, np.uint8, "r") if held is None else np.frombuffer(held, "B")
         n = int.from_bytes(content[:8].tobytes(), "little")
         start = 8 + 24 * n
-        if start > len(content) or hashlib.sha256(content[:start]).hexdigest() != path.stem:
+        if start > len(content) or hashlib.sha256(content[:start]).hexdigest() != path.name[:64]:
             raise ValueError(path)
         keys, ends, checks = content[8:start].reshape(3, 8 * n)
         self.keys, self.ends, self.checks = (
@@ -110,6 +124,23 @@ class _StoreFile:
     def is_intact(self, row: int) -> bool:
         """Return whether the value of row `row` has the CRC-32 that it was written with."""
         return zlib.crc32(self.get(row).data) == int(self.checks[row])
+
+
+def _publish_file(temporary: Path, path: Path) -> Path:
+    """Give a complete file its name, and return that.
+
+    Windows replaces no file that a process has mapped: beside a damaged one, or beside that of a
+    process that was first, the file gets a name that comes before theirs.
+    """
+    try:
+        os.replace(temporary, path)
+        return path
+    except PermissionError:
+        if not path.exists():
+            raise
+    spare = path.with_name(f"{path.stem}-{time.time_ns()}{SUFFIX}")
+    os.replace(temporary, spare)
+    return spare
 
 
 class Store:
@@ -249,7 +280,7 @@ class Store:
                 file.writelines(values)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            path = _publish_file(temporary, path)
         except BaseException as error:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)

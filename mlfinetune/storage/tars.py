@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.errors import CheckpointError
+from mlfinetune.location import to_slashes
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.storage.cache import get_cache_folder, report_unused
 from mlfinetune.storage.store import hash_key
@@ -78,6 +79,7 @@ def find_member(name: str) -> Member | None:
         FileNotFoundError: the tar has no such member.
         OSError: the tar cannot be read.
     """
+    name = to_slashes(name)
     for suffix in re.finditer(r"\.tar/", name, re.IGNORECASE):
         tar = name[: suffix.end() - 1]
         inside = posixpath.normpath(name[suffix.end() :])

@@ -5,7 +5,6 @@ It trains a model that is thrown away, and leaves no files.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from mlfinetune.runtime.device import (
     synchronize_device,
 )
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.storage.store import temporary_folder
 from mlfinetune.training.autotune import (
     TrialRun,
     build_trial,
@@ -194,12 +194,17 @@ def _time_loader(
     config: Config, train: Manifest, device: torch.device, workers: int, log: RunLog
 ) -> tuple[float, Batch]:
     """Return images/s of the loader, and one batch; its processes have ended on return."""
+    with temporary_folder() as folder:
+        return _time_loader_with_copies(config, train, device, workers, folder, log)
+
+
+def _time_loader_with_copies(
+    config: Config, train: Manifest, device: torch.device, workers: int, folder: Path, log: RunLog
+) -> tuple[float, Batch]:
+    """Return the same; small copies, where the run would make them, are made in the folder."""
     few = train.take(list(range(0, len(train), -(-len(train) // COPIED))))
     spec = build_transform_spec(config)
-    with (
-        TemporaryDirectory() as folder,
-        opened_image_copies(config, few, spec, Path(folder), log) as copies,
-    ):
+    with opened_image_copies(config, few, spec, folder, log) as copies:
         loader = build_trial_loader(config, train if copies is None else few, device, workers)
         if copies is not None:
             loader.read_copies(copies)

@@ -19,7 +19,7 @@ from mlfinetune.data.stratify import assign_sides
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.location import is_url
+from mlfinetune.location import is_url, to_slashes
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import writing_text
 from mlfinetune.text import pluralize
@@ -164,7 +164,7 @@ def _write_table(output: Path, table: Table, sides: Sequence[str], options: Sour
             for row, states in enumerate(block, start):
                 name = table.names[row]
                 if not is_url(name):
-                    name = os.path.normpath(os.path.join(prefix, name))
+                    name = to_slashes(os.path.normpath(os.path.join(prefix, name)))
                 cells = _format_lists(table, states) if as_lists else _format_states(states)
                 writer.writerow([name, *cells, sides[row]])
     return base

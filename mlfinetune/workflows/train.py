@@ -1,7 +1,6 @@
 """`mlfinetune train`: config -> examples -> setup -> best candidate -> results."""
 
 import signal
-import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
+from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import format_duration
 from mlfinetune.training.autotune import DRY_RUN_BATCH, get_batch_size_or
 from mlfinetune.training.build import locate_images, precomputes_features, require_lbfgs_fits
@@ -97,11 +97,10 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
         val=splits.val.take(rows[: len(splits.val)]),
     )
     with (
-        tempfile.TemporaryDirectory() as name,
+        temporary_folder() as folder,
         catch_signals() as heard,
         init_distributed(device_name, config.train.deterministic) as world,
     ):
-        folder = Path(name)
         config = config.update_section("train", epochs=1, batch_size=len(rows), trackers=[])
         config = config.model_copy(update={"output": folder / "dry-run"})
         request = TrainRequest(
@@ -135,8 +134,8 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
         best, evaluation = result
         (run / directory.PREVIOUS_STATE).unlink(missing_ok=True)
     peak = read_peak_memory(setup.device) / 2**30
-    duration = format_duration(time.monotonic() - started)
-    log.say(f"best: {best.name}; {duration} in all, peak memory {peak:.1f} GiB")
+    memory = f", peak memory {peak:.1f} GiB" if peak else ""
+    log.say(f"best: {best.name}; {format_duration(time.monotonic() - started)} in all{memory}")
     return TrainResult(run, evaluation)
 
 

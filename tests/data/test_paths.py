@@ -1,11 +1,13 @@
 """Names lead to pictures below the root, or are refused, one by one and in bulk alike."""
 
+import multiprocessing
 import os
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bare import use_drives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,3 +208,59 @@ def test_the_root_may_be_any_folder(tmp_path: Path) -> None:
     assert verdict(tmp_path / "link", "a.jpg") == "-> a.jpg"
     assert verdict(tmp_path / "link", "../here/a.jpg") == "-> ../here/a.jpg"
     assert verdict(Path("/"), str(tmp_path / "here" / "a.jpg")).startswith("-> /")
+
+
+# ---- Windows --------------------------------------------------------------------------------
+
+WINDOWS = {
+    "a.jpg": "-> a.jpg",
+    r"sub\a.jpg": "-> sub/a.jpg",
+    "sub/a.jpg": "-> sub/a.jpg",
+    r"sub\..\sub/a.jpg": "-> sub/../sub/a.jpg",
+    r"C:\root\sub\a.jpg": "-> C:/root/sub/a.jpg",
+    r"c:\ROOT\sub\a.jpg": "-> c:/ROOT/sub/a.jpg",
+    r"sub\none.jpg": "no such file",
+    r"sub\A.JPG": "-> sub/A.JPG",
+    r"sub\a.jpg\b.jpg": "no such file",
+    r"..\out.jpg": OUTSIDE,
+    "../out.jpg": OUTSIDE,
+    r"sub/..\..\out.jpg": OUTSIDE,
+    r"\out.jpg": OUTSIDE,
+    r"C:\out.jpg": OUTSIDE,
+    r"C:\root-2\a.jpg": OUTSIDE,
+    r"D:\a.jpg": OUTSIDE,
+    "D:a.jpg": OUTSIDE,
+    r"\\server\share\a.jpg": OUTSIDE,
+    "//server/share/a.jpg": OUTSIDE,
+    r"\\?\C:\root\a.jpg": OUTSIDE,
+    r"\\.\C:\root\a.jpg": OUTSIDE,
+}
+"""Name -> its verdict, with the root C:\\root; a look at another drive would end the process."""
+
+
+def check_windows_names(folder: Path, many: bool) -> None:
+    """Compare the verdicts where C: is the folder."""
+    use_drives({"C:": folder, "D:": folder / "sub"})
+    root = Path("C:\\root")
+    for name, wanted in WINDOWS.items():
+        others = [f"sub/other {n}" for n in range(_WORTH_LISTING)] if many else []
+        checked = check_paths(table(root, name, *others), SourceOptions())
+        faults = [fault.text for fault in checked.faults if fault.row == 0]
+        if faults:
+            assert faults == [f"{checked.names[0]!r}: {wanted}"], name
+        else:
+            assert f"-> {checked.names[0]}" == wanted, name
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["alone", "in-bulk"])
+def test_names_of_windows_on_windows(tmp_path: Path, many: bool) -> None:
+    """They become those of Linux, and none leads out of the root, nor is a server asked."""
+    for name in ("root/a.jpg", "root/sub/a.jpg", "root-2/a.jpg", "out.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    child = multiprocessing.get_context("fork").Process(
+        target=check_windows_names, args=(tmp_path, many)
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -101,3 +102,17 @@ def test_inside_of_another_it_is_the_same_one() -> None:
         with catch_signals() as inner:
             assert inner is outer
         assert signal.getsignal(signal.SIGTERM) == outer.handle
+
+
+def test_a_thread_handles_no_signals() -> None:
+    """Python lets the main thread alone do it; a command in another one runs without."""
+    ran: list[object] = []
+
+    def work() -> None:
+        with catch_signals() as signals, signals.deferred():
+            ran.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ran == [signal.SIG_DFL]

@@ -152,8 +152,10 @@ def _kill_after(sentinel: int) -> None:
     later hold it too, and they end first. The kernel's signal for a pipe with news is SIGIO;
     here it is SIGKILL.
     """
-    from fcntl import F_GETFL, F_SETFL, F_SETOWN, F_SETSIG, fcntl
-
+    try:
+        from fcntl import F_GETFL, F_SETFL, F_SETOWN, F_SETSIG, fcntl
+    except ImportError:  # then the thread has to do
+        return
     fcntl(sentinel, F_SETOWN, os.getpid())
     fcntl(sentinel, F_SETSIG, signal.SIGKILL)
     fcntl(sentinel, F_SETFL, fcntl(sentinel, F_GETFL) | os.O_ASYNC)

@@ -9,7 +9,6 @@ used is left alone: then every file is decoded again.
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ from threading import Thread
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, inspect_image
 from mlfinetune.errors import ImageError
 from mlfinetune.location import is_url
+from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.runtime.signals import blocked_signals
 from mlfinetune.storage import files
 from mlfinetune.storage.cache import get_cache_folder, get_cache_root, report_unused
@@ -36,6 +36,9 @@ _URLS_PER_TASK = 4 * files.PARALLEL_FETCHES
 """More pictures a task where they are behind URLs: mostly the process waits for the network."""
 _WORTH_PROCESSES = 64
 """Number of pictures to decode from which on it pays to start processes."""
+
+_MOST_PROCESSES = 61
+"""Python starts no more in a pool on Windows."""
 
 _CRASHED = "the decoder crashed on it, or ran out of memory"
 
@@ -128,7 +131,8 @@ class _InspectPool:
             return
         done = 0
         try:
-            for result in self._inspect_in_pool(_count_cores(), paths):
+            processes = min(_MOST_PROCESSES, count_process_cores())
+            for result in self._inspect_in_pool(processes, paths):
                 done += 1
                 yield result
         except BrokenProcessPool:
@@ -186,11 +190,6 @@ def _wait_for_parent(lifeline: Connection) -> None:
     """End this process when the parent has ended, or has closed the connection."""
     wait([lifeline])
     os._exit(0)
-
-
-def _count_cores() -> int:
-    """Return the number of cores of this process; `runtime.device` has it too, but loads torch."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 # ---- cache ------------------------------------------------------------------------------

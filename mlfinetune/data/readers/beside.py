@@ -141,8 +141,9 @@ def find_root(sample: Sample, index: PictureIndex) -> Path | None:
     own = Path(os.path.relpath(sample.path.parent, index.folder))
     tried = dict.fromkeys([own, Path(), *held, *(above for one in held for above in one.parents)])
     names = [name.replace("\\", "/") for name in sample.names[:_MOST_NAMES]]
+    asked = [name for name in names if not name.startswith("//")]  # no server of Windows
     hits = {
-        root: sum(os.path.isfile(index.folder / root / name) for name in names) for root in tried
+        root: sum(os.path.isfile(index.folder / root / name) for name in asked) for root in tried
     }
     most = max(hits.values())
     if 2 * most < len(names):

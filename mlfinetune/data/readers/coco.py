@@ -143,7 +143,8 @@ def _find_pictures(part: "_Part", images: Path | None, in_root: bool) -> tuple[P
     `images` is that folder; for a COCO root, `images` may hold one folder per split.
     """
     tried = _list_candidates(part.file, images) if in_root or not images else [images]
-    names = part.names[:_LOOKED_FOR]
+    servers = ("//", "\\\\")  # of Windows: to look for a file there would log in
+    names = [name for name in part.names[:_LOOKED_FOR] if not name.startswith(servers)]
     hits = [sum(os.path.isfile(os.path.join(folder, name)) for name in names) for folder in tried]
     if any(hits):
         folder = tried[hits.index(max(hits))]

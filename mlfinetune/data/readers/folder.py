@@ -88,7 +88,7 @@ def _group_by_content(root: Path, files: list[Path]) -> list[list[Path]]:
         for file in same_size:
             key = str(file) if len(same_size) == 1 or size < 0 else _hash_file(root / file)
             groups[size, key].append(file)
-    return sorted(groups.values(), key=lambda group: group[0])
+    return sorted(groups.values(), key=lambda group: group[0].parts)  # Windows folds paths
 
 
 def _find_size(path: Path) -> int:

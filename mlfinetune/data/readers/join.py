@@ -111,15 +111,26 @@ def _find_common_root(path: Path, parts: Iterable[Table]) -> Location:
         return path
     if len(set(roots)) == 1:  # data.images
         return roots[0]
-    return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
+    try:
+        return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
+    except ValueError:  # on several drives of Windows
+        return path
 
 
 def _prefix_names(root: Location, parts: Iterable[Table]) -> Iterator[str]:
     """Yield the names of all tables, relative to `root`; URLs and empty names stay as they are."""
     for part in parts:
-        prefix = os.path.relpath(part.root, root)
+        prefix = _find_prefix(part.root, root)
         for name in part.names:
             if not name or is_url(name):
                 yield name
             else:
                 yield os.path.normpath(os.path.join(prefix, name))
+
+
+def _find_prefix(folder: Location, root: Location) -> str:
+    """Return a folder relative to the root; on another drive of Windows the folder itself."""
+    try:
+        return os.path.relpath(folder, root)
+    except ValueError:
+        return os.path.abspath(folder)

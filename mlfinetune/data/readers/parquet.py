@@ -22,7 +22,7 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlfinetune.data.images.names import is_image_name
+from mlfinetune.data.images.names import find_ending, is_image_name
 from mlfinetune.data.readers.class_labels import (
     Classes,
     name_classes,
@@ -34,6 +34,7 @@ from mlfinetune.data.readers.column_sample import SAMPLE_ROWS
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
+from mlfinetune.location import is_portable_name
 from mlfinetune.storage.cache import make_in_cache
 
 Cells = dict[str, list[Any]]
@@ -52,13 +53,6 @@ _ROWS, _PICTURES = 1024, 16
 _SHARD = re.compile(r"(.+?)(?:-\d{5}-of-\d{5}(?:-\w+)?)?")
 _PLAIN = ("text", "integer", "floating", "boolean", "null")
 """Kinds of cells that can be labels, see `_find_kind`."""
-_MAGIC = re.compile(
-    rb"(\xff\xd8\xff)|(\x89PNG)|(RIFF....WEBP)|(GIF8)|(BM)|(II\*\0|MM\0\*)"
-    rb"|(....ftypavi[fs])|(....ftyp(?:he[iv].|mif1|msf1))",
-    re.S,
-)
-_ENDINGS = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "heic")
-"""File ending for each group of `_MAGIC`, the first bytes of a picture."""
 
 
 def is_parquet(folder: Path) -> bool:
@@ -317,39 +311,37 @@ def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
     sizes = [(os.path.abspath(s), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
     key = hashlib.sha256(json.dumps([_VERSION, column, sizes]).encode()).hexdigest()[:32]
     needed = sum(size for _, size, _ in sizes)
-    folder = make_in_cache(
-        "parquet", lambda parent: _unpack_into(parent.absolute(), key, needed, shards, column)
-    )
-    return folder, json.loads((folder / _INDEX).read_text())
+
+    def unpack(parent: Path) -> Path:
+        folder = Path(os.path.abspath(parent)) / key
+        if not (folder / _INDEX).is_file():
+            _unpack_into(folder, needed, shards, column)
+        return folder
+
+    folder = make_in_cache("parquet", unpack)
+    return folder, json.loads((folder / _INDEX).read_bytes())
 
 
-def _unpack_into(parent: Path, key: str, needed: int, shards: list[Path], column: str) -> Path:
-    """Return the folder `key` in `parent`, unpacked now where it is missing.
-
-    Args:
-        needed: bytes that the pictures take.
+def _unpack_into(folder: Path, needed: int, shards: list[Path], column: str) -> None:
+    """Unpack pictures of `needed` bytes into a new folder.
 
     Raises:
-        DataError: `parent` has no room, or cannot be written.
+        DataError: there is no room, or it cannot be written.
     """
-    index = parent / key / _INDEX
-    if index.is_file():
-        return parent / key
-    free = shutil.disk_usage(parent).free
-    hint = "set MLFINETUNE_CACHE to a folder with more room"
+    free, hint = shutil.disk_usage(folder.parent).free, "MLFINETUNE_CACHE names another folder"
     if needed > free:
         raise DataError(
-            f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {parent} "
+            f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {folder.parent} "
             f"has {free / 1e9:,.1f} GB free; {hint}"
         )
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=parent) as temporary:
-            _unpack_pictures(shards, column, Path(temporary) / key)
-            os.rename(Path(temporary) / key, parent / key)
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
+            _unpack_pictures(shards, column, Path(temporary) / folder.name)
+            os.rename(Path(temporary) / folder.name, folder)
     except OSError as error:
-        if not index.is_file():  # else another process was first
-            raise DataError(f"cannot unpack into {parent}: {error.strerror}; {hint}") from error
-    return parent / key
+        if not (folder / _INDEX).is_file():  # else another process was first
+            why = f"cannot unpack into {folder.parent}: {error.strerror}"
+            raise DataError(f"{why}; {hint}") from error
 
 
 def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
@@ -363,13 +355,13 @@ def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
                 if not data:
                     names.append("")
                     continue
-                name = path if path in usable else f"{shard.stem}-{row + 1}.{_find_ending(data)}"
+                name = path if path in usable else f"{shard.stem}-{row + 1}.{find_ending(data)}"
                 names.append(f"{row // 1000:04d}/{name}")
                 file = root / names[-1]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(data)
     root.mkdir(exist_ok=True)
-    (root / _INDEX).write_text(json.dumps(names))
+    (root / _INDEX).write_bytes(json.dumps(names).encode())
 
 
 def _find_usable_paths(shards: list[Path], column: str) -> set[str]:
@@ -396,12 +388,6 @@ def _find_usable_paths(shards: list[Path], column: str) -> set[str]:
 
 
 def _is_safe(path: str) -> bool:
-    """Return whether a path stays in its folder and is short enough for every file system."""
-    fits = path == path.strip() and len(path.encode()) <= 200 and not set(path) & {"\0", "\\"}
-    return fits and all(part not in ("", ".", "..") for part in path.split("/"))
-
-
-def _find_ending(data: bytes) -> str:
-    """Return the file ending of a picture by its first bytes; `bin` for an unknown format."""
-    match = _MAGIC.match(data)
-    return _ENDINGS[match.lastindex - 1] if match and match.lastindex else "bin"
+    """Return whether a path stays in its folder, and every file system can have it."""
+    fits = path == path.strip() and len(path.encode()) <= 200
+    return fits and all(map(is_portable_name, path.split("/")))

@@ -266,11 +266,14 @@ def test_bytes_are_unpacked_under_their_own_names(tmp_path: Path, cache: Path) -
         "b",
         "t-9.x",
         "e\0",
+        "f?.jpg",
+        "con.jpg",
+        "g./h.jpg",
     ]
     contents = [drawn("JPEG", colour) for colour in range(len(paths))]
-    columns = {"image": pictures(*zip(contents, paths, strict=True)), "labels": [["cat"]] * 11}
+    columns = {"image": pictures(*zip(contents, paths, strict=True)), "labels": [["cat"]] * 14}
     table = read(write(tmp_path / "t.parquet", columns))
-    others = [f"0000/t-{row}.jpg" for row in range(3, 12)]
+    others = [f"0000/t-{row}.jpg" for row in range(3, 15)]
     assert table.names == ("0000/a.jpg", "0000/b/c.png", *others)
     assert table.root.parent == cache
     assert [(table.root / name).read_bytes() for name in table.names] == contents
@@ -341,7 +344,7 @@ def test_pictures_that_do_not_fit_on_any_disk_are_refused(tmp_path: Path, cache:
         file.write(content[-footer:])
     message = refusal(path)
     assert f"the pictures in {tmp_path} need " in message
-    assert message.endswith("GB free; set MLFINETUNE_CACHE to a folder with more room")
+    assert message.endswith("GB free; MLFINETUNE_CACHE names another folder")
 
 
 # ---- what is refused ------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""A file gets its name when it is complete, and its folder is synced where that can be done."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlfinetune.errors import CheckpointError
+from mlfinetune.storage.atomic import write_atomic, writing_binary
+
+
+def test_a_file_is_replaced_and_the_last_one_kept(tmp_path: Path) -> None:
+    """With the rights that the user's umask gives."""
+    path, last = tmp_path / "a", tmp_path / "b"
+    for content in (b"one", b"two", b"three"):
+        with writing_binary(path, keep=last) as file:
+            file.write(content)
+    assert (path.read_bytes(), last.read_bytes()) == (b"three", b"two")
+    before = os.umask(0)
+    os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~before
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_synced_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Some file systems of a network sync files alone."""
+    sync = os.fsync
+
+    def sync_file(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_file)
+    write_atomic(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error for people, with the file; also where only the folder's sync has failed."""
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CheckpointError, match=r"cannot write .*a: Input/output error"):
+        write_atomic(tmp_path / "a", b"whole")
+
+
+HELD = """\
+import os, sys, time
+denied = []
+def refuse(event, given):
+    if event == "os.rename" and len(denied) < 3:
+        denied.append(given)
+        raise PermissionError(13, "in use by a virus scanner")
+sys.addaudithook(refuse)
+from pathlib import Path
+from mlfinetune.storage.atomic import write_atomic
+write_atomic(Path(sys.argv[1]), b"new")
+assert len(denied) == 3
+"""
+
+
+def test_a_file_in_use_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """Windows renames no file that a virus scanner looks at."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", HELD, str(tmp_path / "a")], check=True)
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert time.monotonic() - started < 30
