@@ -1,8 +1,8 @@
 """A stand-in for an Apple GPU on machines without one: tensors that say `mps`, computed on the CPU.
 
-Like MPS it refuses float64, like an older one bfloat16 too, and operations that mix its tensors with
-those of the CPU. Below the level of Python the tensors are the CPU's, so that autograd needs no
-threads of a device.
+Like MPS it refuses float64, like an older one bfloat16 too, and operations that mix its tensors
+with those of the CPU; a copy may go from one to the other. Below the level of Python the tensors
+are the CPU's, so that autograd needs no threads of a device.
 """
 
 from collections.abc import Iterator
@@ -51,9 +51,14 @@ class OnMps(torch.Tensor):
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
         others = [x for x in tensors if not isinstance(x, OnMps) and x.dim()]
-        assert not others, f"{function} mixes mps and cpu"
+        copies = function is torch.ops.aten.copy_.default
+        assert copies or not others, f"{function} mixes mps and cpu"
+        given = args[0] if args else None
         args, kwargs = tree_map_only(OnMps, lambda x: x.held, (args, kwargs))
-        return tree_map_only(torch.Tensor, OnMps, function(*args, **kwargs))
+        done = function(*args, **kwargs)
+        if copies:
+            return given
+        return tree_map_only(torch.Tensor, OnMps, done)
 
 
 class _Move(torch.autograd.Function):
@@ -77,12 +82,19 @@ class _Devices(TorchFunctionMode):
             return to_cpu(args[0])
         if function is torch.Tensor.tolist and isinstance(args[0], OnMps):
             return args[0].held.tolist()
-        if function is torch.Tensor.to and isinstance(args[1], torch.device | str):
-            x, device = args[0], torch.device(args[1])
-            return to_mps(x) if device.type == "mps" else to_cpu(x)
+        if function is torch.Tensor.to:
+            places = [x for x in (*args[1:], kwargs.pop("device", None)) if _is_place(x)]
+            others = [x for x in args[1:] if isinstance(x, torch.dtype | torch.Tensor)]
+            device = torch.device(places[0]) if places else args[0].device
+            x = to_mps(args[0]) if device.type == "mps" else to_cpu(args[0])
+            return function(x, *others, **kwargs) if others or kwargs else x
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "mps":
             return to_mps(function(*args, **{**kwargs, "device": "cpu"}))
         return function(*args, **kwargs)
+
+
+def _is_place(x: object) -> bool:
+    return isinstance(x, torch.device | str)
 
 
 def to_mps(x: torch.Tensor) -> torch.Tensor:
