@@ -64,7 +64,9 @@ def test_a_run_from_its_start_to_predictions(mac: Run, pictures: Path, cli: Run)
     mac("predict", "images", "-o", "mps.csv")
     assert cli("predict", "images", "-o", "cpu.csv", *CPU, cwd=pictures).returncode == 0
     rows = [(pictures / name).read_text().splitlines() for name in ("mps.csv", "cpu.csv")]
-    first, second = ([float(x) for row in lines[1:] for x in row.split(",")[2:]] for lines in rows)
+    first, second = (
+        [float(x or 0) for row in lines[1:] for x in row.split(",")[2:]] for lines in rows
+    )
     assert first == pytest.approx(second, abs=2e-5)
 
 
