@@ -9,6 +9,7 @@ A cache only saves work: where it cannot be used, a run goes on without it, and 
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from multiprocessing import parent_process
 from pathlib import Path
@@ -59,13 +60,13 @@ def report_unused(why: object, variable: str = "MLFINETUNE_CACHE") -> None:
     if variable in text:  # the fault says already what to set
         text = text.split("; ")[0]
     _reported.add(variable)
+    line = (
+        f"warning: cache not used: {text}; this run takes longer; set {variable} to a folder that "
+        f"can be written and has room"
+    )
     if sys.stderr is not None:
-        print(
-            f"warning: cache not used: {text}; this run takes longer; set {variable} to a folder "
-            f"that can be written and has room",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            print(line, file=sys.stderr, flush=True)
 
 
 def make_in_cache(kind: str, make: Callable[[Path], Path]) -> Path:
