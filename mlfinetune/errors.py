@@ -9,7 +9,7 @@
     ├── DeviceError       a device that is missing, or out of memory
     ├── TrainingError     a loss or gradient that is not finite
     ├── OutputError       standard output that is full or closed
-    └── LostError         another process of the run has ended
+    └── LostError         another process of the run has ended, one that decodes pictures too
 
 Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches MlfinetuneError
 once and exits with 2; any other exception is a bug and keeps its traceback.

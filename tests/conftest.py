@@ -25,6 +25,7 @@ from faults import children  # before the tagger: it registers the tiny network
 
 from mlfinetune.cli import main
 from mlfinetune.runtime.device import count_cores
+from mlfinetune.storage.cache import _reported
 
 if START := os.environ.get("MLFINETUNE_TEST_START"):  # `make test-spawn`
     multiprocessing.set_start_method(START)
@@ -68,6 +69,12 @@ FAULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Use a cache folder of the tests' own."""
     os.environ["MLFINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def unreported() -> None:
+    """Let each test hear of a cache that cannot be used; a process tells it once."""
+    _reported.clear()
 
 
 @pytest.fixture

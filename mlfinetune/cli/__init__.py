@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import current_process
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -129,6 +130,9 @@ def about(
 def main() -> None:
     """Run the console script `mlfinetune`.
 
+    A worker process that is not forked imports the script that started the run. Where that script
+    calls `main` without the guard `if __name__ == "__main__":`, the call returns at once there.
+
     | exit code | meaning                                                          |
     |-----------|------------------------------------------------------------------|
     | 0         | done                                                             |
@@ -137,6 +141,8 @@ def main() -> None:
     | 3         | predict: some pictures could not be read                         |
     | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
+    if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        return
     try:
         open_streams()
         with catch_signals():

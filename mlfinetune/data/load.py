@@ -1,14 +1,17 @@
 """Config -> Splits: build the options, read the tables, scan the pictures. Needs no torch."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from mlfinetune.config import Config
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.images.scan import ScanResult, scan_images
-from mlfinetune.data.manifest import Splits
+from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.rows import PictureScan, Scan
 from mlfinetune.data.table import SourceOptions
@@ -64,8 +67,12 @@ def build_split_options(config: Config) -> SplitOptions:
     )
 
 
-def build_scan(config: Config, log: RunLog) -> Scan:
-    """Return the function that decodes every picture of a table, with a progress bar."""
+def build_scan(config: Config, log: RunLog, stamps: dict[str, int] | None = None) -> Scan:
+    """Return the function that decodes every picture of a table, with a progress bar.
+
+    Args:
+        stamps: gets path -> `ImageInfo.stamp` of each picture.
+    """
 
     def scan(paths: Sequence[str]) -> PictureScan:
         bad: dict[int, str] = {}
@@ -75,6 +82,8 @@ def build_scan(config: Config, log: RunLog) -> Scan:
                 bad[index] = result
             else:
                 contents[paths[index]] = hash_content(result)
+                if stamps is not None:
+                    stamps[paths[index]] = result.stamp
         return PictureScan(bad, contents)
 
     return scan
@@ -123,13 +132,24 @@ def load_splits(config: Config, log: RunLog | None) -> Splits:
         DataError: as `read_splits`.
     """
     data = config.data
-    return read_splits(
+    stamps: dict[str, int] = {}
+    splits = read_splits(
         data.train,
         data.val,
         build_source_options(config),
         build_split_options(config),
-        None if log is None else build_scan(config, log),
+        None if log is None else build_scan(config, log, stamps),
     )
+    if log is None:
+        return splits
+    train, val = (_add_stamps(side, stamps) for side in (splits.train, splits.val))
+    return replace(splits, train=train, val=val)
+
+
+def _add_stamps(side: Manifest, stamps: Mapping[str, int]) -> Manifest:
+    """Return the examples with the stamps that the scan has seen."""
+    numbers = (stamps.get(side.path(row), 0) for row in range(len(side)))
+    return replace(side, stamps=np.fromiter(numbers, np.int64, len(side)))
 
 
 def resolve_data_config(config: Config, splits: Splits) -> Config:

@@ -28,6 +28,8 @@ class Manifest:
         targets: (N, L) in {1, 0, -1}: positive, negative, unknown.
         labels: the names of the L columns.
         groups: (N,) number of each example's group, as `data.group_by` says; None: no groups.
+        stamps: (N,) numbers of the files' sizes and times in the scan (`files.number_stamp`); 0:
+            unknown. None: there was no scan.
     """
 
     root: Location
@@ -35,6 +37,7 @@ class Manifest:
     targets: Targets
     labels: LabelSpace
     groups: NDArray[np.int64] | None = None
+    stamps: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +50,9 @@ class Manifest:
         """Return the manifest of these examples only, in this order."""
         names = tuple(self.names[row] for row in rows)
         groups = None if self.groups is None else self.groups[rows]
-        return Manifest(self.root, names, self.targets.take(rows), self.labels, groups)
+        stamps = None if self.stamps is None else self.stamps[rows]
+        targets = self.targets.take(rows)
+        return Manifest(self.root, names, targets, self.labels, groups, stamps)
 
 
 def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TypeGuard
 from urllib.error import HTTPError
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from mlfinetune.errors import WeightsError
 from mlfinetune.models.tagger import Tagger
+from mlfinetune.storage.cache import make_temporary_folder, report_unused
 from mlfinetune.text import format_list, suggest
 
 STALLED_S = 60.0
@@ -73,14 +75,16 @@ def is_weights_path(weights: str) -> bool:
 def download_weights(url: str) -> dict[str, Tensor]:
     """Read a state dict from torch.hub's cache, downloading it first if it is not there.
 
-    The hash in the file's name is checked after a download.
+    The hash in the file's name is checked after a download. Where torch.hub's folder cannot be
+    written, the file is kept for this run alone.
 
     Raises:
         WeightsError: the download failed, or the cached file cannot be loaded. The message says
             where to put the file, or which config key to set.
     """
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    file = cache / url.rpartition("/")[2]
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    file = hub / url.rpartition("/")[2]
+    folder = hub if file.exists() or _can_write(hub) else make_temporary_folder("weights")
     advice = (
         f"put the file at {file}, or set model.weights to a local .pth or .safetensors file, "
         f"or to null for random weights"
@@ -89,7 +93,7 @@ def download_weights(url: str) -> dict[str, Tensor]:
         # torch.hub announces the download on stdout, and would wait for a stalled server for ever.
         with redirect_stdout(sys.stderr), _socket_timeout(STALLED_S):
             state = torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", check_hash=True, weights_only=True
+                url, str(folder), map_location="cpu", check_hash=True, weights_only=True
             )
     except Exception as error:
         if isinstance(error, HTTPError):
@@ -102,6 +106,22 @@ def download_weights(url: str) -> dict[str, Tensor]:
     if not _is_state_dict(state):
         raise WeightsError(_describe_bad_cache(file, url, "it holds no state dict of tensors"))
     return state
+
+
+def _can_write(hub: Path) -> bool:
+    """Tell whether torch.hub's folder can be written; make it where it is missing.
+
+    It is below `~`, which torch leaves as it is for a user without a home.
+    """
+    try:
+        if not hub.is_absolute() and str(hub).startswith("~"):
+            raise OSError("there is no home folder for torch's weights")
+        hub.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=hub):
+            return True
+    except OSError as error:
+        report_unused(error, "TORCH_HOME")
+        return False
 
 
 @contextmanager

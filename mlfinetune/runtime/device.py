@@ -109,6 +109,8 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
             fast at it: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
         device: where the model runs.
     """
+    if wanted == "bfloat16" and device.type == "mps" and not _has_bfloat16(device):
+        return torch.float32, "this device has no bfloat16: before macOS 14"
     if wanted != "auto":
         return getattr(torch, wanted), "as configured"
     if device.type == "cuda":
@@ -118,6 +120,15 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[torch.dtype, st
     if device.type == "cpu" and fast_flags:
         return torch.bfloat16, f"the CPU has {fast_flags[0]}"
     return torch.float32, "no fast bfloat16 here"
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device takes tensors of that type."""
+    try:
+        torch.zeros(1, dtype=torch.bfloat16, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def name_dtype(dtype: torch.dtype) -> str:

@@ -23,7 +23,7 @@ from fsspec.asyn import sync
 from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.location import is_url
 from mlfinetune.storage.atomic import write_atomic
-from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.storage.cache import make_in_cache
 from mlfinetune.storage.store import hash_key
 from mlfinetune.storage.tars import find_member
 
@@ -115,6 +115,11 @@ def read_stamp(name: str) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
+def number_stamp(stamp: Stamp | None) -> int:
+    """Return 64 bits of a stamp, the same within a run; 0: no file, or an object behind a URL."""
+    return hash(stamp) if stamp and stamp != (0, 0) else 0
+
+
 def hash_file_key(name: str, *parts: object) -> int:
     """Return a cache key of a file's name, size and time, and of `parts`.
 
@@ -155,23 +160,27 @@ def fetch_table(url: str) -> Path:
     It is downloaded at every call: a table may have changed.
 
     Raises:
-        DataError: it cannot be downloaded, or the cache cannot be written.
+        DataError: it cannot be downloaded, or written neither to the cache nor elsewhere.
     """
     endings = Path(url.lower()).suffixes
     ending = "".join(endings[-2:] if endings[-1:] == [".gz"] else endings[-1:])
-    path = get_cache_folder("tables") / f"{hash_key(url):016x}{ending}"
+    name = f"{hash_key(url):016x}{ending}"
     try:
         content = _call_with_retries(lambda: _fetch_once(url, _MAX_TABLE))
     except UnreadableError as error:
         raise DataError(f"{url}: {error}") from error
-    try:
-        write_atomic(path, content)
-    except CheckpointError as error:
-        raise DataError(
-            f"{url} cannot be kept in the cache; set MLFINETUNE_CACHE to a folder that can be "
-            f"written ({error})"
-        ) from error
-    return path
+
+    def write(folder: Path) -> Path:
+        try:
+            write_atomic(folder / name, content)
+        except CheckpointError as error:
+            raise DataError(
+                f"{url} cannot be kept ({error}); set MLFINETUNE_CACHE to a folder that can be "
+                f"written"
+            ) from error
+        return folder / name
+
+    return make_in_cache("tables", write)
 
 
 def list_urls(url: str) -> list[str]:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.errors import DataError
+from mlfinetune.storage.cache import report_unused
 
 SUFFIX = ".store"
 _STALE_S = 24 * 3600
@@ -88,8 +89,11 @@ class _StoreFile:
         values: all values, one after the other.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, held: bytes | None = None) -> None:
         """Map the file, and verify its index and its length.
+
+        Args:
+            held: content of a file that could not be written, and stays in memory.
 
         Raises:
             ValueError: the file is damaged: the index does not match the file's name, or the values
@@ -97,7 +101,7 @@ class _StoreFile:
         """
         self.path = path
         self.is_live = True
-        content: Any = np.memmap(path, np.uint8, "r")
+        content: Any = np.memmap(path, np.uint8, "r") if held is None else np.frombuffer(held, "B")
         n = int.from_bytes(content[:8].tobytes(), "little")
         start = 8 + 24 * n
         if start > len(content) or hashlib.sha256(content[:start]).hexdigest() != path.name[:64]:
@@ -145,11 +149,11 @@ class Store:
     A position stays valid as long as the store is open: a deleted file stays mapped.
 
     Attributes:
-        folder: folder of its files.
+        folder: folder of its files; None: `keep` keeps values in memory.
         damaged: number of files that were found damaged, and deleted.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         """Open an existing folder, verify the index of each file, and delete damaged files.
 
         Raises:
@@ -158,14 +162,15 @@ class Store:
         self.folder = folder
         self.damaged = 0
         self._files: list[_StoreFile] = []
-        for path in sorted(folder.iterdir()):
+        for path in [] if folder is None else sorted(folder.iterdir()):
             with suppress(FileNotFoundError):  # another process has renamed or deleted it
                 if path.suffix == SUFFIX:
                     self._open_file(path)
                 elif time.time() - path.stat().st_mtime > _STALE_S:
                     path.unlink()
-        with suppress(OSError):  # a folder of another user can be read, not touched
-            os.utime(folder)  # `mlfinetune cache` shows when it was last used
+        if folder is not None:
+            with suppress(OSError):  # a folder of another user can be read, not touched
+                os.utime(folder)  # `mlfinetune cache` shows when it was last used
         self._build_index()
 
     def _open_file(self, path: Path) -> None:
@@ -264,10 +269,8 @@ class Store:
         Raises:
             DataError: the file cannot be written.
         """
-        checks = np.array([zlib.crc32(value) for value in values], np.uint64)
-        ends = np.cumsum([len(value) for value in values], dtype=np.int64)
-        columns = (keys.tobytes(), ends.tobytes(), checks.tobytes())
-        index = b"".join((len(keys).to_bytes(8, "little"), *columns))
+        assert self.folder is not None
+        index = _build_file_index(keys, values)
         path = self.folder / (hashlib.sha256(index).hexdigest() + SUFFIX)
         temporary = None
         try:
@@ -288,3 +291,28 @@ class Store:
             raise
         self._files.append(_StoreFile(path))
         self._build_index()
+
+    def keep(self, keys: Keys, values: Sequence[bytes]) -> None:
+        """Add values as `add` does; where they cannot be written, keep them in memory, and say so.
+
+        Those of later calls are then kept in memory too.
+        """
+        if self.folder is not None:
+            try:
+                self.add(keys, values)
+                return
+            except DataError as error:
+                report_unused(error)
+                self.folder = None
+        index = _build_file_index(keys, values)
+        content = b"".join((index, *values))
+        self._files.append(_StoreFile(Path(hashlib.sha256(index).hexdigest()), content))
+        self._build_index()
+
+
+def _build_file_index(keys: Keys, values: Sequence[bytes]) -> bytes:
+    """Return the head of a file: number, keys, ends and CRC-32 of its values."""
+    checks = np.array([zlib.crc32(value) for value in values], np.uint64)
+    ends = np.cumsum([len(value) for value in values], dtype=np.int64)
+    columns = (keys.tobytes(), ends.tobytes(), checks.tobytes())
+    return b"".join((len(keys).to_bytes(8, "little"), *columns))

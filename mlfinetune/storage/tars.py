@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.errors import CheckpointError
 from mlfinetune.location import to_slashes
 from mlfinetune.storage.atomic import write_atomic
-from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.storage.cache import get_cache_folder, report_unused
 from mlfinetune.storage.store import hash_key
 
 MAX_MEMBER = 2**28
@@ -156,10 +156,10 @@ def _load_index(tar: str, size: int, changed: int) -> _Index:
     Without a cache folder the index stays in memory.
     """
     key = f"{hash_key(os.path.abspath(tar), size, changed):016x}"
-    try:
-        path = get_cache_folder("tars") / f"{key}.npy"
-    except DataError:
+    folder = get_cache_folder("tars")
+    if folder is None:
         return _build_index(tar)
+    path = folder / f"{key}.npy"
     with suppress(OSError, ValueError, EOFError):  # missing or damaged: it is made again
         cached: _Index = np.load(path, mmap_mode="r")
         if cached.dtype == _ROW and cached.ndim == 1:
@@ -167,8 +167,10 @@ def _load_index(tar: str, size: int, changed: int) -> _Index:
     index = _build_index(tar)
     buffer = io.BytesIO()
     np.save(buffer, index)
-    with suppress(CheckpointError):  # a full or read-only disk
+    try:
         write_atomic(path, buffer.getvalue())
+    except CheckpointError as error:  # a full or read-only disk
+        report_unused(error)
     return index
 
 

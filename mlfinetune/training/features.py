@@ -5,7 +5,7 @@ open_feature_store -> build_feature_loaders: find what is kept, compute the rest
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +30,12 @@ from mlfinetune.data.images import decode
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, Splits
+from mlfinetune.errors import DataError
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.storage.cache import make_cache_folder
+from mlfinetune.storage.cache import report_unused
 from mlfinetune.storage.store import Store, hash_key
 from mlfinetune.text import pluralize
 from mlfinetune.training.build import MAX_EVAL_BATCH, get_batch_size
@@ -65,7 +66,7 @@ def build_feature_loaders(
         The loaders of train and validation; None on all ranks but 0, which alone has the features.
 
     Raises:
-        DataError: a picture that cannot be decoded, or too little room on the disk.
+        DataError: a picture that cannot be decoded, or too little room on disk and in memory.
     """
     views = _choose_train_views(config, extractor, log)
     is_new = store is not None and not len(store)
@@ -147,11 +148,13 @@ def build_extractor(
     dtype: torch.dtype,
     workers: int,
     share: BatchShare = WHOLE_SHARE,
+    say: Callable[[str], None] | None = None,
 ) -> FeatureExtractor:
     """Build the extractor that computes the features of the frozen backbone on this rank.
 
     Args:
         share: the part of all batches that this rank computes.
+        say: is given a warning where pictures have changed since the scan.
     """
     model, how = prepare_for_inference(tagger, spec.image_size, device, dtype)
 
@@ -162,8 +165,8 @@ def build_extractor(
         ):
             return model.embed(pictures.to(device, non_blocking=True))
 
-    def load(manifest: Manifest, rows: list[int], view: View) -> Iterable[Batch]:
-        return Loader(
+    def load(manifest: Manifest, rows: list[int], view: View) -> Iterator[Batch]:
+        loader = Loader(
             manifest,
             spec,
             batch_size=min(get_batch_size(config), MAX_EVAL_BATCH),
@@ -172,7 +175,10 @@ def build_extractor(
             pin_memory=device.type == "cuda",
             rows=rows,
             share=share,
-        ).epoch(view.epoch or 0)
+        )
+        yield from loader.epoch(view.epoch or 0)
+        if say is not None and (changes := loader.describe_changes()):
+            say(changes)
 
     return FeatureExtractor(
         embed,
@@ -186,13 +192,19 @@ def build_extractor(
 
 
 def open_feature_store(
-    root: Path, tagger: Tagger, spec: TransformSpec, backbone: str, extractor: FeatureExtractor
+    root: Path | None,
+    tagger: Tagger,
+    spec: TransformSpec,
+    backbone: str,
+    extractor: FeatureExtractor,
 ) -> Store:
-    """Open the store of these features.
+    """Open the store of these features; without a folder that can be used, one in memory.
 
     The name of its folder has a hash of everything that a feature depends on, except the picture:
     weights, preprocessing, JPEG decoder, versions. So a change of any of them opens another store.
     """
+    if root is None:
+        return Store(None)
     weights = hashlib.sha256()
     for name, tensor in tagger.features.state_dict().items():
         weights.update(name.encode())
@@ -214,4 +226,10 @@ def open_feature_store(
         extractor.how,
     )
     key = hash_key(*made_by, *view)
-    return Store(make_cache_folder(root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"))
+    folder = root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Store(folder)
+    except (OSError, DataError) as error:
+        report_unused(error)
+        return Store(None)

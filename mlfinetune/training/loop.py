@@ -19,6 +19,7 @@ from torch import nn
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import TrainingError
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial, try_candidate
@@ -126,12 +127,20 @@ def train_epochs(
                     save_point.save(position)
         poll = partial(_save_if_asked, setup.world, save_point, position)
         averages, scores = validate(setup, log, poll)
+        _report_changes(setup, log)
         left = (time.monotonic() - started) / (number - first) * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {format_duration(left)} left"
         mean_loss = position.loss_sum / position.images
         _log_candidate(log, number, position, mean_loss, bar.rate, averages)
         position = Position(position.step)  # the epoch is validated: its sums start from 0 again
         yield Candidate(number, name, averages["mAP"], scores, mean_loss, speed)
+
+
+def _report_changes(setup: TrainingSetup, log: RunLog) -> None:
+    """Warn of pictures that are no longer those of the scan, as soon as an epoch has read them."""
+    for loader in (setup.train, setup.val):
+        if isinstance(loader, Loader) and (changes := loader.describe_changes()):
+            log.say(changes)
 
 
 def _fit_from(

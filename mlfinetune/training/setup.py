@@ -202,7 +202,9 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
     config, device, world, spec = setup.config, setup.device, setup.world, setup.spec
     workers = choose_workers(config.train.workers, device)
     share = BatchShare(world.info.rank, world.info.size)
-    extractor = build_extractor(config, setup.tagger, spec, device, setup.dtype, workers, share)
+    extractor = build_extractor(
+        config, setup.tagger, spec, device, setup.dtype, workers, share, log.say
+    )
     store = None
     if world.is_main:
         root = root or get_cache_folder("features")

@@ -40,19 +40,22 @@ def run(clear: bool, kinds: list[str]) -> tuple[Path, list[CacheEntry]]:
         The cache's folder, and its entries, or those that have just been deleted.
 
     Raises:
-        DataError: there is no such kind, or an entry cannot be deleted.
+        DataError: there is no home folder, no such kind, or an entry cannot be read or deleted.
     """
     root = get_cache_root()
     for kind in kinds:
         if kind not in KINDS:
             hint = suggest(kind, KINDS) or "."
             raise DataError(f"the cache has no kind '{kind}'{hint} Known kinds: {', '.join(KINDS)}")
-    entries = [
-        _measure_entry(path, kind)
-        for kind in KINDS
-        if (not kinds or kind in kinds) and (root / kind).is_dir()
-        for path in sorted((root / kind).iterdir())
-    ]
+    try:
+        entries = [
+            _measure_entry(path, kind)
+            for kind in KINDS
+            if (not kinds or kind in kinds) and (root / kind).is_dir()
+            for path in sorted((root / kind).iterdir())
+        ]
+    except OSError as error:
+        raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
     if clear:
         for entry in entries:
             _delete_entry(entry.path)

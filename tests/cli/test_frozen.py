@@ -270,7 +270,7 @@ def test_a_damaged_store_is_rebuilt(
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_cache_that_cannot_be_written_is_an_error_to_mend(
+def test_a_run_goes_on_without_a_cache(
     first: Path, backbone: Path, kept: Path, cli: Run, tmp_path: Path, depth: int
 ) -> None:
     """A file where the folder of features should be, or the folder of these features."""
@@ -279,7 +279,8 @@ def test_a_cache_that_cannot_be_written_is_an_error_to_mend(
     in_the_way.write_text("in the way")
     arguments = ("train", "pets.yaml", *frozen(backbone), "-o", str(tmp_path / "run"))
     done = cli(*arguments, cwd=first)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cache not used: ") == 1
     assert in_the_way.name in done.stderr
 
 

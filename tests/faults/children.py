@@ -190,6 +190,7 @@ def _command(
     os.environ.clear()
     os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
     multiprocessing.set_start_method(start_method, force=True)  # else its workers' would be ours
+    multiprocessing.process._parent_process = None  # a command is nobody's worker
     torch.set_num_threads(1)
     sys.argv = ["mlfinetune", *arguments]
     Trace(os.open(f"{folder}/calls", os.O_WRONLY | os.O_APPEND), death).begin()

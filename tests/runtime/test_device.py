@@ -86,7 +86,7 @@ def test_mps_is_taken_or_refused() -> None:
 # ---- precision --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA, torch.device("mps")])
+@pytest.mark.parametrize("device", [CPU, CUDA])
 def test_a_configured_precision_is_taken(device: torch.device) -> None:
     """Nothing is asked of the machine where the config has decided."""
     assert choose_precision("float32", device) == (torch.float32, "as configured")

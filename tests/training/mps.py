@@ -1,7 +1,8 @@
 """A stand-in for an Apple GPU on machines without one: tensors that say `mps`, computed on the CPU.
 
-Like MPS it refuses float64, and operations that mix its tensors with those of the CPU. Below the
-level of Python the tensors are the CPU's, so that autograd needs no threads of a device.
+Like MPS it refuses float64, like an older one bfloat16 too, and operations that mix its tensors
+with those of the CPU; a copy may go from one to the other. Below the level of Python the tensors
+are the CPU's, so that autograd needs no threads of a device.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 MPS = torch.device("mps:0")
+REFUSED = (torch.float64, torch.complex128, torch.bfloat16)
+"""Types that MPS lacks; bfloat16 came with macOS 14."""
 
 
 class OnMps(torch.Tensor):
@@ -22,8 +25,8 @@ class OnMps(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Self:
-        if held.dtype == torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as MPS has no float64")
+        if held.dtype in REFUSED:
+            raise TypeError(f"Cannot convert a MPS Tensor to {held.dtype}: MPS has no such numbers")
         tensor: Self = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, dtype=held.dtype, strides=held.stride()
         )
@@ -33,6 +36,10 @@ class OnMps(torch.Tensor):
     @property
     def device(self) -> torch.device:
         return MPS
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the numbers, as a tensor of the CPU."""
+        return self.held.__reduce_ex__(protocol)
 
     def __repr__(self, **options: Any) -> str:
         return f"OnMps({self.held})"
@@ -44,9 +51,14 @@ class OnMps(torch.Tensor):
         tensors: list[torch.Tensor] = []
         tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
         others = [x for x in tensors if not isinstance(x, OnMps) and x.dim()]
-        assert not others, f"{function} mixes mps and cpu"
+        copies = function is torch.ops.aten.copy_.default
+        assert copies or not others, f"{function} mixes mps and cpu"
+        given = args[0] if args else None
         args, kwargs = tree_map_only(OnMps, lambda x: x.held, (args, kwargs))
-        return tree_map_only(torch.Tensor, OnMps, function(*args, **kwargs))
+        done = function(*args, **kwargs)
+        if copies:
+            return given
+        return tree_map_only(torch.Tensor, OnMps, done)
 
 
 class _Move(torch.autograd.Function):
@@ -68,12 +80,21 @@ class _Devices(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function is torch.Tensor.cpu:
             return to_cpu(args[0])
-        if function is torch.Tensor.to and isinstance(args[1], torch.device | str):
-            x, device = args[0], torch.device(args[1])
-            return to_mps(x) if device.type == "mps" else to_cpu(x)
+        if function is torch.Tensor.tolist and isinstance(args[0], OnMps):
+            return args[0].held.tolist()
+        if function is torch.Tensor.to:
+            places = [x for x in (*args[1:], kwargs.pop("device", None)) if _is_place(x)]
+            others = [x for x in args[1:] if isinstance(x, torch.dtype | torch.Tensor)]
+            device = torch.device(places[0]) if places else args[0].device
+            x = to_mps(args[0]) if device.type == "mps" else to_cpu(args[0])
+            return function(x, *others, **kwargs) if others or kwargs else x
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "mps":
             return to_mps(function(*args, **{**kwargs, "device": "cpu"}))
         return function(*args, **kwargs)
+
+
+def _is_place(x: object) -> bool:
+    return isinstance(x, torch.device | str)
 
 
 def to_mps(x: torch.Tensor) -> torch.Tensor:
@@ -91,5 +112,10 @@ def to_cpu(x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def stand_in() -> Iterator[torch.device]:
     """Make the device `mps` available inside of the block, as far as the stand-in goes."""
-    with _Devices():
-        yield MPS
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with _Devices():
+            yield MPS
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)

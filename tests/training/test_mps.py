@@ -1,7 +1,11 @@
-"""The solver on a device without float64: a stand-in for an Apple GPU."""
+"""Runs and the solver on a device without float64 and bfloat16: a stand-in for an Apple GPU."""
+
+from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
+from conftest import Run
 from mps import stand_in, to_mps
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -34,10 +38,63 @@ def solve(features: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
     return head.weight.detach()
 
 
+@pytest.fixture
+def mac(pictures: Path, cli: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command on the stand-in, in the folder of `pictures`."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
+
+    def run(*arguments: str) -> CompletedProcess[str]:
+        with stand_in():
+            done = cli(*arguments, "--device", "mps", cwd=pictures)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+CPU = ("--device", "cpu")
+
+
+def test_a_run_from_its_start_to_predictions(mac: Run, pictures: Path, cli: Run) -> None:
+    """The whole network, resumed for one epoch more; the CPU predicts the same."""
+    mac("train", "pets.yaml", "train.ema=0.9", "train.accumulate=2", "loss.pos_weight=auto")
+    mac("train", "runs/pets/config.yaml", "--resume", "train.epochs=2", "--allow-changed")
+    mac("eval", "--checkpoint", "runs/pets")
+    mac("predict", "images", "-o", "mps.csv")
+    assert cli("predict", "images", "-o", "cpu.csv", *CPU, cwd=pictures).returncode == 0
+    rows = [(pictures / name).read_text().splitlines() for name in ("mps.csv", "cpu.csv")]
+    first, second = (
+        [float(x or 0) for row in lines[1:] for x in row.split(",")[2:]] for lines in rows
+    )
+    assert first == pytest.approx(second, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("model.freeze_backbone=true", "loss.name=focal"),
+        ("train.solve_head_first=true", "loss.name=asl", "train.not_finite=skip"),
+    ],
+)
+def test_a_head_on_kept_features(mac: Run, settings: tuple[str, ...]) -> None:
+    """Computed on the device, and solved for by L-BFGS; without bfloat16, as the log says."""
+    said = mac("train", "pets.yaml", *settings, "train.precision=bfloat16").stderr
+    assert "device mps, precision float32 (this device has no bfloat16" in said
+
+
+def test_the_speeds_are_measured(mac: Run) -> None:
+    """`bench` waits for the device where it has to."""
+    assert "training step" in mac("bench", "pets.yaml", "train.batch_size=2").stdout
+
+
 def test_the_stand_in_refuses_float64() -> None:
     """As MPS does, wherever a tensor would get it."""
     with stand_in() as device:
         on_mps = to_mps(torch.ones(3))
+        for held in (torch.zeros(3).double(), torch.zeros(3).bfloat16()):
+            with pytest.raises(TypeError, match="MPS has no such numbers"):
+                held.to("mps")
         assert on_mps.device.type == "mps"
         with pytest.raises(TypeError, match="float64"):
             on_mps.double()

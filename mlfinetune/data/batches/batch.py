@@ -31,6 +31,8 @@ class Batch:
         failures: pictures of this batch that could not be decoded.
         global_indices: indices of the step's batch on all ranks, of which this is one rank's
             share; empty: this batch is all of it.
+        stamps: of each index, the number of the file's size and time (`files.number_stamp`) when
+            it was read; 0: a small copy was read, or an object behind a URL. Empty: not known.
     """
 
     images: torch.Tensor
@@ -38,6 +40,7 @@ class Batch:
     indices: torch.Tensor
     failures: tuple[Failure, ...] = ()
     global_indices: tuple[int, ...] = ()
+    stamps: tuple[int, ...] = ()
 
     @property
     def step_indices(self) -> tuple[int, ...]:

@@ -40,6 +40,7 @@ from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec, compute_min_decoded_side, to_tensor
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import DataError, ImageError
+from mlfinetune.storage.cache import report_unused
 from mlfinetune.storage.files import hash_file_key, prefetched
 from mlfinetune.storage.store import Store, hash_key
 from mlfinetune.text import pluralize
@@ -110,7 +111,10 @@ class SmallCopies:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._store = Store(self.folder)
         except OSError as error:
-            raise DataError(f"cannot open the cache {self.folder}: {error.strerror}") from error
+            raise DataError(
+                f"cannot open the cache {self.folder}: {error.strerror}; set MLFINETUNE_CACHE to a "
+                f"folder that can be written"
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments: a worker that is not forked opens the folder again."""
@@ -140,10 +144,11 @@ class SmallCopies:
         """Write the copies that `batches` yields; yield the number of pictures in each batch.
 
         They are written every minute or 256 MiB, and when this ends early, so that the next run
-        continues there.
+        continues there. It ends, and says so, where they cannot be written: training then reads
+        the other pictures themselves.
 
         Raises:
-            DataError: pictures that cannot be decoded, or a file that cannot be written.
+            DataError: pictures that cannot be decoded.
         """
         unwritten: dict[int, bytes] = {}
         size = 0
@@ -155,23 +160,29 @@ class SmallCopies:
                 size += sum(map(len, values.values()))
                 _require_decoded(batch)
                 if size >= _FLUSH_BYTES or time.monotonic() - written_at > _FLUSH_S:
-                    self._write_values(unwritten)
+                    if not self._write_values(unwritten):
+                        return
                     size = 0
                     written_at = time.monotonic()
                 yield len(batch)
         finally:
             self._write_values(unwritten)
 
-    def _write_values(self, unwritten: dict[int, bytes]) -> None:
-        """Add the values to the store, and empty the dict.
+    def _write_values(self, unwritten: dict[int, bytes]) -> bool:
+        """Add the values to the store, and empty the dict; return whether they could be written.
 
         It is emptied first: after a failed write the `finally` of `fill` must not fail again.
         """
         keys = np.array(list(unwritten), np.uint64)
         values = list(unwritten.values())
         unwritten.clear()
-        if values:
-            self._store.add(keys, values)
+        try:
+            if values:
+                self._store.add(keys, values)
+        except DataError as error:
+            report_unused(error)
+            return False
+        return True
 
     def has(self, path: str) -> bool:
         """Return whether `read` has a copy of the picture; nothing is decoded."""

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +23,7 @@ from mlfinetune.data.images.decode import read_image_size
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import DataError, ImageError
-from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.storage.cache import get_cache_folder, report_unused
 from mlfinetune.storage.files import prefetched
 from mlfinetune.storage.store import require_space
 from mlfinetune.text import pluralize
@@ -106,8 +106,9 @@ def opened_copies(
         off     any                            off
         other   trains on kept features        off: it reads each picture once
         ram     any other                      in /dev/shm, deleted at the end of the run
-        disk    any other                      in the cache, for other runs too
-        auto    copies pay (`_weigh_copies`)   as for disk; off where there is too little room
+        disk    any other                      in the cache, for other runs too; off where it
+                                               cannot be used or has too little room
+        auto    copies pay (`_weigh_copies`)   as for disk
         auto    copies do not pay              off
 
     Args:
@@ -119,7 +120,7 @@ def opened_copies(
         root: the folder for disk; None: that of the cache.
 
     Raises:
-        DataError: with disk or ram: too little room, or a folder that cannot be used.
+        DataError: with ram: too little room, or no file system in memory.
     """
     why_off = "as configured" if wanted == "off" else None
     if on_features and wanted != "off":
@@ -138,7 +139,7 @@ def opened_copies(
             copies = SmallCopies(folder, spec)
             yield _list_missing(copies, manifest, f"in memory ({why})")
     else:
-        yield _open_on_disk(wanted, manifest, spec, sizes, why, root)
+        yield _open_on_disk(manifest, spec, sizes, why, root)
 
 
 def _weigh_copies(sizes: SampledSizes, spec: TransformSpec, epochs: int) -> tuple[bool, str]:
@@ -157,27 +158,27 @@ def _weigh_copies(sizes: SampledSizes, spec: TransformSpec, epochs: int) -> tupl
 
 
 def _open_on_disk(
-    wanted: str,
     manifest: Manifest,
     spec: TransformSpec,
     sizes: SampledSizes,
     why: str,
     root: Path | None,
 ) -> OpenedCopies:
-    """Open copies on disk; with `auto`, return none where the folder is full or cannot be used.
-
-    Raises:
-        DataError: with `disk`, the folder is full or cannot be used.
-    """
+    """Open copies on disk; return none where the folder is full or cannot be used."""
+    root = root or get_cache_folder("images")
+    if root is None:
+        return OpenedCopies(None, [], f"{_TITLE}: off (there is no cache)")
     try:
-        copies = SmallCopies(root or get_cache_folder("images"), spec)
+        copies = SmallCopies(root, spec)
         opened = _list_missing(copies, manifest, f"on disk ({why})")
         size = round(len(opened.missing) * sizes.copy_bytes)
-        require_space(copies.folder, size, "keeping small copies")
+        if opened.missing:
+            require_space(copies.folder, size, "keeping small copies")
     except DataError as error:
-        if wanted == "disk":
-            raise
-        return OpenedCopies(None, [], f"{_TITLE}: off (auto: {error})")
+        return OpenedCopies(None, [], f"{_TITLE}: off ({error})")
+    if opened.missing and not os.access(copies.folder, os.W_OK):
+        report_unused(f"{copies.folder} cannot be written")
+        return replace(opened, missing=[])
     return opened
 
 

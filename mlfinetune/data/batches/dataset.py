@@ -31,7 +31,7 @@ from mlfinetune.data.images.transforms import (
 )
 from mlfinetune.errors import ImageError
 from mlfinetune.location import is_url
-from mlfinetune.storage.files import prefetched
+from mlfinetune.storage.files import number_stamp, prefetched, read_stamp
 
 Key = tuple[int, int, str]
 """Epoch, index, path."""
@@ -45,11 +45,13 @@ class Example:
         index: position of the picture in its manifest or input.
         image: (3, S, S) uint8; None: it cannot be decoded.
         reason: the reason why it cannot be decoded.
+        stamp: number of the file's size and time, as in `Batch.stamps`.
     """
 
     index: int
     image: Tensor | None
     reason: str = ""
+    stamp: int = 0
 
 
 class ImageDataset(Dataset[Example]):
@@ -87,12 +89,15 @@ class ImageDataset(Dataset[Example]):
     def __getitem__(self, key: Key) -> Example:
         epoch, index, path = key
         try:
-            image = to_tensor(self._read_pixels(path))
+            pixels, stamp = self._read_pixels(path)
         except ImageError as error:
             return Example(index, None, error.reason)
+        image = to_tensor(pixels)
         if self._seed is None:
-            return Example(index, self._eval(image))
-        return Example(index, self._train(image, mix_seed(self._seed, epoch, index)))
+            image = self._eval(image)
+        else:
+            image = self._train(image, mix_seed(self._seed, epoch, index))
+        return Example(index, image, stamp=stamp)
 
     def __getitems__(self, keys: list[Key]) -> list[Example]:
         """Return a batch of examples; DataLoader calls this method by its name.
@@ -104,27 +109,29 @@ class ImageDataset(Dataset[Example]):
         with prefetched(url for url in urls if copies is None or not copies.has(url)):
             return [self[key] for key in keys]
 
-    def _read_pixels(self, path: str) -> NDArray[np.uint8]:
-        """Decode the small copy of a picture, or else the picture itself."""
+    def _read_pixels(self, path: str) -> tuple[NDArray[np.uint8], int]:
+        """Decode the small copy of a picture, or else the picture itself; return its stamp too."""
         small = None if self._copies is None else self._copies.read(path)
         if small is not None:
-            return small
-        return decode_image(path, self.spec.max_pixels, self._min_side, self._jpeg)
+            return small, 0
+        pixels = decode_image(path, self.spec.max_pixels, self._min_side, self._jpeg)
+        return pixels, number_stamp(read_stamp(path))
 
 
 def collate(examples: list[Example]) -> Batch:
     """Stack examples into a Batch without targets; those without an image become failures."""
-    decoded = [(example.image, example.index) for example in examples if example.image is not None]
+    decoded = [example for example in examples if example.image is not None]
     images = torch.empty(0, dtype=torch.uint8)
     if decoded:
-        images = torch.stack([image for image, _ in decoded])
+        images = torch.stack([example.image for example in decoded if example.image is not None])
     return Batch(
         images,
         torch.empty(len(decoded), 0, dtype=torch.int8),
-        torch.tensor([index for _, index in decoded], dtype=torch.int64),
+        torch.tensor([example.index for example in decoded], dtype=torch.int64),
         tuple(
             Failure(example.index, example.reason) for example in examples if example.image is None
         ),
+        stamps=tuple(example.stamp for example in decoded),
     )
 
 

@@ -21,6 +21,9 @@ from mlfinetune.data.batches.dataset import mix_seed
 from mlfinetune.data.batches.loader import cut_batches, shuffle_order
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
+from mlfinetune.errors import DataError
+from mlfinetune.runtime.device import read_free_memory
+from mlfinetune.storage.cache import report_unused
 from mlfinetune.storage.files import hash_file_key
 from mlfinetune.storage.store import Keys, Positions, Store, require_space
 
@@ -159,11 +162,11 @@ def compute_missing(
         gather: this rank's rows -> the rows of all ranks, on rank 0 (`World.gather_stream`).
 
     Raises:
-        DataError: a picture that cannot be decoded, or too little room on the disk.
+        DataError: a picture that cannot be decoded, or too little room on disk and in memory.
     """
     rows = sum(len(part.missing) for part in wanted)
     if store is not None and rows:
-        require_space(store.folder, rows * (extractor.row_bytes + 24), "keeping features")
+        _find_room(store, rows * (extractor.row_bytes + 24))
     fixed = [part for part in wanted if part.view.epoch is None]
     for group in [fixed, *([part] for part in wanted if part.view.epoch is not None)]:
         missing: set[int] = set().union(*(part.missing.tolist() for part in group))
@@ -217,11 +220,28 @@ def _store_rows(
         now = time.monotonic()
         interval = max(_FLUSH_S, (now - started_at) / 20)
         if len(values) >= _FLUSH_ROWS or now - written_at > interval:
-            store.add(np.concatenate(keys), values)
+            store.keep(np.concatenate(keys), values)
             keys, values = [], []
             written_at = now
     if values and store is not None:
-        store.add(np.concatenate(keys), values)
+        store.keep(np.concatenate(keys), values)
+
+
+def _find_room(store: Store, size: int) -> None:
+    """Let the store keep features in memory where its disk has too little room for them.
+
+    Raises:
+        DataError: the memory has too little room as well.
+    """
+    if store.folder is None:
+        return
+    try:
+        require_space(store.folder, size, "keeping features")
+    except DataError as error:
+        if size > (read_free_memory(torch.device("cpu")) or size):
+            raise
+        report_unused(error)
+        store.folder = None
 
 
 def _hash_rows(manifest: Manifest, view: View, extractor: FeatureExtractor) -> Keys:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -30,6 +31,7 @@ from mlfinetune.data.batches.workers import build_data_loader, start_workers
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.lines import PAUSE_S
 from mlfinetune.data.manifest import Manifest
+from mlfinetune.text import format_list, pluralize
 
 _COPIES_PER_TASK = 8
 """Number of pictures that a worker makes copies of before it returns them."""
@@ -139,6 +141,8 @@ class Loader:
         self._workers = workers
         self._loader: DataLoader[Any] | None = None
         self._started: Iterator[Batch] | None = None
+        self._changed: set[int] = set()
+        self._named = 0
 
     @property
     def steps(self) -> int:
@@ -179,6 +183,27 @@ class Loader:
             for batch, global_batch in zip(batches, global_batches, strict=False)
         )
 
+    def describe_changes(self) -> str:
+        """Name the pictures whose size or time was not that of the scan; empty: no further ones."""
+        new = len(self._changed) - self._named
+        if not new:
+            return ""
+        self._named = len(self._changed)
+        names = [self.manifest.names[row] for row in sorted(self._changed)]
+        return (
+            f"warning: {pluralize(len(names), 'picture')} changed while the run was under way "
+            f"(size or time is not that of the scan); each epoch reads what a file holds then\n"
+            f"{format_list(names)}"
+        )
+
+    def _note_changes(self, batch: Batch) -> None:
+        """Keep the indices of pictures whose file is not the one that was scanned."""
+        if self.manifest.stamps is None or not batch.stamps:
+            return
+        rows = batch.indices.numpy()
+        now, before = np.array(batch.stamps), self.manifest.stamps[rows]
+        self._changed.update(rows[(now != before) & (now != 0) & (before != 0)].tolist())
+
     def _start_epoch(self, epoch: int, first: int) -> Iterator[Batch]:
         """Set the order of an epoch, start the workers if there are none, and let them decode."""
         if self._loader is None:
@@ -190,6 +215,7 @@ class Loader:
 
     def _add_targets(self, batch: Batch, global_batch: list[int]) -> Batch:
         """Add what the workers do not know: the targets, and the indices of all ranks' batch."""
+        self._note_changes(batch)
         targets = torch.from_numpy(self.manifest.targets[batch.indices.numpy()])
         targets = targets.pin_memory() if self._pin_memory else targets
         if self._share.size == 1:

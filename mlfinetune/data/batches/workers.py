@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from mlfinetune.errors import LostError
 from mlfinetune.runtime.signals import STOP_SIGNALS, blocked_signals, kill_children
 
 
@@ -63,7 +64,31 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
         _kill_workers_at_exit()
         _prepare_start()
     with blocked_signals():
-        return iter(loader)
+        batches = iter(loader)
+    return _naming_lost(batches)
+
+
+def _naming_lost(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches.
+
+    Raises:
+        LostError: a worker has ended; torch's own error would look like a bug of this program.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LostError(
+            f"a process that decodes pictures has ended: killed, or out of memory? Look at the "
+            f"lines above and at dmesg; train.workers: 0 does without. A script that starts a run "
+            f'must do so below `if __name__ == "__main__":`, since such a process imports it '
+            f"({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 @cache

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class ImageInfo:
         dhash: 128-bit difference hash of the visible picture, in hex: similar for copies at
             another size or quality. 64 bits say whether a cell of a grey thumbnail is brighter
             than its left neighbor, 64 bits whether it is brighter than its upper one.
+        stamp: number of the file's size and time when it was scanned (`files.number_stamp`).
     """
 
     width: int
@@ -52,6 +53,7 @@ class ImageInfo:
     turned: bool
     digest: str
     dhash: str
+    stamp: int = field(default=0, compare=False)
 
 
 DECODE_VERSION = f"2-pillow-{PIL_VERSION}-heif-{find_heif_version()}"

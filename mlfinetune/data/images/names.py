@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,14 @@ UNDECODED = {
     ".tga": _OTHER.format("Targa"),
 }
 """Ending of a picture that is not decoded -> the reason, and what to do."""
+
+_MAGIC = re.compile(
+    rb"(\xff\xd8\xff)|(\x89PNG)|(RIFF....WEBP)|(GIF8)|(BM)|(II\*\0|MM\0\*)"
+    rb"|(....ftypavi[fs])|(....ftyp(?:he[iv].|mif1|msf1))",
+    re.S,
+)
+_ENDING_OF = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "heic")
+"""File ending for each group of `_MAGIC`, the first bytes of a picture."""
 
 ENDINGS = ".jpg, .png, .webp, .avif, .heic, .gif, .bmp or .tiff"
 """The usual endings, for messages."""
@@ -97,3 +106,9 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def find_ending(data: bytes) -> str:
+    """Return the file ending of a picture by its first bytes; `bin` for an unknown format."""
+    match = _MAGIC.match(data)
+    return _ENDING_OF[match.lastindex - 1] if match and match.lastindex else "bin"

@@ -2,7 +2,8 @@
 
     paths -> cached by (path, size, mtime)? -> else inspect_image, in processes -> ScanResult
 
-The results are cached, so that check, train and init decode each file once.
+The results are cached, so that check, train and init decode each file once. A cache that cannot be
+used is left alone: then every file is decoded again.
 """
 
 import json
@@ -11,20 +12,22 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from threading import Thread
 
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, inspect_image
-from mlfinetune.errors import DataError, ImageError
+from mlfinetune.errors import ImageError
 from mlfinetune.location import is_url
 from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.runtime.signals import blocked_signals
 from mlfinetune.storage import files
-from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.storage.cache import get_cache_folder, get_cache_root, report_unused
 
 _CHUNK = 2048
 """Number of pictures between two writes to the cache."""
@@ -52,9 +55,6 @@ def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
     Args:
         paths: of the files, absolute or relative to the current folder, or URLs.
         max_pixels: largest width times height; above it the result is a reason.
-
-    Raises:
-        DataError: the cache cannot be written.
     """
     with _ScanCache(max_pixels) as cache, _InspectPool(max_pixels) as pool:
         for start in range(0, len(paths), _CHUNK):
@@ -68,8 +68,13 @@ def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
                     known[row], is_lasting = next(inspected)
                     if is_lasting:
                         new.append((path, stamps[row], known[row]))
-                yield known[row]
+                yield _add_stamp(known[row], stamps[row])
             cache.add(new)
+
+
+def _add_stamp(result: ScanResult, stamp: files.Stamp | None) -> ScanResult:
+    """Return the result with the stamp that the file had just before it was looked at."""
+    return result if isinstance(result, str) else replace(result, stamp=files.number_stamp(stamp))
 
 
 def _make_absolute(path: str) -> str:
@@ -194,44 +199,62 @@ _OptionalStamp = files.Stamp | None
 
 
 class _ScanCache:
-    """(path, size, mtime) -> ScanResult, in one SQLite file for each version of the decoder."""
+    """(path, size, mtime) -> ScanResult, in one SQLite file for each version of the decoder.
+
+    At the first fault it is closed and reported; from then on it finds and keeps nothing.
+    """
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._file = get_cache_folder("scan") / f"{DECODE_VERSION}.sqlite"
+        self._connection: sqlite3.Connection | None = None
 
     def __enter__(self) -> "_ScanCache":
-        try:
+        folder = get_cache_folder("scan")
+        if folder is None:
+            return self
+        file = folder / f"{DECODE_VERSION}.sqlite"
+        with self._reporting():
             try:
-                self._open_file()
+                self._open(file)
             except sqlite3.OperationalError:  # in use by another process, or not accessible
                 raise
             except sqlite3.DatabaseError:  # damaged: a cache may begin again
-                self._connection.close()
-                self._file.unlink(missing_ok=True)
-                self._open_file()
-        except (sqlite3.Error, OSError) as error:
-            raise self._cache_error(error) from error
+                self._close()
+                file.unlink(missing_ok=True)
+                self._open(file)
         return self
 
-    def _open_file(self) -> None:
+    def _open(self, file: Path) -> None:
         """Open the file, and make its table where it is missing."""
-        self._connection = sqlite3.connect(self._file, timeout=60, isolation_level=None)
+        self._connection = sqlite3.connect(file, timeout=60, isolation_level=None)
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS found "
             "(path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER, found TEXT) WITHOUT ROWID"
         )
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, _: object) -> None:
-        self._connection.close()
-        if kind is not None and issubclass(kind, sqlite3.Error):
-            raise self._cache_error(error)
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
-    def _cache_error(self, error: object) -> DataError:
-        return DataError(
-            f"{error}: the cache {self._file} cannot be used; "
-            f"delete it, or set MLFINETUNE_CACHE to a folder that can be written"
-        )
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Close the cache, and tell the user, where the block cannot use it.
+
+        A damaged file is deleted: the next run begins another one.
+        """
+        file = get_cache_root() / "scan" / f"{DECODE_VERSION}.sqlite"
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a row that is no JSON
+            report_unused(f"{file}: {error}")
+            self._close()
+            if type(error) is sqlite3.DatabaseError:
+                with suppress(OSError):
+                    file.unlink()
 
     def find(self, paths: Sequence[str], stamps: Sequence[_OptionalStamp]) -> dict[int, ScanResult]:
         """Return index in `paths` -> result, of the files that are known with these stamps.
@@ -239,17 +262,20 @@ class _ScanCache:
         A picture above `max_pixels` is left out: it was cached under a larger cap.
         """
         known: dict[int, ScanResult] = {}
+        if self._connection is None:
+            return known
         query = "SELECT found FROM found WHERE path = ? AND size = ? AND mtime = ?"
-        for index, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
-            if stamp is None:
-                continue
-            row = self._connection.execute(query, (os.fsencode(path), *stamp)).fetchone()
-            if row is None:
-                continue
-            content = json.loads(row[0])
-            result = content if isinstance(content, str) else ImageInfo(**content)
-            if isinstance(result, str) or result.width * result.height <= self._max_pixels:
-                known[index] = result
+        with self._reporting():
+            for index, (path, stamp) in enumerate(zip(paths, stamps, strict=True)):
+                if stamp is None:
+                    continue
+                row = self._connection.execute(query, (os.fsencode(path), *stamp)).fetchone()
+                if row is None:
+                    continue
+                content = json.loads(row[0])
+                result = content if isinstance(content, str) else ImageInfo(**content)
+                if isinstance(result, str) or result.width * result.height <= self._max_pixels:
+                    known[index] = result
         return known
 
     def add(self, rows: list[tuple[str, _OptionalStamp, ScanResult]]) -> None:
@@ -263,7 +289,9 @@ class _ScanCache:
             for path, stamp, result in rows
             if stamp is not None
         ]
-        with self._connection:
+        if self._connection is None or not records:
+            return
+        with self._reporting(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(
                 "INSERT OR REPLACE INTO found VALUES (?, ?, ?, ?)", records

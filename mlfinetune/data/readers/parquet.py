@@ -22,7 +22,7 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlfinetune.data.images.names import is_image_name
+from mlfinetune.data.images.names import find_ending, is_image_name
 from mlfinetune.data.readers.class_labels import (
     Classes,
     name_classes,
@@ -35,7 +35,7 @@ from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_portable_name
-from mlfinetune.storage.cache import get_cache_folder
+from mlfinetune.storage.cache import make_in_cache
 
 Cells = dict[str, list[Any]]
 """Column -> its cells in one batch of rows."""
@@ -53,13 +53,6 @@ _ROWS, _PICTURES = 1024, 16
 _SHARD = re.compile(r"(.+?)(?:-\d{5}-of-\d{5}(?:-\w+)?)?")
 _PLAIN = ("text", "integer", "floating", "boolean", "null")
 """Kinds of cells that can be labels, see `_find_kind`."""
-_MAGIC = re.compile(
-    rb"(\xff\xd8\xff)|(\x89PNG)|(RIFF....WEBP)|(GIF8)|(BM)|(II\*\0|MM\0\*)"
-    rb"|(....ftypavi[fs])|(....ftyp(?:he[iv].|mif1|msf1))",
-    re.S,
-)
-_ENDINGS = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "heic")
-"""File ending for each group of `_MAGIC`, the first bytes of a picture."""
 
 
 def is_parquet(folder: Path) -> bool:
@@ -309,33 +302,46 @@ def _holds_bytes(shards: list[Path], column: str, type: Any) -> bool:
 def _unpack_once(shards: list[Path], column: str) -> tuple[Path, list[str]]:
     """Return the folder of the unpacked pictures, and their names row by row.
 
-    The folder is in the cache. Its key has the paths, sizes and times of the shards, so that
-    changed shards are unpacked again.
+    The folder is in the cache, or in a temporary one where the cache cannot be used. Its key has
+    the paths, sizes and times of the shards, so that changed shards are unpacked again.
 
     Raises:
-        DataError: the cache has no room, or cannot be written.
+        DataError: neither folder has room, or can be written.
     """
     sizes = [(os.path.abspath(s), s.stat().st_size, s.stat().st_mtime_ns) for s in shards]
     key = hashlib.sha256(json.dumps([_VERSION, column, sizes]).encode()).hexdigest()[:32]
-    folder = Path(os.path.abspath(get_cache_folder("parquet")))
-    index = folder / key / _INDEX
-    if not index.is_file():
-        needed = sum(size for _, size, _ in sizes)
-        free = shutil.disk_usage(folder).free
-        hint = "set MLFINETUNE_CACHE to a folder with more room"
-        if needed > free:
-            raise DataError(
-                f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {folder} "
-                f"has {free / 1e9:,.1f} GB free; {hint}"
-            )
-        try:
-            with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder) as temporary:
-                _unpack_pictures(shards, column, Path(temporary) / key)
-                os.rename(Path(temporary) / key, folder / key)
-        except OSError as error:
-            if not index.is_file():  # else another process was first
-                raise DataError(f"cannot unpack into {folder}: {error.strerror}; {hint}") from error
-    return folder / key, json.loads(index.read_bytes())
+    needed = sum(size for _, size, _ in sizes)
+
+    def unpack(parent: Path) -> Path:
+        folder = Path(os.path.abspath(parent)) / key
+        if not (folder / _INDEX).is_file():
+            _unpack_into(folder, needed, shards, column)
+        return folder
+
+    folder = make_in_cache("parquet", unpack)
+    return folder, json.loads((folder / _INDEX).read_bytes())
+
+
+def _unpack_into(folder: Path, needed: int, shards: list[Path], column: str) -> None:
+    """Unpack pictures of `needed` bytes into a new folder.
+
+    Raises:
+        DataError: there is no room, or it cannot be written.
+    """
+    free, hint = shutil.disk_usage(folder.parent).free, "MLFINETUNE_CACHE names another folder"
+    if needed > free:
+        raise DataError(
+            f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {folder.parent} "
+            f"has {free / 1e9:,.1f} GB free; {hint}"
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as temporary:
+            _unpack_pictures(shards, column, Path(temporary) / folder.name)
+            os.rename(Path(temporary) / folder.name, folder)
+    except OSError as error:
+        if not (folder / _INDEX).is_file():  # else another process was first
+            why = f"cannot unpack into {folder.parent}: {error.strerror}"
+            raise DataError(f"{why}; {hint}") from error
 
 
 def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
@@ -349,7 +355,7 @@ def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
                 if not data:
                     names.append("")
                     continue
-                name = path if path in usable else f"{shard.stem}-{row + 1}.{_find_ending(data)}"
+                name = path if path in usable else f"{shard.stem}-{row + 1}.{find_ending(data)}"
                 names.append(f"{row // 1000:04d}/{name}")
                 file = root / names[-1]
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -385,9 +391,3 @@ def _is_safe(path: str) -> bool:
     """Return whether a path stays in its folder, and every file system can have it."""
     fits = path == path.strip() and len(path.encode()) <= 200
     return fits and all(map(is_portable_name, path.split("/")))
-
-
-def _find_ending(data: bytes) -> str:
-    """Return the file ending of a picture by its first bytes; `bin` for an unknown format."""
-    match = _MAGIC.match(data)
-    return _ENDINGS[match.lastindex - 1] if match and match.lastindex else "bin"

@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from conftest import run_child
 from faults import children
 
 from mlfinetune.data.batches.workers import build_data_loader, start_workers
+from mlfinetune.errors import LostError
 
 METHODS = ("fork", "forkserver", "spawn")
 
@@ -82,3 +85,42 @@ def test_a_run_is_the_same_however_workers_start(
     )
     assert other.returncode == 0, other.stderr
     assert other.stdout == usual.stdout
+
+
+class Deadly:
+    """A dataset whose decoder kills its process, as a system without memory does."""
+
+    def __getitem__(self, key: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_no_bug() -> None:
+    """The message says what may have happened, and what to set."""
+    with pytest.raises(LostError, match=r"killed, or out of memory\?.*train\.workers: 0"):
+        list(start_workers(build_data_loader(Deadly(), [[1]], 1, False, list)))
+
+
+SCRIPT = """\
+import multiprocessing
+from pathlib import Path
+from faults import tiny
+from mlfinetune.cli import main
+Path("imported").open("a").write(".")
+if not multiprocessing.get_start_method(allow_none=True):
+    multiprocessing.set_start_method("spawn")
+main()
+"""
+
+
+def test_a_script_that_calls_the_command_without_a_guard(trained: Path, tmp_path: Path) -> None:
+    """A worker imports the script again, and the call does nothing there."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = ("--checkpoint", str(trained / "runs/pets"))
+    command = [sys.executable, "script.py", "predict", str(trained / "images"), *run]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "imported").read_text()) > 1
+    assert len(done.stdout.splitlines()) >= 24
