@@ -1,16 +1,17 @@
-"""Bootstrap intervals: their speed beside scikit-learn in a loop, and their coverage.
+"""Intervals of averages: their speed beside scikit-learn in a loop, and their coverage.
 
-python benchmarks/bootstrap.py [--rounds 5] [--repetitions 400]
+python benchmarks/bootstrap.py [--rounds 5] [--repetitions 200]
 
-Speed: 1,000 resamples at 5,000 images x 80 labels give intervals of mAP, F1, and each label's AP
-and F1. The peer is a loop that takes the drawn rows and calls scikit-learn's
+Speed: 1,000 resamples at 5,000 images x 80 labels give intervals of mAP, macro AUROC, F1, and each
+label's AP, AUROC and F1. The peer is a loop that takes the drawn rows and calls scikit-learn's
 `average_precision_score`, for mAP alone. Two of its resamples are timed in each round; rounds take
 turns. Then 100,000 x 80, once, with the peak memory. All are seconds of CPU time on one thread.
 
-Coverage: the population has 20 correlated labels, present in 1 to 20 % of its images. Samples are
-drawn from it. Coverage is the share of samples whose 95 % interval holds the population's value,
-which is computed from 1.5 million images. The same is done for mAP by plain percentiles, and for
-the difference of two models.
+Coverage: samples are drawn from populations of labels, whose scores are normal, those of positives
+moved up. Coverage is the share of samples whose 95 % interval holds the population's value, over
+the labels that the sample has a positive of. `plain` are plain percentiles of resamples, as F1 had
+them before 2026-11-29. In the world of copies each image stands five times, as one
+group; `single` ignores the groups. `difference` is that of two models that err alike.
 """
 
 import argparse
@@ -19,34 +20,37 @@ import platform
 import statistics
 import time
 import tracemalloc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
+from scipy.stats import norm
 from sklearn.metrics import average_precision_score
 
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics import bootstrap
 from mlfinetune.metrics.bootstrap import AVERAGES
 from mlfinetune.metrics.comparison import compare_tables
 from mlfinetune.metrics.intervals import compute_intervals
 from mlfinetune.metrics.measure import measure
-from mlfinetune.metrics.types import ScoreTable
+from mlfinetune.metrics.types import Interval, ScoreTable
 
 RESULTS = Path(__file__).with_name("results") / "bootstrap.json"
 THRESHOLD = 0.8
 RESAMPLES = 1000
 LOOPED = 2
-POPULATION = [300_000] * 5
+Floats = NDArray[np.float64]
 
 
 def main() -> None:
     """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repetitions", type=int, default=400)
+    parser.add_argument("--repetitions", type=int, default=200)
     asked = parser.parse_args()
     results = {
         "speed": speed(asked.rounds),
@@ -128,62 +132,117 @@ def large() -> dict[str, Any]:
 # ---- coverage ---------------------------------------------------------------------------
 
 
-def values(scores: ScoreTable) -> NDArray[np.float64]:
-    """Return mAP, macro F1 and micro F1 of a table."""
-    averages = measure(scores, THRESHOLD).averages
-    return np.array([averages[name] for name in AVERAGES], np.float64)
+@dataclass(frozen=True)
+class World:
+    """A population of labels: their shares of the images, and how far positives are moved up."""
+
+    images: int
+    shares: Floats
+    moves: Floats
+    cut: float = 1.5
+    copies: int = 1
 
 
-def coverage(repetitions: int, labels: int = 20, resamples: int = 400) -> dict[str, Any]:
-    """Return the shares of intervals that hold the population's values."""
-    truth, truth_other = np.zeros(3), np.zeros(3)
-    for seed, images in enumerate(POPULATION):
-        random = np.random.default_rng(10**6 + seed)
-        a = drawn(images, labels, random)
-        truth += values(a) / len(POPULATION)
-        truth_other += values(other(a, random)) / len(POPULATION)
-    result: dict[str, Any] = {
-        "labels": labels,
-        "resamples": resamples,
-        "repetitions": repetitions,
-        "population": dict(zip(AVERAGES, truth.round(4).tolist(), strict=True)),
-        "difference": dict(zip(AVERAGES, (truth_other - truth).round(4).tolist(), strict=True)),
+def build_worlds() -> dict[str, World]:
+    """Return the populations by name."""
+    usual, hard = np.geomspace(0.01, 0.2, 20), np.linspace(1, 2.5, 20)
+    rare = np.geomspace(0.002, 0.02, 200)
+    return {
+        "60 images": World(60, usual, hard),
+        "500 images": World(500, usual, hard),
+        "2000 images": World(2000, usual, hard),
+        "200 images, easy": World(200, usual, hard + 2, 2.0),
+        "500 images, 200 rare labels": World(500, rare, np.full(200, 2.0)),
+        "500 images, chance": World(500, rare, np.zeros(200)),
+        "60 images in 5 copies": World(60, 1.5 * usual, hard, copies=5),
     }
-    for images in (500, 2000):
-        held = [held_by(images, labels, resamples, seed, truth, truth_other)
-                for seed in range(repetitions)]  # fmt: skip
-        result[f"{images} images"] = {
-            name: round(statistics.mean(one[name] for one in held), 3) for name in held[0]
+
+
+def compute_population(world: World, chosen: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the averages over the chosen labels (micro F1: over all)."""
+    recall = (np.arange(5000) + 0.5) / 5000
+    shares, moves = world.shares[:, None], world.moves[:, None]
+    passed = norm.sf(norm.isf(recall) + moves)
+    ap = (shares * recall / (shares * recall + (1 - shares) * passed)).mean(axis=1)
+    hits = world.shares * norm.sf(world.cut - world.moves)
+    false = (1 - world.shares) * norm.sf(world.cut)
+    f1 = 2 * hits / (hits + false + world.shares)
+    means = (ap, 1 - passed.mean(axis=1), f1)
+    pooled = 2 * hits.sum() / (hits + false + world.shares).sum()
+    values = [float(mean[chosen].mean()) for mean in means] + [float(pooled)]
+    return dict(zip(AVERAGES, values, strict=True))
+
+
+def draw_sample(world: World, random: np.random.Generator) -> ScoreTable:
+    """Draw images of a world."""
+    targets = (random.random((world.images, len(world.shares))) < world.shares).astype(np.int8)
+    logits = random.normal(size=targets.shape) + world.moves * targets
+    rows = np.repeat(np.arange(world.images), world.copies)
+    logits = logits[rows] + 0.05 * (world.copies > 1) * random.normal(size=(len(rows), 1))
+    names, labels = (tuple(map(str, range(size))) for size in (len(rows), len(world.shares)))
+    groups = rows if world.copies > 1 else None
+    return ScoreTable(
+        names, logits.astype(np.float32), targets[rows], LabelSpace(labels), groups=groups
+    )
+
+
+def coverage(repetitions: int, resamples: int = 300) -> dict[str, Any]:
+    """Return, by world and number, the coverage and mean width of each kind of interval."""
+    results: dict[str, Any] = {"repetitions": repetitions, "resamples": resamples}
+    for name, world in build_worlds().items():
+        counts: dict[str, list[list[float]]] = {}
+        for seed in range(repetitions if len(world.shares) < 100 else repetitions // 5):
+            for key, row in hold(world, seed, resamples).items():
+                counts.setdefault(key, []).append(row)
+        rows = {key: np.mean(held, axis=0).round(3).tolist() for key, held in counts.items()}
+        results[name] = {
+            key: {"held": row[0], "width": row[1], "own number inside": row[2]}
+            for key, row in rows.items()
         }
-    return result
+        print(name, json.dumps(results[name], indent=1))
+    return results
 
 
-def held_by(
-    images: int,
-    labels: int,
-    resamples: int,
-    seed: int,
-    truth: NDArray[np.float64],
-    truth_other: NDArray[np.float64],
-) -> dict[str, bool]:
-    """Return, for one sample, whether each interval holds the population's value."""
+def hold(world: World, seed: int, resamples: int) -> dict[str, list[float]]:
+    """Return, for one sample: truth held, width, own number inside; of each kind of interval."""
     random = np.random.default_rng(seed)
-    a = drawn(images, labels, random)
-    b, cuts = other(a, random), [THRESHOLD] * labels
-    alone = compute_intervals(a, cuts, resamples, seed).averages
-    both = compare_tables(a, b, cuts, cuts, resamples, seed).averages
-    perfect = replace(a, logits=a.targets.astype(np.float32))  # its mAP is 1 in every resample
-    above = compare_tables(perfect, a, cuts, cuts, resamples, seed).averages["mAP"].interval
-    held = {"mAP, plain percentiles": holds(above, truth[0] - 1)}
-    for at, name in enumerate(AVERAGES):
-        held[name] = holds(alone[name], truth[at])
-        held[f"{name}, difference"] = holds(both[name].interval, truth_other[at] - truth[at])
-    return held
+    scores = draw_sample(world, random)
+    chosen = (scores.targets == 1).any(axis=0)
+    truth, cuts = compute_population(world, chosen), [float(expit(world.cut))] * len(world.shares)
+    own = measure(scores, cuts[0]).averages
+    kinds = {"": compute_intervals(scores, cuts, resamples, seed).averages,
+             "plain": bound_plainly(scores, cuts, resamples, seed)}  # fmt: skip
+    if scores.groups is not None:
+        single = replace(scores, groups=None)
+        kinds["single"] = compute_intervals(single, cuts, resamples, seed).averages
+    rows = {
+        f"{name} {kind}".strip(): judge(intervals[name], truth[name], own[name])
+        for kind, intervals in kinds.items()
+        for name in AVERAGES
+    }
+    first, second = (other(scores, random) for _ in range(2))
+    both = compare_tables(first, second, cuts, cuts, resamples, seed).averages["mAP"]
+    rows["mAP difference"] = judge(both.interval, 0.0, both.value)
+    return rows
 
 
-def holds(interval: tuple[float, float] | None, value: float) -> bool:
-    """Return whether the value lies in the interval."""
-    return interval is not None and bool(interval[0] <= value <= interval[1])
+def judge(interval: Interval | None, truth: float, value: float | None) -> list[float]:
+    """Return whether the truth is held, the width, and whether the interval holds its number."""
+    low, high = interval or (-1.0, 1.0)
+    slack = 1e-9
+    inside = low - slack <= (truth if value is None else value) <= high + slack
+    return [float(low <= truth <= high), high - low, float(inside)]
+
+
+def bound_plainly(
+    scores: ScoreTable, cuts: list[float], resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Return plain percentiles of resamples."""
+    groups = bootstrap.find_groups(scores)
+    table = bootstrap.rank_labels(scores, cuts)
+    (drawn,) = bootstrap.resample([table], groups, resamples, seed, "sklearn")
+    ends = {name: np.nanquantile(x, [0.025, 0.975]) for name, x in drawn.averages().items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 if __name__ == "__main__":

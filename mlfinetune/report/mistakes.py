@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mlfinetune.data.targets import NEGATIVE, POSITIVE
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.report.view import Gallery, Matrix, Missed, Report, Shown, Suspect
-from mlfinetune.text import neutralize
+from mlfinetune.text import neutralize, pluralize
 
 OTHERS = 4
 """Greatest number of other labels beside a picture."""
@@ -178,9 +178,9 @@ def _find_edge(
     if not len(opposite):
         return threshold, words
     mean = float(opposite.mean())
-    if given == NEGATIVE:
-        return max(threshold, mean), f"{words}, tagged pictures average {mean:.2f}"
-    return min(threshold, mean), f"{words}, untagged pictures average {mean:.2f}"
+    kind = "tagged" if given == NEGATIVE else "untagged"
+    words += f", {pluralize(len(opposite), f'{kind} picture')}, on average {mean:.2f}"
+    return (max if given == NEGATIVE else min)(threshold, mean), words
 
 
 def list_suspect_rows(report: Report) -> Iterator[tuple[str, ...]]:

@@ -218,6 +218,23 @@ def _parse_precision(content: Mapping[str, Any]) -> WantedPrecision:
     return WantedPrecision(to_finite(content["wanted"]), needed, never)
 
 
+def read_selection(folder: Path) -> Selection | None:
+    """Read from a run's metrics.json how its best was chosen; None where that is not known."""
+    try:
+        content = json.loads((folder / directory.METRICS).read_bytes())["selection"]
+        return _parse_selection(content)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
+        return None
+
+
 def _parse_selection(content: Mapping[str, Any]) -> Selection:
     return Selection(_parse_count(content["candidates"]), _parse_number(content["optimism"]))
 

@@ -25,7 +25,7 @@ from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.questions import Question, choose_eval_folder, is_replaced
-from mlfinetune.runs.results import write_results
+from mlfinetune.runs.results import read_selection, write_results
 from mlfinetune.runs.settings import flatten_settings, list_differences
 from mlfinetune.runs.trained_on import find_seen
 from mlfinetune.runtime.device import (
@@ -124,6 +124,9 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     scores = tabulate(batches, manifest)
     decision = _choose_decision(config.eval, recorded.eval, loaded, scores)
     evaluation = evaluate(config.eval, scores, decision, fitted_here)
+    if fitted_here and file.name == directory.BEST:  # these scores chose the checkpoint
+        facts = replace(evaluation.facts, selection=read_selection(file.parent))
+        evaluation = replace(evaluation, facts=facts)
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}

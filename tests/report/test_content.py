@@ -116,7 +116,7 @@ def test_suspects_by_hand() -> None:
     logits = [[4], [3], [2], [0.1], [-5], [9], [-1], [2]]
     report = build(evidence(logits, [[0], [0], [1], [0], [1], [-1], [0], [1]]))
     assert [(one.index, one.given) for one in report.suspects] == [(0, 0), (1, 0), (4, 1)]
-    assert report.suspects[0].why == "threshold 0.50, tagged pictures average 0.59"
+    assert report.suspects[0].why == "threshold 0.50, 3 tagged pictures, on average 0.59"
 
 
 def test_calibration_ranks_suspects() -> None:
