@@ -27,8 +27,8 @@ from mlfinetune.cli import main
 from mlfinetune.runtime.device import count_cores
 from mlfinetune.storage.cache import _reported
 
-if START := os.environ.get("MLFINETUNE_TEST_START"):  # `make test-spawn`
-    multiprocessing.set_start_method(START)
+if START := os.environ.get("MLFINETUNE_TEST_START"):  # `make test-spawn` sets it
+    multiprocessing.set_start_method(START, force=True)  # a worker of a test imports this too
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # Started in the background by a shell: processes would inherit it, and not hear Ctrl-C.
