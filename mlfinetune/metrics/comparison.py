@@ -2,24 +2,21 @@
 
     ScoreTable of A, ScoreTable of B -> Comparison, B minus A, with 95 % intervals
 
-Percentiles of the differences; those of averages without their bias, as in `intervals`. Nothing is
-decided by fewer than 6 positives (or groups with a positive): by a sign test, 5 positives that all
-rank better in B happen by chance in 1 of 16 cases. Such a label has no interval.
+Percentiles of the differences, in which the bias of AP cancels. Nothing is decided by fewer than 6
+positives (or groups with a positive): by a sign test, 5 positives that all rank better in B happen
+by chance in 1 of 16 cases. Such a label has no interval.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from mlfinetune.metrics import bootstrap
 from mlfinetune.metrics.bootstrap import AVERAGES, Floats, Progress
 from mlfinetune.metrics.intervals import (
-    average_excess,
     count_positive_groups,
     count_units,
-    measure_excess,
-    remove_bias,
     take_percentiles,
 )
 from mlfinetune.metrics.types import Interval, ScoreTable
@@ -128,15 +125,10 @@ def compare_tables(
     once = np.ones((1, len(groups)), np.int32)
     points = [bootstrap.measure_resamples(table, once, ap) for table in ranked]
     drawn = bootstrap.resample(ranked, groups, resamples, seed, ap, progress)
-    units = count_units(a, groups)
-    excess_a, excess_b = (measure_excess(table, len(groups)) for table in ranked)
-    excess = {"mAP": average_excess(excess_b - excess_a)}
-    averaged = [results.averages() for results in (*points, *drawn)]
-    averages = {}
-    for name in AVERAGES:
-        row = _make_difference([one[name] for one in averaged], units[name])
-        changes = averaged[3][name] - averaged[2][name]
-        averages[name] = _remove_bias(row, changes, excess.get(name))
+    averaged, units = [results.averages() for results in (*points, *drawn)], count_units(a, groups)
+    averages = {
+        name: _make_difference([one[name] for one in averaged], units[name]) for name in AVERAGES
+    }
     positives = count_positive_groups(a, groups).tolist()
     per_label = {
         name: _make_difference(
@@ -162,17 +154,3 @@ def _make_difference(numbers: Sequence[Floats], units: float) -> Difference:
         return Difference(value_a, value_b, None, None)
     above = float((change[~np.isnan(change)] > 0).mean())
     return Difference(value_a, value_b, ends, above)
-
-
-def _remove_bias(row: Difference, change: Floats, excess: float | None) -> Difference:
-    """Remove the bias of an average; one label's AP keeps it, because its noise is far larger.
-
-    Args:
-        row: the difference, with percentiles.
-        change: (B,) differences of resamples.
-        excess: of b less that of a, as in `remove_bias`.
-    """
-    if row.interval is None or row.value is None:
-        return row
-    low, high = remove_bias(row.interval, change, row.value, excess)
-    return replace(row, interval=(min(low, row.value), max(high, row.value)))

@@ -19,8 +19,8 @@ excess of its steps together. Where the number itself is then outside, the inter
 to it: part of that number is the bias.
 One more half positive is supposed for the whole table.
 
-Few units (positives, or their groups) make percentiles too narrow, as a normal distribution is
-beside Student's t. So they are taken further out (Hesterberg 2015, "expanded percentiles").
+Few positives (or groups of them) make percentiles too narrow, as a normal distribution is beside
+Student's t. So they are taken further out (Hesterberg 2015, "expanded percentiles").
 
 Images of one group are drawn together. Thresholds are taken as given: fitting them on the same
 images adds uncertainty that is not in the intervals. benchmarks/coverage.py has the share of
@@ -78,10 +78,13 @@ def compute_intervals(
     once = np.ones((1, len(groups)), np.int32)
     point = bootstrap.measure_resamples(table, once, ap)
     (drawn,) = bootstrap.resample([table], groups, resamples, seed, ap)
-    units, numbers = count_units(scores, groups), point.averages()
-    excess = {"mAP": average_excess(measure_excess(table, len(groups)))}
+    units, freedom = count_units(scores, groups), _count_freedom(scores, groups)
+    numbers = point.averages()
+    excess = {"mAP": _average_excess(_measure_excess(table, len(groups)))}
     averages = {
-        name: _bound_average(values, float(numbers[name][0]), units[name], excess.get(name), seed)
+        name: _bound_average(
+            values, float(numbers[name][0]), units[name], freedom[name], excess.get(name), seed
+        )
         for name, values in drawn.averages().items()
     }
     points = np.stack([point.ap[0], point.auroc[0], point.f1[0]])
@@ -102,8 +105,23 @@ def count_units(scores: ScoreTable, groups: NDArray[np.int64]) -> dict[str, floa
     there = positives[positives > 0]
     spread = len(there) ** 2 / (1 / there).sum() if len(there) else 1.0
     pooled = np.unique(groups[(scores.targets == POSITIVE).any(axis=1)]).size
-    return {**dict.fromkeys(AVERAGES, float(min(spread, max(1, int(groups.max()) + 1)))),
-            "micro_F1": float(max(1, pooled))}  # fmt: skip
+    units = dict.fromkeys(AVERAGES, float(min(spread, groups.max() + 1)))
+    return units | {"micro_F1": float(max(1, pooled))}
+
+
+def _count_freedom(scores: ScoreTable, groups: NDArray[np.int64]) -> dict[str, float]:
+    """Return the degrees of freedom of each average's noise (Satterthwaite 1946), and 1.
+
+    The noise of a label of P positives is about 1 / P, and rests on P - 1 of them. So the noise of
+    a mean over labels may rest on the few positives of its rarest labels.
+    """
+    units = count_units(scores, groups)
+    positives = count_positive_groups(scores, groups)
+    noise, there = 1 / positives[positives > 0], positives[positives > 0]
+    freedom = noise.sum() ** 2 / (noise**2 / np.maximum(there - 1, 0.5)).sum() if len(there) else 0
+    return {name: min(count, freedom + 1) for name, count in units.items()} | {
+        "micro_F1": units["micro_F1"]
+    }
 
 
 def count_positive_groups(scores: ScoreTable, groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -133,7 +151,7 @@ def take_percentiles(lower: Floats, upper: Floats, units: float) -> tuple[float,
     return float(low), float(high)
 
 
-def remove_bias(
+def _remove_bias(
     ends: Interval, resampled: Floats, value: float, excess: float | None = None
 ) -> Interval:
     """Lower both ends by the bias that resampling shows, and for AP by its own bias too.
@@ -151,12 +169,12 @@ def remove_bias(
     return ends[0] - bias - most, ends[1] - bias - least
 
 
-def average_excess(excess: Floats) -> float:
+def _average_excess(excess: Floats) -> float:
     """Return the mean of the labels' excess; 0 where no label has an AP."""
     return float(np.nanmean(excess)) if not np.isnan(excess).all() else 0.0
 
 
-def measure_excess(table: Sequence[Ranking], images: int) -> Floats:
+def _measure_excess(table: Sequence[Ranking], images: int) -> Floats:
     """Return (L,) scikit-learn's AP less the area under precision by recall; NaN without an AP."""
     once = np.ones((1, images), np.int32)
     sums = [bootstrap.sum_weights(ranking, once) for ranking in table]
@@ -164,15 +182,15 @@ def measure_excess(table: Sequence[Ranking], images: int) -> Floats:
 
 
 def _bound_average(
-    values: Floats, value: float, units: float, excess: float | None, seed: int
+    values: Floats, value: float, units: float, freedom: float, excess: float | None, seed: int
 ) -> Interval | None:
     """Return the interval of an average, from its (B,) values on resamples."""
     supposed = np.random.default_rng(seed).standard_gamma(POSITIVE_WEIGHT, len(values))
     share = supposed / (units + supposed)
-    ends = take_percentiles(values * (1 - share), values * (1 - share) + share, units)
+    ends = take_percentiles(values * (1 - share), values * (1 - share) + share, freedom)
     if ends is None or np.isnan(value):
         return None
-    low, high = remove_bias(ends, values, value, excess)
+    low, high = _remove_bias(ends, values, value, excess)
     return max(0.0, min(low, value)), min(1.0, max(high, value))
 
 

@@ -144,6 +144,8 @@ def test_eval_finds_the_metrics_of_training(first: Path, cli: Run, tmp_path: Pat
     ours, again = metrics(first / "one"), metrics(tmp_path / "again")
     assert ours["per_label"] == again["per_label"]
     assert ours["mAP"] == again["mAP"]
+    assert ours["selection"] == again["selection"]  # the best of several heads, by this very mAP
+    assert again["selection"]["candidates"] > 1
 
 
 def backbone_of(path: Path) -> dict[str, Tensor]:
