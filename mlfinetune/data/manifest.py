@@ -61,7 +61,8 @@ def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:
     x, x, y, blank, blank  ->  2, 2, 3, 0, 1
     """
     names = [group or f"\0{row}" for row, group in enumerate(groups)]
-    return np.unique(np.array(names), return_inverse=True)[1]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.fromiter((numbers[name] for name in names), np.int64, len(names))
 
 
 def digest_manifest(manifest: Manifest) -> str:

@@ -50,8 +50,8 @@ def test_differences_are_those_of_measure() -> None:
     b = noisier(a, 1.0, seed=1)
     found, one, two = compared(a, b), measure(a), measure(b)
     for name in AVERAGES:
-        wanted = two.averages[name] - one.averages[name]  # type: ignore[operator]
-        assert found.averages[name].value == pytest.approx(wanted, abs=1e-12)
+        wanted = (one.averages[name], two.averages[name])
+        assert (found.averages[name].a, found.averages[name].b) == pytest.approx(wanted, abs=1e-12)
     for left, right in zip(one.per_label, two.per_label, strict=True):
         difference = found.per_label[left.label]
         assert (difference.a, difference.b) == pytest.approx((left.AP, right.AP))
