@@ -50,7 +50,7 @@ class EvalRequest:
         data: table or folder to score; None: the run's validation data.
         split: score only the rows with this value of the split column.
         images: root of the table's paths; None: the table's folder.
-        output: folder for the results; None: as `questions.find_eval_folder`.
+        output: folder for the results; None: as `questions.choose_eval_folder`.
         overrides: config keys, as `data.bad_images=skip`.
     """
 
