@@ -9,6 +9,7 @@ used is left alone: then every file is decoded again.
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -70,6 +71,15 @@ def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
                         new.append((path, stamps[row], known[row]))
                 yield _add_stamp(known[row], stamps[row])
             cache.add(new)
+
+
+def find_digests(paths: Sequence[str]) -> dict[int, str]:
+    """Return index -> `ImageInfo.digest` of the files that a scan has read as they are now."""
+    with _ScanCache(sys.maxsize) as cache:
+        absolute = [_make_absolute(path) for path in paths]
+        stamps = [None if is_url(path) else files.read_stamp(path) for path in absolute]
+        known = cache.find(absolute, stamps)
+    return {row: found.digest for row, found in known.items() if isinstance(found, ImageInfo)}
 
 
 def _add_stamp(result: ScanResult, stamp: files.Stamp | None) -> ScanResult:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, decode_image, inspect_image
-from mlfinetune.data.images.scan import ScanResult, scan_images
+from mlfinetune.data.images.scan import ScanResult, find_digests, scan_images
 from mlfinetune.errors import ImageError
 
 CAP = 89_000_000
@@ -383,3 +383,13 @@ def test_ctrl_c_at_the_start_is_told_once(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=10)
     assert ends(process.pid, 4)
     assert err.count("Traceback") == 1
+
+
+def test_digests_of_scanned_files_are_known(pictures: list[str], tmp_path: Path) -> None:
+    """Of those alone that a scan has read as they are now, whatever their size."""
+    found = list(scan_images(pictures[:5], CAP))
+    Path(pictures[0]).write_bytes(b"another")
+    known = find_digests([*pictures, str(tmp_path / "none.jpg"), "https://host.invalid/a.jpg"])
+    expected = {row: info.digest for row, info in enumerate(found) if isinstance(info, ImageInfo)}
+    del expected[0]
+    assert known == expected
