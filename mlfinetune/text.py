@@ -19,8 +19,9 @@ _SECRETS = re.compile(
     (?P<before> (?<=[a-z0-9+.-]{2}) :/+ )   # of a URL; `pathlib` leaves one slash of two
     (?: [^\s/?\#'"]* | [^\s/?\#@:[]+ : (?!\d+[/?\#]) \S{0,2000} )  # user:password, no :8080/
     (?P<after> @ )
-    | (?P<name> [?&;\#] (?= [\w.-]+ = ) (?: [\w.-]* (?: token | secret | passw | signature | credential | jwt
-        | api[-_]?key | access[-_]?key ) [\w.-]* | auth | key | pass | pwd | sig ) = )
+    | (?P<name> [?&;\#] (?= [\w.-]+ = ) (?: [\w.-]* (?: token | secret | passw | signature
+        | credential | jwt | api[-_]?key | access[-_]?key ) [\w.-]*
+        | auth | key | pass | pwd | sig ) = )
         [^\s&\#'"<>]+? (?= [:;,.)]{0,8} (?: [\s&\#'"<>] | $ ) )
     | (?P<header> authorization ['"]? \s* [:=] \s* ['"]? (?: bearer\s | basic\s )? ) [^\s'",]+
     """,

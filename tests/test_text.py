@@ -57,4 +57,7 @@ def test_a_long_text_is_masked_at_once(text: str) -> None:
 def test_what_is_long_is_masked_too() -> None:
     """A secret of any length, and one with many signs after it."""
     assert mask_secrets(f"http://me:{'s' * 9000}@host/") == "http://***@host/"
-    assert mask_secrets(f"https://h/a?token={'s' * 9000}{':' * 20}") == f"https://h/a?token=***{':' * 8}"
+    assert (
+        mask_secrets(f"https://h/a?token={'s' * 9000}{':' * 20}")
+        == f"https://h/a?token=***{':' * 8}"
+    )
