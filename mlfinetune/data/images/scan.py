@@ -77,6 +77,11 @@ def _add_stamp(result: ScanResult, stamp: files.Stamp | None) -> ScanResult:
     return result if isinstance(result, str) else replace(result, stamp=files.number_stamp(stamp))
 
 
+def _list_lasting(info: ImageInfo) -> dict[str, object]:
+    """Return the facts to cache: all but the stamp, a number of this run alone."""
+    return {name: value for name, value in asdict(info).items() if name != "stamp"}
+
+
 def _make_absolute(path: str) -> str:
     """Return an absolute path, the key in the cache; a URL stays as it is."""
     return path if is_url(path) else os.path.abspath(path)
@@ -249,7 +254,8 @@ class _ScanCache:
         file = get_cache_root() / "scan" / f"{DECODE_VERSION}.sqlite"
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a row that is no JSON
+        # ValueError: a row that is no JSON; TypeError: one of another version's fields
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             report_unused(f"{file}: {error}")
             self._close()
             if type(error) is sqlite3.DatabaseError:
@@ -284,7 +290,7 @@ class _ScanCache:
             (
                 os.fsencode(path),
                 *stamp,
-                json.dumps(result if isinstance(result, str) else asdict(result)),
+                json.dumps(result if isinstance(result, str) else _list_lasting(result)),
             )
             for path, stamp, result in rows
             if stamp is not None

@@ -191,6 +191,20 @@ def test_a_cache_in_pieces_begins_again(
     assert sqlite3.connect(cache).execute("SELECT count(*) FROM found").fetchone() == (1,)
 
 
+@pytest.mark.parametrize("content", ['{"width": 1, "tint": 0}', "[1, 2]", "3", "{"])
+def test_a_row_of_another_version_is_told_of(
+    cache: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """The picture is looked at again; and no row holds a number of one run."""
+    usual = one(pictures[0])
+    with sqlite3.connect(cache) as store:
+        assert "stamp" not in json.loads(*store.execute("SELECT found FROM found").fetchone())
+        store.execute("UPDATE found SET found = ?", [content])
+    store.close()
+    assert one(pictures[0]) == usual
+    assert f"cache not used: {cache}: " in capsys.readouterr().err
+
+
 def test_a_cache_out_of_reach_is_told_of(
     cache: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
