@@ -3,7 +3,8 @@
     MlfinetuneError
     ├── ConfigError       a YAML file or an override
     ├── DataError         a table, a folder, a picture
-    │   └── ImageError    one file that cannot be decoded
+    │   ├── ImageError    one file that cannot be decoded
+    │   └── UnwritableError   a file that a run needs, where there is no room for it
     ├── WeightsError      pretrained weights: download, file, shapes
     ├── CheckpointError   a checkpoint or a run directory
     ├── DeviceError       a device that is missing, or out of memory
@@ -42,6 +43,10 @@ class ImageError(DataError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+class UnwritableError(DataError):
+    """A file that a run needs, and that cannot be written: no room, no permission."""
 
 
 class WeightsError(MlfinetuneError):

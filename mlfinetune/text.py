@@ -16,16 +16,18 @@ MASK = "***"
 """Text in place of a password."""
 _SECRETS = re.compile(
     r"""
-    (?P<before> [a-z][a-z0-9+.-]+ :/+ )     # a URL; `pathlib` leaves one slash of two
-    (?: [^\s/?\#'"]* | [^\s/?\#@:[]+ : (?!\d+[/?\#]) \S* )  # user:password, no host:8080/
+    (?P<before> (?<=[a-z0-9+.-]{2}) :/+ )   # of a URL; `pathlib` leaves one slash of two
+    (?: [^\s/?\#'"]* | [^\s/?\#@:[]+ : (?!\d+[/?\#]) \S{0,2000} )  # user:password, no :8080/
     (?P<after> @ )
-    | (?P<name> [?&;\#] (?: [\w.-]* (?: token | secret | passw | signature | credential | jwt
-        | api[-_]?key | access[-_]?key ) [\w.-]* | auth | key | pass | pwd | sig ) = )
-        [^\s&\#'"<>]+? (?= [:;,.)]* (?: [\s&\#'"<>] | $ ) )
+    | (?P<name> [?&;\#] (?= [\w.-]+ = ) (?: [\w.-]* (?: token | secret | passw | signature
+        | credential | jwt | api[-_]?key | access[-_]?key ) [\w.-]*
+        | auth | key | pass | pwd | sig ) = )
+        [^\s&\#'"<>]+? (?= [:;,.)]{0,8} (?: [\s&\#'"<>] | $ ) )
     | (?P<header> authorization ['"]? \s* [:=] \s* ['"]? (?: bearer\s | basic\s )? ) [^\s'",]+
     """,
     re.IGNORECASE | re.VERBOSE | re.ASCII,
 )
+"""Bounds and look-arounds keep it fast: any text may stand in a table, and in a message."""
 _FORMULA_STARTS = tuple("=+-@\t\r\n\0＝＋－＠")
 
 

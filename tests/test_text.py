@@ -1,5 +1,7 @@
 """Words for messages: secrets in URLs."""
 
+import time
+
 import pytest
 
 from mlfinetune.text import make_printable, mask_secrets
@@ -38,3 +40,24 @@ def test_a_secret_in_a_url_is_masked(text: str, masked: str) -> None:
 def test_a_text_without_secrets_stays(text: str) -> None:
     """A port, a folder with an @, an address, and words that begin or end like a secret's name."""
     assert mask_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 40_000, "http://a:" * 4000, "?" + "token" * 8000, "?token=" + ":" * 40_000 + "x"],
+    ids=["word", "urls", "name", "signs"],
+)
+def test_a_long_text_is_masked_at_once(text: str) -> None:
+    """A table may hold anything in place of a URL."""
+    started = time.process_time()
+    mask_secrets(text)
+    assert time.process_time() - started < 2
+
+
+def test_what_is_long_is_masked_too() -> None:
+    """A secret of any length, and one with many signs after it."""
+    assert mask_secrets(f"http://me:{'s' * 9000}@host/") == "http://***@host/"
+    assert (
+        mask_secrets(f"https://h/a?token={'s' * 9000}{':' * 20}")
+        == f"https://h/a?token=***{':' * 8}"
+    )

@@ -35,6 +35,7 @@ from mlfinetune.errors import ConfigError, DataError, DeviceError, MlfinetuneErr
 from mlfinetune.runtime.signals import STOP_SIGNALS, catch_signals, kill_children
 from mlfinetune.runtime.streams import ReaderGoneError, flush_output, open_streams
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
+from mlfinetune.storage.cache import remove_temporary_folders
 from mlfinetune.text import make_lines_printable, mask_secrets
 
 BUG_REPORT = (
@@ -171,8 +172,7 @@ def _end_quietly() -> NoReturn:
         from mlfinetune.runtime.distributed import report_failure
 
         report_failure(DataError("enough"))  # the other ranks then end without a message
-        kill_children()
-        os._exit(0)
+        _leave(0)
     sys.exit(0)
 
 
@@ -202,8 +202,16 @@ def _exit_with(error: Exception) -> NoReturn:
         print(mask_secrets(lines) + BUG_REPORT, file=sys.stderr)
     code = 2 if shown is None or isinstance(shown, MlfinetuneError) else 1
     if info.size > 1:
-        # A normal exit would wait for threads and processes that still wait for other ranks.
-        sys.stderr.flush()
-        kill_children()
-        os._exit(code)
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: a normal exit would wait for threads and processes that wait for other ranks.
+
+    What a normal exit would remove is removed here.
+    """
+    sys.stderr.flush()
+    kill_children()
+    remove_temporary_folders()
+    os._exit(code)

@@ -244,7 +244,7 @@ def _find_url_fault(section: Sequence[str], url: str) -> str:
     """Return what is wrong with a URL as a value of the config; an empty text: nothing."""
     if section != ["data"]:
         return f"{url} is a URL, wanted a path of this machine: download it, and name the file"
-    if mask_secrets(url) != url and "?" in url:
+    if mask_secrets(url) != url and any(sign in url for sign in "?#;"):
         return (
             f"{url}: no token or signature in a URL, it would be kept in the run's files; "
             f"download the table, and name the file"

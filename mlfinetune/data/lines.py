@@ -8,6 +8,7 @@ rather than keep the sender waiting for the answer.
 
 import io
 import os
+import select
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -54,14 +55,14 @@ def _read_ahead(lines: Iterator[str]) -> Iterator[str | None]:
 
     Where the value before was None, the next one comes at once: waiting is the caller's business.
     """
-    queue: Queue[str | DataError | None] = Queue(_AHEAD)
+    queue: Queue[str | Exception | None] = Queue(_AHEAD)
 
     def fill() -> None:
         try:
             for line in lines:
                 queue.put(line)
             queue.put(None)
-        except DataError as error:
+        except Exception as error:  # else the reader would wait for ever
             queue.put(error)
 
     with blocked_signals():  # the main thread is to hear them
@@ -76,7 +77,7 @@ def _read_ahead(lines: Iterator[str]) -> Iterator[str | None]:
             continue
         if item is None:
             return
-        if isinstance(item, DataError):
+        if isinstance(item, Exception):
             raise item
         pause = PAUSE_S
         yield item
@@ -89,10 +90,24 @@ def _split_lines(number: int, encoding: str) -> Iterator[str]:
     """
     rest = b""
     try:
-        while chunk := os.read(number, _CHUNK):
+        while chunk := _wait_and_read(number):
             *lines, rest = (rest + chunk).split(b"\n")
             yield from (line.decode(encoding, "surrogateescape") for line in lines)
+        if rest:
+            yield rest.decode(encoding, "surrogateescape")
     except OSError as error:
         raise DataError(f"standard input cannot be read: {error.strerror}") from error
-    if rest:
-        yield rest.decode(encoding, "surrogateescape")
+    except UnicodeError as error:
+        raise DataError(
+            f"standard input is no text in {encoding} ({error}); PYTHONIOENCODING=utf-8 names "
+            f"another encoding"
+        ) from error
+
+
+def _wait_and_read(number: int) -> bytes:
+    """Return the next bytes of an open file, also of one that does not block; none at its end."""
+    while True:
+        try:
+            return os.read(number, _CHUNK)
+        except BlockingIOError:
+            select.select([number], [], [])

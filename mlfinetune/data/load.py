@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.config import Config
 from mlfinetune.data.images.decode import ImageInfo
-from mlfinetune.data.images.scan import ScanResult, scan_images
+from mlfinetune.data.images.scan import ScanResult, find_digests, scan_images
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.rows import PictureScan, Scan
@@ -23,6 +24,8 @@ _DIGITS = 15
 """Hexadecimal digits of a SHA-256 that are kept of it: 60 bits."""
 _READERS = 8
 """Threads that read files: they wait for the disk."""
+_SLICE = 10_000
+"""Files that wait for these threads at a time: each takes 2 KB of memory."""
 
 
 def build_source_options(config: Config) -> SourceOptions:
@@ -102,23 +105,42 @@ def hash_content(picture: ImageInfo) -> int:
 
     With a million different files, the chance that two of them share a number is 4e-7.
     """
-    return int(picture.digest[:_DIGITS], 16)
+    return _shorten(picture.digest)
 
 
-def hash_files(paths: Sequence[str]) -> list[int | None]:
-    """Return `hash_content` of each file without decoding it; None: behind a URL, or unreadable."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(_hash_file, paths))
+def hash_files(manifest: Manifest, rows: range, log: RunLog) -> NDArray[np.int64]:
+    """Return `hash_content` of the files of these rows; -1: behind a URL, or unreadable.
+
+    None is decoded, and none that was scanned is read again.
+    """
+    numbers = np.full(len(rows), -1, np.int64)
+    with log.bar("compare with training", len(rows)) as bar, ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(rows), _SLICE):
+            paths = [manifest.path(row) for row in rows[start : start + _SLICE]]
+            known = find_digests(paths)
+            for index, digest in known.items():
+                numbers[start + index] = _shorten(digest)
+            bar.update(len(known))
+            unknown = [index for index in range(len(paths)) if index not in known]
+            hashed = pool.map(_hash_file, [paths[index] for index in unknown])
+            for index, number in zip(unknown, hashed, strict=True):
+                numbers[start + index] = number
+                bar.update(1)
+    return numbers
 
 
-def _hash_file(path: str) -> int | None:
+def _hash_file(path: str) -> int:
     if is_url(path):  # it would be fetched once more
-        return None
+        return -1
     try:
         with open_binary(path) as file:
-            return int(hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS], 16)
+            return _shorten(hashlib.file_digest(file, "sha256").hexdigest())
     except (OSError, ValueError):
-        return None
+        return -1
+
+
+def _shorten(digest: str) -> int:
+    return int(digest[:_DIGITS], 16)
 
 
 def load_splits(config: Config, log: RunLog | None) -> Splits:

@@ -1,6 +1,7 @@
 """Rows of a table: join those that name one image, refuse or leave out the bad ones."""
 
 import os
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from mlfinetune.data.labels import apply_label_options, join_states, natural_key
 from mlfinetune.data.table import SPLIT_ORDER, Fault, Skipped, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, Targets
 from mlfinetune.errors import DataError
+from mlfinetune.location import Location, is_url
 from mlfinetune.text import format_list, pluralize
 
 SKIPPED_NOTE = "skipped (data.bad_images)"
@@ -186,8 +188,7 @@ def join_repeats(table: Table) -> Table:
     """
     rows_of_image: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
-        path = os.path.normcase(os.path.normpath(name))  # Windows: A.jpg is a.jpg
-        rows_of_image[path if name else f"\0{row}"].append(row)
+        rows_of_image[_normalize(name, table.root) if name else f"\0{row}"].append(row)
     if len(rows_of_image) == len(table):
         return table
     packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()
@@ -211,6 +212,15 @@ def join_repeats(table: Table) -> Table:
     new_row = {row: index for index, row in enumerate(kept)}
     moved = [replace(f, row=f.row if f.row is None else new_row[f.row]) for f in faults]
     return replace(table.take(kept), faults=tuple(dict.fromkeys(moved)))
+
+
+def _normalize(name: str, root: Location) -> str:
+    """Return a text that is the same for all names of one picture."""
+    if is_url(name):
+        return name
+    if is_url(root):
+        return posixpath.normpath(name)
+    return os.path.normcase(os.path.normpath(name))  # Windows: A.jpg is a.jpg
 
 
 def _keep_first_faults(table: Table, groups: list[list[int]]) -> list[Fault]:

@@ -1,11 +1,11 @@
 """Pictures that a run was trained on, as sorted numbers of 8 bytes: trained_on.npz.
 
-numbers of the files' bytes, paths -> write_trained_on
-    other pictures, the run            -> find_seen -> which of them the model has seen
+numbers of the files' bytes, paths        -> write_trained_on -> trained_on.npz
+numbers of other pictures, trained_on.npz -> TrainedOn.find -> which of them the model has seen
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.load import hash_files
-from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import CheckpointError
 from mlfinetune.location import is_url
 from mlfinetune.runs import directory
@@ -35,21 +33,19 @@ class TrainedOn:
     contents: Numbers
     paths: Numbers
 
-    def find(self, contents: Sequence[int | None], paths: Sequence[str]) -> NDArray[np.bool_]:
+    def find(self, contents: Numbers, paths: Iterable[str]) -> NDArray[np.bool_]:
         """Return (N,) whether the model was trained on each picture.
 
         Files are compared by their bytes, and by their paths where these are not known.
 
         Args:
-            contents: number of each file's bytes, as the run's scan made it; None: not known.
+            contents: number of each file's bytes, as the run's scan made it; -1: not known.
             paths: of the same N pictures.
         """
-        known = np.array([number is not None for number in contents], bool)
-        if not len(self.contents):
-            known[:] = False
-        numbers = np.array([number or 0 for number in contents], np.int64)
         by_path = np.isin(number_paths(paths), self.paths)
-        return np.where(known, np.isin(numbers, self.contents), by_path)
+        if not len(self.contents):
+            return by_path
+        return np.where(contents >= 0, np.isin(contents, self.contents), by_path)
 
 
 def number_paths(paths: Iterable[str]) -> Numbers:
@@ -92,24 +88,9 @@ def read_trained_on(run: Path) -> TrainedOn | None:
             raise ValueError("arrays of other types")
     except Exception as error:  # numpy and zipfile raise whatever their parsers raise
         raise CheckpointError(
-            f"{path} is damaged: {error}; without it nothing is said of training pictures"
+            f"{path} is damaged: {error}; remove it, and nothing is said of training pictures"
         ) from error
     return TrainedOn(*arrays)
-
-
-def find_seen(run: Path, manifest: Manifest, is_train: bool) -> NDArray[np.bool_] | None:
-    """Return (N,) whether the run's model was trained on each picture; None: not known.
-
-    Args:
-        run: the run directory.
-        manifest: the N pictures, whose files are read.
-        is_train: they are the rows of train of the run's own table.
-    """
-    trained_on = read_trained_on(run)
-    if trained_on is None:  # of an older version
-        return np.ones(len(manifest), bool) if is_train else None
-    paths = [manifest.path(index) for index in range(len(manifest))]
-    return trained_on.find(hash_files(paths), paths)
 
 
 def describe_seen(seen: int, images: int) -> str:

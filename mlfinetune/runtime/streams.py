@@ -30,6 +30,8 @@ from mlfinetune.text import mask_secrets
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_READER_GONE = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+"""Errors of a pipe that nobody reads any more; Windows has one for several faults."""
 _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
 _closed: set[str] = set()
 """Names of the streams that were closed when the process began, for its whole life."""
@@ -126,7 +128,7 @@ class _Output(io.FileIO):
                 left = left[written or 0 :]
         except OSError as error:
             _divert(self.fileno())
-            if error.errno == errno.EPIPE:
+            if error.errno in _READER_GONE:
                 raise ReaderGoneError from error
             raise OutputError(
                 f"standard output cannot be written: {error.strerror}; redirect it to a file "

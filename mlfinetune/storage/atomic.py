@@ -52,9 +52,9 @@ def try_writing(folder: Path) -> None:
     Raises:
         CheckpointError: it could not be written there (no permission, a full disk, a file).
     """
-    place = folder.absolute()
-    while not os.path.lexists(place):
-        place = place.parent
+    wanted = folder.absolute()
+    # On Windows a drive may be missing too: there is then no folder above.
+    place = next(filter(os.path.lexists, (wanted, *wanted.parents)), wanted)
     try:
         with tempfile.TemporaryFile(prefix=".mlfinetune.", suffix=".tmp", dir=place) as file:
             file.write(bytes(_TRIAL_BYTES))

@@ -15,7 +15,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlfinetune.errors import DataError
+from mlfinetune.errors import DataError, UnwritableError
 
 KINDS = ("features", "images", "parquet", "scan", "tables", "tars")
 """Kinds of cached results, a folder each; `mlfinetune cache --clear` deletes no other folder."""
@@ -74,7 +74,8 @@ def make_in_cache(kind: str, make: Callable[[Path], Path]) -> Path:
 
     Args:
         kind: one of KINDS.
-        make: makes a file or folder in a folder; raises a DataError where it cannot be written.
+        make: makes a file or folder in a folder; raises an UnwritableError where it cannot be
+            written there. Any other error is no fault of the cache, and is raised at once.
 
     Raises:
         DataError: it cannot be made in the temporary folder either.
@@ -83,7 +84,7 @@ def make_in_cache(kind: str, make: Callable[[Path], Path]) -> Path:
     if folder is not None:
         try:
             return make(folder)
-        except DataError as error:
+        except UnwritableError as error:
             report_unused(error)
     return make(make_temporary_folder(kind))
 
@@ -108,7 +109,13 @@ def make_temporary_folder(kind: str) -> Path:
 @cache
 def _make_temporary_root() -> "TemporaryDirectory[str]":
     """Make the folder of `make_temporary_folder`, once a process."""
-    return TemporaryDirectory(prefix="mlfinetune-")
+    return TemporaryDirectory(prefix="mlfinetune-", ignore_cleanup_errors=True)
+
+
+def remove_temporary_folders() -> None:
+    """Remove them now, for a process that leaves by `os._exit`: it runs nothing at its end."""
+    if _make_temporary_root.cache_info().currsize:
+        _make_temporary_root().cleanup()
 
 
 def get_cache_root() -> Path:

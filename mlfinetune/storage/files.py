@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import fsspec
 from fsspec.asyn import sync
 
-from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.errors import CheckpointError, DataError, UnwritableError
 from mlfinetune.location import is_url
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.storage.cache import make_in_cache
@@ -174,7 +174,7 @@ def fetch_table(url: str) -> Path:
         try:
             write_atomic(folder / name, content)
         except CheckpointError as error:
-            raise DataError(
+            raise UnwritableError(
                 f"{url} cannot be kept ({error}); set MLFINETUNE_CACHE to a folder that can be "
                 f"written"
             ) from error

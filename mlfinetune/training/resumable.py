@@ -135,11 +135,11 @@ def _read_labels(run: Path, now: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _describe_labels(before: tuple[str, ...], now: tuple[str, ...]) -> str:
-    """Return `3 labels, the data now has 4 (more: 'x')`."""
+    """Return `3 labels, the data now has 4 (new: 'x')`."""
     counts = pluralize(len(before), "label")
     more = [repr(name) for name in (Counter(now) - Counter(before))]
     less = [repr(name) for name in (Counter(before) - Counter(now))]
-    parts = [*([f"new: {list_some(more)}"] if more else [])]
+    parts = [f"new: {list_some(more)}"] if more else []
     parts += [f"gone: {list_some(less)}"] if less else []
     details = "; ".join(parts) or "the same ones in another order"
     return f"{counts}, the data now has {len(now)} ({details})"

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.config import Config, EvalConfig, restore_config
-from mlfinetune.data.load import build_scan, build_source_options, load_splits
+from mlfinetune.config import Config, restore_config
+from mlfinetune.data.load import build_scan, build_source_options, hash_files, load_splits
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.data.read import read_manifest, read_validation
 from mlfinetune.data.rows import Scan
-from mlfinetune.errors import ConfigError, DataError
+from mlfinetune.errors import DataError
 from mlfinetune.location import Location
-from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
+from mlfinetune.metrics.evaluation import evaluate
 from mlfinetune.metrics.logits import sigmoid
-from mlfinetune.metrics.types import DecisionRule, Evaluation, ScoreTable
+from mlfinetune.metrics.types import Evaluation
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import ScoredBatch, score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
@@ -26,8 +26,9 @@ from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.questions import Question, choose_eval_folder, is_replaced
 from mlfinetune.runs.results import read_selection, write_results
+from mlfinetune.runs.rule import choose_decision, require_rule
 from mlfinetune.runs.settings import flatten_settings, list_differences
-from mlfinetune.runs.trained_on import find_seen
+from mlfinetune.runs.trained_on import TrainedOn, read_trained_on
 from mlfinetune.runtime.device import (
     choose_precision,
     choose_workers,
@@ -50,7 +51,7 @@ class EvalRequest:
         data: table or folder to score; None: the run's validation data.
         split: score only the rows with this value of the split column.
         images: root of the table's paths; None: the table's folder.
-        output: folder for the results; None: as `questions.find_eval_folder`.
+        output: folder for the results; None: as `questions.choose_eval_folder`.
         overrides: config keys, as `data.bad_images=skip`.
     """
 
@@ -102,6 +103,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     recorded = restore_config(loaded.config, file)
     question = _ask(request, file, config, recorded)
     folder = world.broadcast(lambda: choose_eval_folder(question, request.output))
+    trained_on = read_trained_on(file.parent)  # now: a damaged file would lose the scores
     with oom_as_device_error():
         tagger = restore_tagger(
             loaded.backbone,
@@ -115,14 +117,16 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
         source = _Source(request, config, recorded, loaded, file.parent)
         config, manifest, description = _read_examples(source, log)
     fitted_here = digest_manifest(manifest) == loaded.data_digest
-    _require_rule(config.eval, recorded.eval, fitted_here)
+    require_rule(config.eval, recorded.eval, fitted_here)
     intro = f"checkpoint {display_path(file)}, {description}"
     batches = _score_examples(tagger, config, manifest, loaded, world, log, intro)
+    is_train = request.data is None and request.split == "train"
+    seen = _find_seen(trained_on, manifest, is_train, world, log)
     log.repeat_warnings(world.gather(log.take_warnings()))
     if not world.is_main:
         return None
     scores = tabulate(batches, manifest)
-    decision = _choose_decision(config.eval, recorded.eval, loaded, scores)
+    decision = choose_decision(config.eval, recorded.eval, loaded, scores)
     evaluation = evaluate(config.eval, scores, decision, fitted_here)
     if fitted_here and file.name == directory.BEST:  # these scores chose the checkpoint
         facts = replace(evaluation.facts, selection=read_selection(file.parent))
@@ -130,8 +134,6 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
-    is_train = request.data is None and request.split == "train"
-    seen = find_seen(file.parent, manifest, is_train)
     _write(folder, evaluation, about, seen, log)
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
@@ -200,56 +202,28 @@ def _score_examples(
     return gathered
 
 
-def _choose_decision(
-    wanted: EvalConfig,
-    trained_with: EvalConfig,
-    loaded: Checkpoint,
-    scores: ScoreTable,
-) -> DecisionRule:
-    """Return the decision rule (thresholds and calibration) for these scores.
+def _find_seen(
+    trained_on: TrainedOn | None, manifest: Manifest, is_train: bool, world: World, log: RunLog
+) -> NDArray[np.bool_] | None:
+    """Return (N,) whether the run's model was trained on each picture; None: not known.
 
-    `_require_rule` has refused the last row of its table.
+    Each rank reads a share of the files; rank 0 gets the result.
 
     Args:
-        wanted: `eval` of the config with the overrides.
-        trained_with: `eval` of the config without them.
-        loaded: the checkpoint, with its own rule.
-        scores: to fit on.
+        trained_on: the run's training pictures; None: it is of an older version.
+        manifest: the N pictures.
+        is_train: they are the rows of train of the run's own table.
     """
-    if _keeps_rule(wanted, trained_with):
-        return replace(loaded.decision, review=wanted.review)
-    return fit_decision_rule(wanted, scores)
-
-
-def _keeps_rule(wanted: EvalConfig, trained_with: EvalConfig) -> bool:
-    """Tell whether the checkpoint's rule holds: `ap` and `review` never need a new fit."""
-    no_fit = {"ap": trained_with.ap, "review": trained_with.review}
-    return wanted.model_copy(update=no_fit) == trained_with
-
-
-def _require_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool) -> None:
-    """Refuse a rule that would be fitted on other data, before that is scored.
-
-        other eval.* overrides           data               decision rule
-        none                             any                the checkpoint's, with `wanted.review`
-        any                              the run's val      fitted on these scores
-        thresholds=fixed,
-          calibration=none               other              fixed: nothing is fitted
-        others                           other              ConfigError
-
-    Args:
-        wanted, trained_with: `eval` of the config with the overrides, and without them.
-        fitted_here: the data is the validation data that the checkpoint's rule was fitted on.
-
-    Raises:
-        ConfigError: the rule would be fitted on images that are not the run's validation data.
-    """
-    fits = wanted.thresholds != "fixed" or wanted.calibration != "none"
-    if fits and not fitted_here and not _keeps_rule(wanted, trained_with):
-        raise ConfigError(
-            "eval.thresholds and eval.calibration are fitted on the run's validation data, never "
-            "on other data; leave them out, or set eval.thresholds=fixed and eval.calibration=none"
-        )
+    images, rank, size = len(manifest), world.info.rank, world.info.size
+    if trained_on is None:
+        return np.ones(images, bool) if is_train else None
+    shares = world.gather(hash_files(manifest, range(rank, images, size), log))
+    if not world.is_main:
+        return None
+    contents = np.empty(images, np.int64)
+    for other, share in enumerate(shares):
+        contents[other::size] = share
+    return trained_on.find(contents, map(manifest.path, range(images)))
 
 
 # ---- examples ---------------------------------------------------------------------------

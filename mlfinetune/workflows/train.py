@@ -6,8 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from mlfinetune.config import Config
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Splits, digest_manifest
@@ -20,7 +18,7 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.results import write_results
 from mlfinetune.runs.trackers import opened_trackers, require_trackers
-from mlfinetune.runs.trained_on import describe_seen
+from mlfinetune.runs.trained_on import describe_seen, read_trained_on
 from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -225,8 +223,9 @@ def _write_run_results(
     about["versions"] = content.versions
     seen = None
     if setup.splits.contents:
-        learned, scored = setup.splits.contents
-        seen = np.isin(scored, learned) & (scored >= 0)
+        trained_on = read_trained_on(run)  # of a resumed run, whose data may have changed, all
+        assert trained_on is not None
+        seen = trained_on.find(setup.splits.contents[1], map(val.path, range(len(val))))
         if note := describe_seen(int(seen.sum()), len(seen)):
             log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)

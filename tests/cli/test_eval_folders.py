@@ -200,6 +200,22 @@ def test_a_run_of_an_older_version_says_what_its_table_says(
     assert content["seen_in_training"] is None
 
 
+def test_a_damaged_record_of_training_is_found_before_scoring(
+    project: Path, cli: Run, tmp_path: Path
+) -> None:
+    """Hours of scoring are not lost to it, and the message says what helps."""
+    shutil.copytree(project / RUN, tmp_path / "run")
+    record = tmp_path / "run/trained_on.npz"
+    record.write_bytes(record.read_bytes()[:-9])
+    asked = ("eval", "-c", str(tmp_path / "run"), "--data", "tags.csv")
+    done = cli(*asked, cwd=project)
+    assert done.returncode == 2
+    assert "trained_on.npz is damaged" in done.stderr
+    assert "checkpoint " not in done.stderr  # the line with which scoring begins
+    record.unlink()
+    assert cli(*asked, cwd=project).returncode == 0
+
+
 # ---- every command that works long tries to write first -----------------------------------
 
 

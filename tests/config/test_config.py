@@ -34,6 +34,15 @@ def fault(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("sign", "?#;&")
+def test_a_url_with_a_token_is_refused(tmp_path: Path, sign: str) -> None:
+    """It would be kept in the run's files; a part without a secret is kept."""
+    start = f"https://h/t.csv{'?x=1' if sign == '&' else ''}{sign}"
+    path = write(tmp_path, f"data: {{train: '{start}token=abc'}}")
+    assert "no token or signature in a URL" in fault(path)
+    load_config(write(tmp_path, f"data: {{train: '{start}part=abc'}}"))
+
+
 def outcome(path: Path, *overrides: str) -> Config | ConfigError:
     """Return the config, or the error that it is refused with; other exceptions pass through."""
     try:

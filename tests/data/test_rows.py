@@ -1,5 +1,7 @@
 """Rows that cannot be used are refused or left out, once each, and the sums add up."""
 
+import ntpath
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,6 +132,27 @@ def test_joining_keeps_each_fault_with_its_image(rows: list[tuple[str, bool, boo
     assert set(rest.names) == {name for name, _, _ in rows} - spoilt
     rowfaults = {(f.place) for f in joined.faults if not f.picture}
     assert rowfaults == {f.place for f in table.faults if not f.picture}
+
+
+def test_urls_are_compared_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows takes A.jpg for a.jpg; a server does not, nor `a//b` for `a/b`."""
+    monkeypatch.setattr(os.path, "normcase", ntpath.normcase)
+    names = {
+        "https://host": ("A.jpg", "a.jpg", "b/a.jpg", "https://host/x//c", "https://host/x/c"),
+        Path("pictures"): ("A.jpg", "https://host/A.jpg", "https://host/a.jpg"),
+    }
+    for root, different in names.items():
+        states = [np.array([[1]], "int8")] * len(different)
+        table = Table(
+            origin=Path("tags.csv"),
+            format="csv",
+            root=root,
+            names=different,
+            targets=Targets.pack(states, 1),
+            unnamed=np.zeros(len(different), "int8"),
+            labels=LabelSpace(("x",)),
+        )
+        assert join_repeats(table).names == different
 
 
 def test_pictures_alone_can_be_skipped(folder: Path) -> None:

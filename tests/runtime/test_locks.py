@@ -56,13 +56,15 @@ def test_a_folder_that_is_not_there_is_the_systems_error(tmp_path: Path) -> None
 def test_a_forked_process_does_not_hold_it(tmp_path: Path) -> None:
     """A worker may live a moment longer than the process that holds the lock."""
     context = multiprocessing.get_context("fork")
+    worker = context.Process(target=time.sleep, args=(60,))
     with locked_file(tmp_path / "lock"):
-        worker = context.Process(target=time.sleep, args=(60,))
         worker.start()
-    with locked_file(tmp_path / "lock"):
-        assert worker.is_alive()
-    worker.kill()
-    worker.join()
+    try:
+        with locked_file(tmp_path / "lock"):
+            assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 WITHOUT_FCNTL = f"""\

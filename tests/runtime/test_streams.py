@@ -31,3 +31,23 @@ def test_messages_come_at_once_and_without_secrets(unbuffered: str) -> None:
     )
     assert done.stdout == "first\nsecond\n"
     assert done.stderr == "first\nsecond\nhttp://***@host\n"
+
+
+PIPE_OF_WINDOWS = """
+import os, sys
+sys.platform = "win32"
+os.dup2(os.eventfd(0), 1)  # fewer than 8 bytes are an invalid argument
+from mlfinetune.runtime.streams import ReaderGoneError, flush_output, open_streams
+open_streams()
+try:
+    print("a")
+    flush_output()
+except ReaderGoneError:
+    sys.exit(7)
+"""
+
+
+def test_a_reader_that_has_gone_on_windows() -> None:
+    """There the error of the pipe has another number."""
+    done = subprocess.run([sys.executable, "-c", PIPE_OF_WINDOWS], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlfinetune.errors import CheckpointError
-from mlfinetune.storage.atomic import write_atomic, writing_binary
+from mlfinetune.storage.atomic import try_writing, write_atomic, writing_binary
 
 
 def test_a_file_is_replaced_and_the_last_one_kept(tmp_path: Path) -> None:
@@ -24,6 +24,13 @@ def test_a_file_is_replaced_and_the_last_one_kept(tmp_path: Path) -> None:
     before = os.umask(0)
     os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~before
+
+
+def test_a_drive_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `Z:` of Windows, which has no folder above it."""
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    with pytest.raises(CheckpointError, match="cannot write into /none/runs: /none/runs: No such"):
+        try_writing(Path("/none/runs"))
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])

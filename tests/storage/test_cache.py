@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import COMMAND, ENVIRONMENT, Run, lacking, run_child
 from PIL import Image
 
+from mlfinetune.errors import DataError
 from mlfinetune.storage.cache import make_in_cache
 from mlfinetune.storage.store import Store
 
@@ -113,6 +115,41 @@ def test_files_that_a_run_needs_go_elsewhere(
         return folder / "table.csv"
 
     assert make_in_cache("tables", make).read_text() == "image\n"
+
+
+def test_a_fault_of_the_data_is_none_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is raised at once; what cannot be written is made elsewhere."""
+    monkeypatch.setenv("MLFINETUNE_CACHE", str(tmp_path))
+    folders = []
+
+    def make(folder: Path) -> Path:
+        folders.append(folder)
+        raise DataError("cannot read a.parquet")
+
+    with pytest.raises(DataError, match="cannot read"):
+        make_in_cache("parquet", make)
+    assert folders == [tmp_path / "parquet"]
+    assert capsys.readouterr().err == ""
+
+
+LEAVE = """
+from mlfinetune.cli import _leave
+from mlfinetune.storage.cache import make_temporary_folder
+print(make_temporary_folder("tables"), flush=True)
+_leave(2)
+"""
+
+
+def test_a_process_that_leaves_at_once_leaves_no_files(tmp_path: Path) -> None:
+    """One of several ranks does not wait for the others."""
+    command = [sys.executable, "-c", LEAVE]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert Path(done.stdout.strip()).parents[1] == tmp_path
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_list_of_what_is_kept_needs_a_home(tmp_path: Path, cli: Run) -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import children
+from conftest import Run
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.storage.files import number_stamp, read_stamp
+
+STEPS = 3
+"""Steps of an epoch: 19 pictures, 8 in a batch."""
 
 
 def change(path: Path) -> None:
@@ -23,17 +27,27 @@ def change(path: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
 
 
-def test_pictures_swapped_for_others(pictures: Path) -> None:
+def test_pictures_swapped_for_others(pictures: Path, cli: Run) -> None:
     """Once, at the end of the epoch that has read them."""
-    children.prepare_server()
-    child = children.start("train", "pets.yaml", "train.epochs=16", "train.workers=1", cwd=pictures)
-    assert child.wait_until(lambda: "epoch 1/16 " in child.said), child.said
     files = sorted((pictures / "images").iterdir())
-    for file in files[:3]:
-        shutil.copyfile(files[5], file)
-        change(file)
-    assert child.wait() == 0, child.said
-    lines = child.said.splitlines()
+    steps: list[object] = []
+
+    def swap(*step: object) -> None:
+        """After the last step of the first epoch, so that each loader meets all of them at once."""
+        steps.append(step)
+        if len(steps) == STEPS:
+            for file in files[:3]:
+                shutil.copyfile(files[5], file)
+                change(file)
+
+    hook = register_optimizer_step_post_hook(swap)
+    try:
+        done = cli("train", "pets.yaml", "train.epochs=3", cwd=pictures)
+    finally:
+        hook.remove()
+    assert done.returncode == 0, done.stderr
+    assert len(steps) == 3 * STEPS
+    lines = done.stderr.splitlines()
     warnings = [line for line in lines if "while the run was under way" in line]
     assert 1 <= len(warnings) <= 2  # train and val
     for file in files[:3]:

@@ -233,12 +233,18 @@ def _find_room(store: Store, size: int) -> None:
     Raises:
         DataError: the memory has too little room as well.
     """
+    free = read_free_memory(torch.device("cpu")) or size  # 0: unknown
     if store.folder is None:
+        if size > free:
+            raise DataError(
+                f"keeping features needs {size / 1e9:.2f} GB, and without a cache {free / 1e9:.2f} "
+                f"GB of memory are free; set MLFINETUNE_CACHE to a folder that has room"
+            )
         return
     try:
         require_space(store.folder, size, "keeping features")
     except DataError as error:
-        if size > (read_free_memory(torch.device("cpu")) or size):
+        if size > free:
             raise
         report_unused(error)
         store.folder = None

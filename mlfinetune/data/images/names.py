@@ -108,7 +108,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def find_ending(data: bytes) -> str:
+def guess_ending(data: bytes) -> str:
     """Return the file ending of a picture by its first bytes; `bin` for an unknown format."""
     match = _MAGIC.match(data)
     return _ENDING_OF[match.lastindex - 1] if match and match.lastindex else "bin"

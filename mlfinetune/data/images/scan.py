@@ -9,6 +9,7 @@ used is left alone: then every file is decoded again.
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -72,9 +73,23 @@ def scan_images(paths: Sequence[str], max_pixels: int) -> Iterator[ScanResult]:
             cache.add(new)
 
 
+def find_digests(paths: Sequence[str]) -> dict[int, str]:
+    """Return index -> `ImageInfo.digest` of the files that a scan has read as they are now."""
+    with _ScanCache(sys.maxsize) as cache:
+        absolute = [_make_absolute(path) for path in paths]
+        stamps = [None if is_url(path) else files.read_stamp(path) for path in absolute]
+        known = cache.find(absolute, stamps)
+    return {row: found.digest for row, found in known.items() if isinstance(found, ImageInfo)}
+
+
 def _add_stamp(result: ScanResult, stamp: files.Stamp | None) -> ScanResult:
     """Return the result with the stamp that the file had just before it was looked at."""
     return result if isinstance(result, str) else replace(result, stamp=files.number_stamp(stamp))
+
+
+def _list_lasting(info: ImageInfo) -> dict[str, object]:
+    """Return the facts to cache: all but the stamp, a number of this run alone."""
+    return {name: value for name, value in asdict(info).items() if name != "stamp"}
 
 
 def _make_absolute(path: str) -> str:
@@ -249,7 +264,8 @@ class _ScanCache:
         file = get_cache_root() / "scan" / f"{DECODE_VERSION}.sqlite"
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a row that is no JSON
+        # ValueError: a row that is no JSON; TypeError: one of another version's fields
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             report_unused(f"{file}: {error}")
             self._close()
             if type(error) is sqlite3.DatabaseError:
@@ -284,7 +300,7 @@ class _ScanCache:
             (
                 os.fsencode(path),
                 *stamp,
-                json.dumps(result if isinstance(result, str) else asdict(result)),
+                json.dumps(result if isinstance(result, str) else _list_lasting(result)),
             )
             for path, stamp, result in rows
             if stamp is not None

@@ -22,7 +22,7 @@ from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlfinetune.data.images.names import find_ending, is_image_name
+from mlfinetune.data.images.names import guess_ending, is_image_name
 from mlfinetune.data.readers.class_labels import (
     Classes,
     name_classes,
@@ -33,7 +33,7 @@ from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.column_sample import SAMPLE_ROWS
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.table import SourceOptions, Table
-from mlfinetune.errors import DataError
+from mlfinetune.errors import DataError, UnwritableError
 from mlfinetune.location import is_portable_name
 from mlfinetune.storage.cache import make_in_cache
 
@@ -326,11 +326,12 @@ def _unpack_into(folder: Path, needed: int, shards: list[Path], column: str) -> 
     """Unpack pictures of `needed` bytes into a new folder.
 
     Raises:
-        DataError: there is no room, or it cannot be written.
+        UnwritableError: there is no room, or it cannot be written.
+        DataError: a shard cannot be read.
     """
     free, hint = shutil.disk_usage(folder.parent).free, "MLFINETUNE_CACHE names another folder"
     if needed > free:
-        raise DataError(
+        raise UnwritableError(
             f"the pictures in {shards[0].parent} need {needed / 1e9:,.1f} GB, and {folder.parent} "
             f"has {free / 1e9:,.1f} GB free; {hint}"
         )
@@ -341,7 +342,7 @@ def _unpack_into(folder: Path, needed: int, shards: list[Path], column: str) -> 
     except OSError as error:
         if not (folder / _INDEX).is_file():  # else another process was first
             why = f"cannot unpack into {folder.parent}: {error.strerror}"
-            raise DataError(f"{why}; {hint}") from error
+            raise UnwritableError(f"{why}; {hint}") from error
 
 
 def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
@@ -355,7 +356,7 @@ def _unpack_pictures(shards: list[Path], column: str, root: Path) -> None:
                 if not data:
                     names.append("")
                     continue
-                name = path if path in usable else f"{shard.stem}-{row + 1}.{find_ending(data)}"
+                name = path if path in usable else f"{shard.stem}-{row + 1}.{guess_ending(data)}"
                 names.append(f"{row // 1000:04d}/{name}")
                 file = root / names[-1]
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -122,6 +122,14 @@ def reopened(store: Store) -> Store:
     return Store(store.folder)
 
 
+def test_features_that_fit_nowhere_are_refused(folder: Path) -> None:
+    """Before any is computed, without a cache too: the memory has a size as well."""
+    wide = replace(extractor(), width=10**15)
+    wanted = find_missing(Store(None), manifest(folder), (PLAIN_VIEW,), wide)
+    with pytest.raises(DataError, match=r"keeping features needs .* set MLFINETUNE_CACHE to"):
+        next(compute_missing(Store(None), manifest(folder), wanted, wide))
+
+
 # ---- views ------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import pytest
 from mlfinetune.data.images.names import (
     DECODED,
     UNDECODED,
+    guess_ending,
     is_decoded_name,
     is_image_name,
     walk_files,
@@ -81,3 +82,10 @@ def test_each_link_of_a_real_folder_is_followed(tmp_path: Path) -> None:
     found = [str(path.relative_to(tmp_path / "pets")) for path in walk_files(tmp_path / "pets")]
     names = ("chien", "dog", "hund")
     assert found == [f"{name}/{file}" for name in names for file in ("a.jpg", "sub/b.jpg")]
+
+
+def test_an_ending_is_guessed_by_the_first_bytes() -> None:
+    """Of pictures that come without a name."""
+    assert guess_ending(b"\x89PNG\r\n") == "png"
+    assert guess_ending(b"\0\0\0\x20ftypavif") == "avif"
+    assert guess_ending(b"%PDF") == "bin"

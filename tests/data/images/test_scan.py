@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mlfinetune.data.images.decode import DECODE_VERSION, ImageInfo, decode_image, inspect_image
-from mlfinetune.data.images.scan import ScanResult, scan_images
+from mlfinetune.data.images.scan import ScanResult, find_digests, scan_images
 from mlfinetune.errors import ImageError
 
 CAP = 89_000_000
@@ -189,6 +189,20 @@ def test_a_cache_in_pieces_begins_again(
     assert f"cache not used: {cache}: database disk image is malformed" in capsys.readouterr().err
     assert isinstance(one(pictures[0]), ImageInfo)
     assert sqlite3.connect(cache).execute("SELECT count(*) FROM found").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("content", ['{"width": 1, "tint": 0}', "[1, 2]", "3", "{"])
+def test_a_row_of_another_version_is_told_of(
+    cache: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """The picture is looked at again; and no row holds a number of one run."""
+    usual = one(pictures[0])
+    with sqlite3.connect(cache) as store:
+        assert "stamp" not in json.loads(*store.execute("SELECT found FROM found").fetchone())
+        store.execute("UPDATE found SET found = ?", [content])
+    store.close()
+    assert one(pictures[0]) == usual
+    assert f"cache not used: {cache}: " in capsys.readouterr().err
 
 
 def test_a_cache_out_of_reach_is_told_of(
@@ -383,3 +397,13 @@ def test_ctrl_c_at_the_start_is_told_once(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=10)
     assert ends(process.pid, 4)
     assert err.count("Traceback") == 1
+
+
+def test_digests_of_scanned_files_are_known(pictures: list[str], tmp_path: Path) -> None:
+    """Of those alone that a scan has read as they are now, whatever their size."""
+    found = list(scan_images(pictures[:5], CAP))
+    Path(pictures[0]).write_bytes(b"another")
+    known = find_digests([*pictures, str(tmp_path / "none.jpg"), "https://host.invalid/a.jpg"])
+    expected = {row: info.digest for row, info in enumerate(found) if isinstance(info, ImageInfo)}
+    del expected[0]
+    assert known == expected
