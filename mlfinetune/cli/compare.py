@@ -159,6 +159,7 @@ def _build_json(a: Path, b: Path, result: CompareResult) -> dict[str, Any]:
         },
         "resamples": comparison.resamples,
         "groups": result.groups,
+        "seen_in_training": {"a": result.seen[0], "b": result.seen[1]},
         **{name: _to_dict(row) for name, row in comparison.averages.items()},
         "per_label": {name: {"AP": _to_dict(row)} for name, row in per_label},
         "wins": comparison.wins,

@@ -3,7 +3,7 @@
 import textwrap
 
 from mlfinetune.metrics.selection import describe_selection
-from mlfinetune.metrics.types import Evaluation, Facts, MetricTable, is_top
+from mlfinetune.metrics.types import Evaluation, Facts, MetricTable, describe_need, is_top
 from mlfinetune.runs import directory
 from mlfinetune.text import choose_column_width, fit_width, list_some, make_printable, pluralize
 
@@ -71,8 +71,8 @@ def _format_precision(table: MetricTable, facts: Facts) -> list[str]:
             _wrap(
                 f"never given: {pluralize(len(names), 'label')} that {_name_images(table, facts)} "
                 f"cannot show to be right in {100 * promise.wanted:g} % of the cases: "
-                f"{list_some(names)}; a label needs {promise.positives_needed} positives or more "
-                f"for it"
+                f"{list_some(names)}; a label needs "
+                f"{describe_need(promise.positives_needed, facts.intervals.groups)}"
             )
         )
     return lines

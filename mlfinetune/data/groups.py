@@ -86,7 +86,8 @@ def check_groups(table: Table, val_table: Table | None, options: SourceOptions) 
     if torn is None:
         if table.groups is not None and val_table is not None and val_table.groups is None:
             return [
-                f"val has no column '{options.group_by}' (data.group_by): nobody knows whether its "
+                f"val has no column '{options.group_by}' (data.group_by): its intervals take "
+                f"each picture for itself, and nobody knows whether its "
                 f"groups are in train too"
             ]
         return []

@@ -34,7 +34,8 @@ class Difference:
         a, b: the number of each table; None where undefined.
         interval: 95 % interval of b - a; None where fewer than FEWEST positives tell, or where
             undefined on the data or in half the resamples.
-        share_above: share of the resamples where b is above a; None if `interval` is.
+        share_above: share of the resamples where b is above a, a tie counts half; None if
+            `interval` is.
     """
 
     a: float | None
@@ -152,5 +153,6 @@ def _make_difference(numbers: Sequence[Floats], units: float) -> Difference:
     ends = None if units < FEWEST else take_percentiles(change, change, units)
     if ends is None or value_a is None or value_b is None:
         return Difference(value_a, value_b, None, None)
-    above = float((change[~np.isnan(change)] > 0).mean())
+    defined = change[~np.isnan(change)]
+    above = float(((defined > 0) + 0.5 * (defined == 0)).mean())
     return Difference(value_a, value_b, ends, above)

@@ -28,6 +28,7 @@ intervals that hold the population's value.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +79,19 @@ def compute_intervals(
     once = np.ones((1, len(groups)), np.int32)
     point = bootstrap.measure_resamples(table, once, ap)
     (drawn,) = bootstrap.resample([table], groups, resamples, seed, ap)
+    given = np.asarray(thresholds) < 1
     units, freedom = count_units(scores, groups), _count_freedom(scores, groups)
     numbers = point.averages()
     excess = {"mAP": _average_excess(_measure_excess(table, len(groups)))}
     averages = {
         name: _bound_average(
-            values, float(numbers[name][0]), units[name], freedom[name], excess.get(name), seed
+            values,
+            float(numbers[name][0]),
+            units[name],
+            freedom[name],
+            excess.get(name),
+            float(given.mean()) if name.endswith("F1") else 1.0,
+            seed,
         )
         for name, values in drawn.averages().items()
     }
@@ -92,7 +100,7 @@ def compute_intervals(
         scores, table, groups, points, min(resamples, LABEL_RESAMPLES), seed, ap
     )
     drawn_groups = None if scores.groups is None else int(groups.max()) + 1
-    return Intervals(averages, per_label, resamples, drawn_groups)
+    return Intervals(averages, _give_nothing(per_label, given), resamples, drawn_groups)
 
 
 def count_units(scores: ScoreTable, groups: NDArray[np.int64]) -> dict[str, float]:
@@ -182,11 +190,26 @@ def _measure_excess(table: Sequence[Ranking], images: int) -> Floats:
 
 
 def _bound_average(
-    values: Floats, value: float, units: float, freedom: float, excess: float | None, seed: int
+    values: Floats,
+    value: float,
+    units: float,
+    freedom: float,
+    excess: float | None,
+    possible: float,
+    seed: int,
 ) -> Interval | None:
-    """Return the interval of an average, from its (B,) values on resamples."""
+    """Return the interval of an average.
+
+    Args:
+        values: (B,) its values on resamples.
+        value: itself.
+        units, freedom: as `count_units` and `_count_freedom` say.
+        excess: as for `_remove_bias`.
+        possible: share of the labels for which a supposed positive changes anything.
+        seed: of the supposed positives.
+    """
     supposed = np.random.default_rng(seed).standard_gamma(POSITIVE_WEIGHT, len(values))
-    share = supposed / (units + supposed)
+    share = supposed / (units + supposed) * possible
     ends = take_percentiles(values * (1 - share), values * (1 - share) + share, freedom)
     if ends is None or np.isnan(value):
         return None
@@ -227,6 +250,15 @@ def _bound_labels(
         for column in labels
     ]
     return tuple(LabelIntervals(name, *row) for name, row in zip(names, bounds, strict=True))
+
+
+def _give_nothing(
+    rows: tuple[LabelIntervals, ...], given: NDArray[np.bool_]
+) -> tuple[LabelIntervals, ...]:
+    """Set F1 of labels that are never given to 0, which it is on any images."""
+    pairs = zip(rows, given, strict=True)
+    return tuple(row if is_given or row.F1 is None else replace(row, F1=(0.0, 0.0))
+                 for row, is_given in pairs)  # fmt: skip
 
 
 def _weigh_supposed(scores: ScoreTable, groups: NDArray[np.int64]) -> Floats:

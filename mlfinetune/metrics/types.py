@@ -30,6 +30,13 @@ def is_top(interval: Interval | None, value: float | None) -> bool:
     return interval is not None and value is not None and interval[0] < value == interval[1] < 1
 
 
+def describe_need(positives: int, groups: int | None) -> str:
+    """Return `16 positives or more for it`; of groups each counts once."""
+    kind = "positive" if groups is None else "group with a positive"
+    plural = "positives" if groups is None else "groups with a positive"
+    return f"{positives} {kind if positives == 1 else plural} or more for it"
+
+
 @dataclass(frozen=True)
 class ScoreTable:
     """Logits and targets of every image of a set.

@@ -137,7 +137,8 @@ def _split_averages(evidence: Evidence) -> tuple[tuple[Number, ...], tuple[Numbe
     nothing = "undefined: no label has both a known positive and a known negative"
     numbers = {}
     for name, value in evidence.table.averages.items():
-        note = _HEADLINE.get(name, "") if value is not None else nothing
+        why = "undefined: no label is given" if "recision" in name or name[1:] == "P" else nothing
+        note = _HEADLINE.get(name, "") if value is not None else why
         low, high = evidence.intervals.get(name, (None, None))
         numbers[name] = Number(name, value, low, high, note)
     headline = tuple(numbers.pop(name) for name in _HEADLINE if name in numbers)

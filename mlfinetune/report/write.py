@@ -28,7 +28,13 @@ from mlfinetune.metrics.calibration import wilson_interval
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import describe_selection
-from mlfinetune.metrics.types import CalibrationError, CalibrationFacts, Facts, ScoreTable
+from mlfinetune.metrics.types import (
+    CalibrationError,
+    CalibrationFacts,
+    Facts,
+    ScoreTable,
+    describe_need,
+)
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_again
@@ -199,7 +205,8 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
         text = f"{100 * promise.wanted:g} % a label"
         if promise.never_given:
             text += f"; never given, because it cannot be shown: {list_some(promise.never_given)}"
-            text += f"; a label needs {promise.positives_needed} positives or more for it"
+            need = describe_need(promise.positives_needed, facts.intervals.groups)
+            text += f"; a label needs {need}"
         lines.append(("wanted precision", text))
     groups = facts.intervals.groups
     drawn = "the images" if groups is None else f"{pluralize(groups, 'group')} of images"

@@ -218,6 +218,15 @@ def _parse_precision(content: Mapping[str, Any]) -> WantedPrecision:
     return WantedPrecision(to_finite(content["wanted"]), needed, never)
 
 
+def read_training_digest(folder: Path) -> str | None:
+    """Read the digest of the training data from a run's metrics.json; None: not known."""
+    try:
+        digest = json.loads((folder / directory.METRICS).read_bytes())["training_data"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return digest if isinstance(digest, str) else None
+
+
 def read_selection(folder: Path) -> Selection | None:
     """Read from a run's metrics.json how its best was chosen; None where that is not known."""
     try:

@@ -5,6 +5,7 @@
     differs from the run                        without --allow-changed   with it
     labels: others, more, fewer, another order  refused                   refused
     backbone, optimizer, shape of a weight      refused                   refused
+    size of the pictures, and their resizing    refused                   refused
     fewer epochs than are trained               refused                   refused
     other settings and data                     refused                   allowed, with a state
     keys that change nothing                    allowed                   allowed
@@ -24,6 +25,7 @@ from mlfinetune.config import Config, load_config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.results import read_training_digest
 from mlfinetune.runs.trained_on import read_trained_on
 from mlfinetune.text import display_path, format_list, list_some, pluralize
 from mlfinetune.training.build import build_training_optimizer, precomputes_features, uses_lbfgs
@@ -86,6 +88,9 @@ def _require_same_config(
             {"validation data": digest} for digest in (digest, digest_manifest(splits.val))
         )
         changes += list_changes(kept, now)
+    if (trained_with := read_training_digest(run)) is not None:
+        current = {"training data": digest_manifest(splits.train)}
+        changes += list_changes({"training data": trained_with}, current)
     if not allow_changed:
         require_no_changes(changes)
     # A file of weights that has moved is given anew; see docs/reliability.md.
@@ -157,6 +162,14 @@ def _require_fits(run: Path, state: ResumeState, setup: TrainingSetup) -> None:
             f"train.epochs: {epochs}, but {trained:.3g} are trained: give as many or more to "
             f"resume, or {_ANEW}"
         )
+    made_of, wanted = state.content["made_of"], collect_settings(setup.config)
+    for key in ("model.image_size", "model.resize"):
+        if made_of.get(key, wanted[key]) != wanted[key]:
+            raise ConfigError(
+                f"{key}: {made_of[key]} before, {wanted[key]} now: the best epoch so far was "
+                f"measured on other pictures; {_ANEW}, from these weights: model.weights="
+                f"{display_path(run)}"
+            )
     fault = _find_misfit(state.content, setup)
     if fault:
         raise CheckpointError(

@@ -43,12 +43,14 @@ class Side:
         thresholds: of each label.
         ap: protocol of AP.
         settings: of its run; None: not known.
+        seen: number of its pictures that its model was trained on; None: not known.
     """
 
     scores: ScoreTable
     thresholds: tuple[float, ...]
     ap: str
     settings: dict[str, Any] | None
+    seen: int | None = None
 
     def take(self, rows: Sequence[int], columns: Sequence[int]) -> "Side":
         """Return these images and labels, in this order."""
@@ -77,6 +79,7 @@ class CompareResult:
         settings: dotted key -> values of A and B, of the settings that differ; None: those of one
             side are not known.
         groups: number of groups of images that were drawn; None: single images were.
+        seen: number of pictures that the models of A and of B were trained on; None: not known.
     """
 
     comparison: Comparison
@@ -84,6 +87,7 @@ class CompareResult:
     only: tuple[tuple[int, int], tuple[int, int]]
     settings: dict[str, tuple[object, object]] | None
     groups: int | None
+    seen: tuple[int | None, int | None]
 
 
 def run(request: CompareRequest, log: RunLog) -> CompareResult:
@@ -125,7 +129,12 @@ def run(request: CompareRequest, log: RunLog) -> CompareResult:
     if a.settings is not None and b.settings is not None:
         settings = list_differences(a.settings, b.settings)
     drawn = None if groups is None else len(np.unique(groups))
-    return CompareResult(comparison, len(rows), (images, labels), settings, drawn)
+    for name, side in (("A", a), ("B", b)):
+        if side.seen:
+            count = pluralize(side.seen, "picture")
+            log.say(f"warning: {name} was trained on {count} of those that it scored: too good")
+    seen = (a.seen, b.seen)
+    return CompareResult(comparison, len(rows), (images, labels), settings, drawn, seen)
 
 
 def _read_side(folder: Path) -> Side:
@@ -141,7 +150,9 @@ def _read_side(folder: Path) -> Side:
     content, thresholds = read_metrics(folder, scores.labels)
     ap = content.get("ap")
     protocol = ap if ap in PROTOCOLS else PROTOCOLS[0]
-    return Side(scores, thresholds, protocol, read_settings(folder, content))
+    seen = content.get("seen_in_training")
+    seen = seen if isinstance(seen, int) else None
+    return Side(scores, thresholds, protocol, read_settings(folder, content), seen)
 
 
 def _number_repeats(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -116,6 +116,11 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     with world.local_main_first():
         source = _Source(request, config, recorded, loaded, file.parent)
         config, manifest, description = _read_examples(source, log)
+    if config.data.group_by is not None and manifest.groups is None:
+        log.say(
+            f"warning: {description} has no column '{config.data.group_by}' (data.group_by): "
+            f"intervals take each picture for itself, and may be too narrow"
+        )
     fitted_here = digest_manifest(manifest) == loaded.data_digest
     require_rule(config.eval, recorded.eval, fitted_here)
     intro = f"checkpoint {display_path(file)}, {description}"

@@ -221,6 +221,7 @@ def _write_run_results(
     evaluation = replace(evaluation, facts=facts)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
     about["versions"] = content.versions
+    about["training_data"] = digest_manifest(setup.splits.train)
     seen = None
     if setup.splits.contents:
         trained_on = read_trained_on(run)  # of a resumed run, whose data may have changed, all

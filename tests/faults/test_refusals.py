@@ -80,6 +80,12 @@ def test_other_labels_are_never_allowed(runs: Runs, name: str, change: str) -> N
     assert "train anew, without --resume" in text
 
 
+def test_a_solved_run_is_not_solved_anew_on_other_data(runs: Runs) -> None:
+    """It keeps no state, so its results would be overwritten by those of another model."""
+    with table(runs, lambda text: text.rstrip("\n").rpartition("\n")[0] + "\n"):
+        assert "training data" in refuse(runs, "solved", SOLVED)
+
+
 def test_another_order_of_labels_is_never_allowed(runs: Runs) -> None:
     """The shapes agree, and every column would mean another label."""
     names = (runs.folder / "done" / directory.LABELS).read_text().split()
@@ -99,6 +105,8 @@ def test_another_order_of_labels_is_never_allowed(runs: Runs) -> None:
         ("done", (*FROZEN, "train.cache_features=off"), "or this optimizer"),
         ("frozen", (), "does not fit this model"),
         ("done", ("train.optimizer=sgd",), "train.optimizer: adamw before, sgd now"),
+        ("done", ("model.image_size=64",), "model.image_size: 32 before, 64 now"),
+        ("stopped", ("model.resize=crop",), "model.resize: squash before, crop now"),
         ("sgd", ("train.optimizer=adamw",), "train.optimizer: sgd before, adamw now"),
         ("solved", (), "solved keeps no state to go on from"),
         ("solved", (SOLVED, "model.image_size=64"), "model.image_size: 32 before, 64 now"),

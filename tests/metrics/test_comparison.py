@@ -27,7 +27,7 @@ def test_nothing_can_be_told_between_a_table_and_itself() -> None:
     assert found.verdict == NO_DIFFERENCE
     assert (found.wins, found.losses, found.ties) == (0, 0, 4)
     assert {(one.value, one.interval, one.share_above) for one in found.averages.values()} == {
-        (0.0, (0.0, 0.0), 0.0)
+        (0.0, (0.0, 0.0), 0.5)
     }
 
 

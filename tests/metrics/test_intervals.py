@@ -219,3 +219,14 @@ def test_a_thousand_resamples_take_seconds() -> None:
     started = time.monotonic()
     compute_intervals(scores, [0.5] * 8)
     assert time.monotonic() - started < 6
+
+
+def test_a_label_that_is_never_given_has_an_f1_of_0_for_sure() -> None:
+    """A threshold of 1 gives it to no image, whatever images come."""
+    scores = drawn(60, 2, seed=0)
+    found = compute_intervals(scores, [1.0, 0.7], 200)
+    assert found.per_label[0].F1 == (0, 0)
+    assert width(found.per_label[1].F1) > 0
+    none = compute_intervals(scores, [1.0, 1.0], 200).averages
+    assert (none["macro_F1"], none["micro_F1"]) == ((0, 0), (0, 0))
+    assert width(none["mAP"]) > 0
