@@ -1,16 +1,16 @@
 """Errors that the user can fix: a wrong file, a wrong setting, a full disk.
 
     MlfinetuneError
-    ├── ConfigError       a YAML file or an override
-    ├── DataError         a table, a folder, a picture
-    │   ├── ImageError    one file that cannot be decoded
-    │   └── UnwritableError   a file that a run needs, where there is no room for it
-    ├── WeightsError      pretrained weights: download, file, shapes
-    ├── CheckpointError   a checkpoint or a run directory
-    ├── DeviceError       a device that is missing, or out of memory
-    ├── TrainingError     a loss or gradient that is not finite
-    ├── OutputError       standard output that is full or closed
-    └── LostError         another process of the run has ended, one that decodes pictures too
+    ├── ConfigError          a YAML file or an override
+    ├── DataError            a table, a folder, a picture
+    │   ├── ImageError       one file that cannot be decoded
+    │   └── UnwritableError  a file that a run needs, where there is no room for it
+    ├── WeightsError         pretrained weights: download, file, shapes
+    ├── CheckpointError      a checkpoint or a run directory
+    ├── DeviceError          a device that is missing, or out of memory
+    ├── TrainingError        a loss or gradient that is not finite
+    ├── OutputError          standard output that is full or closed
+    └── LostError            another process of the run has ended, one that decodes pictures too
 
 Each message says what is wrong, where, and what to do. `mlfinetune.cli` catches MlfinetuneError
 once and exits with 2; any other exception is a bug and keeps its traceback.
