@@ -1,6 +1,6 @@
 """Folders of eval's results, each with the question that it answers.
 
-    checkpoint, data, split, overrides -> Question -> choose_eval_folder -> folder
+    checkpoint, data, split, overrides -> Question -> make_eval_folder -> folder
 
     mlfinetune eval -c runs/pets ...                  results in runs/pets/
     (nothing more)                                    eval
@@ -25,7 +25,7 @@ from typing import Any
 from mlfinetune.errors import CheckpointError
 from mlfinetune.location import Location, is_url
 from mlfinetune.runs import directory
-from mlfinetune.storage.atomic import try_writing
+from mlfinetune.storage.atomic import make_new_folder, try_writing
 
 RESULTS = (
     directory.METRICS,
@@ -69,8 +69,8 @@ class Question:
         }
 
 
-def choose_eval_folder(question: Question, output: Path | None) -> Path:
-    """Return the folder of the results, after a trial to write there; nothing is made yet.
+def try_eval_folder(question: Question, output: Path | None) -> None:
+    """Try to write where the results will be, before the pictures are scored; nothing is made yet.
 
     Args:
         question: the question that they will answer.
@@ -81,8 +81,33 @@ def choose_eval_folder(question: Question, output: Path | None) -> Path:
     """
     if output is not None:
         _require_own_folder(question, output)
-    folder = output or _find_folder(question)
-    try_writing(folder)
+    wanted = _name_folder(question)
+    try_writing(output or _find_answered(question, wanted) or wanted)
+
+
+def make_eval_folder(question: Question, output: Path | None) -> Path:
+    """Make the folder of the results, and return it.
+
+    It is chosen now, since another command may have written since `try_eval_folder`. It holds
+    results of this question, or none. A new folder is this command's alone: two that begin at once
+    get one each.
+
+    Args:
+        question, output: as given to `try_eval_folder`.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    is_free = output is not None and not _list_others(question, output)
+    if output is not None and is_free and (output.is_dir() or make_new_folder(output)):
+        return output
+    wanted = _name_folder(question) if output is None else output.absolute()
+    if answered := _find_answered(question, wanted):
+        return answered
+    number, folder = 1, wanted
+    while not make_new_folder(folder):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder
 
 
@@ -91,25 +116,14 @@ def is_replaced(folder: Path) -> bool:
     return (folder / directory.METRICS).is_file()
 
 
-def _find_folder(question: Question) -> Path:
-    """Return the folder beside the checkpoint for the results of this question.
-
-    It holds results of this question, or nothing.
-    """
-    wanted = question.checkpoint.parent / _name_folder(question)
-    taken = {
+def _find_answered(question: Question, wanted: Path) -> Path | None:
+    """Return the folder that holds results of this question: `wanted`, `wanted-2` ...; or None."""
+    taken = (
         path
-        for path in wanted.parent.glob(f"{glob_escape(wanted.name)}*")
+        for path in sorted(wanted.parent.glob(f"{glob_escape(wanted.name)}*"))
         if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
-    }
-    for path in sorted(taken):
-        if _is_answered(question, path):
-            return path
-    number, folder = 1, wanted
-    while folder in taken and not _is_empty(folder):
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
+    )
+    return next((path for path in taken if _is_answered(question, path)), None)
 
 
 def _require_own_folder(question: Question, folder: Path) -> None:
@@ -123,16 +137,24 @@ def _require_own_folder(question: Question, folder: Path) -> None:
             f"{folder} is a run directory; results of eval would overwrite its own: name another "
             f"folder with --output"
         )
-    there = [name for name in RESULTS if os.path.lexists(folder / name)]
-    if there and not _is_answered(question, folder):
+    if there := _list_others(question, folder):
         raise CheckpointError(
             f"{folder} holds {', '.join(there[:3])} of {_describe_other(question, folder)}: name "
             f"another folder with --output, or remove these"
         )
 
 
-def _name_folder(question: Question) -> str:
-    """Return `eval`, and the names of what differs from the run's validation and best epoch."""
+def _list_others(question: Question, folder: Path) -> list[str]:
+    """Return the names of results in `folder` that answer something else."""
+    there = [name for name in RESULTS if os.path.lexists(folder / name)]
+    return [] if _is_answered(question, folder) else there
+
+
+def _name_folder(question: Question) -> Path:
+    """Return `eval` beside the checkpoint.
+
+    Its name goes on with what differs from the run's validation and best epoch.
+    """
     parts = [directory.EVAL]
     if question.checkpoint.name != directory.BEST:
         parts.append(question.checkpoint.stem)
@@ -142,14 +164,8 @@ def _name_folder(question: Question) -> str:
         parts.append(Path(name).stem or "data")
     if question.split is not None:
         parts.append(question.split)
-    return re.sub(r"[^\w.-]+", "_", "-".join(parts))[:_MAX_NAME]
-
-
-def _is_empty(folder: Path) -> bool:
-    try:
-        return not any(folder.iterdir())
-    except OSError:  # a file, or a folder that cannot be read
-        return False
+    name = re.sub(r"[^\w.-]+", "_", "-".join(parts))[:_MAX_NAME]
+    return question.checkpoint.parent / name
 
 
 def _is_answered(question: Question, folder: Path) -> bool:

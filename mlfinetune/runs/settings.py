@@ -4,17 +4,17 @@ run directory: config.yaml; folder of eval: metrics.json -> read_settings -> key
 two of these -> list_differences -> key: (value of A, value of B)
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlfinetune.config import load_config
 from mlfinetune.errors import ConfigError
 from mlfinetune.runs import directory
-from mlfinetune.runs.trackers import flatten_keys
 
 _CHANGE_NOTHING = ("output", "train.workers", "train.trackers", "train.save_minutes")
-"""Keys that change no weight and no number."""
+"""Keys that change no weight and no number. The list of training/resume.py is longer: a resumed run
+may also change keys that change numbers, but no weight."""
 NOT_SET = "not set"
 """Stands for a key that one side has and the other lacks, as in a mapping of labels."""
 
@@ -47,8 +47,27 @@ def read_settings(folder: Path, content: Mapping[str, Any]) -> dict[str, Any] | 
 
 def flatten_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return dotted key -> value of a config, without the keys that change no number."""
-    flat = flatten_keys(config)
-    return {key: value for key, value in flat.items() if key not in _CHANGE_NOTHING}
+    return leave_out(flatten_keys(config), _CHANGE_NOTHING)
+
+
+def flatten_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries to dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_keys(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def leave_out(flat: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the dotted keys that are none of `names`, nor below one of them."""
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in names)
+    }
 
 
 def list_differences(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlfinetune.errors import ConfigError
+from mlfinetune.runs.settings import flatten_keys
 
 Write = Callable[[int, dict[str, float]], None]
 
@@ -64,17 +65,6 @@ def require_trackers(names: Sequence[str]) -> None:
                 f"train.trackers: {name} cannot be imported ({error}); "
                 f"pip install 'mlfinetune[{name}]', or take it out"
             ) from error
-
-
-def flatten_keys(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries to dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten_keys(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 class _TensorBoard:

@@ -29,14 +29,17 @@ def remove_leftovers(folder: Path) -> None:
         orphan.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents, unless it exists.
+def make_new_folder(folder: Path) -> bool:
+    """Make `folder` and its parents; return False where something of that name exists.
 
     Raises:
         CheckpointError: it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
+        return True
+    except FileExistsError:
+        return False
     except OSError as error:
         raise CheckpointError(
             f"cannot make the folder {folder}: {error.strerror}; choose another with --output"

@@ -22,6 +22,7 @@ from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import directory
+from mlfinetune.runs.settings import NOT_SET, flatten_keys, leave_out, list_differences
 from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.runtime.device import choose_precision, name_dtype
 from mlfinetune.runtime.log import RunLog
@@ -45,6 +46,9 @@ _MAY_CHANGE = (
 )
 """Keys that may change when a run is resumed, because they do not change what the run learns. If a
 path of the data led to other examples, the digest of the data would differ."""
+
+_DATA = ("training data", "validation data")
+"""Keys of a run's identity that are digests of its data."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +267,7 @@ def collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
 
 def collect_settings(config: Config) -> dict[str, Any]:
     """Return the settings that may not change when a run is resumed, by dotted name."""
-    flat = dict(_flatten(config.model_dump(mode="json"), ""))
-    return {key: value for key, value in flat.items() if not _may_change(key)}
+    return leave_out(flatten_keys(config.model_dump(mode="json")), _MAY_CHANGE)
 
 
 def _get_ema_state(content: Mapping[str, Any], setup: TrainingSetup) -> dict[str, Any]:
@@ -325,28 +328,20 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the settings and data that differ, by name.
 
-    A setting that an older version did not know had its default.
+    A setting that an older version did not know had its default. Mappings are compared by their
+    keys, as `loss.pos_weight.red`; older states have them whole.
     """
     defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
-    before = {**{key: value for key, value in defaults.items() if key in now}, **before}
+    known = {key: value for key, value in defaults.items() if key in now}
+    before = leave_out(flatten_keys({**known, **before}), _MAY_CHANGE)
     changes = []
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key) and not _may_change(key):
-            change = f"{before.get(key)!r} before, {now.get(key)!r} now"
-            if key.endswith(" data"):
-                change = "other names, labels or targets than before"
-            changes.append(f"{key}: {change}")
+    for key, (old, new) in list_differences(before, flatten_keys(now)).items():
+        if key in _DATA:
+            changes.append(f"{key}: other names, labels or targets than before")
+        elif not (old in (None, NOT_SET) and new in (None, NOT_SET)):
+            changes.append(f"{key}: {_format_value(old)} before, {_format_value(new)} now")
     return changes
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a config with dots: ("train.lr", 0.0001), of two levels at most."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and not prefix:
-            yield from _flatten(value, f"{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _may_change(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+def _format_value(value: object) -> str:
+    return NOT_SET if value == NOT_SET else repr(value)

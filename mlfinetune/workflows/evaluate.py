@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
-from mlfinetune.runs.questions import Question, choose_eval_folder, is_replaced
+from mlfinetune.runs.questions import Question, is_replaced, make_eval_folder, try_eval_folder
 from mlfinetune.runs.results import read_selection, write_results
 from mlfinetune.runs.rule import choose_decision, require_rule
 from mlfinetune.runs.settings import flatten_settings, list_differences
@@ -37,7 +36,6 @@ from mlfinetune.runtime.device import (
 )
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.storage.atomic import make_folder
 from mlfinetune.text import display_path, pluralize
 from mlfinetune.training.build import build_loader, locate_images
 
@@ -51,7 +49,7 @@ class EvalRequest:
         data: table or folder to score; None: the run's validation data.
         split: score only the rows with this value of the split column.
         images: root of the table's paths; None: the table's folder.
-        output: folder for the results; None: as `questions.choose_eval_folder`.
+        output: folder for the results; None: as `questions.make_eval_folder`.
         overrides: config keys, as `data.bad_images=skip`.
     """
 
@@ -102,7 +100,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     config = restore_config(loaded.config, file, request.overrides)
     recorded = restore_config(loaded.config, file)
     question = _ask(request, file, config, recorded)
-    folder = world.broadcast(lambda: choose_eval_folder(question, request.output))
+    world.broadcast(lambda: try_eval_folder(question, request.output))
     trained_on = read_trained_on(file.parent)  # now: a damaged file would lose the scores
     with oom_as_device_error():
         tagger = restore_tagger(
@@ -136,10 +134,12 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     if fitted_here and file.name == directory.BEST:  # these scores chose the checkpoint
         facts = replace(evaluation.facts, selection=read_selection(file.parent))
         evaluation = replace(evaluation, facts=facts)
+    folder = _make_folder(question, request.output, log)
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
-    _write(folder, evaluation, about, seen, log)
+    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
+    write_report(folder, log)
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
 
@@ -153,19 +153,14 @@ def _ask(request: EvalRequest, file: Path, config: Config, recorded: Config) -> 
     return Question(file, request.data, request.split, request.images, overrides)
 
 
-def _write(
-    folder: Path,
-    evaluation: Evaluation,
-    about: dict[str, Any],
-    seen: NDArray[np.bool_] | None,
-    log: RunLog,
-) -> None:
-    """Write the results and their page."""
+def _make_folder(question: Question, output: Path | None, log: RunLog) -> Path:
+    """Make the folder of the results; say where that is another one, or holds former results."""
+    folder = make_eval_folder(question, output)
+    if output not in (None, folder):
+        log.say(f"warning: another command has written {output}: the results are in {folder}")
     if is_replaced(folder):
         log.say(f"{display_path(folder.absolute())}: results of the same question are replaced")
-    make_folder(folder)
-    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
-    write_report(folder, log)
+    return folder
 
 
 # ---- scoring ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlfinetune.config import Config
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Splits, digest_manifest
-from mlfinetune.errors import DataError
+from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.selection import estimate_selection
@@ -23,8 +23,9 @@ from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
+from mlfinetune.storage.files import Stamp, read_stamp
 from mlfinetune.storage.store import temporary_folder
-from mlfinetune.text import format_duration
+from mlfinetune.text import display_path, format_duration
 from mlfinetune.training.autotune import DRY_RUN_BATCH, get_batch_size_or
 from mlfinetune.training.build import locate_images, precomputes_features, require_lbfgs_fits
 from mlfinetune.training.loop import Candidate, validate
@@ -42,6 +43,16 @@ from mlfinetune.training.start import (
     resolve_config,
     try_run_directory,
 )
+
+_GOES_ON_FROM = (
+    directory.CONFIG,
+    directory.STATE,
+    directory.PREVIOUS_STATE,
+    directory.BEST,
+    directory.HISTORY,
+    directory.METRICS,
+)
+"""Files that decide how a resumed run goes on."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
         log.say(note)
     _require_same_data(world, splits)
     resumed = world.broadcast(lambda: find_run_to_resume(request, splits, log))
+    found = _read_stamps(resumed)
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
     setup = set_up(config, splits, world, log)
@@ -132,6 +144,8 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     run = resumed or world.broadcast(lambda: directory.make_run_dir(wanted))
     setup = replace(setup, config=setup.config.model_copy(update={"output": run}))
     with directory.locked_run(run) if world.is_main else nullcontext(), oom_as_device_error():
+        if resumed is not None and world.is_main:
+            _require_same_files(resumed, found)
         result = _fill_run(setup, state, request, log)
         world.barrier()
         log.repeat_warnings(world.gather(log.take_warnings()))
@@ -143,6 +157,23 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     memory = f", peak memory {peak:.1f} GiB" if peak else ""
     log.say(f"best: {best.name}; {format_duration(time.monotonic() - started)} in all{memory}")
     return TrainResult(run, evaluation)
+
+
+def _read_stamps(run: Path | None) -> dict[str, Stamp | None]:
+    """Return size and time of the files that a run goes on from; empty: it is a new one."""
+    return {} if run is None else {name: read_stamp(str(run / name)) for name in _GOES_ON_FROM}
+
+
+def _require_same_files(run: Path, found: dict[str, Stamp | None]) -> None:
+    """Raise a CheckpointError where another process has written the run since it was read.
+
+    It is read before it is locked: a run that is refused stays as it is, to the lock.
+    """
+    if _read_stamps(run) != found:
+        raise CheckpointError(
+            f"{display_path(run)} was written by another process a moment ago: give the command "
+            f"again to go on from there"
+        )
 
 
 def _require_same_data(world: World, splits: Splits) -> None:

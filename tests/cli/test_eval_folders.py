@@ -166,7 +166,7 @@ def test_copies_of_training_pictures_are_told_by_their_bytes(project: Path, cli:
 
 
 def test_training_tells_of_validation_pictures_that_it_has_seen(pictures: Path, cli: Run) -> None:
-    """Two tables that share bytes, not names."""
+    """Two tables that share bytes, not names; of a resumed run, the former tables count too."""
     header, *rows = (pictures / "tags.csv").read_text().splitlines()
     shutil.copy(pictures / rows[8].split(",")[0], pictures / "images/copy.jpg")
     copy = f"images/copy.jpg,{rows[8].split(',')[1]}"
@@ -179,6 +179,11 @@ def test_training_tells_of_validation_pictures_that_it_has_seen(pictures: Path, 
     assert f"warning: {said}" in done.stderr
     assert f"Warning: {said}" in (pictures / RUN / "report.html").read_text()
     assert f"warning: {said}" in cli("eval", "-c", RUN, cwd=pictures).stdout
+    (pictures / "train.csv").write_text("\n".join([header, *rows[9:]]))
+    more = (*sides, "train.epochs=2", "--resume", "--allow-changed")
+    done = cli("train", "pets.yaml", *more, cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {said}" in done.stderr
 
 
 def test_a_run_of_an_older_version_says_what_its_table_says(

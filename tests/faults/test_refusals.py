@@ -12,7 +12,7 @@ import pytest
 from conftest import Run
 
 from faults.fault_runs import EPOCHS, Runs
-from mlfinetune.errors import MlfinetuneError
+from mlfinetune.errors import CheckpointError, MlfinetuneError
 from mlfinetune.runs import directory
 from mlfinetune.training.start import ResumeOptions
 
@@ -135,6 +135,24 @@ def test_a_damaged_file_is_found_before_anything_is_written(runs: Runs) -> None:
     assert "is damaged" in refuse(runs, "damaged")
     best.unlink()
     assert "cannot read" in refuse(runs, "damaged", "train.epochs=5")
+
+
+def test_a_run_that_another_process_wrote_meanwhile_is_left_alone(runs: Runs) -> None:
+    """It saves and ends between this one's look at the state and its lock."""
+    shutil.copytree(runs.folder / "stopped", runs.folder / "raced")
+    state = runs.folder / "raced" / directory.STATE
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            if "others than before" in text:  # said between the two
+                state.write_bytes(state.read_bytes() + b" ")
+            return super().write(text)
+
+    with pytest.raises(CheckpointError, match="was written by another process a moment ago"):
+        runs.go("raced", "train.batch_size=4", resume=ALLOWED, log=Screen())
+    kept, stopped = (digest(runs.folder / name) for name in ("raced", "stopped"))
+    changed = [one for one, two in zip(kept, stopped, strict=True) if kept[one] != stopped[two]]
+    assert changed == [str(state)]
 
 
 def test_other_batches_begin_the_epoch_anew(runs: Runs) -> None:

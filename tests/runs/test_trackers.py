@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 from mlfinetune.errors import ConfigError
-from mlfinetune.runs.trackers import flatten_keys, require_trackers
+from mlfinetune.runs.trackers import require_trackers
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +101,3 @@ def test_one_that_is_not_installed_says_how_to_install_it(
         require_trackers(["wandb"])
     done = cli("train", "pets.yaml", "train.trackers=[wandb]", cwd=pictures)
     assert (done.returncode, (pictures / "runs").exists()) == (2, False)
-
-
-def test_a_nested_config_becomes_flat() -> None:
-    """MLflow's parameters have no levels."""
-    assert flatten_keys({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {
-        "a.b.c": 1,
-        "a.d": [2],
-        "e": None,
-    }
