@@ -203,10 +203,10 @@ def sentences() -> dict[str, list[str]]:
             span("platt_alone", "log_loss"),
             span("none", "log_loss"),
             span("temperature", "log_loss"),
-            f"{100 * cover['500 images']['mAP, plain percentiles']:.0f} % with 500 images",
-            f"{100 * cover['2000 images']['mAP, plain percentiles']:.0f} % with 2,000",
-            f"{100 * cover['500 images']['mAP']:.0f} % and "
-            f"{100 * cover['2000 images']['mAP']:.0f} %",
+            f"{100 * cover['500 images']['mAP plain']['held']:.0f} % with 500 images",
+            f"{100 * cover['2000 images']['mAP plain']['held']:.0f} % with 2,000",
+            f"{100 * cover['500 images']['mAP']['held']:.0f} % and "
+            f"{100 * cover['2000 images']['mAP']['held']:.0f} %",
             f"{boot['speed']['intervals']:.1f} s of one thread",
             f"takes {boot['speed']['scikit-learn, mAP alone']:.0f} s",
             f"{boot['large']['seconds']:.0f} s and {boot['large']['peak_beyond_mib']} MiB",
@@ -266,3 +266,23 @@ def test_the_luck_of_the_best() -> None:
     check(" ".join(found.groups()), values)
     left = [cell["error_left"] for name, cell in measured.items() if name.startswith("N")]
     assert abs(sum(left) / len(left)) < 0.001
+
+
+def test_the_coverage_of_intervals() -> None:
+    """Every cell of the three tables of docs/metrics.md, and 90 % or more of each population."""
+    coverage, averages = result("coverage"), result("bootstrap")["coverage"]
+    assert min(coverage["smallest"].values()) >= 0.9
+    for positives, cells in table("metrics", "positives").items():
+        row = coverage["by positives"][positives]
+        f1 = min(row[f"F1 {kind}, after"]["least"] for kind in ("half", "most"))
+        for cell, name in zip(cells, ("AP, before", "AP, after"), strict=False):
+            check(cell, row[name].values())
+        check(f"{cells[2]} {cells[3]}", [row["AUROC, after"]["least"], f1])
+    for sample, cells in table("metrics", "sample").items():
+        for cell, name in zip(cells, ("mAP plain", "mAP"), strict=True):
+            check(cell, [averages[sample][name][key] for key in ("held", "width")])
+    names = ("good a round", "good with one positive", "good and right")
+    for pictures, cells in table("metrics", "pictures").items():
+        drawn = result("verdicts")["drawn"][pictures]
+        for cell, when in zip(cells, ("before", "after"), strict=True):
+            check(cell, [drawn[when][name] for name in names])

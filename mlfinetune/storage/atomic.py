@@ -62,6 +62,8 @@ def try_writing(folder: Path) -> None:
         with tempfile.TemporaryFile(prefix=".mlfinetune.", suffix=".tmp", dir=place) as file:
             file.write(bytes(_TRIAL_BYTES))
     except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise build_write_error(wanted, error) from error
         raise CheckpointError(
             f"cannot write into {folder}: {place}: {error.strerror}; choose another with --output"
         ) from error

@@ -107,7 +107,8 @@ def try_run_directory(config: Config, resume: ResumeOptions | None) -> None:
     run = None
     if resume is not None:
         run = config.output if resume.recorded else directory.find_run(config.output)
-    try_writing(run or config.output.parent)
+    output = config.output
+    try_writing(run or (output.parent if os.path.lexists(output) else output))
 
 
 def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Path | None:

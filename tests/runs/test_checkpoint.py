@@ -25,7 +25,7 @@ from mlfinetune.errors import CheckpointError, TrainingError
 from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.runs import directory
 from mlfinetune.runs.checkpoint import Checkpoint, load, save
-from mlfinetune.storage.atomic import make_folder, write_atomic, writing_text
+from mlfinetune.storage.atomic import make_new_folder, write_atomic, writing_text
 from runs.altered import accepted, flipped
 
 DIGEST = "0123456789abcdef" * 4
@@ -373,7 +373,7 @@ def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"runs/pets: .*--output"):
         directory.make_run_dir(tmp_path / "runs" / "pets")
     with pytest.raises(CheckpointError, match=r"^cannot make the folder .*runs/pets: "):
-        make_folder(tmp_path / "runs" / "pets")
+        make_new_folder(tmp_path / "runs" / "pets")
 
 
 def test_a_run_or_a_file_names_a_checkpoint(tmp_path: Path) -> None:
