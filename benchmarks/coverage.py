@@ -10,6 +10,9 @@ of samples whose nominal 95 % interval holds the population's number. `before` i
 plain percentiles, as versions before 2026-11-29 gave it.
 
 F1 is at the threshold where half of the positives are found, and at one where nine in ten are.
+
+`weights`: coverage and width of AP with other weights of the supposed positive and negative, over
+the populations of 200 images and shifted scores.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.metrics import bootstrap
+from mlfinetune.metrics import bootstrap, intervals
 from mlfinetune.metrics.intervals import compute_intervals
 from mlfinetune.metrics.types import Interval, ScoreTable
 
@@ -34,6 +37,7 @@ RESULTS = Path(__file__).with_name("results") / "coverage.json"
 POSITIVES = (1, 2, 3, 5, 10, 20, 50)
 WANTED = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
 SIZES = (200, 1000)
+WEIGHTS = ((1.0, 1.0), (0.5, 0.5), (0.5, 0.0), (0.5, 0.1))
 TOP = 12.0
 GRID = (np.arange(20_000) + 0.5) / 20_000
 Floats = NDArray[np.float64]
@@ -61,13 +65,32 @@ def main() -> None:
         },
         "by positives": {str(p): summarize(cells, "positives", p) for p in POSITIVES},
         "by AP": {str(ap): summarize(cells, "population AP", ap) for ap in WANTED},
+        "weights": {str(weights): try_weights(*weights, samples) for weights in WEIGHTS},
         "cells": cells,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    for key in ("smallest", "by positives", "by AP"):
+    for key in ("smallest", "by positives", "by AP", "weights"):
         print(json.dumps(results[key], indent=1))
     RESULTS.write_text(json.dumps(results) + "\n")
+
+
+def try_weights(positive: float, negative: float, samples: int) -> dict[str, float]:
+    """Return least and mean coverage, and mean width, of AP with these mean weights."""
+    usual = intervals.POSITIVE_WEIGHT, intervals.NEGATIVE_WEIGHT
+    intervals.POSITIVE_WEIGHT, intervals.NEGATIVE_WEIGHT = positive, negative
+    cells = [
+        measure_cell("shifted", 200, positives, wanted, samples)
+        for positives in POSITIVES[1:-1]
+        for wanted in WANTED
+    ]
+    intervals.POSITIVE_WEIGHT, intervals.NEGATIVE_WEIGHT = usual
+    found = np.array([cell["AP"]["after"] for cell in cells if cell])
+    return {
+        "least": float(found[:, 0].min()),
+        "mean": round(float(found[:, 0].mean()), 3),
+        "width": round(float(found[:, 1].mean()), 3),
+    }
 
 
 # ---- populations ------------------------------------------------------------------------
@@ -180,9 +203,9 @@ def bound(scores: ScoreTable, cut: float) -> tuple[list[list[Interval]], list[li
     return before, after
 
 
-def judge(intervals: list[Interval], truth: float) -> list[float]:
+def judge(ends: list[Interval], truth: float) -> list[float]:
     """Return the share of intervals that hold the truth, and their mean width."""
-    low, high = np.array(intervals).T
+    low, high = np.array(ends).T
     slack = 1e-9  # F1 of 1, in floats
     held = (low <= truth + slack) & (truth - slack <= high)
     return [round(float(held.mean()), 3), round(float((high - low).mean()), 3)]
