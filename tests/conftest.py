@@ -157,8 +157,15 @@ def prepare(folder: Path, count: int = 24) -> Path:
 
 def run_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m mlfinetune ...` as a user starts it; it does not know the tiny network."""
+    return run_command([sys.executable, "-m", "mlfinetune", *arguments], cwd, **environment)
+
+
+def run_command(
+    command: list[str], cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command without standard input; return its exit code and what it wrote."""
     return subprocess.run(
-        [sys.executable, "-m", "mlfinetune", *arguments],
+        command,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **ENVIRONMENT, **environment},

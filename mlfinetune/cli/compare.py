@@ -51,6 +51,7 @@ def compare(
 
 def _format_text(a: Path, b: Path, result: CompareResult) -> str:
     """Return the averages and the ten labels that differ most; 80 columns, but for the paths."""
+    from mlfinetune.metrics.comparison import FEWEST
     from mlfinetune.text import choose_column_width, make_printable, pluralize
 
     comparison = result.comparison
@@ -83,7 +84,7 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
     if comparison.untold:
         lines.append(
             f"{pluralize(comparison.untold, 'label')} without a comparison: fewer than "
-            f"{comparison.fewest} positives{' (by group)' if result.groups else ''} tell nothing"
+            f"{FEWEST} positives or negatives{' (by group)' if result.groups else ''} tell nothing"
         )
     return "\n".join([*lines, "", _format_verdict(comparison)])
 
@@ -132,9 +133,11 @@ def _format_row(name: str, row: Difference) -> str:
 
 def _format_verdict(comparison: Comparison) -> str:
     """Return one sentence, as `B is better: the interval of the difference in mAP is above 0`."""
+    from mlfinetune.metrics.comparison import FEWEST
+
     row = comparison.averages["mAP"]
     if row.interval is None:
-        reason = f"there are too few positives, fewer than {comparison.fewest} that count"
+        reason = f"there are too few positives, fewer than {FEWEST} that count"
         if row.value is None:
             reason = "mAP is undefined"
     else:

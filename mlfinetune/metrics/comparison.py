@@ -3,8 +3,8 @@
     ScoreTable of A, ScoreTable of B -> Comparison, B minus A, with 95 % intervals
 
 Percentiles of the differences, in which the bias of AP cancels. Nothing is decided by fewer than 6
-positives (or groups with a positive): by a sign test, 5 positives that all rank better in B happen
-by chance in 1 of 16 cases. Such a label has no interval.
+positives, or negatives (or groups of them): by a sign test, 5 positives that all rank better in B
+happen by chance in 1 of 16 cases. Such a label has no interval.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from mlfinetune.metrics import bootstrap
 from mlfinetune.metrics.bootstrap import AVERAGES, Floats, Progress
 from mlfinetune.metrics.intervals import (
-    count_positive_groups,
+    count_rarer,
     count_units,
     take_percentiles,
 )
@@ -23,7 +23,8 @@ from mlfinetune.metrics.types import Interval, ScoreTable
 
 NO_DIFFERENCE = "no difference can be told"
 FEWEST = 6
-"""Number of positives below which no difference is told: 2 / 2^6 is below 5 %, 2 / 2^5 is not."""
+"""Number of positives, and of negatives, below which no difference is told: 2 / 2^6 is below 5 %,
+and 2 / 2^5 is not."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Difference:
 
     Attributes:
         a, b: the number of each table; None where undefined.
-        interval: 95 % interval of b - a; None where fewer than FEWEST positives tell, or where
+        interval: 95 % interval of b - a; None where fewer than FEWEST cases tell, or where
             undefined on the data or in half the resamples.
         share_above: share of the resamples where b is above a, a tie counts half; None if
             `interval` is.
@@ -64,13 +65,11 @@ class Comparison:
         averages: mAP, macro_AUROC, macro_F1 and micro_F1.
         per_label: label -> AP, in label order.
         resamples: number of resamples.
-        fewest: number of positives below which a label is not compared.
     """
 
     averages: dict[str, Difference]
     per_label: dict[str, Difference]
     resamples: int
-    fewest: int = FEWEST
 
     @property
     def wins(self) -> int:
@@ -89,7 +88,7 @@ class Comparison:
 
     @property
     def untold(self) -> int:
-        """Number of labels that both have an AP of, and too few positives to compare it."""
+        """Number of labels that both have an AP of, and too few cases to compare it."""
         rows = self.per_label.values()
         return sum(row.interval is None and row.value is not None for row in rows)
 
@@ -130,10 +129,10 @@ def compare_tables(
     averages = {
         name: _make_difference([one[name] for one in averaged], units[name]) for name in AVERAGES
     }
-    positives = count_positive_groups(a, groups).tolist()
+    rarer = count_rarer(a, groups).tolist()
     per_label = {
         name: _make_difference(
-            [results.ap[:, column] for results in (*points, *drawn)], positives[column]
+            [results.ap[:, column] for results in (*points, *drawn)], rarer[column]
         )
         for column, name in enumerate(a.labels.names)
     }

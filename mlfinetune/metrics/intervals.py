@@ -5,8 +5,8 @@
 **A label.** Two positives that both stand first are no proof: every resample of them is perfect
 too. So an interval also has to reckon with images that the sample lacks. Its lower end supposes
 one more positive that the model ranks last, and one more negative that it ranks first; its upper
-end supposes one more positive that it ranks first. These have the weight of half an image, or of a
-tenth, at random. It is what separates the interval of Clopper and Pearson (1934) for a share from
+end supposes them in the best places. These have the weight of half an image, or of a tenth, at
+random. It is what separates the interval of Clopper and Pearson (1934) for a share from
 the plain bootstrap. AP there is the area under precision by recall, and not the sum of steps that
 scikit-learn takes: the steps are too high where positives are few.
 
@@ -28,7 +28,6 @@ intervals that hold the population's value.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +49,8 @@ from mlfinetune.metrics.types import Interval, Intervals, LabelIntervals, ScoreT
 
 LEVEL = 0.95
 POSITIVE_WEIGHT, NEGATIVE_WEIGHT = 0.5, 0.1
-"""Mean weights of the supposed positive and negative, in images; from benchmarks/coverage.py."""
+"""Mean weights of the supposed positive and negative, in images; from benchmarks/coverage.py. For
+AUROC, where positives and negatives are alike, both weigh POSITIVE_WEIGHT."""
 AP_BIAS = (0.7, 1.3)
 """Least and greatest bias of AP, as a share of the bias of resampling and the excess of its steps;
 from benchmarks/bootstrap.py."""
@@ -97,20 +97,20 @@ def compute_intervals(
     }
     points = np.stack([point.ap[0], point.auroc[0], point.f1[0]])
     per_label = _bound_labels(
-        scores, table, groups, points, min(resamples, LABEL_RESAMPLES), seed, ap
+        scores, table, groups, points, given, min(resamples, LABEL_RESAMPLES), seed, ap
     )
     drawn_groups = None if scores.groups is None else int(groups.max()) + 1
-    return Intervals(averages, _give_nothing(per_label, given), resamples, drawn_groups)
+    return Intervals(averages, per_label, resamples, drawn_groups)
 
 
 def count_units(scores: ScoreTable, groups: NDArray[np.int64]) -> dict[str, float]:
     """Return the number of independent positives that each average rests on, at least 1.
 
     A mean over L labels of P positives each rests on L * P of them; where P differs, on
-    L^2 / sum(1 / P). Positives of one group count once.
+    L^2 / sum(1 / P). Of a label with fewer negatives than positives the negatives count.
     """
-    positives = count_positive_groups(scores, groups)
-    there = positives[positives > 0]
+    rarer = count_rarer(scores, groups)
+    there = rarer[rarer > 0]
     spread = len(there) ** 2 / (1 / there).sum() if len(there) else 1.0
     pooled = np.unique(groups[(scores.targets == POSITIVE).any(axis=1)]).size
     units = dict.fromkeys(AVERAGES, float(min(spread, groups.max() + 1)))
@@ -123,21 +123,34 @@ def _count_freedom(scores: ScoreTable, groups: NDArray[np.int64]) -> dict[str, f
     The noise of a label of P positives is about 1 / P, and rests on P - 1 of them. So the noise of
     a mean over labels may rest on the few positives of its rarest labels.
     """
-    units = count_units(scores, groups)
-    positives = count_positive_groups(scores, groups)
-    noise, there = 1 / positives[positives > 0], positives[positives > 0]
+    units, rarer = count_units(scores, groups), count_rarer(scores, groups)
+    there = rarer[rarer > 0]
+    noise = 1 / there
     freedom = noise.sum() ** 2 / (noise**2 / np.maximum(there - 1, 0.5)).sum() if len(there) else 0
-    return {name: min(count, freedom + 1) for name, count in units.items()} | {
-        "micro_F1": units["micro_F1"]
-    }
+    means = {name: min(count, freedom + 1) for name, count in units.items()}
+    return means | {"micro_F1": units["micro_F1"]}
 
 
-def count_positive_groups(scores: ScoreTable, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the (L,) number of groups with a positive."""
+def count_rarer(scores: ScoreTable, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the (L,) number of positives or of negatives, whichever a label has fewer of.
+
+    Images of one group count once.
+    """
+    return np.asarray(_count_states(scores, groups).min(axis=1))
+
+
+def _count_states(scores: ScoreTable, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the (L, 2) numbers of groups with a positive, and with a negative."""
+    states = (POSITIVE, NEGATIVE)
     if scores.groups is None:
-        return np.asarray(np.count_nonzero(scores.targets == POSITIVE, axis=0))
-    columns = scores.targets.T
-    return np.array([np.unique(groups[column == POSITIVE]).size for column in columns], np.int64)
+        counts = [np.count_nonzero(scores.targets == state, axis=0) for state in states]
+        return np.stack(counts, axis=1)
+    return np.array(
+        [
+            [np.unique(groups[column == state]).size for state in states]
+            for column in scores.targets.T
+        ]
+    )
 
 
 def take_percentiles(lower: Floats, upper: Floats, units: float) -> tuple[float, float] | None:
@@ -225,11 +238,18 @@ def _bound_labels(
     table: Sequence[Ranking],
     groups: NDArray[np.int64],
     points: Floats,
+    given: NDArray[np.bool_],
     resamples: int,
     seed: int,
     protocol: str,
 ) -> tuple[LabelIntervals, ...]:
-    """Return the intervals of each label's numbers; `points` are the (3, L) numbers."""
+    """Return the intervals of each label's numbers.
+
+    Args:
+        scores, table, groups, resamples, seed, protocol: as everywhere in this file.
+        points: (3, L) the numbers themselves.
+        given: (L,) False where the threshold gives a label to no image, whatever it scores.
+    """
     names, labels = scores.labels.names, range(len(table))
     masses = _weigh_supposed(scores, groups)
     supposed = np.random.default_rng([seed, 1])
@@ -238,12 +258,15 @@ def _bound_labels(
     for weights in bootstrap.draw_weights(groups, resamples, seed):
         rows = slice(start, start + len(weights))
         for column in labels:
-            shapes = ((POSITIVE_WEIGHT, NEGATIVE_WEIGHT), (len(weights), 2))
-            more = supposed.standard_gamma(*shapes) * masses[column]
+            shapes = (POSITIVE_WEIGHT, NEGATIVE_WEIGHT, POSITIVE_WEIGHT)
+            more = supposed.standard_gamma(shapes, (len(weights), 3)) * masses[column, [0, 1, 1]]
+            positive, light, negative = more.T
             sums = bootstrap.sum_weights(table[column], weights)
-            worse, better = _suppose_worse(sums, *more.T), _suppose_better(sums, more[:, 0])
+            worse = _suppose_worse(sums, positive, light)
+            better = _suppose_better(sums, positive, negative, bool(given[column]))
             ends[0, :, column, rows] = _measure_label(worse, protocol)
             ends[1, :, column, rows] = _measure_label(better, protocol)
+            ends[0, 1, column, rows] = compute_auroc(_suppose_worse(sums, positive, negative))
         start = rows.stop
     bounds = [
         [_bound_number(ends[:, number, column], points[number, column]) for number in range(3)]
@@ -252,27 +275,11 @@ def _bound_labels(
     return tuple(LabelIntervals(name, *row) for name, row in zip(names, bounds, strict=True))
 
 
-def _give_nothing(
-    rows: tuple[LabelIntervals, ...], given: NDArray[np.bool_]
-) -> tuple[LabelIntervals, ...]:
-    """Set F1 of labels that are never given to 0, which it is on any images."""
-    pairs = zip(rows, given, strict=True)
-    return tuple(row if is_given or row.F1 is None else replace(row, F1=(0.0, 0.0))
-                 for row, is_given in pairs)  # fmt: skip
-
-
 def _weigh_supposed(scores: ScoreTable, groups: NDArray[np.int64]) -> Floats:
     """Return (L, 2) sizes of a supposed positive and negative: the mean size of their groups."""
-    if scores.groups is None:
-        return np.ones((len(scores.labels), 2))
-    sizes = [
-        [
-            np.count_nonzero(column == state) / max(1, np.unique(groups[column == state]).size)
-            for state in (POSITIVE, NEGATIVE)
-        ]
-        for column in scores.targets.T
-    ]
-    return np.asarray(np.maximum(np.array(sizes), 1.0))
+    images = [np.count_nonzero(scores.targets == state, axis=0) for state in (POSITIVE, NEGATIVE)]
+    counts = np.maximum(_count_states(scores, groups), 1)
+    return np.asarray(np.maximum(np.stack(images, axis=1) / counts, 1.0))
 
 
 def _bound_number(ends: Floats, value: float) -> Interval | None:
@@ -299,8 +306,11 @@ def _suppose_worse(sums: Sums, positive: Floats, negative: Floats) -> Sums:
     )
 
 
-def _suppose_better(sums: Sums, positive: Floats) -> Sums:
-    """Add a positive that is ranked first, (b,) weights."""
+def _suppose_better(sums: Sums, positive: Floats, negative: Floats, is_given: bool) -> Sums:
+    """Add a positive that is ranked first and a negative that is ranked last, (b,) weights.
+
+    `is_given` is False where the threshold passes no image, not the supposed one either.
+    """
     shift, none = positive[:, None], np.zeros(len(positive))
     return Sums(
         np.column_stack([positive, sums.right + shift]),
@@ -308,8 +318,8 @@ def _suppose_better(sums: Sums, positive: Floats) -> Sums:
         np.column_stack([none, sums.right_above + shift]),
         np.column_stack([none, sums.wrong_above]),
         sums.positives + positive,
-        sums.negatives,
-        sums.tp + positive,
+        sums.negatives + negative,
+        sums.tp + positive * is_given,
         sums.fp,
     )
 

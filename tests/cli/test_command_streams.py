@@ -1,7 +1,6 @@
 """Standard streams that are full or closed, or whose reader has gone: real shells, real pipes."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from conftest import COMMAND, ENVIRONMENT, prepare
+from conftest import COMMAND, prepare, run_command
 from faults import children
 
 from mlfinetune.runs import directory
@@ -30,15 +29,8 @@ SHELL = f"{shlex.quote(sys.executable)} -m mlfinetune"
 
 def shell(command: str, redirection: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
     """Run a cheap command in bash; return its exit code, and what it wrote to both streams."""
-    done = subprocess.run(
-        ["bash", "-c", f"{SHELL} {command} {redirection}; exit ${{PIPESTATUS[0]}}"],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    script = f"{SHELL} {command} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = run_command(["bash", "-c", script], cwd, **environment)
     assert "Traceback" not in done.stderr + done.stdout
     assert "Exception ignored" not in done.stderr
     return done.returncode, done.stdout, done.stderr

@@ -245,6 +245,9 @@ def test_too_few_positives_are_counted_and_groups_are_said(tmp_path: Path, cli: 
     folder(tmp_path / "b", replace(scores, targets=targets, groups=groups))
     done = cli("compare", "a", "b", cwd=tmp_path)
     assert "1000 resamples of 100 groups" in done.stdout
-    assert "1 label without a comparison: fewer than 6 positives (by group)" in done.stdout
+    assert (
+        "1 label without a comparison: fewer than 6 positives or negatives (by group)"
+        in done.stdout
+    )
     found = json.loads(cli("compare", "a", "b", "--json", cwd=tmp_path).stdout)
     assert (found["groups"], found["untold"]) == (100, 1)

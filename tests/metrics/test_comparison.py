@@ -89,6 +89,16 @@ def test_five_positives_decide_nothing_and_thirty_do() -> None:
         assert (found.wins, found.verdict == "B is better") == (int(positives > 5), positives > 5)
 
 
+def test_few_negatives_decide_as_little() -> None:
+    """A label that nearly every picture has is compared by its negatives."""
+    for negatives in (5, 30):
+        targets = np.ones((200, 1), np.int8)
+        targets[:negatives] = 0
+        best = table(targets, targets.astype(np.float32))
+        found = compared(table(targets, -best.logits), best)
+        assert (found.wins, found.untold) == (int(negatives > 5), int(negatives < 6))
+
+
 def test_copies_of_a_picture_decide_no_more_than_one() -> None:
     """Five copies of each picture, as groups, give the intervals of the pictures alone."""
     a = drawn(60, 4, seed=0)

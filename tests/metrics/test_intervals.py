@@ -109,6 +109,20 @@ def test_a_perfect_ranking_is_no_proof(positives: int, least: float, most: float
     assert row.F1[0] < 0.99
 
 
+@pytest.mark.parametrize("negatives", [1, 2, 5])
+def test_few_negatives_are_no_proof_either(negatives: int) -> None:
+    """AUROC of the population lies in 90 % of the intervals, less three sigmas."""
+    samples, move, random = 100, 1.0, np.random.default_rng(negatives)
+    targets = np.ones((100, samples), np.int8)
+    targets[:negatives] = 0
+    logits = random.normal(size=targets.shape) + move * targets
+    scores = table(targets, logits.astype(np.float32))
+    found = compute_intervals(scores, [0.5] * samples, 200).per_label
+    ends, truth = np.array([row.AUROC for row in found]), norm.cdf(move / np.sqrt(2))
+    held = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+    assert held.mean() >= 0.9 - 3 * np.sqrt(0.09 / samples)
+
+
 def test_one_positive_that_was_missed_may_be_found_next_time() -> None:
     """F1 of 0 from one positive: nearly anything is possible."""
     targets = np.zeros((100, 1), np.int8)
