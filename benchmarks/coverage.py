@@ -11,6 +11,8 @@ plain percentiles, as versions before 2026-11-29 gave it.
 
 F1 is at the threshold where half of the positives are found, and at one where nine in ten are.
 
+`few negatives`: the least coverage of AUROC for labels that all but 1 to 10 of 200 images have.
+
 `weights`: coverage and width of AP with other weights of the supposed positive and negative, over
 the populations of 200 images and shifted scores.
 """
@@ -65,14 +67,29 @@ def main() -> None:
         },
         "by positives": {str(p): summarize(cells, "positives", p) for p in POSITIVES},
         "by AP": {str(ap): summarize(cells, "population AP", ap) for ap in WANTED},
+        "few negatives": try_few_negatives(min(samples, 100)),
         "weights": {str(weights): try_weights(*weights, min(samples, 100)) for weights in WEIGHTS},
         "cells": cells,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-    for key in ("smallest", "by positives", "by AP", "weights"):
+    for key in ("smallest", "by positives", "by AP", "few negatives", "weights"):
         print(json.dumps(results[key], indent=1))
     RESULTS.write_text(json.dumps(results) + "\n")
+
+
+def try_few_negatives(samples: int) -> dict[str, float]:
+    """Return number of negatives -> least coverage of AUROC, of labels from hopeless to easy."""
+    least = {}
+    for negatives in (1, 2, 3, 5, 10):
+        held = []
+        for move in (0.0, 1.5, 3.0):
+            scores = draw_samples("shifted", move, 200, 200 - negatives, samples)
+            _, after = bound(scores, 0.0)
+            truth = compute_population("shifted", move, 0.5)[1]
+            held.append(judge(after[1], truth)[0])
+        least[str(negatives)] = min(held)
+    return least
 
 
 def try_weights(positive: float, negative: float, samples: int) -> dict[str, float]:
