@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,20 @@ def test_a_locale_that_lacks_characters(tmp_path: Path) -> None:
     assert said.startswith("note: this locale reads file names as ascii")
     code, out, _ = shell("check pets.yaml --json", "data.bad_images=skip", tmp_path, **ascii_only)
     assert "K\u00e4se\U0001f600" in json.loads(out)["labels"]
+
+
+def test_a_german_locale_in_a_folder_with_spaces(tmp_path: Path) -> None:
+    """Numbers keep their points, names their letters, results their paths."""
+    folder = tmp_path / "Bilder gr\u00f6\u00dfe 1"
+    folder.mkdir()
+    prepare(folder)
+    wanted = shell("check pets.yaml", "", folder, LC_ALL="C.UTF-8")
+    make = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if shutil.which("localedef") is None or run_command(make, tmp_path).returncode:
+        pytest.skip("no German locale can be made")
+    german = {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}
+    assert shell("check pets.yaml", "", folder, **german) == wanted
+    assert "24 images" in wanted[1]
 
 
 def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
