@@ -28,8 +28,8 @@ from mlfinetune.metrics.types import ScoreTable, Selection
 RESAMPLES, FEWEST = 100, 20
 """Number of resamples, and the fewest that are worth it."""
 DRAWN = 10**8
-"""(image, label) pairs that resampling may draw for a candidate. Tables of more than 5 million pairs
-get no estimate: it would take long, and luck falls with the number of images."""
+"""(image, label) pairs that resampling may draw for a candidate. Tables of more than 5 million
+pairs get no estimate: it would take long, and luck falls with the number of images."""
 SEED = 0
 
 

@@ -76,29 +76,28 @@ def _require_same_config(
 ) -> None:
     """Compare the settings with the run's own config.yaml.
 
-    A run has no resume state before its first epoch, nor where L-BFGS solved for the head. Where
-    its data was named elsewhere, the validation examples are compared with the checkpoint's.
+    A run has no resume state before its first epoch, nor where L-BFGS solved for the head. Its data
+    is compared with what its checkpoint and its metrics.json know.
     """
     recorded = load_config(run / directory.CONFIG)
     changes = list_changes(collect_settings(recorded), collect_settings(config))
-    paths = (config.data.train, config.data.val), (recorded.data.train, recorded.data.val)
-    if paths[0] != paths[1] and (run / directory.BEST).is_file():
-        digest = checkpoint.load(run / directory.BEST).data_digest
-        kept, now = (
-            {"validation data": digest} for digest in (digest, digest_manifest(splits.val))
-        )
-        changes += list_changes(kept, now)
-    if (trained_with := read_training_digest(run)) is not None:
-        current = {"training data": digest_manifest(splits.train)}
-        changes += list_changes({"training data": trained_with}, current)
+    known = {"training data": read_training_digest(run)}
+    if (run / directory.BEST).is_file():
+        known["validation data"] = checkpoint.load(run / directory.BEST).data_digest
+    now = {
+        "training data": digest_manifest(splits.train),
+        "validation data": digest_manifest(splits.val),
+    }
+    before = {name: digest for name, digest in known.items() if digest is not None}
+    changes += list_changes(before, {name: now[name] for name in before})
     if not allow_changed:
         require_no_changes(changes)
     # A file of weights that has moved is given anew; see docs/reliability.md.
     lost = [change for change in changes if not change.startswith("model.weights: ")]
     if lost and holds_results:
         raise ConfigError(
-            f"{display_path(run)} keeps no state to go on from, and other settings would train it "
-            f"anew over its own results; {_ANEW}:\n{format_list(lost)}"
+            f"{display_path(run)} keeps no state to go on from, and other settings or data would "
+            f"train it anew over its own results; {_ANEW}:\n{format_list(lost)}"
         )
 
 
