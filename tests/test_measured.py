@@ -278,6 +278,8 @@ def test_the_coverage_of_intervals() -> None:
         for cell, name in zip(cells, ("AP, before", "AP, after"), strict=False):
             check(cell, row[name].values())
         check(f"{cells[2]} {cells[3]}", [row["AUROC, after"]["least"], f1])
+    few = min(coverage["few negatives"].values())
+    assert f"AUROC is held in {few:.2f} of the samples or more" in page("metrics")
     for sample, cells in table("metrics", "sample").items():
         for cell, name in zip(cells, ("mAP plain", "mAP"), strict=True):
             check(cell, [averages[sample][name][key] for key in ("held", "width")])
