@@ -32,7 +32,7 @@ from mlfinetune.runtime.rendezvous import (
     wait_for_key,
     wait_until,
 )
-from mlfinetune.runtime.signals import catch_signals
+from mlfinetune.runtime.signals import Signals, catch_signals
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
 
 T = TypeVar("T")
@@ -230,13 +230,29 @@ def init_distributed(wanted: str, deterministic: bool = False) -> Iterator[World
         with signals.deferred():
             world = _init_process_group(device, info, meet_ranks(info, signals))
         signals.check()
-    try:
-        yield world
-    except (KeyboardInterrupt, SystemExit):
-        get_shared_store().add("stopped", 1)  # the ranks that wait for this one will stop too
-        raise
+        try:
+            with _signal_before_loss(signals):
+                yield world
+        except (KeyboardInterrupt, SystemExit):
+            get_shared_store().add("stopped", 1)  # the ranks that wait for this one will stop too
+            raise
     world.barrier()
     dist.destroy_process_group()
+
+
+@contextmanager
+def _signal_before_loss(signals: Signals) -> Iterator[None]:
+    """Where another rank is lost after a signal, raise the signal that this rank has heard too.
+
+    A scheduler sends SIGTERM to all ranks. One of them may be gone already when this one, in a
+    collective, learns of it by a lost connection.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_connection_lost(error):
+            signals.check()
+        raise
 
 
 def report_failure(error: Exception) -> Exception | None:
@@ -253,8 +269,6 @@ def report_failure(error: Exception) -> Exception | None:
     """
     if dist_info().size == 1:
         return error
-    from_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
-    is_lost = from_torch and bool(_CONNECTION_FAULT.search(str(error)))
     try:
         is_first = get_shared_store().add("failed", 1) == 1
         was_stopped = get_shared_store().add("stopped", 0) > 0
@@ -262,10 +276,16 @@ def report_failure(error: Exception) -> Exception | None:
         is_first, was_stopped = True, False
     if not is_first:
         return None
-    if not is_lost:
+    if not _is_connection_lost(error):
         return error
     first_line = str(error).strip().partition("\n")[0]
     return LostError(f"{LostError.STOPPED if was_stopped else LostError.ENDED} ({first_line})")
+
+
+def _is_connection_lost(error: Exception) -> bool:
+    """Return whether torch has raised the error because another rank is gone."""
+    from_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    return from_torch and bool(_CONNECTION_FAULT.search(str(error)))
 
 
 def _init_process_group(device: torch.device, info: DistInfo, store: Any) -> World:

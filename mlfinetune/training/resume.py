@@ -246,6 +246,7 @@ class StateSaver:
         self._saved_at = time.monotonic()
         if heard := world.all_reduce_max(self.signals.received or 0):
             self.signals.received = heard
+            world.barrier()  # a rank that left now would close a connection that others still read
             self.signals.check()
 
     def _should_save(self) -> bool:

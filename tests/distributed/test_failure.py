@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +20,11 @@ from torch import Tensor
 from distributed.conftest import draw, pack
 from distributed.group import meeting, run, start, torchrun
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runtime.distributed import World
+from mlfinetune.runtime.signals import Signals
+from mlfinetune.runtime.torchrun import DistInfo
+from mlfinetune.training.records import Position
+from mlfinetune.training.resume import StateSaver
 
 NET = """\
 import runpy
@@ -72,12 +79,37 @@ def test_a_signal_saves_once_and_ends_all(
     group[0].wait_until(lambda: begun(ground / "runs/tiny"))
     for child in 2 * group if whom == "all" else group[1:]:
         child.send(number)
-    assert [child.wait() for child in group] == [128 + number] * 2
+    codes = [child.wait() for child in group]
+    assert codes == [128 + number] * 2, [child.said for child in group]
     assert group[0].said.count("everything is saved; resume with") == 1
     assert "Traceback" not in group[0].said + group[1].said
     promise("P7", 1, [])
     assert "resumes at epoch" in run(2, *ASKED, cwd=ground).said
     promise("P5", 1, [] if same(ended(ground, "tiny"), undisturbed) else [whom])
+
+
+def test_a_rank_ends_by_its_own_signal_where_the_other_is_gone(ground: Path) -> None:
+    """A scheduler sends SIGTERM to all and kills one; the lost connection is no error then."""
+    group = start(2, "train", "tiny.yaml", *LONG, cwd=ground)
+    group[0].wait_until(lambda: begun(ground / "runs/tiny"))
+    group[1].send(signal.SIGTERM)
+    group[0].send(signal.SIGKILL)
+    assert [child.wait() for child in group] == [-signal.SIGKILL, 143]
+    assert group[1].said == ""
+
+
+def test_no_rank_leaves_while_another_still_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After the ranks have agreed to stop they wait for each other: the connection stays open."""
+    calls: list[str] = []
+    monkeypatch.setattr(World, "all_reduce_max", lambda self, number: signal.SIGTERM)
+    monkeypatch.setattr(World, "barrier", lambda self: calls.append("barrier"))
+    other = SimpleNamespace(world=World(torch.device("cpu"), DistInfo(rank=1, size=2)))
+    saver = StateSaver(tmp_path, cast(Any, other), cast(Any, None), Signals())
+    with pytest.raises(SystemExit) as end:
+        saver.save(Position())
+    assert (end.value.code, calls) == (143, ["barrier"])
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.6])
