@@ -25,6 +25,13 @@ class ModelConfig(Section):
         description="torchvision's name, a .pth or .safetensors file, a run directory, or null; of "
         "a file the backbone is taken, never the head",
     )
+    levels: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="number of the backbone's last stages whose averages are the features; 2 adds "
+        "layer3 to layer4",
+    )
     freeze_backbone: bool = Field(False, description="train only the head")
     head_bias: Literal["zero", "prior"] = Field(
         "zero", description="initial bias: 0, or each label's log-odds in train"

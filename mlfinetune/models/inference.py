@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.models.backbones import STAGES, PooledResNet
 from mlfinetune.models.pretrained import find_misfits
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.text import format_list, pluralize
@@ -62,6 +63,14 @@ class _Block:
     shortcut: _Conv | None
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """A stage of residual blocks; the mean of its last map is a part of the features, or not."""
+
+    blocks: tuple[_Block, ...]
+    is_pooled: bool
+
+
 _Convolve = Callable[[_Conv, Tensor, Tensor | None], Tensor]
 """convolve(conv, x, other) -> conv(x) + other, relu after it; it may overwrite `other`."""
 
@@ -74,23 +83,27 @@ class FusedBackbone(nn.Module):
     """
 
     def __init__(
-        self, stem: _Conv, blocks: tuple[_Block, ...], dtype: torch.dtype, convolve: _Convolve
+        self,
+        stem: _Conv,
+        stages: tuple[_Stage, ...],
+        dtype: torch.dtype,
+        convolve: _Convolve,
     ) -> None:
         """Hold the folded layers; use `fuse_for_cpu` to build one.
 
         Args:
             stem: the first convolution; a 3x3 max pooling with stride 2 follows it.
-            blocks: residual blocks, in order.
+            stages: of residual blocks, in order.
             dtype: of weights and activations.
             convolve: computes one convolution, with plain or with fused operators.
         """
         super().__init__()
-        self._stem, self._blocks = stem, blocks
+        self._stem, self._stages = stem, stages
         self._dtype = dtype
         self._convolve = convolve
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, F); the last mean is taken in float32."""
+        """(B, 3, S, S) -> (B, F); the means are taken in float32."""
         # Autocast would change the types of the plain operators: this module has its own dtype.
         with torch.autocast("cpu", enabled=False):
             return self.forward_with(x, self._convolve)
@@ -99,12 +112,18 @@ class FusedBackbone(nn.Module):
         """Compute the features of `x` with another way to convolve."""
         x = x.to(self._dtype, memory_format=torch.channels_last)
         x = max_pool2d(convolve(self._stem, x, None), 3, 2, 1)
-        for block in self._blocks:
-            shortcut = x if block.shortcut is None else convolve(block.shortcut, x, None)
-            for conv in block.convs[:-1]:
-                x = convolve(conv, x, None)
-            x = convolve(block.convs[-1], x, shortcut)
-        return x.mean((2, 3), dtype=torch.float32).to(self._dtype)
+        means = []
+        for stage in self._stages:
+            for block in stage.blocks:
+                shortcut = x if block.shortcut is None else convolve(block.shortcut, x, None)
+                # The sum overwrites its shortcut: a map that is pooled must be pooled before.
+                y = x
+                for conv in block.convs[:-1]:
+                    y = convolve(conv, y, None)
+                x = convolve(block.convs[-1], y, shortcut)
+            if stage.is_pooled:
+                means.append(x.mean((2, 3), dtype=torch.float32).to(self._dtype))
+        return torch.cat(means, 1)
 
     def with_fused_operators(self, shapes: dict[int, torch.Size]) -> "FusedBackbone":
         """Return a copy that computes with fused operators, its weights laid out for them.
@@ -118,14 +137,14 @@ class FusedBackbone(nn.Module):
             reorder = torch.ops.mkldnn._reorder_convolution_weight
             return replace(conv, weight=reorder(conv.weight, *conv.geometry, size))
 
-        blocks = tuple(
-            _Block(
-                tuple(lay_out(conv) for conv in block.convs),
-                None if block.shortcut is None else lay_out(block.shortcut),
-            )
-            for block in self._blocks
+        def lay_out_block(block: _Block) -> _Block:
+            convs = tuple(lay_out(conv) for conv in block.convs)
+            return _Block(convs, None if block.shortcut is None else lay_out(block.shortcut))
+
+        stages = tuple(
+            replace(stage, blocks=tuple(map(lay_out_block, stage.blocks))) for stage in self._stages
         )
-        return FusedBackbone(lay_out(self._stem), blocks, self._dtype, _convolve_fused)
+        return FusedBackbone(lay_out(self._stem), stages, self._dtype, _convolve_fused)
 
 
 @torch.no_grad()
@@ -135,12 +154,12 @@ def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[nn
     A copy costs memory for the weights in `dtype`, and the time of about three forward passes of
     one image.
 
-        torchvision's ResNet   -> FusedBackbone, "fused operators"
+        PooledResNet           -> FusedBackbone, "fused operators"
         fused operators fail   -> FusedBackbone, "BatchNorm folded, no fused operators: <reason>"
         any other network      -> `features` itself, "as trained: <reason>"
 
     Args:
-        features: the backbone with an identity for `fc`, on the CPU; it is not changed.
+        features: the backbone, on the CPU; it is not changed.
         dtype: of weights and activations; sums are float32 inside an operator.
         side: S that the weights are laid out for; other sizes come out right, but may be slow.
 
@@ -176,10 +195,10 @@ def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[nn
 def _find_obstacle(features: nn.Module) -> str | None:
     """Say why a backbone cannot be folded; None: it can.
 
-    `FusedBackbone` repeats the forward pass of torchvision's ResNet, so only that class with its
+    `FusedBackbone` repeats the forward pass of `PooledResNet`, so only that with torchvision's
     own blocks is taken: another network may have the same layers and compute something else.
     """
-    if type(features) is not ResNet:
+    if type(features) is not PooledResNet:
         return f"a {type(features).__name__} is not a ResNet of torchvision"
     for name, module in features.named_modules():
         kind = type(module).__name__
@@ -195,18 +214,24 @@ def _find_obstacle(features: nn.Module) -> str | None:
 def _fold_backbone(features: nn.Module, dtype: torch.dtype) -> FusedBackbone:
     """Fold the BatchNorms of torchvision's ResNet into its convolutions; plain operators."""
     net = cast(Any, features)
-    blocks = []
-    for block in (block for layer in (1, 2, 3, 4) for block in getattr(net, f"layer{layer}")):
-        last = 3 if hasattr(block, "conv3") else 2
-        convs = tuple(
-            _fold_layer(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), True, dtype)
-            for i in range(1, last + 1)
-        )
-        down = block.downsample
-        shortcut = None if down is None else _fold_layer(down[0], down[1], False, dtype)
-        blocks.append(_Block(convs, shortcut))
+    stages = tuple(
+        _Stage(tuple(_fold_block(block, dtype) for block in getattr(net, name)), name in net.stages)
+        for name in STAGES
+    )
     stem = _fold_layer(net.conv1, net.bn1, True, dtype)
-    return FusedBackbone(stem, tuple(blocks), dtype, _convolve_plain)
+    return FusedBackbone(stem, stages, dtype, _convolve_plain)
+
+
+def _fold_block(block: Any, dtype: torch.dtype) -> _Block:
+    """Fold one residual block."""
+    last = 3 if hasattr(block, "conv3") else 2
+    convs = tuple(
+        _fold_layer(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), True, dtype)
+        for i in range(1, last + 1)
+    )
+    down = block.downsample
+    shortcut = None if down is None else _fold_layer(down[0], down[1], False, dtype)
+    return _Block(convs, shortcut)
 
 
 def _fold_layer(conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool, dtype: torch.dtype) -> _Conv:
@@ -254,6 +279,7 @@ def _convolve_fused(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
 
 def restore_tagger(
     backbone: str,
+    levels: int,
     labels: int,
     weights: dict[str, Tensor],
     spec: TransformSpec,
@@ -263,7 +289,7 @@ def restore_tagger(
     """Build the tagger that a checkpoint holds, in evaluation mode, on the device.
 
     Args:
-        backbone: torchvision's name of the network.
+        backbone, levels: as `build_backbone` takes them.
         labels: L, the number of labels.
         weights: state dict of the whole tagger, on the CPU.
         spec: mean and standard deviation of the channels are taken from it.
@@ -275,7 +301,7 @@ def restore_tagger(
     """
 
     def build() -> Tagger:
-        return Tagger(backbone, labels, mean=spec.mean, std=spec.std)
+        return Tagger(backbone, labels, levels=levels, mean=spec.mean, std=spec.std)
 
     try:
         # Names and shapes alone: a file that claims a huge model allocates no memory.

@@ -1,4 +1,4 @@
-"""The tagger: a torchvision ResNet without its last linear layer, and a new linear head.
+"""The tagger: a backbone of backbones.py and a new linear head.
 
     images (B, 3, S, S) uint8 -> normalize -> backbone -> features (B, F) -> head -> logits (B, L)
 
@@ -9,22 +9,14 @@ name is part of every checkpoint's keys), and features are its output (B, F).
 """
 
 import copy
-import re
 from typing import Any, Self
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mlfinetune.errors import ConfigError
-from mlfinetune.text import suggest
+from mlfinetune.models.backbones import build_backbone
 
-BACKBONES: tuple[str, ...] = tuple(
-    name
-    for name in torchvision.models.list_models(module=torchvision.models)
-    if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
-)
 CHUNK_LABELS = 1024
 """Number of labels in one chunk of `ChunkedLinear` (measured: `benchmarks/large_head.py`)."""
 
@@ -111,6 +103,7 @@ class Tagger(nn.Module):
         backbone: str,
         labels: int,
         *,
+        levels: int = 1,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         frozen: bool = False,
@@ -120,7 +113,7 @@ class Tagger(nn.Module):
         """Build a tagger with random weights; the head is Kaiming-normal.
 
         Args:
-            backbone: torchvision's name of the network.
+            backbone, levels: as `build_backbone` takes them.
             labels: L, the number of labels.
             mean, std: of each channel of the images, for pixels scaled to [0, 1].
             frozen: train the head alone.
@@ -132,14 +125,7 @@ class Tagger(nn.Module):
             ConfigError: there is no such backbone.
         """
         super().__init__()
-        if backbone not in BACKBONES:
-            hint = suggest(backbone, BACKBONES) or "."
-            raise ConfigError(
-                f"model.backbone: no '{backbone}'{hint} Known names: {', '.join(BACKBONES)}"
-            )
-        self.features = torchvision.models.get_model(backbone, weights=None)
-        width = self.features.fc.in_features
-        self.features.fc = nn.Identity()
+        self.features, width = build_backbone(backbone, levels)
         self.head = _build_head(width, labels, chunked)
         if bias is not None:
             self.head.bias.data.copy_(bias)

@@ -51,6 +51,7 @@ class Checkpoint:
         epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
             solution; 0: the solved head before training.
         versions: of mlfinetune, torch and torchvision at the time of writing.
+        levels: number of the backbone's last stages that the features come from.
     """
 
     weights: dict[str, torch.Tensor]
@@ -62,6 +63,7 @@ class Checkpoint:
     data_digest: str
     epoch: int
     versions: dict[str, str]
+    levels: int = 1
 
 
 FORMAT = 2
@@ -91,6 +93,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "labels": checkpoint.labels.names,
         "transform": asdict(checkpoint.transform),
         "backbone": checkpoint.backbone,
+        "levels": checkpoint.levels,
         "decision": asdict(checkpoint.decision),
         "config": checkpoint.config,
         "data_digest": checkpoint.data_digest,
@@ -162,6 +165,8 @@ def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -
     labels = about["labels"]
     _require(labels, "labels", type(labels) is list and all(type(name) is str for name in labels))
     _require(labels, "labels", 0 < len(labels) == len(set(labels)))
+    about = {"levels": 1, **about}  # earlier versions had no other
+    _require(about["levels"], "levels", about["levels"] in range(1, 5))
     for name, kind in _KINDS.items():
         _require(about[name], name, type(about[name]) is kind)
     return Checkpoint(
@@ -173,7 +178,10 @@ def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -
     )
 
 
-_KINDS = {"backbone": str, "config": dict, "data_digest": str, "epoch": int, "versions": dict}
+_KINDS = {
+    "backbone": str, "levels": int, "config": dict, "data_digest": str, "epoch": int,
+    "versions": dict,
+}  # fmt: skip
 _FOREIGN = (
     SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
     RuntimeError, MemoryError,

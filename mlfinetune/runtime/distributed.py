@@ -242,7 +242,7 @@ def init_distributed(wanted: str, deterministic: bool = False) -> Iterator[World
 
 @contextmanager
 def _signal_before_loss(signals: Signals) -> Iterator[None]:
-    """Where another rank is lost after a signal, raise the signal that this rank has heard too.
+    """Raise the signal that this rank has heard where another rank, after the signal, is lost.
 
     A scheduler sends SIGTERM to all ranks. One of them may be gone already when this one, in a
     collective, learns of it by a lost connection.

@@ -96,6 +96,7 @@ def build_model(
     tagger = Tagger(
         model.backbone,
         len(train.labels),
+        levels=model.levels,
         mean=spec.mean,
         std=spec.std,
         frozen=model.freeze_backbone,
@@ -335,6 +336,7 @@ def build_checkpoint(
         labels=val.labels,
         transform=spec,
         backbone=config.model.backbone,
+        levels=config.model.levels,
         decision=DecisionRule.plain(len(val.labels)),
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),

@@ -220,6 +220,7 @@ def open_feature_store(
     made_by = (
         FEATURES_VERSION,
         backbone,
+        extractor.width,
         weights.hexdigest(),
         extractor.dtype,
         torch.__version__,

@@ -105,6 +105,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     with oom_as_device_error():
         tagger = restore_tagger(
             loaded.backbone,
+            loaded.levels,
             len(loaded.labels),
             loaded.weights,
             loaded.transform,

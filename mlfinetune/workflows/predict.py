@@ -302,7 +302,7 @@ def _load_predictor(
         thresholds = (request.threshold,) * len(labels)
         decision = replace(decision, how="fixed", thresholds=thresholds)
     trained = restore_tagger(
-        loaded.backbone, len(labels), loaded.weights, loaded.transform, device, file
+        loaded.backbone, loaded.levels, len(labels), loaded.weights, loaded.transform, device, file
     )
     tagger, how = prepare_for_inference(trained, loaded.transform.image_size, device, dtype)
     log.say(

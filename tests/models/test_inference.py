@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mlfinetune.data.batches.batch import Batch
+from mlfinetune.models.backbones import PooledResNet, build_backbone
 from mlfinetune.models.inference import (
     AS_TRAINED,
     FOLDED,
@@ -27,8 +28,7 @@ NAMES = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
 def backbone(name: str = "resnet18", seed: int = 0) -> nn.Module:
     """Return random weights, and BatchNorm statistics that matter."""
     torch.manual_seed(seed)
-    net = torchvision.models.get_model(name, weights=None).eval()
-    net.fc = nn.Identity()
+    net = build_backbone(name)[0].eval()
     for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 1.5)
@@ -215,8 +215,7 @@ def other_network(kind: str) -> tuple[nn.Module, int]:
         pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), *pooled), 8
     net = torchvision.models.resnet18(norm_layer=lambda width: nn.GroupNorm(4, width))
-    net.fc = nn.Identity()
-    return net, 512
+    return PooledResNet(net), 512
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -252,8 +251,24 @@ def test_a_resnet_with_other_blocks_is_left_as_trained() -> None:
     class Block(torchvision.models.resnet.BasicBlock):
         pass
 
-    net = torchvision.models.ResNet(Block, [1, 1, 1, 1])
+    net = PooledResNet(torchvision.models.ResNet(Block, [1, 1, 1, 1]))
     assert fuse_for_cpu(net, torch.float32, SIDE) == (
         net,
         f"{AS_TRAINED}: layer1.0 is a Block, not a residual block of torchvision",
     )
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+def test_the_means_of_several_stages_are_fused(levels: int) -> None:
+    """From early to late, each as torchvision's own layers give it."""
+    torch.manual_seed(0)
+    net = build_backbone("resnet18", levels)[0].eval()
+    assert isinstance(net, PooledResNet)
+    with torch.no_grad():
+        fused, why = fuse_for_cpu(net, torch.float32, SIDE)
+        features = net(pictures(2))
+        means = [each.mean((2, 3)) for each in net.compute_maps(pictures(2))]
+        assert why == FUSED
+        assert features.shape == (2, sum(net.widths)) == (2, sum((64, 128, 256, 512)[-levels:]))
+        torch.testing.assert_close(features, torch.cat(means, 1))
+        torch.testing.assert_close(fused(pictures(2)), features, rtol=1e-4, atol=1e-5)
