@@ -7,7 +7,7 @@ mirror images. Each way of scoring chooses its own best solution by the mAP of v
 does, and is compared with the plain way on the same resamples (`mlfinetune compare`). Fine-tuned:
 one run from the solved head; its last epoch is scored plainly and with mirror images.
 Cost: pictures from file to logits, the two ways taking turns. Prints a table; writes
-benchmarks/results/views.json. `--epochs 0` leaves out the fine-tuned run.
+benchmarks/results/views.json. `--only` measures a part of it again.
 """
 
 import argparse
@@ -204,8 +204,10 @@ def measure_cost(config: Config) -> dict[str, float]:
     return found
 
 
-def choose_rows(asked: argparse.Namespace, rows: int | None, folder: Path) -> list[str]:
-    """Return the overrides for some rows of the training table, and the labels that these have."""
+def choose_rows(
+    asked: argparse.Namespace, rows: int | None = None, folder: Path = Path()
+) -> list[str]:
+    """Return the overrides for all or some rows of the training table, and for their labels."""
     train = asked.train.absolute() if rows is None else few(asked.train, rows, folder)
     unseen = sorted(names(asked.val) - names(train))
     return [
@@ -223,25 +225,30 @@ def main() -> None:
     for name in ("train", "val", "images", "weights"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=300, help="to fine-tune on")
-    parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning")
+    parser.add_argument("--only", choices=("frozen", "cost", "finetuned"))
     asked = parser.parse_args()
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory() as name:
-        for rows in (None, 1000, 300):
-            folder = Path(name) / str(rows)
-            folder.mkdir()
-            config = load_config(CONFIGS / "frozen.yaml", choose_rows(asked, rows, folder))
-            print(f"frozen, {rows or 'all'} training pictures")
-            result[f"frozen, {rows or 'all'}"] = frozen(config)
-            RESULT.write_text(json.dumps(result, indent=2) + "\n")
-        result["images/s"] = measure_cost(config)
-        if asked.epochs:
-            folder = Path(name)
+        if asked.only in (None, "frozen"):
+            for rows in (None, 1000, 300):
+                folder = Path(name) / str(rows)
+                folder.mkdir()
+                config = load_config(CONFIGS / "frozen.yaml", choose_rows(asked, rows, folder))
+                print(f"frozen, {rows or 'all'} training pictures")
+                keep(f"frozen, {rows or 'all'}", frozen(config))
+        if asked.only in (None, "cost"):
+            keep("images/s", measure_cost(load_config(CONFIGS / "frozen.yaml", choose_rows(asked))))
+        if asked.only in (None, "finetuned"):
             print(f"fine-tuned for {asked.epochs} epochs on {asked.rows} pictures")
-            data = choose_rows(asked, asked.rows, folder)
-            result["rows"], result["epochs"] = asked.rows, asked.epochs
-            result["fine-tuned"] = finetuned(data, asked.epochs, folder)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+            data = choose_rows(asked, asked.rows, Path(name))
+            found = finetuned(data, asked.epochs, Path(name))
+            keep("fine-tuned", {"rows": asked.rows, "epochs": asked.epochs, **found})
+
+
+def keep(name: str, found: Any) -> None:
+    """Write one part of the result; the others stay."""
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps({**result, name: found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
