@@ -54,7 +54,7 @@ from mlfinetune.training.build import build_model, build_training_loss, build_tr
 from mlfinetune.training.features import build_extractor, open_feature_store
 from mlfinetune.training.lbfgs import PENALTIES, Solver
 
-ROUNDS, TIMED = 5, 128
+ROUNDS, TIMED = 5, 64
 LARGER = 288
 """Side of the second scale, in pixels."""
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def average(head: nn.Module, views: list[Tensor]) -> Logits:
     return {
         "plain": plain,
         "mirror": (plain + mirror) / 2,
-        "mirror, mean of probabilities": p.logit().float(),
+        "mirror, mean of probabilities": p.logit(eps=1e-15).float(),
         f"{LARGER} px": larger,
         f"224 and {LARGER} px": (plain + larger) / 2,
         f"224 and {LARGER} px, mirror": (plain + mirror + larger + larger_mirror) / 4,
@@ -230,7 +230,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if asked.only in (None, "frozen"):
-            for rows in (None, 1000, 300):
+            for rows in (300, 1000, None):
                 folder = Path(name) / str(rows)
                 folder.mkdir()
                 config = load_config(CONFIGS / "frozen.yaml", choose_rows(asked, rows, folder))
