@@ -243,6 +243,18 @@ def test_no_label_fails_a_wanted_precision_more_often_than_promised() -> None:
     assert max(cell["ours"]["worst"] for cell in measured.values()) <= 0.2
 
 
+def test_the_gain_and_the_cost_of_views() -> None:
+    """Every cell of the table of docs/metrics.md; `plain` has no gain over itself."""
+    measured, rows = result("views"), table("metrics", "`eval.views`")
+    assert list(rows) == ["`plain`", "`mirror`"]
+    for name, cells in rows.items():
+        way = name.strip("`")
+        for cell, pictures in zip(cells, ("300", "1000", "all"), strict=False):
+            row = measured[f"frozen, {pictures}"][way]
+            check(cell, [row["mAP"]] + [row["gain"], *row["interval"]] * (way == "mirror"))
+        check(cells[-1], [measured["images/s"][way]])
+
+
 def test_the_luck_of_the_best() -> None:
     """Figures of docs/metrics.md; and estimates are right on average over the simulated cells."""
     measured, text = result("selection"), page("metrics")

@@ -30,6 +30,13 @@ class Format(StrEnum):
     text = "text"
 
 
+class Views(StrEnum):
+    """Versions of a picture that are scored."""
+
+    plain = "plain"
+    mirror = "mirror"
+
+
 def predict(
     inputs: Annotated[
         list[str], typer.Argument(help="Files, folders, 'globs', URLs, or - for paths on stdin.")
@@ -63,6 +70,13 @@ def predict(
     only_labels: Annotated[
         bool, typer.Option("--only-labels", help="Write no probabilities.")
     ] = False,
+    views: Annotated[
+        Views | None,
+        typer.Option(
+            help="Score each picture alone, or its mirror image too, for the mean of both. "
+            "Default: as the checkpoint's thresholds were fitted."
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pictures that the model takes at once.")
     ] = 16,
@@ -106,6 +120,7 @@ def predict(
         batch_size=batch_size,
         shard=_parse_shard(shard),
         resume_from=output if resume else None,
+        views=None if views is None else views.value,
     )
     failed = _run_workflow(request, output, resume, device, log)
     if failed.count:

@@ -213,6 +213,11 @@ LOSS_SETTINGS = {
 class EvalConfig(Section):
     """Thresholds, calibration and metrics: how scores become decisions and numbers."""
 
+    views: Literal["plain", "mirror"] = Field(
+        "plain",
+        description="versions of a picture that validation, eval and predict score: itself, or its "
+        "mirror image too (the mean of both logits, for twice the forward passes)",
+    )
     thresholds: Literal["fixed", "global", "per_label", "precision"] = Field(
         "per_label",
         description="from which probability a label counts as present, fitted on validation: the "

@@ -18,6 +18,8 @@ from mlfinetune.metrics.logits import find_limits
 
 ThresholdHow = Literal["fixed", "global", "per_label", "precision"]
 CalibrationHow = Literal["none", "temperature", "platt"]
+EvalViews = Literal["plain", "mirror"]
+"""Versions of a picture whose logits are averaged: itself alone, or its mirror image too."""
 FittedOn = Literal["nothing", "the same images", "other images"]
 Interval = tuple[float, float]
 

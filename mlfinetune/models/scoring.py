@@ -1,5 +1,6 @@
 """Scoring: the model's logits for batches of images, and the ScoreTable of a whole manifest.
 
+    model, views   -> average_views -> model of the mean logits of these views
     model, batches -> score_batches -> (indices, logits) of each batch -> tabulate -> ScoreTable
 
 Logits stay logits here; probabilities are computed by `metrics.logits.sigmoid`.
@@ -15,11 +16,44 @@ from torch import nn
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import TrainingError
-from mlfinetune.metrics.types import ScoreTable
+from mlfinetune.metrics.types import EvalViews, ScoreTable
 from mlfinetune.text import format_list, pluralize
 
 ScoredBatch = tuple[NDArray[np.int64], NDArray[np.float32]]
 """(B,) indices and (B, L) logits of a batch."""
+
+
+class MirrorMean(nn.Module):
+    """Model of the mean logits of each picture and of its mirror image.
+
+    Logits are averaged, not probabilities. Calibration and thresholds are fitted to logits, so the
+    mean is one more logit to them. The mean of probabilities would have to be made a logit again,
+    and a view that is sure, at 0 or 1, would outvote the other. For a linear head, the mean of
+    logits is also the logit of the mean features (`data.batches.features.MeanFeatures`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Wrap a model: (B, 3, S, S) -> (B, L) logits."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> (B, L); one view after the other, so it takes no more memory than one."""
+        logits: torch.Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
+        return logits
+
+
+def average_views(model: nn.Module, views: EvalViews) -> nn.Module:
+    """Return a model of the mean logits of these views of a picture; `plain`: `model` itself.
+
+    Pictures are decoded once, whatever the views: the mirror image is made on the device.
+    """
+    return MirrorMean(model) if views == "mirror" else model
+
+
+def describe_views(views: EvalViews) -> str:
+    """Describe the views for a line of the log, such as `mirror views, `; `plain`: nothing."""
+    return "" if views == "plain" else f"{views} views, "
 
 
 def compute_logits(

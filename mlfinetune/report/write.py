@@ -186,6 +186,8 @@ def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[
     if facts.fitted_on != "nothing":
         thresholds += f", fitted on {facts.fitted_on}"
     lines += [("average precision", str(content["ap"])), ("thresholds", thresholds)]
+    if content.get("views") == "mirror":
+        lines.append(("scores", "mean logits of each picture and its mirror image"))
     if text := describe_selection(facts.selection):
         lines.append(("mAP", text))
     if rates := facts.cross_fitted:

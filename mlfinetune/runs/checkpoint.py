@@ -31,7 +31,7 @@ from mlfinetune.config import MAX_IMAGE_SIZE
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import CheckpointError, TrainingError
-from mlfinetune.metrics.types import CalibrationHow, DecisionRule, ThresholdHow
+from mlfinetune.metrics.types import CalibrationHow, DecisionRule, EvalViews, ThresholdHow
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.text import to_finite
 
@@ -46,6 +46,7 @@ class Checkpoint:
         transform: preprocessing that makes a picture the model's input.
         backbone: torchvision's name of the network.
         decision: calibration and thresholds.
+        views: versions of a picture whose mean logits these were fitted to, and are applied to.
         config: the resolved config of the run, as plain containers.
         data_digest: SHA-256 over image names, labels and targets of the validation data.
         epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
@@ -64,6 +65,7 @@ class Checkpoint:
     epoch: int
     versions: dict[str, str]
     levels: int = 1
+    views: EvalViews = "plain"
 
 
 FORMAT = 2
@@ -99,6 +101,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "data_digest": checkpoint.data_digest,
         "epoch": checkpoint.epoch,
         "versions": checkpoint.versions,
+        "views": checkpoint.views,
     }
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
@@ -165,15 +168,17 @@ def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -
     labels = about["labels"]
     _require(labels, "labels", type(labels) is list and all(type(name) is str for name in labels))
     _require(labels, "labels", 0 < len(labels) == len(set(labels)))
-    about = {"levels": 1, **about}  # earlier versions had no other
+    about = {"levels": 1, "views": "plain", **about}  # version 0.1 knew no others
     _require(about["levels"], "levels", about["levels"] in range(1, 5))
     for name, kind in _KINDS.items():
         _require(about[name], name, type(about[name]) is kind)
+    _require(about["views"], "views", about["views"] in get_args(EvalViews))
     return Checkpoint(
         weights=weights,
         labels=LabelSpace(tuple(labels)),
         transform=_parse_transform(about["transform"]),
         decision=_parse_decision(about["decision"], len(labels)),
+        views=about["views"],
         **{name: about[name] for name in _KINDS},
     )
 

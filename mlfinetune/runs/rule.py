@@ -5,7 +5,7 @@ from dataclasses import replace
 from mlfinetune.config import EvalConfig
 from mlfinetune.errors import ConfigError
 from mlfinetune.metrics.evaluation import fit_decision_rule
-from mlfinetune.metrics.types import DecisionRule, ScoreTable
+from mlfinetune.metrics.types import DecisionRule, EvalViews, ScoreTable
 from mlfinetune.runs.checkpoint import Checkpoint
 
 
@@ -14,6 +14,7 @@ def choose_decision(
     trained_with: EvalConfig,
     loaded: Checkpoint,
     scores: ScoreTable,
+    fitted_here: bool,
 ) -> DecisionRule:
     """Return the decision rule (thresholds and calibration) for these scores.
 
@@ -24,16 +25,45 @@ def choose_decision(
         trained_with: `eval` of the config without them.
         loaded: the checkpoint, with its own rule.
         scores: to fit on.
+        fitted_here: as in `require_rule`.
     """
-    if _keeps_rule(wanted, trained_with):
+    if _keeps_rule(wanted, trained_with, fitted_here):
         return replace(loaded.decision, review=wanted.review)
     return fit_decision_rule(wanted, scores)
 
 
-def _keeps_rule(wanted: EvalConfig, trained_with: EvalConfig) -> bool:
-    """Tell whether the checkpoint's rule holds: `ap` and `review` never need a new fit."""
-    no_fit = {"ap": trained_with.ap, "review": trained_with.review}
-    return wanted.model_copy(update=no_fit) == trained_with
+def _keeps_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool) -> bool:
+    """Tell whether the checkpoint's rule holds: `ap` and `review` never need a new fit.
+
+    Scores of other `views` need one, which only the run's own validation data allows.
+    """
+    no_fit = ["ap", "review"] if fitted_here else ["ap", "review", "views"]
+    kept = {name: getattr(trained_with, name) for name in no_fit}
+    return wanted.model_copy(update=kept) == trained_with
+
+
+def describe_other_views(
+    views: EvalViews, fitted_under: EvalViews, decision: DecisionRule
+) -> str | None:
+    """Return a warning where a rule was fitted to scores of other views; None: it was not.
+
+    Args:
+        views: those that are scored.
+        fitted_under: the checkpoint's.
+        decision: the rule that is applied.
+    """
+    fitted = []
+    if decision.how != "fixed":
+        fitted.append("thresholds")
+    if decision.calibration != "none":
+        fitted.append("calibration")
+    if views == fitted_under or not fitted:
+        return None
+    return (
+        f"warning: {views} views are scored, but the checkpoint's {' and '.join(fitted)} were "
+        f"fitted under {fitted_under} ones, and fit them less well; train with eval.views: {views} "
+        f"to fit them anew"
+    )
 
 
 def require_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool) -> None:
@@ -42,6 +72,7 @@ def require_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool
         other eval.* overrides           data               decision rule
         none                             any                the checkpoint's, with `wanted.review`
         any                              the run's val      fitted on these scores
+        views                            other              the checkpoint's, with a warning
         thresholds=fixed,
           calibration=none               other              fixed: nothing is fitted
         others                           other              ConfigError
@@ -54,7 +85,7 @@ def require_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool
         ConfigError: the rule would be fitted on images that are not the run's validation data.
     """
     fits = wanted.thresholds != "fixed" or wanted.calibration != "none"
-    if fits and not fitted_here and not _keeps_rule(wanted, trained_with):
+    if fits and not fitted_here and not _keeps_rule(wanted, trained_with, fitted_here):
         raise ConfigError(
             "eval.thresholds and eval.calibration are fitted on the run's validation data, never "
             "on other data; leave them out, or set eval.thresholds=fixed and eval.calibration=none"

@@ -51,6 +51,7 @@ class Work:
         views, decodings: number of views and of decodings of a picture, where features are
             computed once; views 0: every epoch goes through the backbone.
         copies_off: the config forbids small copies of large pictures.
+        eval_views: number of views of a picture in validation, which share one decoding.
         slow_type: the hardware is fast at bfloat16, and the run does not use it.
     """
 
@@ -66,6 +67,7 @@ class Work:
     decodings: int
     copies_off: bool
     slow_type: bool
+    eval_views: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Times:
 
 def estimate_times(speeds: Speeds, work: Work) -> Times:
     """Estimate how long a run takes; saving and start-up are left out."""
-    val = work.val * _compute_seconds_per_image(speeds.loader, speeds.forward, work)
+    scored = speeds.forward / work.eval_views
+    val = work.val * _compute_seconds_per_image(speeds.loader, scored, work)
     if work.views:
         decoded, seen = speeds.loader / work.decodings, speeds.forward / work.views
         assert speeds.head is not None

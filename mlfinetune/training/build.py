@@ -346,6 +346,7 @@ def build_checkpoint(
             "torch": torch.__version__,
             "torchvision": version("torchvision"),
         },
+        views=config.eval.views,
     )
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from mlfinetune.config import Config
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.features import (
+    MIRROR_VIEW,
     PLAIN_VIEW,
     FeatureExtractor,
     FeatureLoader,
     Features,
+    MeanFeatures,
     MissingRows,
     View,
     choose_views,
@@ -31,6 +33,7 @@ from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.errors import DataError
+from mlfinetune.metrics.types import EvalViews
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
@@ -42,6 +45,11 @@ from mlfinetune.training.build import MAX_EVAL_BATCH, get_batch_size
 
 FEATURES_VERSION = 1
 """Part of the store's key; goes up when the same weights and pictures give other features."""
+EVAL_VIEWS: dict[EvalViews, tuple[View, ...]] = {
+    "plain": (PLAIN_VIEW,),
+    "mirror": (PLAIN_VIEW, MIRROR_VIEW),
+}
+"""`eval.views` -> the views of a validation picture whose features are averaged."""
 
 
 def build_feature_loaders(
@@ -72,7 +80,7 @@ def build_feature_loaders(
     is_new = store is not None and not len(store)
     damaged_before = 0
     loaders: list[FeatureLoader] = []
-    work = (("train", splits.train, views), ("val", splits.val, (PLAIN_VIEW,)))
+    work = (("train", splits.train, views), ("val", splits.val, EVAL_VIEWS[config.eval.views]))
     for split, examples, split_views in work:
         find = partial(_find_missing, store, examples, split_views, extractor, damaged_before)
         by_view, damaged = world.broadcast(find)
@@ -85,10 +93,20 @@ def build_feature_loaders(
         if store is not None:
             view_room = room // (2 * len(split_views))  # half of it for train, half for val
             features = [Features(store, v, extractor, world.device, view_room) for v in by_view]
-            seed = config.train.seed if split == "train" else None
-            size = get_batch_size(config)
-            loaders.append(FeatureLoader(examples, features, batch_size=size, train_seed=seed))
+            loaders.append(_build_loader(config, examples, features, train=split == "train"))
     return (loaders[0], loaders[1]) if loaders else None
+
+
+def _build_loader(
+    config: Config, examples: Manifest, features: list[Features], *, train: bool
+) -> FeatureLoader:
+    """Build the loader of one split: training sees view after view, validation their mean."""
+    return FeatureLoader(
+        examples,
+        features if train else [MeanFeatures(features)],
+        batch_size=get_batch_size(config),
+        train_seed=config.train.seed if train else None,
+    )
 
 
 def _choose_train_views(

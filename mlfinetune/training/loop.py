@@ -25,7 +25,7 @@ from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial, try_candidate
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.models.inference import prepare_for_inference
-from mlfinetune.models.scoring import score_batches, tabulate
+from mlfinetune.models.scoring import average_views, score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
@@ -239,6 +239,8 @@ def validate(
 ) -> tuple[Averages, ScoreTable | None]:
     """Score the validation data with the current weights, or their moving average.
 
+    Logits are the mean over `eval.views`.
+
     Args:
         poll: is called once a batch, equally often on all ranks.
 
@@ -250,8 +252,9 @@ def validate(
         TrainingError: scores or averages that are not finite.
     """
     net, device, dtype = setup.eval_net, setup.device, setup.dtype
-    if isinstance(net, Tagger):
-        net, _ = prepare_for_inference(net, setup.spec.image_size, device, dtype)
+    if isinstance(net, Tagger):  # a head's batches are mean features of the views already
+        tagger, _ = prepare_for_inference(net, setup.spec.image_size, device, dtype)
+        net = average_views(tagger, setup.config.eval.views)
 
     def poll_each(batches: Iterable[Batch]) -> Iterator[Batch]:
         left = setup.val.steps

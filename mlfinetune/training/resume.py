@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mlfinetune.config import Config
+from mlfinetune.config import Config, EvalConfig
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.metrics.selection import Trial
@@ -42,10 +42,11 @@ _MAY_CHANGE = (
     "train.workers",
     "train.trackers",
     "train.save_minutes",
-    "eval",
+    *(f"eval.{name}" for name in EvalConfig.model_fields if name != "views"),
 )
 """Keys that may change when a run is resumed, because they do not change what the run learns. If a
-path of the data led to other examples, the digest of the data would differ."""
+path of the data led to other examples, the digest of the data would differ. `eval.views` is none of
+them: the mAPs of epochs that were scored otherwise cannot be compared."""
 
 _DATA = ("training data", "validation data")
 """Keys of a run's identity that are digests of its data."""

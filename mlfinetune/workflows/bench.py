@@ -46,6 +46,7 @@ from mlfinetune.training.build import (
     opened_image_copies,
     precomputes_features,
 )
+from mlfinetune.training.features import EVAL_VIEWS
 from mlfinetune.training.step import train_step
 from mlfinetune.training.timing import time_rate
 
@@ -148,6 +149,7 @@ def _describe_work(
         decodings=random_views + has_plain_view,  # the picture and its mirror image share one
         copies_off=config.data.cache_images == "off",
         slow_type=fast == torch.bfloat16 != dtype,
+        eval_views=len(EVAL_VIEWS[config.eval.views]),
     )
 
 
@@ -271,6 +273,7 @@ def _build_stages(speeds: Speeds, work: Work) -> tuple[Stage, ...]:
     """Build the rows of the table, without the stages that were not timed."""
     every_epoch = "every epoch"
     on_device = f"once, {work.views} views" if work.views else every_epoch
+    validation = f"validation, {work.eval_views} views" if work.eval_views > 1 else "validation"
     decoded = f"once, {work.decodings} decodings" if work.decodings > 1 else "once"
     rows = (
         (
@@ -279,7 +282,7 @@ def _build_stages(speeds: Speeds, work: Work) -> tuple[Stage, ...]:
             decoded if work.views else every_epoch,
         ),
         ("copy to the GPU", speeds.copy, on_device),
-        ("backbone forward", speeds.forward, on_device if work.views else "validation"),
+        ("backbone forward", speeds.forward, on_device if work.views else validation),
         ("training step", speeds.step, every_epoch),
         (f"training step, batch {2 * work.batch_size}", speeds.larger, "tried"),
         ("head step, on features", speeds.head, "every pass" if work.views else "in the step"),

@@ -1,5 +1,6 @@
 """`mlfinetune eval`: checkpoint -> examples -> ScoreTable -> Evaluation -> files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from mlfinetune.metrics.evaluation import evaluate
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import Evaluation
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
-from mlfinetune.models.scoring import ScoredBatch, score_batches, tabulate
+from mlfinetune.models.scoring import (
+    ScoredBatch,
+    average_views,
+    describe_views,
+    score_batches,
+    tabulate,
+)
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
@@ -25,7 +32,7 @@ from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.questions import Question, is_replaced, make_eval_folder, try_eval_folder
 from mlfinetune.runs.results import read_selection, write_results
-from mlfinetune.runs.rule import choose_decision, require_rule
+from mlfinetune.runs.rule import choose_decision, describe_other_views, require_rule
 from mlfinetune.runs.settings import flatten_settings, list_differences
 from mlfinetune.runs.trained_on import TrainedOn, read_trained_on
 from mlfinetune.runtime.device import (
@@ -97,8 +104,7 @@ def run(request: EvalRequest, device_name: str, log: RunLog) -> EvalResult | Non
 def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult | None:
     file = directory.find_checkpoint(request.checkpoint)
     loaded = checkpoint.load(file)
-    config = restore_config(loaded.config, file, request.overrides)
-    recorded = restore_config(loaded.config, file)
+    config, recorded = _restore_configs(loaded, file, request.overrides)
     question = _ask(request, file, config, recorded)
     world.broadcast(lambda: try_eval_folder(question, request.output))
     trained_on = read_trained_on(file.parent)  # now: a damaged file would lose the scores
@@ -130,7 +136,10 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     if not world.is_main:
         return None
     scores = tabulate(batches, manifest)
-    decision = choose_decision(config.eval, recorded.eval, loaded, scores)
+    decision = choose_decision(config.eval, recorded.eval, loaded, scores, fitted_here)
+    fitted_under = config.eval.views if fitted_here else loaded.views
+    if warning := describe_other_views(config.eval.views, fitted_under, decision):
+        log.say(warning)
     evaluation = evaluate(config.eval, scores, decision, fitted_here)
     if fitted_here and file.name == directory.BEST:  # these scores chose the checkpoint
         facts = replace(evaluation.facts, selection=read_selection(file.parent))
@@ -138,10 +147,21 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     folder = _make_folder(question, request.output, log)
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
+    about["views"] = config.eval.views
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(folder, log)
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
+
+
+def _restore_configs(
+    loaded: Checkpoint, file: Path, overrides: Sequence[str]
+) -> tuple[Config, Config]:
+    """Return the run's config with the overrides, and without; its views are the checkpoint's."""
+    tree, section = loaded.config, loaded.config.get("eval", {})
+    if isinstance(section, dict):  # else `restore_config` says what is wrong
+        tree = {**tree, "eval": {**section, "views": loaded.views}}
+    return restore_config(tree, file, overrides), restore_config(tree, file)
 
 
 # ---- results ----------------------------------------------------------------------------
@@ -183,7 +203,10 @@ def _score_examples(
     """
     device, spec = world.device, loaded.transform
     dtype, reason = choose_precision(config.train.precision, device)
-    log.say(f"{intro}; device {device}, precision {name_dtype(dtype)} ({reason})")
+    views = config.eval.views
+    log.say(
+        f"{intro}; {describe_views(views)}device {device}, precision {name_dtype(dtype)} ({reason})"
+    )
     loader = build_loader(
         config,
         manifest,
@@ -197,7 +220,8 @@ def _score_examples(
     with oom_as_device_error(), log.bar("eval", len(manifest)) as bar:
         tagger, _ = prepare_for_inference(tagger, spec.image_size, device, dtype)
         batches = bar.track(loader.epoch(), lambda batch: len(batch.step_indices))
-        rows = score_batches(tagger, batches, manifest.path, device, dtype)
+        net = average_views(tagger, views)
+        rows = score_batches(net, batches, manifest.path, device, dtype)
         gathered = list(world.gather_stream(rows))
         log.say(f"{pluralize(len(manifest), 'image')}, {bar.rate:.1f} images/s")
     return gathered

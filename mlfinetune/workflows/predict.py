@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
+from torch import nn
 
 from mlfinetune.config import restore_config
 from mlfinetune.data.batches.batch import Batch
@@ -25,10 +26,9 @@ from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
 from mlfinetune.metrics.logits import sigmoid
-from mlfinetune.metrics.types import DecisionRule, Prediction
+from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
-from mlfinetune.models.scoring import compute_logits
-from mlfinetune.models.tagger import Tagger
+from mlfinetune.models.scoring import average_views, compute_logits, describe_views
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.predictions import (
     FORMATS,
@@ -39,6 +39,7 @@ from mlfinetune.runs.predictions import (
     format_row_name,
     read_complete_rows,
 )
+from mlfinetune.runs.rule import describe_other_views
 from mlfinetune.runtime.device import (
     choose_precision,
     choose_workers,
@@ -65,6 +66,7 @@ class PredictRequest:
         batch_size: images that the model takes at once.
         shard: (i, n), i from 1: every n-th picture from the i-th on.
         resume_from: a file of an earlier run; its complete rows stay, and new rows follow them.
+        views: versions of a picture that are scored; None: the checkpoint's.
     """
 
     inputs: tuple[str, ...]
@@ -76,6 +78,7 @@ class PredictRequest:
     batch_size: int = 16
     shard: tuple[int, int] = (1, 1)
     resume_from: Path | None = None
+    views: EvalViews | None = None
 
 
 @dataclass
@@ -284,7 +287,7 @@ def _skip_complete_rows(
 class _Predictor:
     """Everything that turns a batch into predictions."""
 
-    tagger: Tagger
+    net: nn.Module
     decision: DecisionRule
     spec: TransformSpec
     dtype: torch.dtype
@@ -305,11 +308,16 @@ def _load_predictor(
         loaded.backbone, loaded.levels, len(labels), loaded.weights, loaded.transform, device, file
     )
     tagger, how = prepare_for_inference(trained, loaded.transform.image_size, device, dtype)
+    views = request.views or loaded.views
     log.say(
         f"checkpoint {display_path(file)}: {pluralize(len(labels), 'label')}, "
-        f"{_describe_decision(decision)}; device {device}, precision {name_dtype(dtype)}, {how}"
+        f"{_describe_decision(decision)}; {describe_views(views)}device {device}, precision "
+        f"{name_dtype(dtype)}, {how}"
     )
-    return _Predictor(tagger, decision, loaded.transform, dtype), labels
+    applied = decision if request.top is None else replace(decision, how="fixed")
+    if warning := describe_other_views(views, loaded.views, applied):
+        log.say(warning)
+    return _Predictor(average_views(tagger, views), decision, loaded.transform, dtype), labels
 
 
 def _describe_decision(decision: DecisionRule) -> str:
@@ -347,7 +355,7 @@ def _predict_batch(
         for failure in batch.failures
     }
     if len(batch.indices):
-        logits = compute_logits(predictor.tagger, batch, device, predictor.dtype)
+        logits = compute_logits(predictor.net, batch, device, predictor.dtype)
         probabilities = sigmoid(predictor.decision.calibrate(logits))
         for index, row in zip(batch.indices.tolist(), probabilities, strict=True):
             rows[index] = Prediction(names[index], row)

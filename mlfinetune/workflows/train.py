@@ -243,6 +243,7 @@ def _write_run_results(
     content = replace(
         content,
         decision=rule,
+        views=config.eval.views,
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),
     )
@@ -251,7 +252,7 @@ def _write_run_results(
     facts = replace(evaluation.facts, selection=estimate_selection(best.trials))
     evaluation = replace(evaluation, facts=facts)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
-    about["versions"] = content.versions
+    about |= {"versions": content.versions, "views": config.eval.views}
     about["training_data"] = digest_manifest(setup.splits.train)
     seen = None
     if setup.splits.contents:

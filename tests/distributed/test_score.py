@@ -24,7 +24,7 @@ def test_evaluation_is_that_of_one_process_bit_for_bit(trained: Path, promise: P
     found = []
     for size in (1, 2, 3):
         folder = f"scored-{size}"
-        data = ("--data", "tags.csv", "-o", folder)
+        data = ("--data", "tags.csv", "-o", folder, "eval.views=mirror")
         done = run(size, "eval", "--checkpoint", "runs/tiny", *data, cwd=trained)
         assert "mAP" in done.out
         assert "31 images" in done.said

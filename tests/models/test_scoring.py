@@ -23,7 +23,7 @@ from mlfinetune.errors import DataError, TrainingError
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
-from mlfinetune.models.scoring import compute_logits, score_manifest
+from mlfinetune.models.scoring import average_views, compute_logits, score_manifest
 from mlfinetune.models.tagger import Tagger
 
 CPU = torch.device("cpu")
@@ -62,6 +62,18 @@ def scored(model: nn.Module, images: torch.Tensor, *parts: Sequence[int]) -> Sco
     """Return the table of all images, seen in these parts."""
     of = manifest(len(images))
     return score_manifest(model, batches(images, *parts), of, CPU, torch.float32)
+
+
+def test_the_logits_of_a_picture_and_its_mirror_image_are_averaged(
+    model: Tagger, images: torch.Tensor
+) -> None:
+    """The mean of logits, the same bits for a mirrored picture; plain is the model itself."""
+    net, parts = average_views(model, "mirror"), ([0, 1, 2], [3, 4, 5, 6])
+    both = [scored(model, x, *parts).logits for x in (images, images.flip(-1))]
+    assert np.array_equal(scored(net, images, *parts).logits, (both[0] + both[1]) / 2)
+    assert np.array_equal(scored(net, images.flip(-1), *parts).logits, (both[0] + both[1]) / 2)
+    assert not np.array_equal(*both)
+    assert average_views(model, "plain") is model
 
 
 @pytest.mark.faults

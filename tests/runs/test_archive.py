@@ -42,6 +42,7 @@ def test_a_checkpoint_is_read() -> None:
     rule = content.decision
     assert isinstance(rule, DecisionRule)
     assert (rule.how, rule.calibration, rule.review) == ("per_label", "platt", (0.2, 0.8))
+    assert content.views == "plain"  # no others were known
     assert len(rule.thresholds) == len(rule.slope) == len(content.labels) == 8
     assert content.weights["head.weight"].shape == (8, 128)
     config = restore_config(content.config, ARCHIVE / directory.BEST)

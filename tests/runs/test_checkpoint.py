@@ -63,8 +63,9 @@ def content(labels: tuple[str, ...] = ("cat", "dog"), **changes: Any) -> Checkpo
         "per_label", (0.1,) * n, "platt", (1 / 3,) * n, (-1e-9,) * n, (0.2, 1 / 3)
     )
     made = Checkpoint(
-        weights(), LabelSpace(labels), spec, "resnet18", decision, config, "ab" * 32, 3, versions
-    )
+        weights(), LabelSpace(labels), spec, "resnet18", decision, config, "ab" * 32, 3, versions,
+        "mirror",
+    )  # fmt: skip
     return replace(made, **changes)
 
 

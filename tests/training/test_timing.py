@@ -164,6 +164,14 @@ def test_times_are_those_of_arithmetic() -> None:
     )
 
 
+def test_each_view_of_validation_is_a_forward_pass() -> None:
+    """Two views of one decoding; training's times stay."""
+    twice = replace(WORK, gpu=True, eval_views=2)
+    assert estimate_times(SPEEDS, twice).epoch == pytest.approx(1000 / 100 + 200 * 2 / 300)
+    found = estimate_times(FEATURES, replace(ONCE, gpu=True, eval_views=2))
+    assert found.once == pytest.approx(1000 * 2 / 300 + 200 * 2 / 300)
+
+
 def test_features_are_paid_once_and_passes_are_cheap() -> None:
     """Two views are two forward passes of one decoding; an epoch is the head's alone."""
     found = estimate_times(FEATURES, replace(ONCE, gpu=True))

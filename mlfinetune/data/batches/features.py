@@ -2,6 +2,7 @@
 
     manifest, views -> find_missing -> compute_missing: load -> embed -> Store.add
                                     -> Features (N, F) of a view -> FeatureLoader -> Batch
+    Features of several views       -> MeanFeatures (N, F)       -> FeatureLoader -> Batch
 
 A view is the picture, its mirror image, or the augmented picture of some epoch. The key of a row is
 the file (path, size, modification time) and the view; everything else that features depend on
@@ -51,6 +52,7 @@ class View:
 
 
 PLAIN_VIEW = View()
+MIRROR_VIEW = View(mirrored=True)
 
 
 def choose_views(spec: TransformSpec, wanted: int) -> tuple[View, ...]:
@@ -64,7 +66,7 @@ def choose_views(spec: TransformSpec, wanted: int) -> tuple[View, ...]:
     """
     views = [PLAIN_VIEW]
     if spec.horizontal_flip:
-        views.append(View(mirrored=True))
+        views.append(MIRROR_VIEW)
     if spec.crop_scale != (1.0, 1.0) or spec.rand_augment or spec.color_jitter:
         views += [View(epoch=epoch) for epoch in range(len(views), wanted)]
     return tuple(views[:wanted])
@@ -307,6 +309,21 @@ class Features:
         return features.view(self._dtype).to(self._device)
 
 
+class MeanFeatures:
+    """The mean features of several views of each picture, (N, F), in the manifest's order.
+
+    A linear head makes of them the mean of the views' logits.
+    """
+
+    def __init__(self, views: Sequence[Features]) -> None:
+        """Keep the features of one view or more."""
+        self._views = views
+
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        """Return the mean features of n rows, (n, F) float32 on the device."""
+        return torch.stack([features[rows] for features in self._views]).mean(0)
+
+
 class FeatureLoader:
     """Batches of features, with the interface of a `Loader`.
 
@@ -317,7 +334,7 @@ class FeatureLoader:
     def __init__(
         self,
         manifest: Manifest,
-        features: Sequence[Features],
+        features: Sequence[Features | MeanFeatures],
         *,
         batch_size: int,
         train_seed: int | None,
@@ -351,7 +368,7 @@ class FeatureLoader:
             for start in range(0, n, _SWEEP_ROWS):
                 yield self._make_batch(features, list(range(start, min(n, start + _SWEEP_ROWS))))
 
-    def _make_batch(self, features: Features, rows: list[int]) -> Batch:
+    def _make_batch(self, features: Features | MeanFeatures, rows: list[int]) -> Batch:
         """Return the features of `rows` with their targets."""
         targets = torch.from_numpy(self.manifest.targets[np.array(rows)])
         return Batch(features[rows], targets, torch.tensor(rows))

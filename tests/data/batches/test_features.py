@@ -19,6 +19,7 @@ from mlfinetune.data.batches.features import (
     FeatureExtractor,
     FeatureLoader,
     Features,
+    MeanFeatures,
     MissingRows,
     View,
     choose_views,
@@ -447,6 +448,20 @@ def test_batches_of_random_views_are_those_of_training(folder: Path, store: Stor
         for ours, theirs in zip(kept.epoch(epoch), reading, strict=True):
             assert torch.equal(ours.indices, theirs.indices)
             torch.testing.assert_close(ours.images, embed(theirs.images))
+
+
+def test_the_mean_of_views_is_one_view_of_every_epoch(folder: Path, store: Store) -> None:
+    """Each batch has the mean features of the picture and of its mirror image."""
+    examples, maker = manifest(folder), extractor()
+    wanted, _ = complete(store, examples, (PLAIN_VIEW, MIRROR), maker)
+    both = [Features(store, view, maker, CPU, 10**9) for view in wanted]
+    rows = list(range(N))
+    mean = FeatureLoader(examples, [MeanFeatures(both)], batch_size=4, train_seed=None)
+    for epoch in (0, 1):
+        batches = list(mean.epoch(epoch))
+        images = torch.cat([batch.images for batch in batches])
+        torch.testing.assert_close(images, (both[0][rows] + both[1][rows]) / 2)
+        assert torch.cat([batch.indices for batch in batches]).tolist() == rows
 
 
 def test_a_sweep_is_every_view_of_every_example_once(folder: Path, store: Store) -> None:
