@@ -26,6 +26,7 @@ from mlfinetune.data.batches.features import (
     find_missing,
 )
 from mlfinetune.data.batches.loader import WHOLE_SHARE, BatchShare, Loader
+from mlfinetune.data.batches.sampling import choose_factors
 from mlfinetune.data.images import decode
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec
@@ -87,7 +88,12 @@ def build_feature_loaders(
             features = [Features(store, v, extractor, world.device, view_room) for v in by_view]
             seed = config.train.seed if split == "train" else None
             size = get_batch_size(config)
-            loaders.append(FeatureLoader(examples, features, batch_size=size, train_seed=seed))
+            sampling = config.train.sampling if split == "train" else "uniform"
+            factors = choose_factors(sampling, examples.targets)
+            loader = FeatureLoader(
+                examples, features, batch_size=size, train_seed=seed, factors=factors
+            )
+            loaders.append(loader)
     return (loaders[0], loaders[1]) if loaders else None
 
 

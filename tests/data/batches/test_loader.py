@@ -20,9 +20,9 @@ from mlfinetune.data.batches.loader import (
     BatchShare,
     Loader,
     cut_batches,
-    shuffle_order,
     stream_batches,
 )
+from mlfinetune.data.batches.sampling import shuffle_order
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
