@@ -111,8 +111,8 @@ def _compute_label_factors(targets: Targets) -> Factors:
     if not seen.any():
         return np.ones(len(positives))
     mean = positives[seen].mean()
-    factors = np.sqrt(mean / np.where(seen, positives, mean))
-    return np.clip(factors, 1.0, MAX_FACTOR)
+    factors: Factors = np.sqrt(mean / np.where(seen, positives, mean)).clip(1.0, MAX_FACTOR)
+    return factors
 
 
 def describe_sampling(sampling: str, targets: Targets) -> str:
