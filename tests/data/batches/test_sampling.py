@@ -30,8 +30,8 @@ def rows_of(draws: list[int]) -> list[int]:
 # ---- factors ----------------------------------------------------------------------------
 
 LONG_TAIL = targets([[1, 0, 0, -1]] * 9 + [[1, 1, 0, -1]] * 2 + [[0, 0, 1, 0]] + [[0, 0, -1, -1]])
-"""Labels of 11, 2, 1 and no positives, 14/3 on average. The last picture has none: the rare label is
-unknown there."""
+"""Labels of 11, 2, 1 and no positives, 14/3 on average. The last picture has none: whether it has
+the rarest is unknown."""
 
 
 def test_the_rarest_positive_label_decides() -> None:
