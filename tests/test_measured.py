@@ -300,3 +300,16 @@ def test_the_coverage_of_intervals() -> None:
         drawn = result("verdicts")["drawn"][pictures]
         for cell, when in zip(cells, ("before", "after"), strict=True):
             check(cell, [drawn[when][name] for name in names])
+
+
+def test_what_helps_rare_labels() -> None:
+    """Every cell of docs/loss.md: a number, and the ends of its gain over uniform sampling."""
+    measured, columns = result("sampling"), (("all", "AP"), ("rarest", "AP"), ("rarest", "F1"))
+    rows = table("loss", "training pictures: way")
+    assert list(rows) == [f"{size}: {way}" for size, ways in measured.items() for way in ways]
+    for name, cells in rows.items():
+        size, way = name.split(": ")
+        for cell, (labels, number) in zip(cells, columns, strict=True):
+            row = measured[size][way][labels][number]
+            keys = ("value",) if way.endswith("uniform") else ("value", "low", "high")
+            check(" ".join(re.findall(r"[-+]?\d\.\d+", cell)), [row[key] for key in keys])

@@ -85,6 +85,11 @@ class TrainConfig(Section):
         description="lbfgs solves for the head of a frozen backbone, to convergence; "
         "auto: lbfgs if features are computed once, else adamw",
     )
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform",
+        description="uniform: an epoch has each picture once; balanced: as many pictures, those "
+        "with rare labels more often",
+    )
     cache_features: Literal["auto", "off"] = Field(
         "auto", description="auto: a frozen backbone's features are computed once, and kept"
     )

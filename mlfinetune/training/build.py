@@ -21,6 +21,7 @@ from mlfinetune.config import LOSS_SETTINGS, Config
 from mlfinetune.data.batches.copies import SmallCopies
 from mlfinetune.data.batches.copy_storage import opened_copies
 from mlfinetune.data.batches.loader import BatchShare, Loader, cut_batches, make_copies
+from mlfinetune.data.batches.sampling import choose_factors
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.errors import ConfigError
@@ -235,6 +236,7 @@ def build_loader(
         train_seed=config.train.seed if train else None,
         pin_memory=device.type == "cuda",
         share=BatchShare(rank, size, config.train.accumulate),
+        factors=choose_factors(config.train.sampling, manifest.targets) if train else None,
     )
 
 

@@ -28,6 +28,7 @@ from mlfinetune.data.batches.features import (
     find_missing,
 )
 from mlfinetune.data.batches.loader import WHOLE_SHARE, BatchShare, Loader
+from mlfinetune.data.batches.sampling import choose_factors
 from mlfinetune.data.images import decode
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec
@@ -106,6 +107,7 @@ def _build_loader(
         features if train else [MeanFeatures(features)],
         batch_size=get_batch_size(config),
         train_seed=config.train.seed if train else None,
+        factors=choose_factors(config.train.sampling if train else "uniform", examples.targets),
     )
 
 

@@ -13,11 +13,13 @@ tens of passes where it would need thousands. The objective of a label is
 
     loss over its known targets / known targets of an average label + l2/2 * h * v * ||w||^2
 
-so that a penalty l2 means the same for every backbone, and for rare and frequent labels. Each solve
-starts from zero weights, and from biases at the log-odds of the labels. After few iterations the
-head is close to linear discriminant analysis, after many to the penalized optimum. With noisy tags
-the first scores better (measured: `benchmarks/head_path.py`), so both are offered, and validation
-chooses.
+so that a penalty l2 means the same for every backbone, and for rare and frequent labels. Where
+batches bring weights of pictures (1 on average), all sums over pictures are weighted by them.
+
+Each solve starts from zero weights, and from biases at the log-odds of the labels. After few
+iterations the head is close to linear discriminant analysis, after many to the penalized optimum.
+With noisy tags the first scores better (measured: `benchmarks/head_path.py`), so both are offered,
+and validation chooses.
 
 Means and counts are summed in float64. C is summed in float32, but factorized in float64: features
 are correlated, and in float32 C may lose definiteness. On a device without float64 (MPS) the CPU
@@ -181,7 +183,7 @@ class _Problem:
         total = torch.zeros((), device=weight.device)
         for batch in self._batches():
             logits = linear(batch.images - stats.mean, leaf, self._bias)
-            part = self._loss(logits, batch.targets.to(weight.device), divisor=stats.known)
+            part = _compute_loss(self._loss, logits, batch, stats.known)
             torch.autograd.backward(part * labels)
             total += part.detach()
         ridge = 0.5 * self._penalty * (stats.spread[:, None] * weight).square().sum()
@@ -211,6 +213,17 @@ class _Problem:
         self._head.bias.copy_(self._bias - weight @ self._stats.mean)
 
 
+def _compute_loss(
+    loss: Callable[..., Tensor], logits: Tensor, batch: Batch, known: Tensor
+) -> Tensor:
+    """Return the loss of a batch divided by `known`, each picture's by its weight."""
+    targets = batch.targets.to(logits.device)
+    if batch.weights is None:
+        return loss(logits, targets, divisor=known)
+    each = loss(logits, targets, reduction="none")
+    return (batch.weights @ each).sum() / known
+
+
 def _compute_feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
     """Compute the statistics in two passes: means and counts, then the covariance about the mean.
 
@@ -222,15 +235,17 @@ def _compute_feature_stats(batches: Batches, device: torch.device) -> _FeatureSt
     images = 0
     for batch in batches():
         targets = batch.targets.to(device)
-        sums = sums + _to_float64(batch.images).sum(0)
-        positives = positives + _to_float64(targets.clamp(min=0) * (targets >= 0)).sum(0)
-        negatives = negatives + _to_float64(targets == 0).sum(0)
+        weights = 1.0 if batch.weights is None else _to_float64(batch.weights)[:, None]
+        sums = sums + (weights * _to_float64(batch.images)).sum(0)
+        positives = positives + (weights * _to_float64(targets == 1)).sum(0)
+        negatives = negatives + (weights * _to_float64(targets == 0)).sum(0)
         images += len(batch.images)
     mean = (sums / images).float().to(device)
     covariance = torch.zeros(len(mean), len(mean), device=device)
     for batch in batches():
         centered = batch.images - mean
-        covariance += centered.T @ centered
+        weighted = centered if batch.weights is None else batch.weights[:, None] * centered
+        covariance += weighted.T @ centered
     covariance /= images
     if not covariance.isfinite().all():
         raise TrainingError("features or their squares are not finite: look at model.weights")

@@ -150,7 +150,7 @@ def list_other_arithmetic(state: ResumeState, setup: TrainingSetup) -> Iterator[
     yield from (f"{k} {before.get(k)} before, {now[k]} now" for k in now if before.get(k) != now[k])
 
 
-_DECIDES_BATCHES = ("train.batch_size", "train.seed", "training data")
+_DECIDES_BATCHES = ("train.batch_size", "train.seed", "train.sampling", "training data")
 """Parts of a run's identity that decide the pictures of each step."""
 
 
@@ -160,7 +160,8 @@ def place_in_epochs(state: ResumeState, setup: TrainingSetup, log: RunLog) -> Re
     Where `--allow-changed` brought other batches, an epoch has another number of steps, and other
     pictures are left of the one under way: it begins anew.
     """
-    before, now = state.content["made_of"], collect_identity(setup.config, setup.splits)
+    now = collect_identity(setup.config, setup.splits)
+    before = _add_defaults(state.content["made_of"], now)
     if all(before.get(key) == now[key] for key in _DECIDES_BATCHES):
         return state
     rows = [json.loads(line) for line in state.content["history"].splitlines()]
@@ -330,12 +331,9 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the settings and data that differ, by name.
 
-    A setting that an older version did not know had its default. Mappings are compared by their
-    keys, as `loss.pos_weight.red`; older states have them whole.
+    Mappings are compared by their keys, as `loss.pos_weight.red`; older states have them whole.
     """
-    defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
-    known = {key: value for key, value in defaults.items() if key in now}
-    before = leave_out(flatten_keys({**known, **before}), _MAY_CHANGE)
+    before = leave_out(flatten_keys(_add_defaults(before, now)), _MAY_CHANGE)
     changes = []
     for key, (old, new) in list_differences(before, flatten_keys(now)).items():
         if key in _DATA:
@@ -343,6 +341,12 @@ def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         elif not (old in (None, NOT_SET) and new in (None, NOT_SET)):
             changes.append(f"{key}: {_format_value(old)} before, {_format_value(new)} now")
     return changes
+
+
+def _add_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `before` with the defaults of settings that an older version did not know."""
+    defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
+    return {**{key: value for key, value in defaults.items() if key in now}, **before}
 
 
 def _format_value(value: object) -> str:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from mlfinetune.config import Config
 from mlfinetune.data.batches.features import FeatureLoader
 from mlfinetune.data.batches.loader import BatchShare, Loader
+from mlfinetune.data.batches.sampling import describe_sampling
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Splits
@@ -131,7 +132,8 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
     head = _describe_head(config, splits, info)
-    for line in (about_weights, *_describe_sharing(config, info), tried, head, about_loss):
+    drawn = describe_sampling(config.train.sampling, splits.train.targets)
+    for line in (about_weights, *_describe_sharing(config, info), tried, head, about_loss, drawn):
         if line:
             log.say(line)
     ranks = {"rank": info.rank, "size": info.size}

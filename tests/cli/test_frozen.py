@@ -19,6 +19,7 @@ from mlfinetune.runs import checkpoint
 Train = Callable[..., str]
 OFF, ADAMW = "train.cache_features=off", "train.optimizer=adamw"
 PLAIN = "augment.horizontal_flip=0"
+BALANCED = "train.sampling=balanced"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def assert_same(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        (ADAMW,),
+        (ADAMW, BALANCED),
         ("train.optimizer=sgd", "train.accumulate=3"),
         (ADAMW, "loss.name=asl", "model.head_bias=prior", "train.batch_size=18"),
     ],
@@ -360,6 +361,21 @@ def test_fine_tuning_starts_from_the_head_that_a_frozen_run_ends_with(
     assert re.search(r"training starts from the head of l2 .* iterations, mAP ", said)
     torch.testing.assert_close(head(tmp_path / "tuned"), head(first / "one"), atol=1e-6, rtol=0)
     assert len(history(tmp_path / "tuned", "loss")) == 1  # of the epoch
+
+
+def test_balanced_sampling_weighs_the_pictures_of_a_solved_head(
+    train: Train, first: Path, tmp_path: Path
+) -> None:
+    """On the same features; fine-tuning with the same sampling starts from that head."""
+    said = train("balanced", BALANCED)
+    assert "balanced sampling: pictures of" in said
+    assert all(lacking == 0 for _, _, lacking in computed(said).values())
+    balanced, uniform = (head(run)["head.weight"] for run in (tmp_path / "balanced", first / "one"))
+    assert not torch.allclose(balanced, uniform, rtol=1e-3)
+    train("tuned", *FINETUNE, BALANCED, "train.lr=1e-12", "train.head_lr=1e-12")
+    torch.testing.assert_close(
+        head(tmp_path / "tuned"), head(tmp_path / "balanced"), atol=1e-6, rtol=0
+    )
 
 
 def test_fine_tuning_is_never_worse_than_where_it_started(

@@ -14,7 +14,12 @@ WAYS = {
     "fine-tuning": (),
     "in pieces, with a running mean": ("train.accumulate=3", "train.ema=0.9"),
     "a share that is empty": ("data.val_fraction=0.16", "train.batch_size=8"),
-    "weighted": ("loss.pos_weight=auto", "loss.name=asl", "model.head_bias=prior"),
+    "weighted, balanced": (
+        "loss.pos_weight=auto",
+        "loss.name=asl",
+        "model.head_bias=prior",
+        "train.sampling=balanced",
+    ),
     "frozen, pictures decoded every epoch": (
         "model.freeze_backbone=true",
         "train.cache_features=off",

@@ -14,6 +14,7 @@ from conftest import Run
 from faults.fault_runs import EPOCHS, Runs
 from mlfinetune.errors import CheckpointError, MlfinetuneError
 from mlfinetune.runs import directory
+from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.training.start import ResumeOptions
 
 ALLOWED = ResumeOptions(allow_changed=True)
@@ -162,9 +163,29 @@ def test_other_batches_begin_the_epoch_anew(runs: Runs) -> None:
     run = runs.go("batches", "train.batch_size=4", resume=ALLOWED, log=log).run
     assert "warning: the batches are others than before: epoch 1 begins anew" in log.getvalue()
     assert "resumes at epoch 1, after 0 of 5 steps" in log.getvalue()
-    run = runs.go("batches", "train.batch_size=8", "train.epochs=4", resume=ALLOWED).run
+    changes = ("train.batch_size=8", "train.sampling=balanced", "train.epochs=4")
+    run = runs.go("batches", *changes, resume=ALLOWED).run
     rows = [json.loads(line) for line in (run / directory.HISTORY).read_text().splitlines()]
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 5), (2, 10), (3, 9), (4, 12)]
+
+
+def test_other_sampling_begins_the_epoch_anew(runs: Runs) -> None:
+    """It has as many steps, of other pictures; a state from before the key had uniform sampling."""
+    shutil.copytree(runs.folder / "stopped", runs.folder / "sampling")
+    state = runs.folder / "sampling" / directory.STATE
+    content = read_state(state)
+    del content["made_of"]["train.sampling"]
+    write_state(state, state.with_name("before"), content)
+    balanced = "train.sampling=balanced"
+    said = []
+    for name, overrides in (("older", ()), ("balanced", (balanced,))):
+        shutil.copytree(runs.folder / "sampling", runs.folder / name)
+        log = io.StringIO()
+        runs.go(name, *overrides, resume=ALLOWED, log=log)
+        said.append(log.getvalue())
+    assert "resumes at epoch 1, after 2 of 3 steps" in said[0]
+    assert "epoch 1 begins anew" in said[1]
+    assert "resumes at epoch 1, after 0 of 3 steps" in said[1]
 
 
 def test_a_new_run_that_is_refused_makes_no_folder(pictures: Path, cli: Run) -> None:

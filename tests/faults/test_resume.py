@@ -27,7 +27,8 @@ CASES = {
     "two workers": ("train.workers=2", *RANDOM),
     "ema": ("train.ema=0.7", *RANDOM),
     "accumulation, sgd": ("train.accumulate=3", "train.optimizer=sgd", "model.image_size=64"),
-    "ema, two workers, accumulation": (
+    "balanced, ema, two workers, accumulation": (
+        "train.sampling=balanced",
         "train.ema=0.7",
         "train.workers=2",
         "train.accumulate=2",
@@ -40,7 +41,7 @@ CASES = {
         "train.ema=0.7",
         "train.workers=2",
     ),
-    "frozen, on kept features": FROZEN,
+    "frozen, balanced, on kept features": (*FROZEN, "train.sampling=balanced"),
     "frozen, on kept features, ema, accumulation": (
         *FROZEN,
         "train.ema=0.7",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -170,6 +171,24 @@ def test_batches_are_only_pieces() -> None:
         parts = batches(x, y, size)
         list(Solver(head, lambda parts=parts: parts, build_loss()).path(0.01))
     torch.testing.assert_close(heads[0].weight, heads[1].weight, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["sce", "asl", "pos_weight"])
+def test_a_weight_is_so_many_pictures(form: str) -> None:
+    """Weights of 0, 1 and 2 solve as the pictures left out, once and twice, unknown targets too."""
+    x, y = data(unknown=0.2)
+    times = torch.tensor([0, 1, 2, 1]).repeat(len(x) // 4)
+    heads = []
+    for parts in (
+        [replace(batch, weights=times[batch.indices].float()) for batch in batches(x, y)],
+        batches(x.repeat_interleave(times, 0), y.repeat_interleave(times, 0)),
+    ):
+        head = nn.Linear(x.shape[1], y.shape[1])
+        solver = Solver(head, lambda parts=parts: parts, build_loss(**FORMS[form]))
+        records = list(solver.path(0.1, (3, 30)))
+        heads.append(head)
+    assert records[-1].images == len(x)
+    assert_near(heads[0], heads[1])
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])

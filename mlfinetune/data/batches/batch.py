@@ -33,6 +33,8 @@ class Batch:
             share; empty: this batch is all of it.
         stamps: of each index, the number of the file's size and time (`files.number_stamp`) when
             it was read; 0: a small copy was read, or an object behind a URL. Empty: not known.
+        weights: (B,) float32, on the images' device: weight of each picture's loss, in a sweep of
+            the L-BFGS solver; None: all weigh 1.
     """
 
     images: torch.Tensor
@@ -41,6 +43,7 @@ class Batch:
     failures: tuple[Failure, ...] = ()
     global_indices: tuple[int, ...] = ()
     stamps: tuple[int, ...] = ()
+    weights: torch.Tensor | None = None
 
     @property
     def step_indices(self) -> tuple[int, ...]:

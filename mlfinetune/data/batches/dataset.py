@@ -1,6 +1,6 @@
 """A path becomes a decoded, transformed picture; pictures become a Batch.
 
-    (epoch, index, path) -> decode -> transform -> Example -> collate -> Batch
+    (version, index, path) -> decode -> transform -> Example -> collate -> Batch
 
 Worker processes hold no manifest: keys bring the paths, and the Loader adds the targets. A picture
 that cannot be decoded becomes a Failure, so that the reader of the batch decides: training stops
@@ -34,7 +34,7 @@ from mlfinetune.location import is_url
 from mlfinetune.storage.files import number_stamp, prefetched, read_stamp
 
 Key = tuple[int, int, str]
-"""Epoch, index, path."""
+"""Version, index, path. The version of an augmented picture is the epoch, see `sampling.py`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ImageDataset(Dataset[Example]):
 
         Args:
             spec: settings of the transforms.
-            train_seed: pictures are augmented by (seed, epoch, index); None: evaluation.
+            train_seed: pictures are augmented by (seed, version, index); None: evaluation.
             copies: small copies to read in place of large pictures, in training only.
         """
         self.spec = spec
@@ -87,7 +87,7 @@ class ImageDataset(Dataset[Example]):
         self._copies = copies
 
     def __getitem__(self, key: Key) -> Example:
-        epoch, index, path = key
+        version, index, path = key
         try:
             pixels, stamp = self._read_pixels(path)
         except ImageError as error:
@@ -96,7 +96,7 @@ class ImageDataset(Dataset[Example]):
         if self._seed is None:
             image = self._eval(image)
         else:
-            image = self._train(image, mix_seed(self._seed, epoch, index))
+            image = self._train(image, mix_seed(self._seed, version, index))
         return Example(index, image, stamp=stamp)
 
     def __getitems__(self, keys: list[Key]) -> list[Example]:

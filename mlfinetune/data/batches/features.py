@@ -11,7 +11,7 @@ the file (path, size, modification time) and the view; everything else that feat
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.dataset import mix_seed
-from mlfinetune.data.batches.loader import cut_batches, shuffle_order
+from mlfinetune.data.batches.loader import cut_batches
+from mlfinetune.data.batches.sampling import Factors, draw_order
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import DataError
@@ -338,12 +339,18 @@ class FeatureLoader:
         *,
         batch_size: int,
         train_seed: int | None,
+        factors: Factors | None = None,
     ) -> None:
-        """Keep the features; with a `train_seed` shuffle by (seed, epoch), None: keep the order."""
+        """Keep the features; with a `train_seed` shuffle by (seed, epoch), None: keep the order.
+
+        Args:
+            factors: (N,), training draws pictures in proportion to these; None: each once an epoch.
+        """
         self.manifest = manifest
         self._features = features
         self._batch_size = batch_size
         self._seed = train_seed
+        self._factors = factors
 
     @property
     def steps(self) -> int:
@@ -353,20 +360,30 @@ class FeatureLoader:
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch, from batch number `first` on."""
         n = len(self.manifest)
-        order = list(range(n)) if self._seed is None else shuffle_order(n, self._seed, epoch)
+        order = list(range(n))
+        if self._seed is not None:
+            order = draw_order(n, self._seed, epoch, self._factors)
         features = self._features[epoch % len(self._features)]
-        for rows in cut_batches(order, self._batch_size)[first:]:
-            yield self._make_batch(features, rows)
+        for draws in cut_batches(order, self._batch_size)[first:]:
+            yield self._make_batch(features, [draw % n for draw in draws])
 
     def close(self) -> None:
         """Do nothing; a `Loader` ends its workers here."""
 
     def sweep(self) -> Iterator[Batch]:
-        """Yield every view of every example once, in order, in large batches; for L-BFGS."""
-        n = len(self.manifest)
+        """Yield every view of every example once, in order, in large batches; for L-BFGS.
+
+        With `factors`, a weight stands for the number of draws: 1 on average over the examples.
+        """
+        n, factors = len(self.manifest), self._factors
+        weights = None if factors is None else torch.from_numpy(factors / factors.mean()).float()
         for features in self._features:
             for start in range(0, n, _SWEEP_ROWS):
-                yield self._make_batch(features, list(range(start, min(n, start + _SWEEP_ROWS))))
+                rows = list(range(start, min(n, start + _SWEEP_ROWS)))
+                batch = self._make_batch(features, rows)
+                if weights is not None:
+                    batch = replace(batch, weights=weights[rows].to(batch.images.device))
+                yield batch
 
     def _make_batch(self, features: Features | MeanFeatures, rows: list[int]) -> Batch:
         """Return the features of `rows` with their targets."""

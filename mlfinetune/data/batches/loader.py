@@ -1,12 +1,14 @@
 """Batches in an order that depends on (seed, epoch) alone.
 
-    shuffle_order(n, seed, epoch) -> cut_batches -> Loader.epoch(k) -> Batch, Batch, ...
+    draw_order(n, seed, epoch)     -> cut_batches -> Loader.epoch(k) -> Batch, Batch, ...
     stream_batches(paths)          -> batches in input order, in constant memory
     make_copies(items)             -> small copies of large pictures, in input order
 
 The number of worker processes changes the speed and nothing else: the order is drawn here, and
-each picture's augmentation is seeded by (seed, epoch, index). Paths go to the workers with each
-batch, and targets are added here, so that starting a worker copies no manifest.
+each picture's augmentation is seeded by (seed, version, index). The version is the epoch, and
+another number each time that balanced sampling draws the picture again (`sampling.py`). Paths go to
+the workers with each batch, and targets are added here, so that starting a worker copies no
+manifest.
 
 With several ranks, each trains on its share of every batch. In evaluation each rank has whole
 batches, every n-th: a picture is in the same batch for any number of ranks, so that its logits are
@@ -26,7 +28,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.copies import CopyMaker, Item, MadeCopy, SmallCopies
-from mlfinetune.data.batches.dataset import ImageDataset, Key, collate, mix_seed
+from mlfinetune.data.batches.dataset import ImageDataset, Key, collate
+from mlfinetune.data.batches.sampling import Factors, draw_order, split_draw
 from mlfinetune.data.batches.workers import build_data_loader, start_workers
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.lines import PAUSE_S
@@ -35,13 +38,6 @@ from mlfinetune.text import format_list, pluralize
 
 _COPIES_PER_TASK = 8
 """Number of pictures that a worker makes copies of before it returns them."""
-
-
-def shuffle_order(n: int, seed: int, epoch: int) -> list[int]:
-    """Return a random order of n examples for an epoch: a permutation of 0 .. n - 1."""
-    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
-    order: list[int] = torch.randperm(n, generator=generator).tolist()
-    return order
 
 
 def cut_batches(order: list[int], batch_size: int) -> list[list[int]]:
@@ -120,6 +116,7 @@ class Loader:
         pin_memory: bool,
         rows: list[int] | None = None,
         share: BatchShare = WHOLE_SHARE,
+        factors: Factors | None = None,
     ) -> None:
         """Build the order and the dataset; workers start with the first epoch.
 
@@ -132,11 +129,12 @@ class Loader:
             pin_memory: batches come in page-locked memory, for a GPU.
             rows: the examples to use, in this order and never shuffled; None: all.
             share: the part of the batches that is for this rank.
+            factors: (N,), training draws pictures in proportion to these; None: each once an epoch.
         """
         self.manifest = manifest
         self._pin_memory = pin_memory
         self._share = share
-        self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows, share)
+        self._sampler = _EpochSampler(manifest, batch_size, train_seed, rows, share, factors)
         self._dataset = ImageDataset(spec, train_seed)
         self._workers = workers
         self._loader: DataLoader[Any] | None = None
@@ -224,7 +222,8 @@ class Loader:
         if not len(images):  # an empty share has the shape of a batch too, for the model
             side = self._dataset.spec.image_size
             images = images.view(0, 3, side, side)
-        return replace(batch, images=images, targets=targets, global_indices=tuple(global_batch))
+        rows = tuple(draw % len(self.manifest) for draw in global_batch)
+        return replace(batch, images=images, targets=targets, global_indices=rows)
 
 
 def stream_batches(
@@ -285,7 +284,8 @@ class _EpochSampler(Sampler[list[Key]]):
     """Yields the keys of this rank's batches, of the epoch that was set last.
 
     Attributes:
-        global_batches: the rows that all ranks together have in each step of that epoch.
+        global_batches: the draws (`sampling.py`) that all ranks together have in each step of that
+            epoch; in evaluation these are rows.
     """
 
     def __init__(
@@ -295,10 +295,12 @@ class _EpochSampler(Sampler[list[Key]]):
         train_seed: int | None,
         rows: list[int] | None,
         share: BatchShare,
+        factors: Factors | None,
     ) -> None:
         self._manifest = manifest
         self._batch_size = batch_size
         self._share = share
+        self._factors = factors
         self._seed = train_seed
         self._rows = rows
         self._trains = train_seed is not None and rows is None
@@ -315,19 +317,23 @@ class _EpochSampler(Sampler[list[Key]]):
         order = self._rows or list(range(n))
         if self._trains:
             assert self._seed is not None
-            order = shuffle_order(n, self._seed, epoch)
+            order = draw_order(n, self._seed, epoch, self._factors)
         self._epoch = epoch
         self._first = first
         self.global_batches = self._cut_steps(order)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for global_batch in self.global_batches[self._first :]:
-            rows = self._take_share(global_batch)
-            if rows is not None:
-                yield [(self._epoch, index, self._manifest.path(index)) for index in rows]
+            draws = self._take_share(global_batch)
+            if draws is not None:
+                yield [self._make_key(draw) for draw in draws]
+
+    def _make_key(self, draw: int) -> Key:
+        row, version = split_draw(draw, len(self._manifest), self._epoch)
+        return version, row, self._manifest.path(row)
 
     def _cut_steps(self, order: list[int]) -> list[list[int]]:
-        """Return the rows of each step: a batch in training, one batch for each rank otherwise.
+        """Return the draws of each step: a batch in training, one batch for each rank otherwise.
 
         Batches are cut before ranks get theirs, so that they are the same for any number of ranks.
         """
@@ -335,10 +341,10 @@ class _EpochSampler(Sampler[list[Key]]):
         if self._trains or self._share.size == 1:
             return batches
         steps = _iter_chunks(batches, self._share.size)
-        return [[row for batch in step for row in batch] for step in steps]
+        return [[draw for batch in step for draw in batch] for step in steps]
 
     def _take_share(self, global_batch: list[int]) -> list[int] | None:
-        """Return this rank's rows of a step; None: evaluation's last step has no batch for it."""
+        """Return this rank's draws of a step; None: evaluation's last step has no batch for it."""
         if self._trains or self._share.size == 1:
             return self._share.select(global_batch)
         batches = cut_batches(global_batch, self._batch_size)  # the same cuts as in `_cut_steps`

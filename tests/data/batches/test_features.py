@@ -27,6 +27,7 @@ from mlfinetune.data.batches.features import (
     find_missing,
 )
 from mlfinetune.data.batches.loader import Loader
+from mlfinetune.data.batches.sampling import Factors
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.targets import LabelSpace, Targets
@@ -40,6 +41,7 @@ from mlfinetune.training.features import build_extractor, build_feature_loaders,
 
 N, SIDE, WIDTH, SEED = 11, 16, 5, 3
 CPU = torch.device("cpu")
+FACTORS = np.array([1.0] * 8 + [2.0, 3.0, 4.0])
 MIRROR = View(mirrored=True)
 SPEC = TransformSpec(SIDE, "squash", 10_000, crop_scale=(0.3, 1.0), horizontal_flip=0.5)
 WEIGHTS = torch.randn(3 * SIDE * SIDE, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -401,24 +403,35 @@ def test_a_bad_picture_is_named(folder: Path, store: Store, content: bytes | Non
 
 
 def loader(
-    store: Store, examples: Manifest, looks: Sequence[View], batch_size: int, seed: int | None
+    store: Store,
+    examples: Manifest,
+    looks: Sequence[View],
+    batch_size: int,
+    seed: int | None,
+    factors: Factors | None = None,
 ) -> FeatureLoader:
     """Return a FeatureLoader over these views."""
     wanted, _ = complete(store, examples, looks, extractor())
     kept = [Features(store, one, extractor(), CPU, 0) for one in wanted]
-    return FeatureLoader(examples, kept, batch_size=batch_size, train_seed=seed)
+    return FeatureLoader(examples, kept, batch_size=batch_size, train_seed=seed, factors=factors)
 
 
-@pytest.mark.parametrize("seed", [None, SEED])
+@pytest.mark.parametrize(("seed", "factors"), [(None, None), (SEED, None), (SEED, FACTORS)])
 @pytest.mark.parametrize("batch_size", [1, 4, 5, N, 50])
 def test_order_and_batches_are_a_loaders(
-    folder: Path, store: Store, batch_size: int, seed: int | None
+    folder: Path, store: Store, batch_size: int, seed: int | None, factors: Factors | None
 ) -> None:
     """Epoch by epoch, a lone last example included: indices, targets and steps."""
     examples = manifest(folder)
-    kept = loader(store, examples, (PLAIN_VIEW,), batch_size, seed)
+    kept = loader(store, examples, (PLAIN_VIEW,), batch_size, seed, factors)
     reading = Loader(
-        examples, SPEC, batch_size=batch_size, workers=0, train_seed=seed, pin_memory=False
+        examples,
+        SPEC,
+        batch_size=batch_size,
+        workers=0,
+        train_seed=seed,
+        pin_memory=False,
+        factors=factors,
     )
     assert kept.steps == reading.steps
     for epoch in range(2):
@@ -474,6 +487,15 @@ def test_a_sweep_is_every_view_of_every_example_once(folder: Path, store: Store)
     torch.testing.assert_close(images[2 * N :], seen(examples, SPEC, SEED, 2))
     targets = torch.cat([batch.targets for batch in batches])
     assert torch.equal(targets, torch.from_numpy(examples.targets[:]).repeat(3, 1))
+
+
+def test_a_sweep_weighs_pictures_as_often_as_they_are_drawn(folder: Path, store: Store) -> None:
+    """Once in each view still; 1 on average."""
+    swept = list(loader(store, manifest(folder), LOOKS, 4, SEED, FACTORS).sweep())
+    assert torch.cat([batch.indices for batch in swept]).tolist() == [*range(N)] * 3
+    weights = torch.cat([batch.weights for batch in swept if batch.weights is not None])
+    expected = torch.from_numpy(FACTORS / FACTORS.mean()).float().repeat(3)
+    assert torch.equal(weights, expected)
 
 
 # ---- what names a store -----------------------------------------------------------------

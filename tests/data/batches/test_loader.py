@@ -20,14 +20,15 @@ from mlfinetune.data.batches.loader import (
     BatchShare,
     Loader,
     cut_batches,
-    shuffle_order,
     stream_batches,
 )
+from mlfinetune.data.batches.sampling import Factors, draw_order, shuffle_order
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
 
 N = 11
+FACTORS = np.array([1.0] * 8 + [2.0, 3.0, 4.0])
 PLAIN = TransformSpec(image_size=16, resize="squash", max_pixels=10_000)
 AUGMENTED = TransformSpec(
     image_size=16,
@@ -67,6 +68,7 @@ def loader(
     workers: int = 0,
     train_seed: int | None = 0,
     batch_size: int = 3,
+    factors: Factors | None = None,
 ) -> Loader:
     """Return a Loader of small batches."""
     return Loader(
@@ -76,6 +78,7 @@ def loader(
         workers=workers,
         train_seed=train_seed,
         pin_memory=False,
+        factors=factors,
     )
 
 
@@ -202,14 +205,16 @@ def test_unknown_targets_pass_through(folder: Path) -> None:
 # ---- worker processes -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_change_nothing(folder: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "factors"), [(1, FACTORS), (2, None)])
+def test_worker_processes_change_nothing(
+    folder: Path, workers: int, factors: Factors | None
+) -> None:
     """Batches of two epochs, with every augmentation on, are the same to the bit."""
     torch.manual_seed(1)
-    alone = loader(manifest(folder))
+    alone = loader(manifest(folder), factors=factors)
     batches = [batch for epoch in range(2) for batch in alone.epoch(epoch)]
     torch.manual_seed(2)
-    helped = loader(manifest(folder), workers=workers)
+    helped = loader(manifest(folder), workers=workers, factors=factors)
     others = [batch for epoch in range(2) for batch in helped.epoch(epoch)]
     assert len(batches) == len(others) == 8
     assert all(map(same, batches, others))
@@ -228,6 +233,18 @@ def test_augmentation_differs_between_the_pictures_of_an_epoch(folder: Path) -> 
     """One file in eight rows is drawn in eight ways."""
     [batch] = loader(manifest(folder, *["0.png"] * 8), batch_size=8).epoch()
     assert len({image.numpy().tobytes() for image in batch.images}) == 8
+
+
+def test_a_picture_drawn_again_is_augmented_anew(folder: Path) -> None:
+    """An epoch has as many draws as pictures, and no two are the same pixels."""
+    examples = manifest(folder)
+    batches = list(loader(examples, factors=FACTORS).epoch(1))
+    rows = [draw % N for draw in draw_order(N, 0, 1, FACTORS)]
+    assert len(set(rows)) < len(rows) == N
+    assert list(itertools.chain(*indices(iter(batches)))) == rows
+    assert len({image.numpy().tobytes() for batch in batches for image in batch.images}) == N
+    for batch in batches:
+        assert torch.equal(batch.targets, torch.from_numpy(examples.targets[batch.indices.numpy()]))
 
 
 def test_an_epoch_does_not_depend_on_those_before_it(folder: Path) -> None:
@@ -500,8 +517,8 @@ def test_processes_share_an_evaluation(folder: Path, size: int, batch_size: int)
     assert list(itertools.chain(*seen)) == list(range(N))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_processes_share_training(folder: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "factors"), [(0, FACTORS), (2, None)])
+def test_processes_share_training(folder: Path, workers: int, factors: Factors | None) -> None:
     """Ranks have the same pictures, augmented alike, from any step on; a share may be empty."""
     examples = manifest(folder)
 
@@ -514,6 +531,7 @@ def test_processes_share_training(folder: Path, workers: int) -> None:
             train_seed=0,
             pin_memory=False,
             share=BatchShare(rank, size),
+            factors=factors,
         )
         return list(found.epoch(1, first))
 
