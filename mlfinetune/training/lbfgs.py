@@ -4,10 +4,10 @@
 
 There is no learning rate to tune.
 
-Features are standardized: z_f = (x_f - mean_f) / s_f, where s_f is the standard deviation of feature
-f. So features of stages with other scales count alike, and no factor on a feature changes a logit.
-The head gets the features as they are, so a weight c_f of z_f is w_f = c_f / s_f in the head. A
-feature that does not vary has z_f = 0 and no weight.
+Features are standardized: z_f = (x_f - mean_f) / s_f, where s_f is the standard deviation of
+feature f. So features of stages with other scales count alike, and no factor on a feature changes a
+logit. The head gets the features as they are, so a weight c_f of z_f is w_f = c_f / s_f in the
+head. A feature that does not vary has z_f = 0 and no weight.
 
 The features do not change, so the loss of a linear head is convex (`sce`), and its curvature can
 be bounded once. Let K be the covariance of z (the correlations of the features), p the share of
@@ -287,7 +287,8 @@ class _Moments:
     def invert_deviation(self) -> Tensor:
         """Return 1 / s of each feature, 0 where s is 0 or only the rounding of a constant."""
         deviation = (self.squares / self.images).sqrt()
-        is_constant = deviation <= ROUNDING * self.mean.abs()
+        smallest = torch.finfo(torch.float32).tiny  # 1 / s is finite in float32 too
+        is_constant = deviation <= (ROUNDING * self.mean.abs()).clamp(min=smallest)
         return torch.where(is_constant, 0.0, 1 / deviation)
 
 
