@@ -4,14 +4,20 @@
 
 There is no learning rate to tune.
 
-The features do not change, so the loss of a linear head is convex (`sce`), and its curvature can
-be bounded once. Let C be the covariance of the features, p the share of positives of a label, and
-h = p(1-p) the variance of its targets. Where the head predicts p for every image, the curvature is
-h C. The weights are written as w = inverse(R') u / sqrt(h), where R R' = C + l2 v I and v is the
-mean variance of a feature. In u the curvature is 1 there in all directions, so that L-BFGS needs
-tens of passes where it would need thousands. The objective of a label is
+Features are standardized: z_f = (x_f - mean_f) / s_f, where s_f is the standard deviation of
+feature f. So features of stages with other scales count alike, and no factor on a feature changes a
+logit. The head gets the features as they are, so a weight c_f of z_f is w_f = c_f / s_f in the
+head. A feature that does not vary has z_f = 0 and no weight.
 
-    loss over its known targets / known targets of an average label + l2/2 * h * v * ||w||^2
+The features do not change, so the loss of a linear head is convex (`sce`), and its curvature can
+be bounded once. Let K be the covariance of z (the correlations of the features), p the share of
+positives of a label, and h = p(1-p) the variance of its targets. Where the head predicts p for
+every image, the curvature in c is h K. The weights are written as c = inverse(R') u / sqrt(h),
+where R R' = K + l2 I. In u the curvature is 1 there in all directions, so that L-BFGS needs tens of
+passes where it would need thousands. The objective of a label is
+
+    loss over its known targets / known targets of an average label + l2/2 * h * ||c||^2
+    where ||c||^2 = sum over f of s_f^2 w_f^2
 
 so that a penalty l2 means the same for every backbone, and for rare and frequent labels. Where
 batches bring weights of pictures (1 on average), all sums over pictures are weighted by them.
@@ -21,9 +27,9 @@ iterations the head is close to linear discriminant analysis, after many to the 
 With noisy tags the first scores better (measured: `benchmarks/head_path.py`), so both are offered,
 and validation chooses.
 
-Means and counts are summed in float64. C is summed in float32, but factorized in float64: features
-are correlated, and in float32 C may lose definiteness. On a device without float64 (MPS) the CPU
-does the float64 work.
+Means, deviations and counts are summed in float64. K is summed in float32, but factorized in
+float64: features are correlated, and in float32 K may lose definiteness. On a device without
+float64 (MPS) the CPU does the float64 work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,8 +45,15 @@ from mlfinetune.training.records import StepRecord
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Ridge penalties l2, from strong to weak."""
+STRONGER_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+WEAKER_PENALTIES = (0.0003, 0.0001)
+"""Penalties beyond the edges, from the edge on. With few pictures the correlations of thousands of
+features have few, large eigenvalues, up to a thousand, and a penalty is small beside them."""
 ITERATIONS = (3, 10, 30, 100)
 """Numbers of iterations after which a solution is offered."""
+ROUNDING = 1e-6
+"""Standard deviation of a feature, as a share of its size, up to which it only rounds a constant:
+float32 has steps of 1e-7."""
 
 Batches = Callable[[], Iterable[Batch]]
 """Function that returns the batches of one pass over all examples, the same at each call. Their
@@ -52,8 +65,9 @@ class _FeatureStats:
     """Statistics of features and targets, from which the solver's coordinates follow.
 
     Attributes:
-        mean, covariance: (F,) and (F, F) float32, of the features.
-        variance: mean variance of a feature.
+        mean: (F,) float32, of the features.
+        inverse_deviation: (F,) float32, 1 / s; 0 of a feature that does not vary.
+        correlation: (F, F) float32, K in the module's docstring.
         log_odds: (L,) log-odds of a positive target, with one positive and one negative added.
         spread: (L,) standard deviation of a target, sqrt(h) in the module's docstring.
         known: () number of known targets of all labels, at least 1.
@@ -61,8 +75,8 @@ class _FeatureStats:
     """
 
     mean: Tensor
-    covariance: Tensor
-    variance: float
+    inverse_deviation: Tensor
+    correlation: Tensor
     log_odds: Tensor
     spread: Tensor
     known: Tensor
@@ -150,17 +164,17 @@ class _Problem:
         l2: float,
     ) -> None:
         self._head, self._batches, self._loss, self._stats = head, batches, loss, stats
-        self._penalty = l2 * stats.variance
-        exact = _to_float64(stats.covariance)
-        exact.diagonal().add_(self._penalty)
+        self._l2 = l2
+        exact = _to_float64(stats.correlation)
+        exact.diagonal().add_(l2)
         self._factor = torch.linalg.cholesky(exact).float().to(head.weight.device)  # R
         self._u = torch.zeros_like(head.weight, requires_grad=True)
         self._bias = stats.log_odds.clone().requires_grad_()
         self.parameters = [self._u, self._bias]
         self.loss, self.passes = float("nan"), 0
 
-    def _weight(self) -> Tensor:
-        """Return w (L, F) of u."""
+    def _standardized_weight(self) -> Tensor:
+        """Return c (L, F) of u."""
         solved: Tensor = torch.linalg.solve_triangular(
             self._factor, self._u, upper=False, left=False
         )
@@ -176,7 +190,8 @@ class _Problem:
         """
         optimizer.zero_grad()
         stats, labels = self._stats, len(self._bias)
-        weight = self._weight()
+        standardized = self._standardized_weight()
+        weight = standardized * stats.inverse_deviation
         # Each batch adds to the gradient of w at this leaf. It is carried back from w to u only
         # once, after the last batch, because that step solves a triangular system.
         leaf = weight.detach().requires_grad_()
@@ -186,7 +201,7 @@ class _Problem:
             part = _compute_loss(self._loss, logits, batch, stats.known)
             torch.autograd.backward(part * labels)
             total += part.detach()
-        ridge = 0.5 * self._penalty * (stats.spread[:, None] * weight).square().sum()
+        ridge = 0.5 * self._l2 * (stats.spread[:, None] * standardized).square().sum()
         torch.autograd.backward([ridge, weight], [None, leaf.grad])
         self.passes += 1
         self.loss = float(total)
@@ -208,7 +223,7 @@ class _Problem:
 
         The problem is posed on centered features; the head gets features as they are.
         """
-        weight = self._weight()
+        weight = self._standardized_weight() * self._stats.inverse_deviation
         self._head.weight.copy_(weight)
         self._head.bias.copy_(self._bias - weight @ self._stats.mean)
 
@@ -225,41 +240,87 @@ def _compute_loss(
 
 
 def _compute_feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
-    """Compute the statistics in two passes: means and counts, then the covariance about the mean.
+    """Compute the statistics in two passes: moments and counts, then the correlations.
 
     Raises:
         TrainingError: features that are not finite.
     """
     zero = _to_float64(torch.zeros((), device=device))
-    sums, positives, negatives = zero, zero, zero
-    images = 0
+    moments, positives, negatives = _Moments(0, 0.0, zero, zero), zero, zero
     for batch in batches():
         targets = batch.targets.to(device)
-        weights = 1.0 if batch.weights is None else _to_float64(batch.weights)[:, None]
-        sums = sums + (weights * _to_float64(batch.images)).sum(0)
+        weights = _get_weights(batch)
+        moments = moments.with_batch(_to_float64(batch.images), weights)
         positives = positives + (weights * _to_float64(targets == 1)).sum(0)
         negatives = negatives + (weights * _to_float64(targets == 0)).sum(0)
-        images += len(batch.images)
-    mean = (sums / images).float().to(device)
-    covariance = torch.zeros(len(mean), len(mean), device=device)
+    mean = moments.mean.float().to(device)
+    inverse_deviation = moments.invert_deviation().float().to(device)
+    correlation = torch.zeros(len(mean), len(mean), device=device)
     for batch in batches():
-        centered = batch.images - mean
-        weighted = centered if batch.weights is None else batch.weights[:, None] * centered
-        covariance += weighted.T @ centered
-    covariance /= images
-    if not covariance.isfinite().all():
+        standardized = (batch.images - mean) * inverse_deviation
+        weighted = standardized if batch.weights is None else batch.weights[:, None] * standardized
+        correlation += weighted.T @ standardized
+    correlation /= moments.images
+    if not correlation.isfinite().all():
         raise TrainingError("features or their squares are not finite: look at model.weights")
     share = (positives + 1) / (positives + negatives + 2)
     known = (positives + negatives).sum().clamp(min=1)
     return _FeatureStats(
         mean=mean,
-        covariance=covariance,
-        variance=float(covariance.trace()) / len(mean) or 1.0,
+        inverse_deviation=inverse_deviation,
+        correlation=correlation,
         log_odds=share.logit().float().to(device),
         spread=(share * (1 - share)).sqrt().float().to(device),
         known=known.float().to(device) if device.type == "mps" else known,
-        images=images,
+        images=moments.images,
     )
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Moments of the features seen so far, in float64.
+
+    Attributes:
+        images: number of images.
+        weight: sum of their weights.
+        mean: (F,), or () before the first batch.
+        squares: (F,) weighted sum of squared differences from the mean, or ().
+    """
+
+    images: int
+    weight: float
+    mean: Tensor
+    squares: Tensor
+
+    def with_batch(self, features: Tensor, weights: Tensor) -> "_Moments":
+        """Return the moments with those of a batch (Chan, Golub and LeVeque, 1983).
+
+        Args:
+            features: (B, F).
+            weights: (B, 1) of the images.
+        """
+        added = float(weights.sum())
+        weight = self.weight + added
+        mean = (weights * features).sum(0) / added
+        step = mean - self.mean
+        squares = self.squares + (weights * (features - mean).square()).sum(0)
+        squares = squares + step.square() * self.weight * added / weight
+        return _Moments(
+            self.images + len(features), weight, self.mean + step * added / weight, squares
+        )
+
+    def invert_deviation(self) -> Tensor:
+        """Return 1 / s of each feature, 0 where s is 0 or only the rounding of a constant."""
+        deviation = (self.squares / self.weight).sqrt()
+        smallest = torch.finfo(torch.float32).tiny  # 1 / s is finite in float32 too
+        is_constant = deviation <= (ROUNDING * self.mean.abs()).clamp(min=smallest)
+        return torch.where(is_constant, 0.0, 1 / deviation)
+
+
+def _get_weights(batch: Batch) -> Tensor:
+    """Return the weights of a batch's images, (B, 1) float64; 1 where it brings none."""
+    weights = torch.ones(len(batch.images), device=batch.images.device)
+    return _to_float64(weights if batch.weights is None else batch.weights)[:, None]
 
 
 def _to_float64(x: Tensor) -> Tensor:

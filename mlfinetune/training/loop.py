@@ -9,7 +9,7 @@ candidate becomes a line of metrics.jsonl (with `solve_head_first` only the epoc
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -31,7 +31,12 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import format_duration, pluralize
 from mlfinetune.training.build import build_schedule, build_step_options
-from mlfinetune.training.lbfgs import PENALTIES, Solver
+from mlfinetune.training.lbfgs import (
+    PENALTIES,
+    STRONGER_PENALTIES,
+    WEAKER_PENALTIES,
+    Solver,
+)
 from mlfinetune.training.records import Position, StepRecord
 from mlfinetune.training.setup import TrainingSetup
 from mlfinetune.training.step import StepOptions, fit
@@ -194,18 +199,16 @@ def _remaining_batches(setup: TrainingSetup, position: Position, epochs: int) ->
 def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
     """Solve for the head by L-BFGS, and yield each solution as a candidate.
 
-    Penalties get weaker from one to the next. At each penalty more iterations are tried while they
-    raise the mAP. After PATIENCE penalties in a row without a better mAP no weaker one is tried.
+    At each penalty more iterations are tried while they raise the mAP.
     """
     assert isinstance(setup.train, FeatureLoader)
     assert isinstance(setup.tagger.head, nn.Linear)
     sweep = setup.train.sweep
     number = 0
-    best_by_penalty: list[Candidate] = []
+    best_by_penalty: dict[float, Candidate] = {}
     with log.bar("solving for the head", None) as bar:
         solver = Solver(setup.tagger.head, lambda: bar.track(sweep(), _count_images), setup.loss)
-        for l2 in PENALTIES:
-            best: Candidate | None = None
+        for l2 in search_penalties(best_by_penalty, log.say):
             for record in solver.path(l2):
                 number += 1
                 averages, scores = validate(setup, log)
@@ -217,13 +220,42 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
                 speed = f"{record.step + 1} passes"
                 candidate = Candidate(number, name, averages["mAP"], scores, record.loss, speed)
                 yield candidate
-                if best is not None and not candidate.beats(best):
+                if l2 in best_by_penalty and not candidate.beats(best_by_penalty[l2]):
                     break
-                best = candidate
-            assert best is not None
-            best_by_penalty.append(best)
-            if _is_past_best(best_by_penalty):
+                best_by_penalty[l2] = candidate
+
+
+def search_penalties(
+    best_by_penalty: Mapping[float, Candidate], say: Callable[[str], None]
+) -> Iterator[float]:
+    """Yield the penalties to try, one after the other.
+
+    Penalties get weaker from one to the next. After PATIENCE penalties in a row without a better
+    mAP no weaker one is tried. Where the best one is then at an edge of PENALTIES, the search goes
+    on beyond that edge, for as long as each penalty beats all that were tried before:
+
+        best of the grid        tried next
+        0.1                     nothing
+        0.001, the weakest      0.0003; if that is better still, 0.0001
+        1, the strongest        3; if that is better still, 10, and so on to 1000
+
+    Args:
+        best_by_penalty: the best solution at each penalty; the caller adds that of a penalty before
+            it asks for the next one.
+        say: is told about each step beyond an edge.
+    """
+    for l2 in PENALTIES:
+        yield l2
+        if _is_past_best(list(best_by_penalty.values())):
+            break
+    for edge, beyond in ((PENALTIES[-1], WEAKER_PENALTIES), (PENALTIES[0], STRONGER_PENALTIES)):
+        for l2 in beyond:
+            if not _wins(edge, best_by_penalty):
                 break
+            kind = "weaker" if l2 < edge else "stronger"
+            say(f"l2 {edge:g} is the best at an edge of the penalties tried: a {kind} one, {l2:g}")
+            yield l2
+            edge = l2
 
 
 def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
@@ -232,6 +264,16 @@ def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
         return False
     before = best_by_penalty[-PATIENCE - 1]
     return not any(candidate.beats(before) for candidate in best_by_penalty[-PATIENCE:])
+
+
+def _wins(l2: float, best_by_penalty: Mapping[float, Candidate]) -> bool:
+    """Tell whether this penalty has the best mAP, alone, and one that can be beaten."""
+    if l2 not in best_by_penalty:
+        return False
+    others = [candidate for other, candidate in best_by_penalty.items() if other != l2]
+    best = best_by_penalty[l2]
+    is_beatable = best.mAP is not None and best.mAP < 1
+    return is_beatable and all(best.beats(candidate) for candidate in others)
 
 
 def validate(

@@ -155,10 +155,12 @@ def _require_copies_fit(config: Config, world: World) -> None:
 
 
 def _describe_backbone(config: Config) -> str:
-    """Describe the backbone: `resnet50 with IMAGENET1K_V2, frozen`."""
-    weights = config.model.weights or "random weights"
-    frozen = ", frozen" if config.model.freeze_backbone else ""
-    return f"{config.model.backbone} with {weights}{frozen}"
+    """Describe the backbone: `resnet50 with IMAGENET1K_V2, the means of its last 2 stages`."""
+    model = config.model
+    parts = [f"{model.backbone} with {model.weights or 'random weights'}"]
+    parts += [f"the means of its last {model.levels} stages"] if model.levels > 1 else []
+    parts += ["frozen"] if model.freeze_backbone else []
+    return ", ".join(parts)
 
 
 def _describe_sharing(config: Config, info: DistInfo) -> list[str]:

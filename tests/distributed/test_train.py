@@ -14,11 +14,12 @@ WAYS = {
     "fine-tuning": (),
     "in pieces, with a running mean": ("train.accumulate=3", "train.ema=0.9"),
     "a share that is empty": ("data.val_fraction=0.16", "train.batch_size=8"),
-    "weighted, balanced": (
+    "weighted, balanced, four levels": (
         "loss.pos_weight=auto",
         "loss.name=asl",
         "model.head_bias=prior",
         "train.sampling=balanced",
+        "model.levels=4",
     ),
     "frozen, pictures decoded every epoch": (
         "model.freeze_backbone=true",
@@ -63,7 +64,8 @@ def test_features_of_a_frozen_backbone_are_computed_by_all(ground: Path) -> None
     """Features, and the head solved on them, are equal to one process's, to the bit."""
     for size in (1, 2, 3):
         environment = {"MLFINETUNE_CACHE": str(ground / f"cache-{size}")}
-        more = ("model.freeze_backbone=true", "eval.views=mirror", "-o", f"runs/{size}")
+        more = ("eval.views=mirror", "model.levels=2", "-o", f"runs/{size}")
+        more = ("model.freeze_backbone=true", *more)
         said = run(size, "train", "tiny.yaml", *more, cwd=ground, **environment).said
         assert f"{size} processes compute features" in said or size == 1
     one = ground / "runs" / "1"

@@ -243,8 +243,11 @@ def test_every_backbone_is_a_resnet(name: str) -> None:
     """Every name builds torchvision's ResNet class, with a head of its own width."""
     with torch.device("meta"):
         model = Tagger(name, 2, mean=MEAN, std=STD)
+        two_levels = Tagger(name, 2, levels=2, mean=MEAN, std=STD)
     assert isinstance(model.features, PooledResNet)
     assert model.head.in_features in (512, 2048)
+    assert two_levels.head.in_features == model.head.in_features * 3 / 2
+    assert two_levels.features.state_dict().keys() == model.features.state_dict().keys()
 
 
 def test_the_known_backbones_are_there() -> None:

@@ -66,11 +66,18 @@ def solved(
     return path
 
 
-def ridges(x: Tensor, y: Tensor, l2: float) -> Tensor:
-    """Return the (L,) factors of ||w||^2 / 2: l2 h v, by the module's definition."""
+def ridges(y: Tensor, l2: float) -> Tensor:
+    """Return the (L,) factors of ||c||^2 / 2: l2 h, by the module's definition."""
     positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
     share = (positives / (positives + negatives)).double()
-    return l2 * share * (1 - share) * x.double().var(0, correction=0).mean()
+    return l2 * share * (1 - share)
+
+
+def deviations(x: Tensor) -> Tensor:
+    """Return the (F,) standard deviations in float64; 1 for a feature that does not vary."""
+    found = x.double().std(0, correction=0)
+    rounding = (1e-6 * x.double().mean(0).abs()).clamp(min=1e-37)
+    return torch.where(found > rounding, found, 1.0)
 
 
 def objective(
@@ -78,26 +85,27 @@ def objective(
 ) -> tuple[float, float]:
     """Return the objective of all labels, in float64, and the size of its gradient."""
     weight, bias = (p.detach().double().requires_grad_() for p in (head.weight, head.bias))
-    wide = x.double()
-    loss = build_loss(**form)(linear(wide, weight, bias), y) * y.shape[1]
-    total = loss + 0.5 * (ridges(x, y, l2) * weight.square().sum(1)).sum()
+    deviation = deviations(x)
+    loss = build_loss(**form)(linear(x.double(), weight, bias), y) * y.shape[1]
+    total = loss + 0.5 * (ridges(y, l2) * (deviation * weight).square().sum(1)).sum()
     gradients = torch.autograd.grad(total, [weight, bias])
-    deviation = wide.var(0, correction=0).mean().sqrt()
     size = torch.cat([(gradients[0] / deviation).flatten(), gradients[1]]).norm()
     return float(total.detach()), float(size)
 
 
 def oracle(x: Tensor, y: Tensor, l2: float) -> nn.Linear:
-    """Return the head by scikit-learn, label by label, from known targets."""
+    """Return the head by scikit-learn on standardized features, from known targets."""
     known_a_label = float((y >= 0).sum()) / y.shape[1]
     head = nn.Linear(x.shape[1], y.shape[1])
-    for label, ridge in enumerate(ridges(x, y, l2).tolist()):
+    mean, deviation = x.double().mean(0), deviations(x)
+    for label, ridge in enumerate(ridges(y, l2).tolist()):
         known = y[:, label] >= 0
         model = LogisticRegression(
             C=1 / (ridge * known_a_label), solver="newton-cholesky", tol=1e-10
-        ).fit(x[known].double().numpy(), y[known, label].numpy())
-        head.weight.data[label] = torch.from_numpy(model.coef_[0])
-        head.bias.data[label] = float(model.intercept_[0])
+        ).fit(((x[known] - mean) / deviation).numpy(), y[known, label].numpy())
+        weight = torch.from_numpy(model.coef_[0]) / deviation
+        head.weight.data[label] = weight
+        head.bias.data[label] = float(model.intercept_[0]) - weight @ mean
     return head
 
 
@@ -121,6 +129,18 @@ def test_solutions_are_scikit_learns(shape: tuple[int, int, int], unknown: float
         assert_near(head, exact)
         value, best = (objective(one, x, y, record.rates["l2"])[0] for one in (head, exact))
         assert value == pytest.approx(best, rel=1e-5)
+
+
+def test_features_of_other_scales_are_standardized() -> None:
+    """From a thousandth to a thousand: scikit-learn's solution of the standardized ones."""
+    x, y = data(unknown=0.2)
+    x *= torch.logspace(-3, 3, x.shape[1])
+    for record, head in solved(x, y, PENALTIES[::3]):
+        exact = oracle(x, y, record.rates["l2"])
+        value, best = (objective(one, x, y, record.rates["l2"])[0] for one in (head, exact))
+        assert value == pytest.approx(best, rel=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(head(x), exact(x), rtol=5e-3, atol=2e-2)
 
 
 @pytest.mark.parametrize("unknown", [0.0, 0.4])
@@ -203,6 +223,22 @@ def test_the_scale_of_features_does_not_matter(scale: float) -> None:
             torch.testing.assert_close(small(x), large(x * scale), atol=2e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("factor", [1e-6, -1.0, 1e3])
+def test_a_factor_on_one_feature_changes_no_logit(factor: float) -> None:
+    """After few iterations as after many: it has no part in how the solver goes on."""
+    x, y = data()
+    other = x.clone()
+    other[:, 3] *= factor
+    for l2 in (0.3, 0.003):
+        for stops in ((3,), (30,)):
+            heads = [nn.Linear(10, 3), nn.Linear(10, 3)]
+            for head, features in zip(heads, (x, other), strict=True):
+                parts = batches(features, y)
+                list(Solver(head, lambda parts=parts: parts, build_loss()).path(l2, stops))
+            with torch.no_grad():
+                torch.testing.assert_close(heads[0](x), heads[1](other), atol=1e-2, rtol=1e-3)
+
+
 # ---- records ----------------------------------------------------------------------------
 
 
@@ -241,13 +277,15 @@ def test_constant_features_leave_the_biases() -> None:
     torch.testing.assert_close(found.double(), torch.logit(share), atol=1e-2, rtol=1e-2)
 
 
-def test_one_constant_feature_among_others() -> None:
-    """A channel that is always 0, as ReLUs make them, has no weight."""
+@pytest.mark.parametrize("value", [0.0, 1e-40, 0.1, 10.0])
+def test_one_constant_feature_among_others(value: float) -> None:
+    """A channel that is always 0, as ReLUs make them, or that only rounding moves: no weight."""
     x, y = data()
-    x[:, 4] = 0
+    x[:, 4] = value
+    x[::2, 4] = float(np.nextafter(np.float32(value), np.float32(2 * value)))
     for record, head in solved(x, y, PENALTIES[::2]):
         assert_near(head, oracle(x, y, record.rates["l2"]))
-        assert float(head.weight[:, 4].detach().abs().max()) < 1e-6
+        assert float(head.weight[:, 4].detach().abs().max()) == 0
 
 
 @pytest.mark.parametrize("value", [0, 1, -1])

@@ -1,0 +1,105 @@
+"""`model.levels` through the commands: train, resume, eval, predict, bench, check.
+
+The tiny network's layer1 has 64 channels; its other stages have 128.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Run, prepare, run_child
+
+from mlfinetune.runs import checkpoint
+
+FOUR = "model.levels=4"
+FROZEN = ("model.freeze_backbone=true", "-o", "runs/frozen")
+
+
+@pytest.fixture(scope="module")
+def leveled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run with four levels and a moving average: runs/pets/."""
+    folder = prepare(tmp_path_factory.mktemp("levels"))
+    more = (FOUR, "train.epochs=2", "train.ema=0.9", "model.head_bias=prior")
+    done = run_child("train", "pets.yaml", *more, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(leveled: Path, tmp_path: Path) -> Path:
+    """Return a copy of that folder, for one test."""
+    return shutil.copytree(leveled, tmp_path / "copy")
+
+
+def read_map(folder: Path) -> float:
+    """Return the mAP of metrics.json."""
+    return float(json.loads((folder / "metrics.json").read_text())["mAP"])
+
+
+def test_a_run_keeps_its_levels(folder: Path, cli: Run) -> None:
+    """In config and checkpoint; eval and predict give the scores that it ended with."""
+    run = folder / "runs/pets"
+    assert "levels: 4" in (run / "config.yaml").read_text()
+    content = checkpoint.load(run / "best.safetensors")
+    assert content.levels == 4
+    assert content.weights["head.weight"].shape[1] == 64 + 3 * 128
+    done = cli("eval", "--checkpoint", "runs/pets", "-o", "scored", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert read_map(folder / "scored") == pytest.approx(read_map(run), abs=1e-6)
+    done = cli("predict", "images", "-o", "all.csv", "--checkpoint", "runs/pets", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    with (run / "predictions.csv").open(newline="") as file:
+        before = {row["image"]: row for row in csv.DictReader(file)}
+    with (folder / "all.csv").open(newline="") as file:
+        now = {row["image"]: row for row in csv.DictReader(file)}
+    name = content.labels.names[0]
+    for image, row in before.items():
+        assert float(now[image][name]) == pytest.approx(float(row[name]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("allow", "said"),
+    [
+        ((), "model.levels: 4 before, 1 now"),
+        (("--allow-changed",), "head.weight: (8, 448) before, (8, 128) now"),
+    ],
+)
+def test_another_number_of_levels_is_not_resumed(
+    folder: Path, cli: Run, allow: tuple[str, ...], said: str
+) -> None:
+    """The head has other features: no permission makes its weights fit."""
+    done = cli("train", "pets.yaml", "train.epochs=3", "--resume", *allow, cwd=folder)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert said in done.stderr
+
+
+def test_weights_of_a_run_fit_any_levels(folder: Path, cli: Run) -> None:
+    """The backbone is taken, the head is not."""
+    weights = "model.weights=runs/pets"
+    done = cli("train", "pets.yaml", weights, "model.levels=1", *FROZEN, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    before, now = (
+        checkpoint.load(folder / f"runs/{name}/best.safetensors").weights
+        for name in ("pets", "frozen")
+    )
+    assert now["head.weight"].shape[1] == 128
+    assert all(value.equal(before[key]) for key, value in now.items() if "head" not in key)
+
+
+def test_features_of_other_levels_are_not_reused(pictures: Path, cli: Run) -> None:
+    """They are computed anew and kept beside the others; the log names the levels."""
+    said = [
+        cli("train", "pets.yaml", *FROZEN, f"model.levels={levels}", cwd=pictures).stderr
+        for levels in (1, 2, 1)
+    ]
+    assert ["none kept for these weights" in text for text in said] == [True, True, False]
+    named = ["random weights, the means of its last 2 stages, frozen; " in text for text in said]
+    assert named == [False, True, False]
+
+
+@pytest.mark.parametrize("command", [("bench", "pets.yaml"), ("train", "pets.yaml", "--dry-run")])
+def test_commands_that_try_the_network(pictures: Path, cli: Run, command: tuple[str, ...]) -> None:
+    done = cli(*command, FOUR, cwd=pictures)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,48 @@
+"""The search for the head's penalty: which are tried, and in which order."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mlfinetune.training.lbfgs import PENALTIES, STRONGER_PENALTIES, WEAKER_PENALTIES
+from mlfinetune.training.loop import Candidate, search_penalties
+
+
+def search(measure: Callable[[float], float | None]) -> tuple[list[float], list[str]]:
+    """Return the penalties that are tried where `measure` gives their mAP, and what is said."""
+    found: dict[float, Candidate] = {}
+    said: list[str] = []
+    for number, l2 in enumerate(search_penalties(found, said.append)):
+        found[l2] = Candidate(number, "", measure(l2), None, 0.0, "")
+    return list(found), said
+
+
+def test_a_best_penalty_within_the_grid_ends_the_search() -> None:
+    """Two weaker ones are tried after it, and nothing is said."""
+    assert search(lambda l2: 0.5 - abs(l2 - 0.1)) == (list(PENALTIES[:5]), [])
+
+
+@pytest.mark.parametrize(("best", "last"), [(1.0, 3.0), (10.0, 30.0), (1e6, 1000.0)])
+def test_beyond_the_strongest(best: float, last: float) -> None:
+    """As far as it gets better, to the last one at most; each step is said."""
+    tried, said = search(lambda l2: 0.5 - 1e-9 * abs(l2 - best))
+    stronger = STRONGER_PENALTIES[: STRONGER_PENALTIES.index(last) + 1]
+    assert tried == [*PENALTIES[:3], *stronger]
+    assert len(said) == len(stronger)
+    assert said[0] == "l2 1 is the best at an edge of the penalties tried: a stronger one, 3"
+
+
+@pytest.mark.parametrize(("best", "count"), [(0.001, 1), (0.0003, 2), (0.0, 2)])
+def test_beyond_the_weakest(best: float, count: int) -> None:
+    tried, said = search(lambda l2: 0.5 - abs(l2 - best))
+    assert tried == [*PENALTIES, *WEAKER_PENALTIES[:count]]
+    assert "l2 0.001 is the best at an edge of the penalties tried: a weaker one, 0.0003" in said
+
+
+@pytest.mark.parametrize("value", [None, 0.5, 1.0])
+def test_equal_penalties_have_no_edge(value: float | None) -> None:
+    """Nor has an undefined mAP, or one that nothing can beat."""
+    tried, said = search(lambda l2: value)
+    assert set(tried) <= set(PENALTIES)
+    assert not said
+    assert search(lambda l2: 1.0 if l2 == 1 else 0.5) == (list(PENALTIES[:3]), [])
