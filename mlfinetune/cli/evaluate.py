@@ -56,7 +56,10 @@ def evaluate(
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.text import display_path
-    from mlfinetune.workflows import evaluate as workflow
+    from mlfinetune.runtime.loading import loading_modules
+
+    with loading_modules():
+        from mlfinetune.workflows import evaluate as workflow
 
     log = RunLog(rank=dist_info().rank)
     request = workflow.EvalRequest(

@@ -33,12 +33,15 @@ from torch.nn.functional import linear
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.errors import TrainingError
+from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.training.records import StepRecord
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Ridge penalties l2, from strong to weak."""
 ITERATIONS = (3, 10, 30, 100)
 """Numbers of iterations after which a solution is offered."""
+_VECTOR_COST = 8
+"""Multiplications of a product that take as long as adding one number of a long vector."""
 
 Batches = Callable[[], Iterable[Batch]]
 """Function that returns the batches of one pass over all examples, the same at each call. Their
@@ -86,6 +89,7 @@ class Solver:
             TrainingError: features that are not finite.
         """
         self._head, self._batches, self._loss = head, batches, loss
+        self._threads = ThreadChooser()
         self._stats = _compute_feature_stats(batches, head.weight.device)
         self.passes = 2
 
@@ -104,7 +108,9 @@ class Solver:
         Raises:
             TrainingError: a loss that is not finite.
         """
-        problem = _Problem(self._head, self._batches, self._loss, self._stats, l2)
+        problem = _Problem(
+            self._head, self._batches, self._loss, self._stats, l2, self._threads
+        )
         optimizer = torch.optim.LBFGS(
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
@@ -113,7 +119,8 @@ class Solver:
         for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
-            optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
+            with self._threads.threads_for(_VECTOR_COST * self._head.weight.numel()):
+                optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
             done = iterations
             problem.write_to_head()
             self.passes += problem.passes
@@ -146,8 +153,10 @@ class _Problem:
         loss: Callable[..., Tensor],
         stats: _FeatureStats,
         l2: float,
+        threads: ThreadChooser,
     ) -> None:
         self._head, self._batches, self._loss, self._stats = head, batches, loss, stats
+        self._threads = threads
         self._penalty = l2 * stats.variance
         exact = _to_float64(stats.covariance)
         exact.diagonal().add_(self._penalty)
@@ -180,10 +189,11 @@ class _Problem:
         leaf = weight.detach().requires_grad_()
         total = torch.zeros((), device=weight.device)
         for batch in self._batches():
-            logits = linear(batch.images - stats.mean, leaf, self._bias)
-            part = self._loss(logits, batch.targets.to(weight.device), divisor=stats.known)
-            torch.autograd.backward(part * labels)
-            total += part.detach()
+            with self._threads.threads_for(len(batch.images) * leaf.numel()):
+                logits = linear(batch.images - stats.mean, leaf, self._bias)
+                part = self._loss(logits, batch.targets.to(weight.device), divisor=stats.known)
+                torch.autograd.backward(part * labels)
+                total += part.detach()
         ridge = 0.5 * self._penalty * (stats.spread[:, None] * weight).square().sum()
         torch.autograd.backward([ridge, weight], [None, leaf.grad])
         self.passes += 1

@@ -29,8 +29,9 @@ from mlfinetune.models.scoring import score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.text import format_duration, pluralize
-from mlfinetune.training.build import build_schedule, build_step_options
+from mlfinetune.training.build import build_schedule, build_step_options, get_batch_size
 from mlfinetune.training.lbfgs import PENALTIES, Solver
 from mlfinetune.training.records import Position, StepRecord
 from mlfinetune.training.setup import TrainingSetup
@@ -200,7 +201,7 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
     assert isinstance(setup.train, FeatureLoader)
     assert isinstance(setup.tagger.head, nn.Linear)
     sweep = setup.train.sweep
-    number = 0
+    number, threads = 0, ThreadChooser()
     best_by_penalty: list[Candidate] = []
     with log.bar("solving for the head", None) as bar:
         solver = Solver(setup.tagger.head, lambda: bar.track(sweep(), _count_images), setup.loss)
@@ -208,7 +209,8 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
             best: Candidate | None = None
             for record in solver.path(l2):
                 number += 1
-                averages, scores = validate(setup, log)
+                with threads.threads_for(count_head_operations(setup)):
+                    averages, scores = validate(setup, log)
                 # With `solve_head_first`, metrics.jsonl holds the epochs that follow, from 1 on.
                 if not setup.config.train.solve_head_first:
                     position = Position().after(record)
@@ -224,6 +226,12 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
             best_by_penalty.append(best)
             if _is_past_best(best_by_penalty):
                 break
+
+
+def count_head_operations(setup: TrainingSetup) -> int:
+    """Return the multiplications of a forward pass of the head with one batch of features."""
+    width, labels = setup.tagger.head.in_features, setup.tagger.head.out_features
+    return get_batch_size(setup.config) * width * labels
 
 
 def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
@@ -249,6 +257,7 @@ def validate(
         DataError: a picture that cannot be decoded, by name.
         TrainingError: scores or averages that are not finite.
     """
+    log.lap("learning")
     net, device, dtype = setup.eval_net, setup.device, setup.dtype
     if isinstance(net, Tagger):
         net, _ = prepare_for_inference(net, setup.spec.image_size, device, dtype)
@@ -269,6 +278,7 @@ def validate(
         rows = list(setup.world.gather_stream(scored))
     scores = tabulate(rows, val) if setup.world.is_main else None
     averages = setup.world.broadcast(lambda: _average_metrics(scores))
+    log.lap("validation")
     return averages, scores
 
 

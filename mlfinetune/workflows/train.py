@@ -91,6 +91,7 @@ def run(
             world.broadcast(lambda: try_run_directory(config, resume))
             with world.local_main_first():
                 splits = load_splits(config, log)
+            log.lap("data")
             return _train(TrainRequest(config, world, heard, resume), splits, log)
         except (KeyboardInterrupt, SystemExit):
             name = "SIGTERM" if heard.received == signal.SIGTERM else "Ctrl-C"
@@ -138,6 +139,7 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
     setup = set_up(config, splits, world, log)
+    log.lap("model")
     state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
     # Nothing has been written before: all that can be refused has been.
     wanted = request.config.output or directory.RUNS
@@ -156,6 +158,8 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     peak = read_peak_memory(setup.device) / 2**30
     memory = f", peak memory {peak:.1f} GiB" if peak else ""
     log.say(f"best: {best.name}; {format_duration(time.monotonic() - started)} in all{memory}")
+    log.lap("results")
+    log.say_seconds()
     return TrainResult(run, evaluation)
 
 

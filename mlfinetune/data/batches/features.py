@@ -301,6 +301,12 @@ class Features:
             return self._read_rows(self._positions[rows]).float()
         return self._whole[torch.tensor(rows, device=self._device)].float()
 
+    def read_range(self, start: int, stop: int) -> Tensor:
+        """Return the features of rows `start` to `stop`, (n, F) float32 on the device."""
+        if self._whole is None:
+            return self._read_rows(self._positions[start:stop]).float()
+        return self._whole[start:stop].float()
+
     def _read_rows(self, positions: Positions) -> Tensor:
         """Read rows from the store, (n, F) of the extractor's dtype, on the device."""
         features = torch.from_numpy(self._store.read_rows(positions, self._row_bytes))
@@ -349,7 +355,9 @@ class FeatureLoader:
         n = len(self.manifest)
         for features in self._features:
             for start in range(0, n, _SWEEP_ROWS):
-                yield self._make_batch(features, list(range(start, min(n, start + _SWEEP_ROWS))))
+                stop = min(n, start + _SWEEP_ROWS)
+                targets = torch.from_numpy(self.manifest.targets[start:stop])
+                yield Batch(features.read_range(start, stop), targets, torch.arange(start, stop))
 
     def _make_batch(self, features: Features, rows: list[int]) -> Batch:
         """Return the features of `rows` with their targets."""
