@@ -19,13 +19,17 @@ head is close to linear discriminant analysis, after many to the penalized optim
 the first scores better (measured: `benchmarks/head_path.py`), so both are offered, and validation
 chooses.
 
+The gradient in w is a sum of features, so that w stays in the space that the examples span. Where
+they are few beside F, all is computed in coordinates of that space, of as many dimensions as there
+are examples. Mathematically the iterates are the same.
+
 Means and counts are summed in float64. C is summed in float32, but factorized in float64: features
 are correlated, and in float32 C may lose definiteness. On a device without float64 (MPS) the CPU
 does the float64 work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +95,7 @@ class Solver:
         self._head, self._batches, self._loss = head, batches, loss
         self._threads = ThreadChooser()
         self._stats = _compute_feature_stats(batches, head.weight.device)
+        self._span = _Span(batches, self._stats) if _is_span_small(self._stats) else None
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
@@ -108,9 +113,10 @@ class Solver:
         Raises:
             TrainingError: a loss that is not finite.
         """
-        problem = _Problem(
-            self._head, self._batches, self._loss, self._stats, l2, self._threads
-        )
+        batches, stats = self._batches, self._stats
+        if self._span is not None:
+            batches, stats = self._span.batches, self._span.stats
+        problem = _Problem(batches, self._loss, stats, l2, self._threads)
         optimizer = torch.optim.LBFGS(
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
@@ -119,10 +125,10 @@ class Solver:
         for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
-            with self._threads.threads_for(_VECTOR_COST * self._head.weight.numel()):
+            with self._threads.threads_for(_VECTOR_COST * problem.parameters[0].numel()):
                 optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
             done = iterations
-            problem.write_to_head()
+            self._write_to_head(problem)
             self.passes += problem.passes
             rates = {"l2": l2, "iterations": iterations}
             yield StepRecord(
@@ -136,6 +142,52 @@ class Solver:
             )
             problem.passes = 0
 
+    @torch.no_grad()
+    def _write_to_head(self, problem: "_Problem") -> None:
+        """Write the solved weights and bias into the head.
+
+        The problem is posed on centered features; the head gets features as they are.
+        """
+        weight, bias = problem.solution()
+        if self._span is not None:
+            weight = weight @ self._span.basis.T
+        self._head.weight.copy_(weight)
+        self._head.bias.copy_(bias - weight @ self._stats.mean)
+
+
+_SMALL_SPAN = 0.75
+"""Examples a feature up to which their space is worth a change of coordinates."""
+
+
+def _is_span_small(stats: _FeatureStats) -> bool:
+    """Tell whether coordinates in the space of the examples save time. A GPU needs no saving."""
+    return stats.mean.device.type == "cpu" and stats.images <= _SMALL_SPAN * len(stats.mean)
+
+
+class _Span:
+    """Coordinates in the space that the N centered examples span: z = basis t, (F,) and (N,).
+
+    Attributes:
+        basis: (F, N), its columns orthonormal.
+        stats: statistics of t, as those of the features; the mean is 0.
+    """
+
+    def __init__(self, batches: Batches, stats: _FeatureStats) -> None:
+        self._batches = batches
+        centered = [batch.images - stats.mean for batch in batches()]
+        self.basis, coordinates = torch.linalg.qr(torch.cat(centered).T)
+        self._parts = coordinates.T.contiguous().split([len(part) for part in centered])
+        self.stats = replace(
+            stats,
+            mean=torch.zeros(stats.images),
+            covariance=coordinates @ coordinates.T / stats.images,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches, with coordinates in place of features."""
+        for batch, part in zip(self._batches(), self._parts, strict=True):
+            yield replace(batch, images=part)
+
 
 class _Problem:
     """Objective and gradient at one penalty, in the coordinates u of the module's docstring.
@@ -148,20 +200,20 @@ class _Problem:
 
     def __init__(
         self,
-        head: nn.Linear,
         batches: Batches,
         loss: Callable[..., Tensor],
         stats: _FeatureStats,
         l2: float,
         threads: ThreadChooser,
     ) -> None:
-        self._head, self._batches, self._loss, self._stats = head, batches, loss, stats
+        self._batches, self._loss, self._stats = batches, loss, stats
         self._threads = threads
         self._penalty = l2 * stats.variance
         exact = _to_float64(stats.covariance)
         exact.diagonal().add_(self._penalty)
-        self._factor = torch.linalg.cholesky(exact).float().to(head.weight.device)  # R
-        self._u = torch.zeros_like(head.weight, requires_grad=True)
+        self._factor = torch.linalg.cholesky(exact).float().to(stats.mean.device)  # R
+        shape = len(stats.log_odds), len(stats.mean)
+        self._u = torch.zeros(shape, device=stats.mean.device, requires_grad=True)
         self._bias = stats.log_odds.clone().requires_grad_()
         self.parameters = [self._u, self._bias]
         self.loss, self.passes = float("nan"), 0
@@ -210,15 +262,9 @@ class _Problem:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         return float(nn.utils.get_total_norm(grads)) / len(self._bias)
 
-    @torch.no_grad()
-    def write_to_head(self) -> None:
-        """Write the solved weights and bias into the head.
-
-        The problem is posed on centered features; the head gets features as they are.
-        """
-        weight = self._weight()
-        self._head.weight.copy_(weight)
-        self._head.bias.copy_(self._bias - weight @ self._stats.mean)
+    def solution(self) -> tuple[Tensor, Tensor]:
+        """Return w (L, F) and the biases (L,), of centered features."""
+        return self._weight(), self._bias
 
 
 def _compute_feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
