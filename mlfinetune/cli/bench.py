@@ -28,8 +28,8 @@ def bench(
 
     loaded = load_config(config, overrides or ())
 
-    from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.loading import loading_modules
+    from mlfinetune.runtime.log import RunLog
 
     with loading_modules():
         from mlfinetune.workflows import bench as workflow

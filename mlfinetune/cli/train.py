@@ -52,8 +52,8 @@ def train(
     from mlfinetune.cli.summary import format_summary
     from mlfinetune.errors import ConfigError
     from mlfinetune.runs import directory
-    from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.loading import loading_modules
+    from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
 
     with loading_modules():

@@ -5,6 +5,7 @@ looks at all of them again and again: a quarter of the time of the imports
 (`benchmarks/fixed_seconds.py`).
 """
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -24,5 +25,6 @@ def loading_modules() -> Iterator[None]:
     finally:
         if len(sys.modules) > loaded:
             gc.freeze()
+            atexit.register(gc.unfreeze)  # some modules look then whether all of theirs is freed
         if was_enabled:
             gc.enable()

@@ -120,12 +120,15 @@ class Solver:
         optimizer = torch.optim.LBFGS(
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
-        done = 0
+        vector_cost = _VECTOR_COST * problem.parameters[0].numel()
+        with self._threads.threads_for(vector_cost):
+            _take_first_step(optimizer, problem)
+        done = 1
         # One optimizer for all stops: it keeps its history of gradients, and goes on from the last.
         for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
-            with self._threads.threads_for(_VECTOR_COST * problem.parameters[0].numel()):
+            with self._threads.threads_for(vector_cost):
                 optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
             done = iterations
             self._write_to_head(problem)
@@ -155,6 +158,22 @@ class Solver:
         self._head.bias.copy_(bias - weight @ self._stats.mean)
 
 
+def _take_first_step(optimizer: torch.optim.LBFGS, problem: "_Problem") -> None:
+    """Take the first iteration with the step of Newton's method, as the curvature in u is 1.
+
+    torch divides the rate of the first iteration by the sum of the gradient's absolute values,
+    which depends on the axes, and so is arbitrary in rotated coordinates.
+    """
+    problem.evaluate(optimizer)
+    size = sum(float(p.grad.abs().sum()) for p in problem.parameters if p.grad is not None)
+    group = optimizer.param_groups[0]
+    group["max_iter"], group["max_eval"], group["lr"] = 1, _MOST_TRIALS, max(1.0, size)
+    optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
+    group["lr"] = 1.0
+
+
+_MOST_TRIALS = 10
+"""Evaluations that the first step may take, where another loss than sce has another curvature."""
 _SMALL_SPAN = 0.75
 """Examples a feature up to which their space is worth a change of coordinates."""
 

@@ -230,8 +230,8 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
 
 def count_head_operations(setup: TrainingSetup) -> int:
     """Return the multiplications of a forward pass of the head with one batch of features."""
-    width, labels = setup.tagger.head.in_features, setup.tagger.head.out_features
-    return get_batch_size(setup.config) * width * labels
+    size = get_batch_size(setup.config)
+    return size * setup.tagger.head.in_features * len(setup.splits.train.labels)
 
 
 def _is_past_best(best_by_penalty: list[Candidate]) -> bool:

@@ -27,6 +27,7 @@ from mlfinetune.storage.files import Stamp, read_stamp
 from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import display_path, format_duration
 from mlfinetune.training.autotune import DRY_RUN_BATCH, get_batch_size_or
+from mlfinetune.training.bottleneck import Passes, describe_freezing
 from mlfinetune.training.build import locate_images, precomputes_features, require_lbfgs_fits
 from mlfinetune.training.loop import Candidate, validate
 from mlfinetune.training.resume import ResumeState
@@ -139,6 +140,8 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
     setup = set_up(config, splits, world, log)
+    if resumed is None and (line := _describe_fast_way(setup)):
+        log.say(line)
     log.lap("model")
     state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
     # Nothing has been written before: all that can be refused has been.
@@ -161,6 +164,15 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     log.lap("results")
     log.say_seconds()
     return TrainResult(run, evaluation)
+
+
+def _describe_fast_way(setup: TrainingSetup) -> str:
+    """Return a line on the fast way for a CPU; empty where the run goes it, or needs a GPU's."""
+    model, train = setup.config.model, setup.config.train
+    if setup.device.type != "cpu" or model.freeze_backbone or model.weights is None:
+        return ""
+    sizes = len(setup.splits.train), len(setup.splits.val)
+    return describe_freezing(Passes(*sizes, train.epochs, train.solve_head_first))
 
 
 def _read_stamps(run: Path | None) -> dict[str, Stamp | None]:
