@@ -121,9 +121,11 @@ class Solver:
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
         vector_cost = _VECTOR_COST * problem.parameters[0].numel()
-        with self._threads.threads_for(vector_cost):
-            _take_first_step(optimizer, problem)
-        done = 1
+        done = 0
+        if self._span is not None:
+            with self._threads.threads_for(vector_cost):
+                _take_first_step(optimizer, problem)
+            done = 1
         # One optimizer for all stops: it keeps its history of gradients, and goes on from the last.
         for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
