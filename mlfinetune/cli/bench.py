@@ -28,8 +28,11 @@ def bench(
 
     loaded = load_config(config, overrides or ())
 
+    from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
-    from mlfinetune.workflows import bench as workflow
+
+    with loading_modules():
+        from mlfinetune.workflows import bench as workflow
 
     print(_format_table(workflow.run(loaded, device, RunLog())))
 

@@ -53,10 +53,13 @@ def evaluate(
     """Score labelled pictures with a checkpoint: mAP, F1, and a table of labels."""
     from mlfinetune.cli.summary import format_summary
     from mlfinetune.runs.trained_on import describe_seen
+    from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.text import display_path
-    from mlfinetune.workflows import evaluate as workflow
+
+    with loading_modules():
+        from mlfinetune.workflows import evaluate as workflow
 
     log = RunLog(rank=dist_info().rank)
     request = workflow.EvalRequest(

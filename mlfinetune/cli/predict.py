@@ -98,10 +98,13 @@ def predict(
         require_input()
     chosen = _choose_format(format, output)
 
+    from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
     from mlfinetune.storage.atomic import try_writing_file
-    from mlfinetune.workflows import predict as workflow
+
+    with loading_modules():
+        from mlfinetune.workflows import predict as workflow
 
     log = RunLog(rank=dist_info().rank)
     if resume and (output is None or chosen == Format.text):

@@ -41,8 +41,10 @@ def train(
 ) -> None:
     """Train on a labelled folder or table, and write a run directory."""
     from mlfinetune.config import load_config
+    from mlfinetune.runtime.stopwatch import Stopwatch
     from mlfinetune.text import display_path
 
+    watch = Stopwatch()
     loaded = load_config(config, overrides or ())
     if output is not None:
         loaded = loaded.model_copy(update={"output": output.absolute()})
@@ -50,12 +52,16 @@ def train(
     from mlfinetune.cli.summary import format_summary
     from mlfinetune.errors import ConfigError
     from mlfinetune.runs import directory
+    from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
-    from mlfinetune.training.start import ResumeOptions
-    from mlfinetune.workflows import train as workflow
 
-    log = RunLog(rank=dist_info().rank)
+    with loading_modules():
+        from mlfinetune.training.start import ResumeOptions
+        from mlfinetune.workflows import train as workflow
+
+    log = RunLog(rank=dist_info().rank, watch=watch)
+    log.lap("start")
     if dry_run:
         workflow.dry_run(loaded, device, log)
         if dist_info().rank:

@@ -7,10 +7,12 @@ Setting("data.images", "photos", "the pictures")
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from mlfinetune.text import quote_yaml
@@ -83,6 +85,13 @@ def fill_template(head: Sequence[str], settings: Iterable[Setting]) -> str:
     for setting in settings:
         _put_setting(lines, setting)
     return "\n".join([*(f"# {line}" for line in head), "", *lines, ""])
+
+
+def make_relative(setting: Setting, folder: Path) -> Setting:
+    """Return the setting with a path relative to `folder`; any other value stays."""
+    if not isinstance(setting.value, Path):
+        return setting
+    return replace(setting, value=os.path.relpath(setting.value, folder))
 
 
 def format_value(value: Any) -> str:

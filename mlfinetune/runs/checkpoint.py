@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as shown
@@ -32,7 +32,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import CheckpointError, TrainingError
 from mlfinetune.metrics.types import CalibrationHow, DecisionRule, EvalViews, ThresholdHow
-from mlfinetune.storage.atomic import write_atomic
+from mlfinetune.storage.atomic import writing_binary
 from mlfinetune.text import to_finite
 
 
@@ -80,8 +80,13 @@ _INCOMPLETE = "is not a complete checkpoint: it is cut short, or another kind of
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save(path: Path, checkpoint: Checkpoint, also: Sequence[Path] = ()) -> None:
     """Write `checkpoint` whole or not at all.
+
+    Args:
+        path: the file.
+        checkpoint: its content.
+        also: files that get the same content, after the first; it is packed and hashed once.
 
     Raises:
         CheckpointError: the file cannot be written (a full disk, no permission).
@@ -106,7 +111,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
     start, end = _find_digest(content[: 8 + _read_header_length(content, len(content), path)], path)
-    write_atomic(path, content[:start] + _compute_digest(content, start, end) + content[end:])
+    digest, whole = _compute_digest(content, start, end), memoryview(content)
+    for file_path in (path, *also):
+        with writing_binary(file_path) as file:
+            file.writelines((whole[:start], digest, whole[end:]))
 
 
 def load(path: Path) -> Checkpoint:

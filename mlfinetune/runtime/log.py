@@ -14,6 +14,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from mlfinetune.runtime.stopwatch import Stopwatch
 from mlfinetune.storage.atomic import build_write_error, write_atomic
 from mlfinetune.text import format_duration, make_lines_printable
 
@@ -26,8 +27,16 @@ tqdm.monitor_interval = 0  # no monitor thread: it would receive signals while w
 class RunLog:
     """Writes lines to standard error, and to files of the run directory once one is attached."""
 
-    def __init__(self, stream: TextIO | None = None, rank: int = 0) -> None:
-        """Open the log on `stream`; ranks above 0 print nothing and keep their warnings."""
+    def __init__(
+        self, stream: TextIO | None = None, rank: int = 0, watch: Stopwatch | None = None
+    ) -> None:
+        """Open the log on `stream`; ranks above 0 print nothing and keep their warnings.
+
+        Args:
+            stream: None: standard error.
+            rank: of this process.
+            watch: runs already; None: one starts now.
+        """
         self._stream = stream or sys.stderr
         self._prints = rank == 0
         self._warnings: list[str] = []
@@ -37,6 +46,7 @@ class RunLog:
         self._epoch_file: Path | None = None
         self._printed_lines: list[str] = []
         self._trackers: list[Callable[[int, dict[str, float]], None]] = []
+        self._watch = watch or Stopwatch()
 
     @property
     def folder(self) -> Path | None:
@@ -71,6 +81,15 @@ class RunLog:
         self._printed_lines.append(text + "\n")
         if self._log_file is not None:
             _append_text(self._log_file, text + "\n")
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap to this part of the run."""
+        self._watch.lap(part)
+
+    def say_seconds(self) -> None:
+        """Print the seconds of all parts: `seconds: 3.1 start, 0.2 data, 1.9 learning`."""
+        if text := self._watch.describe():
+            self.say(f"seconds: {text}")
 
     def take_warnings(self) -> list[str]:
         """Return the warnings that this rank has kept, and forget them."""

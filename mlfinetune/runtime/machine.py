@@ -6,11 +6,14 @@ A value that a system does not tell is 0, and its readers do without it.
 
 import ctypes
 import os
+import platform
 import re
+import shutil
 import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
+_DEVICES = Path("/dev")
 
 
 def count_process_cores() -> int:
@@ -20,6 +23,19 @@ def count_process_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # neither Windows nor macOS has it
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    """Tell whether a GPU seems to be here that torch can use: NVIDIA's, AMD's or Apple's.
+
+    It takes no torch, which takes seconds to load; so it does not know for what torch was built.
+    """
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    files = (*_DEVICES.glob("nvidia[0-9]*"), *_DEVICES.glob("kfd"))
+    return bool(files) or shutil.which("nvidia-smi") is not None
 
 
 def read_available_memory() -> int:

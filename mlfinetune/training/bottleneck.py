@@ -3,6 +3,11 @@
 Speeds, Work -> estimate_times   seconds of the run
              -> find_bottleneck  the stage that the run waits for most
              -> suggest_change   the one change that saves most for least
+
+Before anything is timed, numbers of pictures and epochs alone say how the backbone's work compares:
+
+Passes -> compare_with_freezing   14.4: all epochs are so many times the work of freezing
+       -> choose_way              the key that `init` sets on this machine
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +17,14 @@ MIN_SAVING = 0.1
 SLOW_DECODING = 150.0
 """Images/s of one process below which pictures must be large: of 500 px it decodes about 400."""
 FREEZE_SPEEDUP, LONG_S = 3.0, 600.0
-"""Freezing is suggested if it makes a run this many times as fast, and the run is this long."""
+"""Freezing is suggested if it makes a run this many times as fast; on a GPU, where minutes buy a
+better tagger, only if the run is this long."""
+FIXED_S = 6.0
+"""Seconds that a run takes beside its pictures: start, head, results (fixed_seconds.json)."""
+STEP_PASSES = 3
+"""Work of a training step in forward passes: the backward pass computes two gradients."""
+FEW_PICTURES, FEW_LABELS = 50_000, 1000
+"""Up to here a solved head to start from costs little beside one epoch of fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Work:
         copies_off: the config forbids small copies of large pictures.
         eval_views: number of views of a picture in validation, which share one decoding.
         slow_type: the hardware is fast at bfloat16, and the run does not use it.
+        pretrained: the backbone starts from weights: frozen it is of use.
     """
 
     train: int
@@ -67,6 +80,7 @@ class Work:
     decodings: int
     copies_off: bool
     slow_type: bool
+    pretrained: bool
     eval_views: int = 1
 
 
@@ -111,6 +125,13 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
     kept = _estimate_seconds_if_frozen(speeds, work)
     if work.frozen and kept < (1 - MIN_SAVING) * now:
         return f"train.cache_features: auto, for a run about {now / kept:.1f} times as fast"
+    faster = (now + FIXED_S) / (kept + FIXED_S)
+    can_freeze = work.pretrained and not work.frozen and faster > FREEZE_SPEEDUP
+    if can_freeze and not work.gpu:
+        return (
+            f"model.freeze_backbone: true, for a run about {faster:.0f} times as fast (the head "
+            f"alone learns, on features computed once)"
+        )
     more, with_more = _find_enough_workers(speeds, work)
     if with_more < (1 - MIN_SAVING) * now:
         return f"train.workers: {more}, for a run about {now / with_more:.1f} times as fast"
@@ -127,12 +148,66 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
             f"train.batch_size: {2 * work.batch_size}, for a step of {gain:.1f} times as many "
             f"images/s (fewer steps: mind train.lr)"
         )
-    if now > LONG_S and kept * FREEZE_SPEEDUP < now:
+    if can_freeze and now > LONG_S:
         return (
-            f"model.freeze_backbone: true for first figures, about {now / kept:.0f} times as "
+            f"model.freeze_backbone: true for first figures, about {faster:.0f} times as "
             f"quick (features are then computed once)"
         )
     return "none: no simple change would make it faster"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Numbers that decide how often pictures go through the backbone.
+
+    Attributes:
+        train, val: numbers of images.
+        epochs: as in the config.
+        solves_first: the head is solved for before the first epoch, on features.
+    """
+
+    train: int
+    val: int
+    epochs: int
+    solves_first: bool = False
+
+
+def compare_with_freezing(passes: Passes) -> float:
+    """Return the backbone's work in fine-tuning over that for the features of a frozen one.
+
+    800 + 200 pictures, 10 epochs: 10 * (3 * 800 + 200) / (2 * 800 + 200) = 14.4. It is counted in
+    forward passes; of a frozen backbone each is faster too.
+    """
+    features = 2 * passes.train + passes.val  # the picture and its mirror image
+    tuning = passes.epochs * (STEP_PASSES * passes.train + passes.val)
+    return (tuning + passes.solves_first * features) / max(1, features)
+
+
+def describe_freezing(passes: Passes) -> str:
+    """Return a line on the fast way for a machine without a GPU; empty where it gains little."""
+    ratio = compare_with_freezing(passes)
+    if ratio < FREEZE_SPEEDUP:
+        return ""
+    return (
+        f"no GPU here: with model.freeze_backbone: true the backbone has {ratio:.0f} times less "
+        f"to do (the head alone learns, on features computed once)"
+    )
+
+
+def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None:
+    """Return the key to set to true, and why; None: the defaults suit.
+
+    no GPU                               model.freeze_backbone
+    a GPU, and pictures and labels few   train.solve_head_first
+    a GPU, and many of them              neither
+    """
+    if not gpu:
+        ratio = compare_with_freezing(passes)
+        why = f"no GPU here: {ratio:.0f} times less work than {passes.epochs} epochs of all layers"
+        return "model.freeze_backbone", why
+    if passes.train <= FEW_PICTURES and labels <= FEW_LABELS:
+        return "train.solve_head_first", "few pictures: start from the best head, not at random"
+    return None
 
 
 def _estimate_seconds_if_frozen(speeds: Speeds, work: Work) -> float:

@@ -27,13 +27,17 @@ iterations the head is close to linear discriminant analysis, after many to the 
 With noisy tags the first scores better (measured: `benchmarks/head_path.py`), so both are offered,
 and validation chooses.
 
+The gradient in c is a sum of examples z, so that c stays in the space that they span. Where they
+are few beside F, all is computed in coordinates of that space, of as many dimensions as there are
+examples. Mathematically the iterates are the same.
+
 Means, deviations and counts are summed in float64. K is summed in float32, but factorized in
 float64: features are correlated, and in float32 K may lose definiteness. On a device without
 float64 (MPS) the CPU does the float64 work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +45,7 @@ from torch.nn.functional import linear
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.errors import TrainingError
+from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.training.records import StepRecord
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -54,6 +59,8 @@ ITERATIONS = (3, 10, 30, 100)
 ROUNDING = 1e-6
 """Standard deviation of a feature, as a share of its size, up to which it only rounds a constant:
 float32 has steps of 1e-7."""
+_VECTOR_COST = 8
+"""Multiplications of a product that take as long as adding one number of a long vector."""
 
 Batches = Callable[[], Iterable[Batch]]
 """Function that returns the batches of one pass over all examples, the same at each call. Their
@@ -102,7 +109,9 @@ class Solver:
             TrainingError: features that are not finite.
         """
         self._head, self._batches, self._loss = head, batches, loss
+        self._threads = ThreadChooser()
         self._stats = _compute_feature_stats(batches, head.weight.device)
+        self._span = _Span(batches, self._stats) if _is_span_small(self._stats) else None
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
@@ -120,18 +129,27 @@ class Solver:
         Raises:
             TrainingError: a loss that is not finite.
         """
-        problem = _Problem(self._head, self._batches, self._loss, self._stats, l2)
+        batches, stats = self._batches, self._stats
+        if self._span is not None:
+            batches, stats = self._span.batches, self._span.stats
+        problem = _Problem(batches, self._loss, stats, l2, self._threads)
         optimizer = torch.optim.LBFGS(
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
+        vector_cost = _VECTOR_COST * problem.parameters[0].numel()
         done = 0
+        if self._span is not None:
+            with self._threads.threads_for(vector_cost):
+                _take_first_step(optimizer, problem)
+            done = 1
         # One optimizer for all stops: it keeps its history of gradients, and goes on from the last.
         for number, iterations in enumerate(stops):
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
-            optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
+            with self._threads.threads_for(vector_cost):
+                optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
             done = iterations
-            problem.write_to_head()
+            self._write_to_head(problem)
             self.passes += problem.passes
             rates = {"l2": l2, "iterations": iterations}
             yield StepRecord(
@@ -145,6 +163,74 @@ class Solver:
             )
             problem.passes = 0
 
+    @torch.no_grad()
+    def _write_to_head(self, problem: "_Problem") -> None:
+        """Write the solved weights and bias into the head.
+
+        The problem is posed on standardized features; the head gets features as they are.
+        """
+        standardized, bias = problem.solution()
+        if self._span is not None:
+            standardized = standardized @ self._span.basis.T
+        weight = standardized * self._stats.inverse_deviation
+        self._head.weight.copy_(weight)
+        self._head.bias.copy_(bias - weight @ self._stats.mean)
+
+
+def _take_first_step(optimizer: torch.optim.LBFGS, problem: "_Problem") -> None:
+    """Take the first iteration with the step of Newton's method, as the curvature in u is 1.
+
+    torch divides the rate of the first iteration by the sum of the gradient's absolute values,
+    which depends on the axes, and so is arbitrary in rotated coordinates.
+    """
+    problem.evaluate(optimizer)
+    size = sum(float(p.grad.abs().sum()) for p in problem.parameters if p.grad is not None)
+    group = optimizer.param_groups[0]
+    group["max_iter"], group["max_eval"], group["lr"] = 1, _MOST_TRIALS, max(1.0, size)
+    optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
+    group["lr"] = 1.0
+
+
+_MOST_TRIALS = 10
+"""Evaluations that the first step may take, where another loss than sce has another curvature."""
+_SMALL_SPAN = 0.75
+"""Examples a feature up to which their space is worth a change of coordinates."""
+
+
+def _is_span_small(stats: _FeatureStats) -> bool:
+    """Tell whether coordinates in the space of the examples save time. A GPU needs no saving."""
+    return stats.mean.device.type == "cpu" and stats.images <= _SMALL_SPAN * len(stats.mean)
+
+
+class _Span:
+    """Coordinates in the space that the N standardized examples span: z = basis t, (F,) and (N,).
+
+    Attributes:
+        basis: (F, N), its columns orthonormal.
+        stats: statistics of t, as those of the features; t is used as it is.
+    """
+
+    def __init__(self, batches: Batches, stats: _FeatureStats) -> None:
+        self._batches = batches
+        rows, weights = [], []
+        for batch in batches():
+            rows.append((batch.images - stats.mean) * stats.inverse_deviation)
+            weights.append(_get_weights(batch).float())
+        self.basis, coordinates = torch.linalg.qr(torch.cat(rows).T)
+        self._parts = coordinates.T.contiguous().split([len(part) for part in rows])
+        weighted = coordinates * torch.cat(weights).T
+        self.stats = replace(
+            stats,
+            mean=torch.zeros(stats.images),
+            inverse_deviation=torch.ones(stats.images),
+            correlation=weighted @ coordinates.T / stats.images,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches, with coordinates in place of features."""
+        for batch, part in zip(self._batches(), self._parts, strict=True):
+            yield replace(batch, images=part)
+
 
 class _Problem:
     """Objective and gradient at one penalty, in the coordinates u of the module's docstring.
@@ -157,18 +243,20 @@ class _Problem:
 
     def __init__(
         self,
-        head: nn.Linear,
         batches: Batches,
         loss: Callable[..., Tensor],
         stats: _FeatureStats,
         l2: float,
+        threads: ThreadChooser,
     ) -> None:
-        self._head, self._batches, self._loss, self._stats = head, batches, loss, stats
+        self._batches, self._loss, self._stats = batches, loss, stats
+        self._threads = threads
         self._l2 = l2
         exact = _to_float64(stats.correlation)
         exact.diagonal().add_(l2)
-        self._factor = torch.linalg.cholesky(exact).float().to(head.weight.device)  # R
-        self._u = torch.zeros_like(head.weight, requires_grad=True)
+        self._factor = torch.linalg.cholesky(exact).float().to(stats.mean.device)  # R
+        shape = len(stats.log_odds), len(stats.mean)
+        self._u = torch.zeros(shape, device=stats.mean.device, requires_grad=True)
         self._bias = stats.log_odds.clone().requires_grad_()
         self.parameters = [self._u, self._bias]
         self.loss, self.passes = float("nan"), 0
@@ -197,10 +285,11 @@ class _Problem:
         leaf = weight.detach().requires_grad_()
         total = torch.zeros((), device=weight.device)
         for batch in self._batches():
-            logits = linear(batch.images - stats.mean, leaf, self._bias)
-            part = _compute_loss(self._loss, logits, batch, stats.known)
-            torch.autograd.backward(part * labels)
-            total += part.detach()
+            with self._threads.threads_for(len(batch.images) * leaf.numel()):
+                logits = linear(batch.images - stats.mean, leaf, self._bias)
+                part = _compute_loss(self._loss, logits, batch, stats.known)
+                torch.autograd.backward(part * labels)
+                total += part.detach()
         ridge = 0.5 * self._l2 * (stats.spread[:, None] * standardized).square().sum()
         torch.autograd.backward([ridge, weight], [None, leaf.grad])
         self.passes += 1
@@ -217,15 +306,9 @@ class _Problem:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         return float(nn.utils.get_total_norm(grads)) / len(self._bias)
 
-    @torch.no_grad()
-    def write_to_head(self) -> None:
-        """Write the solved weights and bias into the head.
-
-        The problem is posed on centered features; the head gets features as they are.
-        """
-        weight = self._standardized_weight() * self._stats.inverse_deviation
-        self._head.weight.copy_(weight)
-        self._head.bias.copy_(self._bias - weight @ self._stats.mean)
+    def solution(self) -> tuple[Tensor, Tensor]:
+        """Return c (L, F) and the biases (L,), of standardized features."""
+        return self._standardized_weight(), self._bias
 
 
 def _compute_loss(

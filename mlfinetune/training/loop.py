@@ -29,8 +29,9 @@ from mlfinetune.models.scoring import average_views, score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.text import format_duration, pluralize
-from mlfinetune.training.build import build_schedule, build_step_options
+from mlfinetune.training.build import build_schedule, build_step_options, get_batch_size
 from mlfinetune.training.lbfgs import (
     PENALTIES,
     STRONGER_PENALTIES,
@@ -204,14 +205,15 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
     assert isinstance(setup.train, FeatureLoader)
     assert isinstance(setup.tagger.head, nn.Linear)
     sweep = setup.train.sweep
-    number = 0
+    number, threads = 0, ThreadChooser()
     best_by_penalty: dict[float, Candidate] = {}
     with log.bar("solving for the head", None) as bar:
         solver = Solver(setup.tagger.head, lambda: bar.track(sweep(), _count_images), setup.loss)
         for l2 in search_penalties(best_by_penalty, log.say):
             for record in solver.path(l2):
                 number += 1
-                averages, scores = validate(setup, log)
+                with threads.threads_for(count_head_operations(setup)):
+                    averages, scores = validate(setup, log)
                 # With `solve_head_first`, metrics.jsonl holds the epochs that follow, from 1 on.
                 if not setup.config.train.solve_head_first:
                     position = Position().after(record)
@@ -258,6 +260,12 @@ def search_penalties(
             edge = l2
 
 
+def count_head_operations(setup: TrainingSetup) -> int:
+    """Return the multiplications of a forward pass of the head with one batch of features."""
+    size = get_batch_size(setup.config)
+    return size * setup.tagger.head.in_features * len(setup.splits.train.labels)
+
+
 def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
     """Tell whether none of the last PATIENCE penalties beats the one before them."""
     if len(best_by_penalty) <= PATIENCE:
@@ -293,6 +301,7 @@ def validate(
         DataError: a picture that cannot be decoded, by name.
         TrainingError: scores or averages that are not finite.
     """
+    log.lap("learning")
     net, device, dtype = setup.eval_net, setup.device, setup.dtype
     if isinstance(net, Tagger):  # a head's batches are mean features of the views already
         tagger, _ = prepare_for_inference(net, setup.spec.image_size, device, dtype)
@@ -314,6 +323,7 @@ def validate(
         rows = list(setup.world.gather_stream(scored))
     scores = tabulate(rows, val) if setup.world.is_main else None
     averages = setup.world.broadcast(lambda: _average_metrics(scores))
+    log.lap("validation")
     return averages, scores
 
 

@@ -5,7 +5,7 @@ TrainingSetup -> solve_first  -> a tagger whose head is solved for, from which t
 """
 
 import copy
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mlfinetune.data.batches.loader import Loader
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
+from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.text import pluralize
 from mlfinetune.training.build import (
     build_checkpoint,
@@ -22,7 +23,12 @@ from mlfinetune.training.build import (
     build_training_optimizer,
     uses_lbfgs,
 )
-from mlfinetune.training.loop import Candidate, solve_head, train_epochs
+from mlfinetune.training.loop import (
+    Candidate,
+    count_head_operations,
+    solve_head,
+    train_epochs,
+)
 from mlfinetune.training.records import Position
 from mlfinetune.training.resume import ResumeState, StateSaver
 from mlfinetune.training.setup import TrainingSetup, with_features
@@ -56,7 +62,7 @@ def select_best(
             "early_stopping do not apply; train.optimizer: adamw would use them"
         )
         best = _select_solution(setup, log)
-        _save_candidate(setup, best, run, is_best=True)
+        _save_candidate(setup, best, run, is_best=True, log=log)
         return best
     setup = replace(setup, ema=build_ema(setup.config, setup.net))
     optimizer = build_training_optimizer(setup.config, setup.tagger)
@@ -64,9 +70,12 @@ def select_best(
     if state is not None:
         saver.restore(state)
     elif start is not None:
-        _save_candidate(setup, start, run, is_best=True)
+        _save_candidate(setup, start, run, is_best=True, log=log)
         saver.best, saver.trials = start, list(start.trials)
-    return _select_epoch(setup, saver, run, log)
+    trains_head_alone = setup.net is setup.tagger.head
+    threads = ThreadChooser().threads_for(count_head_operations(setup))
+    with threads if trains_head_alone else nullcontext():
+        return _select_epoch(setup, saver, run, log)
 
 
 def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLog) -> Candidate:
@@ -79,12 +88,14 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
                 saver.trials.append(candidate.try_out())
+                log.lap("validation")
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
-                _save_candidate(setup, candidate, run, is_best=candidate is saver.best)
+                _save_candidate(setup, candidate, run, candidate is saver.best, log)
                 log.say(_format_candidate(candidate, saver.best))
                 log.repeat_warnings(setup.world.gather(log.take_warnings()))
                 saver.save(Position(candidate.number * setup.train.steps))
+                log.lap("saving")
                 if _stops_early(setup, saver, candidate.number, log):
                     break
     assert saver.best is not None
@@ -138,22 +149,24 @@ def _select_solution(setup: TrainingSetup, log: RunLog) -> Candidate:
             best = solution
             weights = copy.deepcopy(setup.tagger.head.state_dict())
         trials.append(solution.try_out())
+        log.lap("validation")
         log.say(_format_candidate(solution, best))
     assert best is not None
     setup.tagger.head.load_state_dict(weights)
     return replace(best, trials=tuple(trials))
 
 
-def _save_candidate(setup: TrainingSetup, candidate: Candidate, run: Path, is_best: bool) -> None:
+def _save_candidate(
+    setup: TrainingSetup, candidate: Candidate, run: Path, is_best: bool, log: RunLog
+) -> None:
     """Write last.safetensors, and best.safetensors where this is the best; on rank 0 alone."""
     if not setup.world.is_main:
         return
     content = build_checkpoint(
         setup.config, setup.eval_tagger, setup.splits.val, setup.spec, candidate.number
     )
-    checkpoint.save(run / directory.LAST, content)
-    if is_best:
-        checkpoint.save(run / directory.BEST, content)
+    checkpoint.save(run / directory.LAST, content, [run / directory.BEST] if is_best else [])
+    log.lap("saving")
 
 
 def _format_candidate(candidate: Candidate, best: Candidate) -> str:

@@ -215,6 +215,7 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
         store = open_feature_store(root, setup.tagger, spec, config.model.backbone, extractor)
     room = read_free_memory(device) // 2
     loaders = build_feature_loaders(config, setup.splits, extractor, store, world, room, log)
+    log.lap("features")
     if loaders is None:
         return None
     train, val = loaders

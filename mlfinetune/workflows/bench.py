@@ -23,6 +23,7 @@ from mlfinetune.runtime.device import (
     synchronize_device,
 )
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.storage.store import temporary_folder
 from mlfinetune.training.autotune import (
     TrialRun,
@@ -150,6 +151,7 @@ def _describe_work(
         copies_off=config.data.cache_images == "off",
         slow_type=fast == torch.bfloat16 != dtype,
         eval_views=len(EVAL_VIEWS[config.eval.views]),
+        pretrained=config.model.weights is not None,
     )
 
 
@@ -253,7 +255,8 @@ def _time_head_step(trial: TrialRun, batch: Batch) -> float:
         train_step(trial.tagger.head, feature_batch, trial.loss, trial.optimizer, options)
         return len(features)
 
-    return time_rate(step, SMALL_S, lambda: synchronize_device(device))
+    with ThreadChooser().threads_for(features.numel() * batch.targets.shape[1]):
+        return time_rate(step, SMALL_S, lambda: synchronize_device(device))
 
 
 def _time_loss(trial: TrialRun, targets: Tensor) -> float:

@@ -4,14 +4,13 @@ table -> its pictures, found where they are -> bad ones named -> train and val -
 a folder of pictures without labels -> a table to fill in, and how to go on
 """
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlfinetune.config import SCHEMA, Config, build_config
-from mlfinetune.config.template import Setting, fill_template
+from mlfinetune.config.template import Setting, fill_template, make_relative
 from mlfinetune.data.blank_table import DELIMITER, has_lone_folder, write_blank_table
 from mlfinetune.data.labels import natural_key
 from mlfinetune.data.load import build_scan, build_source_options, build_split_options
@@ -31,11 +30,15 @@ from mlfinetune.data.unread import describe_blank_table, describe_tables_beside
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import TABLE_ENDINGS, find_ending
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.machine import has_gpu
 from mlfinetune.storage.atomic import try_writing_file, write_atomic
 from mlfinetune.text import display_path, format_list, make_printable, pluralize
+from mlfinetune.training.bottleneck import Passes, choose_way
 
 _SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
 """Parts of notes of the split that the description says in words of its own."""
+_WAY_KEYS = {"model.freeze_backbone", "train.solve_head_first", "train.optimizer"}
+"""Keys by which a user chooses what learns, and how."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,12 @@ class _Plan:
     lines: tuple[str, ...] = ()
 
     def decide(self, line: str, *settings: Setting) -> "_Plan":
-        """Return the plan with more keys of the data, and the line that says so."""
-        values = {setting.key.removeprefix("data."): setting.value for setting in settings}
-        return _Plan(
-            self.config.update_section("data", **values),
-            (*self.settings, *settings),
-            (*self.lines, line),
-        )
+        """Return the plan with more keys, and the line that says so."""
+        config = self.config
+        for setting in settings:
+            section, _, name = setting.key.partition(".")
+            config = config.update_section(section, **{name: setting.value})
+        return _Plan(config, (*self.settings, *settings), (*self.lines, line))
 
 
 def run(request: InitRequest, log: RunLog) -> InitResult:
@@ -116,6 +118,7 @@ def run(request: InitRequest, log: RunLog) -> InitResult:
     options, split_options = build_source_options(plan.config), build_split_options(plan.config)
     val_table = tables[1] if len(tables) > 1 else None
     splits = split_tables(tables[0], val_table, options, split_options, scan)
+    plan = _choose_way(request, plan, splits)
     lines = _describe_data(request, plan, tables, splits, skipped)
     text = _write_config(request, plan, file, tables[0], splits, lines, skipped)
     write_atomic(file, text.encode(errors="surrogateescape"))
@@ -298,6 +301,7 @@ def _describe_data(
     """Return lines for the size, the split, all notes, labels, a row, and bad pictures."""
     table = tables[0]
     said = {f"train: {note}" for note in table.notes}
+    notes = [note for note in splits.notes if note not in said]
     lines = [
         *summarize(tables, splits, plan.config.data.val_fraction),
         *table.notes,
@@ -306,7 +310,7 @@ def _describe_data(
         list_frequent_labels(splits),
         *describe_rows(table)[-1:],  # its labels are in the line above
         *describe_empty(table, plan.config.data.empty_labels, plan.config.data.unknown),
-        *(note for note in splits.notes if note not in said and not _is_said_otherwise(note)),
+        *(note for note in notes if not any(part in note for part in _SAID_OTHERWISE)),
     ]
     if skipped:
         count = pluralize(len(skipped), "more picture")
@@ -323,10 +327,6 @@ def _describe_beside(request: InitRequest, plan: _Plan, splits: Splits) -> list[
         return []
     command = _format_command(replace(request, images=None), table.parent, None)
     return describe_tables_beside(table, command)
-
-
-def _is_said_otherwise(note: str) -> bool:
-    return any(part in note for part in _SAID_OTHERWISE)
 
 
 def _name_next_step(file: Path, splits: Splits) -> str:
@@ -371,7 +371,20 @@ def _write_config(
         *_list_overrides(request, plan),
     ]
     folder = file.absolute().parent
-    return fill_template(head, (_make_relative(setting, folder) for setting in settings))
+    return fill_template(head, (make_relative(setting, folder) for setting in settings))
+
+
+def _choose_way(request: InitRequest, plan: _Plan, splits: Splits) -> _Plan:
+    """Return the plan with the way of training that suits pictures and machine."""
+    config = plan.config
+    if config.model.weights is None or _WAY_KEYS & set(_list_keys(request.overrides)):
+        return plan
+    passes = Passes(len(splits.train), len(splits.val), config.train.epochs)
+    way = choose_way(passes, len(splits.train.labels), has_gpu())
+    if way is None:
+        return plan
+    key, why = way
+    return plan.decide(f"{key}: true; {why}", Setting(key, True, why))
 
 
 def _list_overrides(request: InitRequest, plan: _Plan) -> list[Setting]:
@@ -384,10 +397,3 @@ def _list_overrides(request: InitRequest, plan: _Plan) -> list[Setting]:
         if key not in decided:
             settings.append(Setting(key, value, "as given to init"))
     return settings
-
-
-def _make_relative(setting: Setting, folder: Path) -> Setting:
-    """Return the setting with a path relative to `folder`; any other value stays."""
-    if not isinstance(setting.value, Path):
-        return setting
-    return replace(setting, value=os.path.relpath(setting.value, folder))

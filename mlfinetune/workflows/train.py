@@ -27,6 +27,7 @@ from mlfinetune.storage.files import Stamp, read_stamp
 from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import display_path, format_duration
 from mlfinetune.training.autotune import DRY_RUN_BATCH, get_batch_size_or
+from mlfinetune.training.bottleneck import Passes, describe_freezing
 from mlfinetune.training.build import locate_images, precomputes_features, require_lbfgs_fits
 from mlfinetune.training.loop import Candidate, validate
 from mlfinetune.training.resume import ResumeState
@@ -91,6 +92,7 @@ def run(
             world.broadcast(lambda: try_run_directory(config, resume))
             with world.local_main_first():
                 splits = load_splits(config, log)
+            log.lap("data")
             return _train(TrainRequest(config, world, heard, resume), splits, log)
         except (KeyboardInterrupt, SystemExit):
             name = "SIGTERM" if heard.received == signal.SIGTERM else "Ctrl-C"
@@ -138,6 +140,9 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
     setup = set_up(config, splits, world, log)
+    if resumed is None and (line := _describe_fast_way(setup)):
+        log.say(line)
+    log.lap("model")
     state = world.broadcast(lambda: load_resume_state(resumed, setup, request, log))
     # Nothing has been written before: all that can be refused has been.
     wanted = request.config.output or directory.RUNS
@@ -156,7 +161,18 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
     peak = read_peak_memory(setup.device) / 2**30
     memory = f", peak memory {peak:.1f} GiB" if peak else ""
     log.say(f"best: {best.name}; {format_duration(time.monotonic() - started)} in all{memory}")
+    log.lap("results")
+    log.say_seconds()
     return TrainResult(run, evaluation)
+
+
+def _describe_fast_way(setup: TrainingSetup) -> str:
+    """Return a line on the fast way for a CPU; empty where the run goes it, or needs a GPU's."""
+    model, train = setup.config.model, setup.config.train
+    if setup.device.type != "cpu" or model.freeze_backbone or model.weights is None:
+        return ""
+    sizes = len(setup.splits.train), len(setup.splits.val)
+    return describe_freezing(Passes(*sizes, train.epochs, train.solve_head_first))
 
 
 def _read_stamps(run: Path | None) -> dict[str, Stamp | None]:

@@ -131,6 +131,24 @@ def test_kept_features_train_the_head_that_pictures_train(
     assert_same(tmp_path / "kept", tmp_path / "read")
 
 
+def test_the_log_ends_with_the_seconds_of_the_parts(train: Train, tmp_path: Path) -> None:
+    """In order; those of the whole run, but for its first imports and its end."""
+    said = train("kept")
+    (line,) = re.findall(r"^seconds: (.*)$", said, re.MULTILINE)
+    parts = [part.split() for part in line.split(", ")]
+    order = ["start", "data", "model", "features", "learning", "validation", "saving", "results"]
+    assert [name for _, name in parts] == [n for n in order if n in {name for _, name in parts}]
+    assert all(float(took) > 0 for took, _ in parts)
+    assert "seconds: " in (tmp_path / "kept/train.log").read_text()
+
+
+def test_a_cpu_is_told_of_the_fast_way(train: Train) -> None:
+    """Where all layers learn from pretrained weights; not where the way is taken."""
+    tuned = train("tuned", "model.freeze_backbone=false", "train.epochs=4", "--device", "cpu")
+    assert "no GPU here: with model.freeze_backbone: true the backbone has 6 times less" in tuned
+    assert "no GPU here" not in train("kept", "--device", "cpu")
+
+
 def test_bfloat16_is_kept_as_it_is_computed(train: Train, tmp_path: Path) -> None:
     """The head sees the values that it would see, in half the bytes."""
     common = (ADAMW, PLAIN, "train.precision=bfloat16", "train.epochs=2")

@@ -15,6 +15,7 @@ from test_split_command import classes, coco, lines, metadata, sidecar, table, v
 from test_train import tree_digest
 
 from mlfinetune.config import SCHEMA, Config, DataConfig, load_config
+from mlfinetune.runtime.machine import has_gpu
 
 
 def parquet(folder: Path) -> str:
@@ -113,13 +114,33 @@ def test_bad_pictures_are_skipped_and_counted(tmp_path: Path, cli: Run) -> None:
 
 
 def test_the_config_says_the_defaults(tmp_path: Path, cli: Run) -> None:
-    """Nothing but the data differs from a config of one key."""
+    """Nothing but the data, and what learns, differs from a config of one key."""
     table(tmp_path / "data.csv", 10)
     init(cli, tmp_path, "data.csv")
     made = load_config(tmp_path / "data.yaml")
     assert made.data.val_fraction == 0.2
     same = {"train": made.data.train, "val_fraction": 0.2}
-    assert made == Config(data=DataConfig(**same), output=made.output)
+    plain = Config(data=DataConfig(**same), output=made.output)
+    if has_gpu():
+        assert made == plain.update_section("train", solve_head_first=True)
+    else:
+        assert made == plain.update_section("model", freeze_backbone=True)
+
+
+def test_what_learns_is_chosen_for_the_machine(tmp_path: Path, cli: Run) -> None:
+    """On a CPU the head alone, and the file says why; what the user says, stays."""
+    table(tmp_path / "data.csv", 10)
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
+    done = cli("init", "data.csv", cwd=tmp_path, **no_gpu)
+    why = "no GPU here: 14 times less work than 10 epochs of all layers"
+    assert f"model.freeze_backbone: true; {why}\n" in done.stdout
+    assert f"freeze_backbone: true     # {why}\n" in (tmp_path / "data.yaml").read_text()
+    for number, given in enumerate(
+        ("model.freeze_backbone=false", "train.solve_head_first=true", "model.weights=null")
+    ):
+        done = cli("init", "data.csv", given, "-o", f"{number}.yaml", cwd=tmp_path, **no_gpu)
+        assert done.returncode == 0, done.stderr
+        assert not load_config(tmp_path / f"{number}.yaml").model.freeze_backbone
 
 
 def test_every_key_in_a_comment_is_one(tmp_path: Path, cli: Run) -> None:

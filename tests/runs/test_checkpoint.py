@@ -145,6 +145,15 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     assert others == [first, first]
 
 
+def test_one_content_goes_into_several_files(tmp_path: Path) -> None:
+    """Whole files, not links: one that is damaged leaves the other."""
+    save(tmp_path / "last.safetensors", content(), [tmp_path / "best.safetensors"])
+    last, best = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
+    assert last.read_bytes() == best.read_bytes()
+    assert load(best)
+    assert not last.samefile(best)
+
+
 @pytest.mark.parametrize("length", [896, 1152, 1408, 66176])
 def test_a_header_of_any_length_loads(tmp_path: Path, length: int) -> None:
     """A header whose length starts with a pickle's first bytes is still a header."""

@@ -53,3 +53,17 @@ def test_the_record_of_windows_has_its_size() -> None:
 
     assert ctypes.sizeof(machine._MemoryStatus) == 64
     assert machine._MemoryStatus.available.offset == 16
+
+
+def test_a_gpu_is_seen_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's or AMD's driver has made them; none counts that the environment hides."""
+    monkeypatch.setattr(machine, "_DEVICES", tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    assert not machine.has_gpu()
+    (tmp_path / "nvidia3").touch()
+    assert machine.has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not machine.has_gpu()

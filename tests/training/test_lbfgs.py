@@ -153,6 +153,32 @@ def test_more_features_than_examples(unknown: float) -> None:
         assert value == pytest.approx(best, rel=1e-3)
 
 
+def test_small_products_have_one_thread() -> None:
+    """In every pass; between two solutions the process has its threads again."""
+    torch.set_num_threads(3)
+    x, y = data()
+    parts, loss, seen = batches(x, y), build_loss(name="sce"), []
+
+    def watched_loss(*arguments: Tensor, **options: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return loss(*arguments, **options)
+
+    for _ in Solver(nn.Linear(10, 3), lambda: parts, watched_loss).path(1.0):
+        assert torch.get_num_threads() == 3
+    assert set(seen) == {1}
+
+
+def test_the_space_of_the_examples_is_enough() -> None:
+    """The objective of few examples is that of their features turned to have zeros besides."""
+    x, y = data(40, 60, 3)
+    turned = (x - x.mean(0)) @ torch.linalg.qr(torch.randn(60, 60))[0]
+    wide = nn.functional.pad(turned, (0, 60))
+    for (one, _), (other, _) in zip(
+        solved(x, y, (1.0, 0.1)), solved(wide, y, (2.0, 0.2)), strict=True
+    ):
+        assert one.loss == pytest.approx(other.loss, rel=1e-3)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("together", [0.0, 10.0])
 def test_no_gradient_is_left(form: str, together: float) -> None:

@@ -8,8 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlfinetune.training.bottleneck import (
+    Passes,
     Speeds,
     Work,
+    choose_way,
+    describe_freezing,
     estimate_times,
     find_bottleneck,
     suggest_change,
@@ -45,6 +48,7 @@ WORK = Work(
     decodings=0,
     copies_off=True,
     slow_type=False,
+    pretrained=False,
 )
 ONCE = replace(WORK, frozen=True, views=2, decodings=1)
 FEATURES = replace(SPEEDS, step=None, head=5000.0)
@@ -191,7 +195,16 @@ def test_features_are_paid_once_and_passes_are_cheap() -> None:
         (replace(SPEEDS, larger=130.0), replace(WORK, gpu=True), "train.batch_size: 64"),
         (replace(SPEEDS, larger=105.0), replace(WORK, gpu=True), "none"),
         (SPEEDS, replace(WORK, frozen=True), "train.cache_features: auto"),
-        (SPEEDS, replace(WORK, epochs=1000), "model.freeze_backbone: true"),
+        (
+            SPEEDS,
+            replace(WORK, pretrained=True),
+            "model.freeze_backbone: true, for a run about 9 t",
+        ),
+        (SPEEDS, replace(WORK, pretrained=True, epochs=1), "none"),
+        (SPEEDS, replace(WORK, pretrained=True, train=20, val=5), "none"),
+        (SPEEDS, replace(WORK, pretrained=True, gpu=True), "none"),
+        (SPEEDS, replace(WORK, pretrained=True, gpu=True, epochs=99), "model.freeze_backbone"),
+        (SPEEDS, replace(WORK, epochs=1000), "none"),
         (SPEEDS, WORK, "none"),
         (FEATURES, ONCE, "none"),
     ],
@@ -199,6 +212,32 @@ def test_features_are_paid_once_and_passes_are_cheap() -> None:
 def test_the_suggestion_follows_from_the_numbers(speeds: Speeds, work: Work, starts: str) -> None:
     """One change, for the stage that holds the run back, or none."""
     assert suggest_change(speeds, work).startswith(starts)
+
+
+def test_a_cpu_is_told_of_freezing_where_it_gains() -> None:
+    """The ratio is that of the run's own passes; one epoch, or two, gain too little."""
+    assert " 14 times less " in describe_freezing(Passes(800, 200, 10))
+    assert " 15 times less " in describe_freezing(Passes(800, 200, 10, solves_first=True))
+    assert describe_freezing(Passes(800, 200, 2)) == ""
+    assert describe_freezing(Passes(0, 0, 10)) == ""
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "gpu", "key"),
+    [
+        (200, 5, False, "model.freeze_backbone"),
+        (10**6, 10**4, False, "model.freeze_backbone"),
+        (200, 5, True, "train.solve_head_first"),
+        (10**6, 5, True, None),
+        (200, 10**4, True, None),
+    ],
+)
+def test_the_way_to_train_suits_pictures_and_machine(
+    images: int, labels: int, gpu: bool, key: str | None
+) -> None:
+    """The head alone without a GPU; with one a solved head to start from, unless that is much."""
+    way = choose_way(Passes(images, images // 4, 10), labels, gpu)
+    assert (way and way[0]) == key
 
 
 @given(

@@ -11,7 +11,7 @@ the file (path, size, modification time) and the view; everything else that feat
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -304,6 +304,12 @@ class Features:
             return self._read_rows(self._positions[rows]).float()
         return self._whole[torch.tensor(rows, device=self._device)].float()
 
+    def read_range(self, start: int, stop: int) -> Tensor:
+        """Return the features of rows `start` to `stop`, (n, F) float32 on the device."""
+        if self._whole is None:
+            return self._read_rows(self._positions[start:stop]).float()
+        return self._whole[start:stop].float()
+
     def _read_rows(self, positions: Positions) -> Tensor:
         """Read rows from the store, (n, F) of the extractor's dtype, on the device."""
         features = torch.from_numpy(self._store.read_rows(positions, self._row_bytes))
@@ -323,6 +329,10 @@ class MeanFeatures:
     def __getitem__(self, rows: list[int]) -> Tensor:
         """Return the mean features of n rows, (n, F) float32 on the device."""
         return torch.stack([features[rows] for features in self._views]).mean(0)
+
+    def read_range(self, start: int, stop: int) -> Tensor:
+        """Return the mean features of rows `start` to `stop`, (n, F) float32 on the device."""
+        return torch.stack([features.read_range(start, stop) for features in self._views]).mean(0)
 
 
 class FeatureLoader:
@@ -379,11 +389,11 @@ class FeatureLoader:
         weights = None if factors is None else torch.from_numpy(factors / factors.mean()).float()
         for features in self._features:
             for start in range(0, n, _SWEEP_ROWS):
-                rows = list(range(start, min(n, start + _SWEEP_ROWS)))
-                batch = self._make_batch(features, rows)
-                if weights is not None:
-                    batch = replace(batch, weights=weights[rows].to(batch.images.device))
-                yield batch
+                stop = min(n, start + _SWEEP_ROWS)
+                targets = torch.from_numpy(self.manifest.targets[start:stop])
+                images = features.read_range(start, stop)
+                part = None if weights is None else weights[start:stop].to(images.device)
+                yield Batch(images, targets, torch.arange(start, stop), weights=part)
 
     def _make_batch(self, features: Features | MeanFeatures, rows: list[int]) -> Batch:
         """Return the features of `rows` with their targets."""

@@ -1,0 +1,40 @@
+"""Threads of one computation: all of torch's, or a single one where the computation is small.
+
+torch divides a product among all cores, and its threads wait for each other by spinning. Where
+another process has one of the cores, each small product then waits for a time slice of that
+process: a hundred times as long as it computes. One thread waits for nobody. On an idle machine it
+loses little where products are small (`benchmarks/small_products.py` measures both).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+FEWEST_OPERATIONS = 2**28
+"""Multiplications from which a product has all threads: about 10 ms of one core, longer than most
+time slices."""
+
+
+class ThreadChooser:
+    """Chooses the number of threads, operation by operation."""
+
+    def __init__(self) -> None:
+        """Take the number that torch has now for that of large operations."""
+        self._all = torch.get_num_threads()
+
+    @contextmanager
+    def threads_for(self, operations: int) -> Iterator[None]:
+        """Context in which torch has one thread, or all for a large product; then as before.
+
+        Do not `yield` to a caller inside of it: the number is that of the whole process.
+
+        Args:
+            operations: multiplications of the largest product inside: (n, k) x (k, m) has nkm.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._all if operations >= FEWEST_OPERATIONS else 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
