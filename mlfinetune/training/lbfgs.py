@@ -36,8 +36,7 @@ float64: features are correlated, and in float32 K may lose definiteness. On a d
 float64 (MPS) the CPU does the float64 work.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +45,14 @@ from torch.nn.functional import linear
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.errors import TrainingError
 from mlfinetune.runtime.threads import ThreadChooser
+from mlfinetune.training.feature_stats import (
+    Batches,
+    FeatureStats,
+    Span,
+    compute_feature_stats,
+    is_span_small,
+    to_float64,
+)
 from mlfinetune.training.records import StepRecord
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -56,38 +63,8 @@ WEAKER_PENALTIES = (0.0003, 0.0001)
 features have few, large eigenvalues, up to a thousand, and a penalty is small beside them."""
 ITERATIONS = (3, 10, 30, 100)
 """Numbers of iterations after which a solution is offered."""
-ROUNDING = 1e-6
-"""Standard deviation of a feature, as a share of its size, up to which it only rounds a constant:
-float32 has steps of 1e-7."""
 _VECTOR_COST = 8
 """Multiplications of a product that take as long as adding one number of a long vector."""
-
-Batches = Callable[[], Iterable[Batch]]
-"""Function that returns the batches of one pass over all examples, the same at each call. Their
-`images` are features, (B, F) float32."""
-
-
-@dataclass(frozen=True)
-class _FeatureStats:
-    """Statistics of features and targets, from which the solver's coordinates follow.
-
-    Attributes:
-        mean: (F,) float32, of the features.
-        inverse_deviation: (F,) float32, 1 / s; 0 of a feature that does not vary.
-        correlation: (F, F) float32, K in the module's docstring.
-        log_odds: (L,) log-odds of a positive target, with one positive and one negative added.
-        spread: (L,) standard deviation of a target, sqrt(h) in the module's docstring.
-        known: () number of known targets of all labels, at least 1.
-        images: number of images in a pass.
-    """
-
-    mean: Tensor
-    inverse_deviation: Tensor
-    correlation: Tensor
-    log_odds: Tensor
-    spread: Tensor
-    known: Tensor
-    images: int
 
 
 class Solver:
@@ -110,8 +87,8 @@ class Solver:
         """
         self._head, self._batches, self._loss = head, batches, loss
         self._threads = ThreadChooser()
-        self._stats = _compute_feature_stats(batches, head.weight.device)
-        self._span = _Span(batches, self._stats) if _is_span_small(self._stats) else None
+        self._stats = compute_feature_stats(batches, head.weight.device)
+        self._span = Span(batches, self._stats) if is_span_small(self._stats) else None
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
@@ -193,43 +170,6 @@ def _take_first_step(optimizer: torch.optim.LBFGS, problem: "_Problem") -> None:
 
 _MOST_TRIALS = 10
 """Evaluations that the first step may take, where another loss than sce has another curvature."""
-_SMALL_SPAN = 0.75
-"""Examples a feature up to which their space is worth a change of coordinates."""
-
-
-def _is_span_small(stats: _FeatureStats) -> bool:
-    """Tell whether coordinates in the space of the examples save time. A GPU needs no saving."""
-    return stats.mean.device.type == "cpu" and stats.images <= _SMALL_SPAN * len(stats.mean)
-
-
-class _Span:
-    """Coordinates in the space that the N standardized examples span: z = basis t, (F,) and (N,).
-
-    Attributes:
-        basis: (F, N), its columns orthonormal.
-        stats: statistics of t, as those of the features; t is used as it is.
-    """
-
-    def __init__(self, batches: Batches, stats: _FeatureStats) -> None:
-        self._batches = batches
-        rows, weights = [], []
-        for batch in batches():
-            rows.append((batch.images - stats.mean) * stats.inverse_deviation)
-            weights.append(_get_weights(batch).float())
-        self.basis, coordinates = torch.linalg.qr(torch.cat(rows).T)
-        self._parts = coordinates.T.contiguous().split([len(part) for part in rows])
-        weighted = coordinates * torch.cat(weights).T
-        self.stats = replace(
-            stats,
-            mean=torch.zeros(stats.images),
-            inverse_deviation=torch.ones(stats.images),
-            correlation=weighted @ coordinates.T / stats.images,
-        )
-
-    def batches(self) -> Iterator[Batch]:
-        """Yield the batches, with coordinates in place of features."""
-        for batch, part in zip(self._batches(), self._parts, strict=True):
-            yield replace(batch, images=part)
 
 
 class _Problem:
@@ -245,14 +185,14 @@ class _Problem:
         self,
         batches: Batches,
         loss: Callable[..., Tensor],
-        stats: _FeatureStats,
+        stats: FeatureStats,
         l2: float,
         threads: ThreadChooser,
     ) -> None:
         self._batches, self._loss, self._stats = batches, loss, stats
         self._threads = threads
         self._l2 = l2
-        exact = _to_float64(stats.correlation)
+        exact = to_float64(stats.correlation)
         exact.diagonal().add_(l2)
         self._factor = torch.linalg.cholesky(exact).float().to(stats.mean.device)  # R
         shape = len(stats.log_odds), len(stats.mean)
@@ -320,92 +260,3 @@ def _compute_loss(
         return loss(logits, targets, divisor=known)
     each = loss(logits, targets, reduction="none")
     return (batch.weights @ each).sum() / known
-
-
-def _compute_feature_stats(batches: Batches, device: torch.device) -> _FeatureStats:
-    """Compute the statistics in two passes: moments and counts, then the correlations.
-
-    Raises:
-        TrainingError: features that are not finite.
-    """
-    zero = _to_float64(torch.zeros((), device=device))
-    moments, positives, negatives = _Moments(0, 0.0, zero, zero), zero, zero
-    for batch in batches():
-        targets = batch.targets.to(device)
-        weights = _get_weights(batch)
-        moments = moments.with_batch(_to_float64(batch.images), weights)
-        positives = positives + (weights * _to_float64(targets == 1)).sum(0)
-        negatives = negatives + (weights * _to_float64(targets == 0)).sum(0)
-    mean = moments.mean.float().to(device)
-    inverse_deviation = moments.invert_deviation().float().to(device)
-    correlation = torch.zeros(len(mean), len(mean), device=device)
-    for batch in batches():
-        standardized = (batch.images - mean) * inverse_deviation
-        weighted = standardized if batch.weights is None else batch.weights[:, None] * standardized
-        correlation += weighted.T @ standardized
-    correlation /= moments.images
-    if not correlation.isfinite().all():
-        raise TrainingError("features or their squares are not finite: look at model.weights")
-    share = (positives + 1) / (positives + negatives + 2)
-    known = (positives + negatives).sum().clamp(min=1)
-    return _FeatureStats(
-        mean=mean,
-        inverse_deviation=inverse_deviation,
-        correlation=correlation,
-        log_odds=share.logit().float().to(device),
-        spread=(share * (1 - share)).sqrt().float().to(device),
-        known=known.float().to(device) if device.type == "mps" else known,
-        images=moments.images,
-    )
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Moments of the features seen so far, in float64.
-
-    Attributes:
-        images: number of images.
-        weight: sum of their weights.
-        mean: (F,), or () before the first batch.
-        squares: (F,) weighted sum of squared differences from the mean, or ().
-    """
-
-    images: int
-    weight: float
-    mean: Tensor
-    squares: Tensor
-
-    def with_batch(self, features: Tensor, weights: Tensor) -> "_Moments":
-        """Return the moments with those of a batch (Chan, Golub and LeVeque, 1983).
-
-        Args:
-            features: (B, F).
-            weights: (B, 1) of the images.
-        """
-        added = float(weights.sum())
-        weight = self.weight + added
-        mean = (weights * features).sum(0) / added
-        step = mean - self.mean
-        squares = self.squares + (weights * (features - mean).square()).sum(0)
-        squares = squares + step.square() * self.weight * added / weight
-        return _Moments(
-            self.images + len(features), weight, self.mean + step * added / weight, squares
-        )
-
-    def invert_deviation(self) -> Tensor:
-        """Return 1 / s of each feature, 0 where s is 0 or only the rounding of a constant."""
-        deviation = (self.squares / self.weight).sqrt()
-        smallest = torch.finfo(torch.float32).tiny  # 1 / s is finite in float32 too
-        is_constant = deviation <= (ROUNDING * self.mean.abs()).clamp(min=smallest)
-        return torch.where(is_constant, 0.0, 1 / deviation)
-
-
-def _get_weights(batch: Batch) -> Tensor:
-    """Return the weights of a batch's images, (B, 1) float64; 1 where it brings none."""
-    weights = torch.ones(len(batch.images), device=batch.images.device)
-    return _to_float64(weights if batch.weights is None else batch.weights)[:, None]
-
-
-def _to_float64(x: Tensor) -> Tensor:
-    """Return `x` in float64, on its own device, or on the CPU if that device has no float64."""
-    return x.to("cpu" if x.device.type == "mps" else x.device).double()

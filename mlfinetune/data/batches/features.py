@@ -35,8 +35,7 @@ _FLUSH_S = 60.0
 
 In a long run the seconds grow to a twentieth of the time spent so far: the files stay few.
 """
-_SWEEP_ROWS = 8192
-"""Number of examples in a batch of `sweep`, where it changes nothing but the speed."""
+_SWEEP_ROWS = 8192  # examples in a batch of `sweep`; it changes nothing but the speed
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Statistics of features, from which the solver of lbfgs.py takes its coordinates.
+
+    batches -> compute_feature_stats -> FeatureStats: means, deviations, correlations, counts
+            -> Span: coordinates in the space of the examples, where they are few
+
+The mathematics is that of lbfgs.py's docstring.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mlfinetune.data.batches.batch import Batch
+from mlfinetune.errors import TrainingError
+
+ROUNDING = 1e-6
+"""Standard deviation of a feature, as a share of its size, up to which it only rounds a constant:
+float32 has steps of 1e-7."""
+Batches = Callable[[], Iterable[Batch]]
+"""Function that returns the batches of one pass over all examples, the same at each call. Their
+`images` are features, (B, F) float32."""
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """Statistics of features and targets, from which the solver's coordinates follow.
+
+    Attributes:
+        mean: (F,) float32, of the features.
+        inverse_deviation: (F,) float32, 1 / s; 0 of a feature that does not vary.
+        correlation: (F, F) float32, K in the docstring of lbfgs.py.
+        log_odds: (L,) log-odds of a positive target, with one positive and one negative added.
+        spread: (L,) standard deviation of a target, sqrt(h) in the docstring of lbfgs.py.
+        known: () number of known targets of all labels, at least 1.
+        images: number of images in a pass.
+    """
+
+    mean: Tensor
+    inverse_deviation: Tensor
+    correlation: Tensor
+    log_odds: Tensor
+    spread: Tensor
+    known: Tensor
+    images: int
+
+
+def compute_feature_stats(batches: Batches, device: torch.device) -> FeatureStats:
+    """Compute the statistics in two passes: moments and counts, then the correlations.
+
+    Raises:
+        TrainingError: features that are not finite.
+    """
+    zero = to_float64(torch.zeros((), device=device))
+    moments, positives, negatives = _Moments(0, 0.0, zero, zero), zero, zero
+    for batch in batches():
+        targets = batch.targets.to(device)
+        weights = _get_weights(batch)
+        moments = moments.with_batch(to_float64(batch.images), weights)
+        positives = positives + (weights * to_float64(targets == 1)).sum(0)
+        negatives = negatives + (weights * to_float64(targets == 0)).sum(0)
+    mean = moments.mean.float().to(device)
+    inverse_deviation = moments.invert_deviation().float().to(device)
+    correlation = torch.zeros(len(mean), len(mean), device=device)
+    for batch in batches():
+        standardized = (batch.images - mean) * inverse_deviation
+        weighted = standardized if batch.weights is None else batch.weights[:, None] * standardized
+        correlation += weighted.T @ standardized
+    correlation /= moments.images
+    if not correlation.isfinite().all():
+        raise TrainingError("features or their squares are not finite: look at model.weights")
+    share = (positives + 1) / (positives + negatives + 2)
+    known = (positives + negatives).sum().clamp(min=1)
+    return FeatureStats(
+        mean=mean,
+        inverse_deviation=inverse_deviation,
+        correlation=correlation,
+        log_odds=share.logit().float().to(device),
+        spread=(share * (1 - share)).sqrt().float().to(device),
+        known=known.float().to(device) if device.type == "mps" else known,
+        images=moments.images,
+    )
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Moments of the features seen so far, in float64.
+
+    Attributes:
+        images: number of images.
+        weight: sum of their weights.
+        mean: (F,), or () before the first batch.
+        squares: (F,) weighted sum of squared differences from the mean, or ().
+    """
+
+    images: int
+    weight: float
+    mean: Tensor
+    squares: Tensor
+
+    def with_batch(self, features: Tensor, weights: Tensor) -> "_Moments":
+        """Return the moments with those of a batch (Chan, Golub and LeVeque, 1983).
+
+        Args:
+            features: (B, F).
+            weights: (B, 1) of the images.
+        """
+        added = float(weights.sum())
+        weight = self.weight + added
+        mean = (weights * features).sum(0) / added
+        step = mean - self.mean
+        squares = self.squares + (weights * (features - mean).square()).sum(0)
+        squares = squares + step.square() * self.weight * added / weight
+        return _Moments(
+            self.images + len(features), weight, self.mean + step * added / weight, squares
+        )
+
+    def invert_deviation(self) -> Tensor:
+        """Return 1 / s of each feature, 0 where s is 0 or only the rounding of a constant."""
+        deviation = (self.squares / self.weight).sqrt()
+        smallest = torch.finfo(torch.float32).tiny  # 1 / s is finite in float32 too
+        is_constant = deviation <= (ROUNDING * self.mean.abs()).clamp(min=smallest)
+        return torch.where(is_constant, 0.0, 1 / deviation)
+
+
+def _get_weights(batch: Batch) -> Tensor:
+    """Return the weights of a batch's images, (B, 1) float64; 1 where it brings none."""
+    weights = torch.ones(len(batch.images), device=batch.images.device)
+    return to_float64(weights if batch.weights is None else batch.weights)[:, None]
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """Return `x` in float64, on its own device, or on the CPU if that device has no float64."""
+    return x.to("cpu" if x.device.type == "mps" else x.device).double()
+
+
+SMALL_SPAN = 0.75
+"""Examples a feature up to which their space is worth a change of coordinates."""
+
+
+def is_span_small(stats: FeatureStats) -> bool:
+    """Tell whether coordinates in the space of the examples save time. A GPU needs no saving."""
+    return stats.mean.device.type == "cpu" and stats.images <= SMALL_SPAN * len(stats.mean)
+
+
+class Span:
+    """Coordinates in the space that the N standardized examples span: z = basis t, (F,) and (N,).
+
+    Attributes:
+        basis: (F, N), its columns orthonormal.
+        stats: statistics of t, as those of the features; t is used as it is.
+    """
+
+    def __init__(self, batches: Batches, stats: FeatureStats) -> None:
+        """Find the coordinates, in one pass over the batches.
+
+        Args:
+            batches: gives the examples, on the CPU.
+            stats: their statistics.
+        """
+        self._batches = batches
+        rows, weights = [], []
+        for batch in batches():
+            rows.append((batch.images - stats.mean) * stats.inverse_deviation)
+            weights.append(_get_weights(batch).float())
+        self.basis, coordinates = torch.linalg.qr(torch.cat(rows).T)
+        self._parts = coordinates.T.contiguous().split([len(part) for part in rows])
+        weighted = coordinates * torch.cat(weights).T
+        self.stats = replace(
+            stats,
+            mean=torch.zeros(stats.images),
+            inverse_deviation=torch.ones(stats.images),
+            correlation=weighted @ coordinates.T / stats.images,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches, with coordinates in place of features."""
+        for batch, part in zip(self._batches(), self._parts, strict=True):
+            yield replace(batch, images=part)
