@@ -1,13 +1,10 @@
 """A fast start of a command; no torch.
 
 `import torch` and its companions make a million objects, none of them garbage. Python's collector
-looks at all of them again and again: a quarter of the time of the imports
-(`benchmarks/fixed_seconds.py`).
+looks at all of them again and again, for up to a quarter of the time of the imports.
 """
 
-import atexit
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,15 +13,13 @@ from contextlib import contextmanager
 def loading_modules() -> Iterator[None]:
     """Context for the imports of a command: nothing is collected in it.
 
-    What was imported stays until the process ends, so the collector never looks at it again.
+    Nothing is frozen either (`gc.freeze`): some modules look at the end of the process whether all
+    of theirs is freed, and report the rest as leaked.
     """
-    was_enabled, loaded = gc.isenabled(), len(sys.modules)
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if len(sys.modules) > loaded:
-            gc.freeze()
-            atexit.register(gc.unfreeze)  # some modules look then whether all of theirs is freed
         if was_enabled:
             gc.enable()
