@@ -17,10 +17,11 @@ from torchvision.models.resnet import ResNet
 from mlfinetune.errors import ConfigError
 from mlfinetune.text import suggest
 
+_RESNET = r"(wide_)?resne(x)?t\d+.*"
 BACKBONES: tuple[str, ...] = tuple(
     name
     for name in torchvision.models.list_models(module=torchvision.models)
-    if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
+    if re.fullmatch(_RESNET, name)
 )
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """Stages of torchvision's ResNets, from early to late."""
@@ -76,6 +77,14 @@ def _find_width(resnet: ResNet, stage: str) -> int:
         for block in getattr(resnet, name):
             width = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
     return width
+
+
+def choose_levels(name: str) -> int:
+    """Return the number of levels that is best for most data: 2 of a ResNet, 1 of another network.
+
+    Measured frozen and fine-tuned: `benchmarks/levels.py`, `benchmarks/levels_tuned.py`.
+    """
+    return 2 if re.fullmatch(_RESNET, name) else 1
 
 
 def build_backbone(name: str, levels: int = 1) -> tuple[nn.Module, int]:

@@ -26,6 +26,7 @@ from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.metrics.types import DecisionRule
+from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.inference import place_on_device
 from mlfinetune.models.pretrained import is_weights_path, load_pretrained
 from mlfinetune.models.tagger import Tagger
@@ -72,6 +73,12 @@ def get_batch_size(config: Config) -> int:
     return config.train.batch_size
 
 
+def get_levels(config: Config) -> int:
+    """Return the number of stages that the features come from; a number in place of `auto`."""
+    levels = config.model.levels
+    return choose_levels(config.model.backbone) if levels == "auto" else levels
+
+
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
 ) -> tuple[Tagger, str]:
@@ -96,7 +103,7 @@ def build_model(
     tagger = Tagger(
         model.backbone,
         len(train.labels),
-        levels=model.levels,
+        levels=get_levels(config),
         mean=spec.mean,
         std=spec.std,
         frozen=model.freeze_backbone,
@@ -336,7 +343,7 @@ def build_checkpoint(
         labels=val.labels,
         transform=spec,
         backbone=config.model.backbone,
-        levels=config.model.levels,
+        levels=get_levels(config),
         decision=DecisionRule.plain(len(val.labels)),
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),

@@ -329,10 +329,11 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe the settings and data that differ, by name.
 
-    A setting that an older version did not know had its default. Mappings are compared by their
-    keys, as `loss.pos_weight.red`; older states have them whole.
+    A setting that an older version did not know had its default, and model.levels was 1. Mappings
+    are compared by their keys, as `loss.pos_weight.red`; older states have them whole.
     """
     defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
+    defaults["model.levels"] = 1
     known = {key: value for key, value in defaults.items() if key in now}
     before = leave_out(flatten_keys({**known, **before}), _MAY_CHANGE)
     changes = []

@@ -45,6 +45,7 @@ from mlfinetune.training.build import (
     build_transform_spec,
     chunks_head,
     get_batch_size,
+    get_levels,
     opened_image_copies,
     precomputes_features,
     syncs_batch_norm,
@@ -107,6 +108,8 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     """
     device, info = world.device, world.info
     _require_copies_fit(config, world)
+    about_backbone = _describe_backbone(config)
+    config = config.update_section("model", levels=get_levels(config))
     dtype, why = world.broadcast(lambda: choose_precision(config.train.precision, device))
     with oom_as_device_error():
         config, tried = world.broadcast(
@@ -127,7 +130,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         f"{pluralize(len(splits.train.labels), 'label')}"
     )
     log.say(
-        f"{_describe_backbone(config)}; device {device}, precision {name_dtype(dtype)} ({why}), "
+        f"{about_backbone}; device {device}, precision {name_dtype(dtype)} ({why}), "
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
     head = _describe_head(config, splits, info)
@@ -154,9 +157,10 @@ def _require_copies_fit(config: Config, world: World) -> None:
 
 def _describe_backbone(config: Config) -> str:
     """Describe the backbone: `resnet50 with IMAGENET1K_V2, the means of its last 2 stages`."""
-    model = config.model
+    model, levels = config.model, get_levels(config)
     parts = [f"{model.backbone} with {model.weights or 'random weights'}"]
-    parts += [f"the means of its last {model.levels} stages"] if model.levels > 1 else []
+    chosen = " (model.levels: auto)" if model.levels == "auto" else ""
+    parts += [f"the means of its last {levels} stages{chosen}"] if levels > 1 else []
     parts += ["frozen"] if model.freeze_backbone else []
     return ", ".join(parts)
 
