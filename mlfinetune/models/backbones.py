@@ -8,6 +8,7 @@ levels, the means of the maps of the last stages, joined.
 """
 
 import re
+from typing import Literal
 
 import torch
 import torchvision
@@ -79,11 +80,13 @@ def _find_width(resnet: ResNet, stage: str) -> int:
     return width
 
 
-def choose_levels(name: str) -> int:
-    """Return the number of levels that is best for most data: 2 of a ResNet, 1 of another network.
+def choose_levels(name: str, wanted: int | Literal["auto"]) -> int:
+    """Return the number of stages that the features come from; for `auto` 2 of a ResNet, else 1.
 
-    Measured frozen and fine-tuned: `benchmarks/levels.py`, `benchmarks/levels_tuned.py`.
+    Two were better frozen and fine-tuned: `benchmarks/levels.py`, `benchmarks/levels_tuned.py`.
     """
+    if wanted != "auto":
+        return wanted
     return 2 if re.fullmatch(_RESNET, name) else 1
 
 

@@ -73,12 +73,6 @@ def get_batch_size(config: Config) -> int:
     return config.train.batch_size
 
 
-def get_levels(config: Config) -> int:
-    """Return the number of stages that the features come from; a number in place of `auto`."""
-    levels = config.model.levels
-    return choose_levels(config.model.backbone) if levels == "auto" else levels
-
-
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
 ) -> tuple[Tagger, str]:
@@ -103,7 +97,7 @@ def build_model(
     tagger = Tagger(
         model.backbone,
         len(train.labels),
-        levels=get_levels(config),
+        levels=choose_levels(model.backbone, model.levels),
         mean=spec.mean,
         std=spec.std,
         frozen=model.freeze_backbone,
@@ -343,7 +337,7 @@ def build_checkpoint(
         labels=val.labels,
         transform=spec,
         backbone=config.model.backbone,
-        levels=get_levels(config),
+        levels=choose_levels(config.model.backbone, config.model.levels),
         decision=DecisionRule.plain(len(val.labels)),
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),

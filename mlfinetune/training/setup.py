@@ -22,6 +22,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss
+from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import (
@@ -45,7 +46,6 @@ from mlfinetune.training.build import (
     build_transform_spec,
     chunks_head,
     get_batch_size,
-    get_levels,
     opened_image_copies,
     precomputes_features,
     syncs_batch_norm,
@@ -109,7 +109,8 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     device, info = world.device, world.info
     _require_copies_fit(config, world)
     about_backbone = _describe_backbone(config)
-    config = config.update_section("model", levels=get_levels(config))
+    levels = choose_levels(config.model.backbone, config.model.levels)
+    config = config.update_section("model", levels=levels)
     dtype, why = world.broadcast(lambda: choose_precision(config.train.precision, device))
     with oom_as_device_error():
         config, tried = world.broadcast(
@@ -157,7 +158,8 @@ def _require_copies_fit(config: Config, world: World) -> None:
 
 def _describe_backbone(config: Config) -> str:
     """Describe the backbone: `resnet50 with IMAGENET1K_V2, the means of its last 2 stages`."""
-    model, levels = config.model, get_levels(config)
+    model = config.model
+    levels = choose_levels(model.backbone, model.levels)
     parts = [f"{model.backbone} with {model.weights or 'random weights'}"]
     chosen = " (model.levels: auto)" if model.levels == "auto" else ""
     parts += [f"the means of its last {levels} stages{chosen}"] if levels > 1 else []
