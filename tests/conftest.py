@@ -40,6 +40,7 @@ data:
   train: tags.csv
 model:
   backbone: resnet6_tiny
+  levels: 1
   weights: null
   image_size: 64
 augment:

@@ -241,6 +241,35 @@ def test_prose_has_the_figures_that_were_measured(name: str, figure: str) -> Non
     assert figure in page(name)
 
 
+def test_features_of_several_levels() -> None:
+    """Every cell: mAP, and the interval of the difference from one level."""
+    measured = result("levels")
+    for name, cells in table("decisions", "features, frozen").items():
+        for cell, size in zip(cells, ("300", "1000", "all"), strict=True):
+            row = measured[size]["seed 0"].get(name)
+            check(cell, [] if row is None else [row["mAP"], *row["interval"]])
+
+
+def test_the_gain_of_a_second_level() -> None:
+    """Frozen in every training set, fine-tuned at every seed: each interval is above 0."""
+    sets = [found for sizes in result("levels").values() for found in sizes.values()]
+    tuned = result("levels_tuned")["seeds"]
+    assert all(row["interval"][0] > 0 for row in (*(found["2 levels"] for found in sets), *tuned))
+    single = [found["1 level, together"] for found in sets]
+    assert all(row["interval"][0] < 0 < row["interval"][1] for row in single)
+    gains = [found["2 levels"]["difference"] for found in sets]
+    together = [
+        found["2 levels, together"]["mAP"] - found["1 level, together"]["mAP"] for found in sets
+    ]
+    last = [[run[levels]["epochs"][-1] for levels in ("1", "2")] for run in tuned]
+    for figure in (
+        f"gains {min(gains):.3f} to {max(gains):.3f} in {len(sets)} training sets",
+        f"the second level gains {min(together):.3f} to {max(together):.3f}",
+        *(f"{one:.3f} with one level and {two:.3f} with two" for one, two in last),
+    ):
+        assert figure in page("decisions")
+
+
 def test_how_often_a_wanted_precision_holds() -> None:
     """Every cell of docs/metrics.md: the lowest threshold that reaches it, and ours."""
     measured = result("thresholds")["wanted_precision"]

@@ -25,12 +25,10 @@ class ModelConfig(Section):
         description="torchvision's name, a .pth or .safetensors file, a run directory, or null; of "
         "a file the backbone is taken, never the head",
     )
-    levels: int = Field(
-        1,
-        ge=1,
-        le=4,
-        description="number of the backbone's last stages whose averages are the features; 2 adds "
-        "layer3 to layer4",
+    levels: Annotated[int, Field(ge=1, le=4)] | Literal["auto"] = Field(
+        "auto",
+        description="number of the backbone's last stages whose averages are the features: 1, "
+        "layer4 alone; 2, layer3 too; auto: 2 of a ResNet, 1 of a network without such stages",
     )
     freeze_backbone: bool = Field(False, description="train only the head")
     head_bias: Literal["zero", "prior"] = Field(

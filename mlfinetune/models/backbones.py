@@ -8,6 +8,7 @@ levels, the means of the maps of the last stages, joined.
 """
 
 import re
+from typing import Literal
 
 import torch
 import torchvision
@@ -17,10 +18,11 @@ from torchvision.models.resnet import ResNet
 from mlfinetune.errors import ConfigError
 from mlfinetune.text import suggest
 
+_RESNET = r"(wide_)?resne(x)?t\d+.*"
 BACKBONES: tuple[str, ...] = tuple(
     name
     for name in torchvision.models.list_models(module=torchvision.models)
-    if re.fullmatch(r"(wide_)?resne(x)?t\d+.*", name)
+    if re.fullmatch(_RESNET, name)
 )
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """Stages of torchvision's ResNets, from early to late."""
@@ -76,6 +78,16 @@ def _find_width(resnet: ResNet, stage: str) -> int:
         for block in getattr(resnet, name):
             width = (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels
     return width
+
+
+def choose_levels(name: str, wanted: int | Literal["auto"]) -> int:
+    """Return the number of stages that the features come from; for `auto` 2 of a ResNet, else 1.
+
+    Two were better frozen and fine-tuned: `benchmarks/levels.py`, `benchmarks/levels_tuned.py`.
+    """
+    if wanted != "auto":
+        return wanted
+    return 2 if re.fullmatch(_RESNET, name) else 1
 
 
 def build_backbone(name: str, levels: int = 1) -> tuple[nn.Module, int]:

@@ -27,6 +27,7 @@ from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.metrics.types import DecisionRule
+from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.inference import place_on_device
 from mlfinetune.models.pretrained import is_weights_path, load_pretrained
 from mlfinetune.models.tagger import Tagger
@@ -97,7 +98,7 @@ def build_model(
     tagger = Tagger(
         model.backbone,
         len(train.labels),
-        levels=model.levels,
+        levels=choose_levels(model.backbone, model.levels),
         mean=spec.mean,
         std=spec.std,
         frozen=model.freeze_backbone,
@@ -338,7 +339,7 @@ def build_checkpoint(
         labels=val.labels,
         transform=spec,
         backbone=config.model.backbone,
-        levels=config.model.levels,
+        levels=choose_levels(config.model.backbone, config.model.levels),
         decision=DecisionRule.plain(len(val.labels)),
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),

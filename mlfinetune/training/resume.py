@@ -346,6 +346,7 @@ def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def _add_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return `before` with the defaults of settings that an older version did not know."""
     defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
+    defaults["model.levels"] = 1  # the features of those versions, whatever the default is now
     return {**{key: value for key, value in defaults.items() if key in now}, **before}
 
 

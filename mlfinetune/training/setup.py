@@ -23,6 +23,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss
+from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import (
@@ -108,6 +109,9 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     """
     device, info = world.device, world.info
     _require_copies_fit(config, world)
+    about_backbone = _describe_backbone(config)
+    levels = choose_levels(config.model.backbone, config.model.levels)
+    config = config.update_section("model", levels=levels)
     dtype, why = world.broadcast(lambda: choose_precision(config.train.precision, device))
     with oom_as_device_error():
         config, tried = world.broadcast(
@@ -128,7 +132,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         f"{pluralize(len(splits.train.labels), 'label')}"
     )
     log.say(
-        f"{_describe_backbone(config)}; device {device}, precision {name_dtype(dtype)} ({why}), "
+        f"{about_backbone}; device {device}, precision {name_dtype(dtype)} ({why}), "
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
     head = _describe_head(config, splits, info)
@@ -157,8 +161,10 @@ def _require_copies_fit(config: Config, world: World) -> None:
 def _describe_backbone(config: Config) -> str:
     """Describe the backbone: `resnet50 with IMAGENET1K_V2, the means of its last 2 stages`."""
     model = config.model
+    levels = choose_levels(model.backbone, model.levels)
     parts = [f"{model.backbone} with {model.weights or 'random weights'}"]
-    parts += [f"the means of its last {model.levels} stages"] if model.levels > 1 else []
+    chosen = " (model.levels: auto)" if model.levels == "auto" else ""
+    parts += [f"the means of its last {levels} stages{chosen}"] if levels > 1 else []
     parts += ["frozen"] if model.freeze_backbone else []
     return ", ".join(parts)
 

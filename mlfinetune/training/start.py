@@ -168,16 +168,23 @@ def _is_run_of_this_start(run: Path, request: TrainRequest, splits: Splits) -> b
 
 
 def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
-    """Return the config with the values that the data decides, and the resumed run's batch size.
+    """Return the config with the values that the data decides, and numbers of the resumed run.
 
     Args:
-        run: the run directory to resume, whose batch size replaces `auto`; None: a new run.
+        run: the run directory to resume, whose batch size and levels replace `auto`; None: a new
+            run.
     """
     config = resolve_data_config(config, splits)
     kept = None if run is None else run / directory.CONFIG
-    if kept is not None and kept.is_file() and config.train.batch_size == "auto":
-        size = load_config(kept).train.batch_size
-        config = config.update_section("train", batch_size=size)
+    if kept is None or not kept.is_file():
+        return config
+    before = load_config(kept)
+    if config.train.batch_size == "auto":
+        config = config.update_section("train", batch_size=before.train.batch_size)
+    if config.model.levels == "auto":
+        # A run records a number; one of an earlier version records none, and had one level.
+        levels = 1 if before.model.levels == "auto" else before.model.levels
+        config = config.update_section("model", levels=levels)
     return config
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import Run, prepare, run_child
 
 from mlfinetune.runs import checkpoint
+from mlfinetune.runs.state import read_state, write_state
 
 FOUR = "model.levels=4"
 FROZEN = ("model.freeze_backbone=true", "-o", "runs/frozen")
@@ -73,6 +74,32 @@ def test_another_number_of_levels_is_not_resumed(
     done = cli("train", "pets.yaml", "train.epochs=3", "--resume", *allow, cwd=folder)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert said in done.stderr
+
+
+def test_auto_is_two_levels(pictures: Path, cli: Run) -> None:
+    """The log says so, the run records the number, and goes on with it."""
+    asked = ("train", "pets.yaml", "model.levels=auto", "-o", "runs/auto")
+    done = cli(*asked, cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert "the means of its last 2 stages (model.levels: auto); device" in done.stderr
+    run = pictures / "runs/auto"
+    assert "  levels: 2\n" in (run / "config.yaml").read_text()
+    assert checkpoint.load(run / "best.safetensors").levels == 2
+    done = cli(*asked, "--resume", cwd=pictures)
+    assert (done.returncode, "all epochs are trained" in done.stderr) == (0, True), done.stderr
+
+
+def test_an_earlier_run_goes_on_with_one_level(pictures: Path, cli: Run) -> None:
+    """Its config and its state have no such key."""
+    assert cli("train", "pets.yaml", cwd=pictures).returncode == 0
+    run = pictures / "runs/pets"
+    config, state = run / "config.yaml", run / "resume.pt"
+    config.write_text(config.read_text().replace("  levels: 1\n", ""))
+    content = read_state(state)
+    del content["made_of"]["model.levels"]
+    write_state(state, run / "before", content)
+    done = cli("train", "runs/pets/config.yaml", "--resume", cwd=pictures)
+    assert (done.returncode, "all epochs are trained" in done.stderr) == (0, True), done.stderr
 
 
 def test_weights_of_a_run_fit_any_levels(folder: Path, cli: Run) -> None:

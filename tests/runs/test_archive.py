@@ -64,13 +64,14 @@ def test_results_are_read_and_make_a_page(tmp_path: Path) -> None:
 
 
 def test_a_resume_state_is_resumed(tmp_path: Path) -> None:
-    """In the middle of an epoch, with a moving average, to the end."""
+    """In the middle of an epoch, with a moving average and one level, to the end."""
     folder, log = prepare(tmp_path), RunLog(io.StringIO())
-    (folder / "tiny.yaml").write_text(CONFIG)
+    for name in ("tiny.yaml", directory.CONFIG):
+        (folder / name).write_text(CONFIG)
     shutil.copy(ARCHIVE / directory.STATE, folder)
     config = load_config(folder / "tiny.yaml", [f"output={folder}"])
     splits = load_splits(config, log)
-    config = resolve_config(config, splits, None)
+    config = resolve_config(config, splits, folder)
     with catch_signals() as heard, init_distributed("cpu") as world:
         setup = with_features(set_up(config, splits, world, log), folder / "features", log)
         assert setup is not None
