@@ -63,7 +63,7 @@ def explain(tagger: Tagger, images: Tensor, labels: Sequence[int]) -> Tensor:
     with torch.inference_mode():
         x = tagger.normalize(images.to(tagger.mean.device))
         maps = tagger.features.compute_maps(x)
-        weights = _take_rows(tagger.head, labels).split([each.shape[1] for each in maps], 1)
+        weights = torch.split(_take_rows(tagger.head, labels), [each.shape[1] for each in maps], 1)
         size = max(tuple(each.shape[2:]) for each in maps)
         parts = [
             _resample(torch.einsum("kc,bchw->bkhw", weight, each.float()), size)
@@ -120,3 +120,9 @@ class Explainer:
         maps = explain(self._tagger, square[None], labels)[0].cpu().numpy()
         height, width = pixels.shape[:2]
         return Explanation(pixels, maps, locate_square(self._spec, width, height))
+
+
+def build_explainer(tagger: Tagger, spec: TransformSpec) -> tuple[Explainer | None, str]:
+    """Return an Explainer; or None, and the reason why the backbone has no map."""
+    reason = find_no_map_reason(tagger.features)
+    return (None, reason) if reason else (Explainer(tagger, spec), "")

@@ -1,11 +1,11 @@
 """Heat maps of the page: their choice, and their place on a tile.
 
-    Report -> list_wanted -> compute_maps, with the model -> heat_maps.json
-    Report, heat_maps.json -> place_maps -> Report
+Report -> list_wanted -> compute_maps, with the model -> heat_maps.json
+Report, heat_maps.json -> place_maps -> Report
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from math import isqrt
 
@@ -19,6 +19,25 @@ SIDE = 14
 """Greatest number of cells of a map in a row: the last two stages of a ResNet at 224 pixels."""
 
 
+LEAST = 24
+"""Number of pictures that maps are computed of, at least."""
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """Source of new heat maps.
+
+    Attributes:
+        explain: computes the maps of one picture; None: the model has none.
+        reason: why it has none.
+        most: number of pictures to compute maps of.
+    """
+
+    explain: Explain | None
+    reason: str
+    most: int
+
+
 def choose_most(images: int, are_features_kept: bool) -> int:
     """Return the number of pictures to compute maps of.
 
@@ -26,9 +45,6 @@ def choose_most(images: int, are_features_kept: bool) -> int:
     features were scored, the backbone has not run at all: then it is 24.
     """
     return LEAST if are_features_kept else max(LEAST, images // 8)
-
-
-LEAST = 24
 
 
 def list_wanted(report: Report, most: int) -> dict[int, list[int]]:

@@ -74,13 +74,13 @@ def compute_overlaps(cells: int, given: int) -> NDArray[np.float32]:
     """
     edges = np.arange(cells + 1)[:, None] * (given / cells)
     reached = np.clip(edges - np.arange(given), 0, 1)  # share of each given cell before each edge
-    return (np.diff(reached, axis=0) * (cells / given)).astype(np.float32)
+    return np.asarray(np.diff(reached, axis=0) * (cells / given), np.float32)
 
 
 def shrink_map(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Return a (h, w) map of at most `side` by `side` cells, with the same mean."""
     rows, columns = (compute_overlaps(min(side, length), length) for length in values.shape)
-    return rows @ values @ columns.T
+    return np.asarray(rows @ values @ columns.T, np.float32)
 
 
 def scale_map(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -88,7 +88,8 @@ def scale_map(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
     If the greatest value is below one logit, that logit is 1.
     """
-    return np.clip(values, 0, None) / max(float(values.max()), _LEAST_PEAK)
+    greatest = np.float32(max(float(values.max()), _LEAST_PEAK))
+    return np.asarray(np.maximum(values, 0) / greatest, np.float32)
 
 
 def encode_levels(values: NDArray[np.float32]) -> str:
@@ -133,11 +134,12 @@ def stretch_map(
         return whole
     (left, right), (map_left, map_right) = across
     (top, bottom), (map_top, map_bottom) = down
-    whole[top:bottom, left:right] = Image.fromarray(values).resize(
+    stretched = Image.fromarray(values).resize(
         (right - left, bottom - top),
         Image.Resampling.BILINEAR,
         box=(map_left, map_top, map_right, map_bottom),
     )
+    whole[top:bottom, left:right] = np.asarray(stretched)
     return whole
 
 
