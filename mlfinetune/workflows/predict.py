@@ -26,10 +26,12 @@ from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, Prediction
+from mlfinetune.models.heat_map import Explainer
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import compute_logits
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.overlays import OverlayWriter
 from mlfinetune.runs.predictions import (
     FORMATS,
     CsvWriter,
@@ -65,6 +67,7 @@ class PredictRequest:
         batch_size: images that the model takes at once.
         shard: (i, n), i from 1: every n-th picture from the i-th on.
         resume_from: a file of an earlier run; its complete rows stay, and new rows follow them.
+        explain: folder for overlays that show where the model looked; None: none are written.
     """
 
     inputs: tuple[str, ...]
@@ -76,6 +79,7 @@ class PredictRequest:
     batch_size: int = 16
     shard: tuple[int, int] = (1, 1)
     resume_from: Path | None = None
+    explain: Path | None = None
 
 
 @dataclass
@@ -140,7 +144,11 @@ def _run_on_rank(
         )
         if not world.is_main:
             next(islice(paths, skipped, skipped), None)
-    rows = world.gather_stream(_predict_share(predictor, paths, request.batch_size, world))
+    share = _predict_share(predictor, paths, request.batch_size, world)
+    if request.explain is not None:
+        explain = Explainer(predictor.tagger, predictor.spec)
+        share = OverlayWriter(request.explain, selector, explain).write_before(share, log.say)
+    rows = world.gather_stream(share)
     first = next(rows, None)
     if world.is_main and first is None and not has_header:
         raise DataError(f"no pictures in {' '.join(request.inputs)}")
