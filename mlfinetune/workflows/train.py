@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mlfinetune.config import Config
@@ -25,7 +24,7 @@ from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.results import write_results
 from mlfinetune.runs.trackers import opened_trackers, require_trackers
 from mlfinetune.runs.trained_on import describe_seen, read_trained_on
-from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
+from mlfinetune.runtime.device import choose_precision, oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
@@ -274,7 +273,8 @@ def _write_run_results(
 def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSource:
     """Return the source of the page's heat maps, computed with these weights."""
     setup.tagger.load_state_dict(weights)
-    side = setup.spec.image_size
-    tagger, _ = prepare_for_inference(setup.tagger, side, setup.device, torch.float32)
-    most = choose_most(len(setup.splits.val), precomputes_features(setup.config))
+    config, device = setup.config, setup.device
+    dtype, _ = choose_precision(config.train.precision, device)
+    tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
+    most = choose_most(len(setup.splits.val), precomputes_features(config))
     return MapSource(*build_explainer(tagger, setup.spec), most)
