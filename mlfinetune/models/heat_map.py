@@ -10,7 +10,8 @@ Between the pooled maps and a logit there is only a mean and a linear head, so t
 Source: Zhou et al. 2016, Learning Deep Features for Discriminative Localization.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,21 @@ def _resample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return rows @ maps @ columns.T
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread of the CPU inside the block.
+
+    One picture is too little work for several: beside another busy process they wait for each
+    other many times as long as they compute.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Explainer:
     """Decodes pictures, and computes their maps: an `Explain`."""
 
@@ -115,9 +131,10 @@ class Explainer:
         Raises:
             ImageError: the picture cannot be decoded.
         """
-        pixels = decode_image(path, self._spec.max_pixels, self._min_side, self._jpeg)
-        square = self._transform(to_tensor(pixels))
-        maps = explain(self._tagger, square[None], labels)[0].cpu().numpy()
+        with one_thread():
+            pixels = decode_image(path, self._spec.max_pixels, self._min_side, self._jpeg)
+            square = self._transform(to_tensor(pixels))
+            maps = explain(self._tagger, square[None], labels)[0].cpu().numpy()
         height, width = pixels.shape[:2]
         return Explanation(pixels, maps, locate_square(self._spec, width, height))
 

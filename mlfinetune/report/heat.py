@@ -19,8 +19,8 @@ SIDE = 14
 """Greatest number of cells of a map in a row: the last two stages of a ResNet at 224 pixels."""
 
 
-LEAST = 24
-"""Number of pictures that maps are computed of, at least."""
+LEAST, MOST = 24, 96
+"""Numbers of pictures that maps are computed of, at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class MapSource:
 
 
 def choose_most(images: int, are_features_kept: bool) -> int:
-    """Return the number of pictures to compute maps of.
+    """Return the number of pictures to compute maps of, so that they cost a few seconds.
 
-    It is an eighth of those that were scored, which costs an eighth of the scoring. Where kept
-    features were scored, the backbone has not run at all: then it is 24.
+    It is an eighth of those that were scored, from 24 to 96. Where kept features were scored, the
+    backbone has not run at all: then it is 24.
     """
-    return LEAST if are_features_kept else max(LEAST, images // 8)
+    return LEAST if are_features_kept else min(max(LEAST, images // 8), MOST)
 
 
 def list_wanted(report: Report, most: int) -> dict[int, list[int]]:

@@ -16,7 +16,7 @@ from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.selection import estimate_selection
 from mlfinetune.metrics.types import Evaluation
-from mlfinetune.models.heat_map import build_explainer
+from mlfinetune.models.heat_map import build_explainer, one_thread
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
@@ -275,6 +275,7 @@ def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSo
     setup.tagger.load_state_dict(weights)
     config, device = setup.config, setup.device
     dtype, _ = choose_precision(config.train.precision, device)
-    tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
+    with one_thread():
+        tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
     most = choose_most(len(setup.splits.val), precomputes_features(config))
     return MapSource(*build_explainer(tagger, setup.spec), most)

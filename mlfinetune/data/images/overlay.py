@@ -115,12 +115,14 @@ def draw_overlay(
     height, width = pixels.shape[:2]
     shrink = min(1.0, side / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
+    small = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
     strength = stretch_map(scale_map(values), box, size[1], size[0])
-    shares = np.linspace(0, 1, LEVELS)
-    color = np.stack([np.interp(strength, shares, channel) for channel in SCALE.T], 2)
-    alpha = color[..., 3:] / 255
-    return (small * (1 - alpha) + color[..., :3] * alpha).round().astype(np.uint8)
+    levels = np.rint(strength * (LEVELS - 1)).astype(np.uint8)
+    scale = SCALE.astype(np.float32)
+    alpha = scale[:, 3] / 255
+    small *= (1 - alpha)[levels][..., None]
+    small += (scale[:, :3] * alpha[:, None])[levels]
+    return np.rint(small).astype(np.uint8)
 
 
 def stretch_map(
