@@ -288,3 +288,17 @@ def test_the_coverage_of_intervals() -> None:
         drawn = result("verdicts")["drawn"][pictures]
         for cell, when in zip(cells, ("before", "after"), strict=True):
             check(cell, [drawn[when][name] for name in names])
+
+
+def test_the_cost_of_heat_maps() -> None:
+    """A map, a prediction and three overlays; and the 24 maps of a page."""
+    rows = {row["dtype"]: row for row in result("explain")["rows"] if row["levels"] == 1}
+    half, full = rows["bfloat16"], rows["float32"]
+    text = page("data")
+    assert f"{half['map_s']:.3f} s of one core where the CPU computes in bfloat16" in text
+    assert f"{full['map_s']:.3f} s in float32" in text
+    assert f"prediction {half['predict_s']:.3f} and {full['predict_s']:.3f} s" in text
+    assert f"pixels take {half['three_overlays_s']:.3f} s" in text
+    totals = [row["prepare_s"] + 24 * row["map_s"] for row in (half, full)]
+    assert f"{totals[0]:.1f} s of one core for 24 pictures in bfloat16" in page("metrics")
+    assert f"in bfloat16, {totals[1]:.1f} s in float32" in page("metrics")

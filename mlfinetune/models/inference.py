@@ -111,7 +111,7 @@ class FusedBackbone(nn.Module):
     def compute_maps(self, x: Tensor) -> list[Tensor]:
         """(B, 3, S, S) -> the maps whose means are the features, (B, C, H, W) each."""
         with torch.autocast("cpu", enabled=False):
-            # Copies: the next stage overwrites the map of the one before.
+            # Copies: the next stage may overwrite the map of the one before.
             return [each.clone() for each in self._iter_maps(x, self._convolve)]
 
     def forward_with(self, x: Tensor, convolve: _Convolve) -> Tensor:
@@ -122,7 +122,7 @@ class FusedBackbone(nn.Module):
         )
 
     def _iter_maps(self, x: Tensor, convolve: _Convolve) -> Iterator[Tensor]:
-        """Yield the maps of the pooled stages; each is overwritten when the next one is asked."""
+        """Yield the maps of the pooled stages; asking for the next may overwrite one."""
         x = x.to(self._dtype, memory_format=torch.channels_last)
         x = max_pool2d(convolve(self._stem, x, None), 3, 2, 1)
         for stage in self._stages:
