@@ -355,3 +355,17 @@ def test_what_helps_rare_labels() -> None:
             row = measured[size][way][labels][number]
             keys = ("value",) if way.endswith("uniform") else ("value", "low", "high")
             check(" ".join(re.findall(r"[-+]?\d\.\d+", cell)), [row[key] for key in keys])
+
+
+def test_the_cost_of_heat_maps() -> None:
+    """A map, a prediction and three overlays; and the 24 maps of a page."""
+    rows = {row["dtype"]: row for row in result("explain")["rows"] if row["levels"] == 1}
+    half, full = rows["bfloat16"], rows["float32"]
+    text = page("data")
+    assert f"{half['map_s']:.3f} s of one core where the CPU computes in bfloat16" in text
+    assert f"{full['map_s']:.3f} s in float32" in text
+    assert f"prediction {half['predict_s']:.3f} and {full['predict_s']:.3f} s" in text
+    assert f"pixels take {half['three_overlays_s']:.3f} s" in text
+    totals = [row["prepare_s"] + 24 * row["map_s"] for row in (half, full)]
+    assert f"{totals[0]:.1f} s of one core for 24 pictures in bfloat16" in page("metrics")
+    assert f"in bfloat16, {totals[1]:.1f} s in float32" in page("metrics")

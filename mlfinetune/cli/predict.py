@@ -89,6 +89,13 @@ def predict(
             "--resume", help="Continue a file that was not finished, after its last complete row."
         ),
     ] = False,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write pictures that show where the model looked, for the labels it names.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Tag pictures: one row for each, in input order, with a probability for each label."""
@@ -101,7 +108,7 @@ def predict(
     from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
-    from mlfinetune.storage.atomic import try_writing_file
+    from mlfinetune.storage.atomic import try_writing, try_writing_file
 
     with loading_modules():
         from mlfinetune.workflows import predict as workflow
@@ -113,6 +120,8 @@ def predict(
         _require_prediction_file(output, chosen)
     if output is not None:
         try_writing_file(output)
+    if explain is not None:
+        try_writing(explain, "--explain")
     request = workflow.PredictRequest(
         inputs=tuple(inputs),
         checkpoint=checkpoint,
@@ -124,6 +133,7 @@ def predict(
         shard=_parse_shard(shard),
         resume_from=output if resume else None,
         views=None if views is None else views.value,
+        explain=explain,
     )
     failed = _run_workflow(request, output, resume, device, log)
     if failed.count:

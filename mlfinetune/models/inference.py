@@ -10,7 +10,7 @@ plain operators, the plain ones are used. A backbone that cannot be folded is us
 log says which of the three it is, and why.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -108,11 +108,23 @@ class FusedBackbone(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return self.forward_with(x, self._convolve)
 
+    def compute_maps(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, S, S) -> the maps whose means are the features, (B, C, H, W) each."""
+        with torch.autocast("cpu", enabled=False):
+            # Copies: the next stage may overwrite the map of the one before.
+            return [each.clone() for each in self._iter_maps(x, self._convolve)]
+
     def forward_with(self, x: Tensor, convolve: _Convolve) -> Tensor:
         """Compute the features of `x` with another way to convolve."""
+        maps = self._iter_maps(x, convolve)
+        return torch.cat(
+            [each.mean((2, 3), dtype=torch.float32).to(self._dtype) for each in maps], 1
+        )
+
+    def _iter_maps(self, x: Tensor, convolve: _Convolve) -> Iterator[Tensor]:
+        """Yield the maps of the pooled stages; asking for the next may overwrite one."""
         x = x.to(self._dtype, memory_format=torch.channels_last)
         x = max_pool2d(convolve(self._stem, x, None), 3, 2, 1)
-        means = []
         for stage in self._stages:
             for block in stage.blocks:
                 shortcut = x if block.shortcut is None else convolve(block.shortcut, x, None)
@@ -122,8 +134,7 @@ class FusedBackbone(nn.Module):
                     y = convolve(conv, y, None)
                 x = convolve(block.convs[-1], y, shortcut)
             if stage.is_pooled:
-                means.append(x.mean((2, 3), dtype=torch.float32).to(self._dtype))
-        return torch.cat(means, 1)
+                yield x
 
     def with_fused_operators(self, shapes: dict[int, torch.Size]) -> "FusedBackbone":
         """Return a copy that computes with fused operators, its weights laid out for them.

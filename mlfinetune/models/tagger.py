@@ -158,10 +158,14 @@ class Tagger(nn.Module):
         other._modules = {**self._modules, name: part}
         return other
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> the backbone's input, float32."""
+        x = (images.to(torch.float32) - self.mean) / self.std
+        return x.contiguous(memory_format=torch.channels_last)
+
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, F) features, in the type of autocast where that is on."""
-        x = (images.to(torch.float32) - self.mean) / self.std
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.normalize(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features: Tensor = self.features(x)
         return features

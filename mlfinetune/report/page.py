@@ -11,6 +11,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mlfinetune.data.images import overlay
 from mlfinetune.report import plots, words
 from mlfinetune.report.pictures import select_suspects
 from mlfinetune.report.view import Report, Series
@@ -37,10 +38,12 @@ def render(report: Report) -> str:
             f"default-src 'none'; img-src data:; style-src {_hash_source(style)}; "
             f"script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
         ),
+        scale=overlay.SCALE.tobytes().hex(),
         groups=words.group_by_verdict(report),
         sure=words.has_intervals(report),
         training=_plot_training(report.training),
         suspects=[report.suspects[index] for index in select_suspects(report)],
+        columns={row.label: row.column for row in report.labels},
         suspects_file=directory.SUSPECTS,
         most=max((n for row in report.matrix.counts for n in row), default=1),
     )

@@ -12,11 +12,13 @@ from itertools import zip_longest
 from mlfinetune.report.view import Picture, Report
 
 BUDGET = 3_500_000
-"""Characters of base64 in all; with curves and lists of 80 labels the page stays under 5 MB."""
+"""Characters of base64 and of heat maps in all: with curves and lists of 80 labels the page stays
+under 5 MB."""
 
 MISSING_SHOWN, WRONG_SHOWN = 40, 20
 """Suspected missing and wrong tags that the page shows; suspects.csv has all."""
 
+_HEAT_MARKUP = 90  # characters of a heat map's attributes
 _SIDES = (192, 160, 128, 112, 96)
 _BYTES_A_PIXEL = 0.2  # of a small photograph as JPEG, quality 70
 
@@ -30,8 +32,10 @@ def read_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) ->
     Args:
         report: from `build`.
         thumbnail: makes the thumbnail of one picture.
-        budget: characters of base64 in all; beyond it a picture is shown by its name.
+        budget: characters of base64 and of heat maps in all; beyond it a picture is shown by its
+            name.
     """
+    budget -= sum(len(heat.levels) + _HEAT_MARKUP for heat in report.heat.values())
     side = _choose_side(len(report.pictures), budget)
     pictures: dict[int, Picture] = {}
     for index, picture in report.pictures.items():

@@ -210,6 +210,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """Heat map of a picture for one label, to be drawn over the picture's square tile.
+
+    Attributes:
+        levels: characters of `overlay.ALPHABET`, row by row; as many rows as columns.
+        place: left, top, width and height of the map in percent of the tile; and the part of the
+            map to cut off at the left and the right, and at the top and the bottom, in percent of
+            the map: there it reaches over the picture's edge.
+        spot: where it is strongest, as `upper left`; empty: nothing speaks for the label.
+    """
+
+    levels: str
+    place: str
+    spot: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the page shows.
 
@@ -228,6 +245,8 @@ class Report:
         pictures: by index, all that any list shows, the most useful first.
         side: of the thumbnails, in pixels.
         warning: a sentence to read before the numbers; empty: none.
+        heat: heat maps by index of the picture and column of the label.
+        no_heat: why the model has no heat maps; empty: it has, or it is not known.
     """
 
     title: str
@@ -246,3 +265,5 @@ class Report:
     pictures: Mapping[int, Picture] = field(default_factory=dict)
     side: int = 0
     warning: str = ""
+    heat: Mapping[tuple[int, int], Heat] = field(default_factory=dict)
+    no_heat: str = ""

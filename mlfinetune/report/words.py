@@ -126,5 +126,15 @@ def summarize_decisions(report: Report) -> str:
     return f"{right}, and it finds {recall} of the {there:,} that belong there."
 
 
+def summarize_heat(report: Report) -> str:
+    """Return one sentence on how many of the pictures have a heat map."""
+    mapped = len({index for index, _ in report.heat})
+    if mapped == len(report.pictures):
+        return ""
+    return (
+        f"{mapped:,} of the {len(report.pictures):,} pictures have a map, the worst and best first."
+    )
+
+
 def _count_are(count: int) -> str:
     return f"{count} are" if count > 1 else "1 is" if count else "none is"

@@ -3,13 +3,14 @@
     scores.npz, metrics.json, metrics.jsonl -> Evidence -> Report -> page
 
 The pictures are read from the place where they were when they were scored; a missing one becomes
-a placeholder. No model is needed.
+a placeholder. No model is needed: heat maps are computed by train and eval, and kept in a file.
 """
 
 import csv
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shorten
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from mlfinetune import report
 from mlfinetune.config import DataConfig, load_config
-from mlfinetune.data.images.decode import make_thumbnail
+from mlfinetune.data.images.decode import make_placeholder, make_thumbnail
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import Location, is_url, join_location, parse_location
 from mlfinetune.metrics.average_precision import PROTOCOLS
@@ -35,8 +36,10 @@ from mlfinetune.metrics.types import (
     ScoreTable,
     describe_need,
 )
+from mlfinetune.report.heat import MapSource, compute_maps, list_wanted, place_maps
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
+from mlfinetune.runs.heat_maps import HeatMaps, read_heat_maps, write_heat_maps
 from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read_seen
 from mlfinetune.runs.trained_on import describe_seen
@@ -47,8 +50,13 @@ from mlfinetune.text import display_path, list_some, pluralize
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
 
 
-def write_report(folder: Path, log: RunLog) -> Path:
+def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> Path:
     """Write report.html and suspects.csv into `folder`; return the page's path.
+
+    Args:
+        folder: of the results.
+        log: says what is missing, and how long heat maps take.
+        source: computes heat maps, which heat_maps.json keeps; None: read them from there.
 
     Raises:
         CheckpointError: no folder of results, or a damaged one.
@@ -59,6 +67,13 @@ def write_report(folder: Path, log: RunLog) -> Path:
     built = _mark_seen(report.build(evidence), read_seen(folder, len(scores.names)))
     limit = content.get("max_pixels", MAX_PIXELS)
     root = _find_pictures(folder, parse_location(str(content.get("images_root", ""))), scores, log)
+    if source is None:
+        maps = read_heat_maps(folder, scores)
+    else:
+        maps = _compute_maps(built, source, lambda row: join_location(root, scores.names[row]), log)
+        write_heat_maps(folder, scores, maps)
+    if maps is not None:
+        built = place_maps(built, maps)
     missing: list[str] = []
 
     def make(name: str, side: int) -> bytes:
@@ -67,7 +82,7 @@ def write_report(folder: Path, log: RunLog) -> Path:
             missing.append(path)
         return make_thumbnail(path, side, limit)
 
-    page = report.render(report.read_pictures(built, make))
+    page = report.render(_drop_unseen_maps(report.read_pictures(built, make)))
     if missing:
         log.say(
             f"{pluralize(len(missing), 'picture')} of the page not there, the first {missing[0]}: "
@@ -78,6 +93,28 @@ def write_report(folder: Path, log: RunLog) -> Path:
     write_atomic(folder / directory.REPORT, page.encode(errors="backslashreplace"))
     log.say(f"report: {display_path((folder / directory.REPORT).absolute())}")
     return folder / directory.REPORT
+
+
+def _compute_maps(
+    built: report.Report, source: MapSource, path_of: Callable[[int], str], log: RunLog
+) -> HeatMaps:
+    """Compute the heat maps that the page needs most."""
+    if source.explain is None:
+        return HeatMaps(reason=source.reason)
+    started = time.monotonic()
+    maps = compute_maps(list_wanted(built, source.most), source.explain, path_of)
+    took = time.monotonic() - started
+    log.say(f"heat maps of {pluralize(len(maps.pictures), 'picture')} for the page: {took:.1f} s")
+    return maps
+
+
+def _drop_unseen_maps(built: report.Report) -> report.Report:
+    """Leave out the maps of pictures that are not there, or that the page has no room for."""
+    without = (None, make_placeholder(built.side) if built.side else None)
+    heat = {
+        key: one for key, one in built.heat.items() if built.pictures[key[0]].jpeg not in without
+    }
+    return replace(built, heat=heat)
 
 
 def _mark_seen(built: report.Report, seen: NDArray[np.bool_] | None) -> report.Report:

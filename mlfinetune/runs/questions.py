@@ -34,6 +34,7 @@ RESULTS = (
     directory.SCORES,
     directory.REPORT,
     directory.SUSPECTS,
+    directory.HEAT_MAPS,
 )
 """Files that eval writes."""
 _OF_A_RUN = (directory.CONFIG, directory.BEST, directory.LAST, directory.STATE, directory.LABELS)

@@ -49,8 +49,12 @@ def make_new_folder(folder: Path) -> bool:
 _TRIAL_BYTES = 2**16
 
 
-def try_writing(folder: Path) -> None:
+def try_writing(folder: Path, option: str = "--output") -> None:
     """Write and drop a file where `folder` is or would be made, so that long work begins after.
+
+    Args:
+        folder: may be there or not.
+        option: names the folder on the command line, for the message.
 
     Raises:
         CheckpointError: it could not be written there (no permission, a full disk, a file).
@@ -65,7 +69,7 @@ def try_writing(folder: Path) -> None:
         if error.errno in _DISK_FULL:
             raise build_write_error(wanted, error) from error
         raise CheckpointError(
-            f"cannot write into {folder}: {place}: {error.strerror}; choose another with --output"
+            f"cannot write into {folder}: {place}: {error.strerror}; choose another with {option}"
         ) from error
 
 

@@ -17,6 +17,7 @@ from mlfinetune.location import Location
 from mlfinetune.metrics.evaluation import evaluate
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import Evaluation
+from mlfinetune.models.heat_map import build_explainer
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import (
     ScoredBatch,
@@ -26,6 +27,7 @@ from mlfinetune.models.scoring import (
     tabulate,
 )
 from mlfinetune.models.tagger import Tagger
+from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
@@ -129,7 +131,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     fitted_here = digest_manifest(manifest) == loaded.data_digest
     require_rule(config.eval, recorded.eval, fitted_here)
     intro = f"checkpoint {display_path(file)}, {description}"
-    batches = _score_examples(tagger, config, manifest, loaded, world, log, intro)
+    tagger, batches = _score_examples(tagger, config, manifest, loaded, world, log, intro)
     is_train = request.data is None and request.split == "train"
     seen = _find_seen(trained_on, manifest, is_train, world, log)
     log.repeat_warnings(world.gather(log.take_warnings()))
@@ -150,7 +152,8 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     about["views"] = config.eval.views
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
-    write_report(folder, log)
+    most = choose_most(len(manifest), are_features_kept=False)
+    write_report(folder, log, MapSource(*build_explainer(tagger, loaded.transform), most))
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
 
@@ -195,11 +198,14 @@ def _score_examples(
     world: World,
     log: RunLog,
     intro: str,
-) -> list[ScoredBatch]:
+) -> tuple[Tagger, list[ScoredBatch]]:
     """Score this rank's share of the manifest; rank 0 gets the batches of all ranks.
 
     Args:
         intro: start of the line of the log that names checkpoint and data.
+
+    Returns:
+        The tagger that scored, made fast, and the batches.
     """
     device, spec = world.device, loaded.transform
     dtype, reason = choose_precision(config.train.precision, device)
@@ -224,7 +230,7 @@ def _score_examples(
         rows = score_batches(net, batches, manifest.path, device, dtype)
         gathered = list(world.gather_stream(rows))
         log.say(f"{pluralize(len(manifest), 'image')}, {bar.rate:.1f} images/s")
-    return gathered
+    return tagger, gathered
 
 
 def _find_seen(

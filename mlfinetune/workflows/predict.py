@@ -27,9 +27,12 @@ from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
+from mlfinetune.models.heat_map import Explainer
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import average_views, compute_logits, describe_views
+from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.overlays import OverlayWriter
 from mlfinetune.runs.predictions import (
     FORMATS,
     CsvWriter,
@@ -67,6 +70,7 @@ class PredictRequest:
         shard: (i, n), i from 1: every n-th picture from the i-th on.
         resume_from: a file of an earlier run; its complete rows stay, and new rows follow them.
         views: versions of a picture that are scored; None: the checkpoint's.
+        explain: folder for overlays that show where the model looked; None: none are written.
     """
 
     inputs: tuple[str, ...]
@@ -79,6 +83,7 @@ class PredictRequest:
     shard: tuple[int, int] = (1, 1)
     resume_from: Path | None = None
     views: EvalViews | None = None
+    explain: Path | None = None
 
 
 @dataclass
@@ -143,7 +148,11 @@ def _run_on_rank(
         )
         if not world.is_main:
             next(islice(paths, skipped, skipped), None)
-    rows = world.gather_stream(_predict_share(predictor, paths, request.batch_size, world))
+    share = _predict_share(predictor, paths, request.batch_size, world)
+    if request.explain is not None:
+        explain = Explainer(predictor.tagger, predictor.spec)
+        share = OverlayWriter(request.explain, selector, explain).write_before(share, log.say)
+    rows = world.gather_stream(share)
     first = next(rows, None)
     if world.is_main and first is None and not has_header:
         raise DataError(f"no pictures in {' '.join(request.inputs)}")
@@ -285,8 +294,16 @@ def _skip_complete_rows(
 
 @dataclass(frozen=True)
 class _Predictor:
-    """Everything that turns a batch into predictions."""
+    """Everything that turns a batch into predictions.
 
+    Attributes:
+        tagger: scores one view of a picture.
+        net: the tagger, or the mean of its logits over several views.
+        decision, spec: of the checkpoint, and the request.
+        dtype: of activations.
+    """
+
+    tagger: Tagger
     net: nn.Module
     decision: DecisionRule
     spec: TransformSpec
@@ -317,7 +334,8 @@ def _load_predictor(
     applied = decision if request.top is None else replace(decision, how="fixed")
     if warning := describe_other_views(views, loaded.views, applied):
         log.say(warning)
-    return _Predictor(average_views(tagger, views), decision, loaded.transform, dtype), labels
+    net = average_views(tagger, views)
+    return _Predictor(tagger, net, decision, loaded.transform, dtype), labels
 
 
 def _describe_decision(decision: DecisionRule) -> str:

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from mlfinetune.config import Config
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Splits, digest_manifest
@@ -14,12 +16,15 @@ from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.selection import estimate_selection
 from mlfinetune.metrics.types import Evaluation
+from mlfinetune.models.heat_map import build_explainer, one_thread
+from mlfinetune.models.inference import prepare_for_inference
+from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.results import write_results
 from mlfinetune.runs.trackers import opened_trackers, require_trackers
 from mlfinetune.runs.trained_on import describe_seen, read_trained_on
-from mlfinetune.runtime.device import oom_as_device_error, read_peak_memory
+from mlfinetune.runtime.device import choose_precision, oom_as_device_error, read_peak_memory
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
@@ -278,5 +283,16 @@ def _write_run_results(
         if note := describe_seen(int(seen.sum()), len(seen)):
             log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)
-    write_report(run, log)
+    write_report(run, log, _build_map_source(setup, content.weights))
     return evaluation
+
+
+def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSource:
+    """Return the source of the page's heat maps, computed with these weights."""
+    setup.tagger.load_state_dict(weights)
+    config, device = setup.config, setup.device
+    dtype, _ = choose_precision(config.train.precision, device)
+    with one_thread():
+        tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
+    most = choose_most(len(setup.splits.val), precomputes_features(config))
+    return MapSource(*build_explainer(tagger, setup.spec), most)

@@ -21,6 +21,7 @@ FILES = {
     "metrics.json",
     "per_label.csv",
     "predictions.csv",
+    "heat_maps.json",
     "report.html",
     "scores.npz",
     "suspects.csv",

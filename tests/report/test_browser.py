@@ -21,8 +21,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from mlfinetune.data.images.decode import make_thumbnail
-from mlfinetune.report import build, read_pictures, render
+from mlfinetune.report import Report, build, place_maps, read_pictures, render
+from mlfinetune.report.heat import list_wanted
 from mlfinetune.report.words import replace_unprintable
+from mlfinetune.runs.heat_maps import HeatMaps, PictureMaps
 
 pytestmark = pytest.mark.browser
 WIDTHS, THEMES = (320, 768, 1400), ("light", "dark")
@@ -67,9 +69,21 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "hostile": build(plausible(80, HOSTILE, hostile_names, title=HOSTILE[1])),
     }
     for name, report in reports.items():
+        report = place_maps(report, build_maps(report))
         shown = read_pictures(report, lambda n, side: make_thumbnail(folder / n, side, 10**6))
         (folder / f"{name}.html").write_text(render(shown), encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in reports}
+
+
+def build_maps(report: Report) -> HeatMaps:
+    """Return a map for each picture and label: strong at the lower right, nothing at the left."""
+    square = (0.0, 0.0, 1.0, 1.0)
+    return HeatMaps(
+        {
+            index: PictureMaps(64, 64, square, dict.fromkeys(columns, "AAAAAgAA/"))
+            for index, columns in list_wanted(report, 10**6).items()
+        }
+    )
 
 
 @pytest.fixture
@@ -209,6 +223,41 @@ def test_it_fits(
     assert chromium.execute_script(overflow) <= 0
     ground = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[theme]
+
+
+HEAT = """
+    const canvas = document.querySelector("details.label[open] .pic canvas");
+    if (!canvas || canvas.offsetParent === null) return null;
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return [canvas.width, ...pixels.filter((_, at) => at % 4 === 3)];
+"""
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_where_it_looked_is_toggled(plain: webdriver.Chrome, theme: str) -> None:
+    """By button and by key: maps cover their tiles, clear where nothing speaks; names say where."""
+    emulate(plain, 1400, theme)
+    plain.find_element(By.CSS_SELECTOR, "details.label summary").click()
+    first, second = plain.find_elements(By.CSS_SELECTOR, "button.heat")
+    tile = plain.find_element(By.CSS_SELECTOR, "details.label[open] .pic[data-heat]")
+    name = tile.get_attribute("aria-label")
+    assert plain.execute_script(HEAT) is None
+    first.send_keys(Keys.ENTER)
+    side, *opacity = plain.execute_script(HEAT)
+    assert (side, opacity[:5], opacity[8]) == (3, [0] * 5, max(opacity))
+    assert tile.find_element(By.TAG_NAME, "canvas").size == tile.size
+    assert [one.get_attribute("aria-pressed") for one in (first, second)] == ["true", "true"]
+    assert tile.get_attribute("aria-label") == f"{name}; strongest at the lower right"
+    first.send_keys("m")
+    assert plain.execute_script(HEAT) is None
+    assert second.get_attribute("aria-pressed") == "false"
+    assert tile.get_attribute("aria-label") == name
+    plain.find_element(By.ID, "search").send_keys("m")  # a letter like any other
+    assert first.get_attribute("aria-pressed") == "false"
+    plain.find_element(By.ID, "search").send_keys(Keys.BACKSPACE)
+    second.click()
+    assert plain.execute_script(HEAT)
+    assert not [entry for entry in plain.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def test_headings_are_in_order(plain: webdriver.Chrome) -> None:

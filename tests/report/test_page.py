@@ -16,7 +16,11 @@ from PIL import Image
 from report_evidence import evidence, plausible
 
 from mlfinetune.data.images.decode import make_thumbnail
-from mlfinetune.report import build, read_pictures, render
+from mlfinetune.data.images.overlay import ALPHABET
+from mlfinetune.report import build, place_maps, read_pictures, render
+from mlfinetune.report.heat import list_wanted
+from mlfinetune.report.words import format_number
+from mlfinetune.runs.heat_maps import HeatMaps, PictureMaps
 
 
 class Page(HTMLParser):
@@ -103,6 +107,34 @@ def test_undefined_is_a_dash_with_its_reason() -> None:
     assert "0.000" not in row
 
 
+def test_all_averages_are_there() -> None:
+    """Those beside the headline stand in their own block, by name and value."""
+    report = build(plausible(40, tuple("abcdef")))
+    page = render(report)
+    for number in report.averages:
+        name, value = number.name.replace("_", " "), format_number(number.value)
+        assert f"<div><dt>{name}</dt><dd>{value}</dd></div>" in page
+
+
+def test_maps_stand_beside_their_pictures() -> None:
+    """With their place and their spot; the page says how many there are, or why there are none."""
+    report = read_pictures(build(plausible(40, tuple("abcdef"))), lambda *_: b"jpeg")
+    assert '<button type="button" class="heat"' not in render(report)
+    tiles = {
+        next(iter(report.pictures)): PictureMaps(
+            30, 20, (0, 0, 1, 1), dict.fromkeys(range(6), "AAA/")
+        )
+    }
+    page = render(place_maps(report, HeatMaps(tiles)))
+    assert 'data-heat="AAA/" data-place="0 16.67 100 66.67 0 0" data-spot="lower right"' in page
+    assert f"1 of the {len(report.pictures)} pictures have a map" in page
+    assert page.count('aria-pressed="false"') == 2
+    reason = "a <b>ViT</b> has no heat map"
+    page = render(place_maps(report, HeatMaps(reason=reason)))
+    assert "is not shown: a &lt;b&gt;ViT&lt;/b&gt; has no heat map." in page
+    assert '<button type="button" class="heat"' not in page
+
+
 def test_the_verdict_in_words() -> None:
     """Counts of labels by verdict, and what the thresholds do."""
     given = evidence(
@@ -134,18 +166,25 @@ def test_a_picture_stands_once_however_often_it_is_shown() -> None:
 
 
 def test_a_thousand_pictures_and_eighty_labels_are_under_5_mb(tmp_path: Path) -> None:
-    """With JPEGs of noise, which compress badly, no label hidden and most pictures there."""
+    """With JPEGs and maps of noise, which compress badly; no label hidden, most pictures there."""
     rng = np.random.default_rng(0)
     for number in range(40):
         pixels, _ = demo_data.draw(rng, 240)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     files = cache(lambda n, side: make_thumbnail(tmp_path / f"{n}.png", side, 10**6))
     report = build(plausible(1000, tuple(f"label {n}" for n in range(80))))
+    levels = "".join(ALPHABET[n] for n in rng.integers(0, 64, 196))
+    maps = {
+        index: PictureMaps(299, 200, (-0.123, 0, 1.123, 1), dict.fromkeys(columns, levels))
+        for index, columns in list_wanted(report, 1000).items()
+    }
+    report = place_maps(report, HeatMaps(maps))
     shown = read_pictures(report, lambda name, side: files(int(name[7:-4]) % 40, side))
     page = render(shown)
     there = sum(one.jpeg is not None for one in shown.pictures.values())
     assert len(page.encode()) < 5_000_000
     assert page.count('class="label"') == 80
+    assert page.count("data-heat=") > 1500
     assert there / len(shown.pictures) > 0.9
 
 

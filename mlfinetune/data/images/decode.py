@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,15 +135,25 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 def make_thumbnail(path: Location, side: int, max_pixels: int) -> bytes:
     """Return a small JPEG of a picture, for a page: the longer side has at most `side` pixels.
 
-    A picture that cannot be read gives a grey square with a cross.
+    A picture that cannot be read gives a placeholder.
     """
     try:
         small = Image.fromarray(decode_image(path, max_pixels, min_side=side))
     except ImageError:
-        diagonal = np.eye(side, dtype=np.bool_)
-        cross = np.where(diagonal | diagonal[::-1], 110, 190).astype(np.uint8)
-        small = Image.fromarray(cross).convert("RGB")
+        return make_placeholder(side)
     small.thumbnail((side, side))
+    return _encode_thumbnail(small)
+
+
+@cache
+def make_placeholder(side: int) -> bytes:
+    """Return the JPEG of a grey square with a cross."""
+    diagonal = np.eye(side, dtype=np.bool_)
+    cross = np.where(diagonal | diagonal[::-1], 110, 190).astype(np.uint8)
+    return _encode_thumbnail(Image.fromarray(cross).convert("RGB"))
+
+
+def _encode_thumbnail(small: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=_THUMBNAIL_QUALITY, optimize=True)
     return file.getvalue()

@@ -80,6 +80,31 @@ def build_eval_transform(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
     return builders[spec.resize](spec)
 
 
+def locate_square(
+    spec: TransformSpec, width: int, height: int
+) -> tuple[float, float, float, float]:
+    """Return where the model's square of evaluation lies in a picture, up to a pixel's rounding.
+
+        2000 x 1000, squash  ->  (0, 0, 1, 1): the whole picture
+        2000 x 1000, crop    ->  (0.28, 0.06, 0.72, 0.94): its middle
+        2000 x 1000, pad     ->  (0, -0.5, 1, 1.5): more than the picture
+
+    Args:
+        spec: says how a picture becomes a square.
+        width, height: of the decoded, upright picture.
+
+    Returns:
+        Left, top, right and bottom, in shares of the picture's width and height.
+    """
+    if spec.resize == "squash":
+        return 0.0, 0.0, 1.0, 1.0
+    side = float(max(width, height))
+    if spec.resize == "crop":
+        side = min(width, height) * spec.image_size / round(spec.image_size / CROP_SHARE)
+    across, down = side / width, side / height
+    return (1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2
+
+
 def build_train_transform(spec: TransformSpec) -> Callable[[Tensor, int], Tensor]:
     """Return training's transform, (3, H, W) uint8 and a seed -> (3, S, S) uint8.
 

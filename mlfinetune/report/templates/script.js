@@ -94,3 +94,52 @@ window.addEventListener("beforeprint", () => {
 window.addEventListener("afterprint", () => {
   for (const one of closed) one.open = false;
 });
+
+// ---- where it looked
+
+const ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const toggles = [...document.querySelectorAll("button.heat")];
+
+// `levels`: a color of `scale` for each cell, row by row.
+function paint(canvas, levels, width, scale) {
+  canvas.width = width;
+  canvas.height = levels.length / width;
+  const image = new ImageData(width, canvas.height);
+  levels.forEach((level, at) => image.data.set(scale.slice(4 * level, 4 * level + 4), 4 * at));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+function draw(picture, scale) {
+  const canvas = document.createElement("canvas");
+  const levels = [...picture.dataset.heat].map((one) => ALPHABET.indexOf(one));
+  paint(canvas, levels, Math.sqrt(levels.length), scale);
+  const [left, top, width, height, across, down] = picture.dataset.place.split(" ");
+  Object.assign(canvas.style, { left: `${left}%`, top: `${top}%`, width: `${width}%`, height: `${height}%` });
+  canvas.style.clipPath = `inset(${down}% ${across}%)`;
+  picture.append(canvas);
+}
+
+function look(on, scale) {
+  for (const picture of document.querySelectorAll(".pic[data-heat]")) {
+    if (on && !picture.firstChild) draw(picture, scale);
+    picture.dataset.name ??= picture.getAttribute("aria-label");
+    const spot = picture.dataset.spot ? `strongest at the ${picture.dataset.spot}` : "nothing speaks for the label";
+    picture.setAttribute("aria-label", on ? `${picture.dataset.name}; ${spot}` : picture.dataset.name);
+  }
+  document.body.classList.toggle("looks", on);
+  for (const toggle of toggles) toggle.setAttribute("aria-pressed", on);
+}
+
+if (toggles.length) {
+  const scale = toggles[0].dataset.scale.match(/../g).map((byte) => parseInt(byte, 16));
+  const flip = () => look(!document.body.classList.contains("looks"), scale);
+  for (const toggle of toggles) toggle.addEventListener("click", flip);
+  for (const canvas of document.querySelectorAll("canvas.scale")) {
+    paint(canvas, [...Array(scale.length / 4 - 1).keys()].map((level) => level + 1), scale.length / 4 - 1, scale);
+  }
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input, textarea, select, [contenteditable]");
+    const held = event.ctrlKey || event.metaKey || event.altKey || event.repeat;
+    if (event.key === "m" && !typing && !held) flip();
+  });
+}
