@@ -28,7 +28,7 @@ data:
 
 model:
   backbone: resnet50
-  weights: IMAGENET1K_V2     # torchvision's name, a file, or null for random weights
+  weights: auto              # the best published ones, a name, a file, or null: random
   freeze_backbone: false     # true: only the head, on features computed once; no rate to tune
   image_size: 224
   resize: squash             # squash | crop | pad

@@ -44,7 +44,7 @@ class Checkpoint:
         weights: state dict of the whole model, on the CPU.
         labels: names of the head's outputs, in order.
         transform: preprocessing that makes a picture the model's input.
-        backbone: torchvision's name of the network.
+        backbone: name of the network, as `model.backbone` takes it.
         decision: calibration and thresholds.
         config: the resolved config of the run, as plain containers.
         data_digest: SHA-256 over image names, labels and targets of the validation data.
@@ -64,6 +64,15 @@ class Checkpoint:
     epoch: int
     versions: dict[str, str]
     levels: int = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Backbone, labels and transform of a checkpoint, as its header names them."""
+
+    backbone: str
+    labels: tuple[str, ...]
+    transform: TransformSpec | None
 
 
 FORMAT = 2
@@ -136,17 +145,20 @@ def load(path: Path) -> Checkpoint:
         ) from error
 
 
-def read_origin(path: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Read backbone and labels from a checkpoint's header alone; None: another kind of file.
+def read_origin(path: Path) -> Origin | None:
+    """Read backbone, labels and transform from a header alone; None: another kind of file.
 
-    Nothing is verified; `load` does that.
+    Nothing is verified but the transform; `load` does that.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = file.read(_read_header_length(file.read(8), size, path))
         about = json.loads(json.loads(header)["__metadata__"][_KEY])
-        return str(about["backbone"]), tuple(map(str, about["labels"]))
+        labels = tuple(map(str, about["labels"]))
+        transform = about.get("transform")
+        spec = None if transform is None else _parse_transform(transform)
+        return Origin(str(about["backbone"]), labels, spec)
     except (OSError, CheckpointError, *_FOREIGN):
         return None
 
@@ -203,6 +215,8 @@ def _parse_transform(about: dict[str, Any]) -> TransformSpec:
         value = getattr(spec, name)
         _require(value, name, len(value) == length and all(0 <= to_finite(x) <= 1 for x in value))
     _require(spec.std, "std", min(spec.std) > 0)
+    _require(spec.interpolation, "interpolation", spec.interpolation in ("bilinear", "bicubic"))
+    _require(spec.crop_share, "crop_share", 0 < to_finite(spec.crop_share) <= 1)
     for name in ("horizontal_flip", "color_jitter"):
         _require(getattr(spec, name), name, 0 <= to_finite(getattr(spec, name)) <= 1)
     return spec

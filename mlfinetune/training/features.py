@@ -214,6 +214,8 @@ def open_feature_store(
         spec.resize,
         *spec.mean,
         *spec.std,
+        spec.interpolation,
+        spec.crop_share,
         decode.DECODE_VERSION,
         choose_jpeg_decoder()[1],
     )
@@ -227,7 +229,7 @@ def open_feature_store(
         extractor.how,
     )
     key = hash_key(*made_by, *view)
-    folder = root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"
+    folder = root / f"{backbone.replace('/', '-')}-{spec.image_size}-{spec.resize}-{key:016x}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Store(folder)

@@ -16,7 +16,7 @@ from mlfinetune.config import Config, dump_config, load_config
 from mlfinetune.data.load import resolve_data_config
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
-from mlfinetune.models.pretrained import is_weights_path
+from mlfinetune.models.preprocessing import is_weights_path
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
@@ -26,6 +26,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
 from mlfinetune.text import display_path, pluralize
+from mlfinetune.training.network import resolve_network
 from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.resume import (
     ResumeState,
@@ -168,12 +169,12 @@ def _is_run_of_this_start(run: Path, request: TrainRequest, splits: Splits) -> b
 
 
 def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
-    """Return the config with the values that the data decides, and the resumed run's batch size.
+    """Return the config with what data and weights decide, and the resumed run's batch size.
 
     Args:
         run: the run directory to resume, whose batch size replaces `auto`; None: a new run.
     """
-    config = resolve_data_config(config, splits)
+    config = resolve_network(resolve_data_config(config, splits))
     kept = None if run is None else run / directory.CONFIG
     if kept is not None and kept.is_file() and config.train.batch_size == "auto":
         size = load_config(kept).train.batch_size

@@ -41,11 +41,11 @@ from mlfinetune.training.bottleneck import (
     suggest_change,
 )
 from mlfinetune.training.build import (
-    build_transform_spec,
     get_batch_size,
     opened_image_copies,
     precomputes_features,
 )
+from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.step import train_step
 from mlfinetune.training.timing import time_rate
 
