@@ -10,7 +10,6 @@ timm takes seconds to import, so each function imports it when it is called.
 """
 
 import sys
-from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -34,7 +33,6 @@ def is_timm(backbone: str) -> bool:
     return backbone.startswith(PREFIX)
 
 
-@cache
 def _import_timm() -> ModuleType:
     try:
         import timm

@@ -27,6 +27,7 @@ from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.models.backbones import build_backbone
 from mlfinetune.models.inference import place_on_device
+from mlfinetune.models.layers import number_layers
 from mlfinetune.models.sizes import takes_one_picture
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.models.timm_backbones import is_timm
@@ -75,7 +76,8 @@ def build_model(
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
-        ConfigError: an unknown backbone, or batches that BatchNorm cannot train on.
+        ConfigError: an unknown backbone, batches that BatchNorm cannot train on, or layers that
+            cannot be counted.
         WeightsError: the weights cannot be had, or do not fit.
     """
     config = resolve_network(config)
@@ -93,6 +95,8 @@ def build_model(
         bias=prior,
         chunked=chunks_head(config, train, processes),
     )
+    if config.train.layer_decay is not None:
+        number_layers(tagger.features, model.backbone)  # refused before anything is written
     about = load_weights(config, tagger, train.labels.names)
     return place_on_device(tagger, device), about
 

@@ -82,12 +82,13 @@ def _find_names(pattern: str | None) -> tuple[list[str], list[str]]:
     known, notes = list(of_torchvision), []
     if has_timm():
         known += list_timm_names()
-    elif fnmatchcase(PREFIX, pattern[: len(PREFIX)]) or not of_torchvision:
+    else:
         notes.append('models of timm need an extra: pip install "mlfinetune[timm]"')
     names = [name for name in known if fnmatchcase(name, pattern)]
     if not names:
-        hint = suggest(pattern.strip("*"), known) or "."
-        raise ConfigError(f"no backbone matches '{pattern}'{hint}{' '.join(['', *notes])}")
+        whole = sorted({*known, *(name.partition(".")[0] for name in known)})
+        hint = suggest(pattern.strip("*"), whole) or "."
+        raise ConfigError(" ".join([f"no backbone matches '{pattern}'{hint}", *notes]))
     return names, notes
 
 
