@@ -116,6 +116,11 @@ def sync_batch_norm(net: nn.Module, device: torch.device, all_reduce: AllReduce)
                 setattr(parent, name, _build_synced(child, device, all_reduce))
 
 
+def is_synced(norm: nn.Module) -> bool:
+    """Tell whether a BatchNorm learns from the images of all ranks."""
+    return isinstance(norm, nn.SyncBatchNorm | CpuSyncBatchNorm)
+
+
 def _build_synced(norm: nn.BatchNorm2d, device: torch.device, all_reduce: AllReduce) -> nn.Module:
     """Return the layer that stands in for `norm`, with its parameters, buffers and layers."""
     layers = dict(norm.named_children())

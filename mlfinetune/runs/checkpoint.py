@@ -216,7 +216,7 @@ def _parse_transform(about: dict[str, Any]) -> TransformSpec:
         _require(value, name, len(value) == length and all(0 <= to_finite(x) <= 1 for x in value))
     _require(spec.std, "std", min(spec.std) > 0)
     _require(spec.interpolation, "interpolation", spec.interpolation in ("bilinear", "bicubic"))
-    _require(spec.crop_share, "crop_share", 0 < to_finite(spec.crop_share) <= 1)
+    _require(spec.crop_share, "crop_share", 0.1 <= to_finite(spec.crop_share) <= 1)
     for name in ("horizontal_flip", "color_jitter"):
         _require(getattr(spec, name), name, 0 <= to_finite(getattr(spec, name)) <= 1)
     return spec
