@@ -23,7 +23,8 @@ from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.runtime.device import choose_precision, count_cores, keep_freed_memory
 from mlfinetune.training.autotune import TrialRun, build_trial, repeat_epochs
-from mlfinetune.training.build import build_loader, build_transform_spec
+from mlfinetune.training.build import build_loader
+from mlfinetune.training.network import build_transform_spec
 
 WARM = 3
 CPU = torch.device("cpu")

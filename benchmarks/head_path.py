@@ -27,9 +27,10 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.storage.cache import get_cache_folder
-from mlfinetune.training.build import build_model, build_training_loss, build_transform_spec
+from mlfinetune.training.build import build_model, build_training_loss
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
 from mlfinetune.training.lbfgs import PENALTIES, Solver
+from mlfinetune.training.network import build_transform_spec
 
 STOPS = (1, 3, 10, 30, 100)
 CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"

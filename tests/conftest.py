@@ -21,6 +21,8 @@ import torch
 if not torch.cuda.is_available():  # before triton is imported: its kernels are then interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: its hub is never asked
+
 from faults import children  # before the tagger: it registers the tiny network
 
 from mlfinetune.cli import main

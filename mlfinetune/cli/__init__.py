@@ -27,6 +27,7 @@ from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.init import init
+from mlfinetune.cli.models import models
 from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.split import split
@@ -87,6 +88,7 @@ app.command()(check)
 app.command()(split)
 app.command()(bench)
 app.command()(cache)
+app.command()(models)
 
 
 def _print_version(wanted: bool) -> None:

@@ -18,12 +18,17 @@ MAX_IMAGE_SIZE = 4096
 class ModelConfig(Section):
     """The network and its input."""
 
-    backbone: str = Field("resnet50", description="a ResNet, ResNeXt or Wide ResNet of torchvision")
-    weights: str | None = Field(
-        "IMAGENET1K_V2",
+    backbone: str = Field(
+        "resnet50",
         min_length=1,
-        description="torchvision's name, a .pth or .safetensors file, a run directory, or null; of "
-        "a file the backbone is taken, never the head",
+        description="a classifier of torchvision; `mlfinetune models` lists them",
+    )
+    weights: str | None = Field(
+        "auto",
+        min_length=1,
+        description="auto: the best published ones of the backbone; a name such as IMAGENET1K_V2, "
+        "a .pth or .safetensors file, a run directory, or null; of a file the backbone is taken, "
+        "never the head",
     )
     levels: Annotated[int, Field(ge=1, le=4)] | Literal["auto"] = Field(
         "auto",
@@ -34,12 +39,29 @@ class ModelConfig(Section):
     head_bias: Literal["zero", "prior"] = Field(
         "zero", description="initial bias: 0, or each label's log-odds in train"
     )
-    image_size: int = Field(
-        224, ge=32, le=MAX_IMAGE_SIZE, description="side of the square input in pixels"
+    image_size: Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)] | Literal["auto"] = Field(
+        "auto",
+        description="side of the square input in pixels; auto: 224 for ResNets of torchvision, "
+        "else that of the weights",
+    )
+    mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] | None = Field(
+        None,
+        description="of red, green and blue in [0, 1], which is subtracted from the pixels; null: "
+        "that of the weights",
+    )
+    std: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] | None = Field(
+        None, description="standard deviation that the pixels are divided by; null: as for mean"
     )
     resize: Literal["squash", "crop", "pad"] = Field(
         "squash", description="how a picture becomes a square in evaluation and prediction"
     )
+
+    @field_validator("std")
+    @classmethod
+    def _check_std(cls, value: tuple[float, float, float] | None) -> Any:
+        if value is not None and min(value) <= 0:
+            raise ValueError(f"wanted three numbers above 0, got {list(value)}")
+        return value
 
 
 class AugmentConfig(Section):
@@ -104,6 +126,13 @@ class TrainConfig(Section):
     )
     lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="each layer of the backbone learns at this share of the rate of the layer "
+        "after it; the last one learns at lr; null: all at lr",
+    )
     weight_decay: float = Field(0.01, ge=0, description="on weights, not on biases or BatchNorm")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     warmup_ratio: Fraction = Field(
@@ -284,6 +313,11 @@ class Config(Section):
             raise ValueError(
                 "train.solve_head_first is for fine-tuning: with model.freeze_backbone: true the "
                 "head is solved for and kept; take one of them out"
+            )
+        if self.train.layer_decay is not None and self.model.freeze_backbone:
+            raise ValueError(
+                "train.layer_decay is for fine-tuning: with model.freeze_backbone: true no layer "
+                "of the backbone learns; take one of them out"
             )
         keeps = self.model.freeze_backbone and self.train.cache_features != "off"
         if self.train.optimizer == "lbfgs" and not keeps:

@@ -30,7 +30,7 @@ data:
 
 model:
   backbone: resnet50
-  weights: IMAGENET1K_V2     # torchvision's name, a file, or null for random weights
+  weights: auto              # the best published ones, a name, a file, or null: random
   # levels: auto             # 2 of a ResNet: the means of layer3 besides layer4's; 1: layer4 alone
   freeze_backbone: false     # true: only the head, on features computed once; no rate to tune
   image_size: 224

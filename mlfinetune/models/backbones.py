@@ -1,13 +1,18 @@
 """Backbones by name: networks that map pictures to features, without their last linear layer.
 
-    name, levels -> build_backbone -> module: (B, 3, S, S) float -> features (B, F); and F
+    name, levels, S -> build_backbone -> module: (B, 3, S, S) float -> features (B, F); and F
 
 A ResNet has four stages. Their outputs are maps: early stages have large maps of simple shapes, the
 last one has small maps of whole objects. The features are the mean of the last map; with more
 levels, the means of the maps of the last stages, joined.
+
+Other classifiers of torchvision keep all of their layers but the last linear one, an identity takes
+its place. So their state dicts have torchvision's keys too. timm has more (`timm_backbones.py`).
 """
 
 import re
+from contextlib import nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,16 +21,33 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from mlfinetune.errors import ConfigError
+from mlfinetune.models.sizes import require_size
+from mlfinetune.models.timm_backbones import build_timm, is_timm, require_timm_backbone
 from mlfinetune.text import suggest
 
-_RESNET = r"(wide_)?resne(x)?t\d+.*"
+REFUSED = {
+    r"googlenet|inception_v3": "in training it gives the outputs of extra heads besides its own",
+    r"squeezenet\d.*": "its last layer is a convolution, not a linear layer",
+    r"mnasnet.*": "its weights have a version that only torch's own files hold",
+    r"quantized_.*": "its weights are integers, which cannot be trained",
+}
+"""Pattern of names of torchvision -> the reason why these cannot be backbones."""
+
+_RESNET = re.compile(r"(wide_)?resne(x)?t\d+.*")
+
 BACKBONES: tuple[str, ...] = tuple(
     name
     for name in torchvision.models.list_models(module=torchvision.models)
-    if re.fullmatch(_RESNET, name)
+    if not any(re.fullmatch(pattern, name) for pattern in REFUSED)
 )
+"""torchvision's names of all backbones."""
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """Stages of torchvision's ResNets, from early to late."""
+
+
+def is_resnet(name: str) -> bool:
+    """Tell whether a name of torchvision is that of a ResNet, ResNeXt or Wide ResNet."""
+    return _RESNET.fullmatch(name) is not None
 
 
 class PooledResNet(nn.Module):
@@ -87,24 +109,73 @@ def choose_levels(name: str, wanted: int | Literal["auto"]) -> int:
     """
     if wanted != "auto":
         return wanted
-    return 2 if re.fullmatch(_RESNET, name) else 1
+    return 2 if is_resnet(name) else 1
 
 
-def build_backbone(name: str, levels: int = 1) -> tuple[nn.Module, int]:
+def build_backbone(name: str, levels: int = 1, image_size: int = 224) -> tuple[nn.Module, int]:
     """Build a backbone with random weights.
 
     Args:
-        name: torchvision's name of the network.
+        name: torchvision's name of the network, or `timm/` and timm's name.
         levels: number of stages that the features come from, from the last one.
+        image_size: S, the side of the input in pixels; some networks are built for one size.
 
     Returns:
         The module, (B, 3, S, S) float -> (B, F); and F.
 
     Raises:
-        ConfigError: there is no such backbone.
+        ConfigError: there is no such backbone, it has no levels, or it does not take this size.
     """
-    if name not in BACKBONES:
-        hint = suggest(name, BACKBONES) or "."
-        raise ConfigError(f"model.backbone: no '{name}'{hint} Known names: {', '.join(BACKBONES)}")
-    backbone = PooledResNet(torchvision.models.get_model(name, weights=None), levels)
-    return backbone, sum(backbone.widths)
+    require_backbone(name)
+    if is_resnet(name):
+        resnet = PooledResNet(torchvision.models.get_model(name, weights=None), levels)
+        return resnet, sum(resnet.widths)
+    if levels > 1:
+        raise ConfigError(
+            f"model.levels: {levels} is for ResNets of torchvision; {name} has features of one "
+            f"level: set model.levels: 1"
+        )
+    if is_timm(name):
+        return build_timm(name, image_size)
+    build = partial(_build_classifier, name)
+    require_size(lambda side: build(side)[0], name, image_size, find_own_size(name))
+    return build(image_size)
+
+
+def require_backbone(name: str) -> None:
+    """Raise a ConfigError where there is no such backbone; it names the nearest one."""
+    if is_timm(name):
+        require_timm_backbone(name)
+        return
+    if name in BACKBONES:
+        return
+    for pattern, reason in REFUSED.items():
+        if re.fullmatch(pattern, name):
+            raise ConfigError(f"model.backbone: {name} cannot be a backbone: {reason}; {_LIST}")
+    raise ConfigError(f"model.backbone: no '{name}'{suggest(name, BACKBONES) or '.'} {_LIST}")
+
+
+_LIST = "`mlfinetune models` lists those that are known"
+
+
+def _build_classifier(name: str, image_size: int) -> tuple[nn.Module, int]:
+    """Build a network of torchvision without its last linear layer; return its width too."""
+    options: dict[str, int | tuple[int, int]] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    elif name.startswith("maxvit_"):
+        options["input_size"] = (image_size, image_size)
+    # A RegNet computes its widths with tensors, which needs their numbers.
+    with torch.device("cpu") if name.startswith("regnet_") else nullcontext():
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    linear = [(key, part) for key, part in network.named_modules() if isinstance(part, nn.Linear)]
+    key, head = linear[-1]
+    network.set_submodule(key, nn.Identity())
+    return network, head.in_features
+
+
+def find_own_size(name: str) -> int:
+    """Return the side in pixels of the pictures that torchvision's best weights were trained on."""
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    size: int = default.transforms().crop_size[0]
+    return size

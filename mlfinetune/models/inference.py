@@ -303,7 +303,7 @@ def restore_tagger(
         backbone, levels: as `build_backbone` takes them.
         labels: L, the number of labels.
         weights: state dict of the whole tagger, on the CPU.
-        spec: mean and standard deviation of the channels are taken from it.
+        spec: has the mean and standard deviation of the channels, and the image size.
         device: where the tagger goes.
         origin: the checkpoint's file, for messages.
 
@@ -312,7 +312,10 @@ def restore_tagger(
     """
 
     def build() -> Tagger:
-        return Tagger(backbone, labels, levels=levels, mean=spec.mean, std=spec.std)
+        size = spec.image_size
+        return Tagger(
+            backbone, labels, levels=levels, image_size=size, mean=spec.mean, std=spec.std
+        )
 
     try:
         # Names and shapes alone: a file that claims a huge model allocates no memory.

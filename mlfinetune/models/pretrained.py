@@ -3,7 +3,7 @@
 name of a weight set, or a file -> state dict -> find_misfits -> the backbone's parameters
 """
 
-import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,34 +15,44 @@ from typing import TypeGuard
 from urllib.error import HTTPError
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mlfinetune.errors import WeightsError
+from mlfinetune.models.preprocessing import find_preprocessing, get_weight_set, is_weights_path
 from mlfinetune.models.tagger import Tagger
+from mlfinetune.models.timm_backbones import (
+    convert_timm_weights,
+    is_timm,
+    is_timm_cached,
+    name_timm_heads,
+    read_timm_weights,
+)
 from mlfinetune.storage.cache import make_temporary_folder, report_unused
-from mlfinetune.text import format_list, suggest
+from mlfinetune.text import format_list
 
 STALLED_S = 60.0
 """Seconds without a byte after which a download counts as failed."""
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "features.")
-_HEADS = ("fc.", "head.")
+_HEADS = ("fc.", "head.", "heads.", "classifier.")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NUMBERS = (*_FLOATS, torch.int64, torch.int32)
 
 
-def load_pretrained(model: Tagger, backbone: str, weights: str) -> int | None:
+def load_pretrained(
+    model: Tagger, backbone: str, weights: str, image_size: int = 224
+) -> int | None:
     """Load pretrained weights into the backbone of `model`; the head keeps its own.
 
     Args:
         model: is changed.
-        backbone: torchvision's name of the network.
-        weights: torchvision's name of a weight set (IMAGENET1K_V2), or a .pth or .safetensors file
-            with torchvision's keys. A head (`fc`) in the file is not taken, a prefix `module.` is
-            removed, and other float types are converted.
+        backbone: name of the network.
+        weights: name of a weight set of this network (IMAGENET1K_V2), or a .pth or .safetensors
+            file with the keys of the network. A head (`fc`) in the file is not taken, a prefix
+            `module.` is removed, and other float types are converted.
+        image_size: S; the places of pictures of another size are resized, by timm for its models.
 
     Returns:
         Number of outputs of the head that was not taken; None: the weights have no head.
@@ -52,24 +62,43 @@ def load_pretrained(model: Tagger, backbone: str, weights: str) -> int | None:
     """
     if is_weights_path(weights):
         state = _read_weights(Path(weights))
+    elif is_timm(backbone):
+        state = read_timm_weights(backbone, weights, image_size)
     else:
-        known = {entry.name: entry for entry in torchvision.models.get_model_weights(backbone)}
-        if weights not in known:
-            hint = suggest(weights, list(known)) or "."
-            raise WeightsError(
-                f"model.weights: {backbone} has no '{weights}'{hint} "
-                f"Known names: {', '.join(known)}; or give a .pth or .safetensors file, a run "
-                f"directory such as runs/pets, or null"
-            )
-        state = download_weights(known[weights].url)
-    state, head = _split_head(_strip_prefixes(state))
+        entry = get_weight_set(backbone, weights)
+        _require_own_size(model.features, backbone, weights)
+        state = download_weights(entry.url)
+    wanted = model.features.state_dict()
+    state, head = _split_head(
+        _strip_prefixes(state, wanted), wanted, name_timm_heads(model.features)
+    )
+    if is_timm(backbone):
+        state = convert_timm_weights(model.features, state)
+    else:
+        state = _rename_keys(state)
     _load_backbone(model.features, state, weights)
     return _count_outputs(head)
 
 
-def is_weights_path(weights: str) -> bool:
-    """Tell whether `model.weights` names a file or folder, not one of torchvision's sets."""
-    return bool(Path(weights).suffix) or "/" in weights or os.sep in weights
+def _require_own_size(features: nn.Module, backbone: str, weights: str) -> None:
+    """Raise a WeightsError where a ViT of torchvision has other places than its weights."""
+    own = find_preprocessing(backbone, weights).image_size
+    if getattr(features, "image_size", own) != own:
+        raise WeightsError(
+            f"model.image_size: the weights {weights} of {backbone} are for pictures of {own} px "
+            f"alone, not of {features.image_size}: set model.image_size: auto"
+        )
+
+
+def is_cached(backbone: str, weights: str) -> bool:
+    """Tell whether a set of weights is on this machine, in torch.hub's cache or that of timm."""
+    if is_timm(backbone):
+        return is_timm_cached(backbone, weights)
+    return _find_cached_file(get_weight_set(backbone, weights).url).is_file()
+
+
+def _find_cached_file(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def download_weights(url: str) -> dict[str, Tensor]:
@@ -82,8 +111,8 @@ def download_weights(url: str) -> dict[str, Tensor]:
         WeightsError: the download failed, or the cached file cannot be loaded. The message says
             where to put the file, or which config key to set.
     """
-    hub = Path(torch.hub.get_dir()) / "checkpoints"
-    file = hub / url.rpartition("/")[2]
+    file = _find_cached_file(url)
+    hub = file.parent
     folder = hub if file.exists() or _can_write(hub) else make_temporary_folder("weights")
     advice = (
         f"put the file at {file}, or set model.weights to a local .pth or .safetensors file, "
@@ -169,16 +198,46 @@ def _is_state_dict(state: object) -> TypeGuard[dict[str, Tensor]]:
     )
 
 
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers from the keys: "module.conv1.weight" -> "conv1.weight"."""
+def _strip_prefixes(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of wrappers from the keys: "module.conv1.weight" -> "conv1.weight".
+
+    Some networks have keys of their own that begin so: "features.0.0.weight" stays where it is
+    wanted.
+    """
     for prefix in _PREFIXES:
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        stripped = {key.removeprefix(prefix): value for key, value in state.items()}
+        if len(wanted.keys() & stripped) >= len(wanted.keys() & state):
+            state = stripped
     return state
 
 
-def _split_head(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a state dict into the backbone's tensors and those of the head (`fc.weight`)."""
-    head = {key: value for key, value in state.items() if key.startswith(_HEADS)}
+_FORMER_KEYS = (
+    (r"(\.denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),  # DenseNet: norm.1 -> norm1
+    (r"\.mlp\.linear_1\.", ".mlp.0."),  # ViT
+    (r"\.mlp\.linear_2\.", ".mlp.3."),
+)
+"""Keys of torchvision's former versions, in which its files are still published."""
+
+
+def _rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give keys of torchvision's former versions their present names."""
+    for pattern, replacement in _FORMER_KEYS:
+        state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+    return state
+
+
+def _split_head(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], names: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state dict into the backbone's tensors and those of the head (`fc.weight`).
+
+    A layer before the head may have a name like it (`classifier.2.weight`, `head.norm.weight`).
+    """
+    head = {
+        key: value
+        for key, value in state.items()
+        if key not in wanted and key.startswith((*_HEADS, *names))
+    }
     return {key: value for key, value in state.items() if key not in head}, head
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlfinetune.errors import ConfigError
+
 AllReduce = Callable[[Tensor], None]
 """Sums a tensor over all ranks, in place."""
 
@@ -25,8 +27,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), normalized; B may be 0 on some ranks."""
         if not self.training:
-            normalized: Tensor = super().forward(x)
-            return normalized
+            return _run_children(self, super().forward(x))
         wide = x.float()
         count = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float32)
         sums = _SumOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), count]), self.all_reduce)
@@ -39,7 +40,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         self._update_statistics(mean, variance, count)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         out: Tensor = centered * scale[:, None, None] + self.bias[:, None, None]
-        return out.to(x.dtype)
+        return _run_children(self, out.to(x.dtype))
 
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -83,10 +84,16 @@ class _GpuSyncBatchNorm(nn.SyncBatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), normalized; B may be 0 on some ranks."""
         if len(x):
-            normalized: Tensor = super().forward(x)
-            return normalized
+            return _run_children(self, super().forward(x))
         empty: Tensor = super().forward(x.float())
-        return empty.to(x.dtype)
+        return _run_children(self, empty.to(x.dtype))
+
+
+def _run_children(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply the layers inside a BatchNorm: timm's has a dropout and an activation."""
+    for layer in norm.children():
+        x = layer(x)
+    return x
 
 
 def sync_batch_norm(net: nn.Module, device: torch.device, all_reduce: AllReduce) -> None:
@@ -99,6 +106,9 @@ def sync_batch_norm(net: nn.Module, device: torch.device, all_reduce: AllReduce)
         net: is changed; it must not be a BatchNorm2d itself.
         device: where the net is.
         all_reduce: sums a tensor over all ranks, in place. On a GPU torch's own is used.
+
+    Raises:
+        ConfigError: a BatchNorm2d computes something else besides, which is not known here.
     """
     for parent in list(net.modules()):
         for name, child in parent.named_children():
@@ -106,8 +116,19 @@ def sync_batch_norm(net: nn.Module, device: torch.device, all_reduce: AllReduce)
                 setattr(parent, name, _build_synced(child, device, all_reduce))
 
 
+def is_synced(norm: nn.Module) -> bool:
+    """Tell whether a BatchNorm learns from the images of all ranks."""
+    return isinstance(norm, nn.SyncBatchNorm | CpuSyncBatchNorm)
+
+
 def _build_synced(norm: nn.BatchNorm2d, device: torch.device, all_reduce: AllReduce) -> nn.Module:
-    """Return the layer that stands in for `norm`, with its parameters and buffers."""
+    """Return the layer that stands in for `norm`, with its parameters, buffers and layers."""
+    layers = dict(norm.named_children())
+    if type(norm) is not nn.BatchNorm2d and list(layers) != ["drop", "act"]:
+        raise ConfigError(
+            f"train.sync_batch_norm: a {type(norm).__name__} of this backbone cannot learn from "
+            f"the pictures of all processes; set train.sync_batch_norm: false"
+        )
     synced: _GpuSyncBatchNorm | CpuSyncBatchNorm
     if device.type == "cuda":
         synced = _GpuSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
@@ -118,4 +139,6 @@ def _build_synced(norm: nn.BatchNorm2d, device: torch.device, all_reduce: AllRed
     synced.weight, synced.bias = norm.weight, norm.bias
     synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
     synced.num_batches_tracked = norm.num_batches_tracked
+    for name, layer in layers.items():
+        synced.add_module(name, layer)
     return synced.train(norm.training)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mlfinetune.models.backbones import build_backbone
+from mlfinetune.models.layers import list_undecayed, number_layers
 
 CHUNK_LABELS = 1024
 """Number of labels in one chunk of `ChunkedLinear` (measured: `benchmarks/large_head.py`)."""
@@ -92,6 +93,7 @@ class Tagger(nn.Module):
     Attributes:
         features: the backbone module, (B, 3, S, S) float -> (B, F).
         head: nn.Linear(F, L), or ChunkedLinear.
+        backbone: name of the backbone.
         frozen: training does not change the backbone's parameters and BatchNorm statistics.
     """
 
@@ -104,6 +106,7 @@ class Tagger(nn.Module):
         labels: int,
         *,
         levels: int = 1,
+        image_size: int = 224,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         frozen: bool = False,
@@ -113,7 +116,7 @@ class Tagger(nn.Module):
         """Build a tagger with random weights; the head is Kaiming-normal.
 
         Args:
-            backbone, levels: as `build_backbone` takes them.
+            backbone, levels, image_size: as `build_backbone` takes them.
             labels: L, the number of labels.
             mean, std: of each channel of the images, for pixels scaled to [0, 1].
             frozen: train the head alone.
@@ -122,17 +125,17 @@ class Tagger(nn.Module):
                 the backward pass.
 
         Raises:
-            ConfigError: there is no such backbone.
+            ConfigError: there is no such backbone, or it does not take this size.
         """
         super().__init__()
-        self.features, width = build_backbone(backbone, levels)
+        self.features, width = build_backbone(backbone, levels, image_size)
         self.head = _build_head(width, labels, chunked)
         if bias is not None:
             self.head.bias.data.copy_(bias)
         for name, values in (("mean", mean), ("std", std)):
             scaled = 255 * torch.tensor(values).view(1, 3, 1, 1)
             self.register_buffer(name, scaled, persistent=False)
-        self.frozen = frozen
+        self.backbone, self.frozen = backbone, frozen
         self.features.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> Self:
@@ -179,9 +182,9 @@ class Tagger(nn.Module):
         return logits
 
     def parameter_groups(
-        self, lr: float, head_lr: float, weight_decay: float
+        self, lr: float, head_lr: float, weight_decay: float, layer_decay: float | None = None
     ) -> list[dict[str, Any]]:
-        """Return optimizer groups of the parameters that train; biases and BatchNorm do not decay.
+        """Return optimizer groups of the parameters that train; biases and norms do not decay.
 
         group               initial_lr   weight_decay
         backbone weights    lr           weight_decay
@@ -189,16 +192,50 @@ class Tagger(nn.Module):
         head weights        head_lr      weight_decay
         head bias           head_lr      0
 
+        With a `layer_decay` d, each layer of the backbone has two groups, the last layer first. Its
+        rate is lr * d^n, n layers before the last one.
+
         A group with `in_backward` true is stepped during the backward pass, by the optimizer that
         `training.optim.build_optimizer` builds.
+
+        Raises:
+            ConfigError: layer_decay is given, and the backbone has no layers to count.
         """
         groups: list[dict[str, Any]] = []
-        for part, part_lr in ((self.features, lr), (self.head, head_lr)):
-            parameters = [p for p in part.parameters() if p.requires_grad]
-            weights = [p for p in parameters if p.ndim > 1]
-            others = [p for p in parameters if p.ndim <= 1]
-            for decay, group in ((weight_decay, weights), (0.0, others)):
-                if group:
-                    groups.append({"params": group, "initial_lr": part_lr, "weight_decay": decay})
-                    groups[-1]["in_backward"] = isinstance(part, ChunkedLinear) and group is weights
+        undecayed = list_undecayed(self.features)
+        trained = {k: p for k, p in self.features.named_parameters() if p.requires_grad}
+        for names, rate in self._split_layers(list(trained), lr, layer_decay):
+            weights = [trained[name] for name in names if name not in undecayed]
+            others = [trained[name] for name in names if name in undecayed]
+            groups += _build_groups(weights, others, rate, weight_decay)
+        weights = [p for p in self.head.parameters() if p.ndim > 1]
+        groups += _build_groups(weights, [self.head.bias], head_lr, weight_decay)
+        for group in groups:
+            group["in_backward"] = isinstance(self.head, ChunkedLinear) and (
+                group["params"][0] is weights[0]
+            )
         return groups
+
+    def _split_layers(
+        self, names: list[str], lr: float, layer_decay: float | None
+    ) -> list[tuple[list[str], float]]:
+        """Split the backbone's parameters into layers with their rates, the last layer first."""
+        if layer_decay is None or not names:
+            return [(names, lr)]
+        layers = number_layers(self.features, self.backbone)
+        last = max(layers.values())
+        return [
+            ([name for name in names if layers[name] == layer], lr * layer_decay ** (last - layer))
+            for layer in range(last, -1, -1)
+        ]
+
+
+def _build_groups(
+    weights: list[nn.Parameter], others: list[nn.Parameter], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return a group of parameters that decay, and one of those that do not; none is empty."""
+    return [
+        {"params": parameters, "initial_lr": lr, "weight_decay": decay}
+        for parameters, decay in ((weights, weight_decay), (others, 0.0))
+        if parameters
+    ]

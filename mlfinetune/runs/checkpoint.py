@@ -44,7 +44,7 @@ class Checkpoint:
         weights: state dict of the whole model, on the CPU.
         labels: names of the head's outputs, in order.
         transform: preprocessing that makes a picture the model's input.
-        backbone: torchvision's name of the network.
+        backbone: name of the network, as `model.backbone` takes it.
         decision: calibration and thresholds.
         views: versions of a picture whose mean logits these were fitted to, and are applied to.
         config: the resolved config of the run, as plain containers.
@@ -66,6 +66,15 @@ class Checkpoint:
     versions: dict[str, str]
     levels: int = 1
     views: EvalViews = "plain"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Backbone, labels and transform of a checkpoint, as its header names them."""
+
+    backbone: str
+    labels: tuple[str, ...]
+    transform: TransformSpec | None
 
 
 FORMAT = 2
@@ -147,17 +156,20 @@ def load(path: Path) -> Checkpoint:
         ) from error
 
 
-def read_origin(path: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Read backbone and labels from a checkpoint's header alone; None: another kind of file.
+def read_origin(path: Path) -> Origin | None:
+    """Read backbone, labels and transform from a header alone; None: another kind of file.
 
-    Nothing is verified; `load` does that.
+    Nothing is verified but the transform; `load` does that.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = file.read(_read_header_length(file.read(8), size, path))
         about = json.loads(json.loads(header)["__metadata__"][_KEY])
-        return str(about["backbone"]), tuple(map(str, about["labels"]))
+        labels = tuple(map(str, about["labels"]))
+        transform = about.get("transform")
+        spec = None if transform is None else _parse_transform(transform)
+        return Origin(str(about["backbone"]), labels, spec)
     except (OSError, CheckpointError, *_FOREIGN):
         return None
 
@@ -216,6 +228,8 @@ def _parse_transform(about: dict[str, Any]) -> TransformSpec:
         value = getattr(spec, name)
         _require(value, name, len(value) == length and all(0 <= to_finite(x) <= 1 for x in value))
     _require(spec.std, "std", min(spec.std) > 0)
+    _require(spec.interpolation, "interpolation", spec.interpolation in ("bilinear", "bicubic"))
+    _require(spec.crop_share, "crop_share", 0.1 <= to_finite(spec.crop_share) <= 1)
     for name in ("horizontal_flip", "color_jitter"):
         _require(getattr(spec, name), name, 0 <= to_finite(getattr(spec, name)) <= 1)
     return spec

@@ -35,10 +35,10 @@ from mlfinetune.training.build import (
     build_step_options,
     build_training_loss,
     build_training_optimizer,
-    build_transform_spec,
     get_batch_size,
     precomputes_features,
 )
+from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.step import StepOptions, train_step
 from mlfinetune.training.timing import (
     MIN_BATCH,
@@ -114,14 +114,15 @@ def build_trial(
         MlfinetuneError: a setting that the run itself could not use either.
     """
     config = config.update_section("train", batch_size=get_batch_size_or(config, MIN_BATCH))
-    tagger, _ = build_model(config, train, build_transform_spec(config), device)
+    spec = build_transform_spec(config)
+    tagger, _ = build_model(config, train, spec, device)
     return TrialRun(
         tagger,
         build_training_loss(config, train, device)[0],
         build_training_optimizer(config, tagger),
         build_step_options(config, device, dtype),
         precomputes_features(config),
-        config.model.image_size,
+        spec.image_size,
     )
 
 

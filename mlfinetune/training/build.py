@@ -5,8 +5,7 @@
 The config stops here: what is built takes plain values. `data/load.py` reads its `data` section.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -27,14 +26,16 @@ from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
 from mlfinetune.metrics.types import DecisionRule
-from mlfinetune.models.backbones import choose_levels
+from mlfinetune.models.backbones import build_backbone, choose_levels
 from mlfinetune.models.inference import place_on_device
-from mlfinetune.models.pretrained import is_weights_path, load_pretrained
+from mlfinetune.models.layers import number_layers
+from mlfinetune.models.sizes import takes_one_picture
 from mlfinetune.models.tagger import Tagger
-from mlfinetune.runs import directory
-from mlfinetune.runs.checkpoint import Checkpoint, read_origin
+from mlfinetune.models.timm_backbones import is_timm
+from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.text import display_path, list_labels, pluralize, suggest
+from mlfinetune.text import suggest
+from mlfinetune.training.network import load_weights, resolve_network
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.step import StepOptions
 
@@ -53,19 +54,6 @@ the error of a ResNet-50 rises fast as they get fewer (Wu & He 2018, Group Norma
 MAX_EVAL_BATCH = 256
 """Greatest number of pictures in a batch of evaluation, which one device computes. A batch of
 training may be shared by many GPUs."""
-
-
-def build_transform_spec(config: Config) -> TransformSpec:
-    """Return the specification of how pictures become the model's input."""
-    return TransformSpec(
-        image_size=config.model.image_size,
-        resize=config.model.resize,
-        max_pixels=config.data.max_pixels,
-        crop_scale=config.augment.crop_scale,
-        horizontal_flip=config.augment.horizontal_flip,
-        color_jitter=config.augment.color_jitter,
-        rand_augment=config.augment.rand_augment,
-    )
 
 
 def get_batch_size(config: Config) -> int:
@@ -89,9 +77,11 @@ def build_model(
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
-        ConfigError: an unknown backbone, or batches that BatchNorm cannot train on.
+        ConfigError: an unknown backbone, batches that BatchNorm cannot train on, or layers that
+            cannot be counted.
         WeightsError: the weights cannot be had, or do not fit.
     """
+    config = resolve_network(config)
     model = config.model
     _require_batches(config, len(train), spec.image_size, processes)
     prior = compute_log_odds(train) if model.head_bias == "prior" else None
@@ -99,47 +89,24 @@ def build_model(
         model.backbone,
         len(train.labels),
         levels=choose_levels(model.backbone, model.levels),
+        image_size=spec.image_size,
         mean=spec.mean,
         std=spec.std,
         frozen=model.freeze_backbone,
         bias=prior,
         chunked=chunks_head(config, train, processes),
     )
-    about = ""
-    if (weights := model.weights) is not None:
-        if os.path.isdir(weights) and is_weights_path(weights):
-            weights = str(directory.find_checkpoint(Path(weights)))
-        outputs = load_pretrained(tagger, model.backbone, weights)
-        if is_weights_path(weights):
-            about = _describe_weights(Path(weights), outputs, train.labels.names)
+    if config.train.layer_decay is not None:
+        number_layers(tagger.features, model.backbone)  # refused before anything is written
+    about = load_weights(config, tagger, train.labels.names)
     return place_on_device(tagger, device), about
-
-
-def _describe_weights(path: Path, outputs: int | None, labels: Sequence[str]) -> str:
-    """Tell what was taken of a weights file: its backbone, never its head.
-
-    Args:
-        path: the file; a checkpoint of ours names its labels.
-        outputs: of the head in the file; None: it has none.
-        labels: those of the new head.
-    """
-    text = f"weights: backbone of {display_path(path)}"
-    new = f"the new head ({pluralize(len(labels), 'label')}) starts anew"
-    if outputs is None:
-        return f"{text}, which holds no head: {new}"
-    origin = read_origin(path)
-    if origin is None:
-        return f"{text}; its head ({pluralize(outputs, 'output')}) is not taken: {new}"
-    backbone, names = origin
-    known = set(names)
-    common = list_labels([name for name in labels if name in known], " of both")
-    return f"{text} ({backbone}), {list_labels(names)}; its head is not taken: {new}; {common}"
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:
     """Raise a ConfigError if a rank would have no picture of a batch, or too few for BatchNorm.
 
-    At 32 pixels the last layer has one pixel: with one picture BatchNorm would see one value.
+    Where the last map has one pixel (a ResNet's at 32 pixels), with one picture BatchNorm would see
+    one value.
 
     Args:
         images: number of training images.
@@ -151,17 +118,19 @@ def _require_batches(config: Config, images: int, side: int, processes: int) -> 
             f"train.batch_size {size} is that of all {processes} processes together: not one "
             f"picture for each"
         )
-    if side > 32 or config.model.freeze_backbone:
+    if config.model.freeze_backbone:
         return
     if syncs_batch_norm(config, processes):
         processes = 1  # BatchNorm learns as if there were one
     sizes = {len(batch) for batch in cut_batches(list(range(images)), size)}
     pieces = {count // min(config.train.accumulate, count) for count in sizes}
     # Shares of a piece differ by at most one picture. A share of 0 pictures is allowed, 1 is not.
-    if 1 in {share for piece in pieces for share in (piece // processes, -(-piece // processes))}:
+    shares = {share for piece in pieces for share in (piece // processes, -(-piece // processes))}
+    name = config.model.backbone
+    if 1 in shares and not takes_one_picture(lambda s: build_backbone(name, 1, s)[0], side):
         raise ConfigError(
-            "one picture of 32 px at a time gives BatchNorm one value a channel to learn from; "
-            "raise train.batch_size or model.image_size, or set model.freeze_backbone: true"
+            f"one picture of {side} px at a time gives BatchNorm one value a channel to learn "
+            "from; raise train.batch_size or model.image_size, or set model.freeze_backbone: true"
         )
 
 
@@ -296,7 +265,7 @@ def build_training_loss(config: Config, train: Manifest, device: torch.device) -
 def build_training_optimizer(config: Config, tagger: Tagger) -> torch.optim.Optimizer:
     """Build the optimizer of the parameters that train."""
     train = config.train
-    groups = tagger.parameter_groups(train.lr, train.head_lr, train.weight_decay)
+    groups = tagger.parameter_groups(train.lr, train.head_lr, train.weight_decay, train.layer_decay)
     return build_optimizer(groups, train.optimizer, train.momentum)
 
 
@@ -344,13 +313,16 @@ def build_checkpoint(
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),
         epoch=epoch,
-        versions={
-            "mlfinetune": __version__,
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-        },
         views=config.eval.views,
+        versions=_find_versions(config.model.backbone),
     )
+
+
+def _find_versions(backbone: str) -> dict[str, str]:
+    """Return the versions of the packages that a network is computed with."""
+    names = ["torchvision", *(["timm"] if is_timm(backbone) else [])]
+    packages = {name: version(name) for name in names}
+    return {"mlfinetune": __version__, "torch": torch.__version__, **packages}
 
 
 def locate_images(config: Config, manifest: Manifest) -> dict[str, Any]:

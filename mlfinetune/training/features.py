@@ -234,6 +234,8 @@ def open_feature_store(
         spec.resize,
         *spec.mean,
         *spec.std,
+        spec.interpolation,
+        spec.crop_share,
         decode.DECODE_VERSION,
         choose_jpeg_decoder()[1],
     )
@@ -247,7 +249,7 @@ def open_feature_store(
         extractor.how,
     )
     key = hash_key(*made_by, *view)
-    folder = root / f"{backbone}-{spec.image_size}-{spec.resize}-{key:016x}"
+    folder = root / f"{backbone.replace('/', '-')}-{spec.image_size}-{spec.resize}-{key:016x}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Store(folder)

@@ -108,7 +108,8 @@ def _require_same_outputs(run: Path, state: ResumeState | None, setup: TrainingS
     """Raise an error where the run has learned other labels, or with another backbone."""
     files = (run / directory.BEST, run / directory.LAST)
     origins = (checkpoint.read_origin(file) for file in files if file.is_file())
-    backbone, labels = next((origin for origin in origins if origin), (None, None))
+    origin = next(filter(None, origins), None)
+    backbone, labels = (origin.backbone, origin.labels) if origin else (None, None)
     now = setup.splits.val.labels.names
     if labels is None:
         labels = _read_labels(run, now)

@@ -44,7 +44,6 @@ from mlfinetune.training.build import (
     build_loader,
     build_model,
     build_training_loss,
-    build_transform_spec,
     chunks_head,
     get_batch_size,
     opened_image_copies,
@@ -52,6 +51,7 @@ from mlfinetune.training.build import (
     syncs_batch_norm,
 )
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
+from mlfinetune.training.network import build_transform_spec
 
 
 @dataclass(frozen=True)

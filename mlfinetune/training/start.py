@@ -16,7 +16,7 @@ from mlfinetune.config import Config, dump_config, load_config
 from mlfinetune.data.load import resolve_data_config
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
-from mlfinetune.models.pretrained import is_weights_path
+from mlfinetune.models.preprocessing import is_weights_path
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
@@ -26,6 +26,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
 from mlfinetune.text import display_path, pluralize
+from mlfinetune.training.network import resolve_network
 from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.resume import (
     ResumeState,
@@ -168,7 +169,7 @@ def _is_run_of_this_start(run: Path, request: TrainRequest, splits: Splits) -> b
 
 
 def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
-    """Return the config with the values that the data decides, and numbers of the resumed run.
+    """Return the config with what data and weights decide, and numbers of the resumed run.
 
     Args:
         run: the run directory to resume, whose batch size and levels replace `auto`; None: a new
@@ -176,16 +177,15 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
     """
     config = resolve_data_config(config, splits)
     kept = None if run is None else run / directory.CONFIG
-    if kept is None or not kept.is_file():
-        return config
-    before = load_config(kept)
-    if config.train.batch_size == "auto":
-        config = config.update_section("train", batch_size=before.train.batch_size)
-    if config.model.levels == "auto":
-        # A run records a number; one of an earlier version records none, and had one level.
-        levels = 1 if before.model.levels == "auto" else before.model.levels
-        config = config.update_section("model", levels=levels)
-    return config
+    if kept is not None and kept.is_file():
+        before = load_config(kept)
+        if config.train.batch_size == "auto":
+            config = config.update_section("train", batch_size=before.train.batch_size)
+        if config.model.levels == "auto":
+            # A run records a number; one of an earlier version records none, and had one level.
+            levels = 1 if before.model.levels == "auto" else before.model.levels
+            config = config.update_section("model", levels=levels)
+    return resolve_network(config)
 
 
 def load_resume_state(

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.errors import TrainingError
+from mlfinetune.models.sync_batch_norm import is_synced
 from mlfinetune.text import format_list
 from mlfinetune.training.records import StepRecord
 
@@ -264,7 +266,7 @@ def _list_local_statistics(model: nn.Module) -> list[Tensor]:
     return [
         statistic
         for module in model.modules()
-        if type(module) is nn.BatchNorm2d and module.training  # synchronized ones are subclasses
+        if isinstance(module, _BatchNorm) and not is_synced(module) and module.training
         for statistic in (module.running_mean, module.running_var)
         if statistic is not None
     ]

@@ -42,12 +42,12 @@ from mlfinetune.training.bottleneck import (
     suggest_change,
 )
 from mlfinetune.training.build import (
-    build_transform_spec,
     get_batch_size,
     opened_image_copies,
     precomputes_features,
 )
 from mlfinetune.training.features import EVAL_VIEWS
+from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.step import train_step
 from mlfinetune.training.timing import time_rate
 

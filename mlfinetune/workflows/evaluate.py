@@ -111,15 +111,8 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     world.broadcast(lambda: try_eval_folder(question, request.output))
     trained_on = read_trained_on(file.parent)  # now: a damaged file would lose the scores
     with oom_as_device_error():
-        tagger = restore_tagger(
-            loaded.backbone,
-            loaded.levels,
-            len(loaded.labels),
-            loaded.weights,
-            loaded.transform,
-            world.device,
-            file,
-        )
+        network = (loaded.backbone, loaded.levels, len(loaded.labels))
+        tagger = restore_tagger(*network, loaded.weights, loaded.transform, world.device, file)
     with world.local_main_first():
         source = _Source(request, config, recorded, loaded, file.parent)
         config, manifest, description = _read_examples(source, log)

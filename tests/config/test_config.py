@@ -658,8 +658,8 @@ def test_the_default_output_has_the_name_of_the_config(
 def test_every_default_stands(tmp_path: Path) -> None:
     """A config of one key has the defaults that the contract lists."""
     config = load_config(write(tmp_path, DATA))
-    assert (config.model.backbone, config.model.weights) == ("resnet50", "IMAGENET1K_V2")
-    assert (config.model.image_size, config.model.resize) == (224, "squash")
+    assert (config.model.backbone, config.model.weights) == ("resnet50", "auto")
+    assert (config.model.image_size, config.model.resize) == ("auto", "squash")
     assert (config.train.epochs, config.train.batch_size, config.train.seed) == (10, 32, 0)
     assert (config.train.lr, config.train.head_lr, config.train.weight_decay) == (1e-4, 1e-3, 0.01)
     assert (config.train.precision, config.train.workers) == ("auto", "auto")

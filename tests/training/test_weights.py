@@ -71,7 +71,8 @@ def test_more_than_ten_labels_are_counted(other: Path, cli: Run) -> None:
     content = checkpoint.load(path)
     names = tuple(f"l{n}" for n in range(12))
     about = {"labels": names, "backbone": content.backbone}
-    assert checkpoint.read_origin(path) == (content.backbone, content.labels.names)
+    origin = checkpoint.read_origin(path)
+    assert origin == checkpoint.Origin(content.backbone, content.labels.names, content.transform)
     save_file(content.weights, path, {"mlfinetune": json.dumps(about)})
     line = train(cli, other, "runs/pets")
     shown = ", ".join(map(repr, names[:10]))

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 
@@ -35,6 +36,9 @@ class TransformSpec:
         horizontal_flip: training: probability of a mirror image.
         color_jitter: training: strength of brightness, contrast and saturation jitter, 0 to 1.
         rand_augment: training: number of RandAugment operations for each picture.
+        interpolation: `bilinear` or `bicubic`, of every resize.
+        crop_share: evaluation: share of the shorter side that `crop` keeps; torchvision's
+            convention is 224 / 256.
     """
 
     image_size: int
@@ -46,10 +50,9 @@ class TransformSpec:
     horizontal_flip: float = 0.0
     color_jitter: float = 0.0
     rand_augment: int = 0
+    interpolation: str = "bilinear"
+    crop_share: float = 224 / 256
 
-
-CROP_SHARE = 224 / 256
-"""Share of the shorter side that `crop` keeps: torchvision's convention."""
 
 _DECODE_MARGIN = 2  # a JPEG decoded at a smaller size keeps twice the pixels a side it needs
 _MIN_ASPECT = 3 / 4  # least ratio of the sides of RandomResizedCrop's crops
@@ -70,7 +73,7 @@ def compute_min_decoded_side(spec: TransformSpec, *, training: bool) -> int:
         smallest_crop = math.sqrt(spec.crop_scale[0] * _MIN_ASPECT)  # share of the shorter side
         return math.ceil(_DECODE_MARGIN * spec.image_size / smallest_crop)
     if spec.resize == "crop":
-        return _DECODE_MARGIN * round(spec.image_size / CROP_SHARE)
+        return _DECODE_MARGIN * round(spec.image_size / spec.crop_share)
     return _DECODE_MARGIN * spec.image_size
 
 
@@ -100,7 +103,7 @@ def locate_square(
         return 0.0, 0.0, 1.0, 1.0
     side = float(max(width, height))
     if spec.resize == "crop":
-        side = min(width, height) * spec.image_size / round(spec.image_size / CROP_SHARE)
+        side = min(width, height) * spec.image_size / round(spec.image_size / spec.crop_share)
     across, down = side / width, side / height
     return (1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2
 
@@ -139,13 +142,19 @@ def build_random_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
     rounding.
     """
     crops = v2.RandomResizedCrop(spec.image_size, scale=spec.crop_scale)
+    resize = partial(
+        F.resized_crop,
+        size=[spec.image_size] * 2,
+        interpolation=InterpolationMode(spec.interpolation),
+        antialias=True,
+    )
 
     def apply(image: Tensor) -> Tensor:
         box = crops.make_params([image])
         height, width = F.get_size(image)
         box["top"] = int(torch.rand(()).item() * (height - box["height"] + 1))
         box["left"] = int(torch.rand(()).item() * (width - box["width"] + 1))
-        out: Tensor = F.resized_crop(image, **box, size=[spec.image_size] * 2, antialias=True)
+        out: Tensor = resize(image, **box)
         return out
 
     return apply
@@ -163,10 +172,15 @@ def _private_generator(seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
+def _build_resize(spec: TransformSpec) -> Callable[[Tensor, list[int]], Tensor]:
+    """Return a function that resizes a picture to [height, width], or its shorter side."""
+    return partial(F.resize, interpolation=InterpolationMode(spec.interpolation), antialias=True)
+
+
 def _build_squash(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
     """Return a transform that resizes the whole picture to the square."""
-    side = [spec.image_size, spec.image_size]
-    return lambda image: F.resize(image, side, antialias=True).contiguous()
+    side, resize = [spec.image_size, spec.image_size], _build_resize(spec)
+    return lambda image: resize(image, side).contiguous()
 
 
 def _build_center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
@@ -175,7 +189,8 @@ def _build_center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
     A picture much longer than wide is first cut to its middle: to resize all of a 1 x 5000 strip
     would take gigabytes, for pixels that the crop drops.
     """
-    shorter, side = [round(spec.image_size / CROP_SHARE)], [spec.image_size] * 2
+    resize = _build_resize(spec)
+    shorter, side = [round(spec.image_size / spec.crop_share)], [spec.image_size] * 2
 
     def apply(image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -183,7 +198,7 @@ def _build_center_crop(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
         if max(height, width) > 2 * short:
             middle = [min(length, 2 * short + length % 2) for length in (height, width)]
             image = F.center_crop(image, middle)
-        out: Tensor = F.center_crop(F.resize(image, shorter, antialias=True), side)
+        out: Tensor = F.center_crop(resize(image, shorter), side)
         return out.contiguous()
 
     return apply
@@ -194,6 +209,7 @@ def _build_pad(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
 
     The mean color is 0 after normalization.
     """
+    resize = _build_resize(spec)
     fill = torch.tensor([round(255 * level) for level in spec.mean], dtype=torch.uint8)[
         :, None, None
     ]
@@ -204,7 +220,7 @@ def _build_pad(spec: TransformSpec) -> Callable[[Tensor], Tensor]:
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
         top, left = (spec.image_size - size[0]) // 2, (spec.image_size - size[1]) // 2
         out = fill.expand(3, spec.image_size, spec.image_size).clone()
-        out[:, top : top + size[0], left : left + size[1]] = F.resize(image, size, antialias=True)
+        out[:, top : top + size[0], left : left + size[1]] = resize(image, size)
         return out
 
     return apply

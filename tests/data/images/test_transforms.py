@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.models import get_model_weights
+from torchvision.transforms import functional, v2
 
 from mlfinetune.data.images.transforms import (
     TransformSpec,
@@ -21,6 +22,7 @@ from mlfinetune.data.images.transforms import (
     compute_min_decoded_side,
     to_tensor,
 )
+from mlfinetune.models.preprocessing import find_preprocessing
 
 SIDE = 64
 RESIZES = ("squash", "crop", "pad")
@@ -370,3 +372,27 @@ def test_training_leaves_its_input_alone() -> None:
     for changes in ({}, AUGMENTED):
         build_train_transform(spec(**changes))(image, 0)
     assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "swin_t", "mobilenet_v2"])
+def test_crop_is_what_torchvision_does_for_its_weights(name: str) -> None:
+    """Interpolation and share of the crop of each set of weights give torchvision's pixels."""
+    preset = get_model_weights(name).DEFAULT.transforms()
+    found = find_preprocessing(name, None)
+    wanted = {"interpolation": found.interpolation, "crop_share": found.crop_share}
+    crop = build_eval_transform(spec(image_size=found.image_size, resize="crop", **wanted))
+    image = noise(300, 400)
+    resized = functional.resize(image, preset.resize_size, preset.interpolation, antialias=True)
+    assert torch.equal(crop(image), functional.center_crop(resized, preset.crop_size))
+
+
+@pytest.mark.parametrize("how", [*RESIZES, "random"])
+def test_every_resize_is_interpolated_as_asked_for(how: str) -> None:
+    """Bicubic gives other pixels than bilinear, in evaluation and in training."""
+    crops = {"crop_scale": (0.5, 0.6)} if how == "random" else {"resize": how}
+    transforms = [
+        build_train_transform(spec(interpolation=by, **crops)) for by in ("bilinear", "bicubic")
+    ]
+    one, other = (transform(noise(60, 90), 7) for transform in transforms)
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
