@@ -136,7 +136,7 @@ def read_features(asked: argparse.Namespace, config: Config, splits: Splits) -> 
     """
     found: dict[str, Any] = {}
     if asked.features is not None and asked.features.exists():
-        found = torch.load(asked.features)
+        found = torch.load(asked.features, weights_only=True)
     device = prepare_device("cpu")
     dtype, _ = choose_precision("auto", device)
     spec = build_transform_spec(config)

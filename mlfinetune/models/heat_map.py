@@ -10,8 +10,7 @@ Between the pooled maps and a logit there is only a mean and a linear head, so t
 Source: Zhou et al. 2016, Learning Deep Features for Discriminative Localization.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +41,14 @@ def find_no_map_reason(features: nn.Module) -> str | None:
     )
 
 
-def explain(tagger: Tagger, images: Tensor, labels: Sequence[int]) -> Tensor:
+def explain(tagger: Tagger, images: Tensor, labels: Sequence[int], mirror: bool = False) -> Tensor:
     """Compute where pictures speak for labels.
 
     Args:
         tagger: it is put into evaluation mode.
         images: (B, 3, S, S) uint8, on any device.
         labels: columns of the k labels.
+        mirror: the logits are means of a picture's and its mirror image's; so are the maps.
 
     Returns:
         (B, k, h, w) float32 on the tagger's device: the parts of the logits. The mean over h and w
@@ -60,6 +60,9 @@ def explain(tagger: Tagger, images: Tensor, labels: Sequence[int]) -> Tensor:
     if reason := find_no_map_reason(tagger.features):
         raise ConfigError(reason)
     assert isinstance(tagger.features, PooledResNet | FusedBackbone)
+    if mirror:
+        mirrored = explain(tagger, images.flip(3), labels).flip(3)
+        return (explain(tagger, images, labels) + mirrored) / 2
     tagger.eval()
     with torch.inference_mode():
         x = tagger.normalize(images.to(tagger.mean.device))
@@ -90,29 +93,14 @@ def _resample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     return rows @ maps @ columns.T
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread of the CPU inside the block.
-
-    One picture is too little work for several: beside another busy process they wait for each
-    other many times as long as they compute.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class Explainer:
     """Decodes pictures, and computes their maps: an `Explain`."""
 
-    def __init__(self, tagger: Tagger, spec: TransformSpec) -> None:
+    def __init__(self, tagger: Tagger, spec: TransformSpec, mirror: bool = False) -> None:
         """Prepare to explain pictures one by one.
 
         Args:
-            tagger: as `explain` takes it.
+            tagger, mirror: as `explain` takes them.
             spec: how a picture becomes the model's square.
 
         Raises:
@@ -120,7 +108,7 @@ class Explainer:
         """
         if reason := find_no_map_reason(tagger.features):
             raise ConfigError(reason)
-        self._tagger, self._spec = tagger, spec
+        self._tagger, self._spec, self._mirror = tagger, spec, mirror
         self._transform = build_eval_transform(spec)
         self._min_side = compute_min_decoded_side(spec, training=False)
         self._jpeg, _ = choose_jpeg_decoder()
@@ -134,12 +122,14 @@ class Explainer:
         with one_thread():
             pixels = decode_image(path, self._spec.max_pixels, self._min_side, self._jpeg)
             square = self._transform(to_tensor(pixels))
-            maps = explain(self._tagger, square[None], labels)[0].cpu().numpy()
+            maps = explain(self._tagger, square[None], labels, self._mirror)[0].cpu().numpy()
         height, width = pixels.shape[:2]
         return Explanation(pixels, maps, locate_square(self._spec, width, height))
 
 
-def build_explainer(tagger: Tagger, spec: TransformSpec) -> tuple[Explainer | None, str]:
+def build_explainer(
+    tagger: Tagger, spec: TransformSpec, mirror: bool = False
+) -> tuple[Explainer | None, str]:
     """Return an Explainer; or None, and the reason why the backbone has no map."""
     reason = find_no_map_reason(tagger.features)
-    return (None, reason) if reason else (Explainer(tagger, spec), "")
+    return (None, reason) if reason else (Explainer(tagger, spec, mirror), "")

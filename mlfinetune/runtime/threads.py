@@ -3,7 +3,7 @@
 torch divides a product among all cores, and its threads wait for each other by spinning. Where
 another process has one of the cores, each small product then waits for a time slice of that
 process: a hundred times as long as it computes. One thread waits for nobody. On an idle machine it
-loses little where products are small (`benchmarks/small_products.py` measures both).
+loses little where products are small (`benchmarks/fixed_seconds.py` measures both).
 """
 
 from collections.abc import Iterator
@@ -38,3 +38,18 @@ class ThreadChooser:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread of the CPU inside the block.
+
+    One picture is too little work for several: beside another busy process they wait for each
+    other many times as long as they compute.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -146,7 +146,11 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     most = choose_most(len(manifest), are_features_kept=False)
-    write_report(folder, log, MapSource(*build_explainer(tagger, loaded.transform), most))
+    write_report(
+        folder,
+        log,
+        MapSource(*build_explainer(tagger, loaded.transform, config.eval.views == "mirror"), most),
+    )
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
 

@@ -150,7 +150,7 @@ def _run_on_rank(
             next(islice(paths, skipped, skipped), None)
     share = _predict_share(predictor, paths, request.batch_size, world)
     if request.explain is not None:
-        explain = Explainer(predictor.tagger, predictor.spec)
+        explain = Explainer(predictor.tagger, predictor.spec, predictor.views == "mirror")
         share = OverlayWriter(request.explain, selector, explain).write_before(share, log.say)
     rows = world.gather_stream(share)
     first = next(rows, None)
@@ -299,12 +299,14 @@ class _Predictor:
     Attributes:
         tagger: scores one view of a picture.
         net: the tagger, or the mean of its logits over several views.
+        views: those of `net`.
         decision, spec: of the checkpoint, and the request.
         dtype: of activations.
     """
 
     tagger: Tagger
     net: nn.Module
+    views: EvalViews
     decision: DecisionRule
     spec: TransformSpec
     dtype: torch.dtype
@@ -335,7 +337,7 @@ def _load_predictor(
     if warning := describe_other_views(views, loaded.views, applied):
         log.say(warning)
     net = average_views(tagger, views)
-    return _Predictor(tagger, net, decision, loaded.transform, dtype), labels
+    return _Predictor(tagger, net, views, decision, loaded.transform, dtype), labels
 
 
 def _describe_decision(decision: DecisionRule) -> str:

@@ -16,7 +16,7 @@ from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.selection import estimate_selection
 from mlfinetune.metrics.types import Evaluation
-from mlfinetune.models.heat_map import build_explainer, one_thread
+from mlfinetune.models.heat_map import build_explainer
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
@@ -28,6 +28,7 @@ from mlfinetune.runtime.device import choose_precision, oom_as_device_error, rea
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
+from mlfinetune.runtime.threads import one_thread
 from mlfinetune.storage.files import Stamp, read_stamp
 from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import display_path, format_duration
@@ -295,4 +296,4 @@ def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSo
     with one_thread():
         tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
     most = choose_most(len(setup.splits.val), precomputes_features(config))
-    return MapSource(*build_explainer(tagger, setup.spec), most)
+    return MapSource(*build_explainer(tagger, setup.spec, config.eval.views == "mirror"), most)

@@ -53,6 +53,16 @@ def test_mean_and_bias_are_the_logit(levels: int, side: int) -> None:
         assert torch.allclose(sums, logits, rtol=0, atol=1e-4)
 
 
+def test_maps_of_mirror_views_are_exact_too() -> None:
+    """Their means and the bias are the mean logits of both views."""
+    tagger = build("resnet6_tiny")
+    with torch.inference_mode():
+        logits = (tagger(pictures(64)) + tagger(pictures(64).flip(3))) / 2
+    maps = explain(tagger, pictures(64), range(5), mirror=True)
+    assert torch.allclose(maps.mean((2, 3)) + tagger.head.bias, logits, rtol=0, atol=1e-4)
+    assert not torch.allclose(maps, maps.flip(3))
+
+
 def test_a_chunked_head_gives_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of the first chunk, and of the short last one."""
     monkeypatch.setattr("mlfinetune.models.tagger.CHUNK_LABELS", 2)
