@@ -29,6 +29,7 @@ from mlfinetune.errors import ConfigError
 from mlfinetune.models.backbones import PooledResNet
 from mlfinetune.models.inference import FusedBackbone
 from mlfinetune.models.tagger import ChunkedLinear, Tagger
+from mlfinetune.runtime.threads import one_thread
 
 
 def find_no_map_reason(features: nn.Module) -> str | None:
