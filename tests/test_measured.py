@@ -145,6 +145,11 @@ def sentences() -> dict[str, list[str]]:
     small = [v for k, v in calibration.items() if k.startswith("normal") and k.endswith("N = 200")]
     peer = {k: v["mAP"] for k, v in result("peers")["tasks"]["finetune"]["peers"].items()}
     alike = result("look_alikes")
+    sampling = result("sampling")
+    rarest = {
+        way: [sampling[size][way]["rarest"]["AP"] for size in ("300", "1,000", "2,586")]
+        for way in sampling["300"]
+    }
     allocator = result("allocator")
 
     def span(kind: str, key: str) -> str:
@@ -215,6 +220,12 @@ def sentences() -> dict[str, list[str]]:
             f"{100 * alike['copies_within']['recompressed']:.0f} % of the copies recompressed",
             f"{100 * alike['pictures_in_such_pairs'] / alike['pictures']:.0f} % of the pictures",
             f"{allocator['frozen']['ratio']:.2f} times the images a second",
+            *(
+                ", ".join(f"{row['value']:.3f}" for row in rarest[way])
+                for way in ("uniform", "balanced", "pos_weight", "asl")
+            ),
+            f"gains {rarest['AdamW, balanced'][0]['gain']:.3f} with 300 pictures, and loses "
+            f"{-rarest['AdamW, balanced'][1]['gain']:.3f} with 1,000",
             f"takes {start['mlfinetune --help']:.2f} s where `python -c pass` takes "
             f"{start['python -c pass']:.2f} s",
         ],
@@ -301,3 +312,5 @@ def test_what_helps_rare_labels() -> None:
             row = measured[size][way][labels][number]
             keys = ("value",) if way.endswith("uniform") else ("value", "low", "high")
             check(" ".join(re.findall(r"[-+]?\d\.\d+", cell)), [row[key] for key in keys])
+    solved = (measured[size][way]["rarest"]["AP"] for size in measured for way in measured[size])
+    assert sum(row["low"] > 0 for row in solved) == 1, "only AdamW's, with 300 pictures"
