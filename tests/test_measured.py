@@ -145,6 +145,11 @@ def sentences() -> dict[str, list[str]]:
     small = [v for k, v in calibration.items() if k.startswith("normal") and k.endswith("N = 200")]
     peer = {k: v["mAP"] for k, v in result("peers")["tasks"]["finetune"]["peers"].items()}
     alike = result("look_alikes")
+    sampling = result("sampling")
+    rarest = {
+        way: [sampling[size][way]["rarest"]["AP"] for size in ("300", "1,000", "2,586")]
+        for way in sampling["300"]
+    }
     allocator = result("allocator")
     views = result("views")
 
@@ -228,6 +233,12 @@ def sentences() -> dict[str, list[str]]:
             f"{by_pictures('224 and 288 px, mirror')}; 288 px alone, with the head of 224, "
             f"{by_pictures('288 px')}. Means of probabilities instead of logits score "
             f"{by_pictures('mirror, mean of probabilities')}.",
+            *(
+                ", ".join(f"{row['value']:.3f}" for row in rarest[way])
+                for way in ("uniform", "balanced", "pos_weight", "asl")
+            ),
+            f"gains {rarest['AdamW, balanced'][0]['gain']:.3f} with 300 pictures, and loses "
+            f"{-rarest['AdamW, balanced'][1]['gain']:.3f} with 1,000",
             f"takes {start['mlfinetune --help']:.2f} s where `python -c pass` takes "
             f"{start['python -c pass']:.2f} s",
         ],
@@ -355,6 +366,8 @@ def test_what_helps_rare_labels() -> None:
             row = measured[size][way][labels][number]
             keys = ("value",) if way.endswith("uniform") else ("value", "low", "high")
             check(" ".join(re.findall(r"[-+]?\d\.\d+", cell)), [row[key] for key in keys])
+    solved = (measured[size][way]["rarest"]["AP"] for size in measured for way in measured[size])
+    assert sum(row["low"] > 0 for row in solved) == 1, "only AdamW's, with 300 pictures"
 
 
 def test_the_cost_of_heat_maps() -> None:
