@@ -102,8 +102,9 @@ def estimate_batch_norm(
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
-    step = max(1, len(splits.train) // BATCH_NORM_PICTURES)
-    for _, images in stream(splits.train, spec, config, list(range(0, len(splits.train), step))):
+    # In random order: a batch of neighbors in the table varies less than the pictures do.
+    rows = random.Random(0).sample(range(len(splits.train)), BATCH_NORM_PICTURES)
+    for _, images in stream(splits.train, spec, config, rows):
         x = (images.float() - tagger.mean) / tagger.std
         tagger.features(x.contiguous(memory_format=torch.channels_last))
     for norm in norms:

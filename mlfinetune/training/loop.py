@@ -254,8 +254,8 @@ def search_penalties(
         for l2 in beyond:
             if not _wins(edge, best_by_penalty):
                 break
-            kind = "weaker" if l2 < edge else "stronger"
-            say(f"l2 {edge:g} is the best at an edge of the penalties tried: a {kind} one, {l2:g}")
+            extreme = "weakest" if l2 < edge else "strongest"
+            say(f"l2 {edge:g} is the best penalty so far and the {extreme}: {l2:g} is tried too")
             yield l2
             edge = l2
 

@@ -29,14 +29,14 @@ def test_beyond_the_strongest(best: float, last: float) -> None:
     stronger = STRONGER_PENALTIES[: STRONGER_PENALTIES.index(last) + 1]
     assert tried == [*PENALTIES[:3], *stronger]
     assert len(said) == len(stronger)
-    assert said[0] == "l2 1 is the best at an edge of the penalties tried: a stronger one, 3"
+    assert said[0] == "l2 1 is the best penalty so far and the strongest: 3 is tried too"
 
 
 @pytest.mark.parametrize(("best", "count"), [(0.001, 1), (0.0003, 2), (0.0, 2)])
 def test_beyond_the_weakest(best: float, count: int) -> None:
     tried, said = search(lambda l2: 0.5 - abs(l2 - best))
     assert tried == [*PENALTIES, *WEAKER_PENALTIES[:count]]
-    assert "l2 0.001 is the best at an edge of the penalties tried: a weaker one, 0.0003" in said
+    assert "l2 0.001 is the best penalty so far and the weakest: 0.0003 is tried too" in said
 
 
 @pytest.mark.parametrize("value", [None, 0.5, 1.0])
