@@ -30,7 +30,7 @@ model:
   backbone: resnet50
   weights: auto              # the best published ones, a name, a file, or null: random
   freeze_backbone: false     # true: only the head, on features computed once; no rate to tune
-  image_size: 224
+  image_size: auto           # pixels of a side: 224 for a ResNet
   resize: squash             # squash | crop | pad
 
 train:
