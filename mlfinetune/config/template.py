@@ -33,7 +33,7 @@ model:
   weights: auto              # the best published ones, a name, a file, or null: random
   # levels: auto             # 2 of a ResNet: the means of layer3 besides layer4's; 1: layer4 alone
   freeze_backbone: false     # true: only the head, on features computed once; no rate to tune
-  image_size: 224
+  image_size: auto           # pixels of a side: 224 for a ResNet
   resize: squash             # squash | crop | pad
 
 train:

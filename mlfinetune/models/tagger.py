@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from mlfinetune.models.backbones import build_backbone
 from mlfinetune.models.layers import list_undecayed, number_layers
+from mlfinetune.models.sync_batch_norm import is_synced
 
 CHUNK_LABELS = 1024
 """Number of labels in one chunk of `ChunkedLinear` (measured: `benchmarks/large_head.py`)."""
@@ -168,10 +169,18 @@ class Tagger(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, F) features, in the type of autocast where that is on."""
+        count = len(images)
+        if not count and not self._learns_with_other_ranks():
+            # Many networks cannot reshape a batch of no pictures: they get one, which is dropped.
+            images = images.new_zeros(1, *images.shape[1:])
         x = self.normalize(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features: Tensor = self.features(x)
-        return features
+        return features if count else features[:0]
+
+    def _learns_with_other_ranks(self) -> bool:
+        """Tell whether BatchNorm waits for the pictures of all ranks, and must see no other."""
+        return self.training and any(map(is_synced, self.features.modules()))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 logits."""

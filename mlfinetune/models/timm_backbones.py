@@ -155,9 +155,14 @@ def read_timm_weights(backbone: str, tag: str, image_size: int) -> dict[str, Ten
         WeightsError: they can be had from neither.
     """
     name = _join(backbone, tag)
+    cached = _find_cached_file(name)
+    # The client of the hub would ask the network whether its copy is still the newest.
+    overlay = {"file": cached, "custom_load": False} if cached else {}
     try:
         with torch.random.fork_rng(devices=[]):  # random weights that are overwritten
-            model = _create(PREFIX + name, image_size, pretrained=True)
+            model = _create(
+                PREFIX + name, image_size, pretrained=True, pretrained_cfg_overlay=overlay
+            )
     except Exception as error:  # of the hub's client, of its transport, of a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
@@ -165,6 +170,18 @@ def read_timm_weights(backbone: str, tag: str, image_size: int) -> dict[str, Ten
         ) from error
     state: dict[str, Tensor] = model.state_dict()
     return state
+
+
+def _find_cached_file(name: str) -> str | None:
+    """Return the file of weights in the cache of the hub's client; None: it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = _import_timm().get_pretrained_cfg(name)
+    if not config.hf_hub_id:
+        return None
+    files = [config.hf_hub_filename] if config.hf_hub_filename else _FILES
+    found = (try_to_load_from_cache(config.hf_hub_id, file) for file in files)
+    return next((path for path in found if isinstance(path, str)), None)
 
 
 def _advise_on_hub(name: str) -> str:
@@ -247,10 +264,4 @@ def count_timm_parameters(backbone: str) -> int:
 
 def is_timm_cached(backbone: str, tag: str) -> bool:
     """Tell whether weights are on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = _import_timm().get_pretrained_cfg(_join(backbone, tag))
-    files = [config.hf_hub_filename] if config.hf_hub_filename else _FILES
-    return bool(config.hf_hub_id) and any(
-        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files
-    )
+    return _find_cached_file(_join(backbone, tag)) is not None

@@ -96,6 +96,16 @@ def test_a_norm_in_the_head_belongs_to_the_backbone(tmp_path: Path) -> None:
     assert tagger.features.head.norm.weight.equal(model.head.norm.weight)
 
 
+@pytest.mark.parametrize("name", [VIT, "timm/test_vit_relpos", "timm/test_efficientnet"])
+def test_a_rank_without_pictures_has_no_gradient(name: str) -> None:
+    """A transformer cannot reshape nothing; every parameter takes part, and none moves."""
+    tagger = build(64, name).eval()
+    logits = tagger(torch.zeros(0, 3, 64, 64, dtype=torch.uint8))
+    logits.sum().backward()
+    assert logits.shape == (0, 2)
+    assert all(not p.grad.any() for p in tagger.parameters())
+
+
 def alone(_: Tensor) -> None:
     """The sum over one rank."""
 
