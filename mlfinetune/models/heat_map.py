@@ -65,7 +65,7 @@ def explain(tagger: Tagger, images: Tensor, labels: Sequence[int], mirror: bool 
         mirrored = explain(tagger, images.flip(3), labels).flip(3)
         return (explain(tagger, images, labels) + mirrored) / 2
     tagger.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         x = tagger.normalize(images.to(tagger.mean.device))
         maps = tagger.features.compute_maps(x)
         weights = torch.split(_take_rows(tagger.head, labels), [each.shape[1] for each in maps], 1)

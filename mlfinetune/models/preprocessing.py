@@ -70,7 +70,7 @@ def resolve_weights(backbone: str, weights: str | None) -> str | None:
 def list_weights(backbone: str) -> list[str]:
     """List the names of a backbone's weights, the best one first."""
     if is_timm(backbone):
-        return list_timm_weights(backbone)
+        return list(list_timm_weights(backbone))
     known = _get_weight_sets(backbone)
     if not known:
         return []

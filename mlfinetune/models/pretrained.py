@@ -72,10 +72,10 @@ def load_pretrained(
     state, head = _split_head(
         _strip_prefixes(state, wanted), wanted, name_timm_heads(model.features)
     )
-    if is_timm(backbone):
-        state = convert_timm_weights(model.features, state)
-    else:
+    if not is_timm(backbone):
         state = _rename_keys(state)
+    elif find_misfits(state, wanted):  # some of timm's conversions harm keys that are right
+        state = convert_timm_weights(model.features, state)
     _load_backbone(model.features, state, weights)
     return _count_outputs(head)
 

@@ -108,11 +108,11 @@ def sync_batch_norm(net: nn.Module, device: torch.device, all_reduce: AllReduce)
         all_reduce: sums a tensor over all ranks, in place. On a GPU torch's own is used.
 
     Raises:
-        ConfigError: a BatchNorm2d computes something else besides, which is not known here.
+        ConfigError: a BatchNorm is not of maps (B, C, H, W), or computes something else besides.
     """
     for parent in list(net.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
                 setattr(parent, name, _build_synced(child, device, all_reduce))
 
 
@@ -121,7 +121,9 @@ def is_synced(norm: nn.Module) -> bool:
     return isinstance(norm, nn.SyncBatchNorm | CpuSyncBatchNorm)
 
 
-def _build_synced(norm: nn.BatchNorm2d, device: torch.device, all_reduce: AllReduce) -> nn.Module:
+def _build_synced(
+    norm: nn.modules.batchnorm._BatchNorm, device: torch.device, all_reduce: AllReduce
+) -> nn.Module:
     """Return the layer that stands in for `norm`, with its parameters, buffers and layers."""
     layers = dict(norm.named_children())
     if type(norm) is not nn.BatchNorm2d and list(layers) != ["drop", "act"]:

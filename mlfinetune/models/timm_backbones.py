@@ -5,11 +5,11 @@
     name, tag          -> read_timm_weights    -> state dict, of timm's cache or hub
     state dict, module -> convert_timm_weights -> the same weights with the keys of the module
 
-
 timm takes seconds to import, so each function imports it when it is called.
 """
 
 import sys
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -52,7 +52,7 @@ def require_timm_backbone(backbone: str) -> None:
     """
     timm = _import_timm()
     architecture, tag = _split(backbone)
-    if architecture not in timm.list_models():
+    if not timm.is_model(architecture):
         known = [*timm.list_models(), *timm.list_models(pretrained=True)]
         hint = suggest(backbone.removeprefix(PREFIX), known).replace("mean '", f"mean '{PREFIX}")
         raise ConfigError(
@@ -72,14 +72,15 @@ def _split(backbone: str) -> tuple[str, str]:
     return architecture, tag
 
 
-def list_timm_weights(backbone: str) -> list[str]:
+@cache
+def list_timm_weights(backbone: str) -> tuple[str, ...]:
     """List the tags of an architecture's weights: that of the name, timm's default, the others."""
     architecture, wanted = _split(backbone)
     timm = _import_timm()
     names = timm.list_pretrained(f"{architecture}.*")
     default = getattr(timm.get_pretrained_cfg(architecture), "tag", "")
     tags = [name.partition(".")[2] for name in names]
-    return sorted(tags, key=lambda tag: (tag != wanted, tag != default))
+    return tuple(sorted(tags, key=lambda tag: (tag != wanted, tag != default)))
 
 
 def _list_tags(backbone: str, tag: str) -> str:

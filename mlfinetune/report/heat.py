@@ -20,7 +20,9 @@ SIDE = 14
 
 
 LEAST, MOST = 24, 96
-"""Numbers of pictures that maps are computed of, at least and at most."""
+"""Numbers of pictures that maps are computed of, at least and at most, at 224 pixels a side."""
+FEWEST = 8
+"""Least number of them, however large the pictures are."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,21 @@ class MapSource:
     most: int
 
 
-def choose_most(images: int, are_features_kept: bool) -> int:
+def choose_most(images: int, are_features_kept: bool, side: int = 224, views: int = 1) -> int:
     """Return the number of pictures to compute maps of, so that they cost a few seconds.
 
     It is an eighth of those that were scored, from 24 to 96. Where kept features were scored, the
-    backbone has not run at all: then it is 24.
+    backbone has not run at all: then it is 24. With more pixels or views it is fewer, down to 8.
+
+    Args:
+        images: number of pictures that were scored.
+        are_features_kept: their features were not computed, but kept from before.
+        side: of the square that the network sees, in pixels.
+        views: versions of a picture that are scored.
     """
-    return LEAST if are_features_kept else min(max(LEAST, images // 8), MOST)
+    most = LEAST if are_features_kept else min(max(LEAST, images // 8), MOST)
+    work = max(1.0, (side / 224) ** 2) * views
+    return max(FEWEST, round(most / work))
 
 
 def list_wanted(report: Report, most: int) -> dict[int, list[int]]:

@@ -51,7 +51,7 @@ class Checkpoint:
         data_digest: SHA-256 over image names, labels and targets of the validation data.
         epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
             solution; 0: the solved head before training.
-        versions: of mlfinetune, torch and torchvision at the time of writing.
+        versions: of mlfinetune and of the packages that compute the network, when it was written.
         levels: number of the backbone's last stages that the features come from.
     """
 
@@ -229,7 +229,7 @@ def _parse_transform(about: dict[str, Any]) -> TransformSpec:
         _require(value, name, len(value) == length and all(0 <= to_finite(x) <= 1 for x in value))
     _require(spec.std, "std", min(spec.std) > 0)
     _require(spec.interpolation, "interpolation", spec.interpolation in ("bilinear", "bicubic"))
-    _require(spec.crop_share, "crop_share", 0.1 <= to_finite(spec.crop_share) <= 1)
+    _require(spec.crop_share, "crop_share", 0.1 <= to_finite(spec.crop_share) <= 2)
     for name in ("horizontal_flip", "color_jitter"):
         _require(getattr(spec, name), name, 0 <= to_finite(getattr(spec, name)) <= 1)
     return spec

@@ -38,6 +38,8 @@ def read_settings(folder: Path, content: Mapping[str, Any]) -> dict[str, Any] | 
         except ConfigError:
             return None
     settings = flatten_settings(config)
+    if settings.get("model.levels") == "auto":  # of an earlier version, which had one
+        settings["model.levels"] = 1
     settings["checkpoint"] = Path(str(content.get("checkpoint", directory.BEST))).name
     versions = content.get("versions")
     if isinstance(versions, dict):

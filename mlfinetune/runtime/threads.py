@@ -32,24 +32,26 @@ class ThreadChooser:
         Args:
             operations: multiplications of the largest product inside: (n, k) x (k, m) has nkm.
         """
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._all if operations >= FEWEST_OPERATIONS else 1)
-        try:
+        with _threads(self._all if operations >= FEWEST_OPERATIONS else 1):
             yield
-        finally:
-            torch.set_num_threads(before)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread of the CPU inside the block.
+    """Context in which torch has one thread; then as before.
 
     One picture is too little work for several: beside another busy process they wait for each
     other many times as long as they compute.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _threads(1):
+        yield
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

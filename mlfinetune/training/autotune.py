@@ -29,6 +29,7 @@ from mlfinetune.runtime.device import (
     read_peak_memory,
     synchronize_device,
 )
+from mlfinetune.runtime.threads import one_thread
 from mlfinetune.training.build import (
     build_loader,
     build_model,
@@ -193,13 +194,9 @@ def measure_workers(
     Raises:
         MlfinetuneError: a setting that the run could not use either.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes that are to decode
-    try:
+    with one_thread():  # as in the processes that are to decode
         batches = repeat_epochs(build_trial_loader(config, train, device, workers=0))
         decoded = time_rate(lambda: len(next(batches).images), 1.0)
-    finally:
-        torch.set_num_threads(threads)
     trial = build_trial(config, train, device, dtype)
     most = CPU_SIZES[0] if device.type == "cpu" else MAX_GPU_BATCH
     batch = make_random_batch(trial, min(most, get_batch_size(config)))

@@ -10,6 +10,7 @@ Passes -> compare_with_freezing   14.4: all epochs are so many times the work of
        -> choose_way              the key that `init` sets on this machine
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 MIN_SAVING = 0.1
@@ -183,15 +184,25 @@ def compare_with_freezing(passes: Passes) -> float:
     return (tuning + passes.solves_first * features) / max(1, features)
 
 
-def describe_freezing(passes: Passes) -> str:
-    """Return a line on the fast way for a machine without a GPU; empty where it gains little."""
+def describe_freezing(passes: Passes, obstacles: Sequence[str] = ()) -> str:
+    """Return a line on the fast way for a CPU; empty where it gains little.
+
+    Args:
+        passes: of the run.
+        obstacles: keys of the config that a frozen backbone does not go with.
+    """
     ratio = compare_with_freezing(passes)
     if ratio < FREEZE_SPEEDUP:
         return ""
     return (
-        f"no GPU here: with model.freeze_backbone: true the backbone has {ratio:.0f} times less "
-        f"to do (the head alone learns, on features computed once)"
+        f"on a CPU: with model.freeze_backbone: true{_list_obstacles(obstacles)} the backbone has "
+        f"{ratio:.0f} times less to do (the head alone learns, on features computed once)"
     )
+
+
+def _list_obstacles(keys: Sequence[str]) -> str:
+    """Return the keys to take out, as ` (without train.layer_decay)`; empty if there are none."""
+    return f" (without {' and '.join(keys)})" if keys else ""
 
 
 def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None:

@@ -160,6 +160,15 @@ def precomputes_features(config: Config) -> bool:
     return config.model.freeze_backbone and config.train.cache_features == "auto"
 
 
+def list_freezing_obstacles(config: Config) -> list[str]:
+    """List the keys that are set, and that a frozen backbone does not go with."""
+    keys = {
+        "train.solve_head_first": config.train.solve_head_first,
+        "train.layer_decay": config.train.layer_decay is not None,
+    }
+    return [key for key, is_set in keys.items() if is_set]
+
+
 def uses_lbfgs(config: Config, train: Manifest) -> bool:
     """Tell whether L-BFGS solves for the head.
 
@@ -314,11 +323,11 @@ def build_checkpoint(
         data_digest=digest_manifest(val),
         epoch=epoch,
         views=config.eval.views,
-        versions=_find_versions(config.model.backbone),
+        versions=find_versions(config.model.backbone),
     )
 
 
-def _find_versions(backbone: str) -> dict[str, str]:
+def find_versions(backbone: str) -> dict[str, str]:
     """Return the versions of the packages that a network is computed with."""
     names = ["torchvision", *(["timm"] if is_timm(backbone) else [])]
     packages = {name: version(name) for name in names}

@@ -42,7 +42,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.cache import report_unused
 from mlfinetune.storage.store import Store, hash_key
 from mlfinetune.text import pluralize
-from mlfinetune.training.build import MAX_EVAL_BATCH, get_batch_size
+from mlfinetune.training.build import MAX_EVAL_BATCH, find_versions, get_batch_size
 
 FEATURES_VERSION = 1
 """Part of the store's key; goes up when the same weights and pictures give other features."""
@@ -245,7 +245,7 @@ def open_feature_store(
         extractor.width,
         weights.hexdigest(),
         extractor.dtype,
-        torch.__version__,
+        *(number for name, number in find_versions(backbone).items() if name != "mlfinetune"),
         extractor.how,
     )
     key = hash_key(*made_by, *view)

@@ -196,7 +196,7 @@ class _Problem:
         exact.diagonal().add_(l2)
         self._factor = torch.linalg.cholesky(exact).float().to(stats.mean.device)  # R
         shape = len(stats.log_odds), len(stats.mean)
-        self._u = torch.zeros(shape, device=stats.mean.device, requires_grad=True)
+        self._u = torch.zeros(shape, device=stats.mean.device).requires_grad_()
         self._bias = stats.log_odds.clone().requires_grad_()
         self.parameters = [self._u, self._bias]
         self.loss, self.passes = float("nan"), 0
@@ -218,7 +218,9 @@ class _Problem:
         """
         optimizer.zero_grad()
         stats, labels = self._stats, len(self._bias)
-        standardized = self._standardized_weight()
+        solving = self._u.numel() * len(stats.mean)  # multiplications of a triangular system
+        with self._threads.threads_for(solving):
+            standardized = self._standardized_weight()
         weight = standardized * stats.inverse_deviation
         # Each batch adds to the gradient of w at this leaf. It is carried back from w to u only
         # once, after the last batch, because that step solves a triangular system.
@@ -231,7 +233,8 @@ class _Problem:
                 torch.autograd.backward(part * labels)
                 total += part.detach()
         ridge = 0.5 * self._l2 * (stats.spread[:, None] * standardized).square().sum()
-        torch.autograd.backward([ridge, weight], [None, leaf.grad])
+        with self._threads.threads_for(solving):
+            torch.autograd.backward([ridge, weight], [None, leaf.grad])
         self.passes += 1
         self.loss = float(total)
         if not abs(self.loss) < float("inf"):

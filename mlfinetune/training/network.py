@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlfinetune.config import Config
 from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.errors import WeightsError
 from mlfinetune.models.backbones import is_resnet
 from mlfinetune.models.preprocessing import (
     Preprocessing,
@@ -75,7 +76,9 @@ def _find_preprocessing(config: Config) -> Preprocessing:
         return found
     spec = origin.transform
     found = replace(found, mean=spec.mean, std=spec.std, interpolation=spec.interpolation)
-    return found if is_resnet(model.backbone) else replace(found, image_size=spec.image_size)
+    if is_resnet(model.backbone):
+        return found
+    return replace(found, image_size=spec.image_size, crop_share=spec.crop_share)
 
 
 def _find_file(config: Config) -> Path | None:
@@ -112,10 +115,15 @@ def load_weights(config: Config, tagger: Tagger, labels: Sequence[str]) -> str:
     file = _find_file(config)
     assert model.image_size != "auto"
     weights = str(file or model.weights)
+    origin = None if file is None else read_origin(file)
+    if origin is not None and origin.backbone.partition(".")[0] != model.backbone.partition(".")[0]:
+        raise WeightsError(
+            f"model.weights: {display_path(Path(weights))} is of a {origin.backbone}, not of a "
+            f"{model.backbone}: set model.backbone: {origin.backbone}"
+        )
     outputs = load_pretrained(tagger, model.backbone, weights, model.image_size)
     if file is None:
         return ""
-    origin = read_origin(file)
     about = _describe_weights(file, outputs, origin, labels)
     if origin is not None or model.mean is not None or model.std is not None:
         return about

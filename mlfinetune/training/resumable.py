@@ -80,6 +80,8 @@ def _require_same_config(
     is compared with what its checkpoint and its metrics.json know.
     """
     recorded = load_config(run / directory.CONFIG)
+    if recorded.model.levels == "auto":  # of an earlier version, which had one and named none
+        recorded = recorded.update_section("model", levels=1)
     changes = list_changes(collect_settings(recorded), collect_settings(config))
     known = {"training data": read_training_digest(run)}
     if (run / directory.BEST).is_file():

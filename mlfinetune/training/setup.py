@@ -49,6 +49,7 @@ from mlfinetune.training.build import (
     opened_image_copies,
     precomputes_features,
     syncs_batch_norm,
+    uses_lbfgs,
 )
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
 from mlfinetune.training.network import build_transform_spec
@@ -136,7 +137,8 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"
     )
     head = _describe_head(config, splits, info)
-    drawn = describe_sampling(config.train.sampling, splits.train.targets)
+    weighs = uses_lbfgs(config, splits.train)
+    drawn = describe_sampling(config.train.sampling, splits.train.targets, weighs)
     for line in (about_weights, *_describe_sharing(config, info), tried, head, about_loss, drawn):
         if line:
             log.say(line)

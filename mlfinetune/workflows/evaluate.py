@@ -145,22 +145,21 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     about["views"] = config.eval.views
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
-    most = choose_most(len(manifest), are_features_kept=False)
-    write_report(
-        folder,
-        log,
-        MapSource(*build_explainer(tagger, loaded.transform, config.eval.views == "mirror"), most),
-    )
+    mirrored, spec = config.eval.views == "mirror", loaded.transform
+    most = choose_most(len(manifest), False, spec.image_size, 1 + mirrored)
+    write_report(folder, log, MapSource(*build_explainer(tagger, spec, mirrored), most))
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
 
 def _restore_configs(
     loaded: Checkpoint, file: Path, overrides: Sequence[str]
 ) -> tuple[Config, Config]:
-    """Return the run's config with the overrides, and without; its views are the checkpoint's."""
-    tree, section = loaded.config, loaded.config.get("eval", {})
-    if isinstance(section, dict):  # else `restore_config` says what is wrong
-        tree = {**tree, "eval": {**section, "views": loaded.views}}
+    """Return the run's config with the overrides, and without; the checkpoint's facts go first."""
+    facts = (("eval", "views", loaded.views), ("model", "levels", loaded.levels))
+    tree = loaded.config
+    for name, key, fact in facts:
+        if isinstance(section := tree.get(name, {}), dict):  # else `restore_config` says so
+            tree = {**tree, name: {**section, key: fact}}
     return restore_config(tree, file, overrides), restore_config(tree, file)
 
 

@@ -37,7 +37,8 @@ from mlfinetune.training.bottleneck import Passes, choose_way
 
 _SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
 """Parts of notes of the split that the description says in words of its own."""
-_WAY_KEYS = {"model.freeze_backbone", "train.solve_head_first", "train.optimizer"}
+_CHOICES = ("solve_head_first", "optimizer", "layer_decay", "lr", "ema", "early_stopping")
+_WAY_KEYS = {"model.freeze_backbone", *(f"train.{name}" for name in _CHOICES)}
 """Keys by which a user chooses what learns, and how."""
 
 

@@ -34,7 +34,12 @@ from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import display_path, format_duration
 from mlfinetune.training.autotune import DRY_RUN_BATCH, get_batch_size_or
 from mlfinetune.training.bottleneck import Passes, describe_freezing
-from mlfinetune.training.build import locate_images, precomputes_features, require_lbfgs_fits
+from mlfinetune.training.build import (
+    list_freezing_obstacles,
+    locate_images,
+    precomputes_features,
+    require_lbfgs_fits,
+)
 from mlfinetune.training.loop import Candidate, validate
 from mlfinetune.training.resume import ResumeState
 from mlfinetune.training.select import select_best, solve_first
@@ -178,7 +183,8 @@ def _describe_fast_way(setup: TrainingSetup) -> str:
     if setup.device.type != "cpu" or model.freeze_backbone or model.weights is None:
         return ""
     sizes = len(setup.splits.train), len(setup.splits.val)
-    return describe_freezing(Passes(*sizes, train.epochs, train.solve_head_first))
+    passes = Passes(*sizes, train.epochs, train.solve_head_first)
+    return describe_freezing(passes, list_freezing_obstacles(setup.config))
 
 
 def _read_stamps(run: Path | None) -> dict[str, Stamp | None]:
@@ -295,5 +301,6 @@ def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSo
     dtype, _ = choose_precision(config.train.precision, device)
     with one_thread():
         tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
-    most = choose_most(len(setup.splits.val), precomputes_features(config))
-    return MapSource(*build_explainer(tagger, setup.spec, config.eval.views == "mirror"), most)
+    mirrored, kept = config.eval.views == "mirror", precomputes_features(config)
+    most = choose_most(len(setup.splits.val), kept, setup.spec.image_size, 1 + mirrored)
+    return MapSource(*build_explainer(tagger, setup.spec, mirrored), most)

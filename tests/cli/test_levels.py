@@ -118,7 +118,11 @@ def test_weights_of_a_run_fit_any_levels(folder: Path, cli: Run) -> None:
 def test_features_of_other_levels_are_not_reused(pictures: Path, cli: Run) -> None:
     """They are computed anew and kept beside the others; the log names the levels."""
     said = [
-        cli("train", "pets.yaml", *FROZEN, f"model.levels={levels}", cwd=pictures).stderr
+        cli(
+            *("train", "pets.yaml", *FROZEN, f"model.levels={levels}"),
+            cwd=pictures,
+            MLFINETUNE_CACHE=str(pictures / "cache"),
+        ).stderr
         for levels in (1, 2, 1)
     ]
     assert ["none kept for these weights" in text for text in said] == [True, True, False]

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from mlfinetune.errors import ConfigError
 from mlfinetune.models.sync_batch_norm import CpuSyncBatchNorm, sync_batch_norm
 
 
@@ -43,3 +44,10 @@ def test_one_rank_computes_what_batch_norm_computes() -> None:
     for one, other in zip(synced.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(dict(synced.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_a_batch_norm_that_is_not_of_maps_is_refused() -> None:
+    """Some networks have both kinds: a part that is not shared would be shared in the log alone."""
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4))
+    with pytest.raises(ConfigError, match=r"a BatchNorm1d .* set train.sync_batch_norm: false"):
+        sync_batch_norm(net, torch.device("cpu"), alone)

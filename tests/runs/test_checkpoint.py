@@ -64,7 +64,7 @@ def content(labels: tuple[str, ...] = ("cat", "dog"), **changes: Any) -> Checkpo
     )
     made = Checkpoint(
         weights(), LabelSpace(labels), spec, "resnet18", decision, config, "ab" * 32, 3, versions,
-        "mirror",
+        2, "mirror",
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -434,3 +434,11 @@ def test_without_a_finished_run_the_folder_is_named(tmp_path: Path) -> None:
     for runs in (tmp_path, tmp_path / "gone"):
         with pytest.raises(CheckpointError, match=rf"no finished run under {runs}; .*--checkpoint"):
             directory.find_newest_checkpoint(runs)
+
+
+def test_a_crop_of_more_than_the_picture_comes_back(tmp_path: Path) -> None:
+    """As some weights want it: a checkpoint that can be written can be read."""
+    made = content()
+    made = replace(made, transform=replace(made.transform, crop_share=1.15))
+    save(tmp_path / "c.safetensors", made)
+    assert load(tmp_path / "c.safetensors").transform == made.transform

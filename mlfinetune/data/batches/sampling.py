@@ -115,15 +115,24 @@ def _compute_label_factors(targets: Targets) -> Factors:
     return factors
 
 
-def describe_sampling(sampling: str, targets: Targets) -> str:
-    """Say in one line what `train.sampling` does to these examples; of `uniform` nothing."""
+def describe_sampling(sampling: str, targets: Targets, weighs: bool = False) -> str:
+    """Say in one line what `train.sampling` does to these examples; of `uniform` nothing.
+
+    Args:
+        sampling: `uniform` or `balanced`.
+        targets: of the examples.
+        weighs: pictures are not drawn: their loss is weighted, as L-BFGS needs it.
+    """
     if sampling == "uniform":
         return ""
     factors = _compute_label_factors(targets)
     rare = int((factors > 1).sum())
     if not rare:
         return "balanced sampling: no label is rarer than others, each picture is drawn once"
+    pictures = f"balanced sampling: pictures of {pluralize(rare, 'rare label')}"
+    if weighs:
+        return f"{pictures} weigh up to {factors.max():.1f} times as much in the loss as others"
     return (
-        f"balanced sampling: pictures of {pluralize(rare, 'rare label')} are drawn up to "
-        f"{factors.max():.1f} times as often as those of frequent labels alone"
+        f"{pictures} are drawn up to {factors.max():.1f} times as often as those of frequent "
+        f"labels alone"
     )
