@@ -102,6 +102,16 @@ def test_an_earlier_run_goes_on_with_one_level(pictures: Path, cli: Run) -> None
     assert (done.returncode, "all epochs are trained" in done.stderr) == (0, True), done.stderr
 
 
+def test_an_earlier_solved_run_is_not_another_one(pictures: Path, cli: Run) -> None:
+    """It has no state: its config alone is compared, which has no such key."""
+    asked = ("train", "pets.yaml", *FROZEN)
+    assert cli(*asked, "model.levels=1", cwd=pictures).returncode == 0
+    config = pictures / "runs/frozen/config.yaml"
+    config.write_text(config.read_text().replace("  levels: 1\n", ""))
+    done = cli(*asked, "model.levels=auto", "--resume", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+
+
 def test_weights_of_a_run_fit_any_levels(folder: Path, cli: Run) -> None:
     """The backbone is taken, the head is not."""
     weights = "model.weights=runs/pets"
