@@ -373,6 +373,16 @@ def test_what_helps_rare_labels() -> None:
     assert sum(row["low"] > 0 for row in solved) == 1, "only AdamW's, with 300 pictures"
 
 
+def test_the_seconds_of_a_run() -> None:
+    """The last line of a second run's log, and both runs as a whole."""
+    measured, text = result("fixed_seconds"), page("performance")
+    first, second = measured["first"], measured["second"]
+    parts = ", ".join(f"{took:.1f} {name}" for name, took in second["parts_s"].items())
+    assert f"seconds: {parts}\n" in text
+    assert f"features: {second['wall_s']} s as a whole process" in text
+    assert f"takes {first['wall_s']} s, and {first['parts_s']['features']} s of them" in text
+
+
 def test_the_cost_of_heat_maps() -> None:
     """A map, a prediction and three overlays; and the 24 maps of a page."""
     rows = {row["dtype"]: row for row in result("explain")["rows"] if row["levels"] == 1}

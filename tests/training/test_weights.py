@@ -102,4 +102,6 @@ def test_weights_of_another_backbone_name_it(trained: Path, cli: Run) -> None:
     asked = ("model.weights=runs/pets", "model.backbone=resnet18", "model.image_size=32")
     done = cli("train", "pets.yaml", *asked, "-o", "runs/other", cwd=trained)
     assert done.returncode == 2
-    assert "is of a resnet6_tiny, not of a resnet18: set model.backbone: resnet6_tiny" in done.stderr
+    assert (
+        "is of a resnet6_tiny, not of a resnet18: set model.backbone: resnet6_tiny" in done.stderr
+    )
