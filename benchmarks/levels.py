@@ -37,9 +37,10 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.storage.atomic import write_atomic
-from mlfinetune.training import lbfgs
-from mlfinetune.training.build import build_model, build_training_loss, build_transform_spec
+from mlfinetune.training import feature_stats
+from mlfinetune.training.build import build_model, build_training_loss
 from mlfinetune.training.loop import Candidate, solve_head
+from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.setup import TrainingSetup
 
 CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"
@@ -217,21 +218,25 @@ class Rows:
             return self._features[rows[0] : rows[0] + len(rows)]
         return self._features[rows]
 
+    def read_range(self, start: int, stop: int) -> Tensor:
+        """Return the features of rows `start` to `stop`, (n, F) float32."""
+        return self[list(range(start, stop))]
+
 
 @contextmanager
 def scaled_together(is_on: bool) -> Iterator[None]:
     """Context in which all features have one deviation, the root of their mean variance."""
-    before = lbfgs._Moments.invert_deviation
+    before = feature_stats._Moments.invert_deviation
 
-    def invert(moments: lbfgs._Moments) -> Tensor:
+    def invert(moments: feature_stats._Moments) -> Tensor:
         return (moments.squares.mean() / moments.images).rsqrt().expand_as(moments.mean)
 
     if is_on:
-        lbfgs._Moments.invert_deviation = invert  # type: ignore[method-assign]
+        feature_stats._Moments.invert_deviation = invert  # type: ignore[method-assign]
     try:
         yield
     finally:
-        lbfgs._Moments.invert_deviation = before  # type: ignore[method-assign]
+        feature_stats._Moments.invert_deviation = before  # type: ignore[method-assign]
 
 
 def keep_columns(manifest: Manifest, columns: list[int]) -> Manifest:

@@ -50,9 +50,10 @@ from mlfinetune.runs import checkpoint
 from mlfinetune.runtime.device import choose_precision
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.cache import get_cache_folder
-from mlfinetune.training.build import build_model, build_training_loss, build_transform_spec
+from mlfinetune.training.build import build_model, build_training_loss
 from mlfinetune.training.features import build_extractor, open_feature_store
 from mlfinetune.training.lbfgs import PENALTIES, Solver
+from mlfinetune.training.network import build_transform_spec
 
 ROUNDS, TIMED = 5, 64
 LARGER = 288

@@ -145,8 +145,8 @@ def test_the_log_ends_with_the_seconds_of_the_parts(train: Train, tmp_path: Path
 def test_a_cpu_is_told_of_the_fast_way(train: Train) -> None:
     """Where all layers learn from pretrained weights; not where the way is taken."""
     tuned = train("tuned", "model.freeze_backbone=false", "train.epochs=4", "--device", "cpu")
-    assert "no GPU here: with model.freeze_backbone: true the backbone has 6 times less" in tuned
-    assert "no GPU here" not in train("kept", "--device", "cpu")
+    assert "on a CPU: with model.freeze_backbone: true the backbone has 6 times less" in tuned
+    assert "on a CPU" not in train("kept", "--device", "cpu")
 
 
 def test_bfloat16_is_kept_as_it_is_computed(train: Train, tmp_path: Path) -> None:
