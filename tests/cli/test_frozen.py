@@ -146,7 +146,7 @@ def test_a_cpu_is_told_of_the_fast_way(train: Train) -> None:
     """Where all layers learn from pretrained weights; not where the way is taken."""
     tuned = train("tuned", "model.freeze_backbone=false", "train.epochs=4", "--device", "cpu")
     assert "on a CPU: with model.freeze_backbone: true the backbone has 6 times less" in tuned
-    assert "on a CPU" not in train("kept", "--device", "cpu")
+    assert "times less" not in train("kept", "--device", "cpu")
 
 
 def test_bfloat16_is_kept_as_it_is_computed(train: Train, tmp_path: Path) -> None:
