@@ -88,7 +88,8 @@ class Solver:
         self._head, self._batches, self._loss = head, batches, loss
         self._threads = ThreadChooser()
         self._stats = compute_feature_stats(batches, head.weight.device)
-        self._span = Span(batches, self._stats) if is_span_small(self._stats) else None
+        with self._threads.threads_for(0):  # by several threads, QR has other bits in each run
+            self._span = Span(batches, self._stats) if is_span_small(self._stats) else None
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
