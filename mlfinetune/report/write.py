@@ -39,6 +39,7 @@ from mlfinetune.metrics.types import (
 from mlfinetune.report.heat import MapSource, compute_maps, list_wanted, place_maps
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import explaining_damage
 from mlfinetune.runs.heat_maps import HeatMaps, read_heat_maps, write_heat_maps
 from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read_seen
@@ -261,22 +262,10 @@ def _read_history(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / directory.HISTORY
     try:
-        return [_parse_row(json.loads(line)) for line in path.read_bytes().splitlines()]
+        with explaining_damage(path, "without it the report shows no epochs"):
+            return [_parse_row(json.loads(line)) for line in path.read_bytes().splitlines()]
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({repr(error)[:200]}); without it the report shows no epochs"
-        ) from error
 
 
 def _parse_row(row: Mapping[str, Any]) -> dict[str, Any]:

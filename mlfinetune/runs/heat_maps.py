@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlfinetune.data.images.overlay import ALPHABET, Box
-from mlfinetune.errors import CheckpointError
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import explaining_damage
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.text import to_finite
 
@@ -73,29 +73,17 @@ def read_heat_maps(folder: Path, scores: ScoreTable) -> HeatMaps | None:
     """
     path = folder / directory.HEAT_MAPS
     try:
-        content = json.loads(path.read_bytes())
-        if content["scores"] != _digest_scores(scores):
-            return None
-        pictures = {
-            _parse_index(row, len(scores.names)): _parse_picture(one, len(scores.labels))
-            for row, one in content["pictures"].items()
-        }
-        return HeatMaps(pictures, str(content["reason"]))
+        with explaining_damage(path, "without it the page shows no heat maps"):
+            content = json.loads(path.read_bytes())
+            if content["scores"] != _digest_scores(scores):
+                return None
+            pictures = {
+                _parse_index(row, len(scores.names)): _parse_picture(one, len(scores.labels))
+                for row, one in content["pictures"].items()
+            }
+            return HeatMaps(pictures, str(content["reason"]))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({repr(error)[:200]}); without it the page shows no heat maps"
-        ) from error
 
 
 def _parse_picture(content: Mapping[str, Any], labels: int) -> PictureMaps:

@@ -25,6 +25,7 @@ from typing import Any
 from mlfinetune.errors import CheckpointError
 from mlfinetune.location import Location, is_url
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import FOREIGN
 from mlfinetune.storage.atomic import make_new_folder, try_writing
 
 RESULTS = (
@@ -180,7 +181,7 @@ def _read_question(folder: Path) -> Mapping[str, Any] | None:
     try:
         content = json.loads((folder / directory.METRICS).read_bytes())
         kept = content.get("question")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, *FOREIGN):
         return None
     return kept if isinstance(kept, dict) else None
 

@@ -40,6 +40,7 @@ from mlfinetune.metrics.types import (
     WantedPrecision,
 )
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import FOREIGN
 from mlfinetune.runs.predictions import CsvWriter, LabelSelector
 from mlfinetune.storage.atomic import write_atomic, writing_binary, writing_text
 from mlfinetune.text import neutralize, to_finite
@@ -130,7 +131,7 @@ def read_metrics(folder: Path, labels: LabelSpace) -> tuple[dict[str, Any], tupl
         thresholds = tuple(float(rows[name]["threshold"]) for name in labels.names)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except FOREIGN as error:
         raise CheckpointError(
             f"{path} does not tell the thresholds of the labels in {directory.SCORES} beside it; "
             f"write both again with `mlfinetune eval`"
@@ -222,7 +223,7 @@ def read_training_digest(folder: Path) -> str | None:
     """Read the digest of the training data from a run's metrics.json; None: not known."""
     try:
         digest = json.loads((folder / directory.METRICS).read_bytes())["training_data"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, *FOREIGN):
         return None
     return digest if isinstance(digest, str) else None
 
@@ -232,15 +233,7 @@ def read_selection(folder: Path) -> Selection | None:
     try:
         content = json.loads((folder / directory.METRICS).read_bytes())["selection"]
         return _parse_selection(content)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ):
+    except (OSError, *FOREIGN):
         return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from conftest import COMMAND, prepare, run_command
+from conftest import COMMAND, lacking, prepare, run_command
 from faults import children
 
 from mlfinetune.runs import directory
@@ -158,7 +158,7 @@ def test_a_german_locale_in_a_folder_with_spaces(tmp_path: Path) -> None:
     wanted = shell("check pets.yaml", "", folder, LC_ALL="C.UTF-8")
     make = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
     if shutil.which("localedef") is None or run_command(make, tmp_path).returncode:
-        pytest.skip("no German locale can be made")
+        lacking("no German locale can be made: localedef, or its sources, are not installed")
     german = {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}
     assert shell("check pets.yaml", "", folder, **german) == wanted
     assert "24 images" in wanted[1]
