@@ -1,12 +1,13 @@
 """Statistics of features, from which the solver of lbfgs.py takes its coordinates.
 
-    batches -> compute_feature_stats -> FeatureStats: means, deviations, correlations, counts
+    batches -> compute_feature_stats -> FeatureStats: means, deviations, counts
+            -> correlate: their correlations
             -> Span: coordinates in the space of the examples, where they are few
 
 The mathematics is that of lbfgs.py's docstring.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,7 +31,6 @@ class FeatureStats:
     Attributes:
         mean: (F,) float32, of the features.
         inverse_deviation: (F,) float32, 1 / s; 0 of a feature that does not vary.
-        correlation: (F, F) float32, K in the docstring of lbfgs.py.
         log_odds: (L,) log-odds of a positive target, with one positive and one negative added.
         spread: (L,) standard deviation of a target, sqrt(h) in the docstring of lbfgs.py.
         known: () number of known targets of all labels, at least 1.
@@ -39,7 +39,6 @@ class FeatureStats:
 
     mean: Tensor
     inverse_deviation: Tensor
-    correlation: Tensor
     log_odds: Tensor
     spread: Tensor
     known: Tensor
@@ -47,7 +46,7 @@ class FeatureStats:
 
 
 def compute_feature_stats(batches: Batches, device: torch.device) -> FeatureStats:
-    """Compute the statistics in two passes: moments and counts, then the correlations.
+    """Compute the statistics, in one pass.
 
     Raises:
         TrainingError: features that are not finite.
@@ -60,27 +59,32 @@ def compute_feature_stats(batches: Batches, device: torch.device) -> FeatureStat
         moments = moments.with_batch(to_float64(batch.images), weights)
         positives = positives + (weights * to_float64(targets == 1)).sum(0)
         negatives = negatives + (weights * to_float64(targets == 0)).sum(0)
-    mean = moments.mean.float().to(device)
-    inverse_deviation = moments.invert_deviation().float().to(device)
-    correlation = torch.zeros(len(mean), len(mean), device=device)
-    for batch in batches():
-        standardized = (batch.images - mean) * inverse_deviation
-        weighted = standardized if batch.weights is None else batch.weights[:, None] * standardized
-        correlation += weighted.T @ standardized
-    correlation /= moments.images
-    if not correlation.isfinite().all():
+    if not moments.squares.isfinite().all():
         raise TrainingError("features or their squares are not finite: look at model.weights")
     share = (positives + 1) / (positives + negatives + 2)
     known = (positives + negatives).sum().clamp(min=1)
     return FeatureStats(
-        mean=mean,
-        inverse_deviation=inverse_deviation,
-        correlation=correlation,
+        mean=moments.mean.float().to(device),
+        inverse_deviation=moments.invert_deviation().float().to(device),
         log_odds=share.logit().float().to(device),
         spread=(share * (1 - share)).sqrt().float().to(device),
         known=known.float().to(device) if device.type == "mps" else known,
         images=moments.images,
     )
+
+
+def correlate(batches: Batches, stats: FeatureStats) -> Tensor:
+    """Return the correlations of the features, (F, F) float32, in one pass.
+
+    This is K in the docstring of lbfgs.py.
+    """
+    mean = stats.mean
+    correlation = torch.zeros(len(mean), len(mean), device=mean.device)
+    for batch in batches():
+        standardized = (batch.images - mean) * stats.inverse_deviation
+        weighted = standardized if batch.weights is None else batch.weights[:, None] * standardized
+        correlation += weighted.T @ standardized
+    return correlation / stats.images
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Span:
     Attributes:
         basis: (F, N), its columns orthonormal.
         stats: statistics of t, as those of the features; t is used as it is.
+        correlation: (N, N) float32, of t, as `correlate` computes it of features.
     """
 
     def __init__(self, batches: Batches, stats: FeatureStats) -> None:
@@ -159,22 +164,21 @@ class Span:
             batches: gives the examples, on the CPU.
             stats: their statistics.
         """
-        self._batches = batches
-        rows, weights = [], []
-        for batch in batches():
-            rows.append((batch.images - stats.mean) * stats.inverse_deviation)
-            weights.append(_get_weights(batch).float())
+        kept = list(batches())
+        rows = [(batch.images - stats.mean) * stats.inverse_deviation for batch in kept]
+        weights = torch.cat([_get_weights(batch).float() for batch in kept])
         self.basis, coordinates = torch.linalg.qr(torch.cat(rows).T)
-        self._parts = coordinates.T.contiguous().split([len(part) for part in rows])
-        weighted = coordinates * torch.cat(weights).T
+        self.correlation = (coordinates * weights.T) @ coordinates.T / stats.images
+        parts = coordinates.T.contiguous().split([len(part) for part in rows])
+        self._batches = [
+            replace(batch, images=part) for batch, part in zip(kept, parts, strict=True)
+        ]
         self.stats = replace(
             stats,
             mean=torch.zeros(stats.images),
             inverse_deviation=torch.ones(stats.images),
-            correlation=weighted @ coordinates.T / stats.images,
         )
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield the batches, with coordinates in place of features."""
-        for batch, part in zip(self._batches(), self._parts, strict=True):
-            yield replace(batch, images=part)
+    def batches(self) -> list[Batch]:
+        """Return the batches, with coordinates in place of features."""
+        return self._batches

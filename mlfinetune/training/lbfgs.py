@@ -36,7 +36,7 @@ float64: features are correlated, and in float32 K may lose definiteness. On a d
 float64 (MPS) the CPU does the float64 work.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ from mlfinetune.training.feature_stats import (
     FeatureStats,
     Span,
     compute_feature_stats,
+    correlate,
     is_span_small,
     to_float64,
 )
@@ -74,22 +75,36 @@ class Solver:
         passes: passes over the examples so far.
     """
 
-    def __init__(self, head: nn.Linear, batches: Batches, loss: Callable[..., Tensor]) -> None:
+    def __init__(
+        self,
+        head: nn.Linear,
+        batches: Batches,
+        loss: Callable[..., Tensor],
+        track: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    ) -> None:
         """Compute the statistics of the features, in two passes.
 
         Args:
             head: is changed; the features are on its device.
-            batches: gives the examples, pass by pass.
+            batches: gives the examples, pass by pass; where they are few beside the features, only
+                in these two, since coordinates stand for them afterwards.
             loss: from `mlfinetune.loss.build_loss()`.
+            track: is given the batches of each later pass, and yields them again; for a progress
+                bar.
 
         Raises:
             TrainingError: features that are not finite.
         """
-        self._head, self._batches, self._loss = head, batches, loss
+        self._head, self._batches, self._loss, self._track = head, batches, loss, track
         self._threads = ThreadChooser()
         self._stats = compute_feature_stats(batches, head.weight.device)
-        with self._threads.threads_for(0):  # by several threads, QR has other bits in each run
-            self._span = Span(batches, self._stats) if is_span_small(self._stats) else None
+        self._span = None
+        if is_span_small(self._stats):
+            with self._threads.threads_for(0):  # by several threads, QR has other bits in each run
+                self._span = Span(batches, self._stats)
+            self._correlation = self._span.correlation
+        else:
+            self._correlation = correlate(batches, self._stats)
         self.passes = 2
 
     def path(self, l2: float, stops: Sequence[int] = ITERATIONS) -> Iterator[StepRecord]:
@@ -110,7 +125,11 @@ class Solver:
         batches, stats = self._batches, self._stats
         if self._span is not None:
             batches, stats = self._span.batches, self._span.stats
-        problem = _Problem(batches, self._loss, stats, l2, self._threads)
+
+        def tracked() -> Iterable[Batch]:
+            return self._track(batches())
+
+        problem = _Problem(tracked, self._loss, stats, self._correlation, l2, self._threads)
         optimizer = torch.optim.LBFGS(
             problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
         )
@@ -187,13 +206,14 @@ class _Problem:
         batches: Batches,
         loss: Callable[..., Tensor],
         stats: FeatureStats,
+        correlation: Tensor,
         l2: float,
         threads: ThreadChooser,
     ) -> None:
         self._batches, self._loss, self._stats = batches, loss, stats
         self._threads = threads
         self._l2 = l2
-        exact = to_float64(stats.correlation)
+        exact = to_float64(correlation)
         exact.diagonal().add_(l2)
         self._factor = torch.linalg.cholesky(exact).float().to(stats.mean.device)  # R
         shape = len(stats.log_odds), len(stats.mean)

@@ -204,11 +204,11 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
     """
     assert isinstance(setup.train, FeatureLoader)
     assert isinstance(setup.tagger.head, nn.Linear)
-    sweep = setup.train.sweep
     number, threads = 0, ThreadChooser()
     best_by_penalty: dict[float, Candidate] = {}
     with log.bar("solving for the head", None) as bar:
-        solver = Solver(setup.tagger.head, lambda: bar.track(sweep(), _count_images), setup.loss)
+        track = partial(bar.track, count=_count_images)
+        solver = Solver(setup.tagger.head, setup.train.sweep, setup.loss, track)
         for l2 in search_penalties(best_by_penalty, log.say):
             for record in solver.path(l2):
                 number += 1

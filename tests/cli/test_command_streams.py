@@ -215,3 +215,30 @@ def test_a_row_appears_when_it_is_ready(trained: Path, options: tuple[str, ...])
         watchdog.cancel()
         assert process.stdout.read() == ""
     assert process.returncode == 0
+
+
+HOOKED = """
+import atexit, sys, threading, time
+from mlfinetune.__main__ import run_process
+class Part:
+    def __del__(self): print("taken apart")
+kept = Part()
+def work():
+    atexit.register(print, "exit function of a package")
+    time.sleep(0.2)
+    print("thread has ended")
+sys.argv = ["mlfinetune", *sys.argv[1:]]
+threading.Timer(0.01, work).start()
+run_process()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["check", "none.yaml"], 2)])
+def test_the_process_ends_by_its_code_after_all_exit_functions(
+    tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    """Threads are joined and exit functions run; only modules are not taken apart one by one."""
+    done = run_command([sys.executable, "-c", HOOKED, *arguments], tmp_path)
+    assert done.returncode == code
+    assert "taken apart" not in done.stdout
+    assert done.stdout.splitlines()[-2:] == ["thread has ended", "exit function of a package"]
