@@ -29,6 +29,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.text import format_list
 from mlfinetune.training.loop import Candidate, SavePoint
+from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.optim import fit_optimizer_state
 from mlfinetune.training.records import Position
 from mlfinetune.training.setup import TrainingSetup
@@ -260,9 +261,13 @@ def collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
     """Return everything that must not change when a run is resumed: settings, and the data.
 
     For example {"train.lr": 0.0001, ..., "training data": "5f1d...", "validation data": "..."}.
+    Mean and std are the numbers that are used, also where the weights decide them.
     """
+    spec = build_transform_spec(config)
     return {
         **collect_settings(config),
+        "model.mean": list(spec.mean),
+        "model.std": list(spec.std),
         "training data": digest_manifest(splits.train),
         "validation data": digest_manifest(splits.val),
     }
@@ -347,6 +352,9 @@ def _add_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
     """Return `before` with the defaults of settings that an older version did not know."""
     defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
     defaults["model.levels"] = 1  # the features of those versions, whatever the default is now
+    for key in ("model.mean", "model.std"):
+        if before.get(key) is None:  # those versions did not write what the weights decided
+            before = {**before, key: now.get(key)}
     return {**{key: value for key, value in defaults.items() if key in now}, **before}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,19 @@ def test_weights_of_another_backbone_name_it(trained: Path, cli: Run) -> None:
     assert (
         "is of a resnet6_tiny, not of a resnet18: set model.backbone: resnet6_tiny" in done.stderr
     )
+
+
+def test_weights_that_want_other_colors_do_not_change_a_run(
+    trained: Path, tmp_path: Path, cli: Run
+) -> None:
+    """Mean and std are part of what a resumed run must share, also where the weights decide them."""
+    folder = shutil.copytree(trained, tmp_path / "colors")
+    done = cli("train", "pets.yaml", "model.weights=runs/pets", "-o", "next", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    best = folder / "runs/pets/best.safetensors"
+    content = checkpoint.load(best)
+    other = replace(content, transform=replace(content.transform, mean=(0.0, 0.0, 0.0)))
+    checkpoint.save(best, other)
+    done = cli("train", "next/config.yaml", "--resume", cwd=folder)
+    assert done.returncode == 2
+    assert "model.mean: [0.485, 0.456, 0.406] before, [0.0, 0.0, 0.0] now" in done.stderr
