@@ -139,12 +139,11 @@ class TrainConfig(Section):
         0.1, description="share of all steps with a rising learning rate; then a cosine to 0"
     )
     clip_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
-    ema: float | None = Field(
+    ema: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = Field(
         None,
-        gt=0,
-        lt=1,
         description="decay of an exponential moving average of the weights, such as 0.999; the "
-        "average is validated and saved; null: the weights themselves",
+        "average is validated and saved; auto: it reaches back over half of the steps, and begins "
+        "with a head that is solved first; null: the weights themselves",
     )
     not_finite: Literal["stop", "skip"] = Field(
         "stop",

@@ -8,6 +8,7 @@ A reader, or a run after a crash, finds the old file or the new one, never a par
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,9 +25,12 @@ _PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed."""
+    """Remove the temporary files and folders of processes that were killed."""
     for orphan in folder.glob(".*.tmp"):
-        orphan.unlink(missing_ok=True)
+        if orphan.is_dir() and not orphan.is_symlink():
+            shutil.rmtree(orphan, ignore_errors=True)
+        else:
+            orphan.unlink(missing_ok=True)
 
 
 def make_new_folder(folder: Path) -> bool:

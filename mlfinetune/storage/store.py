@@ -67,12 +67,17 @@ def require_space(folder: Path, size: int, what: str) -> None:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
+def temporary_folder(inside: Path | None = None) -> Iterator[Path]:
     """Make a folder for stores, and delete it after the block.
 
     Windows deletes no file that is mapped, so stores that nobody uses any more are freed before.
+
+    Args:
+        inside: the folder to make it in; None: the system's for temporary files.
     """
-    with TemporaryDirectory(prefix="mlfinetune-", ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory(
+        prefix=".mlfinetune-", suffix=".tmp", dir=inside, ignore_cleanup_errors=True
+    ) as name:
         try:
             yield Path(name)
         finally:

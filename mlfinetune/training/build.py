@@ -51,6 +51,9 @@ MIN_BATCH_NORM_IMAGES = 16
 """Pictures of one rank that are enough for its own BatchNorm statistics. The limit is our choice:
 the error of a ResNet-50 rises fast as they get fewer (Wu & He 2018, Group Normalization)."""
 
+EMA_REACH = 0.5
+"""Share of all steps that `train.ema: auto` reaches back (measured: `benchmarks/finetune.py`)."""
+
 MAX_EVAL_BATCH = 256
 """Greatest number of pictures in a batch of evaluation, which one device computes. A batch of
 training may be shared by many GPUs."""
@@ -278,9 +281,19 @@ def build_training_optimizer(config: Config, tagger: Tagger) -> torch.optim.Opti
     return build_optimizer(groups, train.optimizer, train.momentum)
 
 
-def build_ema(config: Config, net: nn.Module) -> AveragedModel | None:
-    """Build the exponential moving average of `net`; None where `train.ema` is not set."""
-    return None if config.train.ema is None else build_ema_model(net, config.train.ema)
+def build_ema(config: Config, net: nn.Module, steps: int) -> AveragedModel | None:
+    """Build the exponential moving average of `net`; None where `train.ema` is not set.
+
+    Args:
+        steps: optimizer steps an epoch.
+    """
+    train = config.train
+    if train.ema is None:
+        return None
+    if train.ema != "auto":
+        return build_ema_model(net, train.ema)
+    reach = max(2.0, EMA_REACH * steps * train.epochs)
+    return build_ema_model(net, 1 - 1 / reach, from_start=train.solve_head_first)
 
 
 def build_schedule(config: Config, steps: int) -> Callable[[int], float]:

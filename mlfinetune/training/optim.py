@@ -102,27 +102,32 @@ def _cut_rows(kept: Sequence[Mapping[str, Any]], rows: Sequence[int]) -> list[di
     return parts
 
 
-def build_ema_model(model: nn.Module, decay: float) -> AveragedModel:
+def build_ema_model(model: nn.Module, decay: float, from_start: bool = False) -> AveragedModel:
     """Build the exponential moving average of the model's weights and buffers.
 
     `update_parameters` is one step of it. The n-th step keeps min(decay, (1 + n) / (10 + n)) of the
-    average, so that a short run does not end with its first weights. Integers (BatchNorm's count of
-    batches) are copied.
+    average, so that a short run does not end with its first weights. Where these are good, the
+    average begins with them, and each step keeps `decay`. Integers (BatchNorm's count of batches)
+    are copied.
 
     Args:
         model: is copied, on its device.
         decay: above 0 and below 1; about the last 1 / (1 - decay) steps count.
+        from_start: the average begins with the model's weights as they are now.
     """
 
     @torch.no_grad()
     def update(means: Any, values: Any, done: Any) -> None:
         if means[0].is_floating_point():
-            kept = min(decay, (1 + int(done)) / (10 + int(done)))
+            kept = decay if from_start else min(decay, (1 + int(done)) / (10 + int(done)))
             torch._foreach_lerp_(means, values, 1 - kept)
         else:
             torch._foreach_copy_(means, values)
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    if from_start:
+        average.n_averaged.fill_(1)  # at 0, the first update copies the model instead
+    return average
 
 
 def compute_lr_factor(step: int, total: int, warmup: int) -> float:

@@ -16,7 +16,9 @@ from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.runtime.threads import ThreadChooser
+from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import pluralize
+from mlfinetune.training.batch_norm import estimate_batch_norm
 from mlfinetune.training.build import (
     build_checkpoint,
     build_ema,
@@ -64,7 +66,7 @@ def select_best(
         best = _select_solution(setup, log)
         _save_candidate(setup, best, run, is_best=True, log=log)
         return best
-    setup = replace(setup, ema=build_ema(setup.config, setup.net))
+    setup = replace(setup, ema=build_ema(setup.config, setup.net, setup.train.steps))
     optimizer = build_training_optimizer(setup.config, setup.tagger)
     saver = StateSaver(run, setup, optimizer, signals)
     if state is not None:
@@ -114,14 +116,24 @@ def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLo
 def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) -> Candidate:
     """Solve for the head of the pretrained backbone; fine-tuning then starts from that tagger.
 
+    BatchNorm's statistics are estimated before, since the features of training have those of its
+    batches. The features that the head is solved on are then of use to no other run.
+
     Args:
-        setup: its tagger gets the solved head, on all ranks.
+        setup: its tagger gets the statistics and the solved head, on all ranks.
         feature_root: folder of the feature stores; None: the cache's.
 
     Returns:
         The candidate before the first epoch, of number 0; its scores are on rank 0 alone.
     """
-    features = with_features(setup, feature_root, log)
+    own = estimate_batch_norm(setup, log) and setup.world.is_main
+    with temporary_folder(setup.config.output) if own else nullcontext(feature_root) as root:
+        return _solve_on_features(setup, root, log)
+
+
+def _solve_on_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
+    """Solve for the head on features that are stored below `root`."""
+    features = with_features(setup, root, log)
     on_rank_0: list[Candidate] = []
 
     def solve() -> Candidate:

@@ -47,7 +47,11 @@ CASES = {
         "train.ema=0.7",
         "train.accumulate=2",
     ),
-    "solved head first": ("train.solve_head_first=true", "loss.pos_weight=auto"),
+    "solved head first": (
+        "train.solve_head_first=true",
+        "train.ema=auto",
+        "loss.pos_weight=auto",
+    ),
 }
 
 

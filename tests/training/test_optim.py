@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mlfinetune.config import build_config
+from mlfinetune.training.build import build_ema
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 
 TOTALS = st.integers(1, 500)
@@ -120,11 +122,17 @@ def test_each_optimizer_descends(name: str) -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_a_running_mean_of_weights_is_the_recurrence() -> None:
-    """In float64: min(decay, (1 + n) / (10 + n)) of what was, the first step taken whole."""
+@pytest.mark.parametrize("from_start", [False, True])
+def test_a_running_mean_of_weights_is_the_recurrence(from_start: bool) -> None:
+    """In float64: min(decay, (1 + n) / (10 + n)) of what was, the first step taken whole.
+
+    From the start on: `decay` of what was at each step, and of the start before the first one.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
-    mean, wanted = build_ema_model(model, 0.5), None
+    mean = build_ema_model(model, 0.5, from_start)
+    start = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    wanted = start if from_start else None
     for n in range(30):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -132,7 +140,7 @@ def test_a_running_mean_of_weights_is_the_recurrence() -> None:
         model(torch.randn(4, 3, dtype=torch.float64))
         mean.update_parameters(model)
         now = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        kept = min(0.5, (1 + n) / (10 + n))
+        kept = 0.5 if from_start else min(0.5, (1 + n) / (10 + n))
         if wanted is None:
             wanted = now
         else:
@@ -140,5 +148,31 @@ def test_a_running_mean_of_weights_is_the_recurrence() -> None:
     assert wanted is not None
     found = mean.module.state_dict()
     assert int(found.pop("1.num_batches_tracked")) == 30
+    assert int(mean.n_averaged) == 30 + from_start
     for name, value in found.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "kept"),
+    [
+        (("train.epochs=10",), 8, 1 - 1 / 40),
+        (("train.epochs=1",), 1, 0.5),
+        (("train.ema=0.9",), 8, None),
+    ],
+)
+def test_the_reach_of_an_automatic_mean(
+    changes: tuple[str, ...], steps: int, kept: float | None
+) -> None:
+    """Half of all steps, from a solved head on; any other decay takes the first step whole."""
+    config = build_config(
+        {"data": {"train": "."}}, ("train.ema=auto", "train.solve_head_first=true", *changes)
+    )
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    mean = build_ema(config, model, steps)
+    assert mean is not None
+    nn.init.ones_(model.weight)
+    mean.update_parameters(model)
+    wanted = 1.0 if kept is None else 1 - kept
+    assert mean.module.weight.item() == pytest.approx(wanted)

@@ -111,7 +111,7 @@ def test_weights_of_another_backbone_name_it(trained: Path, cli: Run) -> None:
 def test_weights_that_want_other_colors_do_not_change_a_run(
     trained: Path, tmp_path: Path, cli: Run
 ) -> None:
-    """Mean and std are part of what a resumed run must share, also where the weights decide them."""
+    """A resumed run must have the same mean and std, also where the weights decide them."""
     folder = shutil.copytree(trained, tmp_path / "colors")
     done = cli("train", "pets.yaml", "model.weights=runs/pets", "-o", "next", cwd=folder)
     assert done.returncode == 0, done.stderr
