@@ -46,7 +46,8 @@ def select_best(
     """Train, or solve for the head; save and return the best candidate.
 
     Args:
-        start: the solved head that training starts from; None: from a random head.
+        start: the candidate before training, which is saved; None: training starts from a random
+            head.
         state: of the run that is resumed; None: a new run.
         signals: the signals that this process has heard.
 
@@ -72,7 +73,6 @@ def select_best(
     if state is not None:
         saver.restore(state)
     elif start is not None:
-        _save_candidate(setup, start, run, is_best=True, log=log)
         saver.best, saver.trials = start, list(start.trials)
     trains_head_alone = setup.net is setup.tagger.head
     threads = ThreadChooser().threads_for(count_head_operations(setup))
@@ -114,37 +114,61 @@ def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLo
 
 
 def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) -> Candidate:
-    """Solve for the head of the pretrained backbone; fine-tuning then starts from that tagger.
+    """Solve for the head before training, twice; save the better tagger, start from the second.
 
-    BatchNorm's statistics are estimated before, since the features of training have those of its
-    batches. The features that the head is solved on are then of use to no other run.
+    The first solution is that of a frozen run: no fine-tuning then ends below it. The features of
+    training are others, since BatchNorm normalizes them by the batch. So the second one is solved
+    for with statistics of training pictures. Those features are of use to no other run.
 
     Args:
-        setup: its tagger gets the statistics and the solved head, on all ranks.
+        setup: its tagger gets the statistics and the head of the second solution, on all ranks.
         feature_root: folder of the feature stores; None: the cache's.
 
     Returns:
-        The candidate before the first epoch, of number 0; its scores are on rank 0 alone.
+        The better candidate, of number 0; its scores are on rank 0 alone.
     """
-    own = estimate_batch_norm(setup, log) and setup.world.is_main
-    with temporary_folder(setup.config.output) if own else nullcontext(feature_root) as root:
-        return _solve_on_features(setup, root, log)
+    run = setup.config.output
+    assert run is not None
+    frozen = solve_on_features(setup, feature_root, log)
+    best = replace(frozen, number=0, name="the solved head, backbone as it was")
+    _save_candidate(setup, best, run, is_best=True, log=log)
+    if estimate_batch_norm(setup, log):
+        with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
+            adapted = solve_on_features(setup, root, log)
+        trials = (*best.trials, *adapted.trials)
+        is_better = adapted.beats(best)
+        if is_better:
+            best = replace(adapted, number=0, name="the solved head, before training")
+        best = replace(best, trials=trials)
+        _save_candidate(setup, best, run, is_best=is_better, log=log)
+        log.say(f"training starts from the head of {adapted.name}, mAP {_format_map(adapted)}")
+    else:
+        log.say(f"training starts from the head of {frozen.name}, mAP {_format_map(frozen)}")
+    return best
 
 
-def _solve_on_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
-    """Solve for the head on features that are stored below `root`."""
+def solve_on_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
+    """Solve for the head of the backbone as it is, on features that are stored below `root`.
+
+    Args:
+        setup: its tagger gets the solved head, on all ranks.
+        root: folder of the feature stores; None: the cache's.
+
+    Returns:
+        The best solution; its scores are on rank 0 alone.
+    """
     features = with_features(setup, root, log)
     on_rank_0: list[Candidate] = []
 
     def solve() -> Candidate:
         assert features is not None
-        best = _select_solution(features, log)
-        log.say(f"training starts from the head of {best.name}, mAP {_format_map(best)}")
-        on_rank_0.append(replace(best, number=0, name="the solved head, before training"))
+        on_rank_0.append(_select_solution(features, log))
         return replace(on_rank_0[0], scores=None)
 
-    # Only rank 0 needs the scores, which are large; DDP sends the head to the other ranks.
+    # Only rank 0 needs the scores, which are large.
     without_scores = setup.world.broadcast(solve)
+    head = setup.tagger.head
+    head.load_state_dict(setup.world.broadcast(head.state_dict))
     return on_rank_0[0] if on_rank_0 else without_scores
 
 
