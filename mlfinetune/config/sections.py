@@ -124,6 +124,11 @@ class TrainConfig(Section):
         description="fine-tuning starts from the best head for the pretrained backbone, which "
         "lbfgs finds first",
     )
+    solve_head_last: bool = Field(
+        False,
+        description="after the last epoch lbfgs finds the best head for the backbone as it is "
+        "then; kept where it is better",
+    )
     lr: float = Field(1e-4, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-3, gt=0, description="learning rate of the head")
     layer_decay: float | None = Field(
@@ -308,11 +313,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_solver(self) -> Self:
-        if self.train.solve_head_first and self.model.freeze_backbone:
-            raise ValueError(
-                "train.solve_head_first is for fine-tuning: with model.freeze_backbone: true the "
-                "head is solved for and kept; take one of them out"
-            )
+        for key in ("solve_head_first", "solve_head_last"):
+            if getattr(self.train, key) and self.model.freeze_backbone:
+                raise ValueError(
+                    f"train.{key} is for fine-tuning: with model.freeze_backbone: true the head is "
+                    "solved for and kept; take one of them out"
+                )
         if self.train.layer_decay is not None and self.model.freeze_backbone:
             raise ValueError(
                 "train.layer_decay is for fine-tuning: with model.freeze_backbone: true no layer "

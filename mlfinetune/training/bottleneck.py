@@ -164,13 +164,13 @@ class Passes:
     Attributes:
         train, val: numbers of images.
         epochs: as in the config.
-        solves_first: the head is solved for before the first epoch, on features.
+        solutions: how often the head is solved for beside the epochs, on features.
     """
 
     train: int
     val: int
     epochs: int
-    solves_first: bool = False
+    solutions: int = 0
 
 
 def compare_with_freezing(passes: Passes) -> float:
@@ -181,7 +181,7 @@ def compare_with_freezing(passes: Passes) -> float:
     """
     features = 2 * passes.train + passes.val  # the picture and its mirror image
     tuning = passes.epochs * (STEP_PASSES * passes.train + passes.val)
-    return (tuning + passes.solves_first * features) / max(1, features)
+    return (tuning + passes.solutions * features) / max(1, features)
 
 
 def describe_freezing(passes: Passes, obstacles: Sequence[str] = ()) -> str:

@@ -167,6 +167,7 @@ def list_freezing_obstacles(config: Config) -> list[str]:
     """List the keys that are set, and that a frozen backbone does not go with."""
     keys = {
         "train.solve_head_first": config.train.solve_head_first,
+        "train.solve_head_last": config.train.solve_head_last,
         "train.layer_decay": config.train.layer_decay is not None,
     }
     return [key for key, is_set in keys.items() if is_set]
@@ -183,12 +184,13 @@ def uses_lbfgs(config: Config, train: Manifest) -> bool:
 
 
 def require_lbfgs_fits(config: Config, train: Manifest) -> None:
-    """Raise a ConfigError if `solve_head_first` is set for too many labels."""
-    if config.train.solve_head_first and len(train.labels) >= MANY_LABELS:
-        raise ConfigError(
-            f"train.solve_head_first: L-BFGS keeps twenty copies of the head, too many for "
-            f"{len(train.labels)} labels; below {MANY_LABELS} it is possible"
-        )
+    """Raise a ConfigError if the head is to be solved for, and labels are too many."""
+    for key in ("solve_head_first", "solve_head_last"):
+        if getattr(config.train, key) and len(train.labels) >= MANY_LABELS:
+            raise ConfigError(
+                f"train.{key}: L-BFGS keeps twenty copies of the head, too many for "
+                f"{len(train.labels)} labels; below {MANY_LABELS} it is possible"
+            )
 
 
 def build_loader(

@@ -5,7 +5,7 @@
 
 A candidate is one state of the weights with its validation mAP. Both functions are generators:
 while one is suspended, the caller logs, saves and compares the candidate that it has yielded. Each
-candidate becomes a line of metrics.jsonl (with `solve_head_first` only the epochs do).
+candidate becomes a line of metrics.jsonl (where the backbone trains, only the epochs do).
 """
 
 import time
@@ -214,8 +214,8 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
                 number += 1
                 with threads.threads_for(count_head_operations(setup)):
                     averages, scores = validate(setup, log)
-                # With `solve_head_first`, metrics.jsonl holds the epochs that follow, from 1 on.
-                if not setup.config.train.solve_head_first:
+                # Where epochs train the backbone too, metrics.jsonl holds these alone, from 1 on.
+                if setup.config.model.freeze_backbone:
                     position = Position().after(record)
                     _log_candidate(log, number, position, record.loss, bar.rate, averages)
                 name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"

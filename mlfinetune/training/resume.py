@@ -205,7 +205,7 @@ class StateSaver:
     Attributes:
         optimizer: of the run.
         signals: the signals that this process has heard.
-        position: where training begins; the start of the run, or that of `restore`.
+        position: the start of the run, or that of `restore`; then the end of the last epoch.
         best: the best epoch so far; the caller compares epochs and keeps it up to date.
         trials: of all epochs so far; the caller adds to them.
         save_point: the training loop asks it at every step.

@@ -2,6 +2,8 @@
 
 TrainingSetup -> select_best  -> best Candidate; best.safetensors and last.safetensors
 TrainingSetup -> solve_first  -> a tagger whose head is solved for, from which training starts
+
+With `train.solve_head_last` the head is solved for once more after the last epoch.
 """
 
 import copy
@@ -18,7 +20,6 @@ from mlfinetune.runtime.signals import Signals
 from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import pluralize
-from mlfinetune.training.batch_norm import estimate_batch_norm
 from mlfinetune.training.build import (
     build_checkpoint,
     build_ema,
@@ -46,8 +47,7 @@ def select_best(
     """Train, or solve for the head; save and return the best candidate.
 
     Args:
-        start: the candidate before training, which is saved; None: training starts from a random
-            head.
+        start: the solved head that training starts from; None: from a random head.
         state: of the run that is resumed; None: a new run.
         signals: the signals that this process has heard.
 
@@ -73,11 +73,15 @@ def select_best(
     if state is not None:
         saver.restore(state)
     elif start is not None:
+        _save_candidate(setup, start, run, is_best=True, log=log)
         saver.best, saver.trials = start, list(start.trials)
     trains_head_alone = setup.net is setup.tagger.head
     threads = ThreadChooser().threads_for(count_head_operations(setup))
     with threads if trains_head_alone else nullcontext():
-        return _select_epoch(setup, saver, run, log)
+        best = _select_epoch(setup, saver, run, log)
+    if not setup.config.train.solve_head_last:
+        return best
+    return _solve_last(setup, best, saver.position.epoch(setup.train.steps), run, log)
 
 
 def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLog) -> Candidate:
@@ -96,7 +100,8 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
                 _save_candidate(setup, candidate, run, candidate is saver.best, log)
                 log.say(_format_candidate(candidate, saver.best))
                 log.repeat_warnings(setup.world.gather(log.take_warnings()))
-                saver.save(Position(candidate.number * setup.train.steps))
+                saver.position = Position(candidate.number * setup.train.steps)
+                saver.save(saver.position)
                 log.lap("saving")
                 if _stops_early(setup, saver, candidate.number, log):
                     break
@@ -114,41 +119,45 @@ def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLo
 
 
 def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) -> Candidate:
-    """Solve for the head before training, twice; save the better tagger, start from the second.
-
-    The first solution is that of a frozen run: no fine-tuning then ends below it. The features of
-    training are others, since BatchNorm normalizes them by the batch. So the second one is solved
-    for with statistics of training pictures. Those features are of use to no other run.
+    """Solve for the head of the pretrained backbone; fine-tuning then starts from that tagger.
 
     Args:
-        setup: its tagger gets the statistics and the head of the second solution, on all ranks.
+        setup: its tagger gets the solved head, on all ranks.
         feature_root: folder of the feature stores; None: the cache's.
 
     Returns:
-        The better candidate, of number 0; its scores are on rank 0 alone.
+        The candidate before the first epoch, of number 0; its scores are on rank 0 alone.
     """
-    run = setup.config.output
-    assert run is not None
-    frozen = solve_on_features(setup, feature_root, log)
-    best = replace(frozen, number=0, name="the solved head, backbone as it was")
-    _save_candidate(setup, best, run, is_best=True, log=log)
-    if estimate_batch_norm(setup, log):
-        with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
-            adapted = solve_on_features(setup, root, log)
-        trials = (*best.trials, *adapted.trials)
-        is_better = adapted.beats(best)
-        if is_better:
-            best = replace(adapted, number=0, name="the solved head, before training")
-        best = replace(best, trials=trials)
-        _save_candidate(setup, best, run, is_best=is_better, log=log)
-        log.say(f"training starts from the head of {adapted.name}, mAP {_format_map(adapted)}")
-    else:
-        log.say(f"training starts from the head of {frozen.name}, mAP {_format_map(frozen)}")
+    solved = _solve(setup, feature_root, log)
+    log.say(f"training starts from the head of {solved.name}, mAP {_format_map(solved)}")
+    return replace(solved, number=0, name="the solved head, before training")
+
+
+def _solve_last(
+    setup: TrainingSetup, best: Candidate, epoch: int, run: Path, log: RunLog
+) -> Candidate:
+    """Solve for the head of the backbone after the last epoch; return the better candidate.
+
+    It is saved as an epoch is. Its features are of use to no other run, and are not kept.
+
+    Args:
+        best: the best epoch, or the solved head before the first one.
+        epoch: number of the last one.
+    """
+    tagger = setup.eval_tagger
+    trained = replace(setup, tagger=tagger, net=tagger, ema=None)
+    with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
+        solved = _solve(trained, root, log)
+    name, trials = f"the head solved for after epoch {epoch}", (*best.trials, *solved.trials)
+    solved = replace(solved, number=epoch, name=name, trials=trials)
+    best = solved if solved.beats(best) else replace(best, trials=trials)
+    _save_candidate(trained, solved, run, best is solved, log)
+    log.say(_format_candidate(solved, best))
     return best
 
 
-def solve_on_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
-    """Solve for the head of the backbone as it is, on features that are stored below `root`.
+def _solve(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
+    """Solve for the head of the backbone as it is.
 
     Args:
         setup: its tagger gets the solved head, on all ranks.

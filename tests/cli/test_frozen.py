@@ -369,57 +369,36 @@ def test_fewer_views_than_wanted_are_said(train: Train) -> None:
 FINETUNE = ("model.freeze_backbone=false", "train.solve_head_first=true")
 
 
-STILL = ("train.lr=1e-12", "train.head_lr=1e-12", "train.weight_decay=0")
-"""Rates of all but nothing."""
-
-
-def start(said: str) -> float:
-    """Return the mAP that training started from."""
-    return float(
-        re.findall(r"training starts from the head of l2 .* iterations, mAP (.*)", said)[0]
-    )
-
-
-def test_fine_tuning_starts_from_a_head_that_fits_what_batches_look_like(
-    train: Train, kept: Path, tmp_path: Path
+def test_fine_tuning_starts_from_the_head_that_a_frozen_run_ends_with(
+    train: Train, first: Path, tmp_path: Path
 ) -> None:
-    """BatchNorm has the statistics of the training pictures before the head is solved for.
-
-    So an epoch that changes no weight ends where it started. The frozen run's features are reused
-    for the first solution; those of the second one are kept for no other run.
-    """
-    before = sorted(kept.iterdir())
-    plain = (PLAIN, "augment.crop_scale=[1, 1]", "train.batch_size=32", "train.epochs=3")
-    said = train("tuned", *FINETUNE, *STILL, *plain)
-    assert "BatchNorm's statistics are those of 19 training pictures now" in said
-    frozen_run, adapted = re.findall(r"features of train: 19 wanted, (\d+) kept", said)
-    assert (int(frozen_run), int(adapted)) == (19, 0)
-    assert [epoch for (epoch,) in history(tmp_path / "tuned", "epoch")] == [1, 2, 3]
-    assert [mAP for (mAP,) in history(tmp_path / "tuned", "mAP")] == pytest.approx(
-        [start(said)] * 3, abs=1e-3
-    )
-    assert sorted(kept.iterdir()) == before
-    assert not list((tmp_path / "tuned").glob(".*.tmp"))
+    """Rates of all but nothing leave it, and the backbone, what they were; features are reused."""
+    rates = ("train.lr=1e-12", "train.head_lr=1e-12", "train.weight_decay=0")
+    said = train("tuned", *FINETUNE, *rates)
+    assert all(lacking == 0 for _, _, lacking in computed(said).values())
+    assert re.search(r"training starts from the head of l2 .* iterations, mAP ", said)
+    torch.testing.assert_close(head(tmp_path / "tuned"), head(first / "one"), atol=1e-6, rtol=0)
+    assert len(history(tmp_path / "tuned", "loss")) == 1  # of the epoch
 
 
 def test_balanced_sampling_weighs_the_pictures_of_a_solved_head(
     train: Train, first: Path, tmp_path: Path
 ) -> None:
-    """On the same features; fine-tuning with the same sampling starts from such a head."""
+    """On the same features; fine-tuning with the same sampling starts from that head."""
     said = train("balanced", BALANCED)
     assert "balanced sampling: pictures of" in said
     assert all(lacking == 0 for _, _, lacking in computed(said).values())
-    train("tuned", *FINETUNE, BALANCED, *STILL)
-    train("uniform-tuned", *FINETUNE, *STILL)
-    for one, other in (
-        (tmp_path / "balanced", first / "one"),
-        (tmp_path / "tuned", tmp_path / "uniform-tuned"),
-    ):
-        weights = [head(run)["head.weight"] for run in (one, other)]
-        assert not torch.allclose(*weights, rtol=1e-3)
+    balanced, uniform = (head(run)["head.weight"] for run in (tmp_path / "balanced", first / "one"))
+    assert not torch.allclose(balanced, uniform, rtol=1e-3)
+    train("tuned", *FINETUNE, BALANCED, "train.lr=1e-12", "train.head_lr=1e-12")
+    torch.testing.assert_close(
+        head(tmp_path / "tuned"), head(tmp_path / "balanced"), atol=1e-6, rtol=0
+    )
 
 
-def test_fine_tuning_is_never_worse_than_frozen(train: Train, first: Path, tmp_path: Path) -> None:
+def test_fine_tuning_is_never_worse_than_where_it_started(
+    train: Train, first: Path, tmp_path: Path
+) -> None:
     """At rates that are far too high."""
     train("shaken", *FINETUNE, "train.lr=1", "train.head_lr=10", "train.epochs=2")
     found, wanted = (metrics(run)["mAP"] for run in (tmp_path / "shaken", first / "one"))
@@ -428,21 +407,42 @@ def test_fine_tuning_is_never_worse_than_frozen(train: Train, first: Path, tmp_p
     assert found >= wanted
 
 
-def test_training_that_diverges_leaves_the_better_solved_head(
+def test_training_that_diverges_leaves_the_solved_head(
     first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path
 ) -> None:
-    """They were saved before the first step."""
+    """It was saved before the first step."""
     rates = ("train.lr=1e30", "train.head_lr=1e30", "train.clip_grad_norm=null")
     arguments = ("train", "pets.yaml", *frozen(backbone), *FINETUNE, *rates)
     done = cli(*arguments, "-o", str(tmp_path / "ruined"), cwd=first)
     assert (done.returncode, "not finite" in done.stderr) == (2, True), done.stderr
-    best, last = (
-        checkpoint.load(tmp_path / "ruined" / name).weights
-        for name in ("best.safetensors", "last.safetensors")
+    best, wanted = (
+        checkpoint.load(run / "best.safetensors") for run in (tmp_path / "ruined", first / "one")
     )
-    wanted = checkpoint.load(first / "one" / "best.safetensors").weights
-    scores = [float(x) for x in re.findall(r"mAP ([\d.]+) \(best\)", done.stderr)]
-    torch.testing.assert_close(best, wanted if start(done.stderr) < max(scores) else last)
+    assert best.epoch == 0
+    torch.testing.assert_close(best.weights, wanted.weights)
+
+
+def test_the_head_is_solved_for_again_after_the_last_epoch(
+    train: Train, kept: Path, tmp_path: Path
+) -> None:
+    """As a frozen run on the tuned backbone solves for it; its features are kept for no other run.
+
+    The better of epochs and solution is the result.
+    """
+    before = sorted(kept.iterdir())
+    last = ("model.freeze_backbone=false", "train.solve_head_last=true", "train.epochs=2")
+    said = train("moved", *last, "train.lr=0.01", "train.ema=0.5")
+    assert sorted(kept.iterdir()) == before
+    assert not list((tmp_path / "moved").glob(".*.tmp"))
+    found = re.findall(r"^the head solved for after epoch 2  .* mAP ([\d.]+)", said, re.MULTILINE)
+    scores = [mAP for (mAP,) in history(tmp_path / "moved", "mAP")]
+    assert len(scores) == 2
+    scores += [float(mAP) for mAP in found]
+    assert metrics(tmp_path / "moved")["mAP"] == pytest.approx(max(scores), abs=1e-4)
+    assert ("best: the head solved for after epoch 2" in said) == (scores[2] > max(scores[:2]))
+    train("again", f"model.weights={tmp_path / 'moved' / 'last.safetensors'}")
+    assert metrics(tmp_path / "again")["mAP"] == pytest.approx(scores[2], abs=1e-4)
+    torch.testing.assert_close(head(tmp_path / "again"), head(tmp_path / "moved"))
 
 
 def test_a_dry_run_solves_the_head_too(first: Path, backbone: Path, cli: Run) -> None:
@@ -458,10 +458,11 @@ def test_what_solving_first_cannot_do_is_said(
     first: Path, backbone: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a frozen backbone, or with very many labels."""
-    solve = ("train", "pets.yaml", *frozen(backbone), "train.solve_head_first=true")
-    done = cli(*solve, cwd=first)
-    assert done.returncode == 2
-    assert "train.solve_head_first is for fine-tuning" in done.stderr
+    for key in ("train.solve_head_last", "train.solve_head_first"):
+        solve = ("train", "pets.yaml", *frozen(backbone), f"{key}=true")
+        done = cli(*solve, cwd=first)
+        assert done.returncode == 2
+        assert f"{key} is for fine-tuning" in done.stderr
     monkeypatch.setattr("mlfinetune.training.build.MANY_LABELS", 8)
     done = cli(*solve, *FINETUNE, cwd=first)
     assert done.returncode == 2

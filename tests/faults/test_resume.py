@@ -47,8 +47,9 @@ CASES = {
         "train.ema=0.7",
         "train.accumulate=2",
     ),
-    "solved head first": (
+    "solved head": (
         "train.solve_head_first=true",
+        "train.solve_head_last=true",
         "train.ema=auto",
         "loss.pos_weight=auto",
     ),

@@ -217,7 +217,7 @@ def test_the_suggestion_follows_from_the_numbers(speeds: Speeds, work: Work, sta
 def test_a_cpu_is_told_of_freezing_where_it_gains() -> None:
     """The ratio is that of the run's own passes; one epoch, or two, gain too little."""
     assert " 14 times less " in describe_freezing(Passes(800, 200, 10))
-    assert " 15 times less " in describe_freezing(Passes(800, 200, 10, solves_first=True))
+    assert " 15 times less " in describe_freezing(Passes(800, 200, 10, solutions=1))
     assert describe_freezing(Passes(800, 200, 2)) == ""
     assert describe_freezing(Passes(0, 0, 10)) == ""
 
