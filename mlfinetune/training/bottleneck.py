@@ -24,6 +24,10 @@ FIXED_S = 13.0
 """Seconds that a run takes beside its pictures: start, head, results (fixed_seconds.json)."""
 STEP_PASSES = 3
 """Work of a training step in forward passes: the backward pass computes two gradients."""
+GOES_WITH: dict[str, dict[str, bool | str]] = {
+    "train.solve_head_first": {"train.solve_head_last": True, "train.ema": "auto"}
+}
+"""Settings that a chosen way has besides (measured: `benchmarks/finetune.py`)."""
 FEW_PICTURES, FEW_LABELS = 50_000, 1000
 """Up to here a solved head to start from costs little beside one epoch of fine-tuning."""
 

@@ -33,12 +33,12 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.machine import has_gpu
 from mlfinetune.storage.atomic import try_writing_file, write_atomic
 from mlfinetune.text import display_path, format_list, make_printable, pluralize
-from mlfinetune.training.bottleneck import Passes, choose_way
+from mlfinetune.training.bottleneck import GOES_WITH, Passes, choose_way
 
 _SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
 """Parts of notes of the split that the description says in words of its own."""
-_CHOICES = ("solve_head_first", "optimizer", "layer_decay", "lr", "ema", "early_stopping")
-_WAY_KEYS = {"model.freeze_backbone", *(f"train.{name}" for name in _CHOICES)}
+_CHOICES = "solve_head_first solve_head_last optimizer layer_decay lr ema early_stopping"
+_WAY_KEYS = {"model.freeze_backbone", *(f"train.{name}" for name in _CHOICES.split())}
 """Keys by which a user chooses what learns, and how."""
 
 
@@ -377,15 +377,15 @@ def _write_config(
 
 def _choose_way(request: InitRequest, plan: _Plan, splits: Splits) -> _Plan:
     """Return the plan with the way of training that suits pictures and machine."""
-    config = plan.config
-    if config.model.weights is None or _WAY_KEYS & set(_list_keys(request.overrides)):
+    if plan.config.model.weights is None or _WAY_KEYS & set(_list_keys(request.overrides)):
         return plan
-    passes = Passes(len(splits.train), len(splits.val), config.train.epochs)
+    passes = Passes(len(splits.train), len(splits.val), plan.config.train.epochs)
     way = choose_way(passes, len(splits.train.labels), has_gpu())
     if way is None:
         return plan
     key, why = way
-    return plan.decide(f"{key}: true; {why}", Setting(key, True, why))
+    more = (Setting(name, value) for name, value in GOES_WITH.get(key, {}).items())
+    return plan.decide(f"{key}: true; {why}", Setting(key, True, why), *more)
 
 
 def _list_overrides(request: InitRequest, plan: _Plan) -> list[Setting]:

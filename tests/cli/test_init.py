@@ -122,7 +122,8 @@ def test_the_config_says_the_defaults(tmp_path: Path, cli: Run) -> None:
     same = {"train": made.data.train, "val_fraction": 0.2}
     plain = Config(data=DataConfig(**same), output=made.output)
     if has_gpu():
-        assert made == plain.update_section("train", solve_head_first=True)
+        recipe = {"solve_head_first": True, "solve_head_last": True, "ema": "auto"}
+        assert made == plain.update_section("train", **recipe)
     else:
         assert made == plain.update_section("model", freeze_backbone=True)
 
@@ -141,6 +142,21 @@ def test_what_learns_is_chosen_for_the_machine(tmp_path: Path, cli: Run) -> None
         done = cli("init", "data.csv", given, "-o", f"{number}.yaml", cwd=tmp_path, **no_gpu)
         assert done.returncode == 0, done.stderr
         assert not load_config(tmp_path / f"{number}.yaml").model.freeze_backbone
+
+
+def test_with_a_gpu_fine_tuning_starts_from_a_solved_head(
+    tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what goes with it, unless the user has chosen."""
+    monkeypatch.setattr("mlfinetune.workflows.init.has_gpu", lambda: True)
+    table(tmp_path / "data.csv", 10)
+    done = cli("init", "data.csv", cwd=tmp_path)
+    assert "train.solve_head_first: true; few pictures" in done.stdout
+    made = load_config(tmp_path / "data.yaml").train
+    assert (made.solve_head_first, made.solve_head_last, made.ema) == (True, True, "auto")
+    cli("init", "data.csv", "train.ema=0.9", "-o", "own.yaml", cwd=tmp_path)
+    made = load_config(tmp_path / "own.yaml").train
+    assert (made.solve_head_first, made.solve_head_last, made.ema) == (False, False, 0.9)
 
 
 def test_every_key_in_a_comment_is_one(tmp_path: Path, cli: Run) -> None:
