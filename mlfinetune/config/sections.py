@@ -68,7 +68,7 @@ class AugmentConfig(Section):
     """Random changes of pictures in training; evaluation makes none."""
 
     crop_scale: Annotated[tuple[float, float], Field(strict=False)] = Field(
-        (0.35, 1.0),
+        (0.8, 1.0),
         description="least and largest share of the area that the random resized crop keeps",
     )
     horizontal_flip: Fraction = Field(0.5, description="probability of a mirror image")

@@ -1,0 +1,348 @@
+"""Levers of fine-tuning from a solved head: mAP epoch by epoch, against the solved head itself.
+
+python benchmarks/finetune.py --train train.csv --val val.csv --images images --weights FILE
+
+One seed is one random subset of train. Its head is solved for once, as `solve_head_first` does it.
+Each way then trains a copy of that tagger; ways differ in the levers of `Way`. Augmentation,
+optimizers, losses and the solver are those of `mlfinetune train`; levers that it does not have are
+here. Ways that benchmarks/results/finetune.json has already are not run again. Prints a line a
+way; differences have 95 % intervals over the validation pictures.
+"""
+
+import argparse
+import copy
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from levels_tuned import read_labels, write_subset
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms.v2 import RandomErasing
+
+from mlfinetune.config import load_config
+from mlfinetune.data.batches.loader import Loader
+from mlfinetune.data.load import load_splits
+from mlfinetune.metrics.comparison import compare_tables
+from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.types import ScoreTable
+from mlfinetune.models.tagger import Tagger
+from mlfinetune.runtime.device import prepare_device
+from mlfinetune.runtime.distributed import World
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.torchrun import DistInfo
+from mlfinetune.training.build import build_loader, build_training_loss
+from mlfinetune.training.loop import validate
+from mlfinetune.training.network import build_transform_spec
+from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
+from mlfinetune.training.select import solve_first
+from mlfinetune.training.setup import TrainingSetup, set_up
+
+CONFIG = Path(__file__).parents[1] / "configs" / "finetune.yaml"
+RESULT = Path(__file__).parent / "results" / "finetune.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to fine-tune; defaults are the recipe of before.
+
+    Attributes:
+        anchor: strength a of the penalty a/2 * |w - w0|^2 toward the start (L2-SP), of the
+            backbone.
+        head_anchor: as `anchor`, on the head's weights.
+        solved: start from the solved head; else from a random one.
+        adapt: before all, BatchNorm's statistics are estimated on the training pictures.
+        freeze_norms: BatchNorm keeps its statistics.
+        solve_last: solve for the head again on features of the tuned backbone.
+        ema: decay of `train.ema`, whose first steps count less (see `build_ema_model`).
+        horizon: share of all steps that a moving average of the weights reaches back, from the
+            start on; None: there is none.
+        mix: share of the tuned weights in the mean with those of before training; 1: tuned alone.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-4
+    head_lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    layer_decay: float | None = None
+    warmup: float = 0.05
+    batch_size: int = 32
+    epochs: int = 5
+    ema: float | None = None
+    horizon: float | None = None
+    smoothing: float = 0.0
+    rand_augment: int = 0
+    erasing: float = 0.0
+    crop: float = 0.35
+    jitter: float = 0.2
+    anchor: float = 0.0
+    head_anchor: float = 0.0
+    solved: bool = True
+    adapt: bool = False
+    freeze_norms: bool = False
+    solve_last: bool = False
+    mix: float = 1.0
+    levels: int = 2
+
+
+MILD = Way(crop=0.8, jitter=0.0, solve_last=True)
+RECIPE = replace(MILD, lr=2e-4, head_lr=2e-3, layer_decay=0.7, horizon=0.5)
+WAYS = {
+    "recipe": RECIPE,
+    "before": Way(),
+    "before, head_lr 1e-4": Way(head_lr=1e-4),
+    "before, BatchNorm frozen": Way(freeze_norms=True),
+    "before, mild augmentation": replace(MILD, mix=0.5),
+    "rates doubled, no average, no layer_decay": replace(MILD, lr=2e-4, head_lr=2e-3, mix=0.5),
+    "rates halved, no layer_decay": replace(MILD, horizon=0.5),
+    "rates doubled": replace(RECIPE, lr=4e-4, head_lr=4e-3),
+    "crops of 0.35, jitter 0.2": replace(RECIPE, crop=0.35, jitter=0.2),
+    "whole pictures": replace(RECIPE, crop=1.0),
+    "BatchNorm estimated before": replace(RECIPE, adapt=True),
+    "BatchNorm frozen": replace(RECIPE, freeze_norms=True, solve_last=False),
+    "label smoothing 0.1": replace(RECIPE, smoothing=0.1),
+    "RandAugment 2, erasing 0.25": replace(RECIPE, rand_augment=2, erasing=0.25),
+    "L2-SP 0.01": replace(RECIPE, anchor=0.01),
+    "SGD": replace(RECIPE, optimizer="sgd", lr=0.3, head_lr=0.03),
+    "10 epochs": replace(RECIPE, epochs=10),
+}
+"""Name -> way; those that start with `before` change the recipe of before, others that of now."""
+
+
+class Trial:
+    """The subset of one seed: its data, its solved head, and what ways gave so far."""
+
+    def __init__(self, asked: argparse.Namespace, seed: int, levels: int, folder: Path) -> None:
+        """Read the subset, build the tagger, solve for its head."""
+        labels = write_subset(asked.train, asked.rows, seed, folder / "train.csv")
+        unseen = sorted(read_labels(asked.val) - labels)
+        overrides = [f"data.train={folder / 'train.csv'}", f"data.val={asked.val.absolute()}"]
+        overrides += [f"data.images={asked.images.absolute()}", f"train.seed={seed}"]
+        overrides += [f"data.ignore_labels={json.dumps(unseen)}", f"model.levels={levels}"]
+        overrides += [f"model.image_size={asked.side}", f"model.weights={asked.weights.absolute()}"]
+        self.said = StringIO()
+        self.log = RunLog(self.said)
+        self.config = load_config(CONFIG, overrides)
+        splits = load_splits(self.config, None)
+        world = World(prepare_device("cpu"), DistInfo())
+        self.setup = set_up(self.config, splits, world, self.log)
+        self.random_head = copy.deepcopy(self.setup.tagger.head.state_dict())
+        best = solve_first(self.setup, folder / "features", self.log)
+        assert best.scores is not None
+        self.solved: ScoreTable = best.scores
+        self.start = copy.deepcopy(self.setup.tagger.state_dict())
+        self.folder, self.seed, self.every_epoch = folder, seed, asked.every_epoch
+
+    def run(self, way: Way) -> dict[str, Any]:
+        """Train a copy of the tagger; return its mAP after each epoch, and differences."""
+        torch.manual_seed(self.seed)
+        setup = self._prepare(way)
+        started, scores = time.monotonic(), self.solved
+        history = []
+        found: dict[str, Any] = {}
+        start = self.start
+        if way.adapt:
+            estimate_batch_norm(setup)
+            found["adapted"] = self._solve(setup)
+            start = copy.deepcopy(setup.tagger.state_dict())
+        for number, net in enumerate(train(setup, way, start), 1):
+            if number not in (1, way.epochs) and not self.every_epoch:
+                continue
+            averages, scored = validate(replace(setup, tagger=net, net=net), self.log)
+            assert scored is not None
+            scores = scored
+            history.append(averages["mAP"])
+        seconds = time.monotonic() - started
+        found |= {"epochs": history, "seconds": round(seconds), **self._compare(scores)}
+        if way.mix != 1.0 or way.solve_last:
+            found |= self._finish(replace(setup, tagger=net, net=net), way, start)
+        return found
+
+    def _finish(self, setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> dict[str, Any]:
+        """Average weights with those of before, and solve for the head again, on both."""
+        found: dict[str, Any] = {}
+        tuned = copy.deepcopy(setup.tagger.state_dict())
+        if way.solve_last:
+            found["solved again"] = self._solve(setup)
+        if way.mix != 1.0:
+            mixed = {
+                key: torch.lerp(old, tuned[key], way.mix) if old.is_floating_point() else old
+                for key, old in start.items()
+            }
+            setup.tagger.load_state_dict(mixed)
+            _, scores = validate(setup, self.log)
+            assert scores is not None
+            found["mixed"] = self._compare(scores)
+            if way.solve_last:
+                found["mixed, solved again"] = self._solve(setup)
+        return found
+
+    def _solve(self, setup: TrainingSetup) -> dict[str, Any]:
+        """Solve for the head on features of the tuned backbone."""
+        self.said.truncate(0)
+        best = solve_first(setup, Path(tempfile.mkdtemp(dir=self.folder)), self.log)
+        assert best.scores is not None
+        (solution,) = re.findall(r"starts from the head of (.*), mAP", self.said.getvalue())
+        return {**self._compare(best.scores), "solution": solution}
+
+    def _compare(self, scores: ScoreTable) -> dict[str, Any]:
+        """Return the mAP of scores, and its difference to the solved head with an interval."""
+        even = [0.5] * len(scores.labels)
+        difference = compare_tables(self.solved, scores, even, even).averages["mAP"]
+        return {
+            "mAP": measure(scores).averages["mAP"],
+            "gain": difference.value,
+            "interval": difference.interval,
+        }
+
+    def _prepare(self, way: Way) -> TrainingSetup:
+        """Return the setup of a way, its tagger at the start."""
+        overrides = {
+            "train": {"batch_size": way.batch_size, "epochs": way.epochs},
+            "augment": {
+                "rand_augment": way.rand_augment,
+                "crop_scale": (way.crop, 1.0),
+                "color_jitter": way.jitter,
+            },
+            "loss": {"label_smoothing": way.smoothing},
+        }
+        config = self.setup.config
+        for section, values in overrides.items():
+            config = config.update_section(section, **values)
+        tagger = self.setup.tagger
+        tagger.load_state_dict(self.start)
+        if not way.solved:
+            tagger.head.load_state_dict(self.random_head)
+        splits, device = self.setup.splits, self.setup.device
+        spec = build_transform_spec(config)
+        train = build_loader(config, splits.train, spec, device, 0, train=True)
+        loss, _ = build_training_loss(config, splits.train, device)
+        return replace(self.setup, config=config, spec=spec, train=train, loss=loss)
+
+
+def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[Tagger]:
+    """Train the tagger of a setup; yield what is to be validated after each epoch."""
+    tagger, loader = setup.tagger, setup.train
+    assert isinstance(loader, Loader)
+    groups = tagger.parameter_groups(way.lr, way.head_lr, way.weight_decay, way.layer_decay)
+    optimizer = build_optimizer(groups, way.optimizer, way.momentum)
+    average = None if way.ema is None else build_ema_model(tagger, way.ema)
+    if way.horizon is not None:
+        decay = 1 - 1 / (way.horizon * loader.steps * way.epochs)
+        average = build_ema_model(tagger, decay, from_start=True)
+    erase = RandomErasing(p=way.erasing) if way.erasing else lambda image: image
+    steps = loader.steps
+    total = steps * way.epochs
+    warmup = round(total * way.warmup)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    step = 0
+    for epoch in range(way.epochs):
+        set_training(tagger, way)
+        for batch in loader.epoch(epoch):
+            batch.require_all(setup.splits.train.path)
+            factor = compute_lr_factor(step, total, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["initial_lr"]
+            optimizer.zero_grad(set_to_none=True)
+            images = torch.stack([erase(image) for image in batch.images])
+            with torch.autocast("cpu", torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
+                logits = tagger(images)
+            setup.loss(logits, batch.targets).backward()
+            pull(tagger, start, way)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(tagger)
+            step += 1
+        yield tagger if average is None else average.module
+
+
+@torch.no_grad()
+def estimate_batch_norm(setup: TrainingSetup) -> None:
+    """Replace BatchNorm's running statistics by those of the training pictures, augmented."""
+    assert isinstance(setup.train, Loader)
+    norms = [m for m in setup.tagger.features.modules() if isinstance(m, _BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for batch in setup.train.epoch(0):
+        with torch.autocast("cpu", torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
+            setup.tagger.embed(batch.images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+
+
+def set_training(tagger: Tagger, way: Way) -> None:
+    """Set training mode; frozen BatchNorm stays in evaluation mode."""
+    tagger.train()
+    if way.freeze_norms:
+        for module in tagger.features.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+@torch.no_grad()
+def pull(tagger: Tagger, start: dict[str, Tensor], way: Way) -> None:
+    """Add the gradient of the penalties toward the start."""
+    for name, parameter in tagger.named_parameters():
+        strength = way.head_anchor if name.startswith("head.") else way.anchor
+        if strength and parameter.grad is not None:
+            parameter.grad.add_(parameter - start[name], alpha=strength)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("train", "val", "images", "weights"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--side", type=int, default=160, help="model.image_size")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--every-epoch", action="store_true", help="validate after each epoch")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    for seed in asked.seeds:
+        run_seed(asked, seed)
+
+
+def run_seed(asked: argparse.Namespace, seed: int) -> None:
+    """Run all ways that are not done yet on the subset of a seed."""
+    trials: dict[int, Trial] = {}
+    key = f"{asked.rows} pictures, {asked.side} px, seed {seed}"
+    for name in asked.ways:
+        result = json.loads(asked.output.read_text()) if asked.output.exists() else {}
+        if name in result.get(key, {}):
+            continue
+        way = WAYS[name]
+        if way.levels not in trials:
+            folder = Path(tempfile.mkdtemp())
+            trials[way.levels] = Trial(asked, seed, way.levels, folder)
+        trial = trials[way.levels]
+        found = trial.run(way)
+        solved = measure(trial.solved).averages["mAP"]
+        result.setdefault(key, {})["solved head"] = {"mAP": solved}
+        result[key][name] = found
+        asked.output.write_text(json.dumps(result, indent=2) + "\n")
+        shown = " ".join(f"{value:.3f}" for value in found["epochs"])
+        gain = f"{found['gain']:+.3f} ({found['interval'][0]:+.3f}, {found['interval'][1]:+.3f})"
+        print(f"{key}  {name}  {solved:.3f} -> {shown}  {gain}", flush=True)
+        for part in ("adapted", "solved again", "mixed", "mixed, solved again"):
+            if part in found:
+                print(f"    {part} {found[part]['mAP']:.3f} {found[part]['gain']:+.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
