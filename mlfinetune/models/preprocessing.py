@@ -86,6 +86,8 @@ def get_weight_set(backbone: str, weights: str) -> Any:
     known = list_weights(backbone)
     if weights not in known:
         hint = suggest(weights, known) or "."
+        if os.path.exists(weights):
+            hint = f"; there is a file or folder of that name here: write ./{weights}."
         raise WeightsError(
             f"model.weights: {backbone} has no '{weights}'{hint} "
             f"Known names: {', '.join(known)}; or give a .pth or .safetensors file, a run "

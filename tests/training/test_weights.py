@@ -98,6 +98,14 @@ def test_weights_that_are_nowhere_are_refused(
     assert said in done.stderr
 
 
+def test_a_run_without_its_folder_is_told_how_to_write_it(other: Path, cli: Run) -> None:
+    """A bare name is that of published weights."""
+    shutil.copytree(other / "runs/pets", other / "r1")
+    done = cli("train", "pets.yaml", "model.weights=r1", cwd=other)
+    assert done.returncode == 2
+    assert "there is a file or folder of that name here: write ./r1." in done.stderr
+
+
 def test_weights_of_another_backbone_name_it(trained: Path, cli: Run) -> None:
     """A run's own backbone is in its checkpoint: the error says what to set."""
     asked = ("model.weights=runs/pets", "model.backbone=resnet18", "model.image_size=32")
