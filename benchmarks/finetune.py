@@ -51,7 +51,7 @@ RESULT = Path(__file__).parent / "results" / "finetune.json"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to fine-tune; defaults are the recipe of before.
+    """One way to fine-tune; defaults are the recipe of before, but for a shorter warm-up.
 
     Attributes:
         anchor: strength a of the penalty a/2 * |w - w0|^2 toward the start (L2-SP), of the
@@ -99,6 +99,7 @@ WAYS = {
     "recipe": RECIPE,
     "before": Way(),
     "before, head_lr 1e-4": Way(head_lr=1e-4),
+    "before, rates of 1e-5": Way(lr=1e-5, head_lr=1e-5, solve_last=True),
     "before, BatchNorm frozen": Way(freeze_norms=True),
     "before, mild augmentation": replace(MILD, mix=0.5),
     "rates doubled, no average, no layer_decay": replace(MILD, lr=2e-4, head_lr=2e-3, mix=0.5),

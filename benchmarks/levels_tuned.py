@@ -3,8 +3,8 @@
 python benchmarks/levels_tuned.py --train train.csv --val val.csv --images images --weights FILE
 
 Runs are processes of the command line, on random rows of train, one for each seed and number of
-levels; rates are those of configs/finetune.yaml. Labels that the rows lack are left out. Prints a
-table; writes benchmarks/results/levels_tuned.json.
+levels; settings are those of configs/finetune.yaml before its recipe was measured. Labels that the
+rows lack are left out. Prints a table; writes benchmarks/results/levels_tuned.json.
 """
 
 import argparse
@@ -24,6 +24,16 @@ from mlfinetune.runs.results import read_scores
 CONFIG = Path(__file__).parents[1] / "configs" / "finetune.yaml"
 RESULT = Path(__file__).parent / "results" / "levels_tuned.json"
 LEVELS = (1, 2)
+BEFORE = (
+    "train.lr=1e-4",
+    "train.head_lr=1e-3",
+    "train.layer_decay=null",
+    "train.ema=null",
+    "train.solve_head_last=false",
+    "augment.crop_scale=[0.35, 1.0]",
+    "augment.color_jitter=0.2",
+)
+"""Settings of configs/finetune.yaml before its recipe was measured."""
 
 
 def write_subset(table: Path, rows: int, seed: int, target: Path) -> set[str]:
@@ -67,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     asked = parser.parse_args()
     settings = [f"train.epochs={asked.epochs}", f"model.image_size={asked.side}"]
-    settings += [f"model.weights={asked.weights.absolute()}", "train.early_stopping=null"]
+    settings += [f"model.weights={asked.weights.absolute()}", "train.early_stopping=null", *BEFORE]
     result: dict[str, Any] = {"rows": asked.rows, "epochs": asked.epochs, "side": asked.side}
     result["seeds"] = []
     for seed in range(asked.seeds):

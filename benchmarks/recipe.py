@@ -16,22 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from levels_tuned import read_labels, write_subset
+from levels_tuned import BEFORE, read_labels, write_subset
 
 from mlfinetune.metrics.comparison import compare_tables
 from mlfinetune.runs.results import read_scores
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RESULT = Path(__file__).parent / "results" / "recipe.json"
-BEFORE = (
-    "train.lr=1e-4",
-    "train.head_lr=1e-3",
-    "train.layer_decay=null",
-    "train.ema=null",
-    "augment.crop_scale=[0.35, 1.0]",
-    "augment.color_jitter=0.2",
-)
-"""Settings of configs/finetune.yaml before its recipe was measured."""
 
 
 def train(config: str, data: list[str], output: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 from contextlib import suppress
+from multiprocessing import current_process
 
 from mlfinetune.cli import main
 
@@ -12,9 +13,11 @@ def run_process() -> None:
     """Run `main`; then end the process without taking its modules apart.
 
     Python frees all modules one by one at its end, a second of work with torch's, for nothing: the
-    system frees memory at once. All else happens before: threads are joined, and the exit functions
-    of other packages run, since those registered last run first.
+    system frees memory at once. All else happens before: threads are joined, and exit functions
+    run that were registered later than this one, as those of torch and of trackers.
     """
+    if getattr(current_process(), "_inheriting", False):  # a worker that imports the script
+        return
     code = 1  # of an exception that `main` does not know
     atexit.register(lambda: _end(code))
     try:

@@ -284,6 +284,38 @@ def test_the_gain_of_a_second_level() -> None:
         assert figure in page("decisions")
 
 
+def test_the_levers_of_fine_tuning() -> None:
+    """Every cell: mAP after the first epoch, after the last one, of the head solved for again."""
+    measured = result("finetune")["300 pictures, 160 px, seed 0"]
+    rows = table("decisions", "fine-tuned, 300 pictures")
+    assert {*rows, "solved head"} == set(measured)
+    for name, (first, last, again) in rows.items():
+        row = measured[name]
+        check(f"{first} {last}", [row["epochs"][0], row["epochs"][-1]])
+        assert (again == "--") == ("solved again" not in row)
+        if again != "--":
+            check(again, [row["solved again"]["mAP"]])
+    text = page("decisions")
+    assert f"solved head's {measured['solved head']['mAP']:.3f}" in text
+    other = result("finetune")["1000 pictures, 160 px, seed 0"]["BatchNorm estimated before"]
+    assert f"cost {-other['adapted']['gain']:.3f} of mAP with 1,000 pictures" in text
+
+
+def test_the_gain_of_the_recipe() -> None:
+    """Every cell: mAP, and the gain over the frozen run with its interval."""
+    measured, rows = result("recipe"), table("decisions", "160 px, 5 epochs")
+    assert len(rows) == len(measured)
+    for key, found in measured.items():
+        cells = rows[key.partition(",")[0]]
+        for cell, way in zip(cells, ("frozen", "before", "recipe"), strict=True):
+            if way not in found:
+                assert cell == "--"
+                continue
+            row = found[way]
+            numbers = [row["mAP"], *([row["gain"], *row["interval"]] if "gain" in row else [])]
+            check(re.sub(r"[(),+]", " ", cell), numbers)
+
+
 def test_how_often_a_wanted_precision_holds() -> None:
     """Every cell of docs/metrics.md: the lowest threshold that reaches it, and ours."""
     measured = result("thresholds")["wanted_precision"]

@@ -219,7 +219,11 @@ def _name_curve(name: str, errors: CalibrationError) -> report.Calibration:
 def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[str, str], ...]:
     """Return (name, text) lines: data, checkpoint, AP protocol, thresholds, probabilities."""
     lines = [("data", str(content["data"]))]
-    lines += [(name, str(content[name])) for name in ("checkpoint", "epoch") if name in content]
+    lines += [
+        (name, str(content[name]))
+        for name in ("checkpoint", "epoch", "candidate")
+        if name in content
+    ]
     thresholds: str = facts.threshold_source
     if facts.fitted_on != "nothing":
         thresholds += f", fitted on {facts.fitted_on}"

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.errors import DataError
+from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.storage.cache import report_unused
 
 SUFFIX = ".store"
@@ -74,10 +74,17 @@ def temporary_folder(inside: Path | None = None) -> Iterator[Path]:
 
     Args:
         inside: the folder to make it in; None: the system's for temporary files.
+
+    Raises:
+        CheckpointError: it cannot be made.
     """
-    with TemporaryDirectory(
-        prefix=".mlfinetune-", suffix=".tmp", dir=inside, ignore_cleanup_errors=True
-    ) as name:
+    try:
+        made = TemporaryDirectory(
+            prefix=".mlfinetune-", suffix=".tmp", dir=inside, ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise CheckpointError(f"cannot make a folder in {inside}: {error.strerror}") from error
+    with made as name:
         try:
             yield Path(name)
         finally:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mlfinetune.config import Config, EvalConfig
+from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.metrics.selection import Trial
@@ -49,6 +50,9 @@ _MAY_CHANGE = (
 path of the data led to other examples, the digest of the data would differ. `eval.views` is none of
 them: the mAPs of epochs that were scored otherwise cannot be compared."""
 
+_COLORS = "mean and std"
+"""Key of a run's identity with the numbers that the pictures are normalized by."""
+
 _DATA = ("training data", "validation data")
 """Keys of a run's identity that are digests of its data."""
 
@@ -61,12 +65,15 @@ class ResumeState:
         position: between two steps.
         best: the best epoch so far, without its scores; None before the first.
         trials: of all epochs so far; None for an epoch that an older version trained.
+        solved_after: epoch after which the head was solved for last, which `best` and `trials`
+            know; None: it was not.
         content: all of the state, as `capture_state` returned it.
     """
 
     position: Position
     best: Candidate | None
     trials: list[Trial | None]
+    solved_after: int | None
     content: Mapping[str, Any]
 
 
@@ -76,6 +83,7 @@ def capture_state(
     position: Position,
     best: Candidate | None,
     trials: Sequence[Trial | None] = (),
+    solved_after: int | None = None,
 ) -> dict[str, Any]:
     """Return everything that the rest of the run depends on, as tensors and plain containers.
 
@@ -86,11 +94,12 @@ def capture_state(
     if best is not None:
         best_fields = {k: getattr(best, k) for k in ("number", "name", "mAP", "loss", "speed")}
     return {
-        "made_of": collect_identity(setup.config, setup.splits),
+        "made_of": collect_identity(setup.config, setup.splits, setup.spec),
         "arithmetic": _describe_arithmetic(setup),
         "position": asdict(position),
         "best": best_fields,
         "trials": [None if trial is None else asdict(trial) for trial in trials],
+        "solved_after": solved_after,
         "history": _read_history(setup),
         "net": setup.net.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -126,13 +135,18 @@ def is_same_run(run: Path, config: Config, splits: Splits) -> bool:
             state = _parse_state(read_state(path), path)
         except CheckpointError:
             continue  # `load_state` will name the fault
-        return not list_changes(state.content["made_of"], collect_identity(config, splits))
+        return not _list_changes_since(state, config, splits)
     return False
 
 
 def require_same_run(state: ResumeState, config: Config, splits: Splits) -> None:
     """Raise a ConfigError that names the settings and data that differ from the state's."""
-    require_no_changes(list_changes(state.content["made_of"], collect_identity(config, splits)))
+    require_no_changes(_list_changes_since(state, config, splits))
+
+
+def _list_changes_since(state: ResumeState, config: Config, splits: Splits) -> list[str]:
+    now = collect_identity(config, splits, build_transform_spec(config))
+    return list_changes(state.content["made_of"], now)
 
 
 def require_no_changes(changes: Sequence[str]) -> None:
@@ -161,7 +175,7 @@ def place_in_epochs(state: ResumeState, setup: TrainingSetup, log: RunLog) -> Re
     Where `--allow-changed` brought other batches, an epoch has another number of steps, and other
     pictures are left of the one under way: it begins anew.
     """
-    now = collect_identity(setup.config, setup.splits)
+    now = collect_identity(setup.config, setup.splits, setup.spec)
     before = _add_defaults(state.content["made_of"], now)
     if all(before.get(key) == now[key] for key in _DECIDES_BATCHES):
         return state
@@ -208,6 +222,7 @@ class StateSaver:
         position: the start of the run, or that of `restore`; then the end of the last epoch.
         best: the best epoch so far; the caller compares epochs and keeps it up to date.
         trials: of all epochs so far; the caller adds to them.
+        solved_after: as in `ResumeState`; the caller keeps it up to date.
         save_point: the training loop asks it at every step.
     """
 
@@ -219,6 +234,7 @@ class StateSaver:
         self.position = Position()
         self.best: Candidate | None = None
         self.trials: list[Trial | None] = []
+        self.solved_after: int | None = None
         self.save_point = SavePoint(self._should_save, self.save)
         self._saved_at = time.monotonic()
 
@@ -230,6 +246,7 @@ class StateSaver:
         """
         restore_state(state, self._setup, self.optimizer)
         self.position, self.best = state.position, state.best
+        self.solved_after = state.solved_after
         # Resamples of other images say nothing of the epochs to come.
         before = state.content["made_of"].get("validation data")
         known = before == digest_manifest(self._setup.splits.val)
@@ -244,7 +261,8 @@ class StateSaver:
         """
         world = self._setup.world
         if world.is_main:
-            content = capture_state(self._setup, self.optimizer, position, self.best, self.trials)
+            done = (self.best, self.trials, self.solved_after)
+            content = capture_state(self._setup, self.optimizer, position, *done)
             write_state(self._run / directory.STATE, self._run / directory.PREVIOUS_STATE, content)
         self._saved_at = time.monotonic()
         if heard := world.all_reduce_max(self.signals.received or 0):
@@ -257,17 +275,15 @@ class StateSaver:
         return self.signals.received is not None or time.monotonic() - self._saved_at >= seconds
 
 
-def collect_identity(config: Config, splits: Splits) -> dict[str, Any]:
+def collect_identity(config: Config, splits: Splits, spec: TransformSpec) -> dict[str, Any]:
     """Return everything that must not change when a run is resumed: settings, and the data.
 
     For example {"train.lr": 0.0001, ..., "training data": "5f1d...", "validation data": "..."}.
-    Mean and std are the numbers that are used, also where the weights decide them.
+    Mean and std are there also where the weights decide them.
     """
-    spec = build_transform_spec(config)
     return {
         **collect_settings(config),
-        "model.mean": list(spec.mean),
-        "model.std": list(spec.std),
+        _COLORS: [list(spec.mean), list(spec.std)],
         "training data": digest_manifest(splits.train),
         "validation data": digest_manifest(splits.val),
     }
@@ -328,7 +344,9 @@ def _parse_state(content: Mapping[str, Any], path: Path) -> ResumeState:
         older = [None] * (content["history"].count("\n") if candidate else 0)
         kept = content.get("trials", older)
         trials = [None if trial is None else Trial(**trial) for trial in kept]
-        return ResumeState(position, candidate, trials, content)
+        solved_after = content.get("solved_after")
+        assert solved_after is None or isinstance(solved_after, int)
+        return ResumeState(position, candidate, trials, solved_after, content)
     except (KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"{path} is no state of this version: {error!r}") from error
 
@@ -352,9 +370,8 @@ def _add_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
     """Return `before` with the defaults of settings that an older version did not know."""
     defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
     defaults["model.levels"] = 1  # the features of those versions, whatever the default is now
-    for key in ("model.mean", "model.std"):
-        if before.get(key) is None:  # those versions did not write what the weights decided
-            before = {**before, key: now.get(key)}
+    if _COLORS in now:
+        defaults[_COLORS] = now[_COLORS]  # those versions did not write what the weights decide
     return {**{key: value for key, value in defaults.items() if key in now}, **before}
 
 

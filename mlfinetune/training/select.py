@@ -11,9 +11,11 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mlfinetune.data.batches.loader import Loader
+from mlfinetune.errors import MlfinetuneError
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
@@ -79,9 +81,10 @@ def select_best(
     threads = ThreadChooser().threads_for(count_head_operations(setup))
     with threads if trains_head_alone else nullcontext():
         best = _select_epoch(setup, saver, run, log)
-    if not setup.config.train.solve_head_last:
+    epoch = saver.position.epoch(setup.train.steps)
+    if not setup.config.train.solve_head_last or saver.solved_after == epoch:
         return best
-    return _solve_last(setup, best, saver.position.epoch(setup.train.steps), run, log)
+    return _solve_last(setup, saver, best, run, log)
 
 
 def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLog) -> Candidate:
@@ -134,25 +137,38 @@ def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) ->
 
 
 def _solve_last(
-    setup: TrainingSetup, best: Candidate, epoch: int, run: Path, log: RunLog
+    setup: TrainingSetup, saver: StateSaver, best: Candidate, run: Path, log: RunLog
 ) -> Candidate:
     """Solve for the head of the backbone after the last epoch; return the better candidate.
 
-    It is saved as an epoch is. Its features are of use to no other run, and are not kept.
+    It is saved as an epoch is, and the state knows of it; more epochs would go on from the trained
+    head. The features are of use to no other run, and are not kept.
 
     Args:
         best: the best epoch, or the solved head before the first one.
-        epoch: number of the last one.
     """
-    tagger = setup.eval_tagger
+    epoch, tagger = saver.position.epoch(setup.train.steps), setup.eval_tagger
     trained = replace(setup, tagger=tagger, net=tagger, ema=None)
-    with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
-        solved = _solve(trained, root, log)
+    head = copy.deepcopy(tagger.head.state_dict())
+    if setup.device.type == "cuda":
+        torch.cuda.empty_cache()  # what training has left has room for features
+    try:
+        with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
+            solved = _solve(trained, root, log)
+    except MlfinetuneError:
+        log.say(
+            "the epochs are saved; for their results without the last solution add "
+            "train.solve_head_last=false --resume --allow-changed"
+        )
+        raise
     name, trials = f"the head solved for after epoch {epoch}", (*best.trials, *solved.trials)
     solved = replace(solved, number=epoch, name=name, trials=trials)
     best = solved if solved.beats(best) else replace(best, trials=trials)
     _save_candidate(trained, solved, run, best is solved, log)
+    tagger.head.load_state_dict(head)
     log.say(_format_candidate(solved, best))
+    saver.best, saver.trials, saver.solved_after = best, list(trials), epoch
+    saver.save(saver.position)
     return best
 
 
@@ -177,7 +193,8 @@ def _solve(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
     # Only rank 0 needs the scores, which are large.
     without_scores = setup.world.broadcast(solve)
     head = setup.tagger.head
-    head.load_state_dict(setup.world.broadcast(head.state_dict))
+    weights = setup.world.broadcast(lambda: {k: v.cpu() for k, v in head.state_dict().items()})
+    head.load_state_dict(weights)
     return on_rank_0[0] if on_rank_0 else without_scores
 
 

@@ -280,7 +280,7 @@ def _write_run_results(
     facts = replace(evaluation.facts, selection=estimate_selection(best.trials))
     evaluation = replace(evaluation, facts=facts)
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
-    about |= {"versions": content.versions, "views": config.eval.views}
+    about |= {"candidate": best.name, "versions": content.versions, "views": config.eval.views}
     about["training_data"] = digest_manifest(setup.splits.train)
     seen = None
     if setup.splits.contents:

@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mlfinetune.runs import checkpoint
+from mlfinetune.training.loop import Candidate
+from mlfinetune.training.select import _save_candidate
+from mlfinetune.training.setup import TrainingSetup
 
 Train = Callable[..., str]
 OFF, ADAMW = "train.cache_features=off", "train.optimizer=adamw"
@@ -443,6 +447,74 @@ def test_the_head_is_solved_for_again_after_the_last_epoch(
     train("again", f"model.weights={tmp_path / 'moved' / 'last.safetensors'}")
     assert metrics(tmp_path / "again")["mAP"] == pytest.approx(scores[2], abs=1e-4)
     torch.testing.assert_close(head(tmp_path / "again"), head(tmp_path / "moved"))
+
+
+LAST = ("model.freeze_backbone=false", "train.solve_head_last=true", "train.lr=0.01")
+
+
+def test_a_worse_last_solution_leaves_the_epoch(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a penalty that leaves no weight."""
+    monkeypatch.setattr("mlfinetune.training.loop.PENALTIES", (1e12,))
+    monkeypatch.setattr("mlfinetune.training.loop.STRONGER_PENALTIES", ())
+    monkeypatch.setattr("mlfinetune.training.loop.WEAKER_PENALTIES", ())
+    said = train("poor", *LAST, "train.epochs=1")
+    assert "best: epoch 1/1" in said
+    ((mAP,),) = history(tmp_path / "poor", "mAP")
+    assert metrics(tmp_path / "poor")["mAP"] == mAP
+    best = checkpoint.load(tmp_path / "poor" / "best.safetensors")
+    assert not torch.equal(best.weights["head.weight"], head(tmp_path / "poor")["head.weight"])
+
+
+def test_a_run_stopped_in_its_last_solution_goes_on(
+    first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path, train: Train
+) -> None:
+    """To the same result; a finished run solves nothing again."""
+    asked = ("train", "pets.yaml", *frozen(backbone), *LAST, "train.epochs=1")
+    run = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("mlfinetune.training.select._save_candidate", stop_at_solution(stop))
+        assert cli(*asked, "-o", str(run), cwd=first).returncode == 130
+    assert not list(run.glob(".*.tmp"))
+    done = cli("train", str(run / "config.yaml"), "--resume", cwd=first)
+    assert done.returncode == 0, done.stderr
+    assert "the head solved for after epoch 1" in done.stderr
+    train("whole", *LAST, "train.epochs=1")
+    for name in ("best.safetensors", "last.safetensors"):
+        ours, theirs = (checkpoint.load(folder / name) for folder in (run, tmp_path / "whole"))
+        torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
+    done = cli("train", str(run / "config.yaml"), "--resume", cwd=first)
+    assert "solving" not in done.stderr
+    assert "features of train" not in done.stderr
+
+
+def stop_at_solution(stop: Callable[..., None]) -> Callable[..., None]:
+    """Return `_save_candidate`, but for the solution after the last epoch it calls `stop`."""
+
+    def save(setup: TrainingSetup, candidate: Candidate, *rest: Any) -> None:
+        if candidate.name.startswith("the head solved"):
+            stop()
+        _save_candidate(setup, candidate, *rest)
+
+    return save
+
+
+def test_more_epochs_never_lose_the_solved_head(train: Train, cli: Run, tmp_path: Path) -> None:
+    """The state knows it; the last epoch of these rates ruins the network."""
+    train("more", *LAST, "train.epochs=1")
+    before = metrics(tmp_path / "more")
+    more = ("train.epochs=2", "train.head_lr=100", "train.solve_head_last=false")
+    config = str(tmp_path / "more/config.yaml")
+    done = cli("train", config, *more, "--resume", "--allow-changed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = metrics(tmp_path / "more")
+    assert after["mAP"] == before["mAP"]
+    assert after["candidate"] == before["candidate"]
 
 
 def test_a_dry_run_solves_the_head_too(first: Path, backbone: Path, cli: Run) -> None:

@@ -78,17 +78,19 @@ def test_features_of_a_frozen_backbone_are_computed_by_all(ground: Path) -> None
 
 
 def test_the_solved_head_is_everyone_s_start_and_end(ground: Path) -> None:
-    """Also that of the moving average, which every rank keeps for itself."""
-    losses, solved = [], []
+    """Also that of the moving average, which every rank keeps for itself, and validates with."""
+    losses, solved, scores = [], [], []
     for size in (1, 2):
         more = ("train.solve_head_first=true", "train.sync_batch_norm=true", "-o", f"runs/{size}")
         more = ("train.solve_head_last=true", "train.ema=auto", *more)
         said = run(size, "train", "tiny.yaml", *more, cwd=ground).said
         losses.append([row["loss"] for row in history(ground / "runs" / str(size))])
+        scores.append([row["mAP"] for row in history(ground / "runs" / str(size))])
         solved += re.findall(
             r"^the head solved for after epoch .* mAP ([\d.]+)", said, re.MULTILINE
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert scores[0] == pytest.approx(scores[1], abs=0.01)
     assert float(solved[0]) == pytest.approx(float(solved[1]), abs=0.01)
 
 
