@@ -75,7 +75,7 @@ def test_a_resume_state_is_resumed(tmp_path: Path) -> None:
     with catch_signals() as heard, init_distributed("cpu") as world:
         setup = with_features(set_up(config, splits, world, log), folder / "features", log)
         assert setup is not None
-        setup = replace(setup, ema=build_ema(config, setup.net))
+        setup = replace(setup, ema=build_ema(config, setup.net, 1))
         state = load_state(folder, log)
         assert state is not None
         require_same_run(state, setup.config, splits)
