@@ -38,6 +38,10 @@ from mlfinetune.training.resume import (
 from mlfinetune.training.setup import TrainingSetup
 
 
+FORMER_CROPS = (0.35, 1.0)
+"""Default of `augment.crop_scale` in earlier versions."""
+
+
 @dataclass(frozen=True)
 class ResumeOptions:
     """Options of `--resume`.
@@ -172,8 +176,8 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
     """Return the config with what data and weights decide, and numbers of the resumed run.
 
     Args:
-        run: the run directory to resume, whose batch size and levels replace `auto`; None: a new
-            run.
+        run: the run directory to resume, whose batch size and levels replace `auto`; its crops stay
+            where they were an earlier version's default. None: a new run.
     """
     config = resolve_data_config(config, splits)
     kept = None if run is None else run / directory.CONFIG
@@ -185,6 +189,9 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
             # A run records a number; one of an earlier version records none, and had one level.
             levels = 1 if before.model.levels == "auto" else before.model.levels
             config = config.update_section("model", levels=levels)
+        is_default = "crop_scale" not in config.augment.model_fields_set
+        if is_default and before.augment.crop_scale == FORMER_CROPS:
+            config = config.update_section("augment", crop_scale=FORMER_CROPS)
     return resolve_network(config)
 
 

@@ -66,8 +66,9 @@ def test_results_are_read_and_make_a_page(tmp_path: Path) -> None:
 def test_a_resume_state_is_resumed(tmp_path: Path) -> None:
     """In the middle of an epoch, with a moving average and one level, to the end."""
     folder, log = prepare(tmp_path), RunLog(io.StringIO())
-    for name in ("tiny.yaml", directory.CONFIG):
-        (folder / name).write_text(CONFIG)
+    (folder / "tiny.yaml").write_text(CONFIG)
+    # A run's own config names the defaults of its time.
+    (folder / directory.CONFIG).write_text(CONFIG + "augment: {crop_scale: [0.35, 1.0]}\n")
     shutil.copy(ARCHIVE / directory.STATE, folder)
     config = load_config(folder / "tiny.yaml", [f"output={folder}"])
     splits = load_splits(config, log)
