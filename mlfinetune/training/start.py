@@ -37,7 +37,6 @@ from mlfinetune.training.resume import (
 )
 from mlfinetune.training.setup import TrainingSetup
 
-
 FORMER_CROPS = (0.35, 1.0)
 """Default of `augment.crop_scale` in earlier versions."""
 
