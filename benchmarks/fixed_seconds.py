@@ -85,13 +85,14 @@ def run(
 def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians of several runs."""
     names = dict.fromkeys(name for one in runs for name in one["parts_s"])
+    parts = {
+        name: round(statistics.median(one["parts_s"].get(name, 0.0) for one in runs), 1)
+        for name in names
+    }
     return {
         "wall_s": round(statistics.median(one["wall_s"] for one in runs), 1),
         "cpu_s": round(statistics.median(one["cpu_s"] for one in runs), 1),
-        "parts_s": {
-            name: round(statistics.median(one["parts_s"].get(name, 0.0) for one in runs), 1)
-            for name in names
-        },
+        "parts_s": {name: took for name, took in parts.items() if took},
         "mAP": round(runs[0]["mAP"], 4),
     }
 

@@ -427,3 +427,16 @@ def test_the_cost_of_heat_maps() -> None:
     totals = [row["prepare_s"] + 24 * row["map_s"] for row in (half, full)]
     assert f"{totals[0]:.1f} s of one core for 24 pictures in bfloat16" in page("metrics")
     assert f"in bfloat16, {totals[1]:.1f} s in float32" in page("metrics")
+
+
+def test_the_size_of_the_pictures() -> None:
+    """Every cell: mAP, the gain over the smallest size with its interval, and seconds."""
+    measured = result("resolution")
+    for key, found in measured.items():
+        rows = table("decisions", key.rpartition(",")[0])
+        for side, row in found.items():
+            score, gain, seconds = rows[f"{side} px"]
+            check(f"{score} {seconds}", [row["mAP"], row["seconds"]])
+            assert (gain == "--") == ("gain" not in row)
+            if gain != "--":
+                check(re.sub(r"[(),+]", " ", gain), [row["gain"], *row["interval"]])
