@@ -155,7 +155,7 @@ def compare(tables: dict[str, ScoreTable], config: Config) -> dict[str, Any]:
 
 
 def finetuned(data: list[str], epochs: int, folder: Path) -> dict[str, Any]:
-    """Fine-tune; return way -> mAP of the last epoch, and its gain."""
+    """Fine-tune; return way -> mAP of the last checkpoint, and its gain."""
     run = folder / "tuned"
     settings = [f"train.epochs={epochs}", "train.early_stopping=null", "-o", str(run)]
     command = [sys.executable, "-m", "mlfinetune", "train", str(CONFIGS / "finetune.yaml")]
@@ -166,10 +166,10 @@ def finetuned(data: list[str], epochs: int, folder: Path) -> dict[str, Any]:
 
 
 def score(run: Path, val: Manifest, views: EvalViews) -> ScoreTable:
-    """Return the scores of a run's last epoch."""
+    """Return the scores of a run's last checkpoint."""
     content = checkpoint.load(run / "last.safetensors")
-    about = (content.backbone, len(content.labels), content.weights, content.transform)
-    tagger = restore_tagger(*about, CPU, run)
+    about = (content.backbone, content.levels, len(content.labels))
+    tagger = restore_tagger(*about, content.weights, content.transform, CPU, run)
     dtype, _ = choose_precision("auto", CPU)
     tagger, _ = prepare_for_inference(tagger, content.transform.image_size, CPU, dtype)
     batches = load(val, content.transform).epoch()
