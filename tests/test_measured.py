@@ -341,6 +341,9 @@ def test_the_gain_and_the_cost_of_views() -> None:
             row = measured[f"frozen, {pictures}"][way]
             check(cell, [row["mAP"]] + [row["gain"], *row["interval"]] * (way == "mirror"))
         check(cells[-1], [measured["images/s"][way]])
+    tuned = measured["fine-tuned"]["mirror"]
+    low, high = tuned["interval"]
+    assert f"`mirror` gains {tuned['gain']:.3f} ({low:.3f} to {high:.3f})" in page("metrics")
 
 
 def test_the_luck_of_the_best() -> None:
