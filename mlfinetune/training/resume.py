@@ -50,8 +50,8 @@ _MAY_CHANGE = (
 path of the data led to other examples, the digest of the data would differ. `eval.views` is none of
 them: the mAPs of epochs that were scored otherwise cannot be compared."""
 
-_COLORS = "mean and std"
-"""Key of a run's identity with the numbers that the pictures are normalized by."""
+_PREPROCESSING = "preprocessing"
+"""Key of a run's identity with what the weights may decide of the input."""
 
 _DATA = ("training data", "validation data")
 """Keys of a run's identity that are digests of its data."""
@@ -279,11 +279,12 @@ def collect_identity(config: Config, splits: Splits, spec: TransformSpec) -> dic
     """Return everything that must not change when a run is resumed: settings, and the data.
 
     For example {"train.lr": 0.0001, ..., "training data": "5f1d...", "validation data": "..."}.
-    Mean and std are there also where the weights decide them.
+    Mean, std, interpolation and crop are there also where the weights decide them.
     """
+    decided = {name: getattr(spec, name) for name in ("interpolation", "crop_share")}
     return {
         **collect_settings(config),
-        _COLORS: [list(spec.mean), list(spec.std)],
+        _PREPROCESSING: {"mean": list(spec.mean), "std": list(spec.std), **decided},
         "training data": digest_manifest(splits.train),
         "validation data": digest_manifest(splits.val),
     }
@@ -370,8 +371,8 @@ def _add_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
     """Return `before` with the defaults of settings that an older version did not know."""
     defaults = collect_settings(Config.model_validate({"data": {"train": "."}}))
     defaults["model.levels"] = 1  # the features of those versions, whatever the default is now
-    if _COLORS in now:
-        defaults[_COLORS] = now[_COLORS]  # those versions did not write what the weights decide
+    if _PREPROCESSING in now:  # those versions did not write what the weights decide
+        defaults[_PREPROCESSING] = now[_PREPROCESSING]
     return {**{key: value for key, value in defaults.items() if key in now}, **before}
 
 
