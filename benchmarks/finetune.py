@@ -56,8 +56,6 @@ class Way:
     Attributes:
         anchor: strength a of the penalty a/2 * |w - w0|^2 toward the start (L2-SP), of the
             backbone.
-        head_anchor: as `anchor`, on the head's weights.
-        solved: start from the solved head; else from a random one.
         adapt: before all, BatchNorm's statistics are estimated on the training pictures.
         freeze_norms: BatchNorm keeps its statistics.
         solve_last: solve for the head again on features of the tuned backbone.
@@ -70,7 +68,6 @@ class Way:
     optimizer: str = "adamw"
     lr: float = 1e-4
     head_lr: float = 1e-3
-    momentum: float = 0.9
     weight_decay: float = 0.01
     layer_decay: float | None = None
     warmup: float = 0.05
@@ -84,13 +81,10 @@ class Way:
     crop: float = 0.35
     jitter: float = 0.2
     anchor: float = 0.0
-    head_anchor: float = 0.0
-    solved: bool = True
     adapt: bool = False
     freeze_norms: bool = False
     solve_last: bool = False
     mix: float = 1.0
-    levels: int = 2
 
 
 MILD = Way(crop=0.8, jitter=0.0, solve_last=True)
@@ -102,7 +96,9 @@ WAYS = {
     "before, rates of 1e-5": Way(lr=1e-5, head_lr=1e-5, solve_last=True),
     "before, BatchNorm frozen": Way(freeze_norms=True),
     "before, mild augmentation": replace(MILD, mix=0.5),
-    "rates doubled, no average, no layer_decay": replace(MILD, lr=2e-4, head_lr=2e-3, mix=0.5),
+    "before, mild augmentation, EMA 0.9": replace(MILD, ema=0.9),
+    "before, mild augmentation, layer_decay 0.7": replace(MILD, layer_decay=0.7),
+    "before, mild augmentation, rates doubled": replace(MILD, lr=2e-4, head_lr=2e-3, mix=0.5),
     "rates halved, no layer_decay": replace(MILD, horizon=0.5),
     "rates doubled": replace(RECIPE, lr=4e-4, head_lr=4e-3),
     "crops of 0.35, jitter 0.2": replace(RECIPE, crop=0.35, jitter=0.2),
@@ -121,13 +117,13 @@ WAYS = {
 class Trial:
     """The subset of one seed: its data, its solved head, and what ways gave so far."""
 
-    def __init__(self, asked: argparse.Namespace, seed: int, levels: int, folder: Path) -> None:
+    def __init__(self, asked: argparse.Namespace, seed: int, folder: Path) -> None:
         """Read the subset, build the tagger, solve for its head."""
         labels = write_subset(asked.train, asked.rows, seed, folder / "train.csv")
         unseen = sorted(read_labels(asked.val) - labels)
         overrides = [f"data.train={folder / 'train.csv'}", f"data.val={asked.val.absolute()}"]
         overrides += [f"data.images={asked.images.absolute()}", f"train.seed={seed}"]
-        overrides += [f"data.ignore_labels={json.dumps(unseen)}", f"model.levels={levels}"]
+        overrides += [f"data.ignore_labels={json.dumps(unseen)}", "model.levels=2"]
         overrides += [f"model.image_size={asked.side}", f"model.weights={asked.weights.absolute()}"]
         self.said = StringIO()
         self.log = RunLog(self.said)
@@ -135,7 +131,6 @@ class Trial:
         splits = load_splits(self.config, None)
         world = World(prepare_device("cpu"), DistInfo())
         self.setup = set_up(self.config, splits, world, self.log)
-        self.random_head = copy.deepcopy(self.setup.tagger.head.state_dict())
         best = solve_first(self.setup, folder / "features", self.log)
         assert best.scores is not None
         self.solved: ScoreTable = best.scores
@@ -220,8 +215,6 @@ class Trial:
             config = config.update_section(section, **values)
         tagger = self.setup.tagger
         tagger.load_state_dict(self.start)
-        if not way.solved:
-            tagger.head.load_state_dict(self.random_head)
         splits, device = self.setup.splits, self.setup.device
         spec = build_transform_spec(config)
         train = build_loader(config, splits.train, spec, device, 0, train=True)
@@ -234,7 +227,7 @@ def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[
     tagger, loader = setup.tagger, setup.train
     assert isinstance(loader, Loader)
     groups = tagger.parameter_groups(way.lr, way.head_lr, way.weight_decay, way.layer_decay)
-    optimizer = build_optimizer(groups, way.optimizer, way.momentum)
+    optimizer = build_optimizer(groups, way.optimizer, 0.9)
     average = None if way.ema is None else build_ema_model(tagger, way.ema)
     if way.horizon is not None:
         decay = 1 - 1 / (way.horizon * loader.steps * way.epochs)
@@ -296,9 +289,8 @@ def set_training(tagger: Tagger, way: Way) -> None:
 def pull(tagger: Tagger, start: dict[str, Tensor], way: Way) -> None:
     """Add the gradient of the penalties toward the start."""
     for name, parameter in tagger.named_parameters():
-        strength = way.head_anchor if name.startswith("head.") else way.anchor
-        if strength and parameter.grad is not None:
-            parameter.grad.add_(parameter - start[name], alpha=strength)
+        if way.anchor and parameter.grad is not None and not name.startswith("head."):
+            parameter.grad.add_(parameter - start[name], alpha=way.anchor)
 
 
 def main() -> None:
@@ -316,22 +308,21 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     for seed in asked.seeds:
-        run_seed(asked, seed)
+        with tempfile.TemporaryDirectory() as name:
+            run_seed(asked, seed, Path(name))
 
 
-def run_seed(asked: argparse.Namespace, seed: int) -> None:
+def run_seed(asked: argparse.Namespace, seed: int, folder: Path) -> None:
     """Run all ways that are not done yet on the subset of a seed."""
-    trials: dict[int, Trial] = {}
+    trial: Trial | None = None
     key = f"{asked.rows} pictures, {asked.side} px, seed {seed}"
     for name in asked.ways:
         result = json.loads(asked.output.read_text()) if asked.output.exists() else {}
         if name in result.get(key, {}):
             continue
         way = WAYS[name]
-        if way.levels not in trials:
-            folder = Path(tempfile.mkdtemp())
-            trials[way.levels] = Trial(asked, seed, way.levels, folder)
-        trial = trials[way.levels]
+        if trial is None:
+            trial = Trial(asked, seed, folder)
         found = trial.run(way)
         solved = measure(trial.solved).averages["mAP"]
         result.setdefault(key, {})["solved head"] = {"mAP": solved}
