@@ -296,10 +296,10 @@ def _write_run_results(
 
 def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSource:
     """Return the source of the page's heat maps, computed with these weights."""
-    setup.tagger.load_state_dict(weights)
     config, device = setup.config, setup.device
     dtype, _ = choose_precision(config.train.precision, device)
     with one_thread():
+        setup.tagger.load_state_dict(weights)
         tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
     mirrored, kept = config.eval.views == "mirror", precomputes_features(config)
     most = choose_most(len(setup.splits.val), kept, setup.spec.image_size, 1 + mirrored)
