@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from mlfinetune import __version__
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
+from mlfinetune.cli.card import card
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
@@ -82,6 +83,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
+app.command()(card)
 app.command()(predict)
 app.command()(init)
 app.command()(check)
