@@ -31,6 +31,7 @@ from mlfinetune.cli.init import init
 from mlfinetune.cli.models import models
 from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
+from mlfinetune.cli.runs import runs
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
 from mlfinetune.errors import ConfigError, DataError, DeviceError, MlfinetuneError, OutputError
@@ -84,6 +85,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
 app.command()(card)
+app.command()(runs)
 app.command()(predict)
 app.command()(init)
 app.command()(check)

@@ -77,10 +77,20 @@ def train(
     if resumes_own and (resume or _is_gone(recorded, loaded)):
         loaded = loaded.model_copy(update={"output": config.parent.absolute()})
     options = ResumeOptions(recorded, allow_changed) if resume else None
-    result = workflow.run(loaded, device, log, options)
+    result = workflow.run(loaded, device, log, options, _describe_command())
     if result is not None:
         print(format_summary(result.evaluation))
         log.say(f"results in {display_path(result.run)}")
+
+
+def _describe_command() -> str:
+    """Return the command as it was given, without secrets of URLs."""
+    import shlex
+    import sys
+
+    from mlfinetune.text import mask_secrets
+
+    return mask_secrets(shlex.join(["mlfinetune", *sys.argv[1:]]))
 
 
 def _is_gone(recorded: Config | None, loaded: Config) -> bool:
