@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.errors import TrainingError
+from mlfinetune.runtime.threads import one_thread
 
 ROUNDING = 1e-6
 """Standard deviation of a feature, as a share of its size, up to which it only rounds a constant:
@@ -31,22 +32,30 @@ class FeatureStats:
     Attributes:
         mean: (F,) float32, of the features.
         inverse_deviation: (F,) float32, 1 / s; 0 of a feature that does not vary.
-        log_odds: (L,) log-odds of a positive target, with one positive and one negative added.
-        spread: (L,) standard deviation of a target, sqrt(h) in the docstring of lbfgs.py.
+        constant: (L,) the logit with the lowest loss among those that all images share; of `sce`
+            the log-odds, with one positive and one negative added.
+        spread: (L,) root of the loss's curvature there, sqrt(h) in the docstring of lbfgs.py.
         known: () number of known targets of all labels, at least 1.
         images: number of images in a pass.
     """
 
     mean: Tensor
     inverse_deviation: Tensor
-    log_odds: Tensor
+    constant: Tensor
     spread: Tensor
     known: Tensor
     images: int
 
 
-def compute_feature_stats(batches: Batches, device: torch.device) -> FeatureStats:
+def compute_feature_stats(
+    batches: Batches, device: torch.device, loss: Callable[..., Tensor]
+) -> FeatureStats:
     """Compute the statistics, in one pass.
+
+    Args:
+        batches: gives the examples.
+        device: where the statistics go.
+        loss: from `mlfinetune.loss.build_loss()`.
 
     Raises:
         TrainingError: features that are not finite.
@@ -61,16 +70,53 @@ def compute_feature_stats(batches: Batches, device: torch.device) -> FeatureStat
         negatives = negatives + (weights * to_float64(targets == 0)).sum(0)
     if not moments.squares.isfinite().all():
         raise TrainingError("features or their squares are not finite: look at model.weights")
-    share = (positives + 1) / (positives + negatives + 2)
+    share = ((positives + 1) / (positives + negatives + 2)).float().to(device)
+    constant, spread = _fit_constant(loss, share)
     known = (positives + negatives).sum().clamp(min=1)
     return FeatureStats(
         mean=moments.mean.float().to(device),
         inverse_deviation=moments.invert_deviation().float().to(device),
-        log_odds=share.logit().float().to(device),
-        spread=(share * (1 - share)).sqrt().float().to(device),
+        constant=constant,
+        spread=spread,
         known=known.float().to(device) if device.type == "mps" else known,
         images=moments.images,
     )
+
+
+@one_thread()
+def _fit_constant(loss: Callable[..., Tensor], share: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best logit that all images can share, and the root of the loss's curvature there.
+
+    Of `sce` these are the log-odds, and the standard deviation of a target. With `pos_weight`, and
+    of other losses, they lie elsewhere, and the solver starts there.
+
+    Args:
+        loss: of logits and targets, (B, L) both.
+        share: (L,) share of positives, between 0 and 1.
+    """
+    targets = torch.tensor([[1], [0]], device=share.device).expand(2, len(share)).to(torch.int8)
+    weights = torch.stack([share, 1 - share])
+
+    def differentiate(logits: Tensor) -> Tensor:
+        """Return the (L,) derivatives of the mean loss by the logit of all images."""
+        rows = logits.repeat(2, 1).requires_grad_()
+        total = (loss(rows, targets, reduction="none") * weights).sum()
+        (gradient,) = torch.autograd.grad(total, rows)
+        return gradient.sum(0)
+
+    low, high = torch.full_like(share, -_LARGEST), torch.full_like(share, _LARGEST)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_above = differentiate(middle) > 0
+        low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+    middle = (low + high) / 2
+    slope = (differentiate(middle + _STEP) - differentiate(middle - _STEP)) / (2 * _STEP)
+    # A loss that is flat there, as one with a margin, would divide by 0.
+    return middle, slope.clamp(min=_FLATTEST * share * (1 - share)).sqrt()
+
+
+_LARGEST, _HALVINGS, _STEP = 20.0, 40, 0.01
+_FLATTEST = 1e-3
 
 
 def correlate(batches: Batches, stats: FeatureStats) -> Tensor:

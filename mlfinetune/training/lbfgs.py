@@ -10,22 +10,23 @@ logit. The head gets the features as they are, so a weight c_f of z_f is w_f = c
 head. A feature that does not vary has z_f = 0 and no weight.
 
 The features do not change, so the loss of a linear head is convex (`sce`), and its curvature can
-be bounded once. Let K be the covariance of z (the correlations of the features), p the share of
-positives of a label, and h = p(1-p) the variance of its targets. Where the head predicts p for
-every image, the curvature in c is h K. The weights are written as c = inverse(R') u / sqrt(h),
-where R R' = K + l2 I. In u the curvature is 1 there in all directions, so that L-BFGS needs tens of
+be bounded once. Let K be the covariance of z (the correlations of the features), and h the
+curvature of a label's loss at the best logit that all images can share. Of `sce` that logit is the
+log-odds of the share p of positives, and h = p(1-p), the variance of the targets. There the
+curvature in c is h K. The weights are written as c = inverse(R') u / sqrt(h), where
+R R' = K + l2 I. In u the curvature is 1 there in all directions, so that L-BFGS needs tens of
 passes where it would need thousands. The objective of a label is
 
     loss over its known targets / known targets of an average label + l2/2 * h * ||c||^2
     where ||c||^2 = sum over f of s_f^2 w_f^2
 
-so that a penalty l2 means the same for every backbone, and for rare and frequent labels. Where
-batches bring weights of pictures (1 on average), all sums over pictures are weighted by them.
+so that a penalty l2 means the same for every backbone and loss, and for rare and frequent labels.
+Where batches bring weights of pictures (1 on average), all sums over pictures are weighted by them.
 
-Each solve starts from zero weights, and from biases at the log-odds of the labels. After few
-iterations the head is close to linear discriminant analysis, after many to the penalized optimum.
-With noisy tags the first scores better (measured: `benchmarks/head_path.py`), so both are offered,
-and validation chooses.
+Each solve starts from zero weights, and from biases at the logits above. After few iterations the
+head is close to linear discriminant analysis, after many to the penalized optimum. With noisy tags
+the first scores better (measured: `benchmarks/head_path.py`), so both are offered, and validation
+chooses.
 
 The gradient in c is a sum of examples z, so that c stays in the space that they span. Where they
 are few beside F, all is computed in coordinates of that space, of as many dimensions as there are
@@ -98,7 +99,7 @@ class Solver:
         """
         self._head, self._batches, self._loss, self._track = head, batches, loss, track
         self._threads = ThreadChooser()
-        self._stats = compute_feature_stats(batches, head.weight.device)
+        self._stats = compute_feature_stats(batches, head.weight.device, loss)
         self._span = None
         if is_span_small(self._stats):
             with self._threads.threads_for(0):  # by several threads, QR has other bits in each run
@@ -215,9 +216,9 @@ class _Problem:
         self._threads = threads
         self._l2, self._is_shifted = l2, bool(stats.mean.any())
         self._factor = _factorize(correlation, l2)
-        shape = len(stats.log_odds), len(stats.mean)
+        shape = len(stats.constant), len(stats.mean)
         self._u = torch.zeros(shape, device=stats.mean.device).requires_grad_()
-        self._bias = stats.log_odds.clone().requires_grad_()
+        self._bias = stats.constant.clone().requires_grad_()
         self.parameters = [self._u, self._bias]
         self.loss, self.passes = float("nan"), 0
 

@@ -67,11 +67,27 @@ def solved(
     return path
 
 
-def ridges(y: Tensor, l2: float) -> Tensor:
-    """Return the (L,) factors of ||c||^2 / 2: l2 h, by the module's definition."""
+def ridges(y: Tensor, l2: float, **form: object) -> Tensor:
+    """Return the (L,) factors of ||c||^2 / 2: l2 h, by the module's definition, in float64.
+
+    h is the curvature of the loss at its minimum among logits that all images share.
+    """
     positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
     share = (positives / (positives + negatives)).double()
-    return l2 * share * (1 - share)
+    if form.get("name", "sce") == "sce" and len(form) < 2:
+        return l2 * share * (1 - share)
+    loss, found = build_loss(**form), []
+    grid = torch.arange(-12, 12, 0.01, dtype=torch.float64)
+    logits = grid[:, None].expand(-1, len(share))
+    curves = sum(
+        part * loss(logits, torch.full(logits.shape, state, dtype=torch.int8), reduction="none")
+        for state, part in ((1, share), (0, 1 - share))
+    )
+    for label in range(len(share)):
+        best = int(curves[:, label].argmin())
+        near = slice(best - 20, best + 21)
+        found.append(2 * np.polyfit(grid[near] - grid[best], curves[near, label], 4)[2])
+    return l2 * torch.tensor(found, dtype=torch.float64)
 
 
 def deviations(x: Tensor) -> Tensor:
@@ -88,7 +104,7 @@ def objective(
     weight, bias = (p.detach().double().requires_grad_() for p in (head.weight, head.bias))
     deviation = deviations(x)
     loss = build_loss(**form)(linear(x.double(), weight, bias), y) * y.shape[1]
-    total = loss + 0.5 * (ridges(y, l2) * (deviation * weight).square().sum(1)).sum()
+    total = loss + 0.5 * (ridges(y, l2, **form) * (deviation * weight).square().sum(1)).sum()
     gradients = torch.autograd.grad(total, [weight, bias])
     size = torch.cat([(gradients[0] / deviation).flatten(), gradients[1]]).norm()
     return float(total.detach()), float(size)
