@@ -37,13 +37,15 @@ def parse_source(source: str | os.PathLike[str]) -> Location:
 def fetch_checkpoint(url: str) -> Path:
     """Return a file of this machine with the content of a checkpoint behind a URL.
 
-    A URL without a file's ending is that of a run directory: its best.safetensors is taken.
+    A URL without a file's ending is that of a run directory or of a repository of the hub: its
+    best.safetensors is taken.
 
     Raises:
         CheckpointError: it cannot be fetched or kept.
     """
-    ending = find_ending(urlsplit(url).path)
-    if not ending:
+    parts = urlsplit(url)
+    ending = find_ending(parts.path)
+    if not parts.query and not ending[1:2].isalpha():  # hf://user/pets-v1.5 has no ending
         url, ending = f"{url.rstrip('/')}/{directory.BEST}", Path(directory.BEST).suffix
     try:
         digest = checkpoint.read_digest(fetch_start(url, _START))
