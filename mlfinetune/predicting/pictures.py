@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.dataset import Example, collate
+from mlfinetune.data.images import sources
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
-from mlfinetune.data.images.sources import Picture, is_picture, name_picture, read_picture
+from mlfinetune.data.images.sources import is_picture, name_picture, read_picture
 from mlfinetune.data.images.transforms import (
     TransformSpec,
     build_eval_transform,
@@ -33,9 +34,9 @@ from mlfinetune.location import is_url
 from mlfinetune.runtime.device import choose_workers
 from mlfinetune.storage.files import fetch_objects
 
-AnyPicture = Picture | torch.Tensor
-"""A `Picture`, or torch's layout: (3, H, W) uint8."""
-Pictures = AnyPicture | Iterable[AnyPicture]
+Picture = sources.Picture | torch.Tensor
+"""A picture of `data.images.sources`, or torch's layout: (3, H, W) uint8."""
+Pictures = Picture | Iterable[Picture]
 
 _Item = tuple[str, object]
 """Name of a picture, and the picture."""
