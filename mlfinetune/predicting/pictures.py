@@ -31,7 +31,7 @@ from mlfinetune.data.images.transforms import (
 from mlfinetune.data.inputs import TAR, expand_inputs
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import is_url
-from mlfinetune.runtime.device import choose_workers
+from mlfinetune.runtime.device import choose_workers, name_dtype
 from mlfinetune.storage.files import fetch_objects
 
 Picture = sources.Picture | torch.Tensor
@@ -155,6 +155,8 @@ class PictureReader:
 
 def _to_samples(picture: torch.Tensor, name: str) -> NDArray[np.uint8]:
     """Return the (H, W, C) samples of a (C, H, W) or (H, W) tensor."""
+    if picture.dtype != torch.uint8:
+        raise ImageError(name, f"a tensor of {name_dtype(picture.dtype)}; wanted uint8, 0 to 255")
     samples: NDArray[np.uint8] = picture.detach().cpu().numpy()
     if samples.ndim == 3 and samples.shape[0] not in (1, 3, 4):
         raise ImageError(name, f"a tensor of shape {samples.shape}; wanted (3, height, width)")

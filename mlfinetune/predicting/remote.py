@@ -34,6 +34,29 @@ def parse_source(source: str | os.PathLike[str]) -> Location:
         raise CheckpointError(str(error)) from error
 
 
+def locate_checkpoint(
+    source: str | os.PathLike[str], data: object | None, output: object | None
+) -> Path:
+    """Return the place on this machine of a checkpoint to evaluate; one behind a URL is fetched.
+
+    Args:
+        source: run directory, file, or the URL of one.
+        data, output: of the evaluation; None: those of the run.
+
+    Raises:
+        CheckpointError: a URL, and no data or no output: its run directory is not here.
+    """
+    location = parse_source(source)
+    if isinstance(location, Path):
+        return location.absolute()
+    if data is None or output is None:
+        raise CheckpointError(
+            f"{mask_secrets(location)} is far from its run's data and results: name the data to "
+            f"score with --data TABLE (data=), and a folder with --output FOLDER (output=)"
+        )
+    return fetch_checkpoint(location)
+
+
 def fetch_checkpoint(url: str) -> Path:
     """Return a file of this machine with the content of a checkpoint behind a URL.
 

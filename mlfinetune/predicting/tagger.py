@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -253,7 +254,7 @@ class Tagger:
         return other
 
     def _stream(self, images: Pictures, batch_size: int) -> Iterator[tuple[list[str], Batch]]:
-        is_number = isinstance(batch_size, int) and batch_size >= 1
+        is_number = isinstance(batch_size, Integral) and batch_size >= 1
         _require("batch_size", batch_size, is_number, "1 or more")
         return self._reader.stream(list_pictures(images), batch_size)
 

@@ -292,9 +292,9 @@ def _open_tagger(
     Returns:
         The tagger, and the decision rule with the request's threshold.
     """
-    backend = open_backend(
-        parse_source(request.checkpoint or directory.find_newest_checkpoint()), device
-    )
+    named = request.checkpoint
+    source = directory.find_newest_checkpoint() if named is None else parse_source(named)
+    backend = open_backend(source, device)
     if request.views is not None:
         backend = backend.with_views(request.views)
     decision, views = backend.decision, backend.views
