@@ -145,7 +145,8 @@ def test_a_checkpoint_of_the_hub(
     for name in ("user/pets-v1.5", "user/pets-v1.5/best.safetensors"):
         assert fetch_checkpoint(f"hf://{name}").read_bytes() == Hub.content
     assert mlfinetune.load("hf://user/pets-v1.5").source == "hf://user/pets-v1.5"
-    checkpoint.save(tmp_path / "new.safetensors", replace(checkpoint.load(path), epoch=123456))
+    longer = replace(checkpoint.load(path), versions={"of": "another length" * 100})
+    checkpoint.save(tmp_path / "new.safetensors", longer)
     monkeypatch.setattr(Hub, "content", (tmp_path / "new.safetensors").read_bytes())
     assert fetch_checkpoint("hf://user/pets-v1.5").read_bytes() == Hub.content
     with pytest.raises(CheckpointError, match=r"hf://user/none/best\.safetensors"):
