@@ -28,7 +28,7 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md
 PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 OTHERS = ["SECURITY.md", "CHANGELOG.md", "benchmarks/peers/README.md"]
 LANGUAGES = {"bash", "python", "yaml", "csv", "text"}
-NEEDS = ("GPU", "cluster")
+NEEDS = ("GPU", "cluster", "hub")
 """Marks of blocks that no test runs."""
 LAUNCHER = "torchrun --standalone --nproc-per-node 8 -m mlfinetune "
 

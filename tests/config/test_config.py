@@ -866,7 +866,11 @@ def test_a_key_without_its_section_is_named_with_it(tmp_path: Path) -> None:
 def test_overrides_of_python() -> None:
     """Each value stands for itself: YAML reads no other from its text."""
     values = {"data.train": Path("a b.csv"), "train": {"lr": 1e-5, "epochs": 3}}
-    values |= {"data.label_delimiter": "|", "data.labels": ["no", "é😀", "1"], "model.weights": None}
+    values |= {
+        "data.label_delimiter": "|",
+        "data.labels": ["no", "é😀", "1"],
+        "model.weights": None,
+    }
     config = load_tree({}, build_overrides(values))
     assert (config.data.train, config.data.label_delimiter) == (Path("a b.csv").absolute(), "|")
     assert list(config.data.labels or ()) == ["no", "é😀", "1"]
