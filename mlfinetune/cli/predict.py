@@ -42,9 +42,11 @@ def predict(
         list[str], typer.Argument(help="Files, folders, 'globs', URLs, or - for paths on stdin.")
     ],
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--checkpoint", "-c", help="Run directory or file. Default: the newest run in runs/."
+            "--checkpoint",
+            "-c",
+            help="Run directory, file, or the URL of one. Default: the newest run in runs/.",
         ),
     ] = None,
     output: Annotated[
@@ -79,7 +81,7 @@ def predict(
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pictures that the model takes at once.")
-    ] = 16,
+    ] = 32,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Predict only every N-th picture, from the I-th on.")
     ] = "1/1",
