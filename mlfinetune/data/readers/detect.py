@@ -23,6 +23,7 @@ from mlfinetune.data.readers import (
     unlabelled,
     voc,
     webdataset,
+    xmp,
 )
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -32,6 +33,7 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "csv": ("a CSV or TSV table", csv_table.read_csv),
     "folder": ("class folders", folder.read_folder),
     "sidecar": ("pictures with .txt files of tags", sidecar.read_sidecar),
+    "xmp": ("a photo archive: pictures with keywords", xmp.read_xmp),
     "huggingface": ("a Hugging Face image folder", huggingface.read_huggingface),
     "json": ("a JSON list", json_table.read_json),
     "coco": ("COCO instances", coco.read_coco),
@@ -109,6 +111,7 @@ def detect_format(path: Path) -> str:
         (parquet.is_parquet, "parquet"),
         (webdataset.is_webdataset, "webdataset"),
         (sidecar.is_sidecar, "sidecar"),
+        (xmp.is_archive, "xmp"),
     ):
         if is_format(path):
             return format
