@@ -7,7 +7,7 @@ Frozen dataclasses. Shapes: N images, L labels. Field names are keys of metrics.
 checkpoints.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -138,6 +138,10 @@ class DecisionRule:
     def plain(cls, labels: int, threshold: float = 0.5) -> "DecisionRule":
         """Make the rule of one threshold for all labels, without calibration."""
         return cls("fixed", (threshold,) * labels, "none", (1.0,) * labels, (0.0,) * labels)
+
+    def with_threshold(self, threshold: float) -> "DecisionRule":
+        """Return the rule with one threshold for all labels; its calibration stays."""
+        return replace(self, how="fixed", thresholds=(threshold,) * len(self.thresholds))
 
     @property
     def limits(self) -> NDArray[np.float64]:

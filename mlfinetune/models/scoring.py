@@ -67,14 +67,29 @@ def compute_logits(
         device: where the model is.
         dtype: bfloat16 computes under autocast, float32 without.
     """
-    model.eval()
+    array: NDArray[np.float32] = infer(model.eval(), batch.images, device, dtype).numpy()
+    return array
+
+
+def infer(
+    model: nn.Module, images: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return a model's output for (B, 3, S, S) uint8 images: float32, on the CPU.
+
+    Several threads may do so at once with the same model.
+
+    Args:
+        model: on the device, in evaluation mode.
+        images: at least one, on any device.
+        device: where the model is.
+        dtype: bfloat16 computes under autocast, float32 without.
+    """
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
     ):
-        logits = model(batch.images.to(device, non_blocking=True))
-    array: NDArray[np.float32] = logits.float().cpu().numpy()
-    return array
+        output: torch.Tensor = model(images.to(device, non_blocking=True))
+    return output.float().cpu()
 
 
 def score_batches(

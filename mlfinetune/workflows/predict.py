@@ -14,24 +14,19 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import nn
 
-from mlfinetune.config import restore_config
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.loader import stream_batches
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.inputs import STDIN, expand_inputs, expand_url, require_inputs
 from mlfinetune.data.lines import read_lines, wait_for_lines
-from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
-from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
-from mlfinetune.models.heat_map import Explainer
-from mlfinetune.models.inference import prepare_for_inference, restore_tagger
-from mlfinetune.models.scoring import average_views, compute_logits, describe_views
-from mlfinetune.models.tagger import Tagger
-from mlfinetune.runs import checkpoint, directory
+from mlfinetune.models.scoring import describe_views
+from mlfinetune.predicting.backend import open_backend
+from mlfinetune.predicting.tagger import Tagger
+from mlfinetune.runs import directory
 from mlfinetune.runs.overlays import OverlayWriter
 from mlfinetune.runs.predictions import (
     FORMATS,
@@ -43,12 +38,7 @@ from mlfinetune.runs.predictions import (
     read_complete_rows,
 )
 from mlfinetune.runs.rule import describe_other_views
-from mlfinetune.runtime.device import (
-    choose_precision,
-    choose_workers,
-    name_dtype,
-    oom_as_device_error,
-)
+from mlfinetune.runtime.device import choose_workers, oom_as_device_error
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals, catch_signals
@@ -137,8 +127,8 @@ def _run_on_rank(
 ) -> FailedImages:
     require_inputs(request.inputs)
     inputs = _share_listings(request.inputs, world)
-    predictor, labels = _load_predictor(request, world.device, log)
-    selector = LabelSelector(labels, predictor.decision, request.top)
+    tagger, decision = _open_tagger(request, world.device, log)
+    selector = LabelSelector(tagger.backend.labels, decision, request.top)
     failed = FailedImages()
     paths = _stream_paths(inputs, request.shard, stdin, world)
     has_header = False
@@ -148,9 +138,10 @@ def _run_on_rank(
         )
         if not world.is_main:
             next(islice(paths, skipped, skipped), None)
-    share = _predict_share(predictor, paths, request.batch_size, world)
+    batches = _read_share(tagger.backend.spec, paths, request.batch_size, world)
+    share = tagger.predict_batches(batches)
     if request.explain is not None:
-        explain = Explainer(predictor.tagger, predictor.spec, predictor.views == "mirror")
+        explain = tagger.backend.build_explainer()
         share = OverlayWriter(request.explain, selector, explain).write_before(share, log.say)
     rows = world.gather_stream(share)
     first = next(rows, None)
@@ -292,52 +283,28 @@ def _skip_complete_rows(
 # ---- predicting -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Predictor:
-    """Everything that turns a batch into predictions.
-
-    Attributes:
-        tagger: scores one view of a picture.
-        net: the tagger, or the mean of its logits over several views.
-        views: those of `net`.
-        decision, spec: of the checkpoint, and the request.
-        dtype: of activations.
-    """
-
-    tagger: Tagger
-    net: nn.Module
-    views: EvalViews
-    decision: DecisionRule
-    spec: TransformSpec
-    dtype: torch.dtype
-
-
-def _load_predictor(
+def _open_tagger(
     request: PredictRequest, device: torch.device, log: RunLog
-) -> tuple[_Predictor, LabelSpace]:
-    """Load the checkpoint; log its path, thresholds, device and precision."""
-    file = directory.find_checkpoint(request.checkpoint or directory.find_newest_checkpoint())
-    loaded = checkpoint.load(file)
-    dtype, _ = choose_precision(restore_config(loaded.config, file).train.precision, device)
-    decision, labels = loaded.decision, loaded.labels
+) -> tuple[Tagger, DecisionRule]:
+    """Open the checkpoint; log its path, thresholds, device and precision.
+
+    Returns:
+        The tagger, and the decision rule with the request's threshold.
+    """
+    path = request.checkpoint or directory.find_newest_checkpoint()
+    backend = open_backend(path, device, request.views)
+    decision, views = backend.decision, backend.views
     if request.threshold is not None:
-        thresholds = (request.threshold,) * len(labels)
-        decision = replace(decision, how="fixed", thresholds=thresholds)
-    trained = restore_tagger(
-        loaded.backbone, loaded.levels, len(labels), loaded.weights, loaded.transform, device, file
-    )
-    tagger, how = prepare_for_inference(trained, loaded.transform.image_size, device, dtype)
-    views = request.views or loaded.views
+        decision = decision.with_threshold(request.threshold)
     log.say(
-        f"checkpoint {display_path(file)}: {pluralize(len(labels), 'label')}, "
-        f"{_describe_decision(decision)}; {describe_views(views)}device {device}, precision "
-        f"{name_dtype(dtype)}, {how}"
+        f"checkpoint {display_path(Path(backend.name))}: "
+        f"{pluralize(len(backend.labels), 'label')}, {_describe_decision(decision)}; "
+        f"{describe_views(views)}device {device}, {backend.how}"
     )
     applied = decision if request.top is None else replace(decision, how="fixed")
-    if warning := describe_other_views(views, loaded.views, applied):
+    if warning := describe_other_views(views, backend.fitted_views, applied):
         log.say(warning)
-    net = average_views(tagger, views)
-    return _Predictor(tagger, net, views, decision, loaded.transform, dtype), labels
+    return Tagger(backend), decision
 
 
 def _describe_decision(decision: DecisionRule) -> str:
@@ -350,33 +317,14 @@ def _describe_decision(decision: DecisionRule) -> str:
     return text + source + calibrated + review
 
 
-def _predict_share(
-    predictor: _Predictor, paths: Iterator[str | None], batch_size: int, world: World
-) -> Iterator[list[Prediction]]:
-    """Predict this rank's share of the paths, batch by batch."""
-    device = world.device
-    batches = stream_batches(
+def _read_share(
+    spec: TransformSpec, paths: Iterator[str | None], batch_size: int, world: World
+) -> Iterator[tuple[list[str], Batch]]:
+    """Decode this rank's share of the paths, batch by batch."""
+    return stream_batches(
         share_paths(paths, batch_size, world.info.rank, world.info.size),
-        predictor.spec,
+        spec,
         batch_size=batch_size,
-        workers=choose_workers("auto", device),
-        pin_memory=device.type == "cuda",
+        workers=choose_workers("auto", world.device),
+        pin_memory=world.device.type == "cuda",
     )
-    for names, batch in batches:
-        yield _predict_batch(predictor, names, batch, device)
-
-
-def _predict_batch(
-    predictor: _Predictor, names: list[str], batch: Batch, device: torch.device
-) -> list[Prediction]:
-    """Return one Prediction for each name, in order; a picture that failed has its reason."""
-    rows: dict[int, Prediction] = {
-        failure.index: Prediction(names[failure.index], None, failure.reason)
-        for failure in batch.failures
-    }
-    if len(batch.indices):
-        logits = compute_logits(predictor.net, batch, device, predictor.dtype)
-        probabilities = sigmoid(predictor.decision.calibrate(logits))
-        for index, row in zip(batch.indices.tolist(), probabilities, strict=True):
-            rows[index] = Prediction(names[index], row)
-    return [rows[index] for index in range(len(names))]

@@ -1,0 +1,149 @@
+"""Backends compute logits and features of batches, each from another kind of file.
+
+    run directory or .safetensors -> open_backend -> TorchBackend: torch, on any device
+
+A Tagger asks nothing else of a file. Several threads may use a backend at once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mlfinetune.config import restore_config
+from mlfinetune.data.images.transforms import TransformSpec
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.errors import CheckpointError
+from mlfinetune.metrics.types import DecisionRule, EvalViews
+from mlfinetune.models.heat_map import Explainer
+from mlfinetune.models.inference import prepare_for_inference, restore_tagger
+from mlfinetune.models.scoring import average_views, infer
+from mlfinetune.models.tagger import Tagger as Network
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runtime.device import choose_precision, name_dtype
+
+
+class Backend(Protocol):
+    """Computer of logits, with everything of its file that predictions need.
+
+    Attributes:
+        name: path of the file.
+        labels: names of the L columns.
+        decision: calibration and thresholds of the file.
+        spec: how a picture becomes the (3, S, S) square.
+        backbone: name of the network.
+        views: versions of a picture whose mean logits are computed.
+        fitted_views: those that the file's decision was fitted under.
+        device: where it computes.
+        how: its precision and its operators, for the log.
+    """
+
+    name: str
+    labels: LabelSpace
+    decision: DecisionRule
+    spec: TransformSpec
+    backbone: str
+    views: EvalViews
+    fitted_views: EvalViews
+    device: torch.device
+    how: str
+
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 on any device -> (B, L) float32 on the CPU, the mean of the views."""
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 on any device -> (B, F) float32 on the CPU, the mean of the views.
+
+        Raises:
+            MlfinetuneError: the file has no features.
+        """
+
+    def build_explainer(self) -> Explainer:
+        """Return what computes heat maps, of the views.
+
+        Raises:
+            MlfinetuneError: the network has none.
+        """
+
+
+def open_backend(path: Path, device: torch.device, views: EvalViews | None = None) -> Backend:
+    """Open a run directory, a checkpoint, or a file of another kind that computes logits.
+
+    Args:
+        path: the directory or file.
+        device: where it computes.
+        views: versions of a picture to score; None: those that its decision was fitted under.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be used.
+    """
+    file = directory.find_checkpoint(path)
+    opener = _OPENERS.get(file.suffix.lower(), TorchBackend)
+    return opener(file, device, views)
+
+
+class TorchBackend:
+    """Backend of a checkpoint, computed by torch."""
+
+    def __init__(self, file: Path, device: torch.device, views: EvalViews | None = None) -> None:
+        """Load and verify the checkpoint, and make its network fast on the device.
+
+        Raises:
+            CheckpointError: it cannot be used.
+        """
+        loaded = checkpoint.load(file)
+        self.name, self.device = str(file), device
+        self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
+        self.backbone, self.fitted_views = loaded.backbone, loaded.views
+        self.views: EvalViews = views or loaded.views
+        precision = restore_config(loaded.config, file).train.precision
+        self._dtype, _ = choose_precision(precision, device)
+        about = (loaded.backbone, loaded.levels, len(loaded.labels))
+        trained = restore_tagger(*about, loaded.weights, loaded.transform, device, file)
+        side = self.spec.image_size
+        self._tagger, how = prepare_for_inference(trained, side, device, self._dtype)
+        self.how = f"precision {name_dtype(self._dtype)}, {how}"
+        self._scorer = average_views(self._tagger, self.views).eval()
+        self._embedder = average_views(_Embedder(self._tagger), self.views).eval()
+
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, L) float32."""
+        return infer(self._scorer, images, self.device, self._dtype)
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, F) float32."""
+        return infer(self._embedder, images, self.device, self._dtype)
+
+    def build_explainer(self) -> Explainer:
+        """Return what computes heat maps.
+
+        Raises:
+            ConfigError: the backbone has none.
+        """
+        return Explainer(self._tagger, self.spec, self.views == "mirror")
+
+
+class _Embedder(nn.Module):
+    """Model of the features that a network's head gets."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, F) float32: means of bfloat16 would be rounded."""
+        return self.network.embed(images).float()
+
+
+def _refuse_onnx(file: Path, device: torch.device, views: EvalViews | None) -> Backend:
+    raise CheckpointError(
+        f"{file}: .onnx files are not read; name a run directory, or a .safetensors file"
+    )
+
+
+_OPENERS: dict[str, Callable[[Path, torch.device, EvalViews | None], Backend]] = {
+    ".onnx": _refuse_onnx,
+}
+"""Ending of a file -> what opens it; files of other endings are checkpoints."""
