@@ -74,9 +74,7 @@ def add_properties(
     return _apply(packet, [_insert_description(packet, begun, texts)] if begun or texts else [])
 
 
-def remove_properties(
-    packet: Packet, lists: Mapping[str, Sequence[str]], namespace: str
-) -> Packet:
+def remove_properties(packet: Packet, lists: Mapping[str, Sequence[str]], namespace: str) -> Packet:
     """Return the packet without some items of its lists, and without a namespace.
 
     A list, or an rdf:Description, that is empty then goes too.
@@ -88,7 +86,11 @@ def remove_properties(
     """
     edits = list[Edit]()
     for holder in packet.descriptions:
-        cuts = [cut for element in holder.children for cut in _cut_within(packet, element, lists, namespace)]
+        cuts = [
+            cut
+            for element in holder.children
+            for cut in _cut_within(packet, element, lists, namespace)
+        ]
         attributes = list(_cut_attributes(packet.content, holder, namespace))
         if cuts and _is_blank(packet.content, holder, cuts, namespace):
             edits.append(_cut(packet, holder))
@@ -228,9 +230,7 @@ def _cut_attributes(content: bytes, holder: Element, namespace: str) -> Iterator
             yield match.start(), match.end(), b""
 
 
-def _is_blank(
-    content: bytes, holder: Element, cuts: Sequence[Edit], namespace: str
-) -> bool:
+def _is_blank(content: bytes, holder: Element, cuts: Sequence[Edit], namespace: str) -> bool:
     """Return whether an rdf:Description says nothing any more after the cuts."""
     others = [n for n in holder.attributes if n not in _ABOUT and not n.startswith(f"{namespace} ")]
     rest, place = b"", holder.inner

@@ -4,13 +4,18 @@ photo.jpg.xmp -> read_sidecar -> Keywords
 photo.jpg     -> read_inside  -> Keywords: its XMP packet (JPEG, PNG, WebP, TIFF, AVIF, HEIC), and
                                            IPTC's keywords (JPEG, TIFF)
 Keywords of people -> list_labels -> the labels of the picture
+
+A photo program that keeps a sidecar leaves the picture alone. So where people have keywords in a
+sidecar, those inside the picture are older, and are not read.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image, IptcImagePlugin
+from PIL import Image, ImageFile, IptcImagePlugin
 
 from mlfinetune.data.images.decode import opening_image
 from mlfinetune.data.images.xmp import (
@@ -25,11 +30,38 @@ from mlfinetune.data.images.xmp import (
 )
 from mlfinetune.errors import ImageError
 
+ENDING = ".xmp"
+"""Ending of a sidecar."""
+
 _IPTC_KEYWORDS, _IPTC_CHARSET = (2, 25), (1, 90)
 _IPTC_UTF8 = b"\x1b%G"
 _IPTC_BYTES = 64  # of a keyword; programs cut longer ones
 _PROGRAM = "darktable"
 """First level of the tags by which darktable notes what it did with a picture."""
+
+
+def find_keywords(picture: Path, inside: bool = True) -> dict[str, list[str]]:
+    """Return the keywords of people for a picture, list by list, as far as they can be read.
+
+    Args:
+        picture: its sidecars are looked for beside it.
+        inside: whether to look inside the picture where its sidecars have none.
+    """
+    with suppress(XmpError):
+        beside = join_keywords([read_sidecar(path) for path in find_sidecars(picture)]).by_people
+        if any(beside.values()) or not inside:
+            return {name: words for name, words in beside.items() if words}
+    with suppress(XmpError):
+        return {name: words for name, words in read_inside(picture).by_people.items() if words}
+    return {}
+
+
+def find_sidecars(picture: Path) -> list[Path]:
+    """Return the sidecars of a picture that are there: photo.jpg.xmp, photo.xmp, or with .XMP."""
+    stems = (picture.name, picture.stem)
+    paths = (picture.with_name(stem + ending) for stem in stems for ending in (ENDING, ".XMP"))
+    unique = {os.path.realpath(path): path for path in paths if path.is_file()}
+    return list(unique.values())
 
 
 def read_sidecar(path: Path) -> Keywords:
@@ -69,7 +101,8 @@ def read_inside(path: Path) -> Keywords:
 
 def _read_iptc(image: Image.Image) -> list[str]:
     """Return IPTC's keywords: UTF-8 where it says so or where they are, else Latin-1."""
-    found = IptcImagePlugin.getiptcinfo(image) or {}
+    found = IptcImagePlugin.getiptcinfo(image) if isinstance(image, ImageFile.ImageFile) else None
+    found = found or {}
     cells, charset = found.get(_IPTC_KEYWORDS, []), found.get(_IPTC_CHARSET)
     words = []
     for cell in cells if isinstance(cells, list) else [cells]:

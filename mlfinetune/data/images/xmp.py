@@ -281,4 +281,3 @@ class _TreeBuilder:
         """Add characters to the innermost element."""
         if self._open:
             self._open[-1].pieces.append(text)
-

@@ -8,11 +8,18 @@ Keywords that `mlfinetune predict` wrote are no labels: a model must not learn i
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlfinetune.data.images.keywords import join_keywords, list_labels, read_inside, read_sidecar
+from mlfinetune.data.images.keywords import (
+    ENDING,
+    find_keywords,
+    join_keywords,
+    list_labels,
+    read_inside,
+    read_sidecar,
+)
 from mlfinetune.data.images.names import ENDINGS, is_decoded_name, walk_files
 from mlfinetune.data.images.xmp import SUBJECT, Keywords, XmpError
 from mlfinetune.data.readers.cells import quote_names
@@ -21,7 +28,6 @@ from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.text import pluralize
 
-ENDING = ".xmp"
 _LOOKED_AT = 40
 """Pictures whose keywords are looked at to detect an archive."""
 _DATE = re.compile(r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?)?(?!\d)")
@@ -47,26 +53,24 @@ class _Counts:
 def is_archive(folder: Path) -> bool:
     """Return whether at least half of the pictures have keywords of people.
 
-        keywords            folders            result
-        in sidecars         any                True: they are made for it, as files of tags are
-        inside pictures     none, or years     True
-        inside pictures     cat, dog           False: classes; many pictures of the web have some
+    keywords            folders            result
+    in sidecars         any                True: they are made for it, as files of tags are
+    inside pictures     none, or years     True
+    inside pictures     cat, dog           False: classes; many pictures of the web have some
     """
-    names = _sample_pictures(folder)
-    in_sidecars = sum(bool(list_labels(_look_beside(path), "leaf")) for path in names)
-    if 0 < len(names) <= 2 * in_sidecars:
+    pictures = _sample_pictures(folder)
+    if 0 < len(pictures) <= 2 * sum(bool(find_keywords(path, False)) for path in pictures):
         return True
-    return not _are_classes(folder, names) and has_keywords(folder)
+    return not _are_classes(folder, pictures) and _have_keywords(pictures)
 
 
 def has_keywords(folder: Path) -> bool:
     """Return whether at least half of some pictures have keywords, in sidecars or inside."""
-    names = _sample_pictures(folder)
-    tagged = sum(
-        bool(list_labels(_look_beside(path), "leaf") or list_labels(_look_inside(path), "leaf"))
-        for path in names
-    )
-    return 0 < len(names) <= 2 * tagged
+    return _have_keywords(_sample_pictures(folder))
+
+
+def _have_keywords(pictures: Sequence[Path]) -> bool:
+    return 0 < len(pictures) <= 2 * sum(bool(find_keywords(path)) for path in pictures)
 
 
 def _sample_pictures(folder: Path) -> list[Path]:
@@ -80,23 +84,6 @@ def _are_classes(folder: Path, pictures: Sequence[Path]) -> bool:
     """Return whether the folders of the pictures look like classes; those of dates do not."""
     below = [path.parent.relative_to(folder) for path in pictures]
     return are_classes(below) and not all(any(map(_DATE.match, held.parts)) for held in below)
-
-
-def _look_beside(picture: Path) -> dict[str, list[str]]:
-    """Return the keywords of people in the sidecars of a picture, as far as they can be read."""
-    return _try(lambda: join_keywords(list(map(read_sidecar, find_sidecars(picture)))))
-
-
-def _look_inside(picture: Path) -> dict[str, list[str]]:
-    """Return the keywords of people inside a picture, as far as they can be read."""
-    return _try(lambda: read_inside(picture))
-
-
-def _try(read: Callable[[], Keywords]) -> dict[str, list[str]]:
-    try:
-        return read().by_people
-    except XmpError:
-        return {}
 
 
 # ---- reading ----------------------------------------------------------------------------
@@ -187,10 +174,3 @@ def _list_notes(
         yield f"{pluralize(len(alone), '.xmp file')} with no picture: {quote_names(alone)}"
     if ignored := sum(other.suffix.lower() != ENDING for other in found.others):
         yield f"{pluralize(ignored, 'file')} not named like a picture: ignored"
-
-
-def find_sidecars(picture: Path) -> list[Path]:
-    """Return the sidecars of a picture that are there, by their usual names."""
-    names = (f"{picture.name}{ENDING}", f"{picture.stem}{ENDING}")
-    paths = [picture.with_name(name) for name in names]
-    return [path for path in (*paths, *(p.with_suffix(".XMP") for p in paths)) if path.is_file()]
