@@ -138,8 +138,9 @@ def _plan(before: _State, labels: Sequence[str], checkpoint: str) -> _State:
     digiKam's list is kept up where there is one: digiKam then reads no other. For the same reason a
     list of paths that we begin repeats the flat keywords of people, which would else be hidden.
     """
-    paths = [split_levels(label) for label in labels]
     people = before.by_people
+    paths = [split_levels(label) for label in labels]
+    paths = [levels for levels in paths if len(levels) > 1 or levels[0] not in people[SUBJECT]]
     ours = {SUBJECT: [levels[-1] for levels in paths], HIERARCHY: [], TAGS_LIST: []}
     if people[TAGS_LIST] or before.ours[TAGS_LIST]:
         ours[TAGS_LIST] = _join_levels(paths, people[TAGS_LIST], "/")
