@@ -46,6 +46,14 @@ def describe_blank_table(blank: BlankTable, command: str) -> list[str]:
     return lines
 
 
+def describe_lone_label(label: str) -> str:
+    """Return a line on a folder that would be the only label."""
+    return (
+        f"folder '{label}' would be the only label, and one label alone teaches nothing: a table "
+        f"to fill in is written"
+    )
+
+
 def describe_unread(pictures: Sequence[Path], others: Iterable[Path], command: str) -> list[str]:
     """Return lines on the files of a folder whose names say that they label its pictures.
 

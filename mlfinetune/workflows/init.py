@@ -18,6 +18,7 @@ from mlfinetune.data.locate import locate_pictures, refuse_other_val
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.proposal import list_choices, list_decisions, propose_unknown
 from mlfinetune.data.read import read_tables, split_tables
+from mlfinetune.data.readers.xmp import KEYWORDS
 from mlfinetune.data.rows import Scan, add_scan_faults, drop_faulty, list_skipped, raise_faults
 from mlfinetune.data.sample import (
     describe_empty,
@@ -26,7 +27,11 @@ from mlfinetune.data.sample import (
     summarize,
 )
 from mlfinetune.data.table import Skipped, Table
-from mlfinetune.data.unread import describe_blank_table, describe_tables_beside
+from mlfinetune.data.unread import (
+    describe_blank_table,
+    describe_lone_label,
+    describe_tables_beside,
+)
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import TABLE_ENDINGS, find_ending
 from mlfinetune.runtime.log import RunLog
@@ -187,13 +192,10 @@ def _go_on_without_labels(request: InitRequest, table: Table) -> InitResult:
             f"it, or write one to fill in with --table:\n{format_list(commands)}"
         )
     result = _write_table_to_fill(request, Path(f"{_name_after(data)}.csv"))
-    if not table.labels.names:
-        return result
-    why = (
-        f"folder '{table.labels.names[0]}' would be the only label, and one label alone teaches "
-        f"nothing: a table to fill in is written"
-    )
-    return replace(result, lines=(why, *result.lines))
+    lines = [note for note in table.notes if note.startswith(KEYWORDS)]
+    if table.labels.names:
+        lines.append(describe_lone_label(table.labels.names[0]))
+    return replace(result, lines=(*lines, *result.lines))
 
 
 def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:

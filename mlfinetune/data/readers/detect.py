@@ -90,6 +90,8 @@ def _read_in_format(path: Path, options: SourceOptions) -> Table:
     if format == "huggingface" and FORMATS.get(find_ending(source)) == "csv":
         reader = csv_table.read_csv  # metadata.csv
     table = reader(source, options)
+    if format == "folder" and options.format == "auto":
+        notes = [*notes, *xmp.note_keywords(path)]
     how = "" if options.format == "auto" else _GIVEN
     return replace(table, notes=(f"read as {title}{how}", *table.notes, *notes))
 

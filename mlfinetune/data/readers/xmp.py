@@ -28,6 +28,8 @@ from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.text import pluralize
 
+KEYWORDS = "keywords of photo programs"
+"""Begin of the note on keywords that are not read."""
 _LOOKED_AT = 40
 """Pictures whose keywords are looked at to detect an archive."""
 _DATE = re.compile(r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?)?(?!\d)")
@@ -59,18 +61,27 @@ def is_archive(folder: Path) -> bool:
     inside pictures     cat, dog           False: classes; many pictures of the web have some
     """
     pictures = _sample_pictures(folder)
-    if 0 < len(pictures) <= 2 * sum(bool(find_keywords(path, False)) for path in pictures):
+    if 0 < len(pictures) <= 2 * _count_tagged(pictures, inside=False):
         return True
-    return not _are_classes(folder, pictures) and _have_keywords(pictures)
+    is_read = bool(pictures) and not _are_classes(folder, pictures)
+    return is_read and len(pictures) <= 2 * _count_tagged(pictures)
 
 
-def has_keywords(folder: Path) -> bool:
-    """Return whether at least half of some pictures have keywords, in sidecars or inside."""
-    return _have_keywords(_sample_pictures(folder))
+def note_keywords(folder: Path) -> list[str]:
+    """Return a note where a tenth of the pictures have keywords, and the folder is no archive."""
+    pictures = _sample_pictures(folder)
+    tagged = _count_tagged(pictures)
+    if 10 * tagged < len(pictures) or not tagged:
+        return []
+    return [
+        f"{KEYWORDS} in {tagged} of {pluralize(len(pictures), 'picture')} looked at are not read; "
+        f"if these are the labels: data.format: xmp"
+    ]
 
 
-def _have_keywords(pictures: Sequence[Path]) -> bool:
-    return 0 < len(pictures) <= 2 * sum(bool(find_keywords(path)) for path in pictures)
+def _count_tagged(pictures: Sequence[Path], inside: bool = True) -> int:
+    """Return how many pictures have keywords of people."""
+    return sum(bool(find_keywords(path, inside)) for path in pictures)
 
 
 def _sample_pictures(folder: Path) -> list[Path]:
