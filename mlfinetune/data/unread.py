@@ -13,21 +13,24 @@ from mlfinetune.data.blank_table import BlankTable
 from mlfinetune.data.images.heif import load_heif
 from mlfinetune.data.images.names import UNDECODED
 from mlfinetune.data.readers.column_names import find_split
+from mlfinetune.data.readers.xmp import note_keywords
 from mlfinetune.text import display_path, format_list, list_some, pluralize
 
 _TEXTS = (".txt", ".tags", ".caption", ".captions")
 
 
-def describe_blank_table(blank: BlankTable, command: str) -> list[str]:
+def describe_blank_table(blank: BlankTable, folder: Path, command: str) -> list[str]:
     """Return lines on a table to fill in, and on all that it does not say of its pictures.
 
     Args:
         blank: the table.
+        folder: that of its pictures.
         command: reads the texts beside pictures.
     """
     found = blank.found
     lines = [
         *describe_unread(found.pictures, found.others, command),
+        *note_keywords(folder),
         f"{pluralize(blank.pictures, 'picture')} without labels: a row for each",
         *found.notes,
         *describe_undecoded(found.pictures),
@@ -44,14 +47,6 @@ def describe_blank_table(blank: BlankTable, command: str) -> list[str]:
         names = format_list([repr(name) for name in blank.left_out])
         lines.append(f"left out, since no table can hold these names: rename them\n{names}")
     return lines
-
-
-def describe_lone_label(label: str) -> str:
-    """Return a line on a folder that would be the only label."""
-    return (
-        f"folder '{label}' would be the only label, and one label alone teaches nothing: a table "
-        f"to fill in is written"
-    )
 
 
 def describe_unread(pictures: Sequence[Path], others: Iterable[Path], command: str) -> list[str]:

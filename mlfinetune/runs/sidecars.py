@@ -11,12 +11,14 @@ is left as it is.
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from mlfinetune.data.images.keywords import find_keywords
 from mlfinetune.data.images.names import is_decoded_name
@@ -27,7 +29,6 @@ from mlfinetune.location import is_url
 from mlfinetune.metrics.types import Prediction
 from mlfinetune.runs.predictions import LabelSelector
 from mlfinetune.runs.xmp_merge import Merge, merge_keywords
-from mlfinetune.storage import files
 from mlfinetune.storage.atomic import is_full, write_atomic
 from mlfinetune.text import list_labels, list_some, make_printable, pluralize
 
@@ -190,14 +191,20 @@ class ChangeLines:
         self._file.write(make_printable(line) + "\n")
 
 
-def name_checkpoint(path: str) -> str:
+def name_checkpoint(name: str, file: Path) -> str:
     """Return the name of a checkpoint for the record: `pets/best.safetensors sha256:...`.
 
-    Folders above the run are left out: they say where somebody keeps files.
+    Folders above the run are left out, since they say where somebody keeps files. The digest is
+    what `sha256sum` prints.
+
+    Args:
+        name: its path or URL.
+        file: the file.
     """
-    with files.open_binary(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{'/'.join(path.replace(os.sep, '/').split('/')[-2:])} sha256:{digest}"
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    parts = re.split(r"[/\\]", urlsplit(name).path if is_url(name) else name)
+    return f"{'/'.join(parts[-2:])} sha256:{digest}"
 
 
 def refuse_distant(inputs: Iterable[str]) -> None:

@@ -18,7 +18,6 @@ from mlfinetune.data.locate import locate_pictures, refuse_other_val
 from mlfinetune.data.manifest import Splits
 from mlfinetune.data.proposal import list_choices, list_decisions, propose_unknown
 from mlfinetune.data.read import read_tables, split_tables
-from mlfinetune.data.readers.xmp import KEYWORDS
 from mlfinetune.data.rows import Scan, add_scan_faults, drop_faulty, list_skipped, raise_faults
 from mlfinetune.data.sample import (
     describe_empty,
@@ -27,11 +26,7 @@ from mlfinetune.data.sample import (
     summarize,
 )
 from mlfinetune.data.table import Skipped, Table
-from mlfinetune.data.unread import (
-    describe_blank_table,
-    describe_lone_label,
-    describe_tables_beside,
-)
+from mlfinetune.data.unread import describe_blank_table, describe_tables_beside
 from mlfinetune.errors import ConfigError, DataError
 from mlfinetune.location import TABLE_ENDINGS, find_ending
 from mlfinetune.runtime.log import RunLog
@@ -192,10 +187,13 @@ def _go_on_without_labels(request: InitRequest, table: Table) -> InitResult:
             f"it, or write one to fill in with --table:\n{format_list(commands)}"
         )
     result = _write_table_to_fill(request, Path(f"{_name_after(data)}.csv"))
-    lines = [note for note in table.notes if note.startswith(KEYWORDS)]
-    if table.labels.names:
-        lines.append(describe_lone_label(table.labels.names[0]))
-    return replace(result, lines=(*lines, *result.lines))
+    if not table.labels.names:
+        return result
+    why = (
+        f"folder '{table.labels.names[0]}' would be the only label, and one label alone teaches "
+        f"nothing: a table to fill in is written"
+    )
+    return replace(result, lines=(why, *result.lines))
 
 
 def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
@@ -218,7 +216,7 @@ def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
     blank = write_blank_table(request.data, file)
     options = [text for text in request.overrides if not text.startswith("data.format=")]
     sidecar = replace(request, overrides=(*options, "data.format=sidecar"))
-    lines = describe_blank_table(blank, _format_command(sidecar, request.data, None))
+    lines = describe_blank_table(blank, request.data, _format_command(sidecar, request.data, None))
     command = _format_command(request, file, blank.images)
     step = f"fill in its column labels, several separated by '{DELIMITER}', then: {command}"
     return InitResult(file, tuple(lines), step)

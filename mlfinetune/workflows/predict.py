@@ -24,7 +24,7 @@ from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
 from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
 from mlfinetune.models.scoring import describe_views
-from mlfinetune.predicting.backend import open_backend
+from mlfinetune.predicting.backend import Backend, open_backend
 from mlfinetune.predicting.remote import parse_source
 from mlfinetune.predicting.tagger import Tagger
 from mlfinetune.runs import directory
@@ -149,7 +149,7 @@ def _run_on_rank(
     inputs = _share_listings(request.inputs, world)
     tagger, decision = _open_tagger(request, world.device, log)
     selector = LabelSelector(tagger.backend.labels, decision, request.top)
-    sidecars = _build_sidecars(request, tagger.backend.name, selector, world, log)
+    sidecars = _build_sidecars(request, tagger.backend, selector, log)
     failed = FailedImages()
     paths = _stream_paths(inputs, request.shard, stdin, world)
     has_header = False
@@ -187,12 +187,15 @@ def _run_on_rank(
 
 
 def _build_sidecars(
-    request: PredictRequest, checkpoint: str, selector: LabelSelector, world: World, log: RunLog
+    request: PredictRequest, backend: Backend, selector: LabelSelector, log: RunLog
 ) -> SidecarWriter | None:
-    """Return what writes the sidecars: rank 0, which has the rows of all; None: there are none."""
-    if request.sidecars is None or not world.is_main:
+    """Return what writes the sidecars, on rank 0, which has the rows of all; None: none are wanted.
+
+    Each rank has one, so that all refuse labels that cannot be written.
+    """
+    if request.sidecars is None:
         return None
-    origin = name_checkpoint(checkpoint)
+    origin = name_checkpoint(backend.name, backend.file)
     return SidecarWriter(request.sidecars, selector, origin, log.say, request.dry_run)
 
 

@@ -28,8 +28,6 @@ from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.text import pluralize
 
-KEYWORDS = "keywords of photo programs"
-"""Begin of the note on keywords that are not read."""
 _LOOKED_AT = 40
 """Pictures whose keywords are looked at to detect an archive."""
 _DATE = re.compile(r"(19|20)\d\d([-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?)?(?!\d)")
@@ -74,8 +72,8 @@ def note_keywords(folder: Path) -> list[str]:
     if 10 * tagged < len(pictures) or not tagged:
         return []
     return [
-        f"{KEYWORDS} in {tagged} of {pluralize(len(pictures), 'picture')} looked at are not read; "
-        f"if these are the labels: data.format: xmp"
+        f"keywords of photo programs in {tagged} of {pluralize(len(pictures), 'picture')} looked "
+        f"at are not read; if these are the labels: data.format: xmp"
     ]
 
 
