@@ -187,7 +187,7 @@ class ChangeLines:
         signs = (("+", change.merge.added), ("-", change.merge.removed))
         parts = [f"{sign} {', '.join(labels)}" for sign, labels in signs if labels]
         new = " (new)" if change.is_new else ""
-        line = f"{change.path}{new}: {'  '.join(parts) or 'the record of its checkpoint'}"
+        line = f"{change.path}{new}: {'  '.join(parts) or 'no label; its record alone'}"
         self._file.write(make_printable(line) + "\n")
 
 
