@@ -102,13 +102,14 @@ check: .venv/done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The report is tested in Debian's Chromium, saves by strace. Where they cannot be had their tests are
-# skipped, and say so; with MLFINETUNE_TOOLS=required they fail.
+# The report is tested in Debian's Chromium, saves by strace, sidecars by exiftool and exiv2. Where they
+# cannot be had their tests are skipped, and say so; with MLFINETUNE_TOOLS=required they fail.
 tools:
-	@{ command -v chromium && command -v chromedriver && command -v strace; } >/dev/null || { \
+	@{ command -v chromium && command -v chromedriver && command -v strace && \
+		command -v exiftool && command -v exiv2; } >/dev/null || { \
 		command -v apt-get && test "$$(id -u)" = 0 && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-			chromium chromium-driver strace; } >/dev/null 2>&1 || true
+			chromium chromium-driver strace libimage-exiftool-perl exiv2; } >/dev/null 2>&1 || true
 
 # Benchmarks that draw their own data; then those that ask for real pictures, where
 # DATA=folder (train.csv, val.csv, images/) and WEIGHTS=backbone.safetensors name some.

@@ -80,6 +80,17 @@ def test_sidecars_that_programs_write_anew_are_merged(tmp_path: Path, program: s
     assert read_by_exiftool(sidecar) == (["sea"], [])
 
 
+def test_tags_without_their_record_are_peoples(tmp_path: Path) -> None:
+    """The command of the docs makes them so."""
+    build_writer().write(predict(tmp_path / "a.jpg", "cat"))
+    options = ("-q", "-overwrite_original", "-ext", "xmp", "-XMP-mlfinetune:all=")
+    run_tool("exiftool", *options, tmp_path)
+    found = read_sidecar(tmp_path / "a.jpg.xmp")
+    assert (found.by_people[SUBJECT], found.ours[SUBJECT]) == (["cat"], [])
+    page = Path(__file__).parents[2] / "docs/archives.md"
+    assert f"exiftool {' '.join(options[1:])} photos/" in page.read_text()
+
+
 def test_nothing_is_written_where_nothing_changes(tmp_path: Path) -> None:
     """Not a byte, not a time; and no sidecar for a picture without labels."""
     writer = build_writer()
