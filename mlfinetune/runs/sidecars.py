@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from mlfinetune.data.images.keywords import find_keywords
 from mlfinetune.data.images.names import is_decoded_name
-from mlfinetune.data.images.xmp import XmpError, find_unrepresentable
+from mlfinetune.data.images.xmp_packet import XmpError, find_unrepresentable
 from mlfinetune.data.readers.tags import MAX_BYTES, parse_tags
 from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.location import is_url

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-from mlfinetune.data.images.xmp import (
+from mlfinetune.data.images.xmp_packet import (
     DC,
     DIGIKAM,
     LIGHTROOM,

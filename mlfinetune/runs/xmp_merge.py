@@ -11,7 +11,7 @@ A record in the file says which keywords are ours and where they come from.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlfinetune.data.images.xmp import (
+from mlfinetune.data.images.xmp_packet import (
     HIERARCHY,
     OURS,
     RECORDS,

@@ -15,7 +15,7 @@ from runs.photo_programs import read_by_exiftool, read_by_exiv2
 from runs.sidecar_samples import DARKTABLE, LIGHTROOM
 
 from mlfinetune.data.images.keywords import read_sidecar
-from mlfinetune.data.images.xmp import SUBJECT
+from mlfinetune.data.images.xmp_packet import SUBJECT
 
 OPTIONS = ("-c", "runs/pets", "--threshold", "0.3")
 

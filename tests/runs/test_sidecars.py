@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mlfinetune.data.images.keywords import read_sidecar
-from mlfinetune.data.images.xmp import SUBJECT, parse_packet, read_keywords
+from mlfinetune.data.images.xmp_packet import SUBJECT, parse_packet, read_keywords
 from mlfinetune.data.readers.tags import parse_tags
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mlfinetune.data.images.xmp import (
+from mlfinetune.data.images.xmp_packet import (
     HIERARCHY,
     SUBJECT,
     TAGS_LIST,

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageFile, IptcImagePlugin
 
 from mlfinetune.data.images.decode import opening_image
-from mlfinetune.data.images.xmp import (
+from mlfinetune.data.images.xmp_packet import (
     RECORDS,
     SEPARATORS,
     SUBJECT,

@@ -21,7 +21,7 @@ from mlfinetune.data.images.keywords import (
     read_sidecar,
 )
 from mlfinetune.data.images.names import ENDINGS, is_decoded_name, walk_files
-from mlfinetune.data.images.xmp import SUBJECT, Keywords, XmpError
+from mlfinetune.data.images.xmp_packet import SUBJECT, Keywords, XmpError
 from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.pictures import FolderFiles, are_classes, list_files
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table

@@ -8,7 +8,7 @@ from runs.photo_programs import run_tool
 from runs.sidecar_samples import SAMPLES
 
 from mlfinetune.data.images.keywords import find_keywords, list_labels, read_inside
-from mlfinetune.data.images.xmp import HIERARCHY, SUBJECT, TAGS_LIST, XmpError
+from mlfinetune.data.images.xmp_packet import HIERARCHY, SUBJECT, TAGS_LIST, XmpError
 
 FORMATS = ("jpg", "png", "tif", "webp")
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from runs.sidecar_samples import DARKTABLE, LIGHTROOM
 
-from mlfinetune.data.images.xmp import SUBJECT
+from mlfinetune.data.images.xmp_packet import SUBJECT
 from mlfinetune.data.readers.detect import detect_format, read_source
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mlfinetune.data.images import xmp
-from mlfinetune.data.images.xmp import (
+from mlfinetune.data.images import xmp_packet
+from mlfinetune.data.images.xmp_packet import (
     HIERARCHY,
     SUBJECT,
     XmpError,
@@ -104,8 +104,8 @@ def test_a_hostile_packet_is_refused_in_words(name: str) -> None:
 def test_size_and_number_of_elements_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of gigabytes, or of a million elements, takes no memory."""
     with pytest.raises(XmpError, match=r"16,000,001 bytes are too many; the limit is 16,000,000"):
-        decode_packet(bytes(xmp.MAX_BYTES + 1))
-    monkeypatch.setattr(xmp, "MAX_ELEMENTS", 3)
+        decode_packet(bytes(xmp_packet.MAX_BYTES + 1))
+    monkeypatch.setattr(xmp_packet, "MAX_ELEMENTS", 3)
     with pytest.raises(XmpError, match="more than 3 elements"):
         parse_packet("<a><b/><b/><b/></a>")
 
