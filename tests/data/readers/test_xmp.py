@@ -128,6 +128,15 @@ def test_class_folders_stay_class_folders(tmp_path: Path) -> None:
     )
 
 
+def test_a_stray_keyword_is_not_mentioned(tmp_path: Path) -> None:
+    """From a tenth of the pictures on there is a note."""
+    draw(tmp_path, "cat/a.jpg", inside=sidecar("holiday"))
+    draw(tmp_path, *(f"dog/{number}.jpg" for number in range(9)))
+    assert "1 of 10 pictures looked at" in read_source(tmp_path, SourceOptions()).notes[-1]
+    draw(tmp_path, "dog/9.jpg")
+    assert "looked at" not in read_source(tmp_path, SourceOptions()).notes[-1]
+
+
 def test_sidecars_with_keywords_go_before_the_names_of_folders(tmp_path: Path) -> None:
     """As files of tags do; a note tells the way back. Half of the pictures must have them."""
     draw(tmp_path, "rome/a.jpg", "paris/b.jpg", "paris/c.jpg")
