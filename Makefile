@@ -86,8 +86,8 @@ test-spawn: .venv/done | tools
 MINUTES ?= 10
 
 fuzz: .venv/done
-	for door in csv config checkpoint state picture; do \
-		OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $$door $$(( $(MINUTES) * 12 )) || exit 1; done
+	for door in csv config checkpoint state picture sidecar; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $$door $$(( $(MINUTES) * 10 )) || exit 1; done
 
 # Known vulnerabilities of what is installed; asks PyPI, so it is no part of `make test`. Strict:
 # a package that could not be asked about is a failure, not a pass.

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlfinetune.data.images.keywords import read_sidecar
 from mlfinetune.data.images.xmp_packet import SUBJECT, parse_packet, read_keywords
 from mlfinetune.data.readers.tags import parse_tags
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.errors import DataError
+from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.metrics.types import DecisionRule, Prediction
 from mlfinetune.runs.predictions import LabelSelector
 from mlfinetune.runs.sidecars import (
@@ -184,6 +185,26 @@ def test_a_sidecar_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         build_writer().write(Prediction(name, locked.probabilities))
     tmp_path.chmod(0o700)
     assert sorted(os.listdir(tmp_path)) == ["a.jpg", "a.jpg.xmp", "b.jpg"]
+
+
+def test_a_full_disk_ends_the_run_and_harms_no_sidecar(tmp_path: Path) -> None:
+    """At any size of the file; what was there is whole, and nothing else is left."""
+    resource = pytest.importorskip("resource")
+    (tmp_path / "a.jpg.xmp").write_text(DARKTABLE)
+    prediction, writer = predict(tmp_path / "a.jpg", "cat"), build_writer()
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for size in range(0, len(DARKTABLE) + 257, 256):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            with pytest.raises(CheckpointError, match=r"cannot write .*: File too large"):
+                writer.write(prediction)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert (tmp_path / "a.jpg.xmp").read_text() == DARKTABLE
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(os.listdir(tmp_path)) == ["a.jpg", "a.jpg.xmp"]
 
 
 def test_names_that_are_no_files_are_refused(tmp_path: Path) -> None:
