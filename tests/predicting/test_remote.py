@@ -76,11 +76,13 @@ def test_predict_takes_the_url(trained: Path, server: Server, cli: Run) -> None:
     assert done.stdout == cli("predict", picture, "-c", "runs/pets", cwd=trained).stdout
 
 
-def test_eval_takes_the_url_with_data(trained: Path, server: Server, cli: Run) -> None:
-    url = f"{server.url}/pets"
-    done = cli("eval", "-c", url, "--data", "tags.csv", "-o", "scored", cwd=trained)
+def test_eval_takes_the_url_with_data(
+    trained: Path, tmp_path: Path, server: Server, cli: Run
+) -> None:
+    url, scored = f"{server.url}/pets", tmp_path / "scored"
+    done = cli("eval", "-c", url, "--data", "tags.csv", "-o", str(scored), cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert (trained / "scored/metrics.json").is_file()
+    assert (scored / "metrics.json").is_file()
     done = cli("eval", "-c", url, "--data", "tags.csv", cwd=trained)
     assert done.returncode == 2
     assert "name the data to score with --data TABLE" in done.stderr

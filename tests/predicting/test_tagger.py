@@ -241,14 +241,17 @@ def test_a_map_covers_the_upright_picture(tagger: Tagger, photo: Path) -> None:
     assert heat.mean() + bias.item() == pytest.approx(np.log(p / (1 - p)), abs=0.02)
 
 
-def test_the_drawing_is_that_of_predict(trained: Path, tagger: Tagger, cli: Run) -> None:
-    command = ("predict", "images/0003.png", "-c", "runs/pets", "--top", "1", "--explain", "drawn")
-    assert cli(*command, cwd=trained).returncode == 0
-    (file,) = (trained / "drawn").iterdir()
-    (found,) = tagger.predict(trained / "images/0003.png", top=1)
-    drawn = tagger.draw_explanation(trained / "images/0003.png", found.labels[0])
+def test_the_drawing_is_that_of_predict(
+    trained: Path, tmp_path: Path, tagger: Tagger, cli: Run
+) -> None:
+    picture = str(trained / "images/0003.png")
+    options = ("--top", "1", "--explain", str(tmp_path / "drawn"))
+    assert cli("predict", picture, "-c", "runs/pets", *options, cwd=trained).returncode == 0
+    (file,) = (tmp_path / "drawn").iterdir()
+    (found,) = tagger.predict(picture, top=1)
+    drawn = tagger.draw_explanation(picture, found.labels[0])
     assert encode_jpeg(np.asarray(drawn)) == file.read_bytes()
-    assert max(tagger.draw_explanation(trained / "images/0003.png", "red", side=20).size) == 20
+    assert max(tagger.draw_explanation(picture, "red", side=20).size) == 20
 
 
 def test_what_has_no_map_is_said(trained: Path, tagger: Tagger, tmp_path: Path) -> None:
