@@ -86,8 +86,8 @@ test-spawn: .venv/done | tools
 MINUTES ?= 10
 
 fuzz: .venv/done
-	for door in csv config checkpoint state picture; do \
-		OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $$door $$(( $(MINUTES) * 12 )) || exit 1; done
+	for door in csv config checkpoint state picture sidecar; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $$door $$(( $(MINUTES) * 10 )) || exit 1; done
 
 # Known vulnerabilities of what is installed; asks PyPI, so it is no part of `make test`. Strict:
 # a package that could not be asked about is a failure, not a pass.
@@ -104,13 +104,14 @@ check: .venv/done
 	$(BIN)/mypy mlfinetune build/python_page.py
 	$(BIN)/lint-imports
 
-# The report is tested in Debian's Chromium, saves by strace. Where they cannot be had their tests are
-# skipped, and say so; with MLFINETUNE_TOOLS=required they fail.
+# The report is tested in Debian's Chromium, saves by strace, sidecars by exiftool and exiv2. Where they
+# cannot be had their tests are skipped, and say so; with MLFINETUNE_TOOLS=required they fail.
 tools:
-	@{ command -v chromium && command -v chromedriver && command -v strace; } >/dev/null || { \
+	@{ command -v chromium && command -v chromedriver && command -v strace && \
+		command -v exiftool && command -v exiv2; } >/dev/null || { \
 		command -v apt-get && test "$$(id -u)" = 0 && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-			chromium chromium-driver strace; } >/dev/null 2>&1 || true
+			chromium chromium-driver strace libimage-exiftool-perl exiv2; } >/dev/null 2>&1 || true
 
 # Benchmarks that draw their own data; then those that ask for real pictures, where
 # DATA=folder (train.csv, val.csv, images/) and WEIGHTS=backbone.safetensors name some.

@@ -23,15 +23,23 @@ with atheris.instrument_imports(include=["mlfinetune", "yaml", "PIL"]):
     from mlfinetune.config import load_config
     from mlfinetune.data.images.decode import decode_image, inspect_image
     from mlfinetune.data.images.heif import load_heif
+    from mlfinetune.data.images.xmp_packet import (
+        XmpError,
+        decode_packet,
+        parse_packet,
+        read_keywords,
+    )
     from mlfinetune.data.readers.csv_table import read_csv
     from mlfinetune.data.table import SourceOptions
     from mlfinetune.errors import MlfinetuneError
     from mlfinetune.runs import checkpoint
     from mlfinetune.runs.state import read_state
+    from mlfinetune.runs.xmp_merge import merge_keywords
 
 import numpy as np
 import torch
 from PIL import Image
+from runs.sidecar_samples import SAMPLES
 from safetensors.torch import save as save_tensors
 
 MAX_PIXELS = 2**20
@@ -127,6 +135,19 @@ def look(path: Path) -> None:
     assert outcomes[0] == outcomes[1], outcomes
 
 
+def merge(path: Path) -> None:
+    """Merge labels into a sidecar: what others wrote stays, and a second time nothing changes."""
+    content, labels = path.read_bytes(), ["cat", "a|b"]
+    try:
+        merged = merge_keywords(content, labels, "run sha256:0", {}).content
+    except XmpError as error:
+        raise MlfinetuneError(f"{path}: {error}") from error
+    if merged is not None:
+        both = [read_keywords(parse_packet(decode_packet(x)[0])) for x in (content, merged)]
+        assert both[0].by_people == both[1].by_people
+        assert merge_keywords(merged, labels, "run sha256:0", {}).content is None
+
+
 DOORS = {
     "csv": Door("t.csv", lambda path: read_csv(path, SourceOptions()), tables),
     "config": Door("c.yaml", load_config, configs),
@@ -138,6 +159,7 @@ DOORS = {
     ),
     "state": Door("resume.pt", read_state, states, sealed_state),
     "picture": Door("p.jpg", look, pictures),
+    "sidecar": Door("p.xmp", merge, lambda: (text.encode() for text in SAMPLES.values())),
 }
 
 

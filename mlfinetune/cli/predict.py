@@ -30,6 +30,14 @@ class Format(StrEnum):
     text = "text"
 
 
+class Sidecars(StrEnum):
+    """Files of labels beside the pictures."""
+
+    xmp = "xmp"
+    lightroom = "lightroom"
+    txt = "txt"
+
+
 class Views(StrEnum):
     """Versions of a picture that are scored."""
 
@@ -98,9 +106,22 @@ def predict(
             help="Write pictures that show where the model looked, for the labels it names.",
         ),
     ] = None,
+    sidecars: Annotated[
+        Sidecars | None,
+        typer.Option(
+            help="Write the labels beside each picture: photo.jpg.xmp, photo.xmp (lightroom) or "
+            "photo.txt."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what --sidecars would change, and write nothing."),
+    ] = False,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
 ) -> None:
     """Tag pictures: one row for each, in input order, with a probability for each label."""
+    if dry_run:
+        _require_nothing_written(sidecars, output, format, explain, resume)
     if output is None:
         require_output()
     if "-" in inputs:
@@ -136,11 +157,21 @@ def predict(
         resume_from=output if resume else None,
         views=None if views is None else views.value,
         explain=explain,
+        sidecars=None if sidecars is None else sidecars.value,
+        dry_run=dry_run,
     )
     failed = _run_workflow(request, output, resume, device, log)
-    if failed.count:
-        faults = format_list(failed.first, failed.count)
-        log.say(f"{pluralize(failed.count, 'picture')} could not be read\n{faults}")
+    _report_failures(failed, log)
+
+
+def _report_failures(failed: "FailedImages", log: "RunLog") -> None:
+    """Name what failed; then the exit code says so."""
+    pairs = (failed, "picture", "read"), (failed.sidecars, "sidecar", "written")
+    for faults, noun, verb in pairs:
+        if faults.count:
+            lines = format_list(faults.first, faults.count)
+            log.say(f"{pluralize(faults.count, noun)} could not be {verb}\n{lines}")
+    if failed.count or failed.sidecars.count:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -157,6 +188,23 @@ def _run_workflow(
     except OSError as error:
         where = error.filename or output or "standard input"
         raise DataError(f"{where}: {error.strerror}") from error
+
+
+def _require_nothing_written(
+    sidecars: Sidecars | None,
+    output: Path | None,
+    format: Format | None,
+    explain: Path | None,
+    resume: bool,
+) -> None:
+    """Raise DataError where `--dry-run` has nothing to show, or beside options that write."""
+    if sidecars is None:
+        raise DataError(
+            "--dry-run shows what --sidecars would change: name xmp, lightroom or txt with it"
+        )
+    options = {"--output": output, "--format": format, "--explain": explain, "--resume": resume}
+    if given := [name for name, value in options.items() if value]:
+        raise DataError(f"--dry-run writes nothing but what would change: leave out {given[0]}")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ DataFormat = Literal[
     "csv",
     "folder",
     "sidecar",
+    "xmp",
     "huggingface",
     "json",
     "coco",

@@ -13,21 +13,24 @@ from mlfinetune.data.blank_table import BlankTable
 from mlfinetune.data.images.heif import load_heif
 from mlfinetune.data.images.names import UNDECODED
 from mlfinetune.data.readers.column_names import find_split
+from mlfinetune.data.readers.xmp import note_keywords
 from mlfinetune.text import display_path, format_list, list_some, pluralize
 
 _TEXTS = (".txt", ".tags", ".caption", ".captions")
 
 
-def describe_blank_table(blank: BlankTable, command: str) -> list[str]:
+def describe_blank_table(blank: BlankTable, folder: Path, command: str) -> list[str]:
     """Return lines on a table to fill in, and on all that it does not say of its pictures.
 
     Args:
         blank: the table.
+        folder: that of its pictures.
         command: reads the texts beside pictures.
     """
     found = blank.found
     lines = [
         *describe_unread(found.pictures, found.others, command),
+        *note_keywords(folder),
         f"{pluralize(blank.pictures, 'picture')} without labels: a row for each",
         *found.notes,
         *describe_undecoded(found.pictures),

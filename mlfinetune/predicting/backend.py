@@ -34,6 +34,7 @@ class Backend(Protocol):
 
     Attributes:
         name: path of the file, or its URL.
+        file: the file; of a URL the copy on this machine.
         labels: names of the L columns.
         decision: calibration and thresholds of the file.
         spec: how a picture becomes the (3, S, S) square.
@@ -45,6 +46,7 @@ class Backend(Protocol):
     """
 
     name: str
+    file: Path
     labels: LabelSpace
     decision: DecisionRule
     spec: TransformSpec
@@ -110,7 +112,7 @@ class TorchBackend:
             CheckpointError: it cannot be used.
         """
         loaded = checkpoint.load(file)
-        self.name, self.device = str(file), device
+        self.name, self.file, self.device = str(file), file, device
         self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
         self.backbone, self.fitted_views = loaded.backbone, loaded.views
         precision = restore_config(loaded.config, file).train.precision

@@ -154,6 +154,8 @@ class TextWriter:
         self._file.write(f"{make_printable(prediction.name)}: {make_printable(text)}\n")
 
 
+RowWriter = CsvWriter | JsonlWriter | TextWriter
+
 FORMATS: dict[str, type[CsvWriter] | type[JsonlWriter] | type[TextWriter]] = {
     "csv": CsvWriter,
     "jsonl": JsonlWriter,

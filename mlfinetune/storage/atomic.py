@@ -70,7 +70,7 @@ def try_writing(folder: Path, option: str = "--output") -> None:
         with tempfile.TemporaryFile(prefix=".mlfinetune.", suffix=".tmp", dir=place) as file:
             file.write(bytes(_TRIAL_BYTES))
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if is_full(error):
             raise build_write_error(wanted, error) from error
         raise CheckpointError(
             f"cannot write into {folder}: {place}: {error.strerror}; choose another with {option}"
@@ -93,36 +93,49 @@ def try_writing_file(path: Path) -> None:
         raise CheckpointError(f"cannot write {path}: Permission denied")
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error says that the disk, or a user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
+
+
 def build_write_error(path: Path, error: OSError) -> CheckpointError:
     """Return the error for a failed write of `path`, with what to do where the disk is full."""
     text = f"cannot write {path}: {error.strerror}"
-    if error.errno in _DISK_FULL:
+    if is_full(error):
         text += "; make room there and start it again, `mlfinetune train` with --resume"
     return CheckpointError(text)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, mode: int | None = None) -> None:
     """Write `content` to `path`, whole or not at all.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        mode: its permissions; None: those of a new file.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, no permission).
     """
-    with writing_binary(path) as file:
+    with writing_binary(path, mode=mode) as file:
         file.write(content)
 
 
 @contextmanager
-def writing_binary(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+def writing_binary(
+    path: Path, keep: Path | None = None, mode: int | None = None
+) -> Iterator[BinaryIO]:
     """Open a binary file that gets the name `path` when the block ends without an error.
 
     Args:
         path: the file's name in the end; a file of that name is replaced.
         keep: name for the file that was at `path` before; None: it is deleted.
+        mode: its permissions; None: those of a new file.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    with _replacing_file(path, keep) as temporary, temporary.open("wb") as file:
+    with _replacing_file(path, keep, mode) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -145,7 +158,9 @@ def writing_text(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _replacing_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
+def _replacing_file(
+    path: Path, keep: Path | None = None, mode: int | None = None
+) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, remove it on an error.
 
     Beside it, since a rename is atomic only within one file system.
@@ -158,7 +173,8 @@ def _replacing_file(path: Path, keep: Path | None = None) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_read_umask())  # mkstemp gives rights to this user alone
+        # mkstemp gives rights to this user alone.
+        temporary.chmod(0o666 & ~_read_umask() if mode is None else mode)
         if keep is not None:
             with contextlib.suppress(FileNotFoundError):
                 replace_file(path, keep)

@@ -216,7 +216,7 @@ def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
     blank = write_blank_table(request.data, file)
     options = [text for text in request.overrides if not text.startswith("data.format=")]
     sidecar = replace(request, overrides=(*options, "data.format=sidecar"))
-    lines = describe_blank_table(blank, _format_command(sidecar, request.data, None))
+    lines = describe_blank_table(blank, request.data, _format_command(sidecar, request.data, None))
     command = _format_command(request, file, blank.images)
     step = f"fill in its column labels, several separated by '{DELIMITER}', then: {command}"
     return InitResult(file, tuple(lines), step)

@@ -24,21 +24,27 @@ from mlfinetune.errors import DataError
 from mlfinetune.location import is_url
 from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
 from mlfinetune.models.scoring import describe_views
-from mlfinetune.predicting.backend import open_backend
+from mlfinetune.predicting.backend import Backend, open_backend
 from mlfinetune.predicting.remote import parse_source
 from mlfinetune.predicting.tagger import BATCH_SIZE, Tagger
 from mlfinetune.runs import directory
 from mlfinetune.runs.overlays import OverlayWriter
 from mlfinetune.runs.predictions import (
     FORMATS,
-    CsvWriter,
-    JsonlWriter,
     LabelSelector,
-    TextWriter,
+    RowWriter,
     format_row_name,
     read_complete_rows,
 )
 from mlfinetune.runs.rule import describe_other_views
+from mlfinetune.runs.sidecars import (
+    Change,
+    ChangeLines,
+    SidecarError,
+    SidecarWriter,
+    name_checkpoint,
+    refuse_distant,
+)
 from mlfinetune.runtime.device import choose_workers, oom_as_device_error
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -62,6 +68,8 @@ class PredictRequest:
         resume_from: a file of an earlier run; its complete rows stay, and new rows follow them.
         views: versions of a picture that are scored; None: the checkpoint's.
         explain: folder for overlays that show where the model looked; None: none are written.
+        sidecars: xmp, lightroom or txt: files of labels beside the pictures; None: none.
+        dry_run: write no sidecar and no row, but a line for each sidecar that would change.
     """
 
     inputs: tuple[str, ...]
@@ -75,20 +83,29 @@ class PredictRequest:
     resume_from: Path | None = None
     views: EvalViews | None = None
     explain: Path | None = None
+    sidecars: str | None = None
+    dry_run: bool = False
 
 
 @dataclass
-class FailedImages:
-    """Pictures that could not be read: their number, and the faults of the first ones."""
+class Faults:
+    """Faults: their number, and the first ones."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, fault: str) -> None:
-        """Count one picture; keep its fault if it is among the first."""
+        """Count a fault; keep it if it is among the first."""
         self.count += 1
         if len(self.first) < MAX_LISTED:
             self.first.append(fault)
+
+
+@dataclass
+class FailedImages(Faults):
+    """Pictures that could not be read; and sidecars that could not be written."""
+
+    sidecars: Faults = field(default_factory=Faults)
 
 
 def run(
@@ -127,9 +144,12 @@ def _run_on_rank(
     log: RunLog,
 ) -> FailedImages:
     require_inputs(request.inputs)
+    if request.sidecars is not None:
+        refuse_distant(request.inputs)
     inputs = _share_listings(request.inputs, world)
     tagger, decision = _open_tagger(request, world.device, log)
     selector = LabelSelector(tagger.backend.labels, decision, request.top)
+    sidecars = _build_sidecars(request, tagger.backend, selector, log)
     failed = FailedImages()
     paths = _stream_paths(inputs, request.shard, stdin, world)
     has_header = False
@@ -153,27 +173,63 @@ def _run_on_rank(
         open_output() if world.is_main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
-        writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
+        writer: RowWriter | ChangeLines = ChangeLines(output)
+        if not request.dry_run:
+            writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
         for predictions in chain([first] if first else [], rows):
-            _write_batch(writer, predictions, failed, signals)
+            _write_batch(writer, sidecars, predictions, failed, signals)
             output.flush()  # whoever sends paths one by one waits for this row
             bar.update(len(predictions))
         log.say(f"{pluralize(bar.done, 'image')}, {bar.rate:.1f} images/s")
+        if sidecars is not None:
+            log.say(sidecars.counts.describe(request.dry_run))
     return failed
 
 
+def _build_sidecars(
+    request: PredictRequest, backend: Backend, selector: LabelSelector, log: RunLog
+) -> SidecarWriter | None:
+    """Return what writes the sidecars, on rank 0, which has the rows of all; None: none are wanted.
+
+    Each rank has one, so that all refuse labels that cannot be written.
+    """
+    if request.sidecars is None:
+        return None
+    origin = name_checkpoint(backend.name, backend.file)
+    return SidecarWriter(request.sidecars, selector, origin, log.say, request.dry_run)
+
+
 def _write_batch(
-    writer: CsvWriter | JsonlWriter | TextWriter,
+    writer: RowWriter | ChangeLines,
+    sidecars: SidecarWriter | None,
     predictions: Iterable[Prediction],
     failed: FailedImages,
     signals: Signals,
 ) -> None:
-    """Write a row for each prediction, and count the failed ones; signals act between two rows."""
+    """Write a row for each prediction, and count the failed ones; signals act between two rows.
+
+    The sidecar comes before its row: a resumed run goes on after the last row, and leaves none out.
+    """
     for prediction in predictions:
-        writer.write(prediction)
+        change = _write_sidecar(sidecars, prediction, failed.sidecars)
+        if isinstance(writer, ChangeLines):
+            writer.write(change)
+        else:
+            writer.write(prediction)
         signals.check()
         if prediction.error is not None:
             failed.add(f"{prediction.name}: {prediction.error}")
+
+
+def _write_sidecar(
+    sidecars: SidecarWriter | None, prediction: Prediction, failed: Faults
+) -> Change | None:
+    """Write the sidecar of a prediction, and count it where it cannot be written."""
+    try:
+        return sidecars.write(prediction) if sidecars is not None else None
+    except SidecarError as error:
+        failed.add(str(error))
+        return None
 
 
 # ---- the pictures of each rank ----------------------------------------------------------

@@ -39,11 +39,15 @@ def test_predictions_are_one_ordered_output(trained: Path, ending: str) -> None:
     for size in (1, 2, 3):
         output = trained / f"predicted-{size}.{ending}"
         asked = ("predict", "images", "-c", "runs/tiny", "-o", str(output), "--batch-size", "2")
-        group = start(size, *asked, cwd=trained)
+        group = start(size, *asked, "--sidecars", "xmp", "--top", "2", cwd=trained)
         assert [child.wait() for child in group] == [3] + [0] * (size - 1)
         assert "0007b.jpg" in group[0].said
         assert "32 images" in group[0].said
-        found.append(output.read_bytes())
+        sidecars = sorted((trained / "images").glob("*.xmp"))
+        found.append((output.read_bytes(), *(path.read_bytes() for path in sidecars)))
+        assert len(sidecars) == 31
+        for path in sidecars:
+            path.unlink()
     assert found[0] == found[1] == found[2]
 
 

@@ -134,6 +134,17 @@ def read_image_size(
         return image.size
 
 
+@contextmanager
+def opening_image(path: Location, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture for what stands beside its pixels; none of them is decoded.
+
+    Raises:
+        ImageError: as `read_image_size`; any exception inside the block becomes one.
+    """
+    with _reading_image(path) as file, _open_image(file, path, max_pixels) as image:
+        yield image
+
+
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     """Encode (H, W, 3) RGB as a JPEG of quality 95; no side may exceed 65,500 pixels."""
     file = io.BytesIO()

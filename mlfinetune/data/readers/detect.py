@@ -23,6 +23,7 @@ from mlfinetune.data.readers import (
     unlabelled,
     voc,
     webdataset,
+    xmp,
 )
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -32,6 +33,7 @@ READERS: dict[str, tuple[str, Callable[[Path, SourceOptions], Table]]] = {
     "csv": ("a CSV or TSV table", csv_table.read_csv),
     "folder": ("class folders", folder.read_folder),
     "sidecar": ("pictures with .txt files of tags", sidecar.read_sidecar),
+    "xmp": ("a photo archive: pictures with keywords", xmp.read_xmp),
     "huggingface": ("a Hugging Face image folder", huggingface.read_huggingface),
     "json": ("a JSON list", json_table.read_json),
     "coco": ("COCO instances", coco.read_coco),
@@ -88,6 +90,8 @@ def _read_in_format(path: Path, options: SourceOptions) -> Table:
     if format == "huggingface" and FORMATS.get(find_ending(source)) == "csv":
         reader = csv_table.read_csv  # metadata.csv
     table = reader(source, options)
+    if format == "folder" and options.format == "auto":
+        notes = [*notes, *xmp.note_keywords(path)]
     how = "" if options.format == "auto" else _GIVEN
     return replace(table, notes=(f"read as {title}{how}", *table.notes, *notes))
 
@@ -109,6 +113,7 @@ def detect_format(path: Path) -> str:
         (parquet.is_parquet, "parquet"),
         (webdataset.is_webdataset, "webdataset"),
         (sidecar.is_sidecar, "sidecar"),
+        (xmp.is_archive, "xmp"),
     ):
         if is_format(path):
             return format

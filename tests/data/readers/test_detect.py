@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs.sidecar_samples import LIGHTROOM
 
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.detect import READERS, detect_format, read_source
@@ -62,6 +63,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, str | bytes], str]] = {
     "class folders": (".", {"cat/a.jpg": "", "notes.txt": "not tags"}, "folder"),
     "nested class folders": (".", {"animals/cat/a.jpg": ""}, "folder"),
     "sidecar": (".", {"in/a.jpg": "", "in/a.txt": "cat"}, "sidecar"),
+    "archive": (".", {"in/a.jpg": "", "in/a.jpg.xmp": LIGHTROOM.replace("sea", "cat")}, "xmp"),
     "parquet": ("t.parquet", {"t.parquet": PARQUET, "a.jpg": ""}, "parquet"),
     "shard": (".", {"data/train-00000-of-00001.parquet": PARQUET, "data/a.jpg": ""}, "parquet"),
     "coco": (".", {"annotations/instances_train.json": COCO, "train/a.jpg": ""}, "coco"),
