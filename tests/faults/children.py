@@ -23,11 +23,13 @@ import torch
 from faults import tiny
 from faults.traced import Death, Trace
 from mlfinetune.cli import main
+from mlfinetune.report import page
 
 PATIENCE_S = 90.0
 """After so long a test gives up waiting: nothing that is promised takes a quarter of it."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
+page._make_environment().get_template("page.html.j2")  # compiled, children need not
 WORKFLOWS = ("train", "evaluate", "predict", "check", "split", "init", "compare", "report")
 
 
@@ -126,7 +128,7 @@ def start(
         arguments: of the command.
         cwd: folder that it runs in.
         death: where it dies.
-        streams: stdin, stdout or stderr -> another file for it; None: it is closed.
+        streams: stdin, stdout or stderr -> another file or named pipe for it; None: it is closed.
         environment: variables to add.
     """
     folder = cwd / "said" / str(time.monotonic_ns())
@@ -186,7 +188,10 @@ def _command(
             os.close(number)
             setattr(sys, name, None)
         else:
-            os.dup2(os.open(file, os.O_RDWR), number)
+            reads = os.O_RDONLY if name == "stdin" else os.O_WRONLY
+            os.dup2(os.open(file, reads), number)
+    if streams["stdin"] is not None:  # multiprocessing has put another file in its place
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
     multiprocessing.set_start_method(start_method, force=True)  # else its workers' would be ours
