@@ -137,12 +137,8 @@ def start(
         (folder / name).touch()
     environment = {**os.environ, **environment}
     usual = environment.get("MLFINETUNE_TEST_START") or multiprocessing.get_start_method()
-    streams = {
-        **{"stdin": "/dev/null", "stdout": f"{folder}/out", "stderr": f"{folder}/err"},
-        **(streams or {}),
-    }
     given = (arguments, str(cwd), str(folder), environment, usual, death, streams)
-    process = CONTEXT.Process(target=_command, args=given)
+    process = CONTEXT.Process(target=run_command, args=given)
     process.start()
     return Child(process, folder)
 
@@ -171,24 +167,26 @@ def _moments() -> Any:
 # ---- in the child -----------------------------------------------------------------------
 
 
-def _command(
+def run_command(
     arguments: tuple[str, ...],
     cwd: str,
     folder: str,
     environment: dict[str, str],
     start_method: str,
-    death: Death | None,
-    streams: Mapping[str, str | None],
+    death: Death | None = None,
+    streams: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Run the console script."""
+    """Run the console script; see `start`."""
     os.setsid()
     os.chdir(cwd)
+    usual = {"stdin": "/dev/null", "stdout": f"{folder}/out", "stderr": f"{folder}/err"}
+    streams = {**usual, **(streams or {})}
     for number, (name, file) in enumerate(streams.items()):
         if file is None:  # as Python finds it at its start
             os.close(number)
             setattr(sys, name, None)
         else:
-            reads = os.O_RDONLY if name == "stdin" else os.O_WRONLY
+            reads = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_APPEND
             os.dup2(os.open(file, reads), number)
     if streams["stdin"] is not None:  # multiprocessing has put another file in its place
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
