@@ -78,8 +78,11 @@ def run(command: str, cwd: Path, **environment: str) -> str:
 
 
 def classify(line: str) -> str:
-    """Return how a line is run: `here`, `group` (processes as torchrun's), or `shell`."""
-    if re.search(r"[$|<>&;\\]", line):
+    """Return how a line is run: `here`, `piped`, `group` (processes as torchrun's), or `shell`."""
+    bare = re.sub(r"'[^']*'", "", line)
+    if re.fullmatch(r"[^$|<>&;\\]* \| mlfinetune [^$|<>&;\\]*", bare):
+        return "piped"
+    if re.search(r"[$|<>&;\\]", bare):
         return "shell"
     if line.startswith(LAUNCHER):  # tests/distributed has torchrun itself, too
         return "shell" if line.startswith(f"{LAUNCHER}train ") else "group"
@@ -104,7 +107,9 @@ def run_block(text: str, cwd: Path, cli: Run, **environment: str) -> str:
                 arguments = shlex.split(line.removeprefix(LAUNCHER))
                 out += group.run(2, *arguments, cwd=cwd, **environment).out
                 continue
-            done = cli(*shlex.split(line)[1:], cwd=cwd, **environment)
+            before, _, command = line.rpartition(" | ") if how == "piped" else ("", "", line)
+            stdin = run_script(before, cwd, **environment) if before else ""
+            done = cli(*shlex.split(command)[1:], cwd=cwd, stdin=stdin, **environment)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             out += done.stdout
     return out
