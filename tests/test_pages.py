@@ -96,7 +96,9 @@ def run_block(text: str, cwd: Path, cli: Run, **environment: str) -> str:
     command is that of the tests, which knows their tiny network.
     """
     if "$" in text:  # what a line sets another line reads
-        return run_script(text, cwd, **environment)
+        if re.search(r"^(?!\w+=|mlfinetune |  |\Z)", text, re.MULTILINE):
+            return run_script(text, cwd, **environment)
+        text = expand(text, cwd)
     out = ""
     for how, lines in groupby(text.splitlines(), classify):
         if how == "shell":
@@ -119,6 +121,11 @@ def run_script(text: str, cwd: Path, **environment: str) -> str:
     text = text.replace(LAUNCHER, f"torchrun --standalone --nproc-per-node 2 {COMMAND[1]} ")
     ours = f'mlfinetune() {{ {shlex.join(COMMAND)} "$@"; }}'
     return run(f"{ours}\n{text}", cwd, **environment)
+
+
+def expand(text: str, cwd: Path) -> str:
+    """Return the commands of a script as the shell reads them, a line each."""
+    return run(f"""mlfinetune() {{ printf '%q ' mlfinetune "$@"; echo; }}\n{text}""", cwd)
 
 
 def count_commands(text: str) -> int:
