@@ -59,6 +59,19 @@ train:
 COMMAND = (sys.executable, str(Path(__file__).with_name("command.py")))
 """`mlfinetune` as a new process that knows the tiny network."""
 
+LONGEST = (
+    "test_pages",  # the demo takes minutes
+    "distributed/test_failure",
+    "faults/test_kill",
+    "data/batches/test_workers",
+    "test_systems",
+    "training/test_large_head",
+    "data/images/test_hostile",
+    "report/test_browser",
+    "storage/test_cache",
+)
+"""Files with tests of more than five seconds."""
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Promise = Callable[[str, int, Collection[object]], None]
 
@@ -194,8 +207,23 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the commands of the pages first: the demo takes minutes, and tests run beside it."""
-    items.sort(key=lambda item: item.path.name != "test_pages.py")
+    """Put the longest tests first in the share of each process: none is left for the end.
+
+    A share is a part of the list, and is taken from its end by a process that has no tests left.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for number, name in enumerate(LONGEST):
+        part = shares[number % processes]
+        part += [item for item in items if item.nodeid.startswith(f"tests/{name}.py::")]
+    placed = {item.nodeid for part in shares for item in part}
+    others = [item for item in items if item.nodeid not in placed]
+    for number, part in enumerate(shares):
+        end = len(items) * (number + 1) // processes - len(items) * number // processes
+        taken = max(0, end - len(part))
+        part += others[:taken]
+        others = others[taken:]
+    items[:] = [*(item for part in shares for item in part), *others]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -78,8 +78,11 @@ def run(command: str, cwd: Path, **environment: str) -> str:
 
 
 def classify(line: str) -> str:
-    """Return how a line is run: `here`, `group` (processes as torchrun's), or `shell`."""
-    if re.search(r"[$|<>&;\\]", line):
+    """Return how a line is run: `here`, `piped`, `group` (processes as torchrun's), or `shell`."""
+    bare = re.sub(r"'[^']*'", "", line)
+    if re.fullmatch(r"[^$|<>&;\\]* \| mlfinetune [^$|<>&;\\]*", bare):
+        return "piped"
+    if re.search(r"[$|<>&;\\]", bare):
         return "shell"
     if line.startswith(LAUNCHER):  # tests/distributed has torchrun itself, too
         return "shell" if line.startswith(f"{LAUNCHER}train ") else "group"
@@ -93,7 +96,9 @@ def run_block(text: str, cwd: Path, cli: Run, **environment: str) -> str:
     command is that of the tests, which knows their tiny network.
     """
     if "$" in text:  # what a line sets another line reads
-        return run_script(text, cwd, **environment)
+        if re.search(r"^(?!\w+=|mlfinetune |  |\Z)", text, re.MULTILINE):
+            return run_script(text, cwd, **environment)
+        text = expand(text, cwd)
     out = ""
     for how, lines in groupby(text.splitlines(), classify):
         if how == "shell":
@@ -104,7 +109,9 @@ def run_block(text: str, cwd: Path, cli: Run, **environment: str) -> str:
                 arguments = shlex.split(line.removeprefix(LAUNCHER))
                 out += group.run(2, *arguments, cwd=cwd, **environment).out
                 continue
-            done = cli(*shlex.split(line)[1:], cwd=cwd, **environment)
+            before, _, command = line.rpartition(" | ") if how == "piped" else ("", "", line)
+            stdin = run_script(before, cwd, **environment) if before else ""
+            done = cli(*shlex.split(command)[1:], cwd=cwd, stdin=stdin, **environment)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             out += done.stdout
     return out
@@ -114,6 +121,11 @@ def run_script(text: str, cwd: Path, **environment: str) -> str:
     text = text.replace(LAUNCHER, f"torchrun --standalone --nproc-per-node 2 {COMMAND[1]} ")
     ours = f'mlfinetune() {{ {shlex.join(COMMAND)} "$@"; }}'
     return run(f"{ours}\n{text}", cwd, **environment)
+
+
+def expand(text: str, cwd: Path) -> str:
+    """Return the commands of a script as the shell reads them, a line each."""
+    return run(f"""mlfinetune() {{ printf '%q ' mlfinetune "$@"; echo; }}\n{text}""", cwd)
 
 
 def count_commands(text: str) -> int:
@@ -178,7 +190,7 @@ def test_make_demo_reaches_its_figure_and_shows_where_things_are() -> None:
 
 def test_make_test_runs_the_checks_and_these_tests() -> None:
     """`make test` is what runs this; its recipe holds every check."""
-    recipe = run("make -n -B check .venv/tested", ROOT)
+    recipe = run("make -n -B test", ROOT)
     for command in ("ruff format --check", "ruff check", "mypy", "lint-imports", "-m pytest"):
         assert command in recipe
     assert re.search(r"docs/python.md > (\S+)\n\S*mypy mlfinetune \1$", recipe, re.MULTILINE)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import LONGEST
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -131,3 +132,8 @@ def test_processes_meet_in_one_room() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             wrong += [str(path) for name in names if name.startswith("torch.distributed")]
     assert {Path(path).name for path in wrong} == {"distributed.py", "rendezvous.py"}
+
+
+def test_the_longest_tests_are_there() -> None:
+    """A file that was renamed would no longer be put first."""
+    assert not [name for name in LONGEST if not (ROOT / f"tests/{name}.py").is_file()]

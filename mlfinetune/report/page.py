@@ -6,6 +6,7 @@ allows only the page's own script and style, by their hashes, and no request to 
 
 import base64
 import hashlib
+from functools import cache
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,6 +50,7 @@ def render(report: Report) -> str:
     )
 
 
+@cache  # a template is compiled once a process
 def _make_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("mlfinetune.report"),

@@ -1,15 +1,17 @@
 """Standard streams that are full or closed, or whose reader has gone: real shells, real pipes."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from threading import Timer
 
 import pytest
-from conftest import COMMAND, lacking, prepare, run_command
+from conftest import lacking, prepare, run_command
 from faults import children
 
 from mlfinetune.runs import directory
@@ -191,30 +193,28 @@ def test_a_table_of_labels_fits_a_narrow_terminal(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [("--format", "jsonl", "--batch-size", "1"), ()])
-def test_a_row_appears_when_it_is_ready(trained: Path, options: tuple[str, ...]) -> None:
+def test_a_row_appears_when_it_is_ready(
+    trained: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     """Each path is sent when the row of the one before has come."""
-    with subprocess.Popen(
-        [*COMMAND, "predict", "-", "-c", "runs/pets", *options],
-        cwd=trained,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        watchdog = Timer(60, process.kill)
-        watchdog.start()
+    streams: dict[str, str | None] = {name: str(tmp_path / name) for name in ("stdin", "stdout")}
+    for name in streams:
+        os.mkfifo(tmp_path / name)
+    children.prepare_server()
+    arguments = ("predict", "-", "-c", "runs/pets", *options)
+    child = children.start(*arguments, cwd=trained, streams=streams)
+    watchdog = Timer(60, child.send, (signal.SIGKILL,))
+    watchdog.start()
+    with (tmp_path / "stdin").open("w", buffering=1) as paths, (tmp_path / "stdout").open() as out:
         for number, name in enumerate(("images/0000.jpg", "images/0001.png", "images/0002.jpg")):
-            process.stdin.write(f"{name}\n")
+            paths.write(f"{name}\n")
             if number == 0 and not options:
-                assert process.stdout.readline().startswith("image,labels")
-            assert name in process.stdout.readline()
-        process.stdin.close()
-        watchdog.cancel()
-        assert process.stdout.read() == ""
-    assert process.returncode == 0
+                assert out.readline().startswith("image,labels")
+            assert name in out.readline()
+        paths.close()
+        assert out.read() == ""
+    watchdog.cancel()
+    assert child.wait() == 0
 
 
 HOOKED = """

@@ -5,13 +5,14 @@ import io
 import json
 import os
 import random
-import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, Run, run_child
+from conftest import Run, run_child
+from faults import children
 from PIL import Image
 
 from mlfinetune.data.images.heif import load_heif
@@ -91,22 +92,20 @@ def test_pictures_that_are_not_decoded_have_a_row_and_code_3(
         assert float(heic[label]) == pytest.approx(float(jpeg[label]), abs=0.1)
 
 
-def test_a_folder_of_heic_without_the_extra(trained: Path, tmp_path: Path) -> None:
+def test_a_folder_of_heic_without_the_extra(
+    trained: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each has its row with the fix, and the exit code is 3."""
-    (tmp_path / "shadow").mkdir()
-    (tmp_path / "shadow/pillow_heif.py").write_text("raise ModuleNotFoundError('no')\n")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     (tmp_path / "heic").mkdir()
     for name in ("a.heic", "b.HEIC", "c.hif"):
         (tmp_path / "heic" / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    paths = [str(tmp_path / "shadow"), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [*COMMAND, "predict", tmp_path / "heic", "-c", "runs/pets", "-o", tmp_path / "out.csv"],
-        cwd=trained,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    out = str(tmp_path / "out.csv")
+    load_heif.cache_clear()
+    try:
+        done = cli("predict", str(tmp_path / "heic"), "-c", "runs/pets", "-o", out, cwd=trained)
+    finally:
+        load_heif.cache_clear()
     assert done.returncode == 3, done.stderr
     errors = [row["error"] for row in rows((tmp_path / "out.csv").read_text())]
     assert errors == ["HEIC needs pillow-heif: pip install 'mlfinetune[heif]'"] * 3
@@ -167,16 +166,21 @@ def test_a_folder_without_pictures_is_an_error(trained: Path, cli: Run, tmp_path
     assert "no pictures in" in done.stderr
 
 
-def test_a_reader_that_stops_early_is_no_error(trained: Path) -> None:
+def test_a_reader_that_stops_early_is_no_error(trained: Path, tmp_path: Path) -> None:
     """`mlfinetune predict ... | head -n 1` ends quietly."""
-    predict = f"{shlex.join(COMMAND)} predict images images images -c runs/pets"
-    command = predict + " --batch-size 1 | head -n 1; exit ${PIPESTATUS[0]}"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=trained, capture_output=True, text=True, timeout=120
+    os.mkfifo(tmp_path / "pipe")
+    children.prepare_server()
+    child = children.start(
+        *("predict", "images", "images", "images", "-c", "runs/pets", "--batch-size", "1"),
+        cwd=trained,
+        streams={"stdout": str(tmp_path / "pipe")},
     )
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    assert done.stdout.startswith("image,labels")
+    head = subprocess.run(
+        ["head", "-n", "1", tmp_path / "pipe"], capture_output=True, text=True, timeout=120
+    )
+    assert child.wait() == 0
+    assert "Traceback" not in child.said
+    assert head.stdout.startswith("image,labels")
 
 
 def test_a_mistake_leaves_the_earlier_output_alone(trained: Path, cli: Run) -> None:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, Run, run_child
+from conftest import Run, run_child
+from faults import children
 from PIL import Image
 
 from mlfinetune.runs import checkpoint
@@ -82,7 +82,7 @@ def test_worker_processes_change_nothing(pictures: Path, cli: Run) -> None:
 
 def test_results_go_to_stdout_and_the_rest_to_stderr(pictures: Path, process: Run) -> None:
     """Standard output is the table alone; no progress bar where standard error is a pipe."""
-    done = process("train", "pets.yaml", "model.backbone=resnet18", cwd=pictures)
+    done = process("train", "pets.yaml", "model.backbone=shufflenet_v2_x0_5", cwd=pictures)
     assert done.stdout.splitlines()[0] == "5 images, mAP over 8 of 8 labels"
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
     assert "epoch 1/1" in done.stderr
@@ -200,18 +200,13 @@ def test_class_folders_train(pictures: Path, cli: Run) -> None:
 
 def test_ctrl_c_ends_quietly_and_says_what_is_saved(pictures: Path) -> None:
     """SIGINT in training: exit code 130, no traceback, the command that goes on is named."""
-    command = [*COMMAND, "train", "pets.yaml", "train.epochs=500"]
-    with subprocess.Popen(
-        [*command, "train.workers=1"], cwd=pictures, stderr=subprocess.PIPE, text=True
-    ) as training:
-        assert training.stderr is not None
-        lines = []
-        for line in training.stderr:
-            lines.append(line)
-            if line.startswith("epoch 2/500  "):  # its end, which is said once
-                training.send_signal(signal.SIGINT)
-        assert training.wait(60) == 130
-    text = "".join(lines)
+    children.prepare_server()
+    more = ("train.epochs=500", "train.workers=1")
+    training = children.start("train", "pets.yaml", *more, cwd=pictures)
+    assert training.wait_until(lambda: "\nepoch 2/500  " in training.said)  # its end
+    training.send(signal.SIGINT)
+    assert training.wait() == 130
+    text = training.said
     assert "Traceback" not in text
     assert "stopped by Ctrl-C; everything is saved; resume with\n" in text
     assert "  mlfinetune train runs/pets/config.yaml --resume\n" in text

@@ -1,15 +1,14 @@
-"""`mlfinetune ...` as several processes: as torchrun starts them, and by torchrun itself."""
+"""`mlfinetune ...` as several processes: as torchrun starts them, and by torchrun's agent."""
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from faults import children
 from faults.children import Child
 from torch.distributed import TCPStore
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 _stores: list[TCPStore] = []
 """What processes meet at; torchrun holds it, so that it outlives them."""
@@ -67,16 +66,48 @@ def run(size: int, *arguments: str, cwd: Path, **environment: str) -> Child:
     return group[0]
 
 
-def torchrun(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `torchrun --standalone ...`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def start_agent(size: int, restarts: int, *arguments: str, cwd: Path) -> Child:
+    """Start what `torchrun --standalone` starts, its agent, with processes that are forked.
+
+    They need no imports. tests/test_pages.py runs torchrun itself.
+    """
+    folder = cwd / "said" / "agent"
+    folder.mkdir(parents=True)
+    for name in ("out", "err", "calls"):
+        (folder / name).touch()
+    given = (size, restarts, arguments, str(cwd), str(folder), dict(os.environ))
+    agent = children.CONTEXT.Process(target=_lead, args=given)
+    agent.start()
+    return Child(agent, folder)
+
+
+def _lead(
+    size: int,
+    restarts: int,
+    arguments: tuple[str, ...],
+    cwd: str,
+    folder: str,
+    environment: dict[str, str],
+) -> None:
+    """Be the agent: start the processes, and all of them again when one has failed."""
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    os.dup2(os.open(f"{folder}/err", os.O_WRONLY | os.O_APPEND), 2)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=size,
+        run_id="restarted",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        start_method="fork",
     )
+    elastic_launch(config, _follow)(arguments, cwd, folder)
+
+
+def _follow(arguments: tuple[str, ...], cwd: str, folder: str) -> None:
+    """Be one of its processes, with the environment that it gives."""
+    children.run_command(arguments, cwd, folder, dict(os.environ), "fork")
 
 
 def meeting() -> int:

@@ -5,9 +5,7 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +16,7 @@ from conftest import FULL, Promise
 from torch import Tensor
 
 from distributed.conftest import draw, pack
-from distributed.group import meeting, run, start, torchrun
+from distributed.group import meeting, run, start, start_agent
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.signals import Signals
@@ -26,11 +24,6 @@ from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.training.records import Position
 from mlfinetune.training.resume import StateSaver
 
-NET = """\
-import runpy
-from faults import tiny  # registers its network
-runpy.run_module("mlfinetune", run_name="__main__")
-"""
 EPOCHS = 12
 ASKED = ("train", "tiny.yaml", f"train.epochs={EPOCHS}", "train.save_minutes=1000")
 LONG = ("train.epochs=400", "train.save_minutes=1000")
@@ -234,35 +227,20 @@ def test_torchrun_restarts_what_was_killed(
 ) -> None:
     """Again and again; the weights at the end are those of the run that nobody disturbed."""
     times = 2 if FULL else 1
-    (ground / "net.py").write_text(NET)
     config = (ground / "tiny.yaml").read_text() + "output: runs/restarted\n"
     (ground / "restarted.yaml").write_text(config)
-    launcher = torchrun(
-        "--nproc-per-node=2",
-        f"--max-restarts={times}",
-        "net.py",
-        *("train", "restarted.yaml", *ASKED[2:]),
-        cwd=ground,
-        PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
-    )
+    asked = ("train", "restarted.yaml", *ASKED[2:])
+    agent = start_agent(2, times, *asked, cwd=ground)
     folder = ground / "runs/restarted"
-
-    def wait_until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert launcher.poll() is None, launcher.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
     for kill in range(times):
-        wait_until(lambda lines=2 + 4 * kill: trained(folder) >= lines)
+        assert agent.wait_until(lambda lines=2 + 4 * kill: trained(folder) >= lines)
         holder = (folder / directory.LOCK).read_text()
         os.kill(int(holder), signal.SIGKILL)
-        wait_until(lambda before=holder: (folder / directory.LOCK).read_text() != before)
-    out, err = launcher.communicate(timeout=120)
-    assert launcher.returncode == 0, err
-    assert err.count("by torchrun, after a process has failed") == times
-    assert out.count("mAP over") == 1
+        lock = folder / directory.LOCK
+        assert agent.wait_until(lambda here=lock, before=holder: here.read_text() != before)
+    assert agent.wait() == 0, agent.said
+    assert agent.said.count("by torchrun, after a process has failed") == times
+    assert agent.out.count("mAP over") == 1
     assert not (ground / "runs/restarted-2").exists()
     promise("P5", times, [] if same(ended(ground, "restarted"), undisturbed) else ["torchrun"])
     rows = (folder / directory.HISTORY).read_text().splitlines()

@@ -23,11 +23,13 @@ import torch
 from faults import tiny
 from faults.traced import Death, Trace
 from mlfinetune.cli import main
+from mlfinetune.report import page
 
 PATIENCE_S = 90.0
 """After so long a test gives up waiting: nothing that is promised takes a quarter of it."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
+page._make_environment().get_template("page.html.j2")  # compiled, children need not
 WORKFLOWS = ("train", "evaluate", "predict", "check", "split", "init", "compare", "report")
 
 
@@ -126,7 +128,7 @@ def start(
         arguments: of the command.
         cwd: folder that it runs in.
         death: where it dies.
-        streams: stdin, stdout or stderr -> another file for it; None: it is closed.
+        streams: stdin, stdout or stderr -> another file or named pipe for it; None: it is closed.
         environment: variables to add.
     """
     folder = cwd / "said" / str(time.monotonic_ns())
@@ -135,12 +137,8 @@ def start(
         (folder / name).touch()
     environment = {**os.environ, **environment}
     usual = environment.get("MLFINETUNE_TEST_START") or multiprocessing.get_start_method()
-    streams = {
-        **{"stdin": "/dev/null", "stdout": f"{folder}/out", "stderr": f"{folder}/err"},
-        **(streams or {}),
-    }
     given = (arguments, str(cwd), str(folder), environment, usual, death, streams)
-    process = CONTEXT.Process(target=_command, args=given)
+    process = CONTEXT.Process(target=run_command, args=given)
     process.start()
     return Child(process, folder)
 
@@ -169,24 +167,29 @@ def _moments() -> Any:
 # ---- in the child -----------------------------------------------------------------------
 
 
-def _command(
+def run_command(
     arguments: tuple[str, ...],
     cwd: str,
     folder: str,
     environment: dict[str, str],
     start_method: str,
-    death: Death | None,
-    streams: Mapping[str, str | None],
+    death: Death | None = None,
+    streams: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Run the console script."""
+    """Run the console script; see `start`."""
     os.setsid()
     os.chdir(cwd)
+    usual = {"stdin": "/dev/null", "stdout": f"{folder}/out", "stderr": f"{folder}/err"}
+    streams = {**usual, **(streams or {})}
     for number, (name, file) in enumerate(streams.items()):
         if file is None:  # as Python finds it at its start
             os.close(number)
             setattr(sys, name, None)
         else:
-            os.dup2(os.open(file, os.O_RDWR), number)
+            reads = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_APPEND
+            os.dup2(os.open(file, reads), number)
+    if streams["stdin"] is not None:  # multiprocessing has put another file in its place
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
     multiprocessing.set_start_method(start_method, force=True)  # else its workers' would be ours

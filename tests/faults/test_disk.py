@@ -1,58 +1,59 @@
 """A full disk: what was there before stays whole, the error says what to do, the run goes on."""
 
 import io
-import os
 import random
+import resource
+import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import FULL, Promise, lacking
+from runs.test_checkpoint import content
 
 from faults import children
 from faults.conftest import Ground, last_weights, same
 from mlfinetune.errors import CheckpointError
-from mlfinetune.runs import directory
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.state import read_state, write_state
 from mlfinetune.runtime.log import RunLog
 
 pytestmark = pytest.mark.faults
 
 ADVICE = "make room there and start it again, `mlfinetune train` with --resume"
 
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from runs.test_checkpoint import content
-from mlfinetune.runs import checkpoint
-from mlfinetune.runs.state import read_state, write_state
-from mlfinetune.errors import CheckpointError
-path = Path(sys.argv[1])
-def save(number):
-    if path.suffix == ".pt":
-        state = {"number": number, "net": content().weights}
-        write_state(path, path.with_name("resume-previous.pt"), state)
-    else:
-        checkpoint.save(path, content(epoch=number))
-def found():
-    if path.suffix == ".pt":
-        return read_state(path)["number"]
-    return checkpoint.load(path).epoch
-save(3)
-size = path.stat().st_size
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-for limit in [0, 1, *range(100, size, size // 18), size - 1]:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        save(4)
-    except CheckpointError as error:
-        print(found(), len(list(path.parent.iterdir())), error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-save(4)
-print(found(), len(list(path.parent.iterdir())))
-"""
+
+def save_under_limits(path: Path, told: Path) -> None:
+    """Save 3, save 4 at 20 limits of a file's size, then without; write down what is there."""
+
+    def save(number: int) -> None:
+        if path.suffix == ".pt":
+            state = {"number": number, "net": content().weights}
+            write_state(path, path.with_name("resume-previous.pt"), state)
+        else:
+            checkpoint.save(path, content(epoch=number))
+
+    def tell(error: str) -> None:
+        resumes = path.suffix == ".pt"
+        number = read_state(path)["number"] if resumes else checkpoint.load(path).epoch
+        lines.append(f"{number} {len(list(path.parent.iterdir()))} {error}")
+
+    lines: list[str] = []
+    save(3)
+    size = path.stat().st_size
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for limit in [0, 1, *range(100, size, size // 18), size - 1]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            save(4)
+        except CheckpointError as error:
+            tell(str(error))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    save(4)
+    tell("no error")
+    told.write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize(("name", "files"), [("best.safetensors", 1), ("resume.pt", 2)])
@@ -60,13 +61,14 @@ def test_no_room_at_any_size_harms_no_file(
     tmp_path: Path, promise: Promise, name: str, files: int
 ) -> None:
     """Cut off at 20 sizes, writing leaves the old file, nothing else, and a clear error."""
-    path = tmp_path / name
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", LIMITED, str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    *cut, last = done.stdout.splitlines()
-    assert last == f"4 {files}"
+    path, told = tmp_path / "run" / name, tmp_path / "told"
+    path.parent.mkdir()
+    process = children.CONTEXT.Process(target=save_under_limits, args=(path, told))
+    process.start()
+    process.join(children.PATIENCE_S)
+    assert process.exitcode == 0
+    *cut, last = told.read_text().splitlines()
+    assert last == f"4 {files} no error"
     assert len(cut) >= 20
     wanted = f"3 1 cannot write {path}: File too large; {ADVICE}"
     promise("P3", len(cut), [line for line in cut if line != wanted])

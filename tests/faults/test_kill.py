@@ -130,7 +130,7 @@ def test_the_clock_saves_an_epoch_under_way(
 
 def test_processes_that_are_not_forked_go_on_as_well(ground: Ground, promise: Promise) -> None:
     """A whole `python -m mlfinetune`, as the user starts it, of a network of torchvision's own."""
-    asked = ("model.backbone=resnet18", f"train.epochs={2 if FULL else 1}")
+    asked = ("model.backbone=shufflenet_v2_x0_5", f"train.epochs={2 if FULL else 1}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mlfinetune", "train", "tiny.yaml", *asked]
     undisturbed = ground.start("whole", *asked)

@@ -22,7 +22,7 @@ WITHIN_IMAGES = {"exact_match", "hamming_loss", "LRAP", "ranking_loss", "coverag
 # ---- torchmetrics -----------------------------------------------------------------------
 
 
-@settings(thorough, max_examples=500)
+@settings(thorough, max_examples=150)
 @given(case=cases((0, 1)))
 def test_average_precision_is_that_of_torchmetrics(case: Case) -> None:
     """mAP, micro AP and the AP of each label, over the labels where it is defined."""
@@ -42,7 +42,7 @@ def test_average_precision_is_that_of_torchmetrics(case: Case) -> None:
     assert result.averages["micro_AP"] == near(wanted)
 
 
-@settings(thorough, max_examples=500)
+@settings(thorough, max_examples=150)
 @given(case=cases((0, 1)))
 def test_decisions_score_as_in_torchmetrics(case: Case) -> None:
     """Macro and micro F1, precision and recall at several thresholds."""
@@ -69,7 +69,7 @@ def test_decisions_score_as_in_torchmetrics(case: Case) -> None:
     assert averages["micro_recall"] == near(tm.binary_recall(pooled, truth, cut))
 
 
-@settings(thorough, max_examples=400)
+@settings(thorough, max_examples=150)
 @given(case=cases((0, 1)))
 def test_each_label_scores_as_in_torchmetrics(case: Case) -> None:
     """F1, precision and recall of every label with a positive; None for the others."""
@@ -94,7 +94,7 @@ def test_each_label_scores_as_in_torchmetrics(case: Case) -> None:
         assert [row.recall for row in defined] * 2 == [near(value) for value in recall]
 
 
-@settings(thorough, max_examples=400)
+@settings(thorough, max_examples=150)
 @given(case=cases((0, 1, -1)))
 def test_unknown_targets_are_masked_a_label(case: Case) -> None:
     """A label's numbers are those that torchmetrics finds in its known rows."""
@@ -111,7 +111,7 @@ def test_unknown_targets_are_masked_a_label(case: Case) -> None:
         assert found == [near(ap), near(f1)]
 
 
-@settings(thorough, max_examples=400)
+@settings(thorough, max_examples=150)
 @given(case=cases((0, 1, -1)))
 def test_unknown_targets_are_masked_in_the_pool(case: Case) -> None:
     """Micro numbers are those of the known pairs, and nobody else's logits matter."""
@@ -135,7 +135,7 @@ def test_the_numbers_are_those_of_scikit_learn(promise: Promise) -> None:
     """Rankings and decisions within 1e-12, a label's AP to the last bit."""
     count = 0
 
-    @settings(thorough, max_examples=2000 if FULL else 300)
+    @settings(thorough, max_examples=2000 if FULL else 100)
     @given(case=cases((0, 1)))
     def check(case: Case) -> None:
         nonlocal count
@@ -190,7 +190,7 @@ def rates(truth: NDArray[Any], said: NDArray[Any], average: str) -> list[object]
     ]
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1, -1)))
 def test_a_label_with_unknowns_has_the_numbers_of_scikit_learn(case: Case) -> None:
     """Over its known rows."""
@@ -212,7 +212,7 @@ def a_label_has_the_numbers_of_scikit_learn(case: Case) -> None:
             assert found == rates(truth, case.said()[known, at], "binary")
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1, -1)))
 def test_the_literature_decides_at_a_half(case: Case) -> None:
     """CP CR OP OR OF1 are macro and micro numbers at 0.5, whatever the threshold; CF1 is theirs."""
@@ -228,7 +228,7 @@ def test_the_literature_decides_at_a_half(case: Case) -> None:
         assert averages["CF1"] == near(2 * cp * cr / (cp + cr) if cp + cr else 0, 1e-12)
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1, -1)))
 def test_top3_predicts_the_three_highest_known_labels(case: Case) -> None:
     """Equal to the numbers of logits that predict these labels; of tied labels the earlier."""
@@ -241,7 +241,7 @@ def test_top3_predicts_the_three_highest_known_labels(case: Case) -> None:
     assert [averages[f"{name}_top3"] for name in names] == [wanted[name] for name in names]
 
 
-@settings(thorough, max_examples=200)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1, -1)), data=st.data())
 def test_each_label_has_its_threshold(case: Case, data: st.DataObject) -> None:
     """With (L,) thresholds a label's row is that of its threshold for all."""

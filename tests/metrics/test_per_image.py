@@ -43,7 +43,7 @@ def row_by_row(name: str, targets: NDArray[np.int8], logits: NDArray[np.float32]
 # ---- rankings ---------------------------------------------------------------------------
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1)))
 def test_whole_rows_rank_as_in_scikit_learn(case: Case) -> None:
     """LRAP, ranking loss and coverage, ties and rows without a positive or a negative too."""
@@ -62,7 +62,7 @@ def test_masked_rows_rank_by_their_known_labels(case: Case) -> None:
         assert averages[name] == near(row_by_row(name, case.targets, case.logits), 1e-12)
 
 
-@settings(thorough, max_examples=200)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1)))
 def test_whole_rows_rank_as_in_torchmetrics(case: Case) -> None:
     """Rows without ties, with a positive and a negative: there both libraries mean the same."""
@@ -115,7 +115,7 @@ def test_the_ends_of_float32_and_both_zeros() -> None:
 # ---- decisions --------------------------------------------------------------------------
 
 
-@settings(thorough, max_examples=300)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1)))
 def test_whole_rows_decide_as_in_scikit_learn(case: Case) -> None:
     """Exact match, Hamming loss and, over rows with a positive, precision, recall and F1."""
@@ -139,7 +139,7 @@ def test_whole_rows_decide_as_in_scikit_learn(case: Case) -> None:
     assert found == wanted
 
 
-@settings(thorough, max_examples=200)
+@settings(thorough, max_examples=100)
 @given(case=cases((0, 1, -1)))
 def test_masked_rows_decide_on_their_known_labels(case: Case) -> None:
     """F1 and exact match a row, and the Hamming loss of all known pairs."""

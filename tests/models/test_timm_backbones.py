@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
@@ -29,6 +28,8 @@ def build(side: int = 160, name: str = VIT) -> Tagger:
 def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> nn.Module:
     """Return the model whose weights are in the hub's cache of this test."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    import timm  # not for every process that collects this file
+
     model = timm.create_model("test_vit", pretrained=False)
     repository = tmp_path / "hub" / f"models--timm--test_vit.{TAG}"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -87,6 +88,8 @@ def test_a_file_of_another_size_is_resized(published: nn.Module, tmp_path: Path)
 
 def test_a_norm_in_the_head_belongs_to_the_backbone(tmp_path: Path) -> None:
     """ConvNeXt has `head.norm` before `head.fc`."""
+    import timm
+
     model = timm.create_model("test_convnext", pretrained=False)
     nn.init.normal_(model.head.norm.weight)
     save_file(model.state_dict(), tmp_path / "convnext.safetensors")

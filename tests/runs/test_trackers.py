@@ -1,7 +1,8 @@
 """The numbers of every epoch arrive at TensorBoard, Weights & Biases and MLflow.
 
 TensorBoard's and MLflow's own readers say so; the file that `wandb sync` sends is read by wandb's
-protocol buffers.
+protocol buffers. All three are imported by the tests that use them: every process of tests collects
+this file, one runs it.
 """
 
 import json
@@ -13,9 +14,6 @@ from typing import Any
 
 import pytest
 from conftest import Run, prepare, run_child
-from mlflow import MlflowClient
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto.wandb_internal_pb2 import Record
 
 from mlfinetune.errors import ConfigError
 from mlfinetune.runs.trackers import require_trackers
@@ -46,6 +44,8 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 def test_tensorboard_reads_the_run_directory(tracked: Path) -> None:
     """Every number of every epoch, in single precision."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(tracked / "runs/pets"))
     events.Reload()
     for number, row in enumerate(history(tracked)):
@@ -56,6 +56,8 @@ def test_tensorboard_reads_the_run_directory(tracked: Path) -> None:
 
 def test_mlflow_has_numbers_and_config(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished run of the run directory's name."""
+    from mlflow import MlflowClient
+
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = MlflowClient(str(tracked / "mlruns"))
     (run,) = client.search_runs(["0"])
@@ -81,6 +83,8 @@ def leveldb_log(content: bytes) -> Iterator[bytes]:
 
 def test_wandb_has_numbers_and_config(tracked: Path) -> None:
     """In the file that `wandb sync` would send."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     (path,) = (tracked / "runs/pets/wandb").glob("offline-run-*/*.wandb")
     records = [Record.FromString(data) for data in leveldb_log(path.read_bytes())]
     rows: list[dict[str, Any]] = [

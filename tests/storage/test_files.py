@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import s3fs
 from conftest import prepare
-from moto.server import ThreadedMotoServer
 
 from mlfinetune.data.images import decode
 from mlfinetune.data.read import read_splits, read_table
@@ -50,6 +49,8 @@ def server(folder: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """Return the URL of a bucket in a server that speaks S3."""
+    from moto.server import ThreadedMotoServer  # not for every process that collects this file
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -3,14 +3,14 @@
 import os
 import pickle
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import COMMAND, ENVIRONMENT, Run
+from conftest import Run
+from faults import children
 from PIL import Image
 
 from mlfinetune.data.batches import copies as copies_module
@@ -383,22 +383,12 @@ def test_a_dry_run_keeps_no_copy(pictures: Path, cli: Run) -> None:
 def test_ctrl_c_leaves_nothing_in_memory(pictures: Path) -> None:
     """SIGINT in the middle of training on copies in memory."""
     command = [*enlarge(pictures), "data.cache_images=ram", "train.epochs=999", "train.workers=1"]
-    process = subprocess.Popen(
-        [*COMMAND, *command],
-        cwd=pictures,
-        env={**os.environ, **ENVIRONMENT},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    with process:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("epoch 2/"):
-                os.killpg(process.pid, signal.SIGINT)
+    children.prepare_server()
+    training = children.start(*command, cwd=pictures)
+    assert training.wait_until(lambda: "\nepoch 2/" in training.said)
+    training.send_group(signal.SIGINT)
+    assert training.wait() == 130
+    lines = training.said.splitlines()
     folder = next(line for line in lines if "known from before" in line).split("; in ")[1]
-    assert process.returncode == 130
     assert folder.startswith(str(copy_storage.RAM_FOLDER))
     assert not Path(folder.split(";")[0]).parent.exists()

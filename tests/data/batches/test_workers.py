@@ -75,13 +75,23 @@ def is_alive(process: int) -> bool:
 def test_a_run_is_the_same_however_workers_start(
     pictures: Path, trained: Path, method: str
 ) -> None:
-    """Training and prediction, as macOS, Windows and Python 3.14 start workers."""
+    """Training, as macOS, Windows and Python 3.14 start workers; prediction is below."""
     start = {"MLFINETUNE_TEST_START": method}
     done = run_child("train", "pets.yaml", "train.workers=1", cwd=pictures, **start)
     assert done.returncode == 0, done.stderr
     usual, other = (
-        run_child("predict", "images", "--checkpoint", "runs/pets", cwd=folder, **given)
-        for folder, given in ((trained, {}), (pictures, start))
+        run_child("predict", "images", "--checkpoint", "runs/pets", cwd=folder)
+        for folder in (trained, pictures)
+    )
+    assert other.returncode == 0, other.stderr
+    assert other.stdout == usual.stdout
+
+
+def test_predictions_are_the_same_from_a_fork_server(trained: Path) -> None:
+    """The script below predicts by workers that are spawned."""
+    usual, other = (
+        run_child("predict", "images", "--checkpoint", "runs/pets", cwd=trained, **start)
+        for start in ({}, {"MLFINETUNE_TEST_START": "forkserver"})
     )
     assert other.returncode == 0, other.stderr
     assert other.stdout == usual.stdout
@@ -113,14 +123,15 @@ main()
 
 
 def test_a_script_that_calls_the_command_without_a_guard(trained: Path, tmp_path: Path) -> None:
-    """A worker imports the script again, and the call does nothing there."""
+    """A worker imports the script again, and the call does nothing there; the rows are the same."""
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    run = ("--checkpoint", str(trained / "runs/pets"))
-    command = [sys.executable, "script.py", "predict", str(trained / "images"), *run]
+    predict = ("predict", str(trained / "images"), "--checkpoint", str(trained / "runs/pets"))
+    command = [sys.executable, "script.py", *predict]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "imported").read_text()) > 1
-    assert len(done.stdout.splitlines()) >= 24
+    assert len(done.stdout.splitlines()) == 25
+    assert done.stdout == run_child(*predict, cwd=tmp_path).stdout
