@@ -26,6 +26,7 @@ from mlfinetune.cli.cache import cache
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
+from mlfinetune.cli.export import export
 from mlfinetune.cli.init import init
 from mlfinetune.cli.models import models
 from mlfinetune.cli.predict import predict
@@ -83,6 +84,7 @@ app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
 app.command()(predict)
+app.command()(export)
 app.command()(init)
 app.command()(check)
 app.command()(split)

@@ -1,6 +1,7 @@
 """Backends compute logits and features of batches, each from another kind of file.
 
     run directory or .safetensors -> open_backend -> TorchBackend: torch, on any device
+    .onnx                         -> open_backend -> OnnxBackend: onnxruntime, on the CPU
 
 A Tagger asks nothing else of a file. Several threads may use a backend at once.
 """
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from mlfinetune.config import restore_config
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.errors import CheckpointError
 from mlfinetune.metrics.types import DecisionRule, EvalViews
 from mlfinetune.models.heat_map import Explainer
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import average_views, infer
 from mlfinetune.models.tagger import Tagger as Network
+from mlfinetune.predicting.onnx_backend import SUFFIX, OnnxBackend
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.device import choose_precision, name_dtype
 
@@ -137,13 +138,7 @@ class _Embedder(nn.Module):
         return self.network.embed(images).float()
 
 
-def _refuse_onnx(file: Path, device: torch.device, views: EvalViews | None) -> Backend:
-    raise CheckpointError(
-        f"{file}: .onnx files are not read; name a run directory, or a .safetensors file"
-    )
-
-
 _OPENERS: dict[str, Callable[[Path, torch.device, EvalViews | None], Backend]] = {
-    ".onnx": _refuse_onnx,
+    SUFFIX: OnnxBackend,
 }
 """Ending of a file -> what opens it; files of other endings are checkpoints."""
