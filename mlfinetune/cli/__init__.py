@@ -20,7 +20,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from mlfinetune import __version__
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
 from mlfinetune.cli.check import check
@@ -39,6 +38,7 @@ from mlfinetune.runtime.streams import ReaderGoneError, flush_output, open_strea
 from mlfinetune.runtime.torchrun import DistInfo, dist_info
 from mlfinetune.storage.cache import remove_temporary_folders
 from mlfinetune.text import make_lines_printable, mask_secrets
+from mlfinetune.version import __version__
 
 BUG_REPORT = (
     "this is a bug in mlfinetune: please open an issue in its repository, with the lines above, "

@@ -7,9 +7,6 @@ from typing import Annotated
 import typer
 
 from mlfinetune.cli.train import DEVICE_HELP
-from mlfinetune.errors import DataError
-from mlfinetune.location import Location, is_url, parse_location
-from mlfinetune.text import mask_secrets
 
 
 def evaluate(
@@ -59,14 +56,15 @@ def evaluate(
     from mlfinetune.text import display_path
 
     with loading_modules():
+        from mlfinetune.data.inputs import parse_data
         from mlfinetune.workflows import evaluate as workflow
 
     log = RunLog(rank=dist_info().rank)
     request = workflow.EvalRequest(
         checkpoint=checkpoint.absolute(),
-        data=_parse_location(data),
+        data=parse_data(data),
         split=split,
-        images=_parse_location(images),
+        images=parse_data(images),
         output=output,
         overrides=tuple(overrides or ()),
     )
@@ -76,15 +74,3 @@ def evaluate(
         if note := describe_seen(result.seen or 0, result.evaluation.table.images):
             print("\n" + fill(f"warning: {note}", 80))
         log.say(f"results in {display_path(result.folder)}")
-
-
-def _parse_location(text: str | None) -> Location | None:
-    if text is not None and is_url(text) and mask_secrets(text) != text:
-        raise DataError(
-            f"{text}: no password, token or signature in a URL, it would be kept with the results; "
-            f"download the table, and name the file"
-        )
-    try:
-        return None if text is None else parse_location(text)
-    except ValueError as error:
-        raise DataError(str(error)) from error

@@ -42,9 +42,11 @@ def predict(
         list[str], typer.Argument(help="Files, folders, 'globs', URLs, or - for paths on stdin.")
     ],
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--checkpoint", "-c", help="Run directory or file. Default: the newest run in runs/."
+            "--checkpoint",
+            "-c",
+            help="Run directory, file, or the URL of one. Default: the newest run in runs/.",
         ),
     ] = None,
     output: Annotated[

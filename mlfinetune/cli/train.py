@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from mlfinetune.config import Config
 
 DEVICE_HELP = "Device to compute on: auto, cpu, cuda, cuda:N or mps."
 
@@ -46,18 +43,14 @@ def train(
 
     watch = Stopwatch()
     loaded = load_config(config, overrides or ())
-    if output is not None:
-        loaded = loaded.model_copy(update={"output": output.absolute()})
 
     from mlfinetune.cli.summary import format_summary
-    from mlfinetune.errors import ConfigError
-    from mlfinetune.runs import directory
     from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
 
     with loading_modules():
-        from mlfinetune.training.start import ResumeOptions
+        from mlfinetune.training.start import plan_start
         from mlfinetune.workflows import train as workflow
 
     log = RunLog(rank=dist_info().rank, watch=watch)
@@ -68,26 +61,8 @@ def train(
             return
         print("dry run: one batch trained, scored and saved; nothing was left behind")
         return
-    if allow_changed and not resume:
-        raise ConfigError("--allow-changed is for --resume")
-    is_run_config = config.name == directory.CONFIG
-    is_run_config &= (config.parent / directory.LABELS).is_file()
-    resumes_own = is_run_config and output is None  # the config lies in the run to resume
-    recorded = load_config(config) if resumes_own else None
-    if resumes_own and (resume or _is_gone(recorded, loaded)):
-        loaded = loaded.model_copy(update={"output": config.parent.absolute()})
-    options = ResumeOptions(recorded, allow_changed) if resume else None
+    loaded, options = plan_start(config, loaded, output, resume, allow_changed)
     result = workflow.run(loaded, device, log, options)
     if result is not None:
         print(format_summary(result.evaluation))
         log.say(f"results in {display_path(result.run)}")
-
-
-def _is_gone(recorded: Config | None, loaded: Config) -> bool:
-    """Tell whether the run directory that its config.yaml names was moved.
-
-    A new run then goes beside the config, not to where the former one was.
-    """
-    output = loaded.output
-    assert output is not None
-    return recorded is not None and output == recorded.output and not output.exists()

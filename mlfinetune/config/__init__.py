@@ -4,6 +4,7 @@ In: a YAML file and overrides. Out: Config, or one ConfigError with all faults, 
 Start at sections.py (every key and its default); messages.py words the faults.
 
     load_config(path, overrides) -> Config
+    load_tree(tree, overrides)   -> Config of containers that Python made
     build_config(tree, overrides) -> Config without a file
     dump_config(config)          -> YAML text that loads to the same Config
     restore_config(tree, origin) -> Config of a checkpoint
@@ -14,8 +15,9 @@ the file are relative to the file, those in overrides to the current folder.
 
 import json
 import os
+import reprlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,11 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "build_config",
+    "build_overrides",
     "build_schema",
     "dump_config",
     "load_config",
+    "load_tree",
     "restore_config",
 ]
 
@@ -75,6 +79,54 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if config.output is not None:
         return config
     return config.model_copy(update={"output": Path("runs").absolute() / path.stem})
+
+
+def load_tree(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Check the content of a config, as `load_config` does; relative paths start from here.
+
+    Args:
+        tree: sections, keys and values, as YAML would give them; a Path may stand for its text.
+        overrides: as in `load_config`.
+
+    Raises:
+        ConfigError: all faults, each with its key.
+    """
+    faults: list[str] = []
+    plain = _make_paths_absolute(json.loads(_to_json(tree)), Path.cwd(), faults)
+    config = _check_tree(plain, {}, overrides, faults, "config: ")
+    if config.output is not None:
+        return config
+    return config.model_copy(update={"output": Path("runs/run").absolute()})
+
+
+def build_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return overrides as texts: `train.epochs=3` of `{"train.epochs": 3}`.
+
+    A section may hold its keys: `{"train": {"epochs": 3}}`.
+
+    Raises:
+        ConfigError: a value that YAML cannot have.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = "." not in name and isinstance(value, Mapping)
+        flat |= (
+            {f"{name}.{key}": inner for key, inner in value.items()}
+            if is_section
+            else {name: value}
+        )
+    return [f"{name}={_to_json(value)}" for name, value in flat.items()]
+
+
+def _to_json(value: Any) -> str:
+    """Return plain containers as JSON, which YAML reads; a Path becomes its text."""
+    try:
+        return json.dumps(value, default=os.fspath, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{reprlib.repr(value)}: a config holds texts, numbers, lists and dictionaries, and "
+            f"not this ({error})"
+        ) from error
 
 
 def build_config(tree: dict[str, dict[str, Any]], overrides: Sequence[str]) -> Config:

@@ -11,12 +11,33 @@ from pathlib import Path
 
 from mlfinetune.data.images.names import is_image_name, is_lost_folder, walk_files
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url, parse_location, to_slashes
+from mlfinetune.location import Location, is_url, parse_location, to_slashes
 from mlfinetune.storage import files
 from mlfinetune.storage.tars import list_members
+from mlfinetune.text import mask_secrets
 
 STDIN = "-"
 TAR = ".tar"
+
+
+def parse_data(name: str | os.PathLike[str] | None) -> Location | None:
+    """Return the path or URL of data; None for None.
+
+    Raises:
+        DataError: a URL with a secret, which the results would keep.
+    """
+    if name is None:
+        return None
+    text = os.fspath(name)
+    if is_url(text) and mask_secrets(text) != text:
+        raise DataError(
+            f"{text}: no password, token or signature in a URL, it would be kept with the results; "
+            f"download the table, and name the file"
+        )
+    try:
+        return parse_location(text)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def require_inputs(inputs: Iterable[str]) -> None:

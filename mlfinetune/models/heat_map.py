@@ -12,7 +12,9 @@ Source: Zhou et al. 2016, Learning Deep Features for Discriminative Localization
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlfinetune.data.images.decode import decode_image
@@ -122,8 +124,12 @@ class Explainer:
         """
         with one_thread():
             pixels = decode_image(path, self._spec.max_pixels, self._min_side, self._jpeg)
-            square = self._transform(to_tensor(pixels))
-            maps = explain(self._tagger, square[None], labels, self._mirror)[0].cpu().numpy()
+            return self.explain_pixels(pixels, labels)
+
+    def explain_pixels(self, pixels: NDArray[np.uint8], labels: Sequence[int]) -> Explanation:
+        """Return the maps of a decoded picture, (H, W, 3) RGB, for the labels."""
+        square = self._transform(to_tensor(pixels))
+        maps = explain(self._tagger, square[None], labels, self._mirror)[0].cpu().numpy()
         height, width = pixels.shape[:2]
         return Explanation(pixels, maps, locate_square(self._spec, width, height))
 

@@ -156,6 +156,13 @@ def _drop_traces(graph: Any) -> None:
     graph.ClearField("metadata_props")
 
 
+def describe_exporter() -> str:
+    """Return the versions of what builds a graph, as `torch 2.11.0, onnx 1.18.0`."""
+    import onnx
+
+    return f"torch {torch.__version__}, onnx {onnx.__version__}"
+
+
 def read_onnx(path: Path) -> Any:
     """Return the onnx.ModelProto of a file of this package's own."""
     import onnx

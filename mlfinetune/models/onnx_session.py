@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.models.onnx_graph import IMAGES, LOGITS, MISSING, add_logits, quiet_logging
+from mlfinetune.models.onnx_graph import (
+    IMAGES,
+    LOGITS,
+    MISSING,
+    add_logits,
+    quiet_logging,
+    require_onnx,
+)
 
 _QUANTIZED = ("Conv", "Add", "MaxPool", "Relu", "MatMul")
 """Operators that compute in int8. The others stay float32: normalization, norms, softmax."""
@@ -86,6 +93,7 @@ def open_onnx(path: Path, with_logits: bool = False) -> OnnxModel:
         ConfigError: the extra is missing.
     """
     onnxruntime = _import_onnxruntime()
+    require_onnx()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about its own graph
@@ -158,7 +166,6 @@ def quantize(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -
 def _import_onnxruntime() -> Any:
     """Import onnxruntime; a ConfigError names the command that installs it."""
     try:
-        import onnx  # noqa: F401  # `add_logits` and the quantizer need it
         import onnxruntime
     except ImportError as error:
         raise ConfigError(f"{MISSING} ({error})") from error

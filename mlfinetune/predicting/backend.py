@@ -6,9 +6,10 @@
 A Tagger asks nothing else of a file. Several threads may use a backend at once.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,25 @@ from torch import Tensor, nn
 from mlfinetune.config import restore_config
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.errors import CheckpointError
+from mlfinetune.location import Location
 from mlfinetune.metrics.types import DecisionRule, EvalViews
 from mlfinetune.models.heat_map import Explainer
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import average_views, infer
 from mlfinetune.models.tagger import Tagger as Network
 from mlfinetune.predicting.onnx_backend import SUFFIX, OnnxBackend
+from mlfinetune.predicting.remote import fetch_checkpoint
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.device import choose_precision, name_dtype
+from mlfinetune.text import mask_secrets
 
 
 class Backend(Protocol):
     """Computer of logits, with everything of its file that predictions need.
 
     Attributes:
-        name: path of the file.
+        name: path of the file, or its URL.
         labels: names of the L columns.
         decision: calibration and thresholds of the file.
         spec: how a picture becomes the (3, S, S) square.
@@ -68,27 +73,39 @@ class Backend(Protocol):
             MlfinetuneError: the network has none.
         """
 
+    def with_views(self, views: EvalViews) -> Self:
+        """Return a backend of other views, which shares all else."""
 
-def open_backend(path: Path, device: torch.device, views: EvalViews | None = None) -> Backend:
+
+def open_backend(source: Location, device: torch.device) -> Backend:
     """Open a run directory, a checkpoint, or a file of another kind that computes logits.
 
     Args:
-        path: the directory or file.
+        source: the directory or file, or the URL of one.
         device: where it computes.
-        views: versions of a picture to score; None: those that its decision was fitted under.
 
     Raises:
         CheckpointError: there is none, or it cannot be used.
     """
-    file = directory.find_checkpoint(path)
-    opener = _OPENERS.get(file.suffix.lower(), TorchBackend)
-    return opener(file, device, views)
+    if isinstance(source, Path):
+        return _open_file(directory.find_checkpoint(source), device)
+    file, url = fetch_checkpoint(source), mask_secrets(source)
+    try:
+        backend = _open_file(file, device)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(file), url)) from error
+    backend.name = url
+    return backend
+
+
+def _open_file(file: Path, device: torch.device) -> Backend:
+    return _OPENERS.get(file.suffix.lower(), TorchBackend)(file, device)
 
 
 class TorchBackend:
     """Backend of a checkpoint, computed by torch."""
 
-    def __init__(self, file: Path, device: torch.device, views: EvalViews | None = None) -> None:
+    def __init__(self, file: Path, device: torch.device) -> None:
         """Load and verify the checkpoint, and make its network fast on the device.
 
         Raises:
@@ -98,7 +115,6 @@ class TorchBackend:
         self.name, self.device = str(file), device
         self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
         self.backbone, self.fitted_views = loaded.backbone, loaded.views
-        self.views: EvalViews = views or loaded.views
         precision = restore_config(loaded.config, file).train.precision
         self._dtype, _ = choose_precision(precision, device)
         about = (loaded.backbone, loaded.levels, len(loaded.labels))
@@ -106,8 +122,18 @@ class TorchBackend:
         side = self.spec.image_size
         self._tagger, how = prepare_for_inference(trained, side, device, self._dtype)
         self.how = f"precision {name_dtype(self._dtype)}, {how}"
-        self._scorer = average_views(self._tagger, self.views).eval()
-        self._embedder = average_views(_Embedder(self._tagger), self.views).eval()
+        self._set_views(loaded.views)
+
+    def _set_views(self, views: EvalViews) -> None:
+        self.views: EvalViews = views
+        self._scorer = average_views(self._tagger, views).eval()
+        self._embedder = average_views(_Embedder(self._tagger), views).eval()
+
+    def with_views(self, views: EvalViews) -> Self:
+        """Return a backend of other views; both share the network."""
+        other = copy.copy(self)
+        other._set_views(views)
+        return other
 
     def compute_logits(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32."""
@@ -138,7 +164,7 @@ class _Embedder(nn.Module):
         return self.network.embed(images).float()
 
 
-_OPENERS: dict[str, Callable[[Path, torch.device, EvalViews | None], Backend]] = {
+_OPENERS: dict[str, Callable[[Path, torch.device], Backend]] = {
     SUFFIX: OnnxBackend,
 }
-"""Ending of a file -> what opens it; files of other endings are checkpoints."""
+"""Ending of a file -> what opens it; a file of any other ending is a checkpoint."""

@@ -6,8 +6,9 @@ The views of a file are inside its graph. Mirror views can be added to a file of
 none can be taken away.
 """
 
+import copy
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,19 +86,34 @@ def add_views(network: OnnxNetwork, own: EvalViews, views: EvalViews, file: Path
 class OnnxBackend:
     """Backend of an exported file; it computes on the CPU, whatever the device."""
 
-    def __init__(self, file: Path, device: torch.device, views: EvalViews | None = None) -> None:
+    def __init__(self, file: Path, device: torch.device) -> None:
         """Open the file.
 
         Raises:
-            CheckpointError, ConfigError: as `open_file` and `add_views`.
+            CheckpointError, ConfigError: as `open_file`.
         """
         loaded, network = open_file(file)
         self.name, self.device = str(file), torch.device("cpu")
         self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
         self.backbone, self.fitted_views = loaded.backbone, loaded.views
-        self.views: EvalViews = views or loaded.views
         self.how = network.how
-        self._scorer = add_views(network, loaded.views, self.views, file).eval()
+        self._network = network
+        self._set_views(loaded.views)
+
+    def _set_views(self, views: EvalViews) -> None:
+        self.views: EvalViews = views
+        file = Path(self.name)
+        self._scorer = add_views(self._network, self.fitted_views, views, file).eval()
+
+    def with_views(self, views: EvalViews) -> Self:
+        """Return a backend of other views; both share the session.
+
+        Raises:
+            ConfigError: the graph has more views inside.
+        """
+        other = copy.copy(self)
+        other._set_views(views)
+        return other
 
     def compute_logits(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32."""

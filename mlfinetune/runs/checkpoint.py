@@ -136,18 +136,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, altered, cut short, or no checkpoint of mlfinetune.
     """
-    try:
-        content, length = _read_whole(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except MemoryError as error:
-        raise CheckpointError(f"{path} is larger than the memory of this machine") from error
-    start, end = _find_digest(content[: 8 + length], path)
-    if _compute_digest(content, start, end) != content[start:end]:
-        raise CheckpointError(
-            f"{path} is damaged: its SHA-256 is not the one written in it; copy it again, "
-            f"or use another checkpoint"
-        )
+    content, length = _read_verified(path)
     try:
         about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
         weights = load_tensors(content)
@@ -158,6 +147,21 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is no checkpoint of mlfinetune: {repr(error)[:200]}"
         ) from error
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a file is a checkpoint with the SHA-256 that is written in it."""
+    try:
+        _read_verified(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def read_digest(start: bytes) -> str | None:
+    """Return the SHA-256 that a checkpoint names in its first bytes; None: it names none there."""
+    match = _DIGEST.search(start, 8)
+    return None if match is None else match[1].decode()
 
 
 def read_origin(path: Path) -> Origin | None:
@@ -176,23 +180,6 @@ def read_origin(path: Path) -> Origin | None:
         return Origin(str(about["backbone"]), labels, spec)
     except (OSError, CheckpointError, *FOREIGN):
         return None
-
-
-def read_digest(path: Path) -> str:
-    """Return the SHA-256 that a checkpoint has in its header; `load` verifies it.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds none.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            size = os.fstat(file.fileno()).st_size
-            header = start + file.read(_read_header_length(start, size, path))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    begin, end = _find_digest(header, path)
-    return header[begin:end].decode()
 
 
 def parse(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
@@ -290,6 +277,27 @@ def find_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
 def _require(value: object, name: str, right: bool) -> None:
     if not right:
         raise ValueError(f"its {name} cannot be {shown(value)}")
+
+
+def _read_verified(path: Path) -> tuple[bytes, int]:
+    """Read a file that has the SHA-256 that is written in it; return it, and its header's length.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged.
+    """
+    try:
+        content, length = _read_whole(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} is larger than the memory of this machine") from error
+    start, end = _find_digest(content[: 8 + length], path)
+    if _compute_digest(content, start, end) != content[start:end]:
+        raise CheckpointError(
+            f"{path} is damaged: its SHA-256 is not the one written in it; copy it again, "
+            f"or use another checkpoint"
+        )
+    return content, length
 
 
 def _read_whole(path: Path) -> tuple[bytes, int]:

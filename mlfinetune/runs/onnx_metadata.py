@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from mlfinetune import __version__
 from mlfinetune.errors import CheckpointError
 from mlfinetune.runs.checkpoint import FOREIGN, Checkpoint, describe, parse
 from mlfinetune.text import neutralize
@@ -37,16 +36,19 @@ _FIXED = {
     "antialias": "true",
     "outputs": "probabilities are calibrated; logits are the model's own, not calibrated",
 }
-"""What is so of every file: how a picture is decoded and resized, and what comes out."""
+"""Facts of every file: how a picture is decoded and resized, and what comes out."""
 
 
-def list_metadata(checkpoint: Checkpoint, digest: str, precision: str) -> dict[str, str]:
+def list_metadata(
+    checkpoint: Checkpoint, digest: str, precision: str, exporter: str
+) -> dict[str, str]:
     """Return key -> text of everything but the weights.
 
     Args:
         checkpoint: the one that was exported.
         digest: its SHA-256.
         precision: float32 or int8.
+        exporter: names and versions of the packages that write the file.
     """
     about = describe(checkpoint)
     transform, decision = about.pop("transform"), about.pop("decision")
@@ -57,7 +59,7 @@ def list_metadata(checkpoint: Checkpoint, digest: str, precision: str) -> dict[s
     calibration = {key: decision[key] for key in ("slope", "intercept")}
     values["calibration"] = {"how": decision["calibration"], **calibration}
     texts = {k: v if k in _TEXTS else json.dumps(v) for k, v in values.items()}
-    texts |= {"precision": precision, "checkpoint_sha256": digest, "exported_by": __version__}
+    texts |= {"precision": precision, "checkpoint_sha256": digest, "exported_by": exporter}
     return {_MARK: METADATA_FORMAT, **texts, **_FIXED}
 
 
@@ -76,7 +78,7 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> Checkpoint:
     if found != METADATA_FORMAT:
         raise CheckpointError(
             f"{path} has metadata of format {found[:20]}, this version reads {METADATA_FORMAT}; it "
-            f"was written by mlfinetune {metadata.get('exported_by', '?')[:20]}"
+            f"was written by {metadata.get('exported_by', 'another')[:60]}"
         )
     try:
         texts = {key: metadata[key] for key in _KEYS}

@@ -19,8 +19,9 @@ from mlfinetune.storage.files import prefetched
 
 MOST = 3
 """Greatest number of overlays of one picture: of its most probable labels."""
+SIDE = 800
+"""Pixels of an overlay's longer side."""
 
-_SIDE = 800  # pixels of an overlay's longer side
 _MAX_BYTES = 80  # of a name's part; file systems take 255 for the whole
 _DIGITS = 10
 
@@ -82,7 +83,7 @@ class OverlayWriter:
         except ImageError as error:
             return error.reason
         for column, values in zip(columns, explanation.values, strict=True):
-            drawn = draw_overlay(explanation.pixels, values, explanation.box, _SIDE)
+            drawn = draw_overlay(explanation.pixels, values, explanation.box, SIDE)
             name = name_overlay(prediction.name, self._selector.labels.names[column])
             self._write_file(self._folder / name, encode_jpeg(drawn))
         return None

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from mlfinetune.errors import DataError, UnwritableError
 
-KINDS = ("features", "images", "parquet", "scan", "tables", "tars")
+KINDS = ("checkpoints", "features", "images", "parquet", "scan", "tables", "tars")
 """Kinds of cached results, a folder each; `mlfinetune cache --clear` deletes no other folder."""
 
 _reported: set[str] = set()

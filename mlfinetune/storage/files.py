@@ -51,11 +51,19 @@ MAX_REMOTE = 2**27
 """Size limit in bytes of an object behind a URL, which is read into memory."""
 MAX_PREFETCHED = 2**28
 """Bytes in memory above which `prefetched` fetches no more."""
-_MAX_TABLE = 2**33
-"""Size limit in bytes of a table behind a URL."""
+_MAX_FILE = 2**33
+"""Size limit in bytes of a table or a checkpoint behind a URL."""
 _CHUNK = 2**20
 """Bytes that an http download reads at a time."""
-_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_EXTRAS = {
+    "http": "http",
+    "https": "http",
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "hf": "hub",
+}
 """Protocol -> the extra of mlfinetune that installs its package."""
 _prefetched: dict[str, bytes | OSError] = {}
 """URL -> content or error, inside of `prefetched`; empty outside.
@@ -141,17 +149,24 @@ def prefetched(names: Iterable[str]) -> Iterator[None]:
     size = 0
     try:
         if urls:
-            with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
-                for start in range(0, len(urls), PARALLEL_FETCHES):
-                    part = urls[start : start + PARALLEL_FETCHES]
-                    contents = list(pool.map(_fetch_or_error, part))
-                    _prefetched.update(zip(part, contents, strict=True))
-                    size += sum(len(content) for content in contents if isinstance(content, bytes))
-                    if size > MAX_PREFETCHED:
-                        break
+            for start in range(0, len(urls), PARALLEL_FETCHES):
+                contents = fetch_objects(urls[start : start + PARALLEL_FETCHES])
+                _prefetched.update(contents)
+                size += sum(len(each) for each in contents.values() if isinstance(each, bytes))
+                if size > MAX_PREFETCHED:
+                    break
         yield
     finally:
         _prefetched.clear()
+
+
+def fetch_objects(urls: Iterable[str]) -> dict[str, bytes | OSError]:
+    """Fetch objects at the same time; return the content of each, or the reason there is none."""
+    wanted = list(dict.fromkeys(urls))
+    if not wanted:
+        return {}
+    with ThreadPoolExecutor(min(PARALLEL_FETCHES, len(wanted))) as pool:
+        return dict(zip(wanted, pool.map(_fetch_or_error, wanted), strict=True))
 
 
 def fetch_table(url: str) -> Path:
@@ -160,13 +175,28 @@ def fetch_table(url: str) -> Path:
     It is downloaded at every call: a table may have changed.
 
     Raises:
+        DataError: as `fetch_file`.
+    """
+    return fetch_file(url, "tables")
+
+
+def fetch_file(url: str, kind: str, name: str | None = None) -> Path:
+    """Download the object at `url` into the cache, and return the file's path.
+
+    Args:
+        url: the object.
+        kind: of the cache's folder, as `storage.cache.KINDS`.
+        name: of the file; None: one of the URL's own, with its ending.
+
+    Raises:
         DataError: it cannot be downloaded, or written neither to the cache nor elsewhere.
     """
-    endings = Path(url.lower()).suffixes
-    ending = "".join(endings[-2:] if endings[-1:] == [".gz"] else endings[-1:])
-    name = f"{hash_key(url):016x}{ending}"
+    if name is None:
+        endings = Path(url.lower()).suffixes
+        ending = "".join(endings[-2:] if endings[-1:] == [".gz"] else endings[-1:])
+        name = f"{hash_key(url):016x}{ending}"
     try:
-        content = _call_with_retries(lambda: _fetch_once(url, _MAX_TABLE))
+        content = _call_with_retries(lambda: _fetch_once(url, _MAX_FILE))
     except UnreadableError as error:
         raise DataError(f"{url}: {error}") from error
 
@@ -180,7 +210,19 @@ def fetch_table(url: str) -> Path:
             ) from error
         return folder / name
 
-    return make_in_cache("tables", write)
+    return make_in_cache(kind, write)
+
+
+def fetch_start(url: str, size: int) -> bytes:
+    """Return the first `size` bytes of the object at `url`; it may have fewer.
+
+    Raises:
+        DataError: they cannot be fetched.
+    """
+    try:
+        return _call_with_retries(lambda: _fetch_bytes(url, size, {"Range": f"bytes=0-{size - 1}"}))
+    except UnreadableError as error:
+        raise DataError(f"{url}: {error}") from error
 
 
 def list_urls(url: str) -> list[str]:
@@ -260,20 +302,24 @@ def _fetch_once(url: str, max_bytes: int) -> bytes:
         UnreadableError: it has more than `max_bytes`.
         Exception: any error of the protocol's package.
     """
-    system, path = _open_filesystem(url)
-    if url.lower().startswith("http"):
-        content = cast(bytes, sync(system.loop, _download_http, system, path, max_bytes))
-    else:
-        content = cast(bytes, system.cat_file(path, start=0, end=max_bytes + 1))
+    content = _fetch_bytes(url, max_bytes + 1, {})
     if len(content) > max_bytes:
         raise UnreadableError(f"more than {max_bytes:,} bytes")
     return content
 
 
-async def _download_http(system: Any, url: str, max_bytes: int) -> bytes:
+def _fetch_bytes(url: str, size: int, headers: dict[str, str]) -> bytes:
+    """Fetch the first `size` bytes of an object in one request; an http server gets the headers."""
+    system, path = _open_filesystem(url)
+    if url.lower().startswith("http"):
+        return cast(bytes, sync(system.loop, _download_http, system, path, size, headers))
+    return cast(bytes, system.cat_file(path, start=0, end=size))
+
+
+async def _download_http(system: Any, url: str, size: int, headers: dict[str, str]) -> bytes:
     """Download in one request, in chunks; fsspec's own function would first ask for the size."""
     session = await system.set_session()
-    async with session.get(system.encode_url(url)) as answer:
+    async with session.get(system.encode_url(url), headers=headers) as answer:
         if answer.status in (404, 410):
             raise FileNotFoundError(url)
         if answer.status in (401, 403):
@@ -282,9 +328,9 @@ async def _download_http(system: Any, url: str, max_bytes: int) -> bytes:
         content = bytearray()
         async for chunk in answer.content.iter_chunked(_CHUNK):
             content += chunk
-            if len(content) > max_bytes:
+            if len(content) >= size:
                 break
-    return bytes(content)
+    return bytes(content[:size])
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:

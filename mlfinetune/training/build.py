@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mlfinetune import __version__
 from mlfinetune.config import LOSS_SETTINGS, Config
 from mlfinetune.data.batches.copies import SmallCopies
 from mlfinetune.data.batches.copy_storage import opened_copies
@@ -38,6 +37,7 @@ from mlfinetune.text import suggest
 from mlfinetune.training.network import load_weights, resolve_network
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.step import StepOptions
+from mlfinetune.version import __version__
 
 MAX_POS_WEIGHT = 100.0
 """Largest weight that `pos_weight: auto` gives: a label with one positive picture in ten thousand

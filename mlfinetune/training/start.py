@@ -76,6 +76,51 @@ class TrainRequest:
     copy_root: Path | None = None
 
 
+def plan_start(
+    path: Path | None,
+    config: Config,
+    output: Path | None,
+    resume: bool,
+    allow_changed: bool = False,
+) -> tuple[Config, ResumeOptions | None]:
+    """Return the config with its run directory, and the options of `--resume` where it is given.
+
+    Args:
+        path: the YAML file; it may be the config.yaml of a run directory. None: there is none.
+        config: its content, with overrides.
+        output: run directory that the user names; None: the config's.
+        resume, allow_changed: whether these options are given.
+
+    Raises:
+        ConfigError: `--allow-changed` without `--resume`.
+    """
+    if allow_changed and not resume:
+        raise ConfigError("--allow-changed is for --resume")
+    if output is not None:
+        config = config.model_copy(update={"output": output.absolute()})
+    recorded = None
+    if path is not None and output is None and _is_config_of_run(path):
+        recorded = load_config(path)
+        if resume or _is_gone(recorded, config):
+            config = config.model_copy(update={"output": path.parent.absolute()})
+    return config, ResumeOptions(recorded, allow_changed) if resume else None
+
+
+def _is_config_of_run(path: Path) -> bool:
+    """Tell whether a config lies in the run directory that wrote it."""
+    return path.name == directory.CONFIG and (path.parent / directory.LABELS).is_file()
+
+
+def _is_gone(recorded: Config, config: Config) -> bool:
+    """Tell whether the run directory that its config.yaml names was moved.
+
+    A new run then goes beside the config, not to where the former one was.
+    """
+    output = config.output
+    assert output is not None
+    return output == recorded.output and not output.exists()
+
+
 def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> Config:
     """Return the config with the places where the data is now, where its run is resumed in place.
 

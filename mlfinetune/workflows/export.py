@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlfinetune import __version__
 from mlfinetune.config import Config, restore_config
 from mlfinetune.data.batches.loader import stream_batches
 from mlfinetune.data.images.transforms import TransformSpec
@@ -26,7 +25,14 @@ from mlfinetune.data.read import read_validation
 from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.models.inference import restore_tagger
 from mlfinetune.models.onnx_check import Reference, compute_reference, list_batches, verify
-from mlfinetune.models.onnx_graph import Graph, build_onnx, finish, read_onnx, require_onnx
+from mlfinetune.models.onnx_graph import (
+    Graph,
+    build_onnx,
+    describe_exporter,
+    finish,
+    read_onnx,
+    require_onnx,
+)
 from mlfinetune.models.onnx_session import quantize
 from mlfinetune.models.scoring import average_views
 from mlfinetune.predicting.int8 import BATCH, Cost, compare, require_small_drop
@@ -38,6 +44,7 @@ from mlfinetune.runtime.device import prepare_device
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file, writing_text
 from mlfinetune.text import display_path, pluralize
+from mlfinetune.version import __version__
 
 SUFFIX = ".onnx"
 LABELS_SUFFIX = ".labels.csv"
@@ -161,8 +168,11 @@ def _open_source(request: ExportRequest) -> _Source:
 
 def _finish(model: Any, source: _Source, request: ExportRequest, precision: str) -> bytes:
     """Return the bytes of the file."""
-    digest = checkpoint.read_digest(source.file)
-    metadata = list_metadata(source.loaded, digest, precision)
+    with source.file.open("rb") as file:
+        digest = checkpoint.read_digest(file.read(2**16))
+    assert digest is not None, "it was verified when it was loaded"
+    exporter = f"mlfinetune {__version__}, {describe_exporter()}"
+    metadata = list_metadata(source.loaded, digest, precision, exporter)
     return finish(model, metadata, request.with_logits, __version__)
 
 

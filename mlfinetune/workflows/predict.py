@@ -25,6 +25,7 @@ from mlfinetune.location import is_url
 from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
 from mlfinetune.models.scoring import describe_views
 from mlfinetune.predicting.backend import open_backend
+from mlfinetune.predicting.remote import parse_source
 from mlfinetune.predicting.tagger import Tagger
 from mlfinetune.runs import directory
 from mlfinetune.runs.overlays import OverlayWriter
@@ -51,7 +52,7 @@ class PredictRequest:
 
     Attributes:
         inputs: files, folders, tars, URLs, globs, or `-` for paths on stdin.
-        checkpoint: run directory or file; None: the newest run in runs/.
+        checkpoint: run directory, file, or the URL of one; None: the newest run in runs/.
         format: csv, jsonl or text.
         threshold: replaces the checkpoint's thresholds.
         top: name the K most probable labels instead of those over their thresholds.
@@ -64,7 +65,7 @@ class PredictRequest:
     """
 
     inputs: tuple[str, ...]
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
     format: str = "csv"
     threshold: float | None = None
     top: int | None = None
@@ -291,13 +292,16 @@ def _open_tagger(
     Returns:
         The tagger, and the decision rule with the request's threshold.
     """
-    path = request.checkpoint or directory.find_newest_checkpoint()
-    backend = open_backend(path, device, request.views)
+    backend = open_backend(
+        parse_source(request.checkpoint or directory.find_newest_checkpoint()), device
+    )
+    if request.views is not None:
+        backend = backend.with_views(request.views)
     decision, views = backend.decision, backend.views
     if request.threshold is not None:
         decision = decision.with_threshold(request.threshold)
     log.say(
-        f"checkpoint {display_path(Path(backend.name))}: "
+        f"checkpoint {_describe_source(backend.name)}: "
         f"{pluralize(len(backend.labels), 'label')}, {_describe_decision(decision)}; "
         f"{describe_views(views)}device {device}, {backend.how}"
     )
@@ -305,6 +309,10 @@ def _open_tagger(
     if warning := describe_other_views(views, backend.fitted_views, applied):
         log.say(warning)
     return Tagger(backend), decision
+
+
+def _describe_source(name: str) -> str:
+    return name if is_url(name) else display_path(Path(name))
 
 
 def _describe_decision(decision: DecisionRule) -> str:

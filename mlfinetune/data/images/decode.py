@@ -10,7 +10,6 @@ becomes an ImageError with the file's name.
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from mlfinetune.data.images.heif import HEAD, find_heif_version, load_heif, read
 from mlfinetune.data.images.names import UNDECODED
 from mlfinetune.errors import ImageError
 from mlfinetune.location import Location
+from mlfinetune.runtime.quiet import unwarned
 from mlfinetune.storage import files
 
 
@@ -82,7 +82,11 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def decode_image(
-    path: Location, max_pixels: int, min_side: int | None = None, jpeg: JpegDecoder | None = None
+    path: Location,
+    max_pixels: int,
+    min_side: int | None = None,
+    jpeg: JpegDecoder | None = None,
+    content: bytes | None = None,
 ) -> NDArray[np.uint8]:
     """Decode a picture file, tar member or URL to RGB.
 
@@ -100,6 +104,7 @@ def decode_image(
         min_side: a JPEG may be decoded at 1/8, 1/4 or 1/2 of its size, which is faster, as long as
             both sides divide evenly and keep this length; None: always at full size.
         jpeg: a faster decoder for plain JPEGs at full size. Where it fails, Pillow decodes.
+        content: of the file, where it is in memory; `path` is then its name. None: it is read.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -107,7 +112,7 @@ def decode_image(
     Raises:
         ImageError: the file cannot be read or decoded, for any reason.
     """
-    with _reading_image(path) as file, _open_image(file, path, max_pixels) as image:
+    with _reading_image(path, content) as file, _open_image(file, path, max_pixels) as image:
         scale = _choose_draft_scale(image.size, min_side)
         if scale > 1:
             image.draft(None, (image.width // scale, image.height // scale))  # JPEG only
@@ -115,13 +120,17 @@ def decode_image(
         return to_rgb_array(image) if pixels is None else pixels
 
 
-def read_image_size(path: Location, max_pixels: int) -> tuple[int, int]:
+def read_image_size(
+    path: Location, max_pixels: int, content: bytes | None = None
+) -> tuple[int, int]:
     """Read width and height from the header, as stored, before EXIF's turn.
+
+    `content` is as in `decode_image`.
 
     Raises:
         ImageError: the file cannot be read, or has more pixels than `max_pixels`.
     """
-    with _reading_image(path) as file, _open_image(file, path, max_pixels) as image:
+    with _reading_image(path, content) as file, _open_image(file, path, max_pixels) as image:
         return image.size
 
 
@@ -183,12 +192,22 @@ def inspect_image(path: Location, max_pixels: int) -> ImageInfo:
 
 
 @contextmanager
-def _reading_image(path: Location) -> Iterator[files.File]:
+def _reading_image(path: Location, content: bytes | None = None) -> Iterator[files.File]:
     """Open the file; any exception inside the block becomes an ImageError with its name."""
-    try:
-        with files.open_binary(str(path)) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with naming_errors(path):
+        if content is not None:
+            yield io.BytesIO(content)
+            return
+        with files.open_binary(str(path)) as file:
             yield file
+
+
+@contextmanager
+def naming_errors(path: Location) -> Iterator[None]:
+    """Context in which any exception becomes an ImageError with the name; no warning is shown."""
+    try:
+        with unwarned:
+            yield
     except ImageError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
@@ -211,14 +230,19 @@ def _open_image(file: files.File, path: Location, max_pixels: int) -> Image.Imag
         empty = file.seek(0, os.SEEK_END) == 0
         reason = "an empty file" if empty else _explain_unidentified(path, brand)
         raise ImageError(str(path), reason) from error
-    width, height = image.size
+    require_pixels(image.size, path, max_pixels)
+    scale_transparency(image)
+    return image
+
+
+def require_pixels(size: tuple[int, int], path: Location, max_pixels: int) -> None:
+    """Raise an ImageError for a picture of this width and height that is above the cap."""
+    width, height = size
     if width * height > max_pixels:
         raise ImageError(
             str(path),
             f"{width} x {height} {TOO_LARGE} ({max_pixels:,}) allows",
         )
-    scale_transparency(image)
-    return image
 
 
 def _choose_formats(path: Location, brand: str | None) -> tuple[str, ...]:
