@@ -19,7 +19,7 @@ from mlfinetune.models.onnx_graph import IMAGES, LOGITS, PROBABILITIES
 from mlfinetune.models.onnx_session import OnnxModel, OnnxNetwork, open_onnx
 from mlfinetune.models.scoring import average_views, infer
 from mlfinetune.runs.checkpoint import Checkpoint
-from mlfinetune.runs.onnx_metadata import read_metadata
+from mlfinetune.runs.onnx_metadata import read_metadata, require_seal
 
 SUFFIX = ".onnx"
 NO_MAPS = "an ONNX file gives no heat maps; the checkpoint that it was exported from does"
@@ -44,6 +44,7 @@ def open_file(file: Path) -> tuple[Checkpoint, OnnxNetwork]:
     """
     model = open_onnx(file, with_logits=True)
     loaded = read_metadata(model.metadata, file)
+    require_seal(file.read_bytes(), file)
     _require_fit(model, loaded, file)
     return loaded, OnnxNetwork(model)
 

@@ -4,11 +4,16 @@
     key: text  -> read_metadata -> Checkpoint without weights
     Checkpoint -> write_labels  -> pets.labels.csv: index, label, threshold
 
+    bytes of a file -> seal     -> the same bytes with their SHA-256, which require_seal verifies
+
 A value is a text as it is (`squash`), or JSON: a number, a list, an object. No library is needed.
+The digest is that of the whole file with 64 zeros in the digest's place, as a checkpoint's is.
 """
 
 import csv
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +23,10 @@ from mlfinetune.runs.checkpoint import FOREIGN, Checkpoint, describe, parse
 from mlfinetune.text import neutralize
 
 METADATA_FORMAT = "1"
+LABELS_HEADER = ("index", "label", "threshold")
+_NO_DIGEST = "0" * 64
+_DIGEST = re.compile(rb"file_sha256\x12\x40([0-9a-f]{64})")
+"""The entry of the digest as protobuf writes it: key, number of the field, length, value."""
 _MARK = "mlfinetune"
 """Key whose value is METADATA_FORMAT; a file without it is foreign."""
 _INPUT = ("image_size", "resize", "interpolation", "crop_share", "max_pixels", "mean", "std")
@@ -60,7 +69,7 @@ def list_metadata(
     values["calibration"] = {"how": decision["calibration"], **calibration}
     texts = {k: v if k in _TEXTS else json.dumps(v) for k, v in values.items()}
     texts |= {"precision": precision, "checkpoint_sha256": digest, "exported_by": exporter}
-    return {_MARK: METADATA_FORMAT, **texts, **_FIXED}
+    return {_MARK: METADATA_FORMAT, **texts, **_FIXED, "file_sha256": _NO_DIGEST}
 
 
 def read_metadata(metadata: Mapping[str, str], path: Path) -> Checkpoint:
@@ -96,10 +105,41 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> Checkpoint:
         ) from error
 
 
+def seal(content: bytes) -> bytes:
+    """Return the bytes of a file with their digest in its place, where 64 zeros are."""
+    found = _compute_digest(content)
+    assert found is not None, "its metadata is that of list_metadata"
+    digest, (start, end) = found
+    return b"".join((content[:start], digest, content[end:]))
+
+
+def require_seal(content: bytes, path: Path) -> None:
+    """Raise a CheckpointError where a file is not, to the last bit, the one that was exported."""
+    found = _compute_digest(content)
+    if found is None or content[slice(*found[1])] != found[0]:
+        raise CheckpointError(
+            f"{path} is not the file that was verified: its SHA-256 is not the one written in it; "
+            f"it is damaged, or another program changed it; export it again"
+        )
+
+
+def _compute_digest(content: bytes) -> tuple[bytes, tuple[int, int]] | None:
+    """Return the SHA-256 of `content` with zeros in the digest's place, and that place."""
+    match = _DIGEST.search(content)
+    if match is None:
+        return None
+    start, end = match.span(1)
+    view = memoryview(content)
+    digest = hashlib.sha256(view[:start])
+    digest.update(_NO_DIGEST.encode())
+    digest.update(view[end:])
+    return digest.hexdigest().encode(), (start, end)
+
+
 def write_labels(checkpoint: Checkpoint, file: TextIO) -> None:
     """Write the labels and their thresholds as CSV, in the order of the outputs."""
     writer = csv.writer(file)
-    writer.writerow(("index", "label", "threshold"))
+    writer.writerow(LABELS_HEADER)
     thresholds = checkpoint.decision.thresholds
     for index, (label, threshold) in enumerate(
         zip(checkpoint.labels.names, thresholds, strict=True)

@@ -39,7 +39,7 @@ from mlfinetune.predicting.int8 import BATCH, Cost, compare, require_small_drop
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
-from mlfinetune.runs.onnx_metadata import list_metadata, write_labels
+from mlfinetune.runs.onnx_metadata import LABELS_HEADER, list_metadata, seal, write_labels
 from mlfinetune.runtime.device import prepare_device
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file, writing_text
@@ -158,12 +158,34 @@ def _open_source(request: ExportRequest) -> _Source:
     file = directory.find_checkpoint(request.checkpoint)
     if file.suffix.lower() == SUFFIX:
         raise CheckpointError(f"{file} is an ONNX file already; name the run or its checkpoint")
-    try_writing_file(request.output)
+    _require_own(request.output, b"mlfinetune")
+    _require_own(request.output.with_suffix(LABELS_SUFFIX), ",".join(LABELS_HEADER).encode())
     loaded = checkpoint.load(file)
     recorded = restore_config(loaded.config, file)
     # What the run was trained on, torn groups too, is read again.
     given = {"labels": list(loaded.labels.names), "allow_torn_groups": True, "bad_images": "skip"}
     return _Source(file, loaded, recorded.update_section("data", **given), recorded)
+
+
+def _require_own(path: Path, start: bytes) -> None:
+    """Try to write `path`; what is there already must be an earlier export.
+
+    Args:
+        path: the file.
+        start: a text in the first bytes of such a file.
+
+    Raises:
+        CheckpointError: it cannot be written, or something else would be overwritten.
+    """
+    try_writing_file(path)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if start not in file.read(64):
+            raise CheckpointError(
+                f"{path} is there already, and `mlfinetune export` did not write it; name another "
+                f"file with --output"
+            )
 
 
 def _finish(model: Any, source: _Source, request: ExportRequest, precision: str) -> bytes:
@@ -173,7 +195,7 @@ def _finish(model: Any, source: _Source, request: ExportRequest, precision: str)
     assert digest is not None, "it was verified when it was loaded"
     exporter = f"mlfinetune {__version__}, {describe_exporter()}"
     metadata = list_metadata(source.loaded, digest, precision, exporter)
-    return finish(model, metadata, request.with_logits, __version__)
+    return seal(finish(model, metadata, request.with_logits, __version__))
 
 
 def _verify(path: Path, reference: Reference, request: ExportRequest) -> float:
