@@ -64,9 +64,10 @@ def export(
 
 def _format(result: "ExportResult", output: Path) -> str:
     """Return what was verified and measured, and the files."""
+    first = "".join(f"{size}, " for size in result.batches[:-2]) + f"{result.batches[-2]} and "
     lines = [
         f"largest difference from the checkpoint in float32: {result.difference:.1e}, on "
-        f"{result.pictures} pictures, at batches of {' and '.join(map(str, result.batches))}"
+        f"{result.pictures} pictures, at batches of {first}{result.batches[-1]}"
     ]
     if result.costs is not None:
         lines.append("            MB   images/s     mAP")

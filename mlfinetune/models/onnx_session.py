@@ -92,8 +92,7 @@ def open_onnx(path: Path, with_logits: bool = False) -> OnnxModel:
         CheckpointError: it cannot be read, is cut short, or no ONNX model.
         ConfigError: the extra is missing.
     """
-    onnxruntime = _import_onnxruntime()
-    require_onnx()
+    onnxruntime = require_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # its warnings are about its own graph
@@ -127,7 +126,7 @@ def quantize(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -
         ConfigError: the extra is missing.
         CheckpointError: onnxruntime cannot quantize it.
     """
-    _import_onnxruntime()
+    require_onnxruntime()
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -163,8 +162,9 @@ def quantize(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -
         ) from error
 
 
-def _import_onnxruntime() -> Any:
-    """Import onnxruntime; a ConfigError names the command that installs it."""
+def require_onnxruntime() -> Any:
+    """Return onnxruntime, imported; a ConfigError names the command that installs the extra."""
+    require_onnx()
     try:
         import onnxruntime
     except ImportError as error:

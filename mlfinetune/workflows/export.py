@@ -31,9 +31,8 @@ from mlfinetune.models.onnx_graph import (
     describe_exporter,
     finish,
     read_onnx,
-    require_onnx,
 )
-from mlfinetune.models.onnx_session import quantize
+from mlfinetune.models.onnx_session import quantize, require_onnxruntime
 from mlfinetune.models.scoring import average_views
 from mlfinetune.predicting.int8 import BATCH, Cost, compare, require_small_drop
 from mlfinetune.runs import checkpoint, directory
@@ -120,7 +119,7 @@ def run(request: ExportRequest, log: RunLog) -> ExportResult:
         MlfinetuneError: a checkpoint, pictures or a folder that cannot be used; a graph that does
             not give the checkpoint's numbers; int8 that costs too much mAP.
     """
-    require_onnx()
+    require_onnxruntime()
     source = _open_source(request)
     spec, decision = source.loaded.transform, source.loaded.decision
     prepare_device("cpu")
@@ -312,8 +311,8 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     if digest_manifest(splits.val) != source.loaded.data_digest:
         if splits.drawn:
             raise DataError(
-                f"--int8 measures mAP on the run's validation data; {config.data.train} has "
-                f"changed since training, so the pictures that were held out are not known any more"
+                f"--int8 measures mAP on the run's validation data; {config.data.train} or "
+                f"its pictures have changed since training: those held out are not known any more"
             )
         log.say("warning: the validation data has changed since training")
     return splits
