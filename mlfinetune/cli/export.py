@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlfinetune.errors import DataError
+from mlfinetune.text import pluralize
 
 if TYPE_CHECKING:  # it loads torch
     from mlfinetune.workflows.export import ExportResult
@@ -67,7 +68,7 @@ def _format(result: "ExportResult", output: Path) -> str:
     first = "".join(f"{size}, " for size in result.batches[:-2]) + f"{result.batches[-2]} and "
     lines = [
         f"largest difference from the checkpoint in float32: {result.difference:.1e}, on "
-        f"{result.pictures} pictures, at batches of {first}{result.batches[-1]}"
+        f"{pluralize(result.pictures, 'picture')}, at batches of {first}{result.batches[-1]}"
     ]
     if result.costs is not None:
         lines.append("            MB   images/s     mAP")

@@ -211,15 +211,18 @@ def _verify(path: Path, reference: Reference, request: ExportRequest) -> float:
 
 def _read_pictures(request: ExportRequest, source: _Source, log: RunLog) -> tuple[Tensor, str]:
     """Return up to CHECKED pictures, (N, 3, S, S) uint8, and words on where they are from."""
+    paths: Iterable[str]
     if request.images is not None:
-        paths, kind = _list_images(request.images), f"pictures of {request.images}"
+        paths, place = _list_images(request.images), str(request.images)
     else:
-        paths, kind = _list_validation(source, log), "pictures of the run's validation data"
+        paths, place = _list_validation(source, log)
     spec = source.loaded.transform
     images = list(islice(_decode(paths, spec), CHECKED))
     if not images:
-        raise DataError(f"none of the {kind} can be read; give others with --images FOLDER")
-    return torch.stack(images), f"{len(images)} {kind}"
+        raise DataError(
+            f"none of the pictures of {place} can be read; give others with --images FOLDER"
+        )
+    return torch.stack(images), f"{pluralize(len(images), 'picture')} of {place}"
 
 
 def _list_images(folder: Path) -> Iterator[str]:
@@ -228,8 +231,8 @@ def _list_images(folder: Path) -> Iterator[str]:
     return (path for path in expand_inputs([str(folder)], ()) if path is not None)
 
 
-def _list_validation(source: _Source, log: RunLog) -> Iterator[str]:
-    """Yield the paths of the run's validation pictures that are there.
+def _list_validation(source: _Source, log: RunLog) -> tuple[Iterable[str], str]:
+    """Return the paths of the run's validation pictures that are there, and their name.
 
     Raises:
         DataError: its tables cannot be read.
@@ -250,7 +253,9 @@ def _list_validation(source: _Source, log: RunLog) -> Iterator[str]:
             f"the run's validation pictures, on which an ONNX file is verified, cannot be read; "
             f"give others with --images FOLDER\n{error}"
         ) from error
-    return map(manifest.path, range(len(manifest)))
+    is_same = digest_manifest(manifest) == source.loaded.data_digest
+    place = "the run's validation data" if is_same else "the run's data, as it is now"
+    return map(manifest.path, range(len(manifest))), place
 
 
 def _find_data(source: _Source, keys: Sequence[str], log: RunLog) -> Config:

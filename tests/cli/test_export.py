@@ -27,8 +27,12 @@ RUN = "runs/pets"
 
 @pytest.fixture
 def moved(exported: Path, tmp_path: Path) -> Path:
-    """Return a copy of the exported run and its data, in another place."""
-    return shutil.copytree(exported, tmp_path / "moved")
+    """Return the exported run and its data in a place that the run has not recorded."""
+    folder = shutil.copytree(exported, tmp_path / "moved")
+    loaded = checkpoint.load(folder / RUN / BEST)
+    config = json.loads(json.dumps(loaded.config).replace(str(exported), "/gone/before"))
+    checkpoint.save(folder / RUN / BEST, replace(loaded, config=config))
+    return folder
 
 
 def read_rows(text: str) -> list[dict[str, str]]:
@@ -129,44 +133,34 @@ def test_the_table_of_labels_lies_beside(exported: Path) -> None:
 # ---- exporting ------------------------------------------------------------------------------
 
 
-def test_a_moved_run_exports_with_its_logits(moved: Path, cli: Run) -> None:
-    """Its pictures are found beside it; calibrated logits are the probabilities."""
-    done = cli("export", "-c", RUN, "-o", "both.onnx", "--logits", cwd=moved)
+def test_a_run_without_its_pictures_needs_others(moved: Path, cli: Run) -> None:
+    """--images gives them; no pixels are drawn. Calibrated logits are the probabilities."""
+    (moved / "images").rename(moved / "others")
+    (moved / "tags.csv").unlink()
+    arguments = ("export", "-c", RUN, "-o", "both.onnx", "--logits")
+    done = cli(*arguments, cwd=moved)
+    assert (done.returncode, "--images FOLDER" in done.stderr) == (2, True), done.stderr
+    assert not list(moved.glob("*both*"))
+    done = cli(*arguments, "--images", "others", cwd=moved)
     assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"in float32: \d\.\de-0[5-9], on 12 pictures, at batches of 1, 3 and 12", done.stdout
-    )
+    numbers = r"in float32: \d\.\de-0[5-9], on 16 pictures, at batches of 1, 3 and 16"
+    assert re.search(numbers, done.stdout)
     session = onnxruntime.InferenceSession(moved / "both.onnx")
     assert [output.name for output in session.get_outputs()] == ["probabilities", "logits"]
-    images = np.zeros((2, 3, 64, 64), np.uint8)
-    probabilities, logits = session.run(None, {"images": images})
+    probabilities, logits = session.run(None, {"images": np.zeros((2, 3, 64, 64), np.uint8)})
     decision = checkpoint.load(moved / RUN / BEST).decision
     expected = torch.from_numpy(decision.calibrate(logits)).sigmoid().numpy()
     assert probabilities == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_its_pictures_a_run_needs_others(moved: Path, cli: Run) -> None:
-    """--images gives them: no pixels are drawn in their place."""
-    (moved / "images").rename(moved / "others")
-    shutil.rmtree(moved.parent / "exported", ignore_errors=True)
-    (moved / "tags.csv").unlink()
-    loaded = checkpoint.load(moved / RUN / BEST)
-    config = json.loads(
-        json.dumps(loaded.config).replace(loaded.config["data"]["train"], "/gone.csv")
-    )
-    file = moved / "lost.safetensors"
-    checkpoint.save(file, replace(loaded, config=config))
-    done = cli("export", "-c", str(file), "-o", "a.onnx", cwd=moved)
-    assert (done.returncode, "--images FOLDER" in done.stderr) == (2, True), done.stderr
-    assert not list(moved.glob("*a.onnx*"))
-    done = cli("export", "-c", str(file), "-o", "a.onnx", "--images", "others", cwd=moved)
-    assert (done.returncode, "on 16 pictures" in done.stdout) == (0, True), done.stderr
-
-
 def test_int8_is_compared_and_refused_where_it_costs_too_much(moved: Path, cli: Run) -> None:
-    """Sizes, images/s and mAP beside each other; scales of black pictures spoil it."""
+    """Sizes, images/s and mAP beside each other; scales of black pictures spoil it.
+
+    The run was moved, and its data is found beside it.
+    """
     done = cli("export", "-c", RUN, "-o", "small.onnx", "--int8", "--max-drop", "0.3", cwd=moved)
     assert done.returncode == 0, done.stderr
+    assert "on 12 pictures, at batches of 1, 3 and 12" in done.stdout
     rows = re.findall(
         r"^(float32|int8) +([\d.]+) +([\d.]+) +(0\.\d{4})$", done.stdout, re.MULTILINE
     )

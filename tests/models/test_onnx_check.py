@@ -138,12 +138,12 @@ def test_an_altered_graph_is_refused(
 
 @pytest.mark.parametrize(
     ("backbone", "levels", "labels", "side"),
-    [("resnet6_tiny", 4, 10_000, 32), ("timm/test_vit", 1, 3, 160)],
+    [("resnet6_tiny", 4, 10_000, 32), ("timm/test_efficientnet", 1, 3, 32)],
 )
 def test_other_networks_export_too(
     tmp_path: Path, backbone: str, levels: int, labels: int, side: int
 ) -> None:
-    """Several levels, a head of 10,000 labels in chunks, a transformer of timm."""
+    """Several levels, a head of 10,000 labels in chunks, a network of timm."""
     torch.manual_seed(0)
     normal = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     network = Tagger(

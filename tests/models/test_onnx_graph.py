@@ -27,7 +27,9 @@ class BranchOnValues(nn.Module):
 
 def test_a_network_that_torch_cannot_export_is_named() -> None:
     """The error names the backbone, torch's version and the reason, in one line."""
-    with pytest.raises(ConfigError, match=r"torch 2\S+ cannot export the backbone odd to ONNX: ") as e:
+    with pytest.raises(
+        ConfigError, match=r"torch 2\S+ cannot export the backbone odd to ONNX: "
+    ) as e:
         build_onnx(build_graph(3, BranchOnValues()), 32, "odd")
     assert "\n" not in str(e.value)
 
