@@ -96,10 +96,12 @@ check-deps: .venv/done
 	@$(BIN)/pip-audit -r .venv/frozen.txt --no-deps --disable-pip --strict --progress-spinner off || \
 		{ echo "check-deps: a known vulnerability, or PyPI could not be asked: the lines above say which" >&2; exit 1; }
 
+# mypy looks at the package, and at the Python that docs/python.md shows.
 check: .venv/done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	mkdir -p build && sed -n '/^```python/,/^```/{/^```/!p;}' docs/python.md > build/python_page.py
+	$(BIN)/mypy mlfinetune build/python_page.py
 	$(BIN)/lint-imports
 
 # The report is tested in Debian's Chromium, saves by strace. Where they cannot be had their tests are

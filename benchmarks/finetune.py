@@ -109,7 +109,10 @@ WAYS = {
     "RandAugment 2, erasing 0.25": replace(RECIPE, rand_augment=2, erasing=0.25),
     "L2-SP 0.01": replace(RECIPE, anchor=0.01),
     "SGD": replace(RECIPE, optimizer="sgd", lr=0.3, head_lr=0.03),
+    "no warm-up": replace(RECIPE, warmup=0.0),
+    "warm-up of 20 %": replace(RECIPE, warmup=0.2),
     "10 epochs": replace(RECIPE, epochs=10),
+    "20 epochs": replace(RECIPE, epochs=20),
 }
 """Name -> way; those that start with `before` change the recipe of before, others that of now."""
 

@@ -16,11 +16,13 @@ from mlfinetune.version import __version__
 if TYPE_CHECKING:
     from mlfinetune import loss
     from mlfinetune.door import Results, Run, evaluate, load, train
+    from mlfinetune.predicting.pictures import Picture
     from mlfinetune.predicting.records import TaggedImage
     from mlfinetune.predicting.tagger import Tagger
 
 __all__ = [
     "MlfinetuneError",
+    "Picture",
     "Results",
     "Run",
     "TaggedImage",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Picture": "predicting.pictures",
     "Results": "door",
     "Run": "door",
     "TaggedImage": "predicting.records",

@@ -19,7 +19,7 @@ from mlfinetune.config import build_overrides, load_config, load_tree
 from mlfinetune.data.inputs import parse_data
 from mlfinetune.errors import ConfigError
 from mlfinetune.predicting.backend import open_backend
-from mlfinetune.predicting.remote import parse_source
+from mlfinetune.predicting.remote import locate_checkpoint, parse_source
 from mlfinetune.predicting.tagger import Tagger
 from mlfinetune.runs import directory
 from mlfinetune.runtime.device import choose_device
@@ -122,7 +122,7 @@ def evaluate(
     """Score labelled pictures as `mlfinetune eval` does, and return the numbers.
 
     Args:
-        run: run directory or checkpoint; also a Run.
+        run: run directory or checkpoint, also a Run; or a URL, together with `data` and `output`.
         data: table or folder; None: the run's validation data.
         split: score only the rows with this value in the split column.
         images: folder or URL that the table's paths start from; None: the table's folder.
@@ -135,7 +135,7 @@ def evaluate(
     """
     _require_one_process("evaluate")
     request = evaluating.EvalRequest(
-        checkpoint=Path(run).absolute(),
+        checkpoint=locate_checkpoint(run, data, output),
         data=parse_data(data),
         split=split,
         images=parse_data(images),

@@ -443,3 +443,15 @@ def test_the_size_of_the_pictures() -> None:
             assert (gain == "--") == ("gain" not in row)
             if gain != "--":
                 check(re.sub(r"[(),+]", " ", gain), [row["gain"], *row["interval"]])
+
+
+def test_the_cost_of_a_picture_in_python() -> None:
+    """In the order of the result's rows; the promise is 1.3 at most."""
+    found = re.search(
+        r"costs ([\d.]+) times what .* in float32, ([\d.]+) times in bfloat16, and ([\d.]+) times",
+        page("python"),
+    )
+    assert found is not None
+    for shown, row in zip(found.groups(), result("python_door")["rows"], strict=True):
+        assert rounds_to(shown, row["ratio"])
+        assert row["ratio"] <= 1.3

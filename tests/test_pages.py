@@ -28,7 +28,7 @@ DOCS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md
 PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 OTHERS = ["SECURITY.md", "CHANGELOG.md", "benchmarks/peers/README.md"]
 LANGUAGES = {"bash", "python", "yaml", "csv", "text"}
-NEEDS = ("GPU", "cluster")
+NEEDS = ("GPU", "cluster", "hub")
 """Marks of blocks that no test runs."""
 LAUNCHER = "torchrun --standalone --nproc-per-node 8 -m mlfinetune "
 
@@ -120,6 +120,14 @@ def count_commands(text: str) -> int:
     return len(text.replace("\\\n", "").splitlines())
 
 
+def prepare_runs(folder: Path, trained: Path) -> None:
+    """Copy a finished run to runs/pets and runs/pets-2; it was trained on the files here."""
+    for name in ("pets", "pets-2"):
+        run_directory = shutil.copytree(trained / "runs/pets", folder / "runs" / name)
+        config = run_directory / "config.yaml"
+        config.write_text(config.read_text().replace(str(trained), str(folder)))
+
+
 def prepare_site(folder: Path) -> None:
     """Make the files that the pages name: pets.yaml with its table, photos/, tagged/."""
     prepare(folder)
@@ -173,6 +181,7 @@ def test_make_test_runs_the_checks_and_these_tests() -> None:
     recipe = run("make -n -B check .venv/tested", ROOT)
     for command in ("ruff format --check", "ruff check", "mypy", "lint-imports", "-m pytest"):
         assert command in recipe
+    assert re.search(r"docs/python.md > (\S+)\n\S*mypy mlfinetune \1$", recipe, re.MULTILINE)
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
@@ -199,7 +208,7 @@ def test_pip_install_gives_a_working_command(tmp_path: Path, promise: Promise) -
         "python -P -c 'import mlfinetune; print(mlfinetune.__file__)'", tmp_path, **environment
     )
     assert where.startswith(str(tmp_path))
-    for file in ("config/schema.json", "report/templates/page.html.j2"):
+    for file in ("config/schema.json", "report/templates/page.html.j2", "py.typed"):
         assert (tmp_path / "mlfinetune" / file).is_file()
     promise("P19", 1, [])
 
@@ -229,10 +238,7 @@ def test_the_commands_of_a_page(
     Those of `make` are left out: what they start are the tests, or takes minutes.
     """
     prepare_site(tmp_path)
-    for name in ("pets", "pets-2"):
-        run_directory = shutil.copytree(trained / "runs/pets", tmp_path / "runs" / name)
-        config = run_directory / "config.yaml"
-        config.write_text(config.read_text().replace(str(trained), str(tmp_path)))
+    prepare_runs(tmp_path, trained)
     environment = {"MLFINETUNE_CACHE": str(tmp_path / "cache")}
     for text in blocks(page, "bash"):
         commands = re.sub(r"^make .*\n", "", text, flags=re.MULTILINE)  # their test is above
@@ -272,11 +278,15 @@ def test_the_table_of_scale_is_what_the_arithmetic_gives() -> None:
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_the_python_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+def test_the_python_of_a_page(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
     """In its order; a session of `>>>` gives the lines that it shows.
 
     A block that begins with `# name.py` is a file, which others may import.
     """
+    prepare_site(tmp_path)
+    prepare_runs(tmp_path, trained)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, object] = {}

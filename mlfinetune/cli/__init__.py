@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
+from mlfinetune.cli.card import card
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
@@ -30,6 +31,7 @@ from mlfinetune.cli.init import init
 from mlfinetune.cli.models import models
 from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
+from mlfinetune.cli.runs import runs
 from mlfinetune.cli.split import split
 from mlfinetune.cli.train import train
 from mlfinetune.errors import ConfigError, DataError, DeviceError, MlfinetuneError, OutputError
@@ -83,6 +85,8 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
+app.command()(card)
+app.command()(runs)
 app.command()(predict)
 app.command()(export)
 app.command()(init)

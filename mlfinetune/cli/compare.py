@@ -24,8 +24,9 @@ def compare(
     run_a: Annotated[
         Path, typer.Argument(metavar="RUN_A", help="Run directory, or a folder that eval wrote.")
     ],
-    run_b: Annotated[
-        Path, typer.Argument(metavar="RUN_B", help="Another one, to compare with RUN_A.")
+    others: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_B...", help="Another one, or several, to compare with RUN_A."),
     ],
     resamples: Annotated[
         int, typer.Option(min=20, help="Number of bootstrap resamples of the images.")
@@ -34,19 +35,56 @@ def compare(
         bool, typer.Option("--json", help="Print every label as JSON, for programs.")
     ] = False,
 ) -> None:
-    """Compare mAP and F1 of two runs on the images that both scored, with 95 % intervals."""
+    """Compare mAP and F1 of runs on the images that both scored, with 95 % intervals."""
     require_output()
     import json
 
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.workflows import compare as workflow
 
-    result = workflow.run(workflow.CompareRequest(run_a, run_b, resamples), RunLog())
+    log = RunLog()
+    results = [
+        workflow.run(workflow.CompareRequest(run_a, other, resamples), log) for other in others
+    ]
     if as_json:
-        content = json.dumps(_build_json(run_a, run_b, result), indent=2, ensure_ascii=False)
-        print(content.encode(errors="backslashreplace").decode())
+        built = [_build_json(run_a, *pair) for pair in zip(others, results, strict=True)]
+        content = built[0] if len(built) == 1 else {"comparisons": built}
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        print(text.encode(errors="backslashreplace").decode())
+    elif len(others) == 1:
+        print(_format_text(run_a, others[0], results[0]))
     else:
-        print(_format_text(run_a, run_b, result))
+        print(_format_several(run_a, others, results))
+
+
+def _format_several(a: Path, others: list[Path], results: list[CompareResult]) -> str:
+    """Return the averages of several runs, each compared with the first one."""
+    from mlfinetune.text import choose_column_width, make_printable
+
+    names = [_name_side(number) for number in range(1, len(others) + 1)]
+    width = " " * choose_column_width(*COLUMNS)
+    lines = [f"A  {make_printable(str(a))}"]
+    lines += [
+        f"{name}  {make_printable(str(other))}" for name, other in zip(names, others, strict=True)
+    ]
+    lines.append("each beside A, on the images and labels that both scored; --json has the labels")
+    head = f"  {width} {'A':>7} {'other':>7} {'- A':>8}   {'95 % interval':<17} {'above':>8}"
+    for key, title in NAMES.items():
+        lines.append("" if key != "mAP" else f"\n{head}")
+        for name, result in zip(names, results, strict=True):
+            if row := result.comparison.averages.get(key):
+                lines.append(_format_row(f"{title} of {name}", row))
+    lines.append("")
+    for name, result in zip(names, results, strict=True):
+        lines.append(
+            f"A and {name}: {_format_verdict(result.comparison).replace('B is', f'{name} is')}"
+        )
+    return "\n".join(lines)
+
+
+def _name_side(number: int) -> str:
+    """Return A, B ... Z, then run 27 and so on, of a run's place from 0."""
+    return chr(ord("A") + number) if number < 26 else f"run {number + 1}"
 
 
 def _format_text(a: Path, b: Path, result: CompareResult) -> str:

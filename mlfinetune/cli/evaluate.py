@@ -11,7 +11,8 @@ from mlfinetune.cli.train import DEVICE_HELP
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "-c", help="Run directory or checkpoint file.")
+        str,
+        typer.Option("--checkpoint", "-c", help="Run directory, checkpoint file, or its URL."),
     ],
     data: Annotated[
         str | None,
@@ -57,11 +58,12 @@ def evaluate(
 
     with loading_modules():
         from mlfinetune.data.inputs import parse_data
+        from mlfinetune.predicting.remote import locate_checkpoint
         from mlfinetune.workflows import evaluate as workflow
 
     log = RunLog(rank=dist_info().rank)
     request = workflow.EvalRequest(
-        checkpoint=checkpoint.absolute(),
+        checkpoint=locate_checkpoint(checkpoint, data, output),
         data=parse_data(data),
         split=split,
         images=parse_data(images),

@@ -302,6 +302,7 @@ class Config(Section):
     output: FilePath | None = Field(
         None, description="run directory; default: runs/<config file's name>"
     )
+    note: str | None = Field(None, description="your words on the run, for `mlfinetune runs`")
 
     def update_section(self, section: str, **values: Any) -> Self:
         """Return a copy with other values in one section, which are taken as they are.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 from mlfinetune.data.folder import NO_FILE, OUTSIDE, Folder, spell_as_on_disk, suggest_slashes
-from mlfinetune.data.search import Search, is_below, search_files, word_hint
+from mlfinetune.data.search import Search, is_below, is_upload, search_files, word_hint
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.location import is_on_other_drive, is_url, join_location, to_slashes
@@ -61,8 +61,12 @@ def check_paths(table: Table, options: SourceOptions) -> Table:
     table = _look_up_all(table, root, options.allow_outside_root, problems)
     lost = [row for row, problem in problems.items() if _is_lost(table, root, row, problem)]
     if lost and not is_url(root):
-        find = _find_by_name if options.find_by_name else _add_hint
-        table = find(table, root, options, lost, problems)
+        by_name = [row for row in lost if options.find_by_name or is_upload(table.names[row])]
+        if by_name:
+            table = _find_by_name(table, root, options, by_name, problems)
+        if len(by_name) < len(lost):
+            others = [row for row in lost if row in problems and row not in set(by_name)]
+            table = _add_hint(table, root, options, others, problems)
     faults = [
         table.build_fault(
             row, f"{table.names[row]!r}: {problem.text}{problem.advice}", problem.picture
@@ -214,7 +218,8 @@ def _describe_found(table: Table, search: Search) -> str:
     odd = search.unspelled
     details = f", {odd} of them in another case or with another ending" if odd else ""
     count = pluralize(len(search.found), "picture")
-    return f"{count} found by name (data.find_by_name){details}, such as {name!r} as {file!r}"
+    why = "uploads of Label Studio" if is_upload(name) else "data.find_by_name"
+    return f"{count} found by name ({why}){details}, such as {name!r} as {file!r}"
 
 
 def _list_used_files(table: Table, root: str, problems: Mapping[int, _Problem]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from mlfinetune.text import quote_yaml
 
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
+_UPLOAD = re.compile(r"/data/(?:upload|local-files)/")
 _LABEL_STUDIO = "/?d="
 """Label Studio writes `/data/local-files/?d=images/a.jpg`."""
 _UPLOADED = re.compile("[0-9a-f]{8}-.")
@@ -101,6 +102,11 @@ def search_files(
                 search.several[name] = tuple(closest[:_KEPT_FILES])
     _settle_claims(search, claims, used)
     return search
+
+
+def is_upload(name: str) -> bool:
+    """Return whether a name is a path of Label Studio's server, which no other machine has."""
+    return _UPLOAD.match(name) is not None
 
 
 def split_name(name: str) -> list[str]:

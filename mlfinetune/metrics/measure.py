@@ -36,6 +36,7 @@ time, and rows go in blocks, so that no temporary array has the table's size.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ from mlfinetune.metrics.micro_ap import pooled_average_precision
 from mlfinetune.metrics.per_image import TOP, ImageNumbers, measure_images
 from mlfinetune.metrics.types import LabelMetrics, MetricTable, ScoreTable
 
+_MANY = 10_000
 _LABELS_AT_ONCE = 16  # 16 float32 are one cache line of 64 bytes
 
 Averages = dict[str, float | None]
@@ -133,6 +135,7 @@ def _measure_labels(scores: ScoreTable, cuts: NDArray[np.float32], ap: str) -> _
         part = slice(start, start + _LABELS_AT_ONCE)
         logits = np.ascontiguousarray(scores.logits[:, part].T)
         targets = np.ascontiguousarray(scores.targets[:, part].T)
+        ranked: _Ranked = {}
         for column, (x, t) in enumerate(zip(logits, targets, strict=True), start):
             positive, negative = np.sort(x[t == POSITIVE]), np.sort(x[t == NEGATIVE])
             positives[column], negatives[column] = len(positive), len(negative)
@@ -140,8 +143,10 @@ def _measure_labels(scores: ScoreTable, cuts: NDArray[np.float32], ap: str) -> _
             half = _count_decisions(positive, negative, np.float32(0))
             half_tp[column], half_predicted[column] = half
             if len(positive) and len(negative):
-                numbers.ap[column] = _compute_ap(positive, negative, ap)
+                ranked[column] = positive, negative
                 numbers.auroc[column] = _compute_auroc(positive, negative)
+        for column, value in _compute_aps(ranked, ap):
+            numbers.ap[column] = value
     return numbers
 
 
@@ -153,15 +158,34 @@ def _count_decisions(
     return tp, tp + fp
 
 
-def _compute_ap(
-    positive: NDArray[np.float32], negative: NDArray[np.float32], protocol: str
-) -> float:
+_Ranked = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Column of a label -> sorted scores of its positives, and of its negatives."""
+
+
+def _compute_aps(ranked: _Ranked, protocol: str) -> Iterator[tuple[int, float]]:
+    """Yield (column, AP) of each label.
+
+    Labels with as many known pairs share one call of scikit-learn, whose checks of its arguments
+    take longer than its sums where pictures are few. Many pictures have a call a label, for less
+    memory.
+    """
     if protocol != "sklearn":
-        return average_precision(trace_steps(positive, negative), len(positive), protocol)
-    truth = np.zeros(len(positive) + len(negative), np.int8)
-    truth[: len(positive)] = 1
-    with np.errstate(over="ignore"):  # scikit-learn subtracts scores to see which are tied
-        return float(average_precision_score(truth, np.concatenate([positive, negative])))
+        for column, (positive, negative) in ranked.items():
+            steps = trace_steps(positive, negative)
+            yield column, average_precision(steps, len(positive), protocol)
+        return
+    calls: dict[tuple[int, int], list[int]] = {}
+    for column, (positive, negative) in ranked.items():
+        known = len(positive) + len(negative)
+        calls.setdefault((known, column if known > _MANY else -1), []).append(column)
+    for (known, _), columns in calls.items():
+        truth, scores = np.zeros((known, len(columns)), np.int8), []
+        for place, column in enumerate(columns):
+            truth[: len(ranked[column][0]), place] = 1
+            scores.append(np.concatenate(ranked[column]))
+        with np.errstate(over="ignore"):  # scikit-learn subtracts scores to see which are tied
+            values = average_precision_score(truth, np.stack(scores, 1), average=None)
+        yield from zip(columns, np.atleast_1d(values).tolist(), strict=True)
 
 
 def _compute_auroc(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> float:

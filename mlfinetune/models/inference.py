@@ -26,6 +26,7 @@ from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.models.backbones import STAGES, PooledResNet
 from mlfinetune.models.pretrained import find_misfits
 from mlfinetune.models.tagger import Tagger
+from mlfinetune.runtime.threads import one_thread
 from mlfinetune.text import format_list, pluralize
 
 BATCH = 16
@@ -159,6 +160,7 @@ class FusedBackbone(nn.Module):
 
 
 @torch.no_grad()
+@one_thread()
 def fuse_for_cpu(features: nn.Module, dtype: torch.dtype, side: int) -> tuple[nn.Module, str]:
     """Build a fast copy of a backbone, if it can be folded.
 
@@ -288,6 +290,7 @@ def _convolve_fused(conv: _Conv, x: Tensor, other: Tensor | None) -> Tensor:
 # ---- taggers that predict ---------------------------------------------------------------
 
 
+@one_thread()
 def restore_tagger(
     backbone: str,
     levels: int,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
+from math import inf
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TypeGuard
@@ -270,11 +271,13 @@ def _load_backbone(features: nn.Module, state: dict[str, Tensor], origin: str) -
     optional = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
     state = {**optional, **state}
     faults = find_misfits(state, wanted)
-    faults += [
-        f"{key}: holds values that are not finite"
-        for key in wanted
-        if not faults and not state[key].float().isfinite().all()
-    ]
+    floats = {key: x.float() for key, x in state.items() if x.is_floating_point()}
+    if not faults and not nn.utils.get_total_norm(floats.values(), inf).isfinite():
+        faults = [
+            f"{key}: holds values that are not finite"
+            for key, x in floats.items()
+            if not x.isfinite().all()
+        ]
     if faults:
         raise WeightsError(f"model.weights: {origin} does not fit\n{format_list(faults)}")
     features.load_state_dict(state)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.dataset import Example, collate
+from mlfinetune.data.images import sources
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
-from mlfinetune.data.images.sources import Picture, is_picture, name_picture, read_picture
+from mlfinetune.data.images.sources import is_picture, name_picture, read_picture
 from mlfinetune.data.images.transforms import (
     TransformSpec,
     build_eval_transform,
@@ -30,12 +31,12 @@ from mlfinetune.data.images.transforms import (
 from mlfinetune.data.inputs import TAR, expand_inputs
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import is_url
-from mlfinetune.runtime.device import choose_workers
+from mlfinetune.runtime.device import choose_workers, name_dtype
 from mlfinetune.storage.files import fetch_objects
 
-AnyPicture = Picture | torch.Tensor
-"""A `Picture`, or torch's layout: (3, H, W) uint8."""
-Pictures = AnyPicture | Iterable[AnyPicture]
+Picture = sources.Picture | torch.Tensor
+"""A picture of `data.images.sources`, or torch's layout: (3, H, W) uint8."""
+Pictures = Picture | Iterable[Picture]
 
 _Item = tuple[str, object]
 """Name of a picture, and the picture."""
@@ -154,6 +155,8 @@ class PictureReader:
 
 def _to_samples(picture: torch.Tensor, name: str) -> NDArray[np.uint8]:
     """Return the (H, W, C) samples of a (C, H, W) or (H, W) tensor."""
+    if picture.dtype != torch.uint8:
+        raise ImageError(name, f"a tensor of {name_dtype(picture.dtype)}; wanted uint8, 0 to 255")
     samples: NDArray[np.uint8] = picture.detach().cpu().numpy()
     if samples.ndim == 3 and samples.shape[0] not in (1, 3, 4):
         raise ImageError(name, f"a tensor of shape {samples.shape}; wanted (3, height, width)")

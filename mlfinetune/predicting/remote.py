@@ -34,16 +34,41 @@ def parse_source(source: str | os.PathLike[str]) -> Location:
         raise CheckpointError(str(error)) from error
 
 
+def locate_checkpoint(
+    source: str | os.PathLike[str], data: object | None, output: object | None
+) -> Path:
+    """Return the place on this machine of a checkpoint to evaluate; one behind a URL is fetched.
+
+    Args:
+        source: run directory, file, or the URL of one.
+        data, output: of the evaluation; None: those of the run.
+
+    Raises:
+        CheckpointError: a URL, and no data or no output: its run directory is not here.
+    """
+    location = parse_source(source)
+    if isinstance(location, Path):
+        return location.absolute()
+    if data is None or output is None:
+        raise CheckpointError(
+            f"{mask_secrets(location)} is far from its run's data and results: name the data to "
+            f"score with --data TABLE (data=), and a folder with --output FOLDER (output=)"
+        )
+    return fetch_checkpoint(location)
+
+
 def fetch_checkpoint(url: str) -> Path:
     """Return a file of this machine with the content of a checkpoint behind a URL.
 
-    A URL without a file's ending is that of a run directory: its best.safetensors is taken.
+    A URL without a file's ending is that of a run directory or of a repository of the hub: its
+    best.safetensors is taken.
 
     Raises:
         CheckpointError: it cannot be fetched or kept.
     """
-    ending = find_ending(urlsplit(url).path)
-    if not ending:
+    parts = urlsplit(url)
+    ending = find_ending(parts.path)
+    if not parts.query and not ending[1:2].isalpha():  # hf://user/pets-v1.5 has no ending
         url, ending = f"{url.rstrip('/')}/{directory.BEST}", Path(directory.BEST).suffix
     try:
         digest = checkpoint.read_digest(fetch_start(url, _START))

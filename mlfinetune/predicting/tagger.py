@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,7 +28,7 @@ from mlfinetune.errors import ConfigError, DataError, ImageError
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import CalibrationHow, EvalViews, Prediction
 from mlfinetune.predicting.backend import Backend
-from mlfinetune.predicting.pictures import AnyPicture, PictureReader, Pictures, list_pictures
+from mlfinetune.predicting.pictures import Picture, PictureReader, Pictures, list_pictures
 from mlfinetune.predicting.records import TaggedImage, require_read, tag_image
 from mlfinetune.runs.overlays import SIDE
 from mlfinetune.runs.predictions import LabelSelector
@@ -192,7 +193,7 @@ class Tagger:
         none = torch.zeros(1, 3, side, side, dtype=torch.uint8)
         return backend.compute_features(none).numpy()[:0]
 
-    def explain(self, image: AnyPicture, label: str) -> NDArray[np.float32]:
+    def explain(self, image: Picture, label: str) -> NDArray[np.float32]:
         """Return where a picture speaks for a label.
 
         Args:
@@ -213,7 +214,7 @@ class Tagger:
         found, (height, width) = self._explain(image, label)
         return stretch_map(found.values[0], found.box, height, width)
 
-    def draw_explanation(self, image: AnyPicture, label: str, side: int = SIDE) -> PillowImage:
+    def draw_explanation(self, image: Picture, label: str, side: int = SIDE) -> PillowImage:
         """Return the picture with the heat map of a label over it, as `predict --explain` draws it.
 
         Args:
@@ -253,7 +254,7 @@ class Tagger:
         return other
 
     def _stream(self, images: Pictures, batch_size: int) -> Iterator[tuple[list[str], Batch]]:
-        is_number = isinstance(batch_size, int) and batch_size >= 1
+        is_number = isinstance(batch_size, Integral) and batch_size >= 1
         _require("batch_size", batch_size, is_number, "1 or more")
         return self._reader.stream(list_pictures(images), batch_size)
 
@@ -274,7 +275,7 @@ class Tagger:
                 rows[index] = Prediction(names[index], row)
         return [rows[index] for index in range(len(names))]
 
-    def _explain(self, image: AnyPicture, label: str) -> tuple[Explanation, tuple[int, int]]:
+    def _explain(self, image: Picture, label: str) -> tuple[Explanation, tuple[int, int]]:
         """Return the map of a label, and height and width of the whole upright picture."""
         names = self.backend.labels.names
         if label not in names:

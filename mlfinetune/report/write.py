@@ -62,10 +62,7 @@ def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> 
     Raises:
         CheckpointError: no folder of results, or a damaged one.
     """
-    scores = read_scores(folder)
-    content, thresholds = read_metrics(folder, scores.labels)
-    evidence = _gather_evidence(folder, scores, thresholds, content)
-    built = _mark_seen(report.build(evidence), read_seen(folder, len(scores.names)))
+    built, scores, content = read_report(folder)
     limit = content.get("max_pixels", MAX_PIXELS)
     root = _find_pictures(folder, parse_location(str(content.get("images_root", ""))), scores, log)
     if source is None:
@@ -94,6 +91,19 @@ def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> 
     write_atomic(folder / directory.REPORT, page.encode(errors="backslashreplace"))
     log.say(f"report: {display_path((folder / directory.REPORT).absolute())}")
     return folder / directory.REPORT
+
+
+def read_report(folder: Path) -> tuple[report.Report, ScoreTable, dict[str, Any]]:
+    """Return what the page says of a folder of results, its scores, and its metrics.json.
+
+    Raises:
+        CheckpointError: no folder of results, or a damaged one.
+    """
+    scores = read_scores(folder)
+    content, thresholds = read_metrics(folder, scores.labels)
+    evidence = _gather_evidence(folder, scores, thresholds, content)
+    built = report.build(evidence)
+    return _mark_seen(built, read_seen(folder, len(scores.names))), scores, content
 
 
 def _compute_maps(

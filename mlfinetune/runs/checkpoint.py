@@ -32,6 +32,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import CheckpointError, TrainingError
 from mlfinetune.metrics.types import CalibrationHow, DecisionRule, EvalViews, ThresholdHow
+from mlfinetune.runtime.threads import one_thread
 from mlfinetune.storage.atomic import writing_binary
 from mlfinetune.text import to_finite
 
@@ -262,6 +263,7 @@ def _parse_decision(about: dict[str, Any], labels: int) -> DecisionRule:
     )
 
 
+@one_thread()
 def find_not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return a sentence on a tensor that holds NaN or infinity; empty if none does.
 

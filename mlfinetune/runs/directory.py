@@ -118,6 +118,19 @@ def locked_run(run: Path) -> Iterator[None]:
         yield
 
 
+def is_in_use(run: Path) -> bool:
+    """Tell whether a process holds the lock on a run directory; nothing is written."""
+    if not (run / LOCK).is_file():
+        return False
+    try:
+        with locked_file(run / LOCK):
+            return False
+    except LockedError:
+        return True
+    except OSError:
+        return False
+
+
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint file of `path`, which is a run directory or the file itself.
 

@@ -12,7 +12,7 @@ from mlfinetune.config import load_config
 from mlfinetune.errors import ConfigError
 from mlfinetune.runs import directory
 
-_CHANGE_NOTHING = ("output", "train.workers", "train.trackers", "train.save_minutes")
+_CHANGE_NOTHING = ("output", "note", "train.workers", "train.trackers", "train.save_minutes")
 """Keys that change no weight and no number. The list of training/resume.py is longer: a resumed run
 may also change keys that change numbers, but no weight."""
 NOT_SET = "not set"

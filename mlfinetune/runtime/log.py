@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -45,6 +46,8 @@ class RunLog:
         self._log_file: Path | None = None
         self._epoch_file: Path | None = None
         self._printed_lines: list[str] = []
+        self._first_lines: list[str] = []
+        self._epoch_began = time.monotonic()
         self._trackers: list[Callable[[int, dict[str, float]], None]] = []
         self._watch = watch or Stopwatch()
 
@@ -68,10 +71,11 @@ class RunLog:
         self._log_file, self._epoch_file = log_file, epoch_file
         if history or epoch_file.exists():
             write_atomic(epoch_file, history.encode())
-        _append_text(log_file, "".join(self._printed_lines))
+        _append_text(log_file, "".join(self._first_lines))
+        self._first_lines.clear()
 
     def say(self, text: str) -> None:
-        """Print one line, above the progress bar, and append it to the log file."""
+        """Print one line, above the progress bar, and append it to the log file with the time."""
         text = make_lines_printable(text)
         if not self._prints:
             if text.startswith("warning: "):
@@ -79,8 +83,11 @@ class RunLog:
             return
         tqdm.write(text, file=self._stream)
         self._printed_lines.append(text + "\n")
-        if self._log_file is not None:
-            _append_text(self._log_file, text + "\n")
+        stamped = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"
+        if self._log_file is None:
+            self._first_lines.append(stamped)
+        else:
+            _append_text(self._log_file, stamped)
 
     def lap(self, part: str) -> None:
         """Count the time since the last lap to this part of the run."""
@@ -115,9 +122,14 @@ class RunLog:
     def log_epoch(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl, and give its numbers to the trackers.
 
+        The seconds since the last one are added.
+
         Args:
             record: name -> number, or None where a metric is undefined; `epoch` among the names.
         """
+        now = time.monotonic()
+        record = {**record, "seconds": round(now - self._epoch_began, 3)}
+        self._epoch_began = now
         if self._epoch_file is not None:
             _append_text(self._epoch_file, json.dumps(record) + "\n")
         numbers = {k: float(x) for k, x in record.items() if k != "epoch" and x is not None}

@@ -38,10 +38,11 @@ class ThreadChooser:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Context in which torch has one thread; then as before.
+    """Context, or decorator of a function, with one thread for torch; then as before.
 
-    One picture is too little work for several: beside another busy process they wait for each
-    other many times as long as they compute.
+    For work that is small, as one picture, or that moves memory, as the weights of a network:
+    beside another busy process several threads wait for each other many times as long as they
+    compute.
     """
     with _threads(1):
         yield

@@ -357,6 +357,8 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
         system, path = fsspec.url_to_fs(url, **options)
         if protocol in ("s3", "s3a"):
             system.retries = 1  # `_call_with_retries` counts them
+        if protocol == "hf":
+            system.invalidate_cache()  # it would take the size of a file that has changed since
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         wanted = f"pip install 'mlfinetune[{extra}]'" if extra else str(error)

@@ -33,6 +33,7 @@ from mlfinetune.models.tagger import Tagger
 from mlfinetune.models.timm_backbones import is_timm
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.threads import one_thread
 from mlfinetune.text import suggest
 from mlfinetune.training.network import load_weights, resolve_network
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
@@ -65,6 +66,7 @@ def get_batch_size(config: Config) -> int:
     return config.train.batch_size
 
 
+@one_thread()
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
 ) -> tuple[Tagger, str]:

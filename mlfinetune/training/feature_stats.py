@@ -151,10 +151,12 @@ def is_span_small(stats: FeatureStats) -> bool:
 class Span:
     """Coordinates in the space that the N standardized examples span: z = basis t, (F,) and (N,).
 
+    The axes of t are the principal components: its correlations are a diagonal matrix, so that its
+    curvature is inverted by a division, where another basis would need a triangular system.
+
     Attributes:
-        basis: (F, N), its columns orthonormal.
         stats: statistics of t, as those of the features; t is used as it is.
-        correlation: (N, N) float32, of t, as `correlate` computes it of features.
+        correlation: (N,) float32, the diagonal of what `correlate` computes of t.
     """
 
     def __init__(self, batches: Batches, stats: FeatureStats) -> None:
@@ -167,9 +169,11 @@ class Span:
         kept = list(batches())
         rows = [(batch.images - stats.mean) * stats.inverse_deviation for batch in kept]
         weights = torch.cat([_get_weights(batch).float() for batch in kept])
-        self.basis, coordinates = torch.linalg.qr(torch.cat(rows).T)
-        self.correlation = (coordinates * weights.T) @ coordinates.T / stats.images
-        parts = coordinates.T.contiguous().split([len(part) for part in rows])
+        self._basis, triangle = torch.linalg.qr(torch.cat(rows).T)
+        correlation = (triangle * weights.T) @ triangle.T / stats.images
+        eigenvalues, self._axes = torch.linalg.eigh(correlation)
+        self.correlation = eigenvalues.clamp(min=0)  # rounding takes zeros below 0
+        parts = (triangle.T @ self._axes).split([len(part) for part in rows])
         self._batches = [
             replace(batch, images=part) for batch, part in zip(kept, parts, strict=True)
         ]
@@ -182,3 +186,8 @@ class Span:
     def batches(self) -> list[Batch]:
         """Return the batches, with coordinates in place of features."""
         return self._batches
+
+    def to_features(self, weight: Tensor) -> Tensor:
+        """(L, N) weights of coordinates -> (L, F) weights of standardized features."""
+        features: Tensor = weight @ self._axes.T @ self._basis.T
+        return features

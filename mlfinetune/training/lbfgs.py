@@ -29,7 +29,8 @@ and validation chooses.
 
 The gradient in c is a sum of examples z, so that c stays in the space that they span. Where they
 are few beside F, all is computed in coordinates of that space, of as many dimensions as there are
-examples. Mathematically the iterates are the same.
+examples. Their axes are the eigenvectors of K, so that R is diagonal. Mathematically the iterates
+are the same.
 
 Means, deviations and counts are summed in float64. K is summed in float32, but factorized in
 float64: features are correlated, and in float32 K may lose definiteness. On a device without
@@ -168,7 +169,7 @@ class Solver:
         """
         standardized, bias = problem.solution()
         if self._span is not None:
-            standardized = standardized @ self._span.basis.T
+            standardized = self._span.to_features(standardized)
         weight = standardized * self._stats.inverse_deviation
         self._head.weight.copy_(weight)
         self._head.bias.copy_(bias - weight @ self._stats.mean)
@@ -212,10 +213,8 @@ class _Problem:
     ) -> None:
         self._batches, self._loss, self._stats = batches, loss, stats
         self._threads = threads
-        self._l2 = l2
-        exact = to_float64(correlation)
-        exact.diagonal().add_(l2)
-        self._factor = torch.linalg.cholesky(exact).float().to(stats.mean.device)  # R
+        self._l2, self._is_shifted = l2, bool(stats.mean.any())
+        self._factor = _factorize(correlation, l2)
         shape = len(stats.log_odds), len(stats.mean)
         self._u = torch.zeros(shape, device=stats.mean.device).requires_grad_()
         self._bias = stats.log_odds.clone().requires_grad_()
@@ -224,9 +223,10 @@ class _Problem:
 
     def _standardized_weight(self) -> Tensor:
         """Return c (L, F) of u."""
-        solved: Tensor = torch.linalg.solve_triangular(
-            self._factor, self._u, upper=False, left=False
-        )
+        if self._factor.dim() == 1:
+            solved = self._u / self._factor
+        else:
+            solved = torch.linalg.solve_triangular(self._factor, self._u, upper=False, left=False)
         return solved / self._stats.spread[:, None]
 
     def evaluate(self, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -239,7 +239,7 @@ class _Problem:
         """
         optimizer.zero_grad()
         stats, labels = self._stats, len(self._bias)
-        solving = self._u.numel() * len(stats.mean)  # multiplications of a triangular system
+        solving = self._u.numel() * self._factor[0].numel()  # multiplications of the system of R
         with self._threads.threads_for(solving):
             standardized = self._standardized_weight()
         weight = standardized * stats.inverse_deviation
@@ -249,7 +249,8 @@ class _Problem:
         total = torch.zeros((), device=weight.device)
         for batch in self._batches():
             with self._threads.threads_for(len(batch.images) * leaf.numel()):
-                logits = linear(batch.images - stats.mean, leaf, self._bias)
+                images = batch.images - stats.mean if self._is_shifted else batch.images
+                logits = linear(images, leaf, self._bias)
                 part = _compute_loss(self._loss, logits, batch, stats.known)
                 torch.autograd.backward(part * labels)
                 total += part.detach()
@@ -273,6 +274,16 @@ class _Problem:
     def solution(self) -> tuple[Tensor, Tensor]:
         """Return c (L, F) and the biases (L,), of standardized features."""
         return self._standardized_weight(), self._bias
+
+
+def _factorize(correlation: Tensor, l2: float) -> Tensor:
+    """Return R, with R R' = K + l2 I: (F, F), or the diagonal (F,) where K is given as one."""
+    if correlation.dim() == 1:
+        return (correlation + l2).sqrt()
+    exact = to_float64(correlation)
+    exact.diagonal().add_(l2)
+    factor: Tensor = torch.linalg.cholesky(exact)
+    return factor.float().to(correlation.device)
 
 
 def _compute_loss(

@@ -37,6 +37,7 @@ from mlfinetune.training.setup import TrainingSetup
 
 _MAY_CHANGE = (
     "output",
+    "note",
     "data.train",
     "data.val",
     "data.images",

@@ -7,7 +7,8 @@ run directory        -> load_resume_state, open_run
 
 import os
 import shlex
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,8 @@ class TrainRequest:
         resume: options of `--resume`; None: it was not given.
         feature_root: folder of feature stores; None: the cache's.
         copy_root: folder of small copies of pictures; None: the cache's.
+        command: that started it, for metrics.json; None: no command did.
+        started: seconds of `time.monotonic` when it started.
     """
 
     config: Config
@@ -74,6 +77,8 @@ class TrainRequest:
     resume: ResumeOptions | None = None
     feature_root: Path | None = None
     copy_root: Path | None = None
+    command: str | None = None
+    started: float = field(default_factory=time.monotonic)
 
 
 def plan_start(

@@ -26,7 +26,7 @@ from mlfinetune.metrics.types import DecisionRule, EvalViews, Prediction
 from mlfinetune.models.scoring import describe_views
 from mlfinetune.predicting.backend import open_backend
 from mlfinetune.predicting.remote import parse_source
-from mlfinetune.predicting.tagger import Tagger
+from mlfinetune.predicting.tagger import BATCH_SIZE, Tagger
 from mlfinetune.runs import directory
 from mlfinetune.runs.overlays import OverlayWriter
 from mlfinetune.runs.predictions import (
@@ -70,7 +70,7 @@ class PredictRequest:
     threshold: float | None = None
     top: int | None = None
     only_labels: bool = False
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     shard: tuple[int, int] = (1, 1)
     resume_from: Path | None = None
     views: EvalViews | None = None
@@ -292,9 +292,9 @@ def _open_tagger(
     Returns:
         The tagger, and the decision rule with the request's threshold.
     """
-    backend = open_backend(
-        parse_source(request.checkpoint or directory.find_newest_checkpoint()), device
-    )
+    named = request.checkpoint
+    source = directory.find_newest_checkpoint() if named is None else parse_source(named)
+    backend = open_backend(source, device)
     if request.views is not None:
         backend = backend.with_views(request.views)
     decision, views = backend.decision, backend.views

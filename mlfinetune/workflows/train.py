@@ -21,6 +21,7 @@ from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.overview import RUN, describe_run, parse_history, sum_seconds
 from mlfinetune.runs.results import write_results
 from mlfinetune.runs.trackers import opened_trackers, require_trackers
 from mlfinetune.runs.trained_on import describe_seen, read_trained_on
@@ -76,7 +77,11 @@ class TrainResult:
 
 
 def run(
-    config: Config, device_name: str, log: RunLog, resume: ResumeOptions | None = None
+    config: Config,
+    device_name: str,
+    log: RunLog,
+    resume: ResumeOptions | None = None,
+    command: str | None = None,
 ) -> TrainResult | None:
     """Train as `config` says; return when the run directory is complete.
 
@@ -86,6 +91,7 @@ def run(
         log: says what is done.
         resume: resume the newest run directory of the config; None: begin a new one, unless an
             unfinished one has the same settings and data. See `find_run_to_resume`.
+        command: that started the run, for metrics.json; None: no command did.
 
     Returns:
         None on all ranks but 0, which alone writes and prints.
@@ -94,6 +100,7 @@ def run(
         MlfinetuneError: data, weights, device, loss or run directory that cannot be used.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the resume state is saved.
     """
+    started = time.monotonic()
     with (
         catch_signals() as heard,
         init_distributed(device_name, config.train.deterministic) as world,
@@ -104,7 +111,8 @@ def run(
             with world.local_main_first():
                 splits = load_splits(config, log)
             log.lap("data")
-            return _train(TrainRequest(config, world, heard, resume), splits, log)
+            request = TrainRequest(config, world, heard, resume, command=command, started=started)
+            return _train(request, splits, log)
         except (KeyboardInterrupt, SystemExit):
             name = "SIGTERM" if heard.received == signal.SIGTERM else "Ctrl-C"
             log.say(f"stopped by {name}; {describe_saved(log.folder)}")
@@ -140,7 +148,6 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
 
 def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | None:
     """Find or make the run directory, and fill it; None on all ranks but 0."""
-    started = time.monotonic()
     world = request.world
     require_trackers(request.config.train.trackers)
     for note in splits.notes:
@@ -171,7 +178,8 @@ def _train(request: TrainRequest, splits: Splits, log: RunLog) -> TrainResult | 
         (run / directory.PREVIOUS_STATE).unlink(missing_ok=True)
     peak = read_peak_memory(setup.device) / 2**30
     memory = f", peak memory {peak:.1f} GiB" if peak else ""
-    log.say(f"best: {best.name}; {format_duration(time.monotonic() - started)} in all{memory}")
+    took = format_duration(time.monotonic() - request.started)
+    log.say(f"best: {best.name}; {took} in all{memory}")
     log.lap("results")
     log.say_seconds()
     return TrainResult(run, evaluation)
@@ -244,14 +252,23 @@ def _fill_run(
             start = solve_first(setup, request.feature_root, log)
         with reading_copies(setup, request.copy_root, log):
             best = select_best(setup, start, state, request.signals, log)
-        evaluation = _write_run_results(setup, best, run, log)
+        before = "" if state is None else state.content["history"]
+        evaluation = _write_run_results(setup, best, run, request, before, log)
         return None if evaluation is None else (best, evaluation)
 
 
 def _write_run_results(
-    setup: TrainingSetup, best: Candidate, run: Path, log: RunLog
+    setup: TrainingSetup,
+    best: Candidate,
+    run: Path,
+    request: TrainRequest,
+    history: str,
+    log: RunLog,
 ) -> Evaluation | None:
     """Fit thresholds and calibration, put them into best.safetensors, and write the results.
+
+    Args:
+        history: metrics.jsonl of earlier starts of a resumed run.
 
     Returns:
         None on all ranks but 0.
@@ -282,6 +299,9 @@ def _write_run_results(
     about = {"data": "validation", "epoch": best.number, **locate_images(config, val)}
     about |= {"candidate": best.name, "versions": content.versions, "views": config.eval.views}
     about["training_data"] = digest_manifest(setup.splits.train)
+    earlier = sum_seconds(parse_history(history)) or 0.0
+    seconds = earlier + time.monotonic() - request.started
+    about[RUN] = describe_run(config, request.command, len(setup.splits.train), seconds)
     seen = None
     if setup.splits.contents:
         trained_on = read_trained_on(run)  # of a resumed run, whose data may have changed, all
@@ -296,10 +316,10 @@ def _write_run_results(
 
 def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSource:
     """Return the source of the page's heat maps, computed with these weights."""
-    setup.tagger.load_state_dict(weights)
     config, device = setup.config, setup.device
     dtype, _ = choose_precision(config.train.precision, device)
     with one_thread():
+        setup.tagger.load_state_dict(weights)
         tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
     mirrored, kept = config.eval.views == "mirror", precomputes_features(config)
     most = choose_most(len(setup.splits.val), kept, setup.spec.image_size, 1 + mirrored)

@@ -251,3 +251,21 @@ def test_too_few_positives_are_counted_and_groups_are_said(tmp_path: Path, cli: 
     )
     found = json.loads(cli("compare", "a", "b", "--json", cwd=tmp_path).stdout)
     assert (found["groups"], found["untold"]) == (100, 1)
+
+
+def test_several_runs_are_compared_with_the_first(tmp_path: Path, cli: Run) -> None:
+    """Each as it would be alone: the same numbers, in text and in JSON."""
+    scores = drawn()
+    folder(tmp_path / "a", scores)
+    for name in "bc":
+        folder(tmp_path / name, noisier(scores, 2))
+    options = ("--json", "--resamples", "50")
+    done = cli("compare", "a", "b", "c", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["comparisons"]
+    alone = cli("compare", "a", "b", *options, cwd=tmp_path)
+    assert first == json.loads(alone.stdout)
+    assert second == first | {"b": "c"}
+    text = cli("compare", "a", "b", "c", cwd=tmp_path).stdout
+    assert "mAP of C" in text
+    assert "A and C: A is better" in text

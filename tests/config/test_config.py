@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from mlfinetune.config import SCHEMA, Config, DataConfig, build_schema, dump_config, load_config
+from mlfinetune.config import (
+    SCHEMA,
+    Config,
+    DataConfig,
+    build_overrides,
+    build_schema,
+    dump_config,
+    load_config,
+    load_tree,
+)
 from mlfinetune.config.sections import AugmentConfig, LossConfig, ModelConfig, TrainConfig
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import asymmetric_loss, focal_loss
@@ -852,3 +861,20 @@ def test_a_key_without_its_section_is_named_with_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"did you mean data\.label_delimiter"):
         load_config(path, ["label_delimiter=;"])
     assert load_config(path, ["data.label_delimiter=\\t"]).data.label_delimiter == "\t"
+
+
+def test_overrides_of_python() -> None:
+    """Each value stands for itself: YAML reads no other from its text."""
+    values = {"data.train": Path("a b.csv"), "train": {"lr": 1e-5, "epochs": 3}}
+    values |= {
+        "data.label_delimiter": "|",
+        "data.labels": ["no", "é😀", "1"],
+        "model.weights": None,
+    }
+    config = load_tree({}, build_overrides(values))
+    assert (config.data.train, config.data.label_delimiter) == (Path("a b.csv").absolute(), "|")
+    assert list(config.data.labels or ()) == ["no", "é😀", "1"]
+    assert (config.train.lr, config.train.epochs, config.model.weights) == (1e-5, 3, None)
+    for bad in (float("nan"), object(), {1: object()}):
+        with pytest.raises(ConfigError, match="a config holds texts, numbers"):
+            build_overrides({"train.lr": bad})

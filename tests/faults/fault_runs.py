@@ -96,9 +96,11 @@ def left(run: Path) -> dict[str, Any]:
     assert state["history"] == (run / directory.HISTORY).read_text()
     rows = [json.loads(line) for line in state.pop("history").splitlines()]
     found[directory.HISTORY] = [
-        {k: v for k, v in row.items() if k != "images_per_s"} for row in rows
+        {k: v for k, v in row.items() if k not in ("images_per_s", "seconds")} for row in rows
     ]
-    for name in (directory.METRICS, directory.PREDICTIONS, directory.PER_LABEL, directory.LABELS):
+    found[directory.METRICS] = json.loads((run / directory.METRICS).read_text())
+    found[directory.METRICS].pop("run")  # when, and how long
+    for name in (directory.PREDICTIONS, directory.PER_LABEL, directory.LABELS):
         found[name] = (run / name).read_text()
     return found
 

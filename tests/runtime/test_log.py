@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import termios
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -57,14 +58,18 @@ def test_a_bar_that_is_not_shown_still_counts() -> None:
 
 
 def test_what_was_said_before_the_run_had_a_folder_is_kept(tmp_path: Path) -> None:
-    """train.log holds every line; metrics.jsonl a record a line."""
+    """train.log holds every line, with its time; metrics.jsonl a record a line, with seconds."""
     log = RunLog(io.StringIO())
     log.say("early")
     log.attach_run(tmp_path / "train.log", tmp_path / "metrics.jsonl")
     log.say("late")
     log.log_epoch({"epoch": 1, "mAP": None})
-    assert (tmp_path / "train.log").read_text() == "early\nlate\n"
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"epoch": 1, "mAP": None}
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    times = [datetime.fromisoformat(line[:19]) for line in lines]
+    assert times[0] <= times[1] <= datetime.now()
+    assert [line[19:] for line in lines] == ["  early", "  late"]
+    record = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert record == {"epoch": 1, "mAP": None, "seconds": pytest.approx(0, abs=5)}
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75, "1:15"), (3675.4, "1:01:15")])
@@ -79,7 +84,7 @@ def test_a_name_in_a_line_moves_no_cursor(tmp_path: Path) -> None:
     log = RunLog(stream)
     log.attach_run(tmp_path / "train.log", tmp_path / "metrics.jsonl")
     log.say("warning: \x1b[2Jcat\r.jpg:\n  gone")
-    for text in (stream.getvalue(), (tmp_path / "train.log").read_text()):
+    for text in (stream.getvalue(), (tmp_path / "train.log").read_text()[21:]):
         assert text == "warning: \ufffd[2Jcat\ufffd.jpg:\n  gone\n"
 
 

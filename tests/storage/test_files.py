@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import socket
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,10 +125,18 @@ def test_a_protocol_that_nobody_knows() -> None:
         decode.decode_image("abc://x/y.jpg", CAP)
 
 
-def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(ImageError, match=r"pip install 'mlfinetune\[gs\]'"):
-        decode.decode_image("gs://x/y.jpg", CAP)
+@pytest.mark.parametrize(
+    ("package", "url", "extra"),
+    [("gcsfs", "gs://x/y.jpg", "gs"), ("huggingface_hub", "hf://x/y/z.jpg", "hub")],
+)
+def test_a_package_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, package: str, url: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    found = sys.modules["fsspec.registry"]._registry  # by other tests
+    monkeypatch.delitem(found, url.partition(":")[0], raising=False)
+    with pytest.raises(ImageError, match=rf"pip install 'mlfinetune\[{extra}\]'"):
+        decode.decode_image(url, CAP)
 
 
 def test_a_batch_is_asked_for_at_once(folder: Path, server: Server) -> None:

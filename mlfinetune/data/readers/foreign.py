@@ -46,7 +46,6 @@ _BY_BYTES = (
     (b"SQLite format 3", "a data base, whatever its name", "export its table as CSV"),
 )
 _LABELME = ("labelme's JSON of one picture", "convert its folder to COCO")
-_LABEL_STUDIO = ("Label Studio's JSON", "export it from Label Studio as CSV")
 _OF_OBJECTS: tuple[tuple[set[str], tuple[str, str]], ...] = (
     ({"dm_format_version"}, ("Datumaro's JSON", _COCO)),
     ({"infos", "categories", "items"}, ("Datumaro's JSON", _COCO)),
@@ -60,8 +59,6 @@ _OF_OBJECTS: tuple[tuple[set[str], tuple[str, str]], ...] = (
 _OF_ENTRIES: tuple[tuple[set[str], str, tuple[str, str]], ...] = (
     ({"shapes", "imagePath"}, "shapes", _LABELME),
     ({"filename", "regions"}, "regions", ("JSON of VGG Image Annotator", _COCO)),
-    ({"annotations", "data"}, "data", _LABEL_STUDIO),
-    ({"completions", "data"}, "data", _LABEL_STUDIO),
     ({"image", "annotations"}, "annotations", ("JSON as CreateML's", _COCO)),
     ({"data_row"}, "data_row", ("Labelbox' JSON", _TABLE)),
     ({"Labeled Data", "Label"}, "Label", ("Labelbox' JSON", _TABLE)),

@@ -4,6 +4,7 @@
     {"data": [{"image": "a.jpg", "labels": "cat"}]}       so are those of a list with a name
     {"a.jpg": ["cat", "dog"], "b.jpg": "cat"}             picture -> its labels
     {"a.jpg": {"labels": ["cat"], "split": "val"}}        picture -> the other columns of its row
+    [{"data": {...}, "annotations": [...]}, ...]          tasks of Label Studio (label_studio.py)
 
 Anything else is refused; files with COCO's lists are read by coco.py.
 """
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlfinetune.data.readers import label_studio
 from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS
 from mlfinetune.data.readers.column_sample import is_picture_name
@@ -63,13 +65,23 @@ def read_json(path: Path, options: SourceOptions) -> Table:
     except (RecursionError, ValueError) as error:  # nested too deep; a number of 4300 digits
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     del text
-    rows, options = _find_rows(path, content, options)
+    notes: tuple[str, ...] = ()
+    if label_studio.is_export(content):
+        tasks = label_studio.read_tasks(content, options)
+        numbered, options, notes = tasks.rows, tasks.options, tasks.notes
+        if not numbered:
+            raise DataError(f"{path}: no task of Label Studio has labels; {'; '.join(notes)}")
+        notes = ("tasks of Label Studio", *notes)
+    else:
+        rows, options = _find_rows(path, content, options)
+        numbered = list(enumerate(rows, 1))
 
     def read_entries() -> Entries:
-        return ((n, check_entry(row, is_odd)) for n, row in enumerate(rows, 1))
+        return ((n, check_entry(row, is_odd)) for n, row in numbered)
 
     columns = read_columns(path, read_entries, options, _WANTED, "entry")
-    return columns.build_table(path.parent, "json")
+    table = columns.build_table(path.parent, "json")
+    return replace(table, notes=(*notes, *table.notes))
 
 
 def _read_text(path: Path) -> str:

@@ -221,8 +221,6 @@ def test_too_large_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"dm_format_version": "1.0", "items": ROWS}, ("Datumaro", "COCO")),
         ({"infos": {}, "categories": {}, "items": ROWS}, ("Datumaro", "COCO")),
-        ([{"id": 1, "annotations": [{"result": []}], "data": {}}], ("Label Studio", "as CSV")),
-        ([{"id": 1, "completions": [], "data": {"image": "a"}}], ("Label Studio", "as CSV")),
         ({"shapes": [], "imagePath": "a.jpg"}, ("labelme", "COCO")),
         ({"_via_img_metadata": {}, "_via_settings": {}}, ("VGG Image Annotator", "COCO")),
         ({"a.jpg1": {"filename": "a.jpg", "regions": [{}]}}, ("VGG Image Annotator", "COCO")),
@@ -249,7 +247,7 @@ def test_keys_of_tools_that_hold_labels_are_columns(tmp_path: Path) -> None:
 # ---- generated files --------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-LABELS = TEXT.filter(lambda text: text == text.strip())
+LABELS = TEXT.filter(lambda text: text == text.strip() and text != "...")  # a list cut short
 NAMES = LABELS.filter(lambda text: "\0" not in text).map(lambda text: f"x{text}y.jpg")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=6),
