@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from resize import few, mlfinetune, names
 
-import mlfinetune as door
 from mlfinetune.data.batches.loader import stream_batches
+from mlfinetune.door import load
 from mlfinetune.predicting.backend import Backend, open_backend
 from mlfinetune.runtime.device import read_cpu_flags
 from mlfinetune.runtime.log import RunLog
@@ -77,7 +77,7 @@ def compare_script(file: Path, pictures: list[str]) -> float:
     tagger = runpy.run_path(str(file.parent / "tag.py"))["Tagger"](str(file))
     scores = [tagger.tag([tagger.prepare(picture)])[0] for picture in pictures]
     found = np.array([list(row.values()) for row in scores])
-    return float(np.abs(found - door.load(file).probabilities(pictures)).max())
+    return float(np.abs(found - load(file).probabilities(pictures)).max())
 
 
 def main() -> None:
@@ -86,7 +86,6 @@ def main() -> None:
     for name in ("train", "val", "images", "weights"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = train(args, folder)
@@ -95,6 +94,7 @@ def main() -> None:
         request = export.ExportRequest(run, folder / "int8.onnx", int8=True, max_drop=1.0)
         small = export.run(request, RunLog())
         assert small.costs is not None
+        torch.set_num_threads(1)
         files = {
             "checkpoint": run / "best.safetensors",
             "float32": request.output.with_name("float32.onnx"),

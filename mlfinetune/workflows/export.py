@@ -124,7 +124,7 @@ def run(request: ExportRequest, log: RunLog) -> ExportResult:
     spec, decision = source.loaded.transform, source.loaded.decision
     prepare_device("cpu")
     images, where = _read_pictures(request, source, log)
-    log.say(f"checkpoint {display_path(source.file)}; verified on {where}")
+    log.say(f"checkpoint {display_path(source.file)}, to be verified on {where}")
     tagger = restore_tagger(
         source.loaded.backbone,
         source.loaded.levels,
