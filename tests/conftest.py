@@ -27,7 +27,9 @@ from faults import children  # before the tagger: it registers the tiny network
 
 from mlfinetune.cli import main
 from mlfinetune.runtime.device import count_cores
+from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.cache import _reported
+from mlfinetune.workflows import export
 
 if START := os.environ.get("MLFINETUNE_TEST_START"):  # `make test-spawn` sets it
     multiprocessing.set_start_method(START, force=True)  # a worker of a test imports this too
@@ -105,6 +107,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = prepare(tmp_path_factory.mktemp("trained"))
     done = run_child("train", "pets.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny run, calibrated and of mirror views, with its pets.onnx."""
+    folder = prepare(tmp_path_factory.mktemp("exported"))
+    settings = ["eval.calibration=platt", "eval.views=mirror", "data.val_fraction=0.5"]
+    done = run_child("train", "pets.yaml", "train.epochs=8", *settings, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    export.run(export.ExportRequest(folder / "runs/pets", folder / "pets.onnx"), RunLog())
     return folder
 
 

@@ -293,12 +293,18 @@ def test_the_table_of_scale_is_what_the_arithmetic_gives() -> None:
 def test_the_python_of_a_page(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """In its order; a session of `>>>` gives the lines that it shows."""
+    """In its order; a session of `>>>` gives the lines that it shows.
+
+    A block that begins with `# name.py` is a file, which others may import.
+    """
     prepare_site(tmp_path)
     prepare_runs(tmp_path, trained)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, object] = {}
     for text in blocks(page, "python"):
+        if name := re.match(r"# (\w+\.py)\n", text):
+            (tmp_path / name[1]).write_text(text)
         if ">>>" not in text:
             exec(compile(text, page, "exec"), names)
             continue

@@ -26,6 +26,7 @@ from mlfinetune.cli.card import card
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
 from mlfinetune.cli.evaluate import evaluate
+from mlfinetune.cli.export import export
 from mlfinetune.cli.init import init
 from mlfinetune.cli.models import models
 from mlfinetune.cli.predict import predict
@@ -87,6 +88,7 @@ app.command()(report)
 app.command()(card)
 app.command()(runs)
 app.command()(predict)
+app.command()(export)
 app.command()(init)
 app.command()(check)
 app.command()(split)

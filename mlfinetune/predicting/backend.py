@@ -1,6 +1,7 @@
 """Backends compute logits and features of batches, each from another kind of file.
 
     run directory or .safetensors -> open_backend -> TorchBackend: torch, on any device
+    .onnx                         -> open_backend -> OnnxBackend: onnxruntime, on the CPU
 
 A Tagger asks nothing else of a file. Several threads may use a backend at once.
 """
@@ -23,6 +24,7 @@ from mlfinetune.models.heat_map import Explainer
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import average_views, infer
 from mlfinetune.models.tagger import Tagger as Network
+from mlfinetune.predicting.onnx_backend import SUFFIX, OnnxBackend
 from mlfinetune.predicting.remote import fetch_checkpoint
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runtime.device import choose_precision, name_dtype
@@ -164,13 +166,7 @@ class _Embedder(nn.Module):
         return self.network.embed(images).float()
 
 
-def _refuse_onnx(file: Path, device: torch.device) -> Backend:
-    raise CheckpointError(
-        f"{file}: .onnx files are not read; name a run directory, or a .safetensors file"
-    )
-
-
 _OPENERS: dict[str, Callable[[Path, torch.device], Backend]] = {
-    ".onnx": _refuse_onnx,
+    SUFFIX: OnnxBackend,
 }
 """Ending of a file -> what opens it; a file of any other ending is a checkpoint."""

@@ -104,8 +104,19 @@ def save(path: Path, checkpoint: Checkpoint, also: Sequence[Path] = ()) -> None:
     """
     if problem := find_not_finite(checkpoint.weights):
         raise TrainingError(f"{path} is not written: {problem}; lower train.lr and train.head_lr")
-    about = {
-        "sha256": _NO_DIGEST,
+    about = {"sha256": _NO_DIGEST, **describe(checkpoint)}
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
+    content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
+    start, end = _find_digest(content[: 8 + _read_header_length(content, len(content), path)], path)
+    digest, whole = _compute_digest(content, start, end), memoryview(content)
+    for file_path in (path, *also):
+        with writing_binary(file_path) as file:
+            file.writelines((whole[:start], digest, whole[end:]))
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return everything but the weights, as plain containers; `parse` reads them."""
+    return {
         "format": FORMAT,
         "labels": checkpoint.labels.names,
         "transform": asdict(checkpoint.transform),
@@ -118,13 +129,6 @@ def save(path: Path, checkpoint: Checkpoint, also: Sequence[Path] = ()) -> None:
         "versions": checkpoint.versions,
         "views": checkpoint.views,
     }
-    weights = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
-    content = save_tensors(weights, {_KEY: json.dumps(about, separators=(",", ":"))})
-    start, end = _find_digest(content[: 8 + _read_header_length(content, len(content), path)], path)
-    digest, whole = _compute_digest(content, start, end), memoryview(content)
-    for file_path in (path, *also):
-        with writing_binary(file_path) as file:
-            file.writelines((whole[:start], digest, whole[end:]))
 
 
 def load(path: Path) -> Checkpoint:
@@ -139,8 +143,8 @@ def load(path: Path) -> Checkpoint:
         weights = load_tensors(content)
         if problem := find_not_finite(weights):
             raise CheckpointError(f"{path} cannot be used: {problem}")
-        return _to_checkpoint(about, weights, path)
-    except _FOREIGN as error:
+        return parse(about, weights, path)
+    except FOREIGN as error:
         raise CheckpointError(
             f"{path} is no checkpoint of mlfinetune: {repr(error)[:200]}"
         ) from error
@@ -175,12 +179,12 @@ def read_origin(path: Path) -> Origin | None:
         transform = about.get("transform")
         spec = None if transform is None else _parse_transform(transform)
         return Origin(str(about["backbone"]), labels, spec)
-    except (OSError, CheckpointError, *_FOREIGN):
+    except (OSError, CheckpointError, *FOREIGN):
         return None
 
 
-def _to_checkpoint(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
-    """Check every field of the header, and build the checkpoint; raises one of `_FOREIGN`.
+def parse(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpoint:
+    """Check every field that `describe` gives, and build the checkpoint; raises one of `FOREIGN`.
 
     Raises:
         CheckpointError: the file has the format of another version.
@@ -212,7 +216,7 @@ _KINDS = {
     "backbone": str, "levels": int, "config": dict, "data_digest": str, "epoch": int,
     "versions": dict,
 }  # fmt: skip
-_FOREIGN = (
+FOREIGN = (
     SafetensorError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError,
     RuntimeError, MemoryError,
 )  # fmt: skip

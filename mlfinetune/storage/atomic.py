@@ -135,7 +135,7 @@ def writing_binary(
     Raises:
         CheckpointError: it cannot be written.
     """
-    with _replacing_file(path, keep, mode) as temporary, temporary.open("wb") as file:
+    with replacing_file(path, keep, mode) as temporary, temporary.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -149,7 +149,7 @@ def writing_text(path: Path) -> Iterator[TextIO]:
         CheckpointError: it cannot be written.
     """
     with (
-        _replacing_file(path) as temporary,
+        replacing_file(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
@@ -158,12 +158,17 @@ def writing_text(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _replacing_file(
-    path: Path, keep: Path | None = None, mode: int | None = None
-) -> Iterator[Path]:
+def replacing_file(path: Path, keep: Path | None = None, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, remove it on an error.
 
     Beside it, since a rename is atomic only within one file system.
+
+    Args:
+        path: the file's name in the end; a file of that name is replaced.
+        keep: name for the file that was at `path` before; None: it is deleted.
+
+    Raises:
+        CheckpointError: an OSError of the block, or of the rename.
     """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

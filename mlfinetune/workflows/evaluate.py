@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.config import Config, restore_config
+from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.load import build_scan, build_source_options, hash_files, load_splits
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.data.read import read_manifest, read_validation
@@ -17,19 +18,16 @@ from mlfinetune.location import Location
 from mlfinetune.metrics.evaluation import evaluate
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import Evaluation
-from mlfinetune.models.heat_map import build_explainer
-from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.scoring import (
     ScoredBatch,
-    average_views,
     describe_views,
     score_batches,
     tabulate,
 )
-from mlfinetune.models.tagger import Tagger
+from mlfinetune.predicting.scorer import Scorer, build_scorer, load_network
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
-from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs import directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.questions import Question, is_replaced, make_eval_folder, try_eval_folder
@@ -38,9 +36,7 @@ from mlfinetune.runs.rule import choose_decision, describe_other_views, require_
 from mlfinetune.runs.settings import flatten_settings, list_differences
 from mlfinetune.runs.trained_on import TrainedOn, read_trained_on
 from mlfinetune.runtime.device import (
-    choose_precision,
     choose_workers,
-    name_dtype,
     oom_as_device_error,
 )
 from mlfinetune.runtime.distributed import World, init_distributed
@@ -105,14 +101,11 @@ def run(request: EvalRequest, device_name: str, log: RunLog) -> EvalResult | Non
 
 def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult | None:
     file = directory.find_checkpoint(request.checkpoint)
-    loaded = checkpoint.load(file)
+    loaded, network = load_network(file, world.device)
     config, recorded = _restore_configs(loaded, file, request.overrides)
     question = _ask(request, file, config, recorded)
     world.broadcast(lambda: try_eval_folder(question, request.output))
     trained_on = read_trained_on(file.parent)  # now: a damaged file would lose the scores
-    with oom_as_device_error():
-        network = (loaded.backbone, loaded.levels, len(loaded.labels))
-        tagger = restore_tagger(*network, loaded.weights, loaded.transform, world.device, file)
     with world.local_main_first():
         source = _Source(request, config, recorded, loaded, file.parent)
         config, manifest, description = _read_examples(source, log)
@@ -123,8 +116,12 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
         )
     fitted_here = digest_manifest(manifest) == loaded.data_digest
     require_rule(config.eval, recorded.eval, fitted_here)
-    intro = f"checkpoint {display_path(file)}, {description}"
-    tagger, batches = _score_examples(tagger, config, manifest, loaded, world, log, intro)
+    views, spec = config.eval.views, loaded.transform
+    with oom_as_device_error():
+        precision = config.train.precision
+        scorer = build_scorer(network, loaded, file, views, precision, world.device)
+    log.say(f"checkpoint {display_path(file)}, {description}; {describe_views(views)}{scorer.how}")
+    batches = _score_examples(scorer, config, manifest, spec, world, log)
     is_train = request.data is None and request.split == "train"
     seen = _find_seen(trained_on, manifest, is_train, world, log)
     log.repeat_warnings(world.gather(log.take_warnings()))
@@ -133,7 +130,7 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     scores = tabulate(batches, manifest)
     decision = choose_decision(config.eval, recorded.eval, loaded, scores, fitted_here)
     fitted_under = config.eval.views if fitted_here else loaded.views
-    if warning := describe_other_views(config.eval.views, fitted_under, decision):
+    if warning := describe_other_views(views, fitted_under, decision):
         log.say(warning)
     evaluation = evaluate(config.eval, scores, decision, fitted_here)
     if fitted_here and file.name == directory.BEST:  # these scores chose the checkpoint
@@ -142,12 +139,11 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
     folder = _make_folder(question, request.output, log)
     about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
-    about["views"] = config.eval.views
+    about["views"] = views
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
-    mirrored, spec = config.eval.views == "mirror", loaded.transform
-    most = choose_most(len(manifest), False, spec.image_size, 1 + mirrored)
-    write_report(folder, log, MapSource(*build_explainer(tagger, spec, mirrored), most))
+    most = choose_most(len(manifest), False, spec.image_size, 1 + (views == "mirror"))
+    write_report(folder, log, MapSource(scorer.explainer, scorer.no_maps, most))
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
 
@@ -187,28 +183,15 @@ def _make_folder(question: Question, output: Path | None, log: RunLog) -> Path:
 
 
 def _score_examples(
-    tagger: Tagger,
+    scorer: Scorer,
     config: Config,
     manifest: Manifest,
-    loaded: Checkpoint,
+    spec: TransformSpec,
     world: World,
     log: RunLog,
-    intro: str,
-) -> tuple[Tagger, list[ScoredBatch]]:
-    """Score this rank's share of the manifest; rank 0 gets the batches of all ranks.
-
-    Args:
-        intro: start of the line of the log that names checkpoint and data.
-
-    Returns:
-        The tagger that scored, made fast, and the batches.
-    """
-    device, spec = world.device, loaded.transform
-    dtype, reason = choose_precision(config.train.precision, device)
-    views = config.eval.views
-    log.say(
-        f"{intro}; {describe_views(views)}device {device}, precision {name_dtype(dtype)} ({reason})"
-    )
+) -> list[ScoredBatch]:
+    """Score this rank's share of the manifest; rank 0 gets the batches of all ranks."""
+    device = world.device
     loader = build_loader(
         config,
         manifest,
@@ -220,13 +203,11 @@ def _score_examples(
         size=world.info.size,
     )
     with oom_as_device_error(), log.bar("eval", len(manifest)) as bar:
-        tagger, _ = prepare_for_inference(tagger, spec.image_size, device, dtype)
         batches = bar.track(loader.epoch(), lambda batch: len(batch.step_indices))
-        net = average_views(tagger, views)
-        rows = score_batches(net, batches, manifest.path, device, dtype)
+        rows = score_batches(scorer.net, batches, manifest.path, device, scorer.dtype)
         gathered = list(world.gather_stream(rows))
         log.say(f"{pluralize(len(manifest), 'image')}, {bar.rate:.1f} images/s")
-    return tagger, gathered
+    return gathered
 
 
 def _find_seen(
