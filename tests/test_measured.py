@@ -455,3 +455,20 @@ def test_the_cost_of_a_picture_in_python() -> None:
     for shown, row in zip(found.groups(), result("python_door")["rows"], strict=True):
         assert rounds_to(shown, row["ratio"])
         assert row["ratio"] <= 1.3
+
+
+def test_the_costs_of_an_exported_file() -> None:
+    """Every cell of the table of docs/serve.md, and the two differences."""
+    measured = result("export")
+    kinds = ("checkpoint", "float32", "int8")
+    for cells, kind in zip(table("serve", "file").values(), kinds, strict=True):
+        rates = measured["images/s of one core"][kind].values()
+        mean_ap = measured["mAP"].get(kind)
+        assert (cells[1] == "-") == (mean_ap is None)
+        found = [measured["MB"][kind], *([] if mean_ap is None else [mean_ap]), *rates]
+        check(" ".join(cell for cell in cells if cell != "-"), found)
+    (first, second) = re.findall(
+        r"checkpoint was (\S+), on .* at most ([\d.]+), on", page("serve")
+    )[0]
+    assert rounds_to(first, measured["largest difference"])
+    assert rounds_to(second, measured["script, largest difference"])
