@@ -89,7 +89,7 @@ def predict(
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pictures that the model takes at once.")
-    ] = 32,
+    ] = 16,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Predict only every N-th picture, from the I-th on.")
     ] = "1/1",

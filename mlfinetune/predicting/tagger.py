@@ -36,7 +36,7 @@ from mlfinetune.runs.rule import describe_other_views
 from mlfinetune.runtime.device import oom_as_device_error
 from mlfinetune.text import suggest
 
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 """Pictures that the network takes at once, where nobody says otherwise."""
 
 
