@@ -88,7 +88,8 @@ def _fit_constant(loss: Callable[..., Tensor], share: Tensor) -> tuple[Tensor, T
     """Return the best logit that all images can share, and the root of the loss's curvature there.
 
     Of `sce` these are the log-odds, and the standard deviation of a target. With `pos_weight`, and
-    of other losses, they lie elsewhere, and the solver starts there.
+    of other losses, they lie elsewhere, and the solver starts there. Label smoothing is left out:
+    of a rare label it raises the curvature many times, and not what the features can tell.
 
     Args:
         loss: of logits and targets, (B, L) both.
@@ -100,7 +101,8 @@ def _fit_constant(loss: Callable[..., Tensor], share: Tensor) -> tuple[Tensor, T
     def differentiate(logits: Tensor) -> Tensor:
         """Return the (L,) derivatives of the mean loss by the logit of all images."""
         rows = logits.repeat(2, 1).requires_grad_()
-        total = (loss(rows, targets, reduction="none") * weights).sum()
+        each = loss(rows, targets, reduction="none", label_smoothing=0.0)
+        total = (each * weights).sum()
         (gradient,) = torch.autograd.grad(total, rows)
         return gradient.sum(0)
 

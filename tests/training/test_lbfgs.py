@@ -70,8 +70,10 @@ def solved(
 def ridges(y: Tensor, l2: float, **form: object) -> Tensor:
     """Return the (L,) factors of ||c||^2 / 2: l2 h, by the module's definition, in float64.
 
-    h is the curvature of the loss at its minimum among logits that all images share.
+    h is the curvature of the loss, without smoothing, at its minimum among logits that all images
+    share.
     """
+    form = {name: value for name, value in form.items() if name != "label_smoothing"}
     positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
     share = (positives / (positives + negatives)).double()
     if form.get("name", "sce") == "sce" and len(form) < 2:

@@ -14,11 +14,18 @@ from mlfinetune.data.batches.batch import Batch
 from mlfinetune.training.lbfgs import Solver
 
 
-def masked_loss(logits: Tensor, targets: Tensor, *, divisor: Tensor) -> Tensor:
+def masked_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    divisor: Tensor | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Sigmoid cross entropy over the known targets, in operations that the stand-in has."""
     known = (targets >= 0).float()
     each = binary_cross_entropy_with_logits(logits, targets.float().clamp(min=0), reduction="none")
-    return (known * each).sum() / divisor
+    return known * each if divisor is None else (known * each).sum() / divisor
 
 
 def problem() -> tuple[Tensor, Tensor]:
