@@ -66,15 +66,16 @@ def load(source: PathText, device: str = "auto") -> Tagger:
     """Load a tagger.
 
     Args:
-        source: run directory, checkpoint, or a URL of one: https://, s3://, hf://. A checkpoint
-            behind a URL is kept in the cache, by the digest that it names.
-        device: auto, cpu, cuda, cuda:N or mps.
+        source: run directory, checkpoint, .onnx that `mlfinetune export` wrote, or a URL of one:
+            https://, s3://, hf://. A checkpoint behind a URL is kept in the cache, by the digest
+            that it names.
+        device: auto, cpu, cuda, cuda:N or mps; an .onnx is computed on the CPU. A torch.device too.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another program.
         DeviceError: this machine has no such device.
     """
-    return Tagger(open_backend(parse_source(source), choose_device(device)))
+    return Tagger(open_backend(parse_source(source), choose_device(str(device))))
 
 
 def train(

@@ -53,7 +53,7 @@ def parse_location(text: str) -> Location:
     if is_url(text) and "@" in text.partition("://")[2].partition("/")[0]:
         raise ValueError(
             "no user or password in a URL: it would be kept in the run's files; fsspec reads its "
-            "own settings, and those of AWS, Google and ~/.netrc"
+            "own settings, and those of AWS and Google"
         )
     return text if is_url(text) else Path(text)
 

@@ -1,6 +1,7 @@
 """`import mlfinetune`: light, typed, and the same as the commands."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from conftest import run_command
 
 import mlfinetune
+from mlfinetune.data.images import scan
 
 
 def test_importing_the_package_loads_nothing(tmp_path: Path) -> None:
@@ -95,3 +97,29 @@ def test_torchrun_is_for_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with pytest.raises(mlfinetune.MlfinetuneError, match="give torchrun the command"):
         mlfinetune.train({})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are not forked there")
+def test_a_script_needs_no_guard(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that look at many pictures do not begin the training anew."""
+    table = (pictures / "tags.csv").read_text().splitlines()
+    for number in range(scan._WORTH_PROCESSES + 8):
+        name, labels = table[1 + number % (len(table) - 1)].split(",")
+        copy = pictures / f"images/copy{number}{Path(name).suffix}"
+        copy.write_bytes((pictures / "images" / Path(name).name).read_bytes())
+        table.append(f"images/{copy.name},{labels}")
+    (pictures / "tags.csv").write_text("\n".join(table) + "\n")
+    script = pictures / "script.py"
+    script.write_text(
+        "import mlfinetune\n"
+        "config = {'data': {'train': 'tags.csv'}, 'model': {'backbone': "
+        "'shufflenet_v2_x0_5', 'weights': None, 'image_size': 32}, 'train': {'epochs': 1, 'workers': 0}}\n"
+        "print('began')\n"
+        "mlfinetune.train(config, output='run')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=pictures, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "began\n"
+    assert "Traceback" not in done.stderr

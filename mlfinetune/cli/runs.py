@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlfinetune.workflows.runs import RunTable
 
 WIDEST = 30
-"""Columns of a setting or a note; longer ones are cut in their midst."""
+"""Columns of a setting; longer ones are cut in their midst."""
 
 
 class Sort(StrEnum):
@@ -62,14 +62,24 @@ def _list_cells(folder: Path, table: RunTable) -> list[list[str]]:
 def _list_facts(folder: Path, run: RunOverview, differing: tuple[str, ...]) -> list[str]:
     name = str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name
     learns = "" if run.frozen is None else "head" if run.frozen else "all"
-    when = "" if run.when is None else run.when[:16].replace("T", " ")
+    when = "" if run.when is None else _format_time(run.when)
     interval = "" if run.interval is None else "{:.3f} to {:.3f}".format(*run.interval)
     cells = [name, when, run.state, run.backbone or "", learns]
     cells += [_format_count(run.labels), _format_count(run.images), _format_share(run.mAP)]
     cells += [interval, _format_share(run.macro_F1)]
     cells.append("" if run.seconds is None else f"{run.seconds / 60:.1f}")
-    cells += [_format_setting(run.settings.get(key)) for key in differing]
+    cells += [_shorten(_format_setting(run.settings.get(key))) for key in differing]
     return [*cells, run.note or ""]
+
+
+def _format_time(text: str) -> str:
+    """Return a time of ISO 8601 as this machine's clock has it, as train.log does."""
+    from datetime import datetime
+
+    try:
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+    except ValueError:
+        return text
 
 
 def _format_count(number: int | None) -> str:
@@ -85,10 +95,10 @@ def _format_setting(value: object) -> str:
 
 
 def _format_table(rows: list[list[str]]) -> str:
-    """Return a table whose columns are as wide as their widest cell, up to WIDEST."""
+    """Return a table whose columns are as wide as their widest cell."""
     from mlfinetune.text import fit_width, make_printable
 
-    cells = [[_shorten(make_printable(cell)) for cell in row] for row in rows]
+    cells = [[make_printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(fit_width, row, widths)).rstrip() for row in cells)
 

@@ -107,6 +107,8 @@ def build_overrides(values: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: a value that YAML cannot have.
     """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise ConfigError('overrides are a dictionary, such as {"train.epochs": 3}')
     flat: dict[str, Any] = {}
     for name, value in values.items():
         is_section = "." not in name and isinstance(value, Mapping)

@@ -202,6 +202,8 @@ def _find_by_name(
         elif name in search.shared:
             file, other = search.shared[name]
             text = f"found by its name as {file!r}, which {other!r} leads to as well"
+            if is_upload(name):
+                text += ": two uploads of one name; leave one of the tasks out, or rename a picture"
             problems[row] = _Problem(text, picture=False)
         elif problems[row].text == NO_FILE:
             problems[row] = _Problem(f"{NO_FILE}; nor one of its name below the root")

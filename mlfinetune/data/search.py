@@ -27,7 +27,8 @@ from mlfinetune.text import quote_yaml
 
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
-_UPLOAD = re.compile(r"/data/(?:upload|local-files)/")
+_UPLOAD = re.compile(r"(?:/[\w.-]+)*/data/(?:upload|local-files)/")
+"""Paths of Label Studio's server, which may lie below a prefix."""
 _LABEL_STUDIO = "/?d="
 """Label Studio writes `/data/local-files/?d=images/a.jpg`."""
 _UPLOADED = re.compile("[0-9a-f]{8}-.")
@@ -86,7 +87,9 @@ def search_files(
     for name in dict.fromkeys(names):
         groups[_list_forms(name)].append(name)
     keys, links = {_make_key(form) for forms in groups for form in forms}, list[str]()
-    files = _index_files(root, keys, limit, None if allow_outside else links)
+    uploads = [name for group in groups.values() for name in group if is_upload(name)]
+    stored = {_make_key(form) for name in uploads for form in _list_forms(name)}
+    files = _index_files(root, keys, stored, limit, None if allow_outside else links)
     search = Search(links=links, is_complete=files is not None)
     claims: defaultdict[str, list[str]] = defaultdict(list)
     for forms, group in groups.items():
@@ -112,7 +115,7 @@ def is_upload(name: str) -> bool:
 def split_name(name: str) -> list[str]:
     """Return folders and file name of a table's path: `C:\\a\\b.jpg` becomes `[a, b.jpg]`."""
     if _LABEL_STUDIO in name:
-        name = name.partition(_LABEL_STUDIO)[2]
+        name = unquote(name.partition(_LABEL_STUDIO)[2])
     elif ":" in name and _PROTOCOL.match(name):
         name = re.split("[?#]", name.partition(":")[2])[0]
     elif ":" in name and _DRIVE.match(name):
@@ -150,17 +153,19 @@ def _settle_claims(
 
 
 def _index_files(
-    root: str, keys: set[str], limit: int, links: list[str] | None
+    root: str, keys: set[str], stored: set[str], limit: int, links: list[str] | None
 ) -> dict[str, list[str]] | None:
     """Return the files below `root` by the keys of their names, those in `keys` alone.
 
-    None: there are more than `limit` entries. For `links` see `_walk`.
+    Keys in `stored` are those of names that a server gave: a file is also found by the name that
+    it would have there. None: there are more than `limit` entries. For `links` see `_walk`.
     """
     files: defaultdict[str, list[str]] = defaultdict(list)
     for count, (folder, base) in enumerate(_walk(root, links)):
         if count >= limit:
             return None
-        if base and (key := _make_key(base)) in keys:
+        forms = [(base, keys), *([(_store_name(base), stored)] if stored else [])] if base else []
+        if key := next((x for form, known in forms if (x := _make_key(form)) in known), None):
             files[key].append(folder + base)
     return files
 
@@ -274,6 +279,11 @@ def _make_key(base: str) -> str:
     folded = _fold(base)
     stem, ending = os.path.splitext(folded)
     return stem if ending in _ENDINGS else folded
+
+
+def _store_name(base: str) -> str:
+    """Return a file's name as Django stores it, and so Label Studio: `a b (1).jpg`, `a_b_1.jpg`."""
+    return re.sub(r"[^-\w.]", "", base.strip().replace(" ", "_"))
 
 
 def _is_spelled_so(form: str, base: str) -> bool:

@@ -331,7 +331,8 @@ def restore_tagger(
             f"{origin}: its weights are not those of a {backbone} with "
             f"{pluralize(labels, 'label')}\n{format_list(faults)}"
         )
-    tagger = build()
+    with torch.random.fork_rng(devices=[]):  # to load a tagger changes no later random number
+        tagger = build()
     tagger.load_state_dict(weights)
     return place_on_device(tagger, device).eval()
 

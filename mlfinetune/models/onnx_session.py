@@ -165,6 +165,8 @@ def quantize(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -
 def require_onnxruntime() -> Any:
     """Return onnxruntime, imported; a ConfigError names the command that installs the extra."""
     require_onnx()
+    # It would send the events of each session to its maker.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

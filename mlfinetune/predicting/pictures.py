@@ -28,7 +28,7 @@ from mlfinetune.data.images.transforms import (
     compute_min_decoded_side,
     to_tensor,
 )
-from mlfinetune.data.inputs import TAR, expand_inputs
+from mlfinetune.data.inputs import TAR, expand_inputs, require_inputs
 from mlfinetune.errors import DataError, ImageError
 from mlfinetune.location import is_url
 from mlfinetune.runtime.device import choose_workers, name_dtype
@@ -71,7 +71,27 @@ def _expand_path(path: str) -> Iterable[object]:
     else:
         is_glob = glob.escape(path) != path and not os.path.exists(path)
         several = is_glob or os.path.isdir(path) or path.endswith(TAR)
-    return expand_inputs((path,), ()) if several else [path]
+    if not several:
+        return [path]
+    require_inputs((path,))
+    return _require_any(expand_inputs((path,), ()), path)
+
+
+def _require_any(paths: Iterable[str | None], place: str) -> Iterator[str | None]:
+    """Yield the paths; raises DataError where there is none."""
+    is_empty = True
+    for path in paths:
+        is_empty = False
+        yield path
+    if is_empty:
+        raise DataError(f"no pictures in {place}")
+
+
+def _keep(picture: object) -> object:
+    """Return a picture that its giver may change: one of a camera's buffer is copied."""
+    if isinstance(picture, np.ndarray):
+        return picture.copy()
+    return picture.clone() if isinstance(picture, torch.Tensor) else picture
 
 
 class PictureReader:
@@ -106,7 +126,7 @@ class PictureReader:
         With a batch size of 1 nothing is read ahead: each picture is answered before the next one
         is asked for.
         """
-        named = ((name_picture(image, index), image) for index, image in enumerate(images))
+        named = ((name_picture(x, index), _keep(x)) for index, x in enumerate(images))
         chunks = iter(lambda: list(islice(named, batch_size)), [])
         pool = ThreadPoolExecutor(1 + self._threads, "mlfinetune-pictures")  # starts no thread yet
         try:
@@ -123,7 +143,14 @@ class PictureReader:
     ) -> Iterator[tuple[list[str], Batch]]:
         """Yield the batch of a chunk and those of all later ones, each read during the former."""
         reading = pool.submit(self._read_chunk, chunk, pool)
-        for following in chunks:
+        while True:
+            try:
+                following = next(chunks, None)
+            except BaseException:
+                yield reading.result()  # these pictures were given before the source failed
+                raise
+            if following is None:
+                break
             ahead = pool.submit(self._read_chunk, following, pool)
             yield reading.result()
             reading = ahead

@@ -8,7 +8,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -133,9 +133,10 @@ class Tagger:
             DeviceError: the device has too little memory.
         """
         _require("on_error", on_error, on_error in ("return", "raise"), "'return' or 'raise'")
-        fits = threshold is None or 0 <= threshold <= 1
+        fits = threshold is None or (isinstance(threshold, Real) and 0 <= threshold <= 1)
         _require("threshold", threshold, fits, "a number from 0 to 1")
-        _require("top", top, top is None or top >= 1, "1 or more")
+        is_count = top is None or (isinstance(top, Integral) and top >= 1)
+        _require("top", top, is_count, "a whole number, 1 or more")
         tagger, decision = self._with_views(views), self.backend.decision
         if threshold is not None:
             decision = decision.with_threshold(threshold)
@@ -224,7 +225,8 @@ class Tagger:
         Raises:
             MlfinetuneError: as `explain`.
         """
-        _require("side", side, side >= 1, "1 or more")
+        is_side = isinstance(side, Integral) and side >= 1
+        _require("side", side, is_side, "a whole number, 1 or more")
         found, _ = self._explain(image, label)
         return to_image(draw_overlay(found.pixels, found.values[0], found.box, side))
 

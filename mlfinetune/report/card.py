@@ -19,8 +19,8 @@ MARK = "<!-- written by mlfinetune card -->"
 """Stands in every card, so that a README of another origin is not overwritten."""
 MAX_ROWS = 1000
 """Labels of the card's table; more make a page that nobody reads."""
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#+!|&~$@:\"'^=-]|(?<=www)\.")
-"""Signs that mean something in Markdown; some readers make links of `www.` too."""
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#+!|&~$@:\"'^=-]|(?<=www)\.|(?<=\d)\.")
+"""Signs that mean something in Markdown: `1.` begins a list, and readers make links of `www.`."""
 _METRICS = {
     "mAP": "mean_average_precision",
     "micro_AP": "average_precision",
@@ -41,6 +41,7 @@ class CardFacts:
         dataset: name of the data.
         split: part of the data that the numbers are of.
         per_label: name of the file that has all labels.
+        loss: in words.
     """
 
     name: str
@@ -49,6 +50,7 @@ class CardFacts:
     dataset: str
     split: str
     per_label: str
+    loss: str
 
 
 def render_card(report: Report, facts: CardFacts) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def read_overview(folder: Path) -> RunOverview:
     try:
         config = load_config(folder / directory.CONFIG)
     except ConfigError as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         return RunOverview(folder, f"cannot be read: {reason}", _read_last_write(folder))
     overview = RunOverview(
         folder,
@@ -133,7 +134,7 @@ def _add_progress(overview: RunOverview, config: Config) -> RunOverview:
     except OSError:
         text = ""
     rows = parse_history(text)
-    scores = [row["mAP"] for row in rows if isinstance(row.get("mAP"), float)]
+    scores = [row["mAP"] for row in rows if _is_finite(row.get("mAP"))]
     is_running = directory.is_in_use(overview.folder)
     state = f"{'running' if is_running else 'stopped'}, {_describe_progress(rows, config)}"
     best = max(scores, default=None)
@@ -162,8 +163,12 @@ def sum_seconds(rows: list[dict[str, Any]]) -> float | None:
 
     None: they are not known, as in rows of an older version.
     """
-    known = [row["seconds"] for row in rows if isinstance(row.get("seconds"), float)]
+    known = [row["seconds"] for row in rows if _is_finite(row.get("seconds"))]
     return sum(known) if known else None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and isfinite(value)
 
 
 def _read_last_write(folder: Path) -> str | None:

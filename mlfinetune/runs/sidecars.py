@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from mlfinetune.data.images.keywords import find_keywords
+from mlfinetune.data.images.keywords import find_keywords, read_bounded
 from mlfinetune.data.images.names import is_decoded_name
 from mlfinetune.data.images.xmp_packet import XmpError, find_unrepresentable
 from mlfinetune.data.readers.tags import MAX_BYTES, parse_tags
@@ -163,15 +163,26 @@ class SidecarWriter:
             SidecarError: it cannot be written.
         """
         path = _find_path(name, self._kind, self._list_sharing)
-        content = path.read_bytes() if os.path.lexists(path) else None
+        is_new = not os.path.lexists(path)
         if self._kind == "txt":
-            return Change(path, content is None, _merge_tags(path, content, labels))
-        inside = find_keywords(Path(name)) if content is None and labels else {}
+            content = None if is_new else path.read_bytes()
+            return Change(path, is_new, _merge_tags(path, content, labels))
         try:
+            content = None if is_new else read_bounded(path)
+            inside = _read_inside(name) if is_new and labels else {}
             merge = merge_keywords(content, labels, self._checkpoint, inside)
         except XmpError as error:
             raise SidecarError(f"{path}: {error}; it is left as it is") from error
-        return Change(path, content is None, merge)
+        return Change(path, is_new, merge)
+
+
+def _read_inside(name: str) -> dict[str, list[str]]:
+    """Return the keywords of people inside a picture, but for those that XML cannot hold."""
+    found = find_keywords(Path(name))
+    return {
+        kind: [word for word in words if not find_unrepresentable(word)]
+        for kind, words in found.items()
+    }
 
 
 class ChangeLines:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
 from mlfinetune.data.images.xmp_packet import (
+    CONTAINERS,
     DC,
     DIGIKAM,
     LIGHTROOM,
@@ -67,7 +68,10 @@ def add_properties(
         place = _find_list(packet, name)
         if place is None:
             begun[name] = items
-            edits += [_cut(packet, element) for element in packet.find_properties(name)]
+            there = packet.find_properties(name)
+            if any(_holds_more(element, list_items(element)) for element in there):
+                raise XmpError("its RDF is written in a way that cannot be merged")
+            edits += [_cut(packet, element) for element in there]
         else:
             edits.append(_append_items(packet.content, place, items))
     packet = _apply(packet, edits)
@@ -215,9 +219,26 @@ def _cut_within(
     wanted, items = {*lists.get(element.name, ())}, list_items(element)
     gone = [item for item in items if read_text(item) in wanted]
     if gone and len(gone) == len(items):
+        if _holds_more(element, items):
+            raise XmpError("its RDF is written in a way that cannot be merged")
         yield _cut(packet, element)
     else:
         yield from (_cut(packet, item) for item in gone)
+
+
+def _holds_more(element: Element, items: Sequence[Element]) -> bool:
+    """Return whether a property has elements beside the items of its list, as rdf:value or rdf:_1.
+
+    They may be keywords, and would go with it.
+    """
+    kept = {id(item) for item in items}
+    others, waiting = 0, list(element.children)
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in kept:
+            others += 1
+            waiting += each.children
+    return others > len(element.find(*CONTAINERS))
 
 
 def _cut_attributes(content: bytes, holder: Element, namespace: str) -> Iterator[Edit]:

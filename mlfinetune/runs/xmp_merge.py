@@ -4,6 +4,7 @@
     sea           cat, dog              cat, fox    sea         cat, fox
     sea, cat      (none)                cat         sea, cat    (none: cat is not ours)
     sea           cat, taken out since  cat         sea         (none: people have rejected it)
+    sea, cat      cat, taken out once   fox         sea, cat    fox (people's own cat stays)
 
 A record in the file says which keywords are ours and where they come from.
 """
@@ -15,6 +16,7 @@ from mlfinetune.data.images.xmp_packet import (
     HIERARCHY,
     OURS,
     RECORDS,
+    REJECTED,
     SEPARATORS,
     SUBJECT,
     TAGS_LIST,
@@ -64,11 +66,6 @@ class _State:
     gone: dict[str, list[str]]
     checkpoint: str
 
-    @property
-    def record(self) -> dict[str, list[str]]:
-        """Everything that the record names."""
-        return {name: [*self.ours[name], *self.gone[name]] for name in RECORDS}
-
     def is_same(self, other: "_State") -> bool:
         """Return whether our part is the same; order says nothing."""
         pairs = [(self.ours, other.ours), (self.gone, other.gone)]
@@ -102,7 +99,7 @@ def merge_keywords(
     is_needless = content is None and not any(after.ours.values())
     if is_needless or before.is_same(after):
         return Merge(None, rejected=rejected)
-    bare = remove_properties(packet, before.record, OURS)
+    bare = remove_properties(packet, before.ours, OURS)
     edited = add_properties(bare, *_list_properties(after))
     read = _read_state(edited)
     if not read.is_same(after) or read.by_people != before.by_people:
@@ -126,9 +123,11 @@ def _read_state(packet: Packet) -> _State:
     by_people, ours, gone = dict[str, list[str]](), dict[str, list[str]](), dict[str, list[str]]()
     for name, record in RECORDS.items():
         values, recorded = packet.list_values(name), packet.list_values(record)
+        rejected = packet.list_values(REJECTED[name])
         by_people[name] = [value for value in values if value not in recorded]
         ours[name] = [value for value in values if value in recorded]
-        gone[name] = [value for value in recorded if value not in values]
+        lost = dict.fromkeys((*recorded, *rejected))
+        gone[name] = [value for value in lost if value not in values]
     return _State(by_people, ours, gone, " ".join(packet.list_values(_CHECKPOINT)))
 
 
@@ -168,7 +167,8 @@ def _join_levels(paths: Sequence[Sequence[str]], by_people: Sequence[str], sign:
 def _list_properties(state: _State) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return the lists and the texts that a packet gets."""
     lists = {name: keywords for name, keywords in state.ours.items() if keywords}
-    lists |= {RECORDS[name]: keywords for name, keywords in state.record.items() if keywords}
+    lists |= {RECORDS[name]: keywords for name, keywords in state.ours.items() if keywords}
+    lists |= {REJECTED[name]: keywords for name, keywords in state.gone.items() if keywords}
     return lists, {_CHECKPOINT: state.checkpoint} if state.checkpoint else {}
 
 

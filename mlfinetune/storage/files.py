@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.asyn import sync
@@ -192,7 +193,7 @@ def fetch_file(url: str, kind: str, name: str | None = None) -> Path:
         DataError: it cannot be downloaded, or written neither to the cache nor elsewhere.
     """
     if name is None:
-        endings = Path(url.lower()).suffixes
+        endings = Path(urlsplit(url).path.lower()).suffixes  # a signature is no ending
         ending = "".join(endings[-2:] if endings[-1:] == [".gz"] else endings[-1:])
         name = f"{hash_key(url):016x}{ending}"
     try:

@@ -13,6 +13,7 @@ from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.text import pluralize
 
 CARD = "README.md"
+_LOSSES = {"sce": "sigmoid cross entropy", "asl": "the asymmetric loss", "focal": "the focal loss"}
 
 
 def run(folder: Path, output: Path | None) -> Path:
@@ -83,6 +84,7 @@ def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> Card
         dataset=dataset,
         split=str(content["data"]),
         per_label=directory.PER_LABEL,
+        loss=_LOSSES[config.loss.name],
     )
 
 

@@ -4,7 +4,6 @@ The file gets its name only after its numbers were those of the checkpoint. With
 quantized, and gets its name only if validation mAP stays.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -325,11 +324,11 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
 
 def _read_calibrating(request: ExportRequest, source: _Source, train: Manifest) -> Tensor:
     """Return pictures to take the scales of int8 from, (N, 3, S, S) uint8."""
-    step = max(1, len(train) // CALIBRATED)
-    paths: Iterable[str] = [train.path(row) for row in range(0, len(train), step)]
-    if request.images is not None and not any(map(os.path.isfile, paths)):
-        paths = _list_images(request.images)
-    images = list(islice(_decode(paths, source.loaded.transform), CALIBRATED))
+    rows = np.linspace(0, len(train) - 1, min(len(train), CALIBRATED)).astype(int).tolist()
+    spec = source.loaded.transform
+    images = list(_decode(map(train.path, rows), spec))
+    if not images and request.images is not None:
+        images = list(islice(_decode(_list_images(request.images), spec), CALIBRATED))
     if not images:
         raise DataError(
             "none of the run's training pictures, from which int8 takes its scales, can be read; "

@@ -359,7 +359,7 @@ def _open_tagger(
     log.say(
         f"checkpoint {_describe_source(backend.name)}: "
         f"{pluralize(len(backend.labels), 'label')}, {_describe_decision(decision)}; "
-        f"{describe_views(views)}device {device}, {backend.how}"
+        f"{describe_views(views)}device {backend.device}, {backend.how}"
     )
     applied = decision if request.top is None else replace(decision, how="fixed")
     if warning := describe_other_views(views, backend.fitted_views, applied):

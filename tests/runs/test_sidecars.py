@@ -84,7 +84,7 @@ def test_sidecars_that_programs_write_anew_are_merged(tmp_path: Path, program: s
 def test_tags_without_their_record_are_peoples(tmp_path: Path) -> None:
     """The command of the docs makes them so."""
     build_writer().write(predict(tmp_path / "a.jpg", "cat"))
-    options = ("-q", "-overwrite_original", "-ext", "xmp", "-XMP-mlfinetune:all=")
+    options = ("-q", "-overwrite_original", "-r", "-ext", "xmp", "-XMP-mlfinetune:all=")
     run_tool("exiftool", *options, tmp_path)
     found = read_sidecar(tmp_path / "a.jpg.xmp")
     assert (found.by_people[SUBJECT], found.ours[SUBJECT]) == (["cat"], [])

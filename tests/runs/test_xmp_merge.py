@@ -172,3 +172,41 @@ def test_a_new_sidecar_begins_with_the_keywords_inside_the_picture() -> None:
     assert keywords(content).ours[SUBJECT] == ["sea"]
     assert merge_keywords(None, ["cat"], PETS, inside).content is None
     assert merge(None).content is None
+
+
+def test_a_keyword_that_people_add_again_is_theirs() -> None:
+    """They took ours out, and later wrote it themselves: it stays when it is predicted no more."""
+    first = merge_keywords(None, ["cat", "fox"], "a sha256:1", {}).content
+    assert first is not None
+    taken_out = first.replace(b"<rdf:li>cat</rdf:li>", b"", 1)
+    second = merge_keywords(taken_out, ["cat", "fox"], "a sha256:1", {})
+    assert second.rejected == ("cat",)
+    content = second.content or taken_out
+    again = content.replace(b"<rdf:li>fox</rdf:li>", b"<rdf:li>fox</rdf:li><rdf:li>cat</rdf:li>", 1)
+    third = merge_keywords(again, [], "a sha256:1", {})
+    assert third.removed == ("fox",)
+    assert third.content is not None
+    keywords = read_keywords(parse_packet(decode_packet(third.content)[0]))
+    assert keywords.by_people[SUBJECT] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        '<dc:subject rdf:parseType="Resource"><rdf:value>sea</rdf:value></dc:subject>',
+        "<dc:subject><rdf:Bag><rdf:_1>sea</rdf:_1></rdf:Bag></dc:subject>",
+    ],
+)
+def test_keywords_in_other_forms_of_rdf_are_never_cut(held: str) -> None:
+    """The file is refused, or they are still there when our tags have come and gone."""
+    space = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
+    rdf = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
+    inner = f'<rdf:Description rdf:about="" {space}>{held}</rdf:Description>'
+    packet = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {rdf}>{inner}</rdf:RDF></x:xmpmeta>'
+    content = packet.encode()
+    for labels in (["cat"], []):
+        try:
+            content = merge_keywords(content, labels, "a sha256:1", {}).content or content
+        except XmpError:
+            continue
+        assert b"sea" in content

@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, IptcImagePlugin
 
 from mlfinetune.data.images.decode import opening_image
 from mlfinetune.data.images.xmp_packet import (
+    MAX_BYTES,
     RECORDS,
     SEPARATORS,
     SUBJECT,
@@ -70,11 +71,21 @@ def read_sidecar(path: Path) -> Keywords:
     Raises:
         XmpError: it cannot be read.
     """
+    return read_keywords(parse_packet(decode_packet(read_bounded(path))[0]))
+
+
+def read_bounded(path: Path) -> bytes:
+    """Return the bytes of a sidecar; of one that is too large one more than `decode_packet` takes.
+
+    Raises:
+        XmpError: it cannot be read.
+    """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise XmpError(error.strerror or str(error)) from error
-    return read_keywords(parse_packet(decode_packet(content)[0]))
+    return content
 
 
 def read_inside(path: Path) -> Keywords:
@@ -87,7 +98,11 @@ def read_inside(path: Path) -> Keywords:
     """
     try:
         with opening_image(path, sys.maxsize) as image:
-            packet, iptc = image.info.get("xmp"), _read_iptc(image)
+            packet = image.info.get("xmp")
+            try:
+                iptc = _read_iptc(image)
+            except Exception:  # Pillow's parser raises whatever; XMP stays good where IPTC is not
+                iptc = []
     except ImageError:
         return Keywords({}, {})
     keywords = Keywords({}, {})

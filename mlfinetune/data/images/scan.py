@@ -185,7 +185,7 @@ class _InspectPool:
         tasks = [paths[start : start + size] for start in range(0, len(paths), size)]
         # This process alone answers signals, and after all others have started: one that is
         # interrupted while it reads its first task would print a traceback.
-        with blocked_signals():
+        with blocked_signals(), _hidden_main():
             return chain.from_iterable(self._pool.map(self._inspect_chunk, tasks))
 
     def _stop_pool(self) -> None:
@@ -194,6 +194,25 @@ class _InspectPool:
             self._lifeline.close()
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Context whose new processes do not run the script of this one.
+
+    A script that calls `mlfinetune.train` may have no guard (`if __name__ == "__main__":`), and
+    each new process would begin the training anew. What they compute is in this module.
+    """
+    main = sys.modules["__main__"]
+    spec, names = main.__spec__, vars(main)
+    file = names.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            names["__file__"] = file
 
 
 def _end_with_parent(lifeline: Connection) -> None:

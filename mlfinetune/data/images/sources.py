@@ -115,8 +115,8 @@ def find_scale(picture: object, name: str, pixels: NDArray[np.uint8], max_pixels
     """
     if isinstance(picture, str | os.PathLike):
         size = read_image_size(os.fspath(picture), max_pixels)
-    elif isinstance(picture, bytes):
-        size = read_image_size(name, max_pixels, picture)
+    elif isinstance(picture, bytes | bytearray | memoryview):
+        size = read_image_size(name, max_pixels, bytes(picture))
     else:
         return 1
     return max(1, max(size) // int(max(pixels.shape[:2])))

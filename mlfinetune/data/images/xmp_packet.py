@@ -32,13 +32,15 @@ RECORDS = {
     TAGS_LIST: f"{OURS} predictedTagsList",
 }
 """List of keywords -> the list of those in it that are ours."""
+REJECTED = {name: record.replace("predicted", "rejected") for name, record in RECORDS.items()}
+"""List of keywords -> the list of ours that people took out of it."""
 SEPARATORS = {HIERARCHY: "|", TAGS_LIST: "/"}
 
 MAX_BYTES = 16_000_000
 MAX_DEPTH = 64
 MAX_ELEMENTS = 200_000
 _RDF = f"{RDF} RDF"
-_CONTAINERS = (f"{RDF} Bag", f"{RDF} Seq", f"{RDF} Alt")
+CONTAINERS = (f"{RDF} Bag", f"{RDF} Seq", f"{RDF} Alt")
 _START_TAG = re.compile(rb"""<[^\s/>]+(?:[^>"']|"[^"]*"|'[^']*')*>""")
 _DECLARED = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["']""")
 _SINGLE_BYTE = re.compile(r"(iso8859-\d+|cp125\d|ascii)")
@@ -148,13 +150,13 @@ def read_keywords(packet: Packet) -> Keywords:
 
 def list_items(element: Element) -> list[Element]:
     """Return the rdf:li elements of a list."""
-    containers = element.find(*_CONTAINERS)
+    containers = element.find(*CONTAINERS)
     return [item for container in containers for item in container.find(f"{RDF} li")]
 
 
 def find_container(element: Element) -> Element | None:
     """Return the rdf:Bag (or Seq, Alt) of a list; None: the property is no list."""
-    return next(iter(element.find(*_CONTAINERS)), None)
+    return next(iter(element.find(*CONTAINERS)), None)
 
 
 def read_text(item: Element) -> str:

@@ -67,7 +67,10 @@ def read_json(path: Path, options: SourceOptions) -> Table:
     del text
     notes: tuple[str, ...] = ()
     if label_studio.is_export(content):
-        tasks = label_studio.read_tasks(content, options)
+        try:
+            tasks = label_studio.read_tasks(content, options)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         numbered, options, notes = tasks.rows, tasks.options, tasks.notes
         if not numbered:
             raise DataError(f"{path}: no task of Label Studio has labels; {'; '.join(notes)}")

@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS
 from mlfinetune.data.readers.column_sample import is_picture_name
 from mlfinetune.data.table import SourceOptions
-from mlfinetune.text import pluralize
+from mlfinetune.errors import DataError
+from mlfinetune.text import pluralize, quote_yaml
 
 Task = dict[str, Any]
 
@@ -64,11 +66,16 @@ def read_tasks(content: Any, options: SourceOptions) -> Tasks:
         content: for which `is_export` holds.
         options: `label_column` may name controls of the labeling interface; `folder_labels: path`
             makes each level of a taxonomy a label, `leaf` the last one.
+
+    Raises:
+        DataError: `label_column` names a control that the export lacks; of JSON-MIN it is not sure
+            which keys are controls.
     """
     tasks = content if isinstance(content, list) else [content]
     if _is_flat_task(tasks[0]):
         return _read_flat(tasks, options)
     wanted, column, counts = set(options.label_column), _name_column(tasks), Counter[str]()
+    _require_controls(options.label_column, _list_controls(tasks))
     rows: list[tuple[int, Task]] = []
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict) or not _is_task(task):
@@ -81,6 +88,39 @@ def read_tasks(content: Any, options: SourceOptions) -> Tasks:
         labels = _collect_labels(annotation, wanted, options.folder_labels)
         rows.append((number, {**data, column: list(dict.fromkeys(labels))}))
     return Tasks(rows, _set_columns(options, rows, (column,)), _describe(counts))
+
+
+def _list_controls(tasks: Sequence[Any]) -> list[str]:
+    """Return the names of the controls whose results name labels."""
+    names = dict[str, None]()
+    for task in tasks:
+        if isinstance(task, dict) and _is_task(task):
+            for result in _iterate_results(task):
+                if isinstance(result.get("from_name"), str) and _names_labels(result):
+                    names[result["from_name"]] = None
+    return list(names)
+
+
+def _iterate_results(task: Task) -> Iterator[Task]:
+    for name in _LISTS:
+        for annotation in task.get(name) or ():
+            results = annotation.get("result") if isinstance(annotation, dict) else None
+            yield from (x for x in results or () if isinstance(x, dict))
+
+
+def _names_labels(result: Task) -> bool:
+    kind = result.get("type")
+    return isinstance(kind, str) and kind in _KINDS
+
+
+def _require_controls(wanted: Sequence[str], controls: Sequence[str]) -> None:
+    """Raise a DataError where `data.label_column` names a control that the export lacks."""
+    for name in wanted:
+        if name not in controls:
+            raise DataError(
+                f"no control '{name}' (data.label_column); controls of this export: "
+                f"{quote_names(controls) or 'none'}"
+            )
 
 
 def _is_task(value: Task) -> bool:
@@ -119,7 +159,7 @@ def _read_time(annotation: Task) -> str:
 
 def _collect_labels(annotation: Task, wanted: set[str], folder_labels: str) -> Iterator[str]:
     for result in annotation.get("result") or ():
-        if not isinstance(result, dict) or result.get("type") not in _KINDS:
+        if not isinstance(result, dict) or not _names_labels(result):
             continue
         if not wanted or result.get("from_name") in wanted:
             value = result.get("value")
@@ -167,7 +207,7 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
     newest: dict[object, tuple[int, Any]] = {}
     repeated: set[object] = set()
     for number, task in enumerate(tasks, 1):
-        known = isinstance(task, dict) and "id" in task
+        known = isinstance(task, dict) and isinstance(task.get("id"), int | str)
         key = task["id"] if known else ("row", number)
         if key in newest:
             repeated.add(key)
@@ -175,7 +215,10 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
                 continue
         newest[key] = (number, task)
     kept = sorted(newest.values(), key=lambda pair: pair[0])
-    controls = options.label_column or _find_controls([task for _, task in kept])
+    found = [task for _, task in kept]
+    columns = {key for task in found if isinstance(task, dict) for key in task.keys() - _ABOUT}
+    _require_controls(options.label_column, sorted(columns))
+    controls = options.label_column or _find_controls(found)
     rows = [(number, _flatten_row(task, controls, options)) for number, task in kept]
     counts = Counter({"several": len(repeated)})
     if not controls:  # the columns are looked at as those of any table
@@ -184,7 +227,14 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
 
 
 def _find_controls(tasks: Sequence[Any]) -> tuple[str, ...]:
-    """Return the keys that hold labels; none where several could."""
+    """Return the keys that hold labels; none where that is not sure.
+
+    A control of one choice has text, as the task's data may have. A text that several rows share
+    may be either.
+
+    Raises:
+        DataError: some keys hold choices, and others may.
+    """
     values: dict[str, list[Any]] = {}
     for task in tasks:
         if isinstance(task, dict):
@@ -192,14 +242,21 @@ def _find_controls(tasks: Sequence[Any]) -> tuple[str, ...]:
                 if key not in _ABOUT:
                     values.setdefault(key, []).append(value)
     nested = [key for key, found in values.items() if any(map(_is_nested, found))]
-    if nested:
-        return tuple(nested)
-    others = [
-        key
-        for key, found in values.items()
-        if not any(isinstance(value, str) and is_picture_name(value) for value in found)
-    ]
-    return tuple(others) if len(others) == 1 else ()
+    texts = [key for key, found in values.items() if key not in nested and _are_words(found)]
+    if not nested:
+        return tuple(texts) if len(texts) == 1 else ()
+    shared = [key for key in texts if len(set(values[key])) < len(values[key])]
+    if shared:
+        raise DataError(
+            f"{quote_names(nested)} hold choices, and {quote_names(shared)} may: name the controls "
+            f"that hold labels, data.label_column: [{', '.join(map(quote_yaml, nested))}]"
+        )
+    return tuple(nested)
+
+
+def _are_words(values: Sequence[Any]) -> bool:
+    """Return whether values are texts that name no pictures."""
+    return all(isinstance(value, str) and not is_picture_name(value) for value in values)
 
 
 def _is_nested(value: Any) -> bool:
@@ -207,7 +264,8 @@ def _is_nested(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(_KINDS & value.keys())
     first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, list) or (isinstance(first, dict) and bool(_KINDS & first.keys()))
+    is_path = isinstance(first, list) and all(isinstance(level, str) for level in first)
+    return is_path or (isinstance(first, dict) and bool(_KINDS & first.keys()))
 
 
 def _flatten_row(task: Any, controls: Sequence[str], options: SourceOptions) -> Any:

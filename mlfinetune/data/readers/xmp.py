@@ -78,8 +78,8 @@ def note_keywords(folder: Path) -> list[str]:
 
 
 def _count_tagged(pictures: Sequence[Path], inside: bool = True) -> int:
-    """Return how many pictures have keywords of people."""
-    return sum(bool(find_keywords(path, inside)) for path in pictures)
+    """Return how many pictures have labels from people; a program's own notes are none."""
+    return sum(bool(list_labels(find_keywords(path, inside), "leaf")) for path in pictures)
 
 
 def _sample_pictures(folder: Path) -> list[Path]:

@@ -107,6 +107,44 @@ def test_of_several_annotations_one_counts(
     assert read(tmp_path, content) == {"a.jpg": {wanted}}
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("/data/upload/3/1a2b3c4d-my_cat_1.jpg", "my cat (1).jpg"),
+        ("/label-studio/data/upload/3/1a2b3c4d-my_cat.jpg", "my_cat.jpg"),
+        ("/data/local-files/?d=sub%2Fmy%20cat.jpg", "sub/my cat.jpg"),
+    ],
+)
+def test_names_that_the_server_has_changed_are_found(tmp_path: Path, name: str, file: str) -> None:
+    """Spaces and brackets are gone there; a server may lie below a prefix."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / file)
+    content = [task("a.jpg", annotation(choices("cat")), image=name)]
+    assert read(tmp_path, content) == {file: {"cat"}}
+
+
+@pytest.mark.parametrize("form", ["json", "min"])
+def test_a_control_that_is_not_there_is_named(tmp_path: Path, form: str) -> None:
+    """With those that are."""
+    content = [task("a.jpg", annotation(choices("cat")))]
+    if form == "min":
+        content = [flat("a.jpg", tag="cat")]
+    with pytest.raises(DataError, match=r"no control 'typo' .*'tag'"):
+        read(tmp_path, content, label_column=("tag", "typo"))
+
+
+def test_json_min_of_several_controls_is_no_guess(tmp_path: Path) -> None:
+    """A text that repeats may be a choice, or data; coordinates are no taxonomy."""
+    content = [
+        flat("a.jpg", tag={"choices": ["cat", "dog"]}, scene="in", crop=[[1, 2], [3, 4]]),
+        flat("b.jpg", tag="cat", scene="in", crop=[[1, 2], [3, 4]]),
+    ]
+    with pytest.raises(DataError, match=r"'tag' hold choices, and 'scene' may"):
+        read(tmp_path, content)
+    found = read(tmp_path, content, label_column=("tag", "scene"))
+    assert found == {"a.jpg": {"cat", "dog", "in"}, "b.jpg": {"cat", "in"}}
+
+
 @pytest.mark.parametrize("value", ["cat", {"choices": ["cat"]}, [["animal", "cat"]], ["cat"]])
 def test_json_min_is_read(tmp_path: Path, value: Any) -> None:
     """A choice, several choices, a taxonomy; what describes the annotation is no label."""
