@@ -113,7 +113,8 @@ def test_a_script_needs_no_guard(pictures: Path, monkeypatch: pytest.MonkeyPatch
     script.write_text(
         "import mlfinetune\n"
         "config = {'data': {'train': 'tags.csv'}, 'model': {'backbone': "
-        "'shufflenet_v2_x0_5', 'weights': None, 'image_size': 32}, 'train': {'epochs': 1, 'workers': 0}}\n"
+        "'shufflenet_v2_x0_5', 'weights': None, 'image_size': 32}, "
+        "'train': {'epochs': 1, 'workers': 0}}\n"
         "print('began')\n"
         "mlfinetune.train(config, output='run')\n"
     )

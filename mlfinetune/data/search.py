@@ -28,15 +28,12 @@ from mlfinetune.text import quote_yaml
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 _UPLOAD = re.compile(r"(?:/[\w.-]+)*/data/(?:upload|local-files)/")
-"""Paths of Label Studio's server, which may lie below a prefix."""
 _LABEL_STUDIO = "/?d="
-"""Label Studio writes `/data/local-files/?d=images/a.jpg`."""
 _UPLOADED = re.compile("[0-9a-f]{8}-.")
-"""Label Studio writes eight digits before the name of a picture that was uploaded to it."""
+"""Label Studio writes `/data/local-files/?d=a.jpg`, and eight digits before an upload's name."""
 _ENDINGS = DECODED | UNDECODED.keys()
 """Endings that a table may write of a picture that lies there in another format."""
-_KEPT_FILES = 4
-"""Files of one name that are kept for a message."""
+_KEPT_FILES = 4  # of one name, for a message
 
 
 @dataclass
@@ -87,8 +84,8 @@ def search_files(
     for name in dict.fromkeys(names):
         groups[_list_forms(name)].append(name)
     keys, links = {_make_key(form) for forms in groups for form in forms}, list[str]()
-    uploads = [name for group in groups.values() for name in group if is_upload(name)]
-    stored = {_make_key(form) for name in uploads for form in _list_forms(name)}
+    uploads = (forms for forms, group in groups.items() if any(map(is_upload, group)))
+    stored = {_make_key(form) for forms in uploads for form in forms}
     files = _index_files(root, keys, stored, limit, None if allow_outside else links)
     search = Search(links=links, is_complete=files is not None)
     claims: defaultdict[str, list[str]] = defaultdict(list)

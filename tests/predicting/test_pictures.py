@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlfinetune.data.images.transforms import TransformSpec
-from mlfinetune.errors import ImageError
+from mlfinetune.errors import DataError, ImageError
 from mlfinetune.predicting.pictures import PictureReader, list_pictures
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -39,7 +39,8 @@ def test_one_is_a_list_of_one(trained: Path) -> None:
     images = trained / "images"
     assert list(list_pictures(images)) == sorted(map(str, images.iterdir()))
     assert list(list_pictures(f"{images}/000*.jpg")) == sorted(map(str, images.glob("000*.jpg")))
-    assert list(list_pictures("none*.jpg")) == []
+    with pytest.raises(DataError, match="no file matches"):
+        list_pictures("none*.jpg")
     for one in (str(images / "0000.jpg"), "none.jpg", "https://host/a[1].jpg"):
         assert list(list_pictures(one)) == [one]
 

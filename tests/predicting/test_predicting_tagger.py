@@ -187,7 +187,7 @@ def test_pictures_are_taken_as_results_are_asked_for(
         ({"batch_size": 0}, "batch_size=0: wanted 1 or more"),
         ({"on_error": "skip"}, "on_error='skip': wanted 'return' or 'raise'"),
         ({"threshold": 1.5}, "threshold=1.5: wanted a number from 0 to 1"),
-        ({"top": 0}, "top=0: wanted 1 or more"),
+        ({"top": 0}, "top=0: wanted a whole number, 1 or more"),
         ({"views": "all"}, "views='all': wanted 'plain' or 'mirror'"),
         ({"images": 3}, "pictures were wanted, found int"),
     ],
