@@ -37,7 +37,7 @@ def main() -> None:
     """Measure both precisions and numbers of levels."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        paths = draw_pictures(Path(name))
+        paths = draw_pictures(Path(name), PICTURES)
         rows = [
             measure(paths, levels, dtype)
             for levels in (1, 2)
@@ -48,13 +48,13 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def draw_pictures(folder: Path) -> list[str]:
-    """Write the JPEGs; return their paths."""
+def draw_pictures(folder: Path, count: int) -> list[str]:
+    """Write JPEGs of 800 x 600 pixels; return their paths."""
     rng = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(count):
         pixels, _ = demo_data.draw(rng, 240)
         Image.fromarray(pixels).resize((800, 600)).save(folder / f"{number}.jpg", quality=90)
-    return [str(folder / f"{number}.jpg") for number in range(PICTURES)]
+    return [str(folder / f"{number}.jpg") for number in range(count)]
 
 
 def measure(paths: list[str], levels: int, dtype: torch.dtype) -> dict[str, object]:

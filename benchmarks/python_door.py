@@ -16,10 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import demo_data
-import numpy as np
 import torch
-from PIL import Image
+from explain import draw_pictures
 
 import mlfinetune
 from mlfinetune.data.images.transforms import TransformSpec
@@ -39,20 +37,11 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = draw_pictures(folder)
+        paths = draw_pictures(folder, PICTURES)
         rows = [measure(folder, paths, *case) for case in CASES]
     result = {"torch": torch.__version__, "machine": platform.machine(), "rows": rows}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-
-
-def draw_pictures(folder: Path) -> list[str]:
-    """Write the JPEGs; return their paths."""
-    rng = np.random.default_rng(0)
-    for number in range(PICTURES):
-        pixels, _ = demo_data.draw(rng, 240)
-        Image.fromarray(pixels).resize((800, 600)).save(folder / f"{number}.jpg", quality=90)
-    return [str(folder / f"{number}.jpg") for number in range(PICTURES)]
 
 
 def write_checkpoint(path: Path, backbone: str, side: int, precision: str) -> None:

@@ -196,6 +196,7 @@ def add_logits(content: bytes) -> bytes:
 def require_onnx() -> None:
     """Raise a ConfigError where the extra is missing; it names the command that installs it."""
     try:
+        # Unused here: the exporter imports onnxscript itself, and fails late without it.
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:

@@ -6,6 +6,7 @@ A child leads a process group of its own, as a shell's job does. What it does to
 is written down, and it can be told where to die there (`traced.py`).
 """
 
+import io
 import multiprocessing
 import os
 import signal
@@ -189,7 +190,7 @@ def run_command(
             reads = os.O_RDONLY if name == "stdin" else os.O_WRONLY | os.O_APPEND
             os.dup2(os.open(file, reads), number)
     if streams["stdin"] is not None:  # multiprocessing has put another file in its place
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     os.environ.clear()
     os.environ.update(environment, NO_COLOR="1", COLUMNS="100")
     multiprocessing.set_start_method(start_method, force=True)  # else its workers' would be ours

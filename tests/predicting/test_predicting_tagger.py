@@ -76,14 +76,15 @@ def test_both_doors_take_as_many_pictures_at_once() -> None:
 def test_thresholds_top_and_views(trained: Path, tagger: Tagger, cli: Run) -> None:
     """As the options of those names."""
     picture = str(trained / "images/0003.png")
-    for options, asked in (
+    cases: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         (("--threshold", "0.3"), {"threshold": 0.3}),
         (("--top", "3"), {"top": 3}),
         (("--threshold", "0.5", "--views", "mirror"), {"threshold": 0.5, "views": "mirror"}),
-    ):
+    )
+    for options, asked in cases:
         command = ("predict", picture, "-c", "runs/pets", "--format", "jsonl", *options)
         row = json.loads(cli(*command, cwd=trained).stdout)
-        (found,) = tagger.predict(picture, **asked)  # type: ignore[arg-type]
+        (found,) = tagger.predict(picture, **asked)
         assert found.labels == row["labels"]
         assert {name: round(p, 6) for name, p in found.scores.items()} == row["scores"]
     with pytest.warns(UserWarning, match="^mirror views are scored, but the checkpoint's thresh"):
@@ -175,7 +176,7 @@ def test_pictures_are_taken_as_results_are_asked_for(
     for number in range(1, 4):
         next(results)
         assert len(taken) <= (number if batch_size == 1 else ahead)
-    results.close()  # type: ignore[attr-defined]
+    del results  # as when a caller has seen enough
     for thread in [each for each in threading.enumerate() if "mlfinetune" in each.name]:
         thread.join(30)
         assert not thread.is_alive()
@@ -229,14 +230,15 @@ def test_eight_threads_get_the_numbers_of_one(trained: Path, tagger: Tagger, pho
 # ---- heat maps ----------------------------------------------------------------------------
 
 
-def test_a_map_covers_the_upright_picture(tagger: Tagger, photo: Path) -> None:
+def test_a_map_covers_the_upright_picture(trained: Path, tagger: Tagger, photo: Path) -> None:
     """Of 480 x 640 pixels, whatever it is given as; its mean and the bias are the logit."""
     heat = tagger.explain(photo, "green")
     assert (heat.shape, heat.dtype) == ((640, 480), np.float32)
     for same in (photo.read_bytes(), io.BytesIO(photo.read_bytes())):
         assert np.array_equal(tagger.explain(same, "green"), heat)
     assert tagger.explain(Image.open(photo), "green").shape == (640, 480)
-    bias = tagger.backend._tagger.head.bias[tagger.labels.index("green")]  # type: ignore[attr-defined]
+    weights = checkpoint.load(trained / "runs/pets/best.safetensors").weights
+    bias = weights["head.bias"][tagger.labels.index("green")]
     p = scores(tagger, photo)[0, tagger.labels.index("green")]
     assert heat.mean() + bias.item() == pytest.approx(np.log(p / (1 - p)), abs=0.02)
 
