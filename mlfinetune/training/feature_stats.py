@@ -113,8 +113,11 @@ def _fit_constant(loss: Callable[..., Tensor], share: Tensor) -> tuple[Tensor, T
         low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
     middle = (low + high) / 2
     slope = (differentiate(middle + _STEP) - differentiate(middle - _STEP)) / (2 * _STEP)
-    # A loss that is flat there, as one with a margin, would divide by 0.
-    return middle, slope.clamp(min=_FLATTEST * share * (1 - share)).sqrt()
+    # A loss without a minimum, as with `pos_weight: 0`, has the start and the scale of `sce`; one
+    # that is flat there would divide by 0.
+    has_minimum, variance = middle.abs() < _LARGEST - 1, share * (1 - share)
+    curvature = torch.where(has_minimum, slope.clamp(min=_FLATTEST * variance), variance)
+    return torch.where(has_minimum, middle, share.logit()), curvature.sqrt()
 
 
 _LARGEST, _HALVINGS, _STEP = 20.0, 40, 0.01

@@ -378,3 +378,22 @@ def test_features_that_are_all_but_one(mean: float) -> None:
     record, head = solved(one @ direction + mean + 1e-4 * noise, y, PENALTIES[-1:])[0]
     assert record.loss < 0.1
     assert bool(head.weight.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"name": "sce", "pos_weight": torch.tensor([0.0, 1e4, 1.0])},
+        {"name": "asl", "gamma_neg": 10.0, "gamma_pos": 0.0, "clip": 0.5},
+    ],
+)
+def test_a_loss_without_a_minimum_starts_at_the_log_odds(form: dict[str, object]) -> None:
+    """Where it falls for ever among logits that all images share; weights are finite."""
+    x, y = data()
+    constant = feature_stats.compute_feature_stats(
+        lambda: batches(x, y), torch.device("cpu"), build_loss(**form)
+    ).constant
+    positives, negatives = (y == 1).sum(0) + 1.0, (y == 0).sum(0) + 1.0
+    assert constant[0].item() == pytest.approx((positives / negatives).log()[0].item(), abs=1e-4)
+    for _, head in solved(x, y, PENALTIES[:2], **form):
+        assert head.weight.isfinite().all()
