@@ -59,12 +59,15 @@ class _State:
         ours: those that we wrote, and that are there.
         gone: those that we wrote, and that people took out.
         checkpoint: of the record; empty: there is none.
+        is_stale: the record still calls some of `gone` ours; were people to add one again, it
+            would be taken for ours.
     """
 
     by_people: dict[str, list[str]]
     ours: dict[str, list[str]]
     gone: dict[str, list[str]]
     checkpoint: str
+    is_stale: bool = False
 
     def is_same(self, other: "_State") -> bool:
         """Return whether our part is the same; order says nothing."""
@@ -97,7 +100,7 @@ def merge_keywords(
     rejected = tuple(x for x in labels if split_levels(x)[-1] in before.gone[SUBJECT])
     after = _plan(before, [label for label in labels if label not in rejected], checkpoint)
     is_needless = content is None and not any(after.ours.values())
-    if is_needless or before.is_same(after):
+    if is_needless or (before.is_same(after) and not before.is_stale):
         return Merge(None, rejected=rejected)
     bare = remove_properties(packet, before.ours, OURS)
     edited = add_properties(bare, *_list_properties(after))
@@ -121,6 +124,7 @@ def split_levels(label: str) -> list[str]:
 
 def _read_state(packet: Packet) -> _State:
     by_people, ours, gone = dict[str, list[str]](), dict[str, list[str]](), dict[str, list[str]]()
+    is_stale = False
     for name, record in RECORDS.items():
         values, recorded = packet.list_values(name), packet.list_values(record)
         rejected = packet.list_values(REJECTED[name])
@@ -128,7 +132,9 @@ def _read_state(packet: Packet) -> _State:
         ours[name] = [value for value in values if value in recorded]
         lost = dict.fromkeys((*recorded, *rejected))
         gone[name] = [value for value in lost if value not in values]
-    return _State(by_people, ours, gone, " ".join(packet.list_values(_CHECKPOINT)))
+        is_stale |= not {*recorded} <= {*values}
+    checkpoint = " ".join(packet.list_values(_CHECKPOINT))
+    return _State(by_people, ours, gone, checkpoint, is_stale)
 
 
 def _plan(before: _State, labels: Sequence[str], checkpoint: str) -> _State:
