@@ -3,38 +3,52 @@
     {"data": {"image": "photos/a.jpg"},
      "predictions": [{"model_version": "pets/best.safetensors sha256:1a2b3c4d5e6f", "score": 0.84,
        "result": [{"from_name": "choice", "to_name": "image", "type": "choices", "score": 0.84,
-                   "value": {"choices": ["cat", "sofa"]}, "meta": {"scores": {"cat": 0.97, ...}}}]}]}
+                   "value": {"choices": ["cat", "sofa"]},
+                   "meta": {"scores": {"cat": 0.97, "sofa": 0.84}}}]}]}
 
 Format: https://labelstud.io/guide/predictions. A control has one result, which names all of its
-labels. A picture without labels has an empty `result`: it shows nothing, which people confirm.
+labels. A picture without labels has an empty `result`, which people confirm or correct.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.config import Config
+from mlfinetune.data.readers.label_studio_interface import Interface, read_interface
+
 Task = dict[str, Any]
+_DIGITS = 12
+"""Digits of a checkpoint's SHA-256 in the name of a model."""
 
 
-@dataclass(frozen=True)
-class Interface:
-    """Names of a labeling interface; at first those of Label Studio's image classification.
+def find_interface(config: Config) -> tuple[Interface, str]:
+    """Return the interface of the export that a run was trained on, and a line that says so.
 
-    Attributes:
-        image: key of a task's data that holds the picture: `value="$image"`.
-        to_name: name of the `Image` tag.
-        from_name: name of the `Choices` tag.
-        controls: label -> name of its `Choices` tag, where there are several; a label that is not
-            there has `from_name`.
+    Where the run had another kind of table, or the export is gone, it is Label Studio's template.
     """
+    data = config.data
+    column = data.label_column
+    controls = (column,) if isinstance(column, str) else tuple(column or ())
+    found = None
+    if isinstance(data.train, Path):
+        found = read_interface(data.train, data.image_column, controls, data.rename_labels)
+    interface = found or Interface()
+    source = "Label Studio's template" if found is None else f"as in {data.train}"
+    controls = tuple(dict.fromkeys(choice.control for choice in interface.choices.values()))
+    names = ", ".join(f"<Choices name={name!r}>" for name in controls or (interface.from_name,))
+    return interface, (
+        f"interface: data.{interface.image}, <Image name={interface.to_name!r}>, {names} ({source})"
+    )
 
-    image: str = "image"
-    to_name: str = "image"
-    from_name: str = "choice"
-    controls: Mapping[str, str] = field(default_factory=dict)
+
+def name_model(checkpoint: str) -> str:
+    """Return the `model_version` for what `name_checkpoint` returns: a part of its digest."""
+    name, mark, digest = checkpoint.partition("sha256:")
+    return name + mark + digest[:_DIGITS]
 
 
 def build_task(
@@ -65,15 +79,14 @@ def build_task(
     p = [round(float(x), 6) for x in probabilities]
     by_control: dict[str, list[int]] = {}
     for column in columns:
-        control = names.controls.get(labels[column], names.from_name)
-        by_control.setdefault(control, []).append(column)
+        by_control.setdefault(names.find_choice(labels[column]).control, []).append(column)
     prediction: Task = {"model_version": model_version}
     if with_scores:
         prediction["score"] = min(p[c] for c in columns) if columns else round(1 - max(p), 6)
     results = []
     for control, chosen in by_control.items():
         result: Task = {"from_name": control, "to_name": names.to_name, "type": "choices"}
-        result["value"] = {"choices": [labels[c] for c in chosen]}
+        result["value"] = {"choices": [names.find_choice(labels[c]).value for c in chosen]}
         if with_scores:
             result["score"] = min(p[c] for c in chosen)
             result["meta"] = {"scores": {labels[c]: p[c] for c in chosen}}

@@ -26,6 +26,8 @@ Task = dict[str, Any]
 
 _LISTS = ("annotations", "completions")
 """Keys of a task's annotations, now and in old versions."""
+_PREDICTIONS = "predictions"
+"""Key of what a model proposes: a task with these alone is not annotated."""
 _KINDS = {
     "choices", "taxonomy", "labels", "rectanglelabels", "polygonlabels", "ellipselabels",
     "keypointlabels", "brushlabels", "bitmasklabels",
@@ -95,13 +97,14 @@ def _list_controls(tasks: Sequence[Any]) -> list[str]:
     names = dict[str, None]()
     for task in tasks:
         if isinstance(task, dict) and _is_task(task):
-            for result in _iterate_results(task):
+            for result in iterate_results(task):
                 if isinstance(result.get("from_name"), str) and _names_labels(result):
                     names[result["from_name"]] = None
     return list(names)
 
 
-def _iterate_results(task: Task) -> Iterator[Task]:
+def iterate_results(task: Task) -> Iterator[Task]:
+    """Yield the results of all annotations of a task."""
     for name in _LISTS:
         for annotation in task.get(name) or ():
             results = annotation.get("result") if isinstance(annotation, dict) else None
@@ -124,7 +127,7 @@ def _require_controls(wanted: Sequence[str], controls: Sequence[str]) -> None:
 
 
 def _is_task(value: Task) -> bool:
-    has_list = any(isinstance(value.get(name), list) for name in _LISTS)
+    has_list = any(isinstance(value.get(name), list) for name in (*_LISTS, _PREDICTIONS))
     return has_list and isinstance(value.get("data"), dict)
 
 
