@@ -9,8 +9,8 @@ w_l = (n_l + 1)^-0.5, where n_l labelled pictures have it. A picture is the matr
     g_i = (w_l e_il)_l x_i', with x_i its features, of length 1
 
 as in the gradient of the head's loss: two pictures are alike if the same labels are undecided for
-pictures that look alike. The first pick is the longest g; each further one is the farthest from all
-picks so far (the distance to the nearest of them is greatest). So nearness, rarity and spread are
+pictures that look alike. Each pick is the farthest from 0 and from all picks so far (the distance to
+the nearest of them is greatest); the first one is the longest. So nearness, rarity and spread are
 one number, and no weight between them has to be chosen. It follows BADGE (Ash et al., 2020), which
 has entropy in the place of nearness and draws at random. benchmarks/next.py measures it.
 """
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.targets import POSITIVE
 from mlfinetune.metrics.near_duplicates import NEAR, find_near_duplicates
 
 Floats = NDArray[np.floating]
@@ -38,6 +39,10 @@ _ENDS = 1e-6
 _SHARE = 0.25
 """Part of the length of g from which a label is named among the reasons."""
 _MOST_NAMED = 3
+SAMPLE = 1024
+"""Labelled pictures that `find_least` compares with each other."""
+_ORDINARY = 0.999
+"""Share of the pairs of different pictures that are no near duplicates, whatever the network."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Pick:
 
     Attributes:
         row: of the picture.
-        score: squared distance to the nearest pick before it; of the first one, its length.
+        score: squared distance to 0 or to the nearest pick before it, whichever is less.
         labels: columns that the picture is chosen for, the strongest first.
     """
 
@@ -91,38 +96,52 @@ def choose_pictures(
         least: cosine similarity from which two pictures are near duplicates.
     """
     nearest = find_near_duplicates(features, known, least)
-    weights = (positives + 1.0) ** -RARITY
-    cuts = _to_logits(np.where(np.asarray(thresholds) >= 1, 0.5, thresholds))
-    lengths = np.concatenate(
-        [
-            np.zeros(0),
-            *(
-                np.square(weigh_labels(probabilities[start : start + _BLOCK], cuts, weights)).sum(1)
-                for start in range(0, len(probabilities), _BLOCK)
-            ),
-        ]
-    )
+    blocks = [
+        np.square(weigh_labels(probabilities[start : start + _BLOCK], thresholds, positives)).sum(1)
+        for start in range(0, len(probabilities), _BLOCK)
+    ]
+    lengths = np.concatenate([np.zeros(0), *blocks])
     fresh = np.flatnonzero(nearest < 0)
     order = fresh[np.argsort(-lengths[fresh], kind="stable")]
-    size = max(MOST_COMPARED, 2 * count)
-    picker = _Picker(features, least)
+    picker, size = _Picker(features, least), max(MOST_COMPARED, 2 * count)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        picker.add(rows, weigh_labels(probabilities[rows], cuts, weights), count)
-    known_rows = np.flatnonzero(nearest >= 0)
-    return Choice(tuple(picker.picks), tuple(known_rows.tolist()), tuple(picker.near))
+        picker.add(rows, weigh_labels(probabilities[rows], thresholds, positives), count)
+    repeated = np.flatnonzero(nearest >= 0)
+    return Choice(tuple(picker.picks), tuple(repeated.tolist()), tuple(picker.near))
 
 
-def weigh_labels(probabilities: Floats, cuts: Floats, weights: Floats) -> NDArray[np.float32]:
-    """Return (n, L) weighted nearness of each label to its threshold.
+def find_least(known: Floats, targets: NDArray[np.int8]) -> float:
+    """Return the cosine similarity from which pictures are near duplicates to this network.
+
+    It is NEAR for a pretrained one. A network that was trained on few pictures finds all of them
+    alike: then it is the similarity that one in a thousand pairs of pictures reaches whose labels
+    have nothing in common.
+
+    Args:
+        known: (K, F) features of labelled pictures, or of some of them.
+        targets: (K, L) their labels.
+    """
+    units = _read_units(known, np.arange(len(known)))
+    given = (targets == POSITIVE).astype(np.float32)
+    tagged = given.any(axis=1)
+    differ = (given @ given.T == 0) & tagged & tagged[:, None]
+    pairs = (units @ units.T)[np.triu(differ, 1)]
+    return max(NEAR, float(np.quantile(pairs, _ORDINARY))) if len(pairs) else NEAR
+
+
+def weigh_labels(
+    probabilities: Floats, thresholds: Floats, positives: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """Return (n, L) nearness of each label to its threshold, times its weight.
 
     Args:
         probabilities: (n, L).
-        cuts: (L,) thresholds as logits.
-        weights: (L,) of the labels.
+        thresholds, positives: (L,) as `choose_pictures` takes them.
     """
+    cuts = _to_logits(np.where(np.asarray(thresholds) >= 1, 0.5, thresholds))
     distance = np.abs(_to_logits(probabilities) - cuts)
-    return (weights * np.exp(-distance)).astype(np.float32)
+    return ((positives + 1.0) ** -RARITY * np.exp(-distance)).astype(np.float32)
 
 
 def _to_logits(probabilities: Floats) -> NDArray[np.float64]:
@@ -182,7 +201,9 @@ def _name_labels(strengths: NDArray[np.float32]) -> tuple[int, ...]:
 
 def _read_units(features: Floats, rows: Rows) -> NDArray[np.float32]:
     """Return the features of rows, of length 1; zeros of a row that points nowhere."""
-    return np.concatenate(list(_iter_units(features, rows)))
+    return np.concatenate(
+        [np.zeros((0, features.shape[1]), np.float32), *_iter_units(features, rows)]
+    )
 
 
 def _iter_units(features: Floats, rows: Rows) -> Iterator[NDArray[np.float32]]:

@@ -22,19 +22,36 @@ from mlfinetune.runtime.log import RunLog
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures of a run, each once.
+    """Pictures of a run.
 
     Attributes:
-        paths: of those whose place is known.
+        sides: examples of train and val; none where the tables are gone.
         positives: (L,) number of them that have each label.
         contents, numbers: sorted numbers of the files' bytes, and of the paths; also of pictures
             whose place is not known.
     """
 
-    paths: tuple[str, ...]
+    sides: tuple[Manifest, ...]
     positives: NDArray[np.int64]
     contents: Numbers
     numbers: Numbers
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the K examples, side by side."""
+        return tuple(side.path(row) for side in self.sides for row in range(len(side)))
+
+    def read_targets(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        """Return the (n, L') targets of some examples, numbered as `paths`; L' as in the tables."""
+        if not self.sides:
+            return np.empty((0, 0), np.int8)
+        ends = np.cumsum([len(side) for side in self.sides])
+        sides = np.searchsorted(ends, rows, side="right")
+        out = np.empty((len(rows), len(self.sides[0].labels)), np.int8)
+        for number, side in enumerate(self.sides):
+            own = sides == number
+            out[own] = side.targets[rows[own] - ends[number] + len(side)]
+        return out
 
 
 def read_labelled(config: Config, run: Path, labels: LabelSpace, log: RunLog) -> Labelled:
@@ -55,20 +72,16 @@ def read_labelled(config: Config, run: Path, labels: LabelSpace, log: RunLog) ->
     empty = np.empty(0, np.int64)
     contents = [empty if trained_on is None else trained_on.contents]
     numbers = [empty if trained_on is None else trained_on.paths]
-    paths: dict[int, str] = {}
     positives = np.zeros(len(labels), np.int64)
-    for side in _read_sides(config, run, log):
+    sides = _read_sides(config, run, log)
+    for side in sides:
         contents.append(hash_files(side, range(len(side)), log))
-        own = [side.path(row) for row in range(len(side))]
-        numbers.append(number_paths(own))
-        paths.update(zip(numbers[-1].tolist(), own, strict=True))
+        numbers.append(number_paths(side.path(row) for row in range(len(side))))
         for name, count in zip(side.labels.names, side.targets.counts()[0], strict=True):
             if name in labels.column:
                 positives[labels.column[name]] += count
     known = np.unique(np.concatenate(contents))
-    return Labelled(
-        tuple(paths.values()), positives, known[known >= 0], np.unique(np.concatenate(numbers))
-    )
+    return Labelled(sides, positives, known[known >= 0], np.unique(np.concatenate(numbers)))
 
 
 def _read_sides(config: Config, run: Path, log: RunLog) -> tuple[Manifest, ...]:

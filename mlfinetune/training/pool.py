@@ -114,6 +114,8 @@ class FeaturePool:
         extractor = replace(self._extractor, load=_collecting(self._extractor, faults))
         by_view = find_missing(self._store, manifest, self._views, extractor)
         missing = sum(len(view.missing) for view in by_view)
+        kept = len(paths) - max(len(view.missing) for view in by_view)
+        self._log.say(f"{title}: {len(paths)} wanted, {kept} kept from before")
         with self._log.bar(title, missing) as bar:
             for number in compute_missing(self._store, manifest, by_view, extractor):
                 bar.update(number)
@@ -121,7 +123,7 @@ class FeaturePool:
         is_read[list(faults)] = False
         rows = np.flatnonzero(is_read)
         views = (replace(view, keys=view.keys[rows]) for view in by_view)
-        features = [Features(self._store, view, extractor, self._device, 0) for view in views]
+        features = [Features(self._store, view, extractor, self._device, -1) for view in views]
         return PoolPart(rows, faults, MeanFeatures(features))
 
     @torch.inference_mode()

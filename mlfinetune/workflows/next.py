@@ -21,7 +21,8 @@ from mlfinetune.data.load import hash_files
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location
 from mlfinetune.metrics.logits import sigmoid
-from mlfinetune.metrics.next_choice import Choice, choose_pictures
+from mlfinetune.metrics.near_duplicates import NEAR
+from mlfinetune.metrics.next_choice import SAMPLE, Choice, choose_pictures, find_least
 from mlfinetune.models.onnx_session import OnnxNetwork
 from mlfinetune.predicting.onnx_backend import refuse
 from mlfinetune.predicting.remote import fetch_checkpoint, parse_source
@@ -121,13 +122,15 @@ def run(
     labelled = read_labelled(config, file.parent, loaded.labels, log)
     candidates = _list_candidates(request.inputs, stdin, labelled, log)
     with oom_as_device_error():
-        known, _ = pool.tabulate(pool.read(labelled.paths, "features of labelled pictures"))
+        known_part = pool.read(labelled.paths, "features of labelled pictures")
+        known, _ = pool.tabulate(known_part)
         part = pool.read(candidates.names, "features of new pictures")
         features, logits = pool.tabulate(part)
     probabilities = sigmoid(loaded.decision.calibrate(logits))
     thresholds = np.array(loaded.decision.thresholds)
+    least = _find_least(labelled, known_part, known, log)
     choice = choose_pictures(
-        probabilities, thresholds, labelled.positives, features, known, request.count
+        probabilities, thresholds, labelled.positives, features, known, request.count, least
     )
     log.say(_count(request.count, candidates, part, choice))
     names = [candidates.names[row] for row in part.rows]
@@ -170,6 +173,20 @@ def _list_candidates(
         known=int(is_known.sum()),
         repeated=int((~is_first & ~is_known).sum()),
     )
+
+
+def _find_least(
+    labelled: Labelled, part: PoolPart, features: NDArray[np.float16], log: RunLog
+) -> float:
+    """Return the similarity of near duplicates, by a sample of the labelled pictures."""
+    some = np.random.default_rng(0).permutation(len(part))[:SAMPLE]
+    least = find_least(features[some], labelled.read_targets(part.rows[some]))
+    if least > NEAR:
+        log.say(
+            f"this network finds pictures of different labels alike: near duplicates are those of "
+            f"a similarity of {least:.3f}, not {NEAR:g}"
+        )
+    return least
 
 
 def _mark_first(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
