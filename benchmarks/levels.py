@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mlfinetune.config import Config, load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.load import load_splits

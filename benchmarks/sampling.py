@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mlfinetune.config import Config, load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.sampling import MAX_FACTOR, Factors, choose_factors
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.targets import LabelSpace, Targets

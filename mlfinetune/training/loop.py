@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mlfinetune.data.batches.batch import Batch
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import TrainingError
 from mlfinetune.metrics.measure import measure
@@ -33,12 +33,13 @@ from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.text import format_duration, pluralize
 from mlfinetune.training.build import build_schedule, build_step_options, get_batch_size
 from mlfinetune.training.lbfgs import (
+    ITERATIONS,
     PENALTIES,
     STRONGER_PENALTIES,
     WEAKER_PENALTIES,
     Solver,
 )
-from mlfinetune.training.records import Position, StepRecord
+from mlfinetune.training.records import Penalty, Position, StepRecord
 from mlfinetune.training.setup import TrainingSetup
 from mlfinetune.training.step import StepOptions, fit
 
@@ -62,8 +63,9 @@ class Candidate:
             before the run was resumed.
         loss: mean training loss.
         speed: for people, as `120.3 images/s  2:10 left`; of a solution `7 passes`.
-        trials: of all candidates that it was chosen among, itself too, on rank 0; None: of a
-            candidate that could not be resampled.
+        trials: of all candidates that it was chosen among, itself too, on rank 0; None: of an epoch
+            whose scores are not known any more.
+        penalty: of a solution; None: an epoch.
     """
 
     number: int
@@ -73,10 +75,16 @@ class Candidate:
     loss: float
     speed: str
     trials: tuple[Trial | None, ...] = ()
+    penalty: Penalty | None = None
 
     def try_out(self) -> Trial | None:
         """Measure this candidate on resamples of the validation data; None on other ranks."""
-        return None if self.scores is None else try_candidate(self.scores, self.mAP)
+        if self.scores is None:
+            return None
+        trial = try_candidate(self.scores, self.mAP)
+        if self.penalty is None:
+            return replace(trial, epoch=self.number)
+        return replace(trial, l2=self.penalty.l2, iterations=self.penalty.iterations)
 
     def beats(self, other: "Candidate") -> bool:
         """Tell whether the mAP is higher than that of `other`, an earlier candidate.
@@ -197,10 +205,15 @@ def _remaining_batches(setup: TrainingSetup, position: Position, epochs: int) ->
         yield from setup.train.epoch(number, done if number == first else 0)
 
 
-def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
+def solve_head(
+    setup: TrainingSetup, log: RunLog, only: Penalty | None = None
+) -> Iterator[Candidate]:
     """Solve for the head by L-BFGS, and yield each solution as a candidate.
 
     At each penalty more iterations are tried while they raise the mAP.
+
+    Args:
+        only: the one solution to find; None: several, for a choice.
     """
     assert isinstance(setup.train, FeatureLoader)
     assert isinstance(setup.tagger.head, nn.Linear)
@@ -209,8 +222,11 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
     with log.bar("solving for the head", None) as bar:
         track = partial(bar.track, count=_count_images)
         solver = Solver(setup.tagger.head, setup.train.sweep, setup.loss, track)
-        for l2 in search_penalties(best_by_penalty, log.say):
-            for record in solver.path(l2):
+        stops = [n for n in ITERATIONS if only is None or n <= only.iterations]
+        for l2 in search_penalties(best_by_penalty, log.say) if only is None else (only.l2,):
+            for record in solver.path(l2, stops):
+                if only is not None and record.rates["iterations"] < only.iterations:
+                    continue  # on the way to the one that is wanted
                 number += 1
                 with threads.threads_for(count_head_operations(setup)):
                     averages, scores = validate(setup, log)
@@ -218,9 +234,11 @@ def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
                 if setup.config.model.freeze_backbone:
                     position = Position().after(record)
                     _log_candidate(log, number, position, record.loss, bar.rate, averages)
-                name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
+                penalty = Penalty(l2, int(record.rates["iterations"]))
+                name = f"l2 {l2:g}, {penalty.iterations} iterations"
                 speed = f"{record.step + 1} passes"
-                candidate = Candidate(number, name, averages["mAP"], scores, record.loss, speed)
+                facts = (number, name, averages["mAP"], scores, record.loss, speed)
+                candidate = Candidate(*facts, penalty=penalty)
                 yield candidate
                 if l2 in best_by_penalty and not candidate.beats(best_by_penalty[l2]):
                     break
@@ -295,7 +313,8 @@ def validate(
         poll: is called once a batch, equally often on all ranks.
 
     Returns:
-        The averages of the metrics; and the scores on rank 0, None elsewhere.
+        The averages of the metrics; and the scores on rank 0, None elsewhere. Without validation
+        data mAP and scores are None.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
@@ -317,6 +336,8 @@ def validate(
             poll()
 
     val = setup.splits.val
+    if not len(val):
+        return {"mAP": None}, None
     with log.bar("validation", len(val)) as bar:
         batches = poll_each(bar.track(setup.val.epoch(), _count_images))
         scored = score_batches(net, batches, val.path, device, dtype)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune.config import Config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.loader import BatchShare, Loader
 from mlfinetune.data.batches.sampling import describe_sampling
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
@@ -53,6 +53,7 @@ from mlfinetune.training.build import (
 )
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
 from mlfinetune.training.network import build_transform_spec
+from mlfinetune.training.records import Choice
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class TrainingSetup:
         device, dtype: where the net runs, and autocast's type; float32 means no autocast.
         world: the ranks that share the run.
         ema: exponential moving average of `net` (`train.ema`); None: not configured.
+        choice: of the candidate, made before; None: validation chooses.
     """
 
     config: Config
@@ -87,6 +89,7 @@ class TrainingSetup:
     dtype: torch.dtype
     world: World
     ema: AveragedModel | None = None
+    choice: Choice | None = None
 
     @property
     def eval_net(self) -> nn.Module:
