@@ -25,6 +25,7 @@ from mlfinetune.cli.cache import cache
 from mlfinetune.cli.card import card
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
+from mlfinetune.cli.crossval import crossval
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.export import export
 from mlfinetune.cli.init import init
@@ -82,6 +83,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(crossval)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
@@ -103,7 +105,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-DISTRIBUTED = ("train", "eval", "predict")
+DISTRIBUTED = ("train", "crossval", "eval", "predict")
 """Commands that torchrun may start as several processes."""
 
 

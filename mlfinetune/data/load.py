@@ -58,8 +58,12 @@ def _list_names(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def build_split_options(config: Config) -> SplitOptions:
-    """Return how the run takes its train and val examples from the tables."""
+def build_split_options(config: Config, hold_out: bool = True) -> SplitOptions:
+    """Return how the run takes its train and val examples from the tables.
+
+    Args:
+        hold_out: as in `SplitOptions`.
+    """
     data = config.data
     return SplitOptions(
         val_fraction=data.val_fraction,
@@ -67,6 +71,7 @@ def build_split_options(config: Config) -> SplitOptions:
         seed=config.train.seed,
         min_positives=data.min_positives,
         skip_bad=data.bad_images == "skip",
+        hold_out=hold_out,
     )
 
 
@@ -143,12 +148,13 @@ def _shorten(digest: str) -> int:
     return int(digest[:_DIGITS], 16)
 
 
-def load_splits(config: Config, log: RunLog | None) -> Splits:
+def load_splits(config: Config, log: RunLog | None, hold_out: bool = True) -> Splits:
     """Read the examples of train and val.
 
     Args:
         config: names the data.
         log: shows the progress of the picture scan; None: pictures are not scanned.
+        hold_out: as in `SplitOptions`.
 
     Raises:
         DataError: as `read_splits`.
@@ -159,7 +165,7 @@ def load_splits(config: Config, log: RunLog | None) -> Splits:
         data.train,
         data.val,
         build_source_options(config),
-        build_split_options(config),
+        build_split_options(config, hold_out),
         None if log is None else build_scan(config, log, stamps),
     )
     if log is None:

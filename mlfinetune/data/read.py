@@ -20,6 +20,7 @@ from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
 from mlfinetune.data.labels import (
     align,
+    choose_labels,
     drop_labels,
     find_rare_labels,
     natural_key,
@@ -48,6 +49,7 @@ class SplitOptions:
         seed: decides which rows are held out.
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
+        hold_out: hold out a share of train where the data names no val; else val is empty then.
     """
 
     val_fraction: float | None = None
@@ -55,6 +57,7 @@ class SplitOptions:
     seed: int = 0
     min_positives: int = 0
     skip_bad: bool = False
+    hold_out: bool = True
 
 
 def read_splits(
@@ -141,13 +144,16 @@ def split_tables(
         table = drop_labels(table, rare)
         val_table = None if val_table is None else drop_labels(val_table, rare)
     is_drawn = val_table is None and not has_val_rows
-    if is_drawn:
+    if is_drawn and not split_options.hold_out:
+        train = align(table, choose_labels(table, labels))
+        val = train.take([])
+    elif is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
         train, val, more = hold_out(table, contents, labels, fraction, split_options.seed)
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
-    notes += note_labels(train, val, options, given=labels is not None)
+    notes += note_labels(train, val if len(val) else train, options, given=labels is not None)
     numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))
     return Splits(
         train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn, numbers

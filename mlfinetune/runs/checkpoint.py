@@ -49,7 +49,8 @@ class Checkpoint:
         decision: calibration and thresholds.
         views: versions of a picture whose mean logits these were fitted to, and are applied to.
         config: the resolved config of the run, as plain containers.
-        data_digest: SHA-256 over image names, labels and targets of the validation data.
+        data_digest: SHA-256 over image names, labels and targets of the validation data;
+            `OUT_OF_FOLD`: none was held out, and the decision was fitted to out-of-fold scores.
         epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
             solution; 0: the solved head before training.
         versions: of mlfinetune and of the packages that compute the network, when it was written.
@@ -79,6 +80,7 @@ class Origin:
 
 
 FORMAT = 2
+OUT_OF_FOLD = "out of fold"
 _KEY = "mlfinetune"
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')

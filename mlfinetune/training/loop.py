@@ -235,9 +235,8 @@ def solve_head(
                     position = Position().after(record)
                     _log_candidate(log, number, position, record.loss, bar.rate, averages)
                 penalty = Penalty(l2, int(record.rates["iterations"]))
-                name = f"l2 {l2:g}, {penalty.iterations} iterations"
                 speed = f"{record.step + 1} passes"
-                facts = (number, name, averages["mAP"], scores, record.loss, speed)
+                facts = (number, penalty.describe(), averages["mAP"], scores, record.loss, speed)
                 candidate = Candidate(*facts, penalty=penalty)
                 yield candidate
                 if l2 in best_by_penalty and not candidate.beats(best_by_penalty[l2]):

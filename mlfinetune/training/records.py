@@ -43,6 +43,10 @@ class Penalty:
     l2: float
     iterations: int
 
+    def describe(self) -> str:
+        """Return `l2 0.01, 30 iterations`."""
+        return f"l2 {self.l2:g}, {self.iterations} iterations"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -63,6 +67,13 @@ class Choice:
     start: Penalty | None = None
     epoch: int = 0
     end: Penalty | None = None
+
+    def describe(self) -> str:
+        """Return `epoch 4, then the head solved for with l2 1, 3 iterations`."""
+        solved = None if self.end is None else f"the head solved for with {self.end.describe()}"
+        if not self.epoch:
+            return "" if self.start is None else self.start.describe()
+        return f"epoch {self.epoch}" + (f", then {solved}" if solved else "")
 
 
 @dataclass(frozen=True)

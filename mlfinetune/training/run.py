@@ -18,7 +18,7 @@ from mlfinetune.runtime.device import oom_as_device_error
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.files import Stamp, read_stamp
-from mlfinetune.text import display_path
+from mlfinetune.text import display_path, pluralize
 from mlfinetune.training.bottleneck import Passes, describe_freezing
 from mlfinetune.training.build import (
     list_freezing_obstacles,
@@ -99,6 +99,10 @@ def opened_training(
     found = _read_stamps(resumed)
     config = world.broadcast(lambda: resolve_config(request.config, splits, resumed))
     require_lbfgs_fits(config, splits.train)
+    log.say(
+        f"{pluralize(len(splits.train), 'image')} to train, {len(splits.val)} to validate, "
+        f"{pluralize(len(splits.train.labels), 'label')}"
+    )
     setup = replace(set_up(config, splits, world, log), choice=choice)
     if resumed is None and (line := _describe_fast_way(setup)):
         log.say(line)

@@ -38,7 +38,6 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.storage.cache import get_cache_folder
-from mlfinetune.text import pluralize
 from mlfinetune.training.autotune import choose_batch_size, choose_worker_count
 from mlfinetune.training.build import (
     build_loader,
@@ -131,10 +130,6 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         # A function, since a copy of the net (train.ema) would copy a method's World with it.
         sync_batch_norm(tagger, device, lambda tensor: world.all_reduce_sum_(tensor))
     loss, about_loss = build_training_loss(config, splits.train, device)
-    log.say(
-        f"{pluralize(len(splits.train), 'image')} to train, {len(splits.val)} to validate, "
-        f"{pluralize(len(splits.train.labels), 'label')}"
-    )
     log.say(
         f"{about_backbone}; device {device}, precision {name_dtype(dtype)} ({why}), "
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"

@@ -35,7 +35,7 @@ from mlfinetune.models.onnx_session import quantize, require_onnxruntime
 from mlfinetune.models.scoring import average_views
 from mlfinetune.predicting.int8 import BATCH, Cost, compare, require_small_drop
 from mlfinetune.runs import checkpoint, directory
-from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.checkpoint import OUT_OF_FOLD, Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.onnx_metadata import LABELS_HEADER, list_metadata, seal, write_labels
 from mlfinetune.runtime.device import prepare_device
@@ -304,6 +304,11 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     Raises:
         DataError: they are gone, or validation is not what it was.
     """
+    if source.loaded.data_digest == OUT_OF_FOLD:
+        raise DataError(
+            "--int8 measures mAP on pictures that were held out; this model was trained on all of "
+            "them (crossval --then-train): export a run of `mlfinetune train`, or float32"
+        )
     keys = ("train",) if source.config.data.val is None else ("train", "val")
     try:
         config = _find_data(source, keys, log)

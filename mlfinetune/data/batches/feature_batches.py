@@ -80,6 +80,9 @@ class Features:
 
     def _read_rows(self, positions: Positions) -> Tensor:
         """Read rows from the store, (n, F) of the extractor's dtype, on the device."""
+        if not len(positions):  # torch cannot view NumPy's empty array as another type
+            width = self._row_bytes // self._dtype.itemsize
+            return torch.empty(0, width, dtype=self._dtype, device=self._device)
         features = torch.from_numpy(self._store.read_rows(positions, self._row_bytes))
         return features.view(self._dtype).to(self._device)
 

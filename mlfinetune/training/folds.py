@@ -1,0 +1,203 @@
+"""Out-of-fold scores: each picture is scored by a model that has not seen it.
+
+    Pool, Fold -> solve_fold | train_fold -> FoldScores    logits of the pictures that it holds out
+    FoldScores of all folds -> choose_by_folds -> Choice   of the model that all pictures train
+
+An epoch or a penalty is chosen inside a fold, on pictures that it trains on: those that it holds
+out decide nothing. Where the backbone is frozen and L-BFGS solves for the head, the other folds
+choose the penalty, each held out in its turn, and the head is solved for on all of them. Otherwise
+one part of the pictures chooses the epoch, and the model of that epoch scores the fold.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+
+from mlfinetune.config import Config
+from mlfinetune.data.batches.feature_batches import FeatureLoader
+from mlfinetune.data.batches.sampling import choose_factors
+from mlfinetune.data.folds import Fold, Ints, Pool, draw_inner
+from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Splits
+from mlfinetune.metrics.selection import Trial
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.folds import FoldScores
+from mlfinetune.runtime.device import choose_workers
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.training.build import build_loader, build_training_loss
+from mlfinetune.training.loop import solve_head, validate
+from mlfinetune.training.records import Choice, Penalty
+from mlfinetune.training.run import opened_training
+from mlfinetune.training.setup import TrainingSetup
+from mlfinetune.training.start import TrainRequest
+
+
+def divide(pool: Pool, fold: Fold, config: Config) -> Splits:
+    """Return the pictures that a fold trains on, as train and val."""
+    fraction = config.data.val_fraction or DEFAULT_VAL_FRACTION
+    train, val = draw_inner(pool, fold.rest, fraction, config.train.seed)
+    return _take(pool, train, val)
+
+
+def _take(pool: Pool, train: Ints, val: Ints) -> Splits:
+    sides = [pool.examples.take(rows.tolist()) for rows in (train, val)]
+    return Splits(sides[0], sides[1], (), contents=(pool.contents[train], pool.contents[val]))
+
+
+def solve_fold(
+    setup: TrainingSetup, pool: Pool, fold: Fold, others: Sequence[Fold], log: RunLog
+) -> FoldScores:
+    """Choose a penalty by cross-validation among the other folds; then solve on all of them.
+
+    One part of the pictures alone would choose: with few of them a penalty of 30 in one fold and of
+    0.003 in the next. The logits of such folds have other scales, and cannot be ranked together.
+
+    Args:
+        setup: its batches are the features of the pool, for training and for scoring.
+        fold: is held out.
+        others: the other folds of its division.
+        log: of the fold.
+    """
+    inner = [
+        _try_penalties(_narrow(setup, pool, np.setdiff1d(fold.rest, other.held_out), other), log)
+        for other in others
+    ]
+    trials = average_trials(inner)
+    best = _get_penalty(max(trials, key=lambda trial: trial.mAP or 0.0))
+    (solved,) = solve_head(_narrow(setup, pool, fold.rest, fold), log, best)
+    assert solved.scores is not None
+    return FoldScores(solved.scores.logits, best.describe(), tuple(trials))
+
+
+def _try_penalties(setup: TrainingSetup, log: RunLog) -> list[Trial]:
+    """Return the mAP of each solution for the head."""
+    return [
+        Trial(found.mAP, l2=found.penalty.l2, iterations=found.penalty.iterations)
+        for found in solve_head(setup, log)
+        if found.penalty is not None
+    ]
+
+
+def _narrow(setup: TrainingSetup, pool: Pool, train: Ints, held_out: Fold) -> TrainingSetup:
+    """Return the setup that trains on these pictures of the pool, and scores a fold."""
+    val = held_out.held_out
+    splits, sampling = _take(pool, train, val), setup.config.train.sampling
+    assert isinstance(setup.train, FeatureLoader)
+    assert isinstance(setup.val, FeatureLoader)
+    return replace(
+        setup,
+        splits=splits,
+        loss=build_training_loss(setup.config, splits.train, setup.device)[0],
+        train=setup.train.take(train.tolist(), choose_factors(sampling, splits.train.targets)),
+        val=setup.val.take(val.tolist()),
+    )
+
+
+def train_fold(
+    request: TrainRequest,
+    pool: Pool,
+    fold: Fold,
+    save: Callable[[FoldScores], None],
+    log: RunLog,
+) -> None:
+    """Train on a part of the training pictures, choose on the others, score what is held out.
+
+    Args:
+        request: its output is the fold's own run directory.
+        save: is given the scores, on rank 0, while the run directory is held; the weights, which
+            nobody needs then, are removed afterwards.
+        log: of the fold.
+
+    Raises:
+        MlfinetuneError, KeyboardInterrupt, SystemExit: as `opened_training`.
+    """
+    with opened_training(request, divide(pool, fold, request.config), log) as finished:
+        if finished is None:
+            return
+        setup = finished.setup
+        weights = setup.world.broadcast(lambda: checkpoint.load(finished.run / directory.BEST))
+        setup.tagger.load_state_dict(weights.weights)
+        _, scores = validate(_hold_out(setup, pool, fold), log)
+        if scores is not None:
+            trials = tuple(trial for trial in finished.best.trials if trial is not None)
+            save(FoldScores(scores.logits, finished.best.name, trials))
+            remove_weights(finished.run)
+
+
+def _hold_out(setup: TrainingSetup, pool: Pool, fold: Fold) -> TrainingSetup:
+    """Return the setup that validates on the pictures that a fold holds out."""
+    config, info = setup.config, setup.world.info
+    val = pool.examples.take(fold.held_out.tolist())
+    workers = choose_workers(config.train.workers, setup.device)
+    ranks = {"rank": info.rank, "size": info.size}
+    loader = build_loader(config, val, setup.spec, setup.device, workers, train=False, **ranks)
+    splits = replace(setup.splits, val=val)
+    return replace(setup, splits=splits, net=setup.tagger, val=loader, ema=None)
+
+
+def remove_weights(run: Path) -> None:
+    """Remove checkpoints and resume states of a run directory; logs and metrics stay."""
+    states = (directory.STATE, directory.PREVIOUS_STATE)
+    for name in (directory.BEST, directory.LAST, *states):
+        (run / name).unlink(missing_ok=True)
+
+
+def choose_by_folds(folds: Sequence[Sequence[Trial]]) -> Choice:
+    """Return the choice whose mAP is the highest on average over the folds.
+
+    Candidates that a fold has not tried, because its search had ended, are left out. The mAPs are
+    those of the pictures that chose inside the folds.
+
+    Args:
+        folds: the trials of each fold.
+    """
+    start = _find_best(folds, lambda trial: trial.l2 is not None and not trial.epoch)
+    epoch = _find_best(folds, lambda trial: trial.l2 is None)
+    end = _find_best(folds, lambda trial: trial.l2 is not None and trial.epoch > 0)
+    first = None if start is None else _get_penalty(start)
+    choices: list[tuple[float, Choice]] = []
+    if start is not None:
+        choices.append((start.mAP or 0.0, Choice(first)))
+    if epoch is not None:
+        choices.append((epoch.mAP or 0.0, Choice(first, epoch.epoch)))
+    if end is not None:
+        choices.append((end.mAP or 0.0, Choice(first, end.epoch, _get_penalty(end))))
+    return max(choices, key=lambda item: item[0])[1]
+
+
+def _get_penalty(trial: Trial) -> Penalty:
+    assert trial.l2 is not None
+    assert trial.iterations is not None
+    return Penalty(trial.l2, trial.iterations)
+
+
+def _find_best(
+    folds: Sequence[Sequence[Trial]], is_wanted: Callable[[Trial], bool]
+) -> Trial | None:
+    """Return the candidate of this kind with the highest mean mAP; of equal ones the first."""
+    wanted = [[trial for trial in trials if is_wanted(trial)] for trials in folds]
+    return max(average_trials(wanted), key=lambda trial: trial.mAP or 0.0, default=None)
+
+
+def average_trials(folds: Sequence[Sequence[Trial]]) -> list[Trial]:
+    """Return each candidate that all folds have tried, with its mean mAP.
+
+    A head that is solved for after the last epoch comes after the median of the folds' last epochs.
+    """
+    by_key = defaultdict[tuple[object, ...], list[Trial]](list)
+    for trials in folds:
+        for trial in trials:
+            epoch = trial.epoch if trial.l2 is None else bool(trial.epoch)
+            by_key[epoch, trial.l2, trial.iterations].append(trial)
+    return [
+        replace(
+            trials[0],
+            mAP=mean(trial.mAP or 0.0 for trial in trials),
+            epoch=round(median(trial.epoch for trial in trials)),
+        )
+        for trials in by_key.values()
+        if len(trials) == len(folds)
+    ]

@@ -1,0 +1,352 @@
+"""`mlfinetune crossval`: config -> folds -> out-of-fold scores -> results; a model on request."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlfinetune.config import Config, dump_config
+from mlfinetune.data.folds import Fold, Pool, draw_folds, pool_sides
+from mlfinetune.data.load import load_splits, resolve_data_config
+from mlfinetune.data.manifest import Splits, digest_manifest
+from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
+from mlfinetune.metrics.logits import sigmoid
+from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.types import DecisionRule, Evaluation
+from mlfinetune.report.write import write_report
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.folds import (
+    CROSSVAL,
+    FOLDS,
+    FoldScores,
+    describe_folds,
+    is_same_plan,
+    join_logits,
+    read_fold,
+    tabulate_rows,
+    write_fold,
+    write_fold_table,
+    write_plan,
+)
+from mlfinetune.runs.overview import RUN, describe_run
+from mlfinetune.runs.results import write_results, write_skipped
+from mlfinetune.runtime.device import oom_as_device_error
+from mlfinetune.runtime.distributed import init_distributed
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.signals import catch_signals
+from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
+from mlfinetune.text import display_path, format_duration, pluralize
+from mlfinetune.training.build import (
+    find_versions,
+    locate_images,
+    precomputes_features,
+    require_lbfgs_fits,
+    uses_lbfgs,
+)
+from mlfinetune.training.folds import choose_by_folds, remove_weights, solve_fold, train_fold
+from mlfinetune.training.network import resolve_network
+from mlfinetune.training.records import Choice
+from mlfinetune.training.run import opened_training
+from mlfinetune.training.setup import set_up, with_features
+from mlfinetune.training.start import TrainRequest
+
+ALL = "all"
+"""Folder, below FOLDS, of the training on all pictures."""
+NOTHING = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class CrossvalOptions:
+    """Arguments of `mlfinetune crossval`.
+
+    Attributes:
+        output: folder for the results; None: the config's run directory, with `-crossval`.
+        folds: number of folds.
+        repeats: number of divisions into folds.
+        then_train: train on all pictures in the end.
+    """
+
+    output: Path | None = None
+    folds: int = 5
+    repeats: int = 1
+    then_train: bool = False
+
+
+@dataclass(frozen=True)
+class CrossvalResult:
+    """Numbers of the out-of-fold scores, and where they were written.
+
+    Attributes:
+        folder: of the results.
+        evaluation: the numbers.
+        facts: of the folds, as metrics.json has them.
+    """
+
+    folder: Path
+    evaluation: Evaluation
+    facts: dict[str, Any]
+
+
+def run(
+    config: Config,
+    options: CrossvalOptions,
+    device_name: str,
+    log: RunLog,
+    command: str | None = None,
+) -> CrossvalResult | None:
+    """Score every picture by a model that has not seen it, and write the results.
+
+    Folds that an earlier start has finished, with the same config and data, are used again.
+
+    Args:
+        config: names the data and the model.
+        options: the folds.
+        device_name: as `runtime.device.prepare_device` takes it.
+        log: says what is done.
+        command: that started it, for metrics.json.
+
+    Returns:
+        None on all ranks but 0, which alone writes and prints.
+
+    Raises:
+        MlfinetuneError: data, weights, device, loss or folder that cannot be used.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the finished folds are kept.
+    """
+    started = time.monotonic()
+    with (
+        catch_signals() as heard,
+        init_distributed(device_name, config.train.deterministic) as world,
+    ):
+        assert config.output is not None
+        output = options.output or config.output.with_name(f"{config.output.name}-crossval")
+        world.broadcast(lambda: try_writing(output.parent))
+        with world.local_main_first():
+            splits = load_splits(config, log, hold_out=False)
+        for note in splits.notes:
+            log.say(note)
+        log.lap("data")
+        config = resolve_network(resolve_data_config(config, splits))
+        config = config.model_copy(update={"output": output})
+        config = config.update_section("train", trackers=[])
+        request = TrainRequest(config, world, heard, command=command, started=started)
+        return _cross_validate(request, splits, options, log)
+
+
+def _cross_validate(
+    request: TrainRequest, splits: Splits, options: CrossvalOptions, log: RunLog
+) -> CrossvalResult | None:
+    """Find or make the folder, and fill it; None on all ranks but 0."""
+    world, pool = request.world, pool_sides(splits)
+    require_lbfgs_fits(request.config, pool.examples)
+    folds = draw_folds(pool, options.folds, options.repeats, request.config.train.seed)
+    plan = _build_plan(request.config, pool, options)
+    folder = world.broadcast(lambda: _find_folder(request.config, plan, options.then_train))
+    request = replace(request, config=request.config.model_copy(update={"output": folder}))
+    with directory.locked_run(folder) if world.is_main else nullcontext(), oom_as_device_error():
+        if world.is_main:
+            _open_folder(request.config, pool, splits, folds, plan, log)
+        log.say(_describe(pool, folds, options))
+        _score_missing(request, pool, folds, log)
+        scores = world.broadcast(lambda: _read_folds(folder, pool, folds))
+        result = _write_results(request, pool, folds, scores, log) if world.is_main else None
+        if options.then_train:
+            choice = choose_by_folds([found.trials for found in scores])
+            rule = None if result is None else result.evaluation.decision
+            _train_on_all(request, pool, choice, rule, log)
+    log.say(f"{format_duration(time.monotonic() - request.started)} in all")
+    log.lap("results")
+    log.say_seconds()
+    return result
+
+
+def _build_plan(config: Config, pool: Pool, options: CrossvalOptions) -> dict[str, object]:
+    """Return everything that decides the scores of the folds."""
+    settings = config.model_dump(mode="json", exclude={"output", "note", "eval"})
+    return {
+        "folds": options.folds,
+        "repeats": options.repeats,
+        "data": digest_manifest(pool.examples),
+        "settings": settings | {"views": config.eval.views},
+        "versions": find_versions(config.model.backbone),
+    }
+
+
+def _find_folder(config: Config, plan: dict[str, object], then_train: bool) -> Path:
+    """Return the folder of an earlier start that has something left to do, or a new one."""
+    assert config.output is not None
+    found = directory.find_run(config.output)
+    if found is not None and is_same_plan(found, plan):
+        is_trained = (found / directory.BEST).is_file() or not then_train
+        if not (is_trained and (found / directory.METRICS).is_file()):
+            return found
+    return directory.make_run_dir(config.output)
+
+
+def _open_folder(
+    config: Config,
+    pool: Pool,
+    splits: Splits,
+    folds: Sequence[Fold],
+    plan: dict[str, object],
+    log: RunLog,
+) -> None:
+    """Write what the folds are, and attach the log to the folder."""
+    folder = config.output
+    assert folder is not None
+    remove_leftovers(folder)
+    write_atomic(folder / directory.CONFIG, dump_config(config).encode())
+    labels = "".join(f"{name}\n" for name in pool.examples.labels.names)
+    write_atomic(folder / directory.LABELS, labels.encode(errors="surrogateescape"))
+    if splits.skipped:
+        write_skipped(folder, splits.skipped)
+    write_fold_table(folder, pool, folds)
+    write_plan(folder, plan)
+    log.attach_run(folder / directory.LOG, folder / directory.HISTORY)
+    log.say(f"folder: {display_path(folder)}")
+
+
+def _describe(pool: Pool, folds: Sequence[Fold], options: CrossvalOptions) -> str:
+    sizes = sorted({len(fold.held_out) for fold in folds})
+    held_out = f"{sizes[0]}" + (f" to {sizes[-1]}" if len(sizes) > 1 else "")
+    times = f", {options.repeats} times" if options.repeats > 1 else ""
+    return (
+        f"{pluralize(len(pool.examples), 'image')}, {pluralize(len(pool.examples.labels), 'label')}"
+        f": {options.folds} folds{times}, each holds out {held_out}"
+    )
+
+
+# ---- the folds --------------------------------------------------------------------------
+
+
+def _score_missing(request: TrainRequest, pool: Pool, folds: Sequence[Fold], log: RunLog) -> None:
+    """Score the folds that no earlier start has finished."""
+    world, root = request.world, _get_folder(request)
+    missing = world.broadcast(lambda: _list_missing(root, pool, folds))
+    if len(missing) < len(folds):
+        log.say(f"{len(folds) - len(missing)} of {len(folds)} folds are kept from before")
+    if not missing:
+        return
+    if precomputes_features(request.config) and uses_lbfgs(request.config, pool.examples):
+        _solve_folds(request, pool, missing, folds, log)
+        return
+    for fold in missing:
+        log.say(f"{fold.name} begins")
+        save = partial(_save_fold, root, pool, fold, log=log)
+        own_log = RunLog(rank=world.info.rank)
+        train_fold(_move_output(request, root / FOLDS / fold.name), pool, fold, save, own_log)
+
+
+def _solve_folds(
+    request: TrainRequest, pool: Pool, missing: Sequence[Fold], folds: Sequence[Fold], log: RunLog
+) -> None:
+    """Compute features once, on all ranks; solve for the heads of the folds on rank 0."""
+    examples = pool.examples
+    splits = Splits(examples, examples, ())  # the pictures in training's views, and in evaluation's
+    setup = set_up(request.config, splits, request.world, log)
+    log.lap("model")
+    features = with_features(setup, request.feature_root, log)
+    if features is None:
+        return
+    for fold in missing:
+        others = [one for one in folds if one.repeat == fold.repeat and one != fold]
+        scores = solve_fold(features, pool, fold, others, RunLog(StringIO()))
+        _save_fold(_get_folder(request), pool, fold, scores, log)
+        log.lap("learning")
+
+
+def _get_folder(request: TrainRequest) -> Path:
+    assert request.config.output is not None
+    return request.config.output
+
+
+def _move_output(request: TrainRequest, output: Path) -> TrainRequest:
+    """Return the request for a run directory of its own."""
+    return replace(request, config=request.config.model_copy(update={"output": output}))
+
+
+def _list_missing(root: Path, pool: Pool, folds: Sequence[Fold]) -> list[Fold]:
+    return [fold for fold in folds if read_fold(root / FOLDS / fold.name, pool, fold) is None]
+
+
+def _read_folds(root: Path, pool: Pool, folds: Sequence[Fold]) -> list[FoldScores]:
+    """Read the scores of all folds, which are there."""
+    found = [read_fold(root / FOLDS / fold.name, pool, fold) for fold in folds]
+    return [scores for scores in found if scores is not None]
+
+
+def _save_fold(root: Path, pool: Pool, fold: Fold, scores: FoldScores, log: RunLog) -> None:
+    """Write the scores of a fold, and say how good they are."""
+    folder = root / FOLDS / fold.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_fold(folder, pool, fold, scores)
+    mean_ap = measure(tabulate_rows(pool, scores.logits, fold.held_out)).averages["mAP"]
+    shown = "--" if mean_ap is None else f"{mean_ap:.4f}"
+    held_out = pluralize(len(fold.held_out), "picture")
+    log.say(f"{fold.name}: {scores.chosen}; mAP {shown} of {held_out} that it holds out")
+
+
+# ---- results ----------------------------------------------------------------------------
+
+
+def _write_results(
+    request: TrainRequest,
+    pool: Pool,
+    folds: Sequence[Fold],
+    scores: Sequence[FoldScores],
+    log: RunLog,
+) -> CrossvalResult:
+    """Fit thresholds and calibration to the scores of all folds, and write the results.
+
+    Of several repeats the first one gives the scores: a mean of several models would be better than
+    the one model that is to be judged. The others tell how much the division decides.
+    """
+    config, folder, examples = request.config, _get_folder(request), pool.examples
+    rows = np.arange(len(examples))
+    table = tabulate_rows(pool, join_logits(pool, folds, scores, repeat=1), rows)
+    rule = fit_decision_rule(config.eval, table)
+    evaluation = evaluate(config.eval, table, rule, fitted_here=True)
+    facts = describe_folds(pool, folds, scores, rule, config.eval.ap)
+    data = f"out of fold: each picture by a model that has not seen it, {facts['folds']} folds"
+    about: dict[str, Any] = {"data": data, CROSSVAL: facts, "views": config.eval.views}
+    about |= {"versions": find_versions(config.model.backbone), **locate_images(config, examples)}
+    seconds = time.monotonic() - request.started
+    about[RUN] = describe_run(config, request.command, len(examples), seconds)
+    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about)
+    write_report(folder, log)
+    return CrossvalResult(folder, evaluation, facts)
+
+
+def _train_on_all(
+    request: TrainRequest,
+    pool: Pool,
+    choice: Choice,
+    rule: DecisionRule | None,
+    log: RunLog,
+) -> None:
+    """Train on all pictures with the choice of the folds, and save the model with their rule.
+
+    Args:
+        rule: thresholds and calibration; None on all ranks but 0.
+    """
+    folder = _get_folder(request)
+    log.say(f"training on all pictures: {choice.describe()}, the best on average over the folds")
+    splits = Splits(pool.examples, pool.examples.take([]), (), contents=(pool.contents, NOTHING))
+    own = _move_output(request, folder / FOLDS / ALL)
+    with opened_training(own, splits, RunLog(rank=request.world.info.rank), choice) as finished:
+        if finished is None or rule is None:
+            return
+        content = checkpoint.load(finished.run / directory.BEST)
+        config = request.config.model_dump(mode="json")
+        content = replace(content, decision=rule, config=config)
+        content = replace(content, data_digest=checkpoint.OUT_OF_FOLD)
+        shutil.copyfile(finished.run / directory.TRAINED_ON, folder / directory.TRAINED_ON)
+        checkpoint.save(folder / directory.BEST, content)
+        remove_weights(finished.run)
+    log.say(f"model: {display_path(folder / directory.BEST)}")
