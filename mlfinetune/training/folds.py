@@ -122,7 +122,8 @@ def train_fold(
         setup.tagger.load_state_dict(weights.weights)
         _, scores = validate(_hold_out(setup, pool, fold), log)
         if scores is not None:
-            trials = tuple(trial for trial in finished.best.trials if trial is not None)
+            known = (trial for trial in finished.best.trials if trial is not None)
+            trials = tuple(replace(trial, resampled=()) for trial in known)
             save(FoldScores(scores.logits, finished.best.name, trials))
             remove_weights(finished.run)
 
