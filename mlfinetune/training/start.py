@@ -27,7 +27,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
 from mlfinetune.text import display_path, pluralize
-from mlfinetune.training.network import resolve_network
+from mlfinetune.training.network import require_own_levels, resolve_network
 from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.resume import (
     ResumeState,
@@ -229,6 +229,8 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
             where they were an earlier version's default. None: a new run.
     """
     config = resolve_data_config(config, splits)
+    if run is None:
+        require_own_levels(config)
     kept = None if run is None else run / directory.CONFIG
     if kept is not None and kept.is_file():
         before = load_config(kept)
@@ -241,7 +243,24 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
         is_default = "crop_scale" not in config.augment.model_fields_set
         if is_default and before.augment.crop_scale == FORMER_CROPS:
             config = config.update_section("augment", crop_scale=FORMER_CROPS)
+        config = _keep_input(config, before)
     return resolve_network(config)
+
+
+def _keep_input(config: Config, before: Config) -> Config:
+    """Return the config with the input of the resumed run, where it began with a checkpoint.
+
+    An earlier version took over less of the checkpoint's run.
+    """
+    model = config.model
+    if not is_weights_path(model.weights or ""):
+        return config
+    values: dict[str, object] = {}
+    if model.image_size == "auto":
+        values["image_size"] = before.model.image_size
+    if "resize" not in model.model_fields_set:
+        values["resize"] = before.model.resize
+    return config.update_section("model", **values)
 
 
 def load_resume_state(
