@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlfinetune.config import Config
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.images.scan import ScanResult, find_digests, scan_images
+from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.rows import PictureScan, Scan
@@ -143,12 +144,13 @@ def _shorten(digest: str) -> int:
     return int(digest[:_DIGITS], 16)
 
 
-def load_splits(config: Config, log: RunLog | None) -> Splits:
+def load_splits(config: Config, log: RunLog | None, known: KnownSides | None = None) -> Splits:
     """Read the examples of train and val.
 
     Args:
         config: names the data.
         log: shows the progress of the picture scan; None: pictures are not scanned.
+        known: sides that pictures had before, which they keep where val is drawn.
 
     Raises:
         DataError: as `read_splits`.
@@ -161,6 +163,7 @@ def load_splits(config: Config, log: RunLog | None) -> Splits:
         build_source_options(config),
         build_split_options(config),
         None if log is None else build_scan(config, log, stamps),
+        known,
     )
     if log is None:
         return splits

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
+from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.labels import (
     align,
     drop_labels,
@@ -29,7 +30,7 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
-from mlfinetune.data.sides import align_sides, hold_out, warn_of_overlap
+from mlfinetune.data.sides import align_sides, hold_out, warn_of_known_sides, warn_of_overlap
 from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
@@ -63,6 +64,7 @@ def read_splits(
     options: SourceOptions,
     split_options: SplitOptions = SplitOptions(),
     scan: Scan | None = None,
+    known: KnownSides | None = None,
 ) -> Splits:
     """Read the training and the validation examples.
 
@@ -73,7 +75,7 @@ def read_splits(
         DataError: bad rows, all of a table in one message; labels that train lacks; no images.
     """
     table, val_table = read_tables(train, val, options)
-    return split_tables(table, val_table, options, split_options, scan)
+    return split_tables(table, val_table, options, split_options, scan, known)
 
 
 def read_tables(
@@ -104,6 +106,7 @@ def split_tables(
     options: SourceOptions,
     split_options: SplitOptions,
     scan: Scan | None = None,
+    known: KnownSides | None = None,
 ) -> Splits:
     """Make train and val from one table, or from one table each.
 
@@ -114,6 +117,7 @@ def split_tables(
         split_options: how to make the sides.
         scan: decodes the pictures. Without it a picture is bad only where its file is missing, and
             files with the same bytes may be on both sides.
+        known: sides that pictures had in runs before.
 
     Raises:
         DataError: as `read_splits`.
@@ -143,10 +147,11 @@ def split_tables(
     is_drawn = val_table is None and not has_val_rows
     if is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
-        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed)
+        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed, known)
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
+        notes += warn_of_known_sides(train, val, contents, known)
     notes += note_labels(train, val, options, given=labels is not None)
     numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))
     return Splits(

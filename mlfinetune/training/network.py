@@ -150,6 +150,11 @@ class LoadedWeights:
     parent: Parent | None = None
 
 
+def is_own_checkpoint(config: Config) -> bool:
+    """Tell whether the weights are a checkpoint of ours."""
+    return _read_origin(config) is not None
+
+
 def load_weights(config: Config, tagger: Tagger, labels: Sequence[str]) -> LoadedWeights:
     """Load the pretrained weights into the tagger's backbone.
 

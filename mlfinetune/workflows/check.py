@@ -39,6 +39,7 @@ from mlfinetune.data.sample import describe_rows
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.errors import DataError
+from mlfinetune.runs.trained_on import read_parent_sides
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import pluralize
 
@@ -184,7 +185,8 @@ def _split_usable_rows(
     table, *others = (_mark_skippable(table) for table in tables)
     val_table = others[0] if others else None
     try:
-        return split_tables(table, val_table, options, split_options, lambda _: scanned), []
+        known = read_parent_sides(config.model.weights)
+        return split_tables(table, val_table, options, split_options, lambda _: scanned, known), []
     except DataError as error:
         first, *rest = str(error).split("\n")
         return None, [Finding("error", "unusable", first, tuple(line.strip() for line in rest))]

@@ -34,7 +34,7 @@ from mlfinetune.runs.questions import Question, is_replaced, make_eval_folder, t
 from mlfinetune.runs.results import read_selection, write_results
 from mlfinetune.runs.rule import choose_decision, describe_other_views, require_rule
 from mlfinetune.runs.settings import flatten_settings, list_differences
-from mlfinetune.runs.trained_on import TrainedOn, read_trained_on
+from mlfinetune.runs.trained_on import TrainedOn, read_known_sides, read_trained_on
 from mlfinetune.runtime.device import (
     choose_workers,
     oom_as_device_error,
@@ -231,7 +231,7 @@ def _find_seen(
     contents = np.empty(images, np.int64)
     for other, share in enumerate(shares):
         contents[other::size] = share
-    return trained_on.find(contents, map(manifest.path, range(images)))
+    return trained_on.trained.find(contents, map(manifest.path, range(images)))
 
 
 # ---- examples ---------------------------------------------------------------------------
@@ -276,10 +276,10 @@ def _read_examples(source: _Source, log: RunLog) -> tuple[Config, Manifest, str]
             return config, manifest, _describe_data(request.data, request.split)
         config, is_elsewhere = _find_run_data(source, config, log)
         if request.split is None:
-            manifest = _read_validation_again(config, source.loaded, is_elsewhere, log)
+            manifest = _read_validation_again(config, source.loaded, source.run, is_elsewhere, log)
             return config, manifest, "validation"
         if is_elsewhere and config.data.val is None:  # validation stands in the same table
-            _read_validation_again(config, source.loaded, is_elsewhere, log)
+            _read_validation_again(config, source.loaded, source.run, is_elsewhere, log)
         manifest = _read_split(config.data.train, request.split, config, source.loaded, log)
         return config, manifest, _describe_data(config.data.train, request.split)
     except DataError as error:
@@ -329,11 +329,12 @@ def _read_split(
 
 
 def _read_validation_again(
-    config: Config, loaded: Checkpoint, is_elsewhere: bool, log: RunLog
+    config: Config, loaded: Checkpoint, run: Path, is_elsewhere: bool, log: RunLog
 ) -> Manifest:
     """Read the validation examples of the run again; warn where they have changed.
 
     Args:
+        run: folder of the checkpoint.
         is_elsewhere: the table is not where it was, but was found beside the run.
 
     Raises:
@@ -350,7 +351,7 @@ def _read_validation_again(
         val, notes = read_validation(data.val, options, loaded.labels, skip_bad, scan)
     else:
         # The pictures are always scanned here: files with the same bytes are held out together.
-        splits = load_splits(config, log)
+        splits = load_splits(config, log, read_known_sides(run))
         val, notes, drawn = splits.val, splits.notes, splits.drawn
     for note in notes:
         if data.bad_images == "skip" or note.startswith("warning: "):

@@ -38,6 +38,7 @@ from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.onnx_metadata import LABELS_HEADER, list_metadata, seal, write_labels
+from mlfinetune.runs.trained_on import read_known_sides
 from mlfinetune.runtime.device import prepare_device
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file, writing_text
@@ -242,7 +243,7 @@ def _list_validation(source: _Source, log: RunLog) -> tuple[Iterable[str], str]:
         if config.data.val is None:
             # Where validation was held out at random, pictures are scanned: copies of the same
             # bytes were held out together.
-            manifest = load_splits(config, log).val
+            manifest = load_splits(config, log, read_known_sides(source.file.parent)).val
         else:
             options = build_source_options(config)
             labels = source.loaded.labels
@@ -307,7 +308,7 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     keys = ("train",) if source.config.data.val is None else ("train", "val")
     try:
         config = _find_data(source, keys, log)
-        splits = load_splits(config, log)
+        splits = load_splits(config, log, read_known_sides(source.file.parent))
     except DataError as error:
         raise DataError(
             f"--int8 measures mAP on the run's validation data, which cannot be read\n{error}"
