@@ -78,11 +78,14 @@ class KnownSides:
         origin: the run that knows them, for people.
         trained: the model has learned from them.
         held: they were held out of training.
+        complete: it is the run itself that is read again: pictures that it has not had are not for
+            its validation.
     """
 
     origin: str
     trained: PictureSet
     held: PictureSet
+    complete: bool = False
 
     def find(self, contents: Numbers, paths: Sequence[str]) -> NDArray[np.int8]:
         """Return (N,) TRAIN, VAL or FREE of each picture; arguments are those of PictureSet.find.

@@ -84,7 +84,8 @@ def hold_out(
     duplicates = len(numbers) - len(set(numbers))
     deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
     pins, notes = _find_pins(whole, contents, known), list[str]()
-    sides = deal(numbers if duplicates else None, pins)
+    asked = np.where(pins == FREE, TRAIN, pins) if known is not None and known.complete else pins
+    sides = deal(numbers if duplicates else None, asked)
     if known is not None and len(set(sides.tolist())) == 1 and (pins >= 0).any():
         notes.append(
             f"warning: images of {known.origin} are dealt anew: on the sides that they had, all "

@@ -134,7 +134,7 @@ def read_known_sides(run: Path) -> KnownSides | None:
     found = read_trained_on(run)
     if found is None or found.held is None:
         return None
-    return KnownSides(display_path(run), found.trained, found.held)
+    return KnownSides(display_path(run), found.trained, found.held, complete=True)
 
 
 def read_parent_sides(weights: str | None) -> KnownSides | None:

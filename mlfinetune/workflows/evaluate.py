@@ -344,14 +344,14 @@ def _read_validation_again(
     # What the run was trained on, torn groups too, is scored; the notes warn of it.
     given = {"labels": list(loaded.labels.names), "allow_torn_groups": True}
     config = config.update_section("data", **given)
-    data, drawn = config.data, False
+    data, drawn, known = config.data, False, read_known_sides(run)
     if data.val is not None:
         options, scan = build_source_options(config), _choose_scan(config, log)
         skip_bad = data.bad_images == "skip"
         val, notes = read_validation(data.val, options, loaded.labels, skip_bad, scan)
     else:
         # The pictures are always scanned here: files with the same bytes are held out together.
-        splits = load_splits(config, log, read_known_sides(run))
+        splits = load_splits(config, log, known)
         val, notes, drawn = splits.val, splits.notes, splits.drawn
     for note in notes:
         if data.bad_images == "skip" or note.startswith("warning: "):
@@ -364,10 +364,12 @@ def _read_validation_again(
                 f"=TABLE, or score others with --data TABLE"
             )
         if drawn:
+            why = "in the images that were held out then"
+            if known is None:  # of an older version
+                why = "so the images that were held out then are not known any more"
             raise DataError(
-                f"{data.train} has changed since training, so the images that were held out then "
-                f"are not known any more; score others with --data. `mlfinetune split` writes a "
-                f"table that keeps its sides"
+                f"{data.train} has changed since training, {why}; score others with --data. "
+                f"`mlfinetune split` writes a table that keeps its sides"
             )
         log.say("warning: the validation data has changed since training")
     return val

@@ -84,6 +84,23 @@ def test_a_run_from_a_run_is_evaluated_and_resumed(grown: Path, cli: Run) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_rows_that_are_added_do_not_move_what_eval_scores(grown: Path, cli: Run) -> None:
+    """The run's own pictures are known, whatever its table has become since."""
+    lines = (grown / "more.csv").read_text().splitlines()
+    table = grown / "tags.csv"
+    first = table.read_text().replace(
+        table.read_text().split("\n")[1].split(",")[0], "images/moved.jpg"
+    )
+    table.write_text(first + "\n".join(lines[1:8]))
+    done = cli("eval", "--checkpoint", "runs/pets", "data.train=tags.csv", cwd=grown)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5 images")
+    table.write_text("\n".join(lines[:20]))
+    done = cli("eval", "--checkpoint", "runs/pets", "data.train=tags.csv", cwd=grown)
+    assert done.returncode == 2
+    assert "has changed since training, in the images that were held out then" in done.stderr
+
+
 def test_pictures_of_runs_before_count_as_seen(grown: Path, cli: Run) -> None:
     """The second run never saw them itself; data.val that holds some is warned of at the start."""
     rows = (grown / "more.csv").read_text().splitlines()
