@@ -51,6 +51,7 @@ def build_source_options(config: Config) -> SourceOptions:
         find_by_name=data.find_by_name,
         allow_outside_root=data.allow_outside_root,
         allow_torn_groups=data.allow_torn_groups,
+        partial=isinstance(data.train, tuple) or isinstance(data.val, tuple),
     )
 
 

@@ -33,8 +33,16 @@ from mlfinetune.data.rows import Scan, join_repeats, select_usable
 from mlfinetune.data.sides import align_sides, hold_out, warn_of_known_sides, warn_of_overlap
 from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.data.union import settle_labels, unite_tables
 from mlfinetune.errors import DataError
-from mlfinetune.location import TABLE_ENDINGS, Location, find_ending, parent_url
+from mlfinetune.location import (
+    TABLE_ENDINGS,
+    Location,
+    Locations,
+    find_ending,
+    name_locations,
+    parent_url,
+)
 from mlfinetune.storage import files
 from mlfinetune.text import format_list, list_labels, suggest
 
@@ -59,8 +67,8 @@ class SplitOptions:
 
 
 def read_splits(
-    train: Location,
-    val: Location | None,
+    train: Locations,
+    val: Locations | None,
     options: SourceOptions,
     split_options: SplitOptions = SplitOptions(),
     scan: Scan | None = None,
@@ -79,7 +87,7 @@ def read_splits(
 
 
 def read_tables(
-    train: Location, val: Location | None, options: SourceOptions
+    train: Locations, val: Locations | None, options: SourceOptions
 ) -> tuple[Table, Table | None]:
     """Read the table of train and, if there is one, of val, with the same label delimiter."""
     table = read_table(train, options)
@@ -89,7 +97,7 @@ def read_tables(
     return table, _read_with_groups(val, replace(options, label_delimiter=delimiter))
 
 
-def _read_with_groups(path: Location, options: SourceOptions) -> Table:
+def _read_with_groups(path: Locations, options: SourceOptions) -> Table:
     """Read a table, with its groups if it has the column that `group_by` names."""
     try:
         return read_table(path, options)
@@ -166,7 +174,7 @@ def _number(side: Manifest, contents: Mapping[str, int]) -> NDArray[np.int64]:
 
 
 def read_manifest(
-    path: Location,
+    path: Locations,
     split: str | None,
     options: SourceOptions,
     labels: LabelSpace,
@@ -200,9 +208,11 @@ def read_manifest(
     usable = select_usable(table, "data", kept_splits, options, skip_bad, scan)
     table = usable.table
     if not table.names:
-        raise DataError(f"{path}: no images")
+        raise DataError(f"{name_locations(path)}: no images")
     if not table.labels.names:
-        raise DataError(f"{path}: no image has a label: there is nothing to score against")
+        raise DataError(
+            f"{name_locations(path)}: no image has a label: there is nothing to score against"
+        )
     return align(table, labels), (*usable.notes, *notes)
 
 
@@ -229,7 +239,7 @@ def _find_split(table: Table, word: str) -> str:
 
 
 def read_validation(
-    path: Location,
+    path: Locations,
     options: SourceOptions,
     labels: LabelSpace,
     skip_bad: bool = False,
@@ -248,16 +258,19 @@ def read_validation(
     return align(usable.table, labels), tuple(usable.notes)
 
 
-def read_table(path: Location, options: SourceOptions) -> Table:
+def read_table(path: Locations, options: SourceOptions) -> Table:
     """Read a file or folder in its format, check the paths of its pictures, join repeated rows.
 
-    Bad rows are in the table's `faults`, sorted by line.
+    Bad rows are in the table's `faults`, sorted by line. Several are read one by one, and joined.
 
     Raises:
-        DataError: the file cannot be read as a whole.
+        DataError: a file cannot be read as a whole.
     """
-    table = check_paths(_read_location(path, options), options)
-    table = join_repeats(table)
+    if isinstance(path, tuple):
+        table = unite_tables([read_table(each, options) for each in path])
+    else:
+        table = join_repeats(check_paths(_read_location(path, options), options))
+        table = settle_labels(table, options) if options.partial else table
     return replace(table, faults=tuple(sorted(table.faults, key=lambda f: natural_key(str(f)))))
 
 
@@ -303,12 +316,13 @@ def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
 
     With `rename_labels: {None: none}` both names may be ignored: it is clear what is meant.
     """
-    in_tables = {name for table in tables if table is not None for name in table.labels.names}
+    there = [table for table in tables if table is not None]
+    in_tables = {name for table in there for name in table.former_labels or table.labels.names}
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
     renamed |= {name for name in renames if renames[name] in options.ignore_labels}
     # A column that is no label may be named too: that is how a doubtful one is left out.
-    renamed |= {name for table in tables if table is not None for name in table.other_columns}
+    renamed |= {name for table in there for name in table.other_columns}
     requests = [("rename_labels", name, in_tables.union(renames.values())) for name in renames]
     requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [

@@ -61,7 +61,8 @@ def _require_own(path: Path) -> None:
 
 def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> CardFacts:
     """Gather the facts of a run that its report does not hold; files by their names alone."""
-    model, dataset = config.model, _name_file(config.data.train)
+    model, tables = config.model, config.data.train
+    dataset = " + ".join(map(_name_file, tables if isinstance(tables, tuple) else [tables]))
     weights = "none, from random numbers"
     if model.weights is not None:
         weights = _name_file(model.weights)

@@ -14,7 +14,7 @@ from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.data.read import read_manifest, read_validation
 from mlfinetune.data.rows import Scan
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location
+from mlfinetune.location import Location, Locations, name_locations
 from mlfinetune.metrics.evaluation import evaluate
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import Evaluation
@@ -293,8 +293,8 @@ _IF_PICTURES_MOVED = (
 )
 
 
-def _describe_data(data: Location, split: str | None) -> str:
-    return str(data) + (f", split {split}" if split else "")
+def _describe_data(data: Locations, split: str | None) -> str:
+    return name_locations(data) + (f", split {split}" if split else "")
 
 
 def _find_run_data(source: _Source, config: Config, log: RunLog) -> tuple[Config, bool]:
@@ -316,7 +316,7 @@ def _find_run_data(source: _Source, config: Config, log: RunLog) -> tuple[Config
 
 
 def _read_split(
-    data: Location, split: str | None, config: Config, loaded: Checkpoint, log: RunLog
+    data: Locations, split: str | None, config: Config, loaded: Checkpoint, log: RunLog
 ) -> Manifest:
     """Read a table, or one of its splits, in the columns of the checkpoint's labels."""
     scan = _choose_scan(config, log)
@@ -358,18 +358,19 @@ def _read_validation_again(
             log.say(note)
     if digest_manifest(val) != loaded.data_digest:
         if is_elsewhere:
+            key = "val" if data.val else "train"
             raise DataError(
-                f"{data.val or data.train}, found beside the run, has other validation examples "
-                f"than the run had; give the right table as data.{'val' if data.val else 'train'}"
-                f"=TABLE, or score others with --data TABLE"
+                f"{name_locations(data.val or data.train)}, found beside the run, has other "
+                f"validation examples than the run had; give the right table as data.{key}=TABLE, "
+                f"or score others with --data TABLE"
             )
         if drawn:
             why = "in the images that were held out then"
             if known is None:  # of an older version
                 why = "so the images that were held out then are not known any more"
             raise DataError(
-                f"{data.train} has changed since training, {why}; score others with --data. "
-                f"`mlfinetune split` writes a table that keeps its sides"
+                f"{name_locations(data.train)} has changed since training, {why}; score others "
+                f"with --data. `mlfinetune split` writes a table that keeps its sides"
             )
         log.say("warning: the validation data has changed since training")
     return val

@@ -22,6 +22,7 @@ from mlfinetune.data.load import build_source_options, load_splits
 from mlfinetune.data.manifest import Manifest, Splits, digest_manifest
 from mlfinetune.data.read import read_validation
 from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.location import name_locations
 from mlfinetune.models.inference import restore_tagger
 from mlfinetune.models.onnx_check import Reference, compute_reference, list_batches, verify
 from mlfinetune.models.onnx_graph import (
@@ -316,8 +317,9 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     if digest_manifest(splits.val) != source.loaded.data_digest:
         if splits.drawn:
             raise DataError(
-                f"--int8 measures mAP on the run's validation data; {config.data.train} or "
-                f"its pictures have changed since training: those held out are not known any more"
+                f"--int8 measures mAP on the run's validation data; "
+                f"{name_locations(config.data.train)} or its pictures have changed since training: "
+                f"those held out are not known any more"
             )
         log.say("warning: the validation data has changed since training")
     return splits
