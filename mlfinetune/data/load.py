@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlfinetune.config import Config
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.images.scan import ScanResult, find_digests, scan_images
+from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.rows import PictureScan, Scan
@@ -50,6 +51,7 @@ def build_source_options(config: Config) -> SourceOptions:
         find_by_name=data.find_by_name,
         allow_outside_root=data.allow_outside_root,
         allow_torn_groups=data.allow_torn_groups,
+        partial=isinstance(data.train, tuple) or isinstance(data.val, tuple),
     )
 
 
@@ -148,12 +150,18 @@ def _shorten(digest: str) -> int:
     return int(digest[:_DIGITS], 16)
 
 
-def load_splits(config: Config, log: RunLog | None, hold_out: bool = True) -> Splits:
+def load_splits(
+    config: Config,
+    log: RunLog | None,
+    known: KnownSides | None = None,
+    hold_out: bool = True,
+) -> Splits:
     """Read the examples of train and val.
 
     Args:
         config: names the data.
         log: shows the progress of the picture scan; None: pictures are not scanned.
+        known: sides that pictures had before, which they keep where val is drawn.
         hold_out: as in `SplitOptions`.
 
     Raises:
@@ -167,6 +175,7 @@ def load_splits(config: Config, log: RunLog | None, hold_out: bool = True) -> Sp
         build_source_options(config),
         build_split_options(config, hold_out),
         None if log is None else build_scan(config, log, stamps),
+        known,
     )
     if log is None:
         return splits

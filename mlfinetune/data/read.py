@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
+from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.labels import (
     align,
     choose_labels,
@@ -30,11 +31,19 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
-from mlfinetune.data.sides import align_sides, hold_out, warn_of_overlap
+from mlfinetune.data.sides import align_sides, hold_out, warn_of_known_sides, warn_of_overlap
 from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.data.union import settle_labels, unite_tables
 from mlfinetune.errors import DataError
-from mlfinetune.location import TABLE_ENDINGS, Location, find_ending, parent_url
+from mlfinetune.location import (
+    TABLE_ENDINGS,
+    Location,
+    Locations,
+    find_ending,
+    name_locations,
+    parent_url,
+)
 from mlfinetune.storage import files
 from mlfinetune.text import format_list, list_labels, suggest
 
@@ -61,11 +70,12 @@ class SplitOptions:
 
 
 def read_splits(
-    train: Location,
-    val: Location | None,
+    train: Locations,
+    val: Locations | None,
     options: SourceOptions,
     split_options: SplitOptions = SplitOptions(),
     scan: Scan | None = None,
+    known: KnownSides | None = None,
 ) -> Splits:
     """Read the training and the validation examples.
 
@@ -76,11 +86,11 @@ def read_splits(
         DataError: bad rows, all of a table in one message; labels that train lacks; no images.
     """
     table, val_table = read_tables(train, val, options)
-    return split_tables(table, val_table, options, split_options, scan)
+    return split_tables(table, val_table, options, split_options, scan, known)
 
 
 def read_tables(
-    train: Location, val: Location | None, options: SourceOptions
+    train: Locations, val: Locations | None, options: SourceOptions
 ) -> tuple[Table, Table | None]:
     """Read the table of train and, if there is one, of val, with the same label delimiter."""
     table = read_table(train, options)
@@ -90,7 +100,7 @@ def read_tables(
     return table, _read_with_groups(val, replace(options, label_delimiter=delimiter))
 
 
-def _read_with_groups(path: Location, options: SourceOptions) -> Table:
+def _read_with_groups(path: Locations, options: SourceOptions) -> Table:
     """Read a table, with its groups if it has the column that `group_by` names."""
     try:
         return read_table(path, options)
@@ -107,6 +117,7 @@ def split_tables(
     options: SourceOptions,
     split_options: SplitOptions,
     scan: Scan | None = None,
+    known: KnownSides | None = None,
 ) -> Splits:
     """Make train and val from one table, or from one table each.
 
@@ -117,6 +128,7 @@ def split_tables(
         split_options: how to make the sides.
         scan: decodes the pictures. Without it a picture is bad only where its file is missing, and
             files with the same bytes may be on both sides.
+        known: sides that pictures had in runs before.
 
     Raises:
         DataError: as `read_splits`.
@@ -149,10 +161,11 @@ def split_tables(
         val = train.take([])
     elif is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
-        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed)
+        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed, known)
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
+        notes += warn_of_known_sides(train, val, contents, known)
     notes += note_labels(train, val if len(val) else train, options, given=labels is not None)
     numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))
     return Splits(
@@ -167,7 +180,7 @@ def _number(side: Manifest, contents: Mapping[str, int]) -> NDArray[np.int64]:
 
 
 def read_manifest(
-    path: Location,
+    path: Locations,
     split: str | None,
     options: SourceOptions,
     labels: LabelSpace,
@@ -201,9 +214,11 @@ def read_manifest(
     usable = select_usable(table, "data", kept_splits, options, skip_bad, scan)
     table = usable.table
     if not table.names:
-        raise DataError(f"{path}: no images")
+        raise DataError(f"{name_locations(path)}: no images")
     if not table.labels.names:
-        raise DataError(f"{path}: no image has a label: there is nothing to score against")
+        raise DataError(
+            f"{name_locations(path)}: no image has a label: there is nothing to score against"
+        )
     return align(table, labels), (*usable.notes, *notes)
 
 
@@ -230,7 +245,7 @@ def _find_split(table: Table, word: str) -> str:
 
 
 def read_validation(
-    path: Location,
+    path: Locations,
     options: SourceOptions,
     labels: LabelSpace,
     skip_bad: bool = False,
@@ -249,16 +264,19 @@ def read_validation(
     return align(usable.table, labels), tuple(usable.notes)
 
 
-def read_table(path: Location, options: SourceOptions) -> Table:
+def read_table(path: Locations, options: SourceOptions) -> Table:
     """Read a file or folder in its format, check the paths of its pictures, join repeated rows.
 
-    Bad rows are in the table's `faults`, sorted by line.
+    Bad rows are in the table's `faults`, sorted by line. Several are read one by one, and joined.
 
     Raises:
-        DataError: the file cannot be read as a whole.
+        DataError: a file cannot be read as a whole.
     """
-    table = check_paths(_read_location(path, options), options)
-    table = join_repeats(table)
+    if isinstance(path, tuple):
+        table = unite_tables([read_table(each, options) for each in path])
+    else:
+        table = join_repeats(check_paths(_read_location(path, options), options))
+        table = settle_labels(table, options) if options.partial else table
     return replace(table, faults=tuple(sorted(table.faults, key=lambda f: natural_key(str(f)))))
 
 
@@ -304,12 +322,13 @@ def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
 
     With `rename_labels: {None: none}` both names may be ignored: it is clear what is meant.
     """
-    in_tables = {name for table in tables if table is not None for name in table.labels.names}
+    there = [table for table in tables if table is not None]
+    in_tables = {name for table in there for name in table.former_labels or table.labels.names}
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
     renamed |= {name for name in renames if renames[name] in options.ignore_labels}
     # A column that is no label may be named too: that is how a doubtful one is left out.
-    renamed |= {name for table in tables if table is not None for name in table.other_columns}
+    renamed |= {name for table in there for name in table.other_columns}
     requests = [("rename_labels", name, in_tables.union(renames.values())) for name in renames]
     requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [

@@ -1,15 +1,19 @@
 """The sides of a run: train and val from one table or from two, in the same columns.
 
 table without val    -> hold_out    -> val drawn at random, stratified by label
+                                       (images that runs before had stay on their sides)
 table with its split -> align_sides -> the rows of train, the rows of val
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.data.groups import TOO_HIGH
+from mlfinetune.data.known_sides import FREE, TRAIN, VAL, KnownSides
 from mlfinetune.data.labels import align, choose_labels, select_split
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.rows import number_contents
@@ -44,6 +48,7 @@ def hold_out(
     labels: Sequence[str] | None,
     fraction: float,
     seed: int,
+    known: KnownSides | None = None,
 ) -> tuple[Manifest, Manifest, list[str]]:
     """Draw val from the table at random, stratified by label; return train, val and notes.
 
@@ -62,6 +67,7 @@ def hold_out(
         labels: in column order; None: those of the table.
         fraction: share of val.
         seed: decides ties.
+        known: sides that pictures had in runs before, and keep; the others are dealt.
 
     Raises:
         DataError: too few rows, no label, or one group that holds all images.
@@ -74,27 +80,80 @@ def hold_out(
             f"validation; give data.val, or more images"
         )
     whole = align(table, choose_labels(table, labels))
-    notes = []
     numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
     duplicates = len(numbers) - len(set(numbers))
-    groups = table.groups
-    sides = assign_sides(whole.targets, groups, (fraction,), seed, numbers if duplicates else None)
+    deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
+    pins, notes = _find_pins(whole, contents, known), list[str]()
+    asked = np.where(pins == FREE, TRAIN, pins) if known is not None and known.complete else pins
+    sides = deal(numbers if duplicates else None, asked)
+    if known is not None and len(set(sides.tolist())) == 1 and (pins >= 0).any():
+        notes.append(
+            f"warning: images of {known.origin} are dealt anew: on the sides that they had, all "
+            f"would be on one"
+        )
+        sides = deal(numbers if duplicates else None)
     if duplicates and len(set(sides.tolist())) == 1:  # one unit holds all images: divide it
         notes.append(f"warning: copies of the same bytes in both train and val: {TOO_HIGH}")
-        sides = assign_sides(whole.targets, groups, (fraction,), seed)
+        sides = deal()
         duplicates = 0
     train, val = (np.flatnonzero(sides == side).tolist() for side in (0, 1))
     if not train or not val:
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
     details = f"val_fraction {fraction:g}, stratified by label"
-    if groups is not None:
+    if table.groups is not None:
         details += ", groups kept whole"
     if duplicates:
         details += f", {pluralize(duplicates, 'picture')} beside a copy of the same bytes"
     notes.append(
         f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )
+    if known is not None:
+        notes += _describe_pins(pins, sides, known)
     return whole.take(train), whole.take(val), notes
+
+
+def _find_pins(
+    whole: Manifest, contents: Mapping[str, int], known: KnownSides | None
+) -> NDArray[np.int8]:
+    """Return (N,) the side that each image had in runs before; FREE: none."""
+    if known is None:
+        return np.full(len(whole), FREE, np.int8)
+    paths = [whole.path(row) for row in range(len(whole))]
+    numbers = np.array([contents.get(path, -1) for path in paths], np.int64)
+    return known.find(numbers, paths)
+
+
+def _describe_pins(
+    pins: NDArray[np.int8], sides: NDArray[np.int8], known: KnownSides
+) -> Iterator[str]:
+    """Yield notes on images that have kept their sides, and on those that could not."""
+    kept, moved = ((pins >= 0) & (sides == pins)).sum(), (pins >= 0) & (sides != pins)
+    if kept:
+        held = int(((pins == VAL) & (sides == VAL)).sum())
+        yield (
+            f"{pluralize(int(kept), 'image')} on the side that {known.origin} or a run before it "
+            f"had them on, {held} of them held out; {int((pins == FREE).sum())} new"
+        )
+    if seen := int((moved & (pins == TRAIN)).sum()):
+        yield f"warning: {pluralize(seen, 'image')} of val trained on by {known.origin}: {TOO_HIGH}"
+    if lost := int((moved & (pins == VAL)).sum()):
+        yield (
+            f"warning: {pluralize(lost, 'image')} held out by {known.origin} and in train now, "
+            f"with others of their groups or bytes"
+        )
+
+
+def warn_of_known_sides(
+    train: Manifest, val: Manifest, contents: Mapping[str, int], known: KnownSides | None
+) -> Iterator[str]:
+    """Yield warnings where the data itself says sides that runs before did not have."""
+    for side, was, text in (
+        (val, TRAIN, "of val trained on by {}: " + TOO_HIGH),
+        (train, VAL, "held out by {} and in train now, as the data says"),
+    ):
+        count = int((_find_pins(side, contents, known) == was).sum())
+        if known is not None and count:
+            yield f"warning: {pluralize(count, 'image')} " + text.format(known.origin)
 
 
 def warn_of_overlap(train: Table, val: Table) -> list[str]:

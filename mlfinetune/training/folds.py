@@ -91,6 +91,7 @@ def _narrow(setup: TrainingSetup, pool: Pool, train: Ints, held_out: Fold) -> Tr
         setup,
         splits=splits,
         loss=build_training_loss(setup.config, splits.train, setup.device)[0],
+        inherited=None,  # they may come from a run that has seen what is held out
         train=setup.train.take(train.tolist(), choose_factors(sampling, splits.train.targets)),
         val=setup.val.take(val.tolist()),
     )
@@ -190,9 +191,12 @@ def average_trials(folds: Sequence[Sequence[Trial]]) -> list[Trial]:
     """
     by_key = defaultdict[tuple[object, ...], list[Trial]](list)
     for trials in folds:
+        own: dict[tuple[object, ...], Trial] = {}
         for trial in trials:
             epoch = trial.epoch if trial.l2 is None else bool(trial.epoch)
-            by_key[epoch, trial.l2, trial.iterations].append(trial)
+            own.setdefault((epoch, trial.l2, trial.iterations), trial)
+        for key, trial in own.items():
+            by_key[key].append(trial)
     return [
         replace(
             trials[0],

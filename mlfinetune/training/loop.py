@@ -8,6 +8,7 @@ while one is suspended, the caller logs, saves and compares the candidate that i
 candidate becomes a line of metrics.jsonl (where the backbone trains, only the epochs do).
 """
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from functools import partial
 from math import isfinite
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.feature_batches import FeatureLoader
@@ -32,6 +33,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.text import format_duration, pluralize
 from mlfinetune.training.build import build_schedule, build_step_options, get_batch_size
+from mlfinetune.training.head_rows import find_idle, read_rows
 from mlfinetune.training.lbfgs import (
     ITERATIONS,
     PENALTIES,
@@ -210,38 +212,58 @@ def solve_head(
 ) -> Iterator[Candidate]:
     """Solve for the head by L-BFGS, and yield each solution as a candidate.
 
-    At each penalty more iterations are tried while they raise the mAP.
+    At each penalty more iterations are tried while they raise the mAP. Rows that the head has
+    inherited are one candidate more, in the best solution: they may know more than these pictures
+    tell. Those of labels that these pictures tell nothing of stay in all.
 
     Args:
         only: the one solution to find; None: several, for a choice.
     """
     assert isinstance(setup.train, FeatureLoader)
-    assert isinstance(setup.tagger.head, nn.Linear)
-    number, threads = 0, ThreadChooser()
-    best_by_penalty: dict[float, Candidate] = {}
+    head = setup.tagger.head
+    assert isinstance(head, nn.Linear)
+    rows = setup.inherited or read_rows(head, ())
+    idle = rows.take(find_idle(rows.columns, setup.splits.train))
+    number, best_by_penalty = 0, dict[float, Candidate]()
+    best: tuple[Candidate, StepRecord, dict[str, Tensor]] | None = None
     with log.bar("solving for the head", None) as bar:
         track = partial(bar.track, count=_count_images)
-        solver = Solver(setup.tagger.head, setup.train.sweep, setup.loss, track)
+        solver = Solver(head, setup.train.sweep, setup.loss, track)
         stops = [n for n in ITERATIONS if only is None or n <= only.iterations]
         for l2 in search_penalties(best_by_penalty, log.say) if only is None else (only.l2,):
             for record in solver.path(l2, stops):
-                if only is not None and record.rates["iterations"] < only.iterations:
+                penalty = Penalty(l2, int(record.rates["iterations"]))
+                if only is not None and penalty != only:
                     continue  # on the way to the one that is wanted
                 number += 1
-                with threads.threads_for(count_head_operations(setup)):
-                    averages, scores = validate(setup, log)
-                # Where epochs train the backbone too, metrics.jsonl holds these alone, from 1 on.
-                if setup.config.model.freeze_backbone:
-                    position = Position().after(record)
-                    _log_candidate(log, number, position, record.loss, bar.rate, averages)
-                penalty = Penalty(l2, int(record.rates["iterations"]))
-                speed = f"{record.step + 1} passes"
-                facts = (number, penalty.describe(), averages["mAP"], scores, record.loss, speed)
-                candidate = Candidate(*facts, penalty=penalty)
+                idle.write(head)
+                candidate = _try_solution(setup, number, penalty.describe(), record, bar.rate, log)
+                candidate = replace(candidate, penalty=penalty)
+                if best is None or candidate.beats(best[0]):
+                    best = candidate, record, copy.deepcopy(head.state_dict())
                 yield candidate
                 if l2 in best_by_penalty and not candidate.beats(best_by_penalty[l2]):
                     break
                 best_by_penalty[l2] = candidate
+        if only is None and best is not None and len(rows) > len(idle):
+            head.load_state_dict(best[2])
+            rows.write(head)
+            name = f"{best[0].name}, {pluralize(len(rows), 'row')} inherited"
+            candidate = _try_solution(setup, number + 1, name, best[1], bar.rate, log)
+            yield replace(candidate, penalty=best[0].penalty)
+
+
+def _try_solution(
+    setup: TrainingSetup, number: int, name: str, record: StepRecord, rate: float, log: RunLog
+) -> Candidate:
+    """Validate the head as it is now, and return it as a candidate."""
+    with ThreadChooser().threads_for(count_head_operations(setup)):
+        averages, scores = validate(setup, log)
+    # Where epochs train the backbone too, metrics.jsonl holds these alone, from 1 on.
+    if setup.config.model.freeze_backbone:
+        _log_candidate(log, number, Position().after(record), record.loss, rate, averages)
+    speed = f"{record.step + 1} passes"
+    return Candidate(number, name, averages["mAP"], scores, record.loss, speed)
 
 
 def search_penalties(

@@ -28,6 +28,7 @@ from mlfinetune.training.build import (
     build_training_optimizer,
     uses_lbfgs,
 )
+from mlfinetune.training.head_rows import find_idle, read_rows
 from mlfinetune.training.loop import (
     Candidate,
     count_head_operations,
@@ -155,7 +156,10 @@ def _solve_last(
         best: the best epoch, or the solved head before the first one.
     """
     epoch, tagger = saver.position.epoch(setup.train.steps), setup.eval_tagger
-    trained = replace(setup, tagger=tagger, net=tagger, ema=None)
+    # Of labels that nothing tells, the trained rows stay; all others are solved for.
+    idle = find_idle(setup.inherited.columns if setup.inherited else (), setup.splits.train)
+    inherited = read_rows(tagger.head, idle)
+    trained = replace(setup, tagger=tagger, net=tagger, ema=None, inherited=inherited)
     head = copy.deepcopy(tagger.head.state_dict())
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()  # what training has left has room for features
@@ -242,6 +246,7 @@ def _save_candidate(
     content = build_checkpoint(
         setup.config, setup.eval_tagger, setup.splits.val, setup.spec, candidate.number
     )
+    content = replace(content, parent=setup.parent)
     checkpoint.save(run / directory.LAST, content, [run / directory.BEST] if is_best else [])
     log.lap("saving")
 

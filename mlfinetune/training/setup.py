@@ -26,6 +26,7 @@ from mlfinetune.loss import Loss
 from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
+from mlfinetune.runs.checkpoint import Parent
 from mlfinetune.runtime.device import (
     choose_precision,
     choose_workers,
@@ -51,6 +52,7 @@ from mlfinetune.training.build import (
     uses_lbfgs,
 )
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
+from mlfinetune.training.head_rows import HeadRows, read_rows
 from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.records import Choice
 
@@ -74,6 +76,8 @@ class TrainingSetup:
         world: the ranks that share the run.
         ema: exponential moving average of `net` (`train.ema`); None: not configured.
         choice: of the candidate, made before; None: validation chooses.
+        inherited: rows of the head that come from the checkpoint `parent`; None: there are none.
+        parent: checkpoint that the run begins with; None: other weights.
     """
 
     config: Config
@@ -89,6 +93,8 @@ class TrainingSetup:
     world: World
     ema: AveragedModel | None = None
     choice: Choice | None = None
+    inherited: HeadRows | None = None
+    parent: Parent | None = None
 
     @property
     def eval_net(self) -> nn.Module:
@@ -125,7 +131,7 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     seed_everything(config.train.seed)
     spec = build_transform_spec(config)
     with world.local_main_first():  # the weights may have to be downloaded
-        tagger, about_weights = build_model(config, splits.train, spec, device, info.size)
+        tagger, loaded = build_model(config, splits.train, spec, device, info.size)
     if syncs_batch_norm(config, info.size):
         # A function, since a copy of the net (train.ema) would copy a method's World with it.
         sync_batch_norm(tagger, device, lambda tensor: world.all_reduce_sum_(tensor))
@@ -137,14 +143,27 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
     head = _describe_head(config, splits, info)
     weighs = uses_lbfgs(config, splits.train)
     drawn = describe_sampling(config.train.sampling, splits.train.targets, weighs)
-    for line in (about_weights, *_describe_sharing(config, info), tried, head, about_loss, drawn):
+    for line in (loaded.about, *_describe_sharing(config, info), tried, head, about_loss, drawn):
         if line:
             log.say(line)
     ranks = {"rank": info.rank, "size": info.size}
     train = build_loader(config, splits.train, spec, device, workers, train=True, **ranks)
     val = build_loader(config, splits.val, spec, device, workers, train=False, **ranks)
+    inherited = read_rows(tagger.head, loaded.inherited) if loaded.inherited else None
     return TrainingSetup(
-        config, splits, spec, tagger, tagger, loss, train, val, device, dtype, world
+        config,
+        splits,
+        spec,
+        tagger,
+        tagger,
+        loss,
+        train,
+        val,
+        device,
+        dtype,
+        world,
+        inherited=inherited,
+        parent=loaded.parent,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.config import Config, dump_config
 from mlfinetune.data.folds import Fold, Pool, draw_folds, pool_sides
@@ -37,6 +38,7 @@ from mlfinetune.runs.folds import (
 )
 from mlfinetune.runs.overview import RUN, describe_run
 from mlfinetune.runs.results import write_results, write_skipped
+from mlfinetune.runs.trained_on import read_parent
 from mlfinetune.runtime.device import oom_as_device_error
 from mlfinetune.runtime.distributed import init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -153,9 +155,17 @@ def _cross_validate(
         if world.is_main:
             _open_folder(request.config, pool, splits, folds, plan, log)
         log.say(_describe(pool, folds, options))
+        seen = _find_seen(request.config, pool)
+        if seen is not None and seen.any():
+            log.say(
+                f"warning: model.weights was trained on {seen.sum():,} of these {len(seen):,} "
+                f"pictures: no fold hides them from it, so the numbers are too good"
+            )
         _score_missing(request, pool, folds, log)
         scores = world.broadcast(lambda: _read_folds(folder, pool, folds))
-        result = _write_results(request, pool, folds, scores, log) if world.is_main else None
+        result = None
+        if world.is_main:
+            result = _write_results(request, pool, folds, scores, seen, log)
         if options.then_train:
             choice = choose_by_folds([found.trials for found in scores])
             rule = None if result is None else result.evaluation.decision
@@ -210,6 +220,14 @@ def _open_folder(
     write_plan(folder, plan)
     log.attach_run(folder / directory.LOG, folder / directory.HISTORY)
     log.say(f"folder: {display_path(folder)}")
+
+
+def _find_seen(config: Config, pool: Pool) -> NDArray[np.bool_] | None:
+    """Return (N,) pictures that the run of model.weights was trained on; None: no run's weights."""
+    known, examples = read_parent(config.model.weights), pool.examples
+    if known is None:
+        return None
+    return known.trained.find(pool.contents, map(examples.path, range(len(examples))))
 
 
 def _describe(pool: Pool, folds: Sequence[Fold], options: CrossvalOptions) -> str:
@@ -300,12 +318,16 @@ def _write_results(
     pool: Pool,
     folds: Sequence[Fold],
     scores: Sequence[FoldScores],
+    seen: NDArray[np.bool_] | None,
     log: RunLog,
 ) -> CrossvalResult:
     """Fit thresholds and calibration to the scores of all folds, and write the results.
 
     Of several repeats the first one gives the scores: a mean of several models would be better than
     the one model that is to be judged. The others tell how much the division decides.
+
+    Args:
+        seen: (N,) pictures that the starting weights were trained on; None: not known.
     """
     config, folder, examples = request.config, _get_folder(request), pool.examples
     rows = np.arange(len(examples))
@@ -318,7 +340,7 @@ def _write_results(
     about |= {"versions": find_versions(config.model.backbone), **locate_images(config, examples)}
     seconds = time.monotonic() - request.started
     about[RUN] = describe_run(config, request.command, len(examples), seconds)
-    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about)
+    write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     write_report(folder, log)
     return CrossvalResult(folder, evaluation, facts)
 

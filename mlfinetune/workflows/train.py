@@ -2,7 +2,7 @@
 
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -41,6 +41,7 @@ from mlfinetune.training.start import (
     ResumeOptions,
     TrainRequest,
     describe_saved,
+    find_known_sides,
     find_run_data,
     try_run_directory,
 )
@@ -87,7 +88,7 @@ def run(
             config = find_run_data(config, resume, log)
             world.broadcast(lambda: try_run_directory(config, resume))
             with world.local_main_first():
-                splits = load_splits(config, log)
+                splits = load_splits(config, log, find_known_sides(config, resume, log))
             log.lap("data")
             request = TrainRequest(config, world, heard, resume, command=command, started=started)
             return _train(request, splits, log)
@@ -103,7 +104,10 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
     Raises:
         MlfinetuneError: as `run`.
     """
-    splits = load_splits(config, log if config.data.bad_images == "skip" else None)
+    known, scan_log = find_known_sides(config, None, log), None
+    if config.data.bad_images == "skip":
+        scan_log = log
+    splits = load_splits(config, scan_log, known)
     rows = list(range(get_batch_size_or(config, DRY_RUN_BATCH)))
     one_batch = replace(
         splits,
@@ -176,12 +180,13 @@ def _write_run_results(
     about["training_data"] = digest_manifest(setup.splits.train)
     earlier = sum_seconds(parse_history(finished.history)) or 0.0
     seconds = earlier + time.monotonic() - request.started
-    about[RUN] = describe_run(config, request.command, len(setup.splits.train), seconds)
+    parent = None if setup.parent is None else asdict(setup.parent)
+    about[RUN] = describe_run(config, request.command, len(setup.splits.train), seconds, parent)
     seen = None
     if setup.splits.contents:
         trained_on = read_trained_on(run)  # of a resumed run, whose data may have changed, all
         assert trained_on is not None
-        seen = trained_on.find(setup.splits.contents[1], map(val.path, range(len(val))))
+        seen = trained_on.trained.find(setup.splits.contents[1], map(val.path, range(len(val))))
         if note := describe_seen(int(seen.sum()), len(seen)):
             log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)
