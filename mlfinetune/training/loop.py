@@ -21,6 +21,8 @@ from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.features import FeatureLoader
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import TrainingError
+from mlfinetune.metrics.evaluation import raise_scores
+from mlfinetune.metrics.implies import Pairs
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial, try_candidate
 from mlfinetune.metrics.types import ScoreTable
@@ -74,9 +76,11 @@ class Candidate:
     speed: str
     trials: tuple[Trial | None, ...] = ()
 
-    def try_out(self) -> Trial | None:
+    def try_out(self, implies: Pairs) -> Trial | None:
         """Measure this candidate on resamples of the validation data; None on other ranks."""
-        return None if self.scores is None else try_candidate(self.scores, self.mAP)
+        if self.scores is None:
+            return None
+        return try_candidate(raise_scores(self.scores, implies), self.mAP)
 
     def beats(self, other: "Candidate") -> bool:
         """Tell whether the mAP is higher than that of `other`, an earlier candidate.
@@ -322,7 +326,7 @@ def validate(
         scored = score_batches(net, batches, val.path, device, dtype)
         rows = list(setup.world.gather_stream(scored))
     scores = tabulate(rows, val) if setup.world.is_main else None
-    averages = setup.world.broadcast(lambda: _average_metrics(scores))
+    averages = setup.world.broadcast(lambda: _average_metrics(scores, setup.implies))
     log.lap("validation")
     return averages, scores
 
@@ -332,9 +336,9 @@ def _count_images(batch: Batch) -> int:
     return len(batch.step_indices)
 
 
-def _average_metrics(scores: ScoreTable | None) -> Averages:
+def _average_metrics(scores: ScoreTable | None, implies: Pairs) -> Averages:
     assert scores is not None
-    averages = measure(scores).averages
+    averages = measure(raise_scores(scores, implies)).averages
     if odd := [name for name, x in averages.items() if x is not None and not isfinite(x)]:
         raise TrainingError(f"{odd[0]} of the validation data is {averages[odd[0]]}")
     return averages

@@ -96,7 +96,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
-                saver.trials.append(candidate.try_out())
+                saver.trials.append(candidate.try_out(setup.implies))
                 log.lap("validation")
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
@@ -210,7 +210,7 @@ def _select_solution(setup: TrainingSetup, log: RunLog) -> Candidate:
         if best is None or solution.beats(best):
             best = solution
             weights = copy.deepcopy(setup.tagger.head.state_dict())
-        trials.append(solution.try_out())
+        trials.append(solution.try_out(setup.implies))
         log.lap("validation")
         log.say(_format_candidate(solution, best))
     assert best is not None

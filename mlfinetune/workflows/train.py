@@ -283,7 +283,7 @@ def _write_run_results(
         return None
     assert scores is not None
     content = checkpoint.load(run / directory.BEST)
-    rule = fit_decision_rule(config.eval, scores)
+    rule = fit_decision_rule(config.eval, scores, setup.implies)
     # Of a resumed run the settings and the validation data may be others than at its best epoch.
     content = replace(
         content,
