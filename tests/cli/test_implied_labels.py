@@ -11,7 +11,6 @@ from conftest import Run
 import mlfinetune
 from mlfinetune.runs import checkpoint
 
-
 LABELS = ("red", "dots", "checks")
 
 
