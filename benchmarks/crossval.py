@@ -36,9 +36,14 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.training.folds import choose_by_folds, solve_fold
-from mlfinetune.training.loop import Candidate, solve_head
+from mlfinetune.training.loop import (
+    Candidate,
+)
 from mlfinetune.training.records import Penalty
 from mlfinetune.training.setup import TrainingSetup, set_up, with_features
+from mlfinetune.training.solve import (
+    solve_head,
+)
 
 SIZES, DRAWS, FOLDS = (300, 1000), 6, 5
 CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"

@@ -48,6 +48,7 @@ def build_source_options(config: Config) -> SourceOptions:
         unknown=data.unknown,
         rename_labels=tuple(data.rename_labels.items()),
         ignore_labels=tuple(data.ignore_labels),
+        implies=data.implies,
         find_by_name=data.find_by_name,
         allow_outside_root=data.allow_outside_root,
         allow_torn_groups=data.allow_torn_groups,

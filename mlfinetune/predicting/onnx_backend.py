@@ -97,6 +97,7 @@ class OnnxBackend:
         self.name, self.file, self.device = str(file), file, torch.device("cpu")
         self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
         self.backbone, self.fitted_views = loaded.backbone, loaded.views
+        self.config = loaded.config
         self.how = network.how
         self._network = network
         self._set_views(loaded.views)

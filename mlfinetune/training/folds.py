@@ -28,10 +28,15 @@ from mlfinetune.runs.folds import FoldScores
 from mlfinetune.runtime.device import choose_workers
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.training.build import build_loader, build_training_loss
-from mlfinetune.training.loop import solve_head, validate
+from mlfinetune.training.loop import (
+    validate,
+)
 from mlfinetune.training.records import Choice, Penalty
 from mlfinetune.training.run import opened_training
 from mlfinetune.training.setup import TrainingSetup
+from mlfinetune.training.solve import (
+    solve_head,
+)
 from mlfinetune.training.start import TrainRequest
 
 

@@ -25,7 +25,9 @@ from mlfinetune.training.build import (
     precomputes_features,
     require_lbfgs_fits,
 )
-from mlfinetune.training.loop import Candidate
+from mlfinetune.training.loop import (
+    Candidate,
+)
 from mlfinetune.training.records import Choice
 from mlfinetune.training.resume import ResumeState
 from mlfinetune.training.select import select_best, solve_first

@@ -31,13 +31,15 @@ from mlfinetune.training.build import (
 from mlfinetune.training.head_rows import find_idle, read_rows
 from mlfinetune.training.loop import (
     Candidate,
-    count_head_operations,
-    solve_head,
     train_epochs,
 )
 from mlfinetune.training.records import Penalty, Position
 from mlfinetune.training.resume import ResumeState, StateSaver
 from mlfinetune.training.setup import TrainingSetup, with_features
+from mlfinetune.training.solve import (
+    count_head_operations,
+    solve_head,
+)
 
 
 def select_best(
@@ -98,7 +100,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
-                saver.trials.append(candidate.try_out())
+                saver.trials.append(candidate.try_out(setup.implies))
                 log.lap("validation")
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
@@ -229,7 +231,7 @@ def select_solution(setup: TrainingSetup, log: RunLog, only: Penalty | None = No
         if best is None or solution.beats(best):
             best = solution
             weights = copy.deepcopy(setup.tagger.head.state_dict())
-        trials.append(solution.try_out())
+        trials.append(solution.try_out(setup.implies))
         log.lap("validation")
         log.say(_format_candidate(solution, best))
     assert best is not None

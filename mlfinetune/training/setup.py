@@ -23,6 +23,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss
+from mlfinetune.metrics.implies import Pairs, list_pairs
 from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
@@ -95,6 +96,11 @@ class TrainingSetup:
     choice: Choice | None = None
     inherited: HeadRows | None = None
     parent: Parent | None = None
+
+    @property
+    def implies(self) -> Pairs:
+        """Columns of labels and of those that they imply."""
+        return list_pairs(self.config.data.implies, self.splits.val.labels)
 
     @property
     def eval_net(self) -> nn.Module:

@@ -18,6 +18,7 @@ from mlfinetune.data.folds import Fold, Pool, draw_folds, pool_sides
 from mlfinetune.data.load import load_splits, resolve_data_config
 from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
+from mlfinetune.metrics.implies import list_pairs
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import DecisionRule, Evaluation
@@ -332,7 +333,8 @@ def _write_results(
     config, folder, examples = request.config, _get_folder(request), pool.examples
     rows = np.arange(len(examples))
     table = tabulate_rows(pool, join_logits(pool, folds, scores, repeat=1), rows)
-    rule = fit_decision_rule(config.eval, table)
+    implies = list_pairs(config.data.implies, examples.labels)
+    rule = fit_decision_rule(config.eval, table, implies)
     evaluation = evaluate(config.eval, table, rule, fitted_here=True)
     facts = describe_folds(pool, folds, scores, rule, config.eval.ap)
     data = f"out of fold: each picture by a model that has not seen it, {facts['folds']} folds"

@@ -293,7 +293,8 @@ def _quantize(
         quantize(path, target, np.split(calibrating.numpy(), range(BATCH, len(calibrating), BATCH)))
         target.write_bytes(_finish(read_onnx(target), source, request, "int8"))
         try:
-            costs = compare(path, target, images.numpy(), splits.val, source.loaded.transform, log)
+            about = splits.val, source.loaded.transform, source.loaded.decision.implies
+            costs = compare(path, target, images.numpy(), *about, log)
             require_small_drop(*costs, request.max_drop)
         except CheckpointError as error:
             raise CheckpointError(f"{request.output} is not written: {error}") from error

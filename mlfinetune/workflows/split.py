@@ -4,6 +4,7 @@ import csv
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,16 +146,17 @@ def _write_table(output: Path, table: Table, sides: Sequence[str], options: Sour
     """Write the table; return the folder that its paths are relative to.
 
     A CSV table is copied with one more column. Any other format becomes a CSV file with its labels
-    in lists (`cat|dog`), or with a column for each label where a label holds the delimiter.
+    in lists (`cat|dog`), or with a column for each label where a label holds the delimiter. So
+    does a table whose pictures were found by their names: a copy would name them as it does.
     """
     assert isinstance(table.root, Path)
     assert isinstance(table.origin, Path)
     root, folder = table.root.absolute(), output.absolute().parent
     if table.format == "csv":
-        with writing_text(output) as file:
+        with suppress(_OtherNameError), writing_text(output) as file:
             find_side = _build_side_finder(table.names, sides)
             copy_with_column(table.origin, options, COLUMN, find_side, file)
-        return root
+            return root
     base = folder if root.is_relative_to(folder) else root
     prefix = os.path.relpath(root, base)
     as_lists = not any(_DELIMITER in name for name in table.labels.names)
@@ -209,6 +211,10 @@ def _name_label_columns(table: Table) -> tuple[str, ...]:
     return names
 
 
+class _OtherNameError(Exception):
+    """A cell names a picture by another name than that of its file."""
+
+
 def _build_side_finder(names: Sequence[str], sides: Sequence[str]) -> Callable[[str], str]:
     """Return a function: the cell that names an image -> its side.
 
@@ -220,7 +226,10 @@ def _build_side_finder(names: Sequence[str], sides: Sequence[str]) -> Callable[[
 
     def find_side(cell: str) -> str:
         name = os.path.normpath(cell)
-        return side_of[name] if name in side_of else by_form[unicodedata.normalize("NFC", name)]
+        side = side_of.get(name) or by_form.get(unicodedata.normalize("NFC", name))
+        if side is None:
+            raise _OtherNameError
+        return side
 
     return find_side
 

@@ -34,7 +34,9 @@ from mlfinetune.training.build import (
     locate_images,
     precomputes_features,
 )
-from mlfinetune.training.loop import validate
+from mlfinetune.training.loop import (
+    validate,
+)
 from mlfinetune.training.run import FinishedTraining, opened_training
 from mlfinetune.training.setup import TrainingSetup
 from mlfinetune.training.start import (
@@ -162,7 +164,7 @@ def _write_run_results(
         return None
     assert scores is not None
     content = checkpoint.load(run / directory.BEST)
-    rule = fit_decision_rule(config.eval, scores)
+    rule = fit_decision_rule(config.eval, scores, setup.implies)
     # Of a resumed run the settings and the validation data may be others than at its best epoch.
     content = replace(
         content,

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mlfinetune.data.readers.column_sample import take_sample
 from mlfinetune.data.readers.columns import Columns
 from mlfinetune.data.readers.header import complete_header, lacks_header, make_header, note_header
+from mlfinetune.data.readers.label_studio import is_export_header, read_table_rows
 from mlfinetune.data.readers.separator import SEPARATORS, detect_separator, find_excel_line
 from mlfinetune.data.readers.text_file import MAX_ROW, detect_encoding, opening_text
 from mlfinetune.data.table import SourceOptions, Table
@@ -38,12 +39,14 @@ class _Rows:
         header: the names of the columns, with the white space around them.
         rows: line number and cells of every row.
         notes: what was found out about the file.
+        tasks: line number and cells of every row for `columns`, where these are not `rows`.
     """
 
     columns: Columns
     header: list[str]
     rows: Iterator[tuple[int, list[str]]]
     notes: list[str]
+    tasks: list[tuple[int, list[Any]]] | None = None
 
 
 def read_csv(path: Path, options: SourceOptions) -> Table:
@@ -53,9 +56,11 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
         DataError: the file cannot be read, or it has no columns of images and labels.
     """
     with _reading_rows(path, options) as table:
-        for line, cells in table.rows:
+        for line, cells in table.rows if table.tasks is None else table.tasks:
             table.columns.add(cells, line)
-    built = table.columns.build_table(path.parent, "csv")
+    # What copies a CSV table row by row leaves tasks alone: several rows may be of one of them.
+    format = "csv" if table.tasks is None else "label-studio"
+    built = table.columns.build_table(path.parent, format)
     return replace(built, notes=(*table.notes, *built.notes))
 
 
@@ -73,7 +78,7 @@ def copy_with_column(
     """
     writer = csv.writer(out)
     with _reading_rows(path, options) as table:
-        image = table.columns.header.index(table.columns.image)
+        image = [cell.strip() for cell in table.header].index(table.columns.image)
         # Quotes hide ; and tabs of the header from detect_separator, which reads the copy.
         odd = any(mark in cell for cell in table.header for mark in SEPARATORS)
         header_writer = csv.writer(out, quoting=csv.QUOTE_ALL) if odd else writer
@@ -105,10 +110,37 @@ def _reading_rows(path: Path, options: SourceOptions) -> Iterator[_Rows]:
             else:
                 del sample[0], cells[0]
                 header = complete_header(path, header, cells, notes)
-            columns = Columns(path, [cell.strip() for cell in header], options, cells)
+            names = [cell.strip() for cell in header]
+            if is_export_header(names):
+                yield _read_tasks(path, header, [*sample, *rows], options, notes)
+                return
+            columns = Columns(path, names, options, cells)
             yield _Rows(columns, header, chain(sample, rows), notes)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num + skipped}: {error}") from error
+
+
+def _read_tasks(
+    path: Path,
+    header: list[str],
+    rows: list[tuple[int, list[str]]],
+    options: SourceOptions,
+    notes: list[str],
+) -> _Rows:
+    """Return the rows of an export of Label Studio, with plain lists of labels.
+
+    Raises:
+        DataError: it is not sure which columns hold labels; no columns of images and labels.
+    """
+    try:
+        tasks = read_table_rows([cell.strip() for cell in header], rows, options)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    names = list(dict.fromkeys(key for _, row in tasks.rows for key in row))
+    cells = [(line, [row.get(name, "") for name in names]) for line, row in tasks.rows]
+    columns = Columns(path, names, tasks.options, [row for _, row in take_sample(cells)])
+    notes = [*notes, "tasks of Label Studio", *tasks.notes]
+    return _Rows(columns, header, iter(rows), notes, cells)
 
 
 def _find_separator(file: TextIO, ending: str) -> tuple[str, int]:
