@@ -20,6 +20,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from mlfinetune.cli.apply_fixes import apply_fixes
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
 from mlfinetune.cli.card import card
@@ -94,6 +95,7 @@ app.command()(export)
 app.command()(init)
 app.command()(check)
 app.command()(split)
+app.command("apply-fixes")(apply_fixes)
 app.command()(bench)
 app.command()(cache)
 app.command()(models)

@@ -42,6 +42,7 @@ from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import explaining_damage
 from mlfinetune.runs.heat_maps import HeatMaps, read_heat_maps, write_heat_maps
 from mlfinetune.runs.moved import find_again
+from mlfinetune.runs.near_duplicates import read_near_duplicates
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read_seen
 from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.log import RunLog
@@ -202,9 +203,9 @@ def _gather_evidence(
         ap_intervals={row.label: row.AP for row in intervals.per_label if row.AP},
         f1_intervals={row.label: row.F1 for row in intervals.per_label if row.F1},
         auroc_intervals={row.label: row.AUROC for row in intervals.per_label if row.AUROC},
-        calibrated=facts.calibration.calibrated is not None,
         calibration=_name_curves(facts.calibration),
         history=_read_history(folder),
+        near_duplicates=read_near_duplicates(folder, scores.names),
     )
 
 

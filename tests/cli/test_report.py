@@ -74,7 +74,7 @@ def test_eval_writes_a_page_too(trained: Path, cli: Run, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "e/report.html").is_file()
     with (tmp_path / "e/suspects.csv").open(newline="") as file:
-        assert next(csv.reader(file)) == ["image", "label", "given", "probability", "why"]
+        assert next(csv.reader(file))[:5] == ["image", "label", "given", "probability", "why"]
 
 
 @pytest.mark.parametrize(
