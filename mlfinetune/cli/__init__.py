@@ -31,6 +31,7 @@ from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.export import export
 from mlfinetune.cli.init import init
 from mlfinetune.cli.models import models
+from mlfinetune.cli.next import choose_next
 from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.runs import runs
@@ -91,6 +92,7 @@ app.command()(report)
 app.command()(card)
 app.command()(runs)
 app.command()(predict)
+app.command("next")(choose_next)
 app.command()(export)
 app.command()(init)
 app.command()(check)
@@ -151,7 +153,7 @@ def main() -> None:
     | 0         | done                                                             |
     | 1         | a bug: the traceback is shown                                    |
     | 2         | arguments, config, data or machine: the message says what to fix |
-    | 3         | predict: some pictures could not be read                         |
+    | 3         | predict, next: some pictures could not be read                   |
     | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks

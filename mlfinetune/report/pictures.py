@@ -39,7 +39,7 @@ def read_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) ->
             name.
     """
     budget -= sum(len(heat.levels) + _HEAT_MARKUP for heat in report.heat.values())
-    side = _choose_side(len(report.pictures), budget)
+    side = choose_side(len(report.pictures), budget)
     pictures: dict[int, Picture] = {}
     for index, picture in report.pictures.items():
         if budget > 0:
@@ -78,7 +78,7 @@ def _list_by_need(report: Report) -> Iterator[int]:
         yield from (index for index in rank if index is not None)
 
 
-def _choose_side(count: int, budget: int) -> int:
+def choose_side(count: int, budget: int) -> int:
     """Return the largest side in pixels at which `count` photographs should fit the budget."""
     fits = (side for side in _SIDES if count * side * side * _BYTES_A_PIXEL * 4 / 3 <= budget)
     return next(fits, _SIDES[-1])

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from mlfinetune.data.batches.batch import Batch
-from mlfinetune.data.batches.features import FeatureExtractor, MissingRows
+from mlfinetune.data.batches.features import (
+    FeatureExtractor,
+    MissingRows,
+)
 from mlfinetune.data.batches.loader import cut_batches
 from mlfinetune.data.batches.sampling import Factors, draw_order
 from mlfinetune.data.manifest import Manifest
