@@ -35,7 +35,7 @@ from mlfinetune.runtime.device import prepare_device
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
-from mlfinetune.training.folds import choose_by_folds, solve_fold
+from mlfinetune.training.folds import choose_by_folds, find_slope, solve_fold
 from mlfinetune.training.loop import (
     Candidate,
 )
@@ -105,8 +105,9 @@ def measure_draw(setup: TrainingSetup, whole: Pool, drawn: Ints, rest: Ints) -> 
         scores.append(solve_fold(own, pool, fold, others, quiet()))
     table = tabulate_rows(pool, join_logits(pool, folds, scores, 1), np.arange(len(drawn)))
     rule = fit_decision_rule(settings, table)
-    chosen = choose_by_folds([fold.trials for fold in scores]).start
-    truth = score(setup, whole, drawn, rest, chosen)
+    choice = choose_by_folds([fold.trials for fold in scores])
+    truth = score(setup, whole, drawn, rest, choice.start)
+    truth = replace(truth, logits=truth.logits * np.float32(find_slope(scores, choice)))
     found |= describe("crossval", table, rule, truth, known)
     each = [
         measure(tabulate_rows(pool, s.logits, f.held_out)).averages["mAP"] or 0.0

@@ -9,10 +9,10 @@ w_l = (n_l + 1)^-0.5, where n_l labelled pictures have it. A picture is the matr
     g_i = (w_l e_il)_l x_i', with x_i its features, of length 1
 
 as in the gradient of the head's loss: two pictures are alike if the same labels are undecided for
-pictures that look alike. Each pick is the farthest from 0 and from all picks so far (the distance to
-the nearest of them is greatest); the first one is the longest. So nearness, rarity and spread are
-one number, and no weight between them has to be chosen. It follows BADGE (Ash et al., 2020), which
-has entropy in the place of nearness and draws at random. benchmarks/next.py measures it.
+pictures that look alike. Each pick is the farthest from 0 and from all picks so far (the distance
+to the nearest of them is greatest); the first one is the longest. So nearness, rarity and spread
+are one number, and no weight between them has to be chosen. It follows BADGE (Ash et al., 2020),
+which has entropy in the place of nearness and draws at random. benchmarks/next.py measures it.
 """
 
 from collections.abc import Iterator

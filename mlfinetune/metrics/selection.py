@@ -42,6 +42,7 @@ class Trial:
         resampled: empty where mAP is undefined, or the table too large.
         epoch: of the candidate; 0: before the first one.
         l2, iterations: of the solver; None: an epoch.
+        slope: factor that calibrates its logits; None: it was not fitted.
     """
 
     mAP: float | None
@@ -49,6 +50,7 @@ class Trial:
     epoch: int = 0
     l2: float | None = None
     iterations: int | None = None
+    slope: float | None = None
 
 
 def try_candidate(scores: ScoreTable, mean_ap: float | None) -> Trial:

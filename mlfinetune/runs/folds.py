@@ -23,7 +23,7 @@ from mlfinetune.metrics.types import DecisionRule, ScoreTable
 from mlfinetune.runs.damaged import FOREIGN
 from mlfinetune.runs.results import read_scores, write_scores
 from mlfinetune.storage.atomic import write_atomic, writing_text
-from mlfinetune.text import neutralize
+from mlfinetune.text import neutralize, to_finite
 
 CROSSVAL = "crossval"
 """Key of metrics.json with the facts of `describe_folds`."""
@@ -39,14 +39,16 @@ class FoldScores:
     """Scores of the pictures that a fold holds out, and how its model was chosen.
 
     Attributes:
-        logits: (n, L), in the order of `Fold.held_out`.
+        logits: (n, L), in the order of `Fold.held_out`, multiplied by the slope.
         chosen: name of the candidate.
         trials: of all candidates, on the part of the training pictures that chose.
+        slope: factor that calibrates the model's logits, fitted to that part.
     """
 
     logits: NDArray[np.float32]
     chosen: str
     trials: tuple[Trial, ...]
+    slope: float
 
 
 def tabulate_rows(pool: Pool, logits: NDArray[np.float32], rows: NDArray[np.int64]) -> ScoreTable:
@@ -63,7 +65,8 @@ def write_fold(folder: Path, pool: Pool, fold: Fold, scores: FoldScores) -> None
         CheckpointError: a file cannot be written (a full disk, no permission).
     """
     write_scores(folder, tabulate_rows(pool, scores.logits, fold.held_out))
-    content = {"chosen": scores.chosen, "trials": [asdict(trial) for trial in scores.trials]}
+    content = {"chosen": scores.chosen, "slope": scores.slope}
+    content["trials"] = [asdict(trial) for trial in scores.trials]
     write_atomic(folder / _FOLD, json.dumps(content).encode())
 
 
@@ -76,7 +79,7 @@ def read_fold(folder: Path, pool: Pool, fold: Fold) -> FoldScores | None:
     try:
         content = json.loads((folder / _FOLD).read_bytes())
         trials = (Trial(**{**trial, "resampled": ()}) for trial in content["trials"])
-        found = str(content["chosen"]), tuple(trials)
+        found = str(content["chosen"]), tuple(trials), to_finite(content["slope"])
     except (OSError, *FOREIGN):
         return None
     scores = read_scores(folder)

@@ -7,13 +7,17 @@ An epoch or a penalty is chosen inside a fold, on pictures that it trains on: th
 out decide nothing. Where the backbone is frozen and L-BFGS solves for the head, the other folds
 choose the penalty, each held out in its turn, and the head is solved for on all of them. Otherwise
 one part of the pictures chooses the epoch, and the model of that epoch scores the fold.
+
+Models of other penalties or epochs have logits of other scales. The pictures that choose also tell
+a slope, which brings them to one scale: calibrated, all labels together. So the scores of all folds
+can be ranked together, and their thresholds fit the model that all pictures train.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import geometric_mean, mean, median
 
 import numpy as np
 
@@ -22,6 +26,7 @@ from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.sampling import choose_factors
 from mlfinetune.data.folds import Fold, Ints, Pool, draw_inner
 from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Splits
+from mlfinetune.metrics.calibration import fit_slope
 from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.folds import FoldScores
@@ -71,19 +76,23 @@ def solve_fold(
         for other in others
     ]
     trials = average_trials(inner)
-    best = _get_penalty(max(trials, key=lambda trial: trial.mAP or 0.0))
-    (solved,) = solve_head(_narrow(setup, pool, fold.rest, fold), log, best)
+    best = max(trials, key=lambda trial: trial.mAP or 0.0)
+    penalty, slope = _get_penalty(best), best.slope or 1.0
+    (solved,) = solve_head(_narrow(setup, pool, fold.rest, fold), log, penalty)
     assert solved.scores is not None
-    return FoldScores(solved.scores.logits, best.describe(), tuple(trials))
+    logits = solved.scores.logits * np.float32(slope)
+    return FoldScores(logits, penalty.describe(), tuple(trials), slope)
 
 
 def _try_penalties(setup: TrainingSetup, log: RunLog) -> list[Trial]:
-    """Return the mAP of each solution for the head."""
-    return [
-        Trial(found.mAP, l2=found.penalty.l2, iterations=found.penalty.iterations)
-        for found in solve_head(setup, log)
-        if found.penalty is not None
-    ]
+    """Return the mAP of each solution for the head, and the slope that calibrates it."""
+    trials = []
+    for found in solve_head(setup, log):
+        assert found.penalty is not None
+        assert found.scores is not None
+        l2, iterations, slope = found.penalty.l2, found.penalty.iterations, fit_slope(found.scores)
+        trials.append(Trial(found.mAP, l2=l2, iterations=iterations, slope=slope))
+    return trials
 
 
 def _narrow(setup: TrainingSetup, pool: Pool, train: Ints, held_out: Fold) -> TrainingSetup:
@@ -126,11 +135,14 @@ def train_fold(
         setup = finished.setup
         weights = setup.world.broadcast(lambda: checkpoint.load(finished.run / directory.BEST))
         setup.tagger.load_state_dict(weights.weights)
+        _, inner = validate(replace(setup, ema=None), log)
         _, scores = validate(_hold_out(setup, pool, fold), log)
-        if scores is not None:
+        if inner is not None and scores is not None:
+            slope = fit_slope(inner)
             known = (trial for trial in finished.best.trials if trial is not None)
             trials = tuple(replace(trial, resampled=()) for trial in known)
-            save(FoldScores(scores.logits, finished.best.name, trials))
+            logits = scores.logits * np.float32(slope)
+            save(FoldScores(logits, finished.best.name, trials, slope))
             remove_weights(finished.run)
 
 
@@ -175,6 +187,26 @@ def choose_by_folds(folds: Sequence[Sequence[Trial]]) -> Choice:
     return max(choices, key=lambda item: item[0])[1]
 
 
+def find_slope(folds: Sequence[FoldScores], choice: Choice) -> float:
+    """Return the slope that brings the logits of this choice to the scale of all folds' scores."""
+    wanted = None if choice.epoch or choice.start is None else choice.start
+    slopes: list[float | None] = []
+    for fold in folds:
+        own = [
+            trial.slope
+            for trial in fold.trials
+            if wanted and (trial.l2, trial.iterations) == (wanted.l2, wanted.iterations)
+        ]
+        slopes.append(own[0] if own and own[0] else fold.slope)
+    return _average_slopes(slopes) or 1.0
+
+
+def _average_slopes(slopes: Sequence[float | None]) -> float | None:
+    """Return the geometric mean; None where a slope is not known."""
+    known = [slope for slope in slopes if slope]
+    return geometric_mean(known) if known and len(known) == len(slopes) else None
+
+
 def _get_penalty(trial: Trial) -> Penalty:
     assert trial.l2 is not None
     assert trial.iterations is not None
@@ -206,6 +238,7 @@ def average_trials(folds: Sequence[Sequence[Trial]]) -> list[Trial]:
         replace(
             trials[0],
             mAP=mean(trial.mAP or 0.0 for trial in trials),
+            slope=_average_slopes([trial.slope for trial in trials]),
             epoch=round(median(trial.epoch for trial in trials)),
         )
         for trials in by_key.values()

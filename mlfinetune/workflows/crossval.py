@@ -53,7 +53,13 @@ from mlfinetune.training.build import (
     require_lbfgs_fits,
     uses_lbfgs,
 )
-from mlfinetune.training.folds import choose_by_folds, remove_weights, solve_fold, train_fold
+from mlfinetune.training.folds import (
+    choose_by_folds,
+    find_slope,
+    remove_weights,
+    solve_fold,
+    train_fold,
+)
 from mlfinetune.training.network import resolve_network
 from mlfinetune.training.records import Choice
 from mlfinetune.training.run import opened_training
@@ -170,7 +176,7 @@ def _cross_validate(
         if options.then_train:
             choice = choose_by_folds([found.trials for found in scores])
             rule = None if result is None else result.evaluation.decision
-            _train_on_all(request, pool, choice, rule, log)
+            _train_on_all(request, pool, choice, find_slope(scores, choice), rule, log)
     log.say(f"{format_duration(time.monotonic() - request.started)} in all")
     log.lap("results")
     log.say_seconds()
@@ -351,12 +357,14 @@ def _train_on_all(
     request: TrainRequest,
     pool: Pool,
     choice: Choice,
+    slope: float,
     rule: DecisionRule | None,
     log: RunLog,
 ) -> None:
     """Train on all pictures with the choice of the folds, and save the model with their rule.
 
     Args:
+        slope: factor for the head, which brings its logits to the scale of the folds' scores.
         rule: thresholds and calibration; None on all ranks but 0.
     """
     folder = _get_folder(request)
@@ -367,6 +375,8 @@ def _train_on_all(
         if finished is None or rule is None:
             return
         content = checkpoint.load(finished.run / directory.BEST)
+        for name in ("head.weight", "head.bias"):
+            content.weights[name].mul_(slope)
         config = request.config.model_dump(mode="json")
         content = replace(content, decision=rule, config=config)
         content = replace(content, data_digest=checkpoint.OUT_OF_FOLD)
