@@ -82,9 +82,12 @@ def hold_out(
     whole = align(table, choose_labels(table, labels))
     numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
     duplicates = len(numbers) - len(set(numbers))
-    pins = _find_pins(whole, contents, known)
+    pins, notes = _find_pins(whole, contents, known), list[str]()
+    if known is not None and _are_off(pins, known, fraction):
+        notes.append(f"the sides of {known.origin} are far from val_fraction: dealt anew")
+        pins = np.full(len(whole), FREE, np.int8)
     deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
-    sides, notes = deal(numbers if duplicates else None, pins), list[str]()
+    sides = deal(numbers if duplicates else None, pins)
     if known is not None and _is_one_side(sides) and (pins != FREE).any():
         notes.append(f"warning: with sides as in {known.origin} one would be empty: dealt anew")
         sides = deal(numbers if duplicates else None)
@@ -105,6 +108,19 @@ def hold_out(
     if known is not None:
         notes += [*_describe_pins(pins, sides, known), *_warn_of_seen(val, contents, known)]
     return train, val, notes
+
+
+def _are_off(pins: NDArray[np.int8], known: KnownSides, fraction: float) -> bool:
+    """Tell whether known sides hold out less than half, or more than twice of what is wanted.
+
+    So it is where a table has lost many rows. Pictures that the weights have seen stay in train all
+    the same, and a run that is read again keeps what it had.
+    """
+    known_images = int((pins != FREE).sum())
+    if known.complete or len(known.seen) or not known_images:
+        return False
+    share = int((pins == VAL).sum()) / known_images
+    return not fraction / 2 <= share <= 2 * fraction
 
 
 def _is_one_side(sides: NDArray[np.int8]) -> bool:

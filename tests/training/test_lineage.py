@@ -161,11 +161,11 @@ def test_groups_and_sides_of_before(tmp_path: Path) -> None:
     for n in range(20):
         (tmp_path / f"{n}.jpg").touch()
 
-    def split(trained: list[int], kept: list[int]) -> tuple[set[str], str]:
+    def split(trained: list[int], kept: list[int], is_parent: bool = True) -> tuple[set[str], str]:
         none = np.empty(0, np.int64)
         sets = [PictureSet.of(none, [f"{tmp_path}/{n}.jpg" for n in s]) for s in (trained, kept)]
         options = SourceOptions(group_by="who")
-        known = KnownSides("runs/a", *sets, seen=sets[0])
+        known = KnownSides("runs/a", *sets, seen=sets[0] if is_parent else PictureSet.none())
         found = read_splits(tmp_path / "t.csv", None, options, SplitOptions(), None, known)
         return set(found.val.names), "\n".join(found.notes)
 
@@ -178,3 +178,5 @@ def test_groups_and_sides_of_before(tmp_path: Path) -> None:
     assert len(val) == 4
     assert "warning: with sides as in runs/a one would be empty: dealt anew" in notes
     assert "4 images of val trained on by runs/a" in notes
+    _, notes = split([0, 2], [4, 5], is_parent=False)
+    assert "the sides of runs/a are far from val_fraction: dealt anew" in notes
