@@ -40,6 +40,14 @@ class PictureSet:
     contents: Numbers
     paths: Numbers
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @classmethod
+    def none(cls) -> "PictureSet":
+        """Return the empty set."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64))
+
     @classmethod
     def of(cls, contents: Numbers, paths: Iterable[str]) -> "PictureSet":
         """Return the set of these pictures; a content of -1 is not known."""
@@ -76,8 +84,9 @@ class KnownSides:
 
     Attributes:
         origin: the run that knows them, for people.
-        trained: the model has learned from them.
-        held: they were held out of training.
+        trained: of train.
+        held: held out of training.
+        seen: those of `trained` that the weights, with which the new run begins, have learned from.
         complete: it is the run itself that is read again: pictures that it has not had are not for
             its validation.
     """
@@ -85,7 +94,17 @@ class KnownSides:
     origin: str
     trained: PictureSet
     held: PictureSet
+    seen: PictureSet
     complete: bool = False
+
+    def join(self, other: "KnownSides") -> "KnownSides":
+        """Return the sides of both; where they differ, these win."""
+        return KnownSides(
+            f"{self.origin} or {other.origin}",
+            self.trained | (other.trained - self.held),
+            self.held | (other.held - self.trained),
+            self.seen | other.seen,
+        )
 
     def find(self, contents: Numbers, paths: Sequence[str]) -> NDArray[np.int8]:
         """Return (N,) TRAIN, VAL or FREE of each picture; arguments are those of PictureSet.find.

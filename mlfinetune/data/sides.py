@@ -82,23 +82,21 @@ def hold_out(
     whole = align(table, choose_labels(table, labels))
     numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
     duplicates = len(numbers) - len(set(numbers))
-    deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
     pins, notes = _find_pins(whole, contents, known), list[str]()
-    asked = np.where(pins == FREE, TRAIN, pins) if known is not None and known.complete else pins
-    sides = deal(numbers if duplicates else None, asked)
-    if known is not None and len(set(sides.tolist())) == 1 and (pins >= 0).any():
-        notes.append(
-            f"warning: images of {known.origin} are dealt anew: on the sides that they had, all "
-            f"would be on one"
-        )
+    if known is not None and _are_off(pins, known, fraction):
+        notes.append(f"the sides of {known.origin} are far from val_fraction: dealt anew")
+        pins = np.full(len(whole), FREE, np.int8)
+    deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
+    sides = deal(numbers if duplicates else None, pins)
+    if known is not None and _is_one_side(sides) and (pins != FREE).any():
+        notes.append(f"warning: with sides as in {known.origin} one would be empty: dealt anew")
         sides = deal(numbers if duplicates else None)
-    if duplicates and len(set(sides.tolist())) == 1:  # one unit holds all images: divide it
+    if duplicates and _is_one_side(sides):  # one unit holds all images: divide it
         notes.append(f"warning: copies of the same bytes in both train and val: {TOO_HIGH}")
-        sides = deal()
-        duplicates = 0
-    train, val = (np.flatnonzero(sides == side).tolist() for side in (0, 1))
-    if not train or not val:
+        sides, duplicates = deal(), 0
+    if _is_one_side(sides):
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
+    train, val = (whole.take(np.flatnonzero(sides == side).tolist()) for side in (TRAIN, VAL))
     details = f"val_fraction {fraction:g}, stratified by label"
     if table.groups is not None:
         details += ", groups kept whole"
@@ -108,8 +106,25 @@ def hold_out(
         f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )
     if known is not None:
-        notes += _describe_pins(pins, sides, known)
-    return whole.take(train), whole.take(val), notes
+        notes += [*_describe_pins(pins, sides, known), *_warn_of_seen(val, contents, known)]
+    return train, val, notes
+
+
+def _are_off(pins: NDArray[np.int8], known: KnownSides, fraction: float) -> bool:
+    """Tell whether known sides hold out less than half, or more than twice of what is wanted.
+
+    So it is where a table has lost many rows. Pictures that the weights have seen stay in train all
+    the same, and a run that is read again keeps what it had.
+    """
+    known_images = int((pins != FREE).sum())
+    if known.complete or len(known.seen) or not known_images:
+        return False
+    share = int((pins == VAL).sum()) / known_images
+    return not fraction / 2 <= share <= 2 * fraction
+
+
+def _is_one_side(sides: NDArray[np.int8]) -> bool:
+    return int(sides.min()) == int(sides.max())
 
 
 def _find_pins(
@@ -118,24 +133,21 @@ def _find_pins(
     """Return (N,) the side that each image had in runs before; FREE: none."""
     if known is None:
         return np.full(len(whole), FREE, np.int8)
-    paths = [whole.path(row) for row in range(len(whole))]
-    numbers = np.array([contents.get(path, -1) for path in paths], np.int64)
-    return known.find(numbers, paths)
+    pins = known.find(*_list_numbers(whole, contents))
+    return np.where(pins == FREE, TRAIN, pins) if known.complete else pins
 
 
 def _describe_pins(
     pins: NDArray[np.int8], sides: NDArray[np.int8], known: KnownSides
 ) -> Iterator[str]:
     """Yield notes on images that have kept their sides, and on those that could not."""
-    kept, moved = ((pins >= 0) & (sides == pins)).sum(), (pins >= 0) & (sides != pins)
-    if kept:
-        held = int(((pins == VAL) & (sides == VAL)).sum())
+    free, moved = int((pins == FREE).sum()), (pins != FREE) & (sides != pins)
+    held = int(((pins == VAL) & (sides == VAL)).sum())
+    if held and free:
         yield (
-            f"{pluralize(int(kept), 'image')} on the side that {known.origin} or a run before it "
-            f"had them on, {held} of them held out; {int((pins == FREE).sum())} new"
+            f"{len(pins) - free - int(moved.sum())} images are on their sides of before, in "
+            f"{known.origin}, {held} of them held out; {free} images are new"
         )
-    if seen := int((moved & (pins == TRAIN)).sum()):
-        yield f"warning: {pluralize(seen, 'image')} of val trained on by {known.origin}: {TOO_HIGH}"
     if lost := int((moved & (pins == VAL)).sum()):
         yield (
             f"warning: {pluralize(lost, 'image')} held out by {known.origin} and in train now, "
@@ -146,14 +158,31 @@ def _describe_pins(
 def warn_of_known_sides(
     train: Manifest, val: Manifest, contents: Mapping[str, int], known: KnownSides | None
 ) -> Iterator[str]:
-    """Yield warnings where the data itself says sides that runs before did not have."""
-    for side, was, text in (
-        (val, TRAIN, "of val trained on by {}: " + TOO_HIGH),
-        (train, VAL, "held out by {} and in train now, as the data says"),
-    ):
-        count = int((_find_pins(side, contents, known) == was).sum())
-        if known is not None and count:
-            yield f"warning: {pluralize(count, 'image')} " + text.format(known.origin)
+    """Yield warnings where the data itself says sides that the runs before did not have."""
+    if known is None or not len(known.seen):
+        return
+    yield from _warn_of_seen(val, contents, known)
+    if count := int((known.find(*_list_numbers(train, contents)) == VAL).sum()):
+        yield (
+            f"warning: {pluralize(count, 'image')} held out by {known.origin} and in train now, "
+            f"as the data says"
+        )
+
+
+def _warn_of_seen(val: Manifest, contents: Mapping[str, int], known: KnownSides) -> Iterator[str]:
+    """Yield a warning where the weights have learned from pictures of val."""
+    if count := int(known.seen.find(*_list_numbers(val, contents)).sum()):
+        yield (
+            f"warning: {pluralize(count, 'image')} of val trained on by {known.origin}: {TOO_HIGH}"
+        )
+
+
+def _list_numbers(
+    side: Manifest, contents: Mapping[str, int]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the (N,) numbers of the files' bytes, -1 where not known, and the N paths."""
+    paths = [side.path(row) for row in range(len(side))]
+    return np.array([contents.get(path, -1) for path in paths], np.int64), paths
 
 
 def warn_of_overlap(train: Table, val: Table) -> list[str]:

@@ -2,18 +2,19 @@
 
 PictureSets of a run and of those before it -> write_trained_on -> trained_on.npz
 trained_on.npz, pictures                    -> TrainedOn.find   -> which the model has seen
-model.weights                               -> find_known_sides -> sides that a new split keeps
+config of a new run -> read_sides_before -> sides that its split keeps
 """
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from mlfinetune.config import Config, load_config
 from mlfinetune.data.known_sides import KnownSides, PictureSet
-from mlfinetune.errors import CheckpointError
+from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import join_location, parse_location
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import FOREIGN
@@ -114,13 +115,13 @@ def read_parent(weights: str | None) -> TrainedOn | None:
 
 def _list_scored(run: Path) -> PictureSet:
     """Return the validation pictures of a run of an older version, by their paths alone."""
-    none = np.empty(0, np.int64)
     try:
         names = read_scores(run).names
         root = json.loads((run / directory.METRICS).read_bytes())["images_root"]
-        return PictureSet.of(none, [join_location(parse_location(root), name) for name in names])
+        paths = [join_location(parse_location(root), name) for name in names]
+        return PictureSet.of(np.empty(0, np.int64), paths)
     except (OSError, CheckpointError, *FOREIGN):
-        return PictureSet(none, none)
+        return PictureSet.none()
 
 
 def read_known_sides(run: Path) -> KnownSides | None:
@@ -134,19 +135,43 @@ def read_known_sides(run: Path) -> KnownSides | None:
     found = read_trained_on(run)
     if found is None or found.held is None:
         return None
-    return KnownSides(display_path(run), found.trained, found.held, complete=True)
+    return KnownSides(display_path(run), found.trained, found.held, found.trained, complete=True)
 
 
-def read_parent_sides(weights: str | None) -> KnownSides | None:
-    """Read the sides that pictures had in the run that `model.weights` comes from, and before it.
+def read_sides_before(config: Config) -> KnownSides | None:
+    """Read the sides that pictures had before a new run; None: they are not known.
+
+    These are the sides in the run that its weights come from, and in those before that one. Then
+    those in the newest run of its own name, which asked for the same split: rows that were added
+    since do not move the others.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: a file is damaged.
     """
-    found = read_parent(weights)
-    if weights is None or found is None or found.held is None:
+    weights, parent = config.model.weights, read_parent(config.model.weights)
+    former = _read_former_sides(config)
+    if weights is None or parent is None or parent.held is None:
+        return former
+    origin = display_path(Path(weights))
+    known = KnownSides(origin, parent.trained, parent.held, parent.trained)
+    return known if former is None else known.join(former)
+
+
+def _read_former_sides(config: Config) -> KnownSides | None:
+    """Read the sides in the newest run directory of the config's name; None: another split."""
+    run = None if config.output is None else directory.find_run(config.output)
+    if run is None or not (run / directory.TRAINED_ON).is_file():
         return None
-    return KnownSides(display_path(Path(weights)), found.trained, found.held)
+    try:
+        before = load_config(run / directory.CONFIG)
+    except ConfigError:
+        return None
+    asked = ("val", "val_fraction", "group_by", "split_column")
+    same = all(getattr(before.data, key) == getattr(config.data, key) for key in asked)
+    known = read_known_sides(run)
+    if not same or before.train.seed != config.train.seed or known is None:
+        return None
+    return replace(known, seen=PictureSet.none(), complete=False)
 
 
 def describe_seen(seen: int, images: int) -> str:

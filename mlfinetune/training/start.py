@@ -25,7 +25,7 @@ from mlfinetune.runs.results import write_skipped
 from mlfinetune.runs.trained_on import (
     read_known_sides,
     read_parent,
-    read_parent_sides,
+    read_sides_before,
     read_trained_on,
     write_trained_on,
 )
@@ -327,7 +327,7 @@ def find_known_sides(
 ) -> KnownSides | None:
     """Return the sides of pictures that are kept; None: none are known.
 
-    These are the sides in the run to resume, else in the run that this one begins with.
+    These are the sides in the run to resume, else those of `read_sides_before`.
 
     Raises:
         CheckpointError: the file that knows them is damaged.
@@ -340,13 +340,12 @@ def find_known_sides(
         return known
     if run is not None and (directory.list_states(run) or (run / directory.METRICS).is_file()):
         return None  # of an older version
-    known = read_parent_sides(config.model.weights)
-    if known is None and is_own_checkpoint(config):
+    if is_own_checkpoint(config) and read_parent(config.model.weights) is None:
         log.say(
             f"warning: nothing tells which pictures {config.model.weights} was trained on: "
             f"validation may hold some of them"
         )
-    return known
+    return read_sides_before(config)
 
 
 def _say_where_it_resumes(setup: TrainingSetup, state: ResumeState, log: RunLog) -> None:

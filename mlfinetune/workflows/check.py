@@ -40,7 +40,7 @@ from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.data.union import join_copies
 from mlfinetune.errors import DataError
-from mlfinetune.runs.trained_on import read_parent_sides
+from mlfinetune.runs.trained_on import read_sides_before
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import pluralize
 
@@ -189,7 +189,7 @@ def _split_usable_rows(
     table, *others = (_mark_skippable(table) for table in tables)
     val_table = others[0] if others else None
     try:
-        known = read_parent_sides(config.model.weights)
+        known = read_sides_before(config)
         return split_tables(table, val_table, options, split_options, lambda _: scanned, known), []
     except DataError as error:
         first, *rest = str(error).split("\n")

@@ -56,11 +56,24 @@ def test_held_out_pictures_stay_held_out(grown: Path, cli: Run) -> None:
     renamed = {one if (grown / one).exists() else "images/moved.jpg" for one in first}
     assert second & name == renamed
     assert len(second - name) == 3, "a fifth of the 15 new ones"
-    log = train(cli, grown, "more.csv", "runs/second/last.safetensors", "runs/third")
+    train(cli, grown, "more.csv", "runs/second/last.safetensors", "runs/third")
     assert held(grown / "runs/third") == second
-    assert "40 images on the side that runs/second" in log
-    metrics = [json.loads((grown / f"runs/{run}/metrics.json").read_text()) for run in ("second",)]
-    assert metrics[0]["seen_in_training"] == 0
+    metrics = json.loads((grown / "runs/second/metrics.json").read_text())
+    assert metrics["seen_in_training"] == 0
+
+
+def test_a_new_run_of_one_name_keeps_the_sides(grown: Path, cli: Run) -> None:
+    """Rows were added, and the weights are others; another seed asks for another split."""
+    done = cli("train", "pets.yaml", "data.train=more.csv", cwd=grown)
+    assert done.returncode == 0, done.stderr
+    said = "24 images are on their sides of before, in runs/pets, 5 of them held out; 16 images are"
+    assert said in done.stderr
+    there = {name for name in held(grown / "runs/pets") if (grown / name).exists()}
+    assert there <= held(grown / "runs/pets-2")
+    seen = json.loads((grown / "runs/pets-2/metrics.json").read_text())["seen_in_training"]
+    assert seen == 0
+    done = cli("train", "pets.yaml", "data.train=more.csv", "train.seed=1", cwd=grown)
+    assert "their sides of before" not in done.stderr
 
 
 def test_a_run_from_a_run_is_evaluated_and_resumed(grown: Path, cli: Run) -> None:
@@ -148,11 +161,11 @@ def test_groups_and_sides_of_before(tmp_path: Path) -> None:
     for n in range(20):
         (tmp_path / f"{n}.jpg").touch()
 
-    def split(trained: list[int], kept: list[int]) -> tuple[set[str], str]:
+    def split(trained: list[int], kept: list[int], is_parent: bool = True) -> tuple[set[str], str]:
         none = np.empty(0, np.int64)
         sets = [PictureSet.of(none, [f"{tmp_path}/{n}.jpg" for n in s]) for s in (trained, kept)]
         options = SourceOptions(group_by="who")
-        known = KnownSides("runs/a", *sets)
+        known = KnownSides("runs/a", *sets, seen=sets[0] if is_parent else PictureSet.none())
         found = read_splits(tmp_path / "t.csv", None, options, SplitOptions(), None, known)
         return set(found.val.names), "\n".join(found.notes)
 
@@ -163,5 +176,7 @@ def test_groups_and_sides_of_before(tmp_path: Path) -> None:
     assert len(val) == 2 + 4, "a fifth of the 14 others, in groups of two"
     val, notes = split(list(range(20)), [])
     assert len(val) == 4
-    assert "warning: images of runs/a are dealt anew" in notes
+    assert "warning: with sides as in runs/a one would be empty: dealt anew" in notes
     assert "4 images of val trained on by runs/a" in notes
+    _, notes = split([0, 2], [4, 5], is_parent=False)
+    assert "the sides of runs/a are far from val_fraction: dealt anew" in notes

@@ -129,7 +129,7 @@ class Columns:
 
     @property
     def layout(self) -> LabelLayout:
-        """Where the labels stand, after `build_table`."""
+        """Place of the labels, after `build_table`."""
         labels = self._labels
         if isinstance(labels, ValuedLabels):
             return LabelLayout(lists=(labels.label,), value=labels.value)
