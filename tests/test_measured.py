@@ -408,6 +408,30 @@ def test_what_helps_rare_labels() -> None:
     assert sum(row["low"] > 0 for row in solved) == 1, "only AdamW's, with 300 pictures"
 
 
+def test_what_a_hierarchy_gains() -> None:
+    """Every cell of docs/metrics.md, and the figures before it and in docs/decisions.md."""
+    measured, rows = result("implies"), table("metrics", "parents' tags: mAP over")
+    shares = {"as they are": "0", "30 % taken away": "0.3", "60 % taken away": "0.6"}
+    assert len(rows) == 3 * len(shares)
+    for name, (without, *cells) in rows.items():
+        title, kind = name.split(": ")
+        found = measured[shares[title]][kind]
+        check(without, [found["without"]])
+        for cell, way in zip(cells, ("targets", "raised", "implies"), strict=True):
+            numbers = [found[way][key] for key in ("mAP", "low", "high")]
+            check(" ".join(re.findall(r"[-+]?\d\.\d+", cell)), numbers)
+    f1, counts = measured["0"]["F1"], measured["with_parent"].values()
+    share = sum(have for have, _ in counts) / sum(all_ for _, all_ in counts)
+    text = page("metrics")
+    assert f"macro F1 of {f1['free']:.3f} over the labels of the hierarchy" in text
+    assert f"with {f1['torn']:.1%}".replace("%", " %") in text
+    assert f"children have {f1['raise children']:.3f}" in text
+    assert f"ones of parents {f1['lower parents']:.3f}" in text
+    assert f"There, {100 * share:.0f} % of the pictures" in text
+    assert f"{len(counts)} children)" in text
+    assert f"added parents {f1['add parents']:.3f}" in page("decisions")
+
+
 def test_the_seconds_of_a_run() -> None:
     """The last line of a second run's log, and both runs as a whole."""
     measured, text = result("fixed_seconds"), page("performance")

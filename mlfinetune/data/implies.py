@@ -35,7 +35,7 @@ States = NDArray[np.int8]
 _KEY = "data.implies"
 
 
-def apply_implies(table: Table, implies: Implies) -> Table:
+def apply_implies(table: Table, implies: Implies, is_one_of_several: bool = False) -> Table:
     """Return the table with the targets that follow, a note with their numbers, and its faults.
 
     Labels that the table lacks become columns: a parent is a label because a child implies it.
@@ -43,6 +43,8 @@ def apply_implies(table: Table, implies: Implies) -> Table:
     Args:
         table: after `rename_labels`, before `ignore_labels`.
         implies: child -> parents, without a cycle.
+        is_one_of_several: other tables know labels that this one lacks: these are unknown in rows
+            of lists too.
     """
     if not implies or not len(table):
         return table
@@ -53,8 +55,9 @@ def apply_implies(table: Table, implies: Implies) -> Table:
 
     def fill(start: int, block: States) -> States:
         unnamed = table.unnamed[start : start + len(block), None]
-        more = len(space) - block.shape[1]
-        before = np.concatenate([block, np.repeat(unnamed, more, axis=1)], axis=1)
+        lacking = np.full_like(unnamed, UNKNOWN) if is_one_of_several else unnamed
+        more = np.repeat(lacking, len(space) - block.shape[1], axis=1)
+        before = np.concatenate([block, more], axis=1)
         listed = unnamed[:, 0] == NEGATIVE
         for row, text in sorted(hierarchy.find_contradictions(before, listed)):
             faults.append(table.build_fault(start + row, text))
@@ -173,14 +176,16 @@ class _Hierarchy:
         for child, ancestors in self.ancestors.items():
             states[np.ix_(before[:, child] == POSITIVE, ancestors)] = POSITIVE
         present = states == POSITIVE
-        closed = np.zeros_like(present)  # a parent with a child that is present
+        named = np.zeros_like(present)  # a child of this label is present
         for child, parents in self.parents.items():
-            closed[:, parents] |= present[:, [child]]
+            named[:, parents] |= present[:, [child]]
+        opened = present & ~named & listed[:, None]  # nobody said which of its children
         for child, parents in self.parents.items():
             above: States = states[:, parents]
             absent = (above == NEGATIVE).any(axis=1)
             states[absent & (states[:, child] == UNKNOWN), child] = NEGATIVE
-            if parents:
-                is_open = ((above == UNKNOWN) | ~closed[:, parents]).all(axis=1) & ~absent
-                states[listed & is_open & (states[:, child] == NEGATIVE), child] = UNKNOWN
+            is_said = absent | (present[:, parents] & named[:, parents]).any(axis=1)
+            follows = opened[:, parents].any(axis=1) & ~is_said & (states[:, child] == NEGATIVE)
+            states[follows, child] = UNKNOWN
+            opened[:, child] |= follows
         return states

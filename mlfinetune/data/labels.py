@@ -25,20 +25,22 @@ MANY_BLANK = 0.2
 BLANK_ADVICE = "if nobody looked at them: data.empty_labels: unknown"
 
 
-def apply_label_options(table: Table, options: SourceOptions) -> Table:
+def apply_label_options(
+    table: Table, options: SourceOptions, is_one_of_several: bool = False
+) -> Table:
     """Return the table after the label options, in the order at the top of this file.
 
     The order matters: a row is empty only if the file lists no label in it, so a row whose labels
     are all ignored is not. Labels are implied and ignored under their new names, and one that is
     ignored still implies others. `empty_labels: unknown` is about single rows, and beats
-    `unknown`, which is about all.
+    `unknown`, which is about all. `is_one_of_several`: see `apply_implies`.
     """
     if table.settled:
         return table
     table = _apply_empty_labels(table, options.empty_labels)
     masked = find_blank(table) if options.empty_labels == "unknown" else np.zeros(0, np.int64)
     table = _rename_labels(table, dict(options.rename_labels))
-    table = apply_implies(table, options.implies)
+    table = apply_implies(table, options.implies, is_one_of_several)
     table = drop_labels(table, options.ignore_labels)
     if options.unknown != "ignore":
         state = POSITIVE if options.unknown == "positive" else NEGATIVE

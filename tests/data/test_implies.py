@@ -131,3 +131,13 @@ def test_other_data_is_read_in_the_columns_of_a_checkpoint(tmp_path: Path) -> No
     )
     assert space.names == ("animal", "cat", "dog", "siamese", "sofa")
     assert manifest.targets[:].tolist() == [[1, -1, -1, -1, 0], [0, 0, 0, 0, 1]]
+
+
+def test_one_of_several_tables_says_nothing_of_labels_that_it_lacks(tmp_path: Path) -> None:
+    """They are unknown, also in rows of lists, unless they follow."""
+    asked = SourceOptions(implies=PETS)
+    table = read_table(write(tmp_path, "siamese", "dog", "sofa"), asked)
+    assert show(apply_label_options(table, asked)) == ["1101", "1010", "0000"]
+    assert show(apply_label_options(table, asked, is_one_of_several=True)) == [
+        "1101", "1?10", "??00"
+    ]  # fmt: skip
