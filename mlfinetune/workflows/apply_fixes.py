@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO, cast
 
 from mlfinetune.config import load_config
@@ -23,7 +24,6 @@ from mlfinetune.location import FORMATS, find_ending
 from mlfinetune.runs import directory
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file
-from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import display_path, pluralize
 
 
@@ -159,9 +159,10 @@ def _write(
     """
     error: DataError | None = None
     output = request.output
-    with temporary_folder(output.absolute().parent) as folder:
+    beside = output.absolute().parent  # so that it is renamed, and not copied
+    with TemporaryDirectory(prefix=".mlfinetune-", suffix=".tmp", dir=beside) as folder:
         for delimiter in list_delimiters(layout):
-            copy = folder / output.name
+            copy = Path(folder) / output.name
             try:
                 with _writing(copy) as out:
                     with_sign = replace(layout, delimiter=delimiter)
