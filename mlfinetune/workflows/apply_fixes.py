@@ -16,7 +16,7 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.csv_table import Rows, read_with_rows
 from mlfinetune.data.readers.decisions import Decision, read_decisions
-from mlfinetune.data.readers.detect import detect_format
+from mlfinetune.data.readers.detect import READERS, detect_format
 from mlfinetune.data.rows import raise_faults
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
     fixes = plan_fixes(table, layout, pictures, decisions, options)
     _require_match(request, fixes)
     emptied = _write(request, options, table, rows, layout, fixes, log)
-    if emptied:
+    if emptied and layout.lists and layout.value is None:
         log.say(
             f"{pluralize(emptied, 'picture')} without any label now: data.empty_labels says what "
             f"that means ({options.empty_labels})"
@@ -80,9 +80,9 @@ def _require_table(path: Path) -> None:
         raise DataError(f"no such table: {path}; one behind a URL has to be downloaded")
     format = detect_format(path)
     if path.is_dir() or format != "csv":
-        kind = "a folder" if path.is_dir() else format
+        kind = "a folder" if path.is_dir() else READERS[format][0]
         raise DataError(
-            f"{path} is {kind}: only a table in CSV or TSV is corrected. `mlfinetune split {path} "
+            f"{path} is read as {kind}: only a table in CSV or TSV is corrected. `mlfinetune split {path} "
             f"-o table.csv` writes one of any data, which then takes its place; or correct the "
             f"labels where they were made (a folder: move the files; Label Studio, CVAT: there)"
         )
