@@ -17,7 +17,7 @@ from mlfinetune.data.labels import align
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.csv_edit import RawRow, copy_rows
 from mlfinetune.data.readers.csv_table import Rows, read_csv
-from mlfinetune.data.readers.label_cells import add_label, remove_labels
+from mlfinetune.data.readers.label_cells import add_label, is_container, remove_labels
 from mlfinetune.data.rows import join_repeats, normalize_name
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import POSITIVE, LabelSpace
@@ -107,27 +107,29 @@ class _Editor:
         for index in self._lists:
             changed[index] = remove_labels(cells[index], edit.remove, self._layout.delimiter)
         for label in edit.add:
-            index = self._choose_list(changed)
-            delimiter = self._layout.delimiter
-            changed[index] = add_label(changed[index], label, delimiter)
+            index, layout = self._choose_list(changed, label), self._layout
+            printed = cells[index] if is_container(cells[index]) else layout.printed
+            changed[index] = add_label(changed[index], label, layout.delimiter, printed)
         if self._layout.unknown is not None and edit.known:
             index = self._column[self._layout.unknown]
             changed[index] = remove_labels(cells[index], edit.known, self._layout.delimiter)
         return {index: cell for index, cell in changed.items() if cell != cells[index]}
 
-    def _choose_list(self, cells: Mapping[int, str]) -> int:
-        """Return the column that gets a label: of cells of one label each, the first blank one.
+    def _choose_list(self, cells: Mapping[int, str], label: str) -> int:
+        """Return the column that gets a label: the one that has it in other rows, else the first.
+
+        Of columns of one label each it is a blank one.
 
         Raises:
             DataError: all of them have a label.
         """
-        if not self._layout.whole:
-            return self._lists[0]
-        blank = [index for index in self._lists if not cells[index].strip()]
-        if not blank:
-            count = len(self._lists)
-            raise DataError(f"each of its {count} columns of labels has one: no cell is free")
-        return blank[0]
+        home = self._layout.homes.get(label, self._layout.lists[0])
+        order = sorted(self._layout.lists, key=lambda name: name != home)
+        for index in (self._column[name] for name in order):
+            if not self._layout.whole or not cells[index].strip():
+                return index
+        count = len(order)
+        raise DataError(f"each of its {count} columns of labels has one: no cell is free")
 
     def _choose_word(self, row: RawRow, column: str, state: int) -> str:
         """Return the cell for a state, with the white space of the cell that was there."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO, cast
 
 from mlfinetune.config import load_config
@@ -15,7 +16,7 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.csv_table import Rows, read_with_rows
 from mlfinetune.data.readers.decisions import Decision, read_decisions
-from mlfinetune.data.readers.detect import detect_format
+from mlfinetune.data.readers.detect import READERS, detect_format
 from mlfinetune.data.rows import raise_faults
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import ConfigError, DataError
@@ -23,7 +24,6 @@ from mlfinetune.location import FORMATS, find_ending
 from mlfinetune.runs import directory
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file
-from mlfinetune.storage.store import temporary_folder
 from mlfinetune.text import display_path, pluralize
 
 
@@ -63,7 +63,7 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
     fixes = plan_fixes(table, layout, pictures, decisions, options)
     _require_match(request, fixes)
     emptied = _write(request, options, table, rows, layout, fixes, log)
-    if emptied:
+    if emptied and layout.lists and layout.value is None:
         log.say(
             f"{pluralize(emptied, 'picture')} without any label now: data.empty_labels says what "
             f"that means ({options.empty_labels})"
@@ -80,9 +80,9 @@ def _require_table(path: Path) -> None:
         raise DataError(f"no such table: {path}; one behind a URL has to be downloaded")
     format = detect_format(path)
     if path.is_dir() or format != "csv":
-        kind = "a folder" if path.is_dir() else format
+        kind = "a folder" if path.is_dir() else READERS[format][0]
         raise DataError(
-            f"{path} is {kind}: only a table in CSV or TSV is corrected. `mlfinetune split {path} "
+            f"{path} is read as {kind}: only a table in CSV or TSV is corrected. `mlfinetune split {path} "
             f"-o table.csv` writes one of any data, which then takes its place; or correct the "
             f"labels where they were made (a folder: move the files; Label Studio, CVAT: there)"
         )
@@ -159,9 +159,10 @@ def _write(
     """
     error: DataError | None = None
     output = request.output
-    with temporary_folder(output.absolute().parent) as folder:
+    beside = output.absolute().parent  # so that it is renamed, and not copied
+    with TemporaryDirectory(prefix=".mlfinetune-", suffix=".tmp", dir=beside) as folder:
         for delimiter in list_delimiters(layout):
-            copy = folder / output.name
+            copy = Path(folder) / output.name
             try:
                 with _writing(copy) as out:
                     with_sign = replace(layout, delimiter=delimiter)

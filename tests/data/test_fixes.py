@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +100,19 @@ def write(rows: list[Row], separator: str, quoting: int, end: str) -> str:
     return text.getvalue()
 
 
-@settings(max_examples=60)
-@given(data=st.data(), kind=st.sampled_from(list(CASES)))
-def test_exactly_the_accepted_targets_change(data: st.DataObject, kind: str) -> None:
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(list(CASES)))
+def test_exactly_the_accepted_targets_change(seed: int, kind: str) -> None:
     """In any shape, encoding, separator, quoting and line ends; other rows keep their bytes."""
-    case = CASES[kind]
+    rng, case = random.Random(seed), CASES[kind]
     low = -1 if case.unnamed or kind == "unknown" else 0
-    states = data.draw(st.lists(st.lists(st.integers(low, 1), min_size=3, max_size=3), max_size=5))
-    separator = data.draw(st.sampled_from(",;\t"))
-    quoting = data.draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-    end = data.draw(st.sampled_from(["\n", "\r\n"]))
-    encoding = data.draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]))
+    states = [[rng.randint(low, 1) for _ in LABELS] for _ in range(rng.randint(0, 5))]
+    if kind == "valued":  # a picture without a known label has no row
+        states = [[max(0, first), *others] for first, *others in states]
+    separator = rng.choice(",;\t")
+    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+    end = rng.choice(["\n", "\r\n"])
+    encoding = rng.choice(["utf-8", "utf-8-sig", "utf-16", "cp1252"])
     all_states = [*states, *FIXED]
     names = [f"=ä/{row}.jpg" if row % 2 else f"b{row}.jpg" for row in range(len(all_states))]
     rows = [
@@ -118,10 +121,10 @@ def test_exactly_the_accepted_targets_change(data: st.DataObject, kind: str) -> 
         for made in case.build(name, ['Käfer, "ß"', f"n{row}"], one, case.odd)
     ]
     text = write([[*case.header, "note", "more"], *rows], separator, quoting, end)
-    if data.draw(st.booleans()):
+    if rng.random() < 0.5:
         text = text.removesuffix(end)
-    pairs = st.tuples(st.integers(0, max(0, len(states) - 1)), st.integers(0, 2))
-    chosen = data.draw(st.lists(pairs, unique=True)) if states else []
+    pairs = [(row, column) for row in range(len(states)) for column in range(3)]
+    chosen = rng.sample(pairs, rng.randint(0, len(pairs)))
     with TemporaryDirectory() as folder:
         table, decisions, fixed = (Path(folder) / f"{name}.csv" for name in ("t", "d", "f"))
         table.write_bytes(text.encode(encoding))

@@ -45,6 +45,8 @@ class LabelLayout:
         unknown: column of labels that nobody looked for, beside `lists`.
         delimiter: the sign between the labels of a cell; None: a cell is one label.
         whole: cells of several columns are one label each.
+        printed: the first cell that prints a list, such as `["cat"]`; empty: there is none.
+        homes: label -> the one of several columns of `lists` that has it most often.
         value: column that says whether the one label of a row is there.
         words: (label, state) -> the word that its column has for the state, where each label has a
             column.
@@ -55,6 +57,8 @@ class LabelLayout:
     delimiter: str | None = None
     whole: bool = False
     value: str | None = None
+    printed: str = ""
+    homes: Mapping[str, str] = field(default_factory=dict)
     words: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
@@ -129,13 +133,20 @@ class Columns:
 
     @property
     def layout(self) -> LabelLayout:
-        """Place of the labels, after `build_table`."""
+        """The columns in which the labels stand, after `build_table`."""
         labels = self._labels
         if isinstance(labels, ValuedLabels):
             return LabelLayout(lists=(labels.label,), value=labels.value)
         if isinstance(labels, ListColumns):
             whole = self._roles.whole and not labels.delimiter
-            return LabelLayout(labels.labels, labels.unknown, labels.delimiter, whole)
+            return LabelLayout(
+                labels.labels,
+                labels.unknown,
+                labels.delimiter,
+                whole,
+                printed=labels.printed,
+                homes=labels.find_homes(),
+            )
         return LabelLayout(words=labels.choose_words())
 
     @property

@@ -13,24 +13,27 @@ from mlfinetune.data.readers.containers import LIST_KEYS, looks_quoted, may_be_l
 from mlfinetune.errors import DataError
 
 
-def add_label(cell: str, label: str, delimiter: str | None) -> str:
+def add_label(cell: str, label: str, delimiter: str | None, printed: str = "") -> str:
     """Return the cell with one label more, behind the others.
 
     Args:
         cell: of a list of labels, which does not have the label.
         label: the new one.
         delimiter: the sign between labels; None: the cell holds one label at most.
+        printed: a list in the form to write, as the cell or others of the table hold it.
 
     Raises:
         DataError: a label that holds the delimiter; a second label without one; a list in a form
             that is not written.
     """
-    if _is_container(cell):
-        return _print_like(cell, [*_parse(cell), label])
+    if is_container(cell):
+        return _print_like(printed or cell, [*_parse(cell), label])
     if delimiter is not None and delimiter in label:
         raise DataError(f"the label {label!r} holds {delimiter!r}, which separates the labels")
     if not cell.strip():
         return label
+    if printed and delimiter is None:
+        return _print_like(printed, [cell.strip(), label])
     if delimiter is None:
         raise DataError(f"no sign separates labels, and {label!r} would be the second of its cell")
     parts = cell.split(delimiter)
@@ -53,7 +56,7 @@ def remove_labels(cell: str, labels: Collection[str], delimiter: str | None) -> 
     Raises:
         DataError: a list in a form that is not written.
     """
-    if _is_container(cell):
+    if is_container(cell):
         items = _parse(cell)
         return _print_like(cell, [item for item in items if item not in labels])
     parts = cell.split(delimiter) if delimiter else [cell]
@@ -68,7 +71,8 @@ def remove_labels(cell: str, labels: Collection[str], delimiter: str | None) -> 
     return text.rstrip() if kept[-1] is not parts[-1] else text
 
 
-def _is_container(cell: str) -> bool:
+def is_container(cell: str) -> bool:
+    """Return whether a cell prints a list, such as `["cat"]`."""
     text = cell.strip()
     return bool(text) and may_be_list(text) and looks_quoted(text)
 
@@ -117,5 +121,6 @@ def _print_like(cell: str, labels: list[str]) -> str:
         json.loads(text)
     except ValueError:
         return repr(wanted)
-    separators = (", ", ": ") if ", " in text or "," not in text else (",", ":")
+    between = "," if "," in text and ", " not in text else ", "
+    separators = (between, ": " if '": ' in text else ":")
     return json.dumps(wanted, ensure_ascii=text.isascii(), separators=separators)
