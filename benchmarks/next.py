@@ -3,6 +3,7 @@
 python benchmarks/next.py --train train.csv --val val.csv --images images --weights FILE
     -> benchmarks/results/next.json, docs/images/next.svg
 python benchmarks/next.py --plot     -> docs/images/next.svg, from next.json
+python benchmarks/next.py --large    -> benchmarks/results/next_large.json
 
 300 pictures of train are labelled, drawn at random. A head is solved for on their kept features, as
 a frozen run does it; by its scores 100 more are chosen, and get their labels from train.csv. That
@@ -17,13 +18,15 @@ is repeated until 800 are labelled. Ways to choose:
 
 mAP is of the fixed validation set, which also chooses the penalty and fits the thresholds, in all
 ways alike. Five seeds draw the first 300. Gains over random are means over the five larger numbers
-of labels, paired by seed, with the standard error over seeds.
+of labels, paired by seed, with the standard error over seeds. The large choice is of 100,000
+pictures, drawn at random: seconds of one core, and memory, of the choice alone.
 """
 
 import argparse
 import copy
 import io
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,7 +46,7 @@ from mlfinetune.metrics.evaluation import fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.next_choice import choose_pictures, weigh_labels
 from mlfinetune.metrics.types import DecisionRule
-from mlfinetune.runtime.device import prepare_device
+from mlfinetune.runtime.device import prepare_device, read_peak_memory
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
@@ -54,6 +57,7 @@ FIRST, MORE, ROUNDS, SEEDS = 300, 100, 5, range(5)
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "frozen.yaml"
 RESULT = ROOT / "benchmarks" / "results" / "next.json"
+LARGE = RESULT.with_name("next_large.json")
 PLOT = ROOT / "docs" / "images" / "next.svg"
 
 Rows = NDArray[np.int64]
@@ -140,7 +144,11 @@ def main() -> None:
     for name in ("train", "val", "images", "weights"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--large", action="store_true")
     asked = parser.parse_args()
+    if asked.large:
+        LARGE.write_text(json.dumps(measure_large(), indent=2) + "\n")
+        return
     if not asked.plot:
         measure(asked)
     PLOT.write_text(draw(json.loads(RESULT.read_text())))
@@ -234,6 +242,28 @@ def summarize(curves: dict[str, dict[int, list[float]]]) -> dict[str, Any]:
             found["gain"] = float(gain.mean())
             found["standard_error"] = float(gain.std(ddof=1) / len(gain) ** 0.5)
     return {"labelled": [FIRST + MORE * turn for turn in range(ROUNDS + 1)], "ways": ways}
+
+
+def measure_large(pictures: int = 100_000, known: int = 5_000, labels: int = 100) -> dict[str, Any]:
+    """Choose 200 pictures among many, of the features of a ResNet-50 at two levels."""
+    rng, width = np.random.default_rng(0), 3072
+    features = np.empty((pictures + known, width), np.float16)
+    for start in range(0, len(features), 1000):
+        features[start : start + 1000] = rng.random((min(1000, len(features) - start), width)) ** 4
+    p = rng.beta(0.2, 2, (pictures, labels))
+    before, started = read_peak_memory(torch.device("cpu")), time.process_time()
+    about = (p, np.full(labels, 0.3), rng.integers(0, 500, labels))
+    picks = choose_pictures(*about, features[known:], features[:known], 200).picks
+    return {
+        "pictures": pictures,
+        "labelled": known,
+        "labels": labels,
+        "width": width,
+        "chosen": len(picks),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        "GB_of_features": features.nbytes / 1e9,
+        "GB_more_at_most": (read_peak_memory(torch.device("cpu")) - before) / 1e9,
+    }
 
 
 # ---- the plot ---------------------------------------------------------------------------

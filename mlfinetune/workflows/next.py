@@ -19,6 +19,7 @@ from mlfinetune.data.inputs import expand_inputs, require_inputs
 from mlfinetune.data.known_sides import number_paths
 from mlfinetune.data.lines import read_lines, wait_for_lines
 from mlfinetune.data.load import hash_files
+from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location
 from mlfinetune.metrics.logits import sigmoid
@@ -122,13 +123,11 @@ def run(
     labelled = read_labelled(config, file.parent, loaded.labels, log)
     candidates = _list_candidates(request.inputs, stdin, labelled, log)
     with oom_as_device_error():
-        known_part = pool.read(labelled.paths, "features of labelled pictures")
-        known, _ = pool.tabulate(known_part)
+        known, least = _read_known(pool, labelled, log)
         part = pool.read(candidates.names, "features of new pictures")
         features, logits = pool.tabulate(part)
     probabilities = sigmoid(loaded.decision.calibrate(logits))
     thresholds = np.array(loaded.decision.thresholds)
-    least = _find_least(labelled, known_part, known, log)
     choice = choose_pictures(
         probabilities, thresholds, labelled.positives, features, known, request.count, least
     )
@@ -175,10 +174,17 @@ def _list_candidates(
     )
 
 
-def _find_least(
-    labelled: Labelled, part: PoolPart, features: NDArray[np.float16], log: RunLog
-) -> float:
-    """Return the similarity of near duplicates, by a sample of the labelled pictures."""
+def _read_known(
+    pool: FeaturePool, labelled: Labelled, log: RunLog
+) -> tuple[NDArray[np.float16], float]:
+    """Return the features of the labelled pictures, and the similarity of near duplicates."""
+    part = pool.read(labelled.paths, "features of labelled pictures")
+    features, _ = pool.tabulate(part)
+    if part.faults:
+        log.say(
+            f"{pluralize(len(part.faults), 'labelled picture')} could not be read: near duplicates "
+            f"of those are not left out"
+        )
     some = np.random.default_rng(0).permutation(len(part))[:SAMPLE]
     least = find_least(features[some], labelled.read_targets(part.rows[some]))
     if least > NEAR:
@@ -186,7 +192,7 @@ def _find_least(
             f"this network finds pictures of different labels alike: near duplicates are those of "
             f"a similarity of {least:.3f}, not {NEAR:g}"
         )
-    return least
+    return features, least
 
 
 def _mark_first(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -251,29 +257,19 @@ def _write_files(
     log.say(about_interface)
     with writing_text(tasks) as file:
         write_tasks(file, chosen, labels, name_model(checkpoint), interface)
-    tiles = [
-        Tile(
-            one.image,
-            one.rank,
-            one.reason,
-            tuple(
-                (labels.names[column], float(one.probabilities[column])) for column in one.proposed
-            ),
-        )
-        for one in chosen
-    ]
-    about = (
-        f"{pluralize(len(chosen), 'picture')}, the most useful first, chosen by {checkpoint}.",
-        _HOW,
-    )
-    most = loaded.transform.max_pixels
-    html = render_picks(
-        table.stem, about, tiles, lambda name, side: make_thumbnail(name, side, most)
-    )
+    most, model = loaded.transform.max_pixels, name_model(checkpoint)
+    about = f"{pluralize(len(chosen), 'picture')}, the most useful first, chosen by {model}."
+    tiles = [_make_tile(one, labels) for one in chosen]
+    html = render_picks(model, (about, _HOW), tiles, lambda p, side: make_thumbnail(p, side, most))
     write_atomic(page, html.encode(errors="backslashreplace"))
     with writing_text(table) as file:
         write_table(file, chosen, labels)
     log.say(f"{display_path(table)}; page {page.name}; tasks of Label Studio {tasks.name}")
+
+
+def _make_tile(one: ChosenPicture, labels: LabelSpace) -> Tile:
+    tags = ((labels.names[column], float(one.probabilities[column])) for column in one.proposed)
+    return Tile(one.image, one.rank, one.reason, tuple(tags))
 
 
 _HOW = (
