@@ -40,6 +40,7 @@ from mlfinetune.report.heat import MapSource, compute_maps, list_wanted, place_m
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import explaining_damage
+from mlfinetune.runs.folds import explain_folds
 from mlfinetune.runs.heat_maps import HeatMaps, read_heat_maps, write_heat_maps
 from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.near_duplicates import read_near_duplicates
@@ -229,7 +230,7 @@ def _name_curve(name: str, errors: CalibrationError) -> report.Calibration:
 
 def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[str, str], ...]:
     """Return (name, text) lines: data, checkpoint, AP protocol, thresholds, probabilities."""
-    lines = [("data", str(content["data"]))]
+    lines = [("data", str(content["data"])), *explain_folds(content)]
     lines += [
         (name, str(content[name]))
         for name in ("checkpoint", "epoch", "candidate")

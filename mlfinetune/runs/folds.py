@@ -160,6 +160,23 @@ def describe_folds(
     }
 
 
+def explain_folds(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, text) lines on the folds of a metrics.json; none where there are no folds.
+
+    Raises:
+        KeyError, TypeError, ValueError: what `describe_folds` does not write.
+    """
+    if CROSSVAL not in content:
+        return []
+    facts = content[CROSSVAL]
+    text = f"{int(facts['folds'])} folds: each picture was scored by a model that has not seen it"
+    spread = facts["over_folds"]["mAP"]
+    if spread["mean"] is not None:
+        lowest, highest = (f"{to_finite(spread[end]):.3f}" for end in ("lowest", "highest"))
+        text += f"; mAP of one fold {lowest} to {highest}"
+    return [("numbers", text)]
+
+
 def join_logits(
     pool: Pool, folds: Sequence[Fold], scores: Sequence[FoldScores], repeat: int
 ) -> NDArray[np.float32]:

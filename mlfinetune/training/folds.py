@@ -1,7 +1,7 @@
 """Out-of-fold scores: each picture is scored by a model that has not seen it.
 
-    Pool, Fold -> solve_fold | train_fold -> FoldScores    logits of the pictures that it holds out
-    FoldScores of all folds -> choose_by_folds -> Choice   of the model that all pictures train
+    Pool, Folds -> score_folds -> FoldScores     logits of the pictures that each holds out
+    FoldScores  -> choose_by_folds -> Choice     of the model that all pictures train
 
 An epoch or a penalty is chosen inside a fold, on pictures that it trains on: those that it holds
 out decide nothing. Where the backbone is frozen and L-BFGS solves for the head, the other folds
@@ -13,13 +13,17 @@ a slope, which brings them to one scale: calibrated, all labels together. So the
 can be ranked together, and their thresholds fit the model that all pictures train.
 """
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from statistics import geometric_mean, mean, median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.config import Config
 from mlfinetune.data.batches.feature_batches import FeatureLoader
@@ -27,22 +31,119 @@ from mlfinetune.data.batches.sampling import choose_factors
 from mlfinetune.data.folds import Fold, Ints, Pool, draw_inner
 from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Splits
 from mlfinetune.metrics.calibration import fit_slope
+from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import checkpoint, directory
-from mlfinetune.runs.folds import FoldScores
+from mlfinetune.runs.folds import FOLDS, FoldScores, read_fold, tabulate_rows, write_fold
 from mlfinetune.runtime.device import choose_workers
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.training.build import build_loader, build_training_loss
+from mlfinetune.text import pluralize
+from mlfinetune.training.build import (
+    build_loader,
+    build_training_loss,
+    precomputes_features,
+    uses_lbfgs,
+)
 from mlfinetune.training.loop import (
     validate,
 )
 from mlfinetune.training.records import Choice, Penalty
 from mlfinetune.training.run import opened_training
-from mlfinetune.training.setup import TrainingSetup
+from mlfinetune.training.setup import TrainingSetup, set_up, with_features
 from mlfinetune.training.solve import (
     solve_head,
 )
 from mlfinetune.training.start import TrainRequest
+
+
+def score_folds(
+    request: TrainRequest, pool: Pool, folds: Sequence[Fold], log: RunLog
+) -> list[FoldScores]:
+    """Score the folds that no earlier start has finished; return the scores of all.
+
+    Args:
+        request: its output is the folder of all folds.
+        log: says how good each fold is.
+
+    Raises:
+        MlfinetuneError, KeyboardInterrupt, SystemExit: as `opened_training`.
+    """
+    _score_missing(request, pool, folds, log)
+    return request.world.broadcast(lambda: _read_folds(get_folder(request), pool, folds))
+
+
+def _score_missing(request: TrainRequest, pool: Pool, folds: Sequence[Fold], log: RunLog) -> None:
+    world, root = request.world, get_folder(request)
+    missing = world.broadcast(lambda: _list_missing(root, pool, folds))
+    if len(missing) < len(folds):
+        log.say(f"{len(folds) - len(missing)} of {len(folds)} folds are kept from before")
+    if not missing:
+        return
+    if precomputes_features(request.config) and uses_lbfgs(request.config, pool.examples):
+        _solve_folds(request, pool, missing, folds, log)
+        return
+    for fold in missing:
+        log.say(f"{fold.name} begins")
+        world.broadcast(partial(clear_stub, root / FOLDS / fold.name))
+        save = partial(_save_fold, root, pool, fold, log=log)
+        own_log = RunLog(rank=world.info.rank)
+        train_fold(move_output(request, root / FOLDS / fold.name), pool, fold, save, own_log)
+
+
+def _solve_folds(
+    request: TrainRequest, pool: Pool, missing: Sequence[Fold], folds: Sequence[Fold], log: RunLog
+) -> None:
+    """Compute features once, on all ranks; solve for the heads of the folds on rank 0."""
+    examples = pool.examples
+    splits = Splits(examples, examples, ())  # the pictures in training's views, and in evaluation's
+    setup = set_up(request.config, splits, request.world, log)
+    log.lap("model")
+    features = with_features(setup, request.feature_root, log)
+    if features is None:
+        return
+    for fold in missing:
+        others = [one for one in folds if one.repeat == fold.repeat and one != fold]
+        scores = solve_fold(features, pool, fold, others, RunLog(StringIO()))
+        _save_fold(get_folder(request), pool, fold, scores, log)
+        log.lap("learning")
+
+
+def clear_stub(run: Path) -> None:
+    """Remove a run directory that was left before it had anything to resume."""
+    if run.is_dir() and not directory.list_states(run):
+        shutil.rmtree(run)
+
+
+def get_folder(request: TrainRequest) -> Path:
+    """Return the folder of all folds."""
+    assert request.config.output is not None
+    return request.config.output
+
+
+def move_output(request: TrainRequest, output: Path) -> TrainRequest:
+    """Return the request for a run directory of its own."""
+    return replace(request, config=request.config.model_copy(update={"output": output}))
+
+
+def _list_missing(root: Path, pool: Pool, folds: Sequence[Fold]) -> list[Fold]:
+    return [fold for fold in folds if read_fold(root / FOLDS / fold.name, pool, fold) is None]
+
+
+def _read_folds(root: Path, pool: Pool, folds: Sequence[Fold]) -> list[FoldScores]:
+    """Read the scores of all folds, which are there."""
+    found = [read_fold(root / FOLDS / fold.name, pool, fold) for fold in folds]
+    return [scores for scores in found if scores is not None]
+
+
+def _save_fold(root: Path, pool: Pool, fold: Fold, scores: FoldScores, log: RunLog) -> None:
+    """Write the scores of a fold, and say how good they are."""
+    folder = root / FOLDS / fold.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_fold(folder, pool, fold, scores)
+    mean_ap = measure(tabulate_rows(pool, scores.logits, fold.held_out)).averages["mAP"]
+    shown = "--" if mean_ap is None else f"{mean_ap:.4f}"
+    held_out = pluralize(len(fold.held_out), "picture")
+    log.say(f"{fold.name}: {scores.chosen}; mAP {shown} of {held_out} that it holds out")
 
 
 def divide(pool: Pool, fold: Fold, config: Config) -> Splits:
@@ -71,14 +172,15 @@ def solve_fold(
         others: the other folds of its division.
         log: of the fold.
     """
-    inner = [
-        _try_penalties(_narrow(setup, pool, np.setdiff1d(fold.rest, other.held_out), other), log)
-        for other in others
-    ]
+    divisions = [(np.setdiff1d(fold.rest, one.held_out), one.held_out) for one in others]
+    if len(divisions) == 1:  # of two folds: one part of the other one chooses
+        fraction = setup.config.data.val_fraction or DEFAULT_VAL_FRACTION
+        divisions = [draw_inner(pool, fold.rest, fraction, setup.config.train.seed)]
+    inner = [_try_penalties(_narrow(setup, pool, *sides), log) for sides in divisions]
     trials = average_trials(inner)
     best = max(trials, key=lambda trial: trial.mAP or 0.0)
     penalty, slope = _get_penalty(best), best.slope or 1.0
-    (solved,) = solve_head(_narrow(setup, pool, fold.rest, fold), log, penalty)
+    (solved,) = solve_head(_narrow(setup, pool, fold.rest, fold.held_out), log, penalty)
     assert solved.scores is not None
     logits = solved.scores.logits * np.float32(slope)
     return FoldScores(logits, penalty.describe(), tuple(trials), slope)
@@ -95,9 +197,8 @@ def _try_penalties(setup: TrainingSetup, log: RunLog) -> list[Trial]:
     return trials
 
 
-def _narrow(setup: TrainingSetup, pool: Pool, train: Ints, held_out: Fold) -> TrainingSetup:
-    """Return the setup that trains on these pictures of the pool, and scores a fold."""
-    val = held_out.held_out
+def _narrow(setup: TrainingSetup, pool: Pool, train: Ints, val: Ints) -> TrainingSetup:
+    """Return the setup that trains on some pictures of the pool, and scores others."""
     splits, sampling = _take(pool, train, val), setup.config.train.sampling
     assert isinstance(setup.train, FeatureLoader)
     assert isinstance(setup.val, FeatureLoader)
@@ -185,6 +286,24 @@ def choose_by_folds(folds: Sequence[Sequence[Trial]]) -> Choice:
     if end is not None:
         choices.append((end.mAP or 0.0, Choice(first, end.epoch, _get_penalty(end))))
     return max(choices, key=lambda item: item[0])[1]
+
+
+def compute_features(request: TrainRequest, pool: Pool, log: RunLog) -> NDArray[np.float32] | None:
+    """Compute the (N, F) features of the pretrained backbone, of the pictures as they are.
+
+    Returns:
+        None on all ranks but 0.
+    """
+    config = request.config.update_section("train", solve_head_first=False, solve_head_last=False)
+    config = config.update_section("train", layer_decay=None, cache_views=1, cache_features="auto")
+    config = config.update_section("eval", views="plain")
+    config = config.update_section("model", freeze_backbone=True)
+    splits = Splits(pool.examples.take([0]), pool.examples, ())
+    setup = with_features(set_up(config, splits, request.world, log), request.feature_root, log)
+    if setup is None:
+        return None
+    batches = [batch.images.cpu().numpy() for batch in setup.val.epoch()]
+    return np.concatenate(batches)
 
 
 def find_slope(folds: Sequence[FoldScores], choice: Choice) -> float:

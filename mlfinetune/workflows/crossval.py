@@ -20,7 +20,7 @@ from mlfinetune.data.manifest import Splits, digest_manifest
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.implies import list_pairs
 from mlfinetune.metrics.logits import sigmoid
-from mlfinetune.metrics.measure import measure
+from mlfinetune.metrics.near_duplicates import group_near_duplicates
 from mlfinetune.metrics.types import DecisionRule, Evaluation
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
@@ -31,12 +31,11 @@ from mlfinetune.runs.folds import (
     describe_folds,
     is_same_plan,
     join_logits,
-    read_fold,
     tabulate_rows,
-    write_fold,
     write_fold_table,
     write_plan,
 )
+from mlfinetune.runs.near_duplicates import read_near_duplicates, write_near_duplicates
 from mlfinetune.runs.overview import RUN, describe_run
 from mlfinetune.runs.results import write_results, write_skipped
 from mlfinetune.runs.trained_on import read_parent
@@ -49,26 +48,28 @@ from mlfinetune.text import display_path, format_duration, pluralize
 from mlfinetune.training.build import (
     find_versions,
     locate_images,
-    precomputes_features,
     require_lbfgs_fits,
-    uses_lbfgs,
 )
 from mlfinetune.training.folds import (
     choose_by_folds,
+    clear_stub,
+    compute_features,
     find_slope,
+    get_folder,
+    move_output,
     remove_weights,
-    solve_fold,
-    train_fold,
+    score_folds,
 )
 from mlfinetune.training.network import resolve_network
 from mlfinetune.training.records import Choice
 from mlfinetune.training.run import opened_training
-from mlfinetune.training.setup import set_up, with_features
 from mlfinetune.training.start import TrainRequest
 
 ALL = "all"
 """Folder, below FOLDS, of the training on all pictures."""
 NOTHING = np.empty(0, np.int64)
+MOST_COMPARED = 100_000
+"""Pictures among which near duplicates are looked for."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def _cross_validate(
                 f"warning: model.weights was trained on {seen.sum():,} of these {len(seen):,} "
                 f"pictures: no fold hides them from it, so the numbers are too good"
             )
-        _score_missing(request, pool, folds, log)
-        scores = world.broadcast(lambda: _read_folds(folder, pool, folds))
+        scores = score_folds(request, pool, folds, log)
+        _write_near_duplicates(request, pool, log)
         result = None
         if world.is_main:
             result = _write_results(request, pool, folds, scores, seen, log)
@@ -247,77 +248,30 @@ def _describe(pool: Pool, folds: Sequence[Fold], options: CrossvalOptions) -> st
     )
 
 
-# ---- the folds --------------------------------------------------------------------------
-
-
-def _score_missing(request: TrainRequest, pool: Pool, folds: Sequence[Fold], log: RunLog) -> None:
-    """Score the folds that no earlier start has finished."""
-    world, root = request.world, _get_folder(request)
-    missing = world.broadcast(lambda: _list_missing(root, pool, folds))
-    if len(missing) < len(folds):
-        log.say(f"{len(folds) - len(missing)} of {len(folds)} folds are kept from before")
-    if not missing:
-        return
-    if precomputes_features(request.config) and uses_lbfgs(request.config, pool.examples):
-        _solve_folds(request, pool, missing, folds, log)
-        return
-    for fold in missing:
-        log.say(f"{fold.name} begins")
-        save = partial(_save_fold, root, pool, fold, log=log)
-        own_log = RunLog(rank=world.info.rank)
-        train_fold(_move_output(request, root / FOLDS / fold.name), pool, fold, save, own_log)
-
-
-def _solve_folds(
-    request: TrainRequest, pool: Pool, missing: Sequence[Fold], folds: Sequence[Fold], log: RunLog
-) -> None:
-    """Compute features once, on all ranks; solve for the heads of the folds on rank 0."""
-    examples = pool.examples
-    splits = Splits(examples, examples, ())  # the pictures in training's views, and in evaluation's
-    setup = set_up(request.config, splits, request.world, log)
-    log.lap("model")
-    features = with_features(setup, request.feature_root, log)
-    if features is None:
-        return
-    for fold in missing:
-        others = [one for one in folds if one.repeat == fold.repeat and one != fold]
-        scores = solve_fold(features, pool, fold, others, RunLog(StringIO()))
-        _save_fold(_get_folder(request), pool, fold, scores, log)
-        log.lap("learning")
-
-
-def _get_folder(request: TrainRequest) -> Path:
-    assert request.config.output is not None
-    return request.config.output
-
-
-def _move_output(request: TrainRequest, output: Path) -> TrainRequest:
-    """Return the request for a run directory of its own."""
-    return replace(request, config=request.config.model_copy(update={"output": output}))
-
-
-def _list_missing(root: Path, pool: Pool, folds: Sequence[Fold]) -> list[Fold]:
-    return [fold for fold in folds if read_fold(root / FOLDS / fold.name, pool, fold) is None]
-
-
-def _read_folds(root: Path, pool: Pool, folds: Sequence[Fold]) -> list[FoldScores]:
-    """Read the scores of all folds, which are there."""
-    found = [read_fold(root / FOLDS / fold.name, pool, fold) for fold in folds]
-    return [scores for scores in found if scores is not None]
-
-
-def _save_fold(root: Path, pool: Pool, fold: Fold, scores: FoldScores, log: RunLog) -> None:
-    """Write the scores of a fold, and say how good they are."""
-    folder = root / FOLDS / fold.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_fold(folder, pool, fold, scores)
-    mean_ap = measure(tabulate_rows(pool, scores.logits, fold.held_out)).averages["mAP"]
-    shown = "--" if mean_ap is None else f"{mean_ap:.4f}"
-    held_out = pluralize(len(fold.held_out), "picture")
-    log.say(f"{fold.name}: {scores.chosen}; mAP {shown} of {held_out} that it holds out")
-
-
 # ---- results ----------------------------------------------------------------------------
+
+
+def _write_near_duplicates(request: TrainRequest, pool: Pool, log: RunLog) -> None:
+    """Write which pictures look alike: suspects say where such pictures have other tags.
+
+    Nothing is written where the backbone has learned nothing, or the pictures are so many that to
+    compare all pairs takes hours.
+    """
+    folder, names = get_folder(request), pool.examples.names
+    if request.config.model.weights is None:
+        return
+    if len(names) > MOST_COMPARED:
+        log.say(f"near duplicates are not looked for among more than {MOST_COMPARED:,} pictures")
+        return
+    if request.world.broadcast(lambda: read_near_duplicates(folder, names) is not None):
+        return
+    features = compute_features(request, pool, RunLog(StringIO()))
+    if features is not None:
+        groups = group_near_duplicates(features)
+        write_near_duplicates(folder, names, groups)
+        alike = int((np.bincount(groups)[groups] > 1).sum())
+        log.say(f"{pluralize(alike, 'picture')} with a near duplicate")
+    log.lap("near duplicates")
 
 
 def _write_results(
@@ -336,15 +290,14 @@ def _write_results(
     Args:
         seen: (N,) pictures that the starting weights were trained on; None: not known.
     """
-    config, folder, examples = request.config, _get_folder(request), pool.examples
+    config, folder, examples = request.config, get_folder(request), pool.examples
     rows = np.arange(len(examples))
     table = tabulate_rows(pool, join_logits(pool, folds, scores, repeat=1), rows)
     implies = list_pairs(config.data.implies, examples.labels)
     rule = fit_decision_rule(config.eval, table, implies)
     evaluation = evaluate(config.eval, table, rule, fitted_here=True)
     facts = describe_folds(pool, folds, scores, rule, config.eval.ap)
-    data = f"out of fold: each picture by a model that has not seen it, {facts['folds']} folds"
-    about: dict[str, Any] = {"data": data, CROSSVAL: facts, "views": config.eval.views}
+    about: dict[str, Any] = {"data": "out-of-fold", CROSSVAL: facts, "views": config.eval.views}
     about |= {"versions": find_versions(config.model.backbone), **locate_images(config, examples)}
     seconds = time.monotonic() - request.started
     about[RUN] = describe_run(config, request.command, len(examples), seconds)
@@ -367,10 +320,11 @@ def _train_on_all(
         slope: factor for the head, which brings its logits to the scale of the folds' scores.
         rule: thresholds and calibration; None on all ranks but 0.
     """
-    folder = _get_folder(request)
+    folder = get_folder(request)
     log.say(f"training on all pictures: {choice.describe()}, the best on average over the folds")
     splits = Splits(pool.examples, pool.examples.take([]), (), contents=(pool.contents, NOTHING))
-    own = _move_output(request, folder / FOLDS / ALL)
+    own = move_output(request, folder / FOLDS / ALL)
+    request.world.broadcast(partial(clear_stub, folder / FOLDS / ALL))
     with opened_training(own, splits, RunLog(rank=request.world.info.rank), choice) as finished:
         if finished is None or rule is None:
             return

@@ -54,7 +54,7 @@ def test_the_folder_is_that_of_results_for_all_pictures(tuned: Path) -> None:
     assert {path.name for path in folder.iterdir() if path.is_file()} == FILES
     metrics, scores = read_metrics(folder), read_scores(folder)
     assert metrics["images"] == len(scores.names) == 24
-    assert metrics["data"].startswith("out of fold")
+    assert metrics["data"] == "out-of-fold"
     with (folder / "folds.csv").open() as file:
         rows = {row["image"]: int(row["fold"]) for row in csv.DictReader(file)}
     assert set(rows) == set(scores.names)
@@ -132,7 +132,10 @@ def test_eval_says_where_the_numbers_of_that_model_are(frozen: Path) -> None:
     assert "fitted to out-of-fold scores" in done.stderr
     assert "all 24 of these pictures: it has seen" in done.stdout
     page = (folder / "report.html").read_text()
-    assert "out of fold: each picture by a model that has not seen it, 3 folds" in page
+    assert "3 folds: each picture was scored by a model that has not seen it" in page
+    card = run_child("card", str(folder), cwd=frozen)
+    assert card.returncode == 0, card.stderr
+    assert "3 folds&#58; each picture was scored by a model" in (folder / "README.md").read_text()
 
 
 def test_several_processes_find_the_same(frozen: Path, tmp_path: Path) -> None:
