@@ -496,3 +496,24 @@ def test_the_costs_of_an_exported_file() -> None:
     )[0]
     assert rounds_to(first, measured["largest difference"])
     assert rounds_to(second, measured["script, largest difference"])
+
+
+def test_ways_to_go_on_with_other_labels() -> None:
+    """Every cell: means over the draws; and how many pictures a split drawn anew moves."""
+    measured = result("other_labels")
+    means = {
+        way: {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        for way, rows in measured["labels"].items()
+    }
+    rows = table("labels-later", "mAP, frozen")
+    assert list(rows) == list(means)
+    for way, cells in rows.items():
+        check(" ".join(cells).replace("--", ""), means[way].values())
+    moved = {size: 100 * row["drawn anew"] for size, row in measured["split"].items()}
+    assert f"moves {moved['2000 + 200']:.0f} % of its held-out" in page("labels-later")
+    text = page("decisions")
+    assert f"moves {moved['2000 + 200']:.0f} % of the held-out pictures" in text
+    assert f"{moved['2000 + 20']:.0f} % where it gets 20" in text
+    old = [means[way]["old"] for way in ("new table, run", "new table")]
+    assert "score {:.3f} instead of {:.3f}".format(*old) in text
+    assert all(row["first run known"] == 0 for row in measured["split"].values())
