@@ -30,6 +30,10 @@ _FIRST_LINES = 2**16
 """Characters that the separator is told by."""
 
 
+class UncopiableError(Exception):
+    """A table whose rows do not stand for its pictures one by one."""
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Rows of an open table.
@@ -58,9 +62,7 @@ def read_csv(path: Path, options: SourceOptions) -> Table:
     with _reading_rows(path, options) as table:
         for line, cells in table.rows if table.tasks is None else table.tasks:
             table.columns.add(cells, line)
-    # What copies a CSV table row by row leaves tasks alone: several rows may be of one of them.
-    format = "csv" if table.tasks is None else "label-studio"
-    built = table.columns.build_table(path.parent, format)
+    built = table.columns.build_table(path.parent, "csv")
     return replace(built, notes=(*table.notes, *built.notes))
 
 
@@ -75,9 +77,14 @@ def copy_with_column(
         name: the new column.
         value: image name, as its cell has it -> cell of the new column.
         out: gets CSV with commas.
+
+    Raises:
+        UncopiableError: rows are annotations of Label Studio, of which the newest counts.
     """
     writer = csv.writer(out)
     with _reading_rows(path, options) as table:
+        if table.tasks is not None:
+            raise UncopiableError
         image = [cell.strip() for cell in table.header].index(table.columns.image)
         # Quotes hide ; and tabs of the header from detect_separator, which reads the copy.
         odd = any(mark in cell for cell in table.header for mark in SEPARATORS)
