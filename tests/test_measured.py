@@ -429,6 +429,8 @@ def test_what_a_hierarchy_gains() -> None:
     assert f"ones of parents {f1['lower parents']:.3f}" in text
     assert f"There, {100 * share:.0f} % of the pictures" in text
     assert f"{len(counts)} children)" in text
+    given = [f"{measured['0']['given'][way]:.3f}" for way in ("without", "implies")]
+    assert f"mAP over parents is {given[0]} without and {given[1]} with" in text
     assert f"added parents {f1['add parents']:.3f}" in page("decisions")
 
 

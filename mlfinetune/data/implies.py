@@ -103,7 +103,7 @@ def check_implied_names(
     """
     ancestors = list_ancestors(implies)
     implied = {name for child in ancestors if child in known for name in ancestors[child]}
-    reachable = {*known, *implied}
+    reachable = {*known, *implied, *(labels or ())}
     faults = []
     for name in _list_names(implies):
         if labels is not None and name not in labels and name not in ignored:

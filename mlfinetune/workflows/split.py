@@ -15,7 +15,7 @@ from mlfinetune.data.checks import Balance, LabelShare
 from mlfinetune.data.manifest import number_groups
 from mlfinetune.data.read import read_table
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
-from mlfinetune.data.readers.csv_table import copy_with_column
+from mlfinetune.data.readers.csv_table import UncopiableError, copy_with_column
 from mlfinetune.data.rows import drop_faulty, raise_faults
 from mlfinetune.data.stratify import assign_sides
 from mlfinetune.data.table import SourceOptions, Table
@@ -147,13 +147,14 @@ def _write_table(output: Path, table: Table, sides: Sequence[str], options: Sour
 
     A CSV table is copied with one more column. Any other format becomes a CSV file with its labels
     in lists (`cat|dog`), or with a column for each label where a label holds the delimiter. So
-    does a table whose pictures were found by their names: a copy would name them as it does.
+    does a table whose pictures were found by their names, since a copy would name them as it does,
+    and Label Studio's, whose rows are annotations.
     """
     assert isinstance(table.root, Path)
     assert isinstance(table.origin, Path)
     root, folder = table.root.absolute(), output.absolute().parent
     if table.format == "csv":
-        with suppress(_OtherNameError), writing_text(output) as file:
+        with suppress(UncopiableError), writing_text(output) as file:
             find_side = _build_side_finder(table.names, sides)
             copy_with_column(table.origin, options, COLUMN, find_side, file)
             return root
@@ -211,15 +212,13 @@ def _name_label_columns(table: Table) -> tuple[str, ...]:
     return names
 
 
-class _OtherNameError(Exception):
-    """A cell names a picture by another name than that of its file."""
-
-
 def _build_side_finder(names: Sequence[str], sides: Sequence[str]) -> Callable[[str], str]:
     """Return a function: the cell that names an image -> its side.
 
     A cell may be written otherwise than the file's name on disk: `./a.jpg` for `a.jpg`, or an
     accent as one character or as two (Unicode's NFC and NFD).
+
+    The function raises UncopiableError where the picture was found by another name.
     """
     side_of = {os.path.normpath(name): side for name, side in zip(names, sides, strict=True)}
     by_form = {unicodedata.normalize("NFC", name): side for name, side in side_of.items()}
@@ -228,7 +227,7 @@ def _build_side_finder(names: Sequence[str], sides: Sequence[str]) -> Callable[[
         name = os.path.normpath(cell)
         side = side_of.get(name) or by_form.get(unicodedata.normalize("NFC", name))
         if side is None:
-            raise _OtherNameError
+            raise UncopiableError
         return side
 
     return find_side

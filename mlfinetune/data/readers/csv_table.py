@@ -30,6 +30,10 @@ _FIRST_LINES = 2**16
 """Characters that the separator is told by."""
 
 
+class UncopiableError(Exception):
+    """A table whose rows do not stand for its pictures one by one."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of an open table.
@@ -73,9 +77,7 @@ def read_with_rows(path: Path, options: SourceOptions) -> tuple[Table, Rows]:
     with reading_rows(path, options) as rows:
         for line, cells in rows.rows if rows.tasks is None else rows.tasks:
             rows.columns.add(cells, line)
-    # What copies a CSV table row by row leaves tasks alone: several rows may be of one of them.
-    format = "csv" if rows.tasks is None else "label-studio"
-    built = rows.columns.build_table(path.parent, format)
+    built = rows.columns.build_table(path.parent, "csv")
     return replace(built, notes=(*rows.notes, *built.notes)), rows
 
 
@@ -90,9 +92,14 @@ def copy_with_column(
         name: the new column.
         value: image name, as its cell has it -> cell of the new column.
         out: gets CSV with commas.
+
+    Raises:
+        UncopiableError: rows are annotations of Label Studio, of which the newest counts.
     """
     writer = csv.writer(out)
     with reading_rows(path, options) as table:
+        if table.tasks is not None:
+            raise UncopiableError
         image = [cell.strip() for cell in table.header].index(table.columns.image)
         # Quotes hide ; and tabs of the header from detect_separator, which reads the copy.
         odd = any(mark in cell for cell in table.header for mark in SEPARATORS)
