@@ -82,9 +82,9 @@ def _require_table(path: Path) -> None:
     if path.is_dir() or format != "csv":
         kind = "a folder" if path.is_dir() else READERS[format][0]
         raise DataError(
-            f"{path} is read as {kind}: only a table in CSV or TSV is corrected. `mlfinetune split {path} "
-            f"-o table.csv` writes one of any data, which then takes its place; or correct the "
-            f"labels where they were made (a folder: move the files; Label Studio, CVAT: there)"
+            f"{path} is read as {kind}: only a table in CSV or TSV is corrected. "
+            f"`mlfinetune split {path} -o table.csv` writes one of any data, which then takes its "
+            f"place; or correct the labels where they were made (a folder: move the files)"
         )
 
 
