@@ -519,3 +519,22 @@ def test_ways_to_go_on_with_other_labels() -> None:
     old = [means[way]["old"] for way in ("new table, run", "new table")]
     assert "score {:.3f} instead of {:.3f}".format(*old) in text
     assert all(row["first run known"] == 0 for row in measured["split"].values())
+
+
+def test_the_suspects_and_the_near_duplicates() -> None:
+    """Every cell of the tables of docs/suspects.md, and the figures of the decision."""
+    measured, keys = result("suspects"), ("first 20", "first 50", "first 200", "found")
+    for place, head in (("by frequency", "by frequency"), ("any label", "to any label")):
+        for name, cells in table("suspects", f"wrong tags added {head}").items():
+            for kind, cell in zip(("missing", "wrong"), cells, strict=True):
+                check(cell, [measured[f"{place}, {kind}"][name][key] for key in keys])
+    wrong = measured["by frequency, wrong"]
+    assert f"the label's share {wrong['ours']['first 200']:.2f}" in page("decisions")
+    near = result("near_duplicates")
+    assert f"backbone, at least {near['bound']}" in page("suspects")
+    rows = list(table("suspects", "similarity at least").values())
+    kinds = ("JPEG 30", "20 % brighter", "cut by 3 % a side", "cut by 8 % a side", "half size")
+    for column, bound in enumerate(("0.9", "0.95", "0.97", "0.98")):
+        found = near["bounds"][bound]
+        shares = [*(found["copies"][kind] for kind in kinds), found["copies_near_another_picture"]]
+        check(" ".join(row[column] for row in rows), shares)
