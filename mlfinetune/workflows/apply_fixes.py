@@ -56,6 +56,12 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
     decisions = read_decisions(request.decisions)
     options = _find_options(request.decisions, log)
     table, rows = read_with_rows(request.table, options)
+    if rows.tasks is not None:
+        raise DataError(
+            f"{request.table} is an export of Label Studio, whose rows are annotations, not "
+            f"pictures: correct the labels there, or in the table that `mlfinetune split "
+            f"{request.table} -o table.csv` writes"
+        )
     for note in table.notes:
         log.say(note)
     raise_faults(table, [fault for fault in table.faults if not fault.picture])

@@ -86,6 +86,15 @@ def test_data_that_is_no_table(tmp_path: Path, cli: Run) -> None:
     fails(cli("apply-fixes", "t.csv", "no.csv", "-o", "f.csv", cwd=tmp_path), "no such file")
 
 
+def test_an_export_of_label_studio(tmp_path: Path, cli: Run) -> None:
+    """Its rows are annotations: it is refused, with a way to go on."""
+    head = "image,id,choice,annotator,annotation_id,created_at,updated_at,lead_time\n"
+    exported = head + "a.jpg,1,cat,1,9,2026-11-01,2026-11-01,3\nb.jpg,2,dog,1,8,2026-11-01,,3\n"
+    review(tmp_path, "a.jpg,cat,1,accept\n", exported)
+    done = cli("apply-fixes", "t.csv", "d.csv", "-o", "f.csv", cwd=tmp_path)
+    fails(done, "export of Label Studio", "mlfinetune split")
+
+
 def test_labels_that_hold_the_delimiter(tmp_path: Path, cli: Run) -> None:
     """They would be read as two labels: all such lines are named, and nothing is written."""
     review(tmp_path, "b.jpg,red|hot,0,accept\n")
