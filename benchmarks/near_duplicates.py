@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from mlfinetune.config import load_config
-from mlfinetune.data.batches.features import PLAIN_VIEW
+from mlfinetune.data.batches.features import (
+    PLAIN_VIEW,
+)
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.location import parse_location

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mlfinetune.config import load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.load import load_splits
 from mlfinetune.metrics.evaluation import fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid

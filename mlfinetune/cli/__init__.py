@@ -20,11 +20,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from mlfinetune.cli.apply_fixes import apply_fixes
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
 from mlfinetune.cli.card import card
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
+from mlfinetune.cli.crossval import crossval
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.export import export
 from mlfinetune.cli.init import init
@@ -83,6 +85,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(crossval)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
@@ -94,6 +97,7 @@ app.command()(export)
 app.command()(init)
 app.command()(check)
 app.command()(split)
+app.command("apply-fixes")(apply_fixes)
 app.command()(bench)
 app.command()(cache)
 app.command()(models)
@@ -105,7 +109,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-DISTRIBUTED = ("train", "eval", "predict")
+DISTRIBUTED = ("train", "crossval", "eval", "predict")
 """Commands that torchrun may start as several processes."""
 
 

@@ -21,19 +21,21 @@ class ModelConfig(Section):
     backbone: str = Field(
         "resnet50",
         min_length=1,
-        description="a classifier of torchvision; `mlfinetune models` lists them",
+        description="a classifier of torchvision; `mlfinetune models` lists them; where it is not "
+        "set and the weights are of a run, that of the run",
     )
     weights: str | None = Field(
         "auto",
         min_length=1,
         description="auto: the best published ones of the backbone; a name such as IMAGENET1K_V2, "
         "a .pth or .safetensors file, a run directory, or null; of a file the backbone is taken, "
-        "never the head",
+        "of a run its settings and the head's rows of labels that stay too",
     )
     levels: Annotated[int, Field(ge=1, le=4)] | Literal["auto"] = Field(
         "auto",
         description="number of the backbone's last stages whose averages are the features: 1, "
-        "layer4 alone; 2, layer3 too; auto: 2 of a ResNet, 1 of a network without such stages",
+        "layer4 alone; 2, layer3 too; auto: 2 of a ResNet, 1 of a network without such stages; "
+        "with weights of a run those of the run",
     )
     freeze_backbone: bool = Field(False, description="train only the head")
     head_bias: Literal["zero", "prior"] = Field(
@@ -42,7 +44,7 @@ class ModelConfig(Section):
     image_size: Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)] | Literal["auto"] = Field(
         "auto",
         description="side of the square input in pixels; auto: 224 for ResNets of torchvision, "
-        "else that of the weights",
+        "else, and with weights of a run, that of the weights",
     )
     mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] | None = Field(
         None,

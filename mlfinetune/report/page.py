@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from mlfinetune.data.images import overlay
 from mlfinetune.report import plots, words
-from mlfinetune.report.pictures import select_suspects
+from mlfinetune.report.pictures import TORN_PICTURES, TORN_SHOWN, select_suspects
 from mlfinetune.report.view import Report, Series
 from mlfinetune.runs import directory
 
@@ -44,6 +44,8 @@ def render(report: Report) -> str:
         sure=words.has_intervals(report),
         training=_plot_training(report.training),
         suspects=[report.suspects[index] for index in select_suspects(report)],
+        torn=report.torn[:TORN_SHOWN],
+        torn_pictures=TORN_PICTURES,
         columns={row.label: row.column for row in report.labels},
         suspects_file=directory.SUSPECTS,
         most=max((n for row in report.matrix.counts for n in row), default=1),

@@ -18,6 +18,9 @@ under 5 MB."""
 MISSING_SHOWN, WRONG_SHOWN = 40, 20
 """Suspected missing and wrong tags that the page shows; suspects.csv has all."""
 
+TORN_SHOWN, TORN_PICTURES = 20, 8
+"""Groups of near duplicates with different tags that the page shows; pictures of each."""
+
 _HEAT_MARKUP = 90  # characters of a heat map's attributes
 _SIDES = (192, 160, 128, 112, 96)
 _BYTES_A_PIXEL = 0.2  # of a small photograph as JPEG, quality 70
@@ -63,6 +66,8 @@ def _list_by_need(report: Report) -> Iterator[int]:
     """Yield the indices of pictures, the most useful first; one in two lists comes twice."""
     for suspect in select_suspects(report):
         yield report.suspects[suspect].index
+    for group in report.torn[:TORN_SHOWN]:
+        yield from group.pictures[:TORN_PICTURES]
     details = [row.detail for row in report.labels if row.detail]
     lists = [
         [picture.index for picture in gallery.shown]

@@ -39,9 +39,9 @@ def find_interface(config: Config) -> tuple[Interface, str]:
     interface = found or Interface()
     source = "Label Studio's template" if found is None else f"as in {data.train}"
     controls = tuple(dict.fromkeys(choice.control for choice in interface.choices.values()))
-    names = ", ".join(f"<Choices name={name!r}>" for name in controls or (interface.from_name,))
+    names = ", ".join(f"control {name!r}" for name in controls or (interface.from_name,))
     return interface, (
-        f"interface: data.{interface.image}, <Image name={interface.to_name!r}>, {names} ({source})"
+        f"interface: data.{interface.image}, image {interface.to_name!r}, {names} ({source})"
     )
 
 
@@ -77,22 +77,34 @@ def build_task(
     """
     names = Interface() if interface is None else interface
     p = [round(float(x), 6) for x in probabilities]
-    by_control: dict[str, list[int]] = {}
+    by_control: dict[tuple[str, str], list[int]] = {}
     for column in columns:
-        by_control.setdefault(names.find_choice(labels[column]).control, []).append(column)
+        choice = names.find_choice(labels[column])
+        kind = "choices" if isinstance(choice.value, str) else "taxonomy"
+        by_control.setdefault((choice.control, kind), []).append(column)
     prediction: Task = {"model_version": model_version}
     if with_scores:
         prediction["score"] = min(p[c] for c in columns) if columns else round(1 - max(p), 6)
     results = []
-    for control, chosen in by_control.items():
-        result: Task = {"from_name": control, "to_name": names.to_name, "type": "choices"}
-        result["value"] = {"choices": [names.find_choice(labels[c]).value for c in chosen]}
+    for (control, kind), chosen in by_control.items():
+        result: Task = {"from_name": control, "to_name": names.to_name, "type": kind}
+        result["value"] = {kind: _list_values([names.find_choice(labels[c]).value for c in chosen])}
         if with_scores:
             result["score"] = min(p[c] for c in chosen)
             result["meta"] = {"scores": {labels[c]: p[c] for c in chosen}}
         results.append(result)
     prediction["result"] = results
     return {"data": {names.image: image, **(data or {})}, "predictions": [prediction]}
+
+
+def _list_values(values: Sequence[str | tuple[str, ...]]) -> list[str | list[str]]:
+    """Return choices as they are, and paths of a taxonomy without those that others go through."""
+    inside = {value[:end] for value in values for end in range(1, len(value))}
+    return [
+        value if isinstance(value, str) else list(value)
+        for value in values
+        if isinstance(value, str) or value not in inside
+    ]
 
 
 def build_failed_task(image: str, error: str, interface: Interface | None = None) -> Task:

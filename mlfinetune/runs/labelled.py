@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.config import Config
+from mlfinetune.data.known_sides import Numbers, number_paths
 from mlfinetune.data.load import hash_files, load_splits
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
 from mlfinetune.runs.moved import find_data
-from mlfinetune.runs.trained_on import Numbers, number_paths, read_trained_on
+from mlfinetune.runs.trained_on import read_trained_on
 from mlfinetune.runtime.log import RunLog
 
 
@@ -69,9 +70,9 @@ def read_labelled(config: Config, run: Path, labels: LabelSpace, log: RunLog) ->
         CheckpointError: trained_on.npz is damaged.
     """
     trained_on = read_trained_on(run)
-    empty = np.empty(0, np.int64)
-    contents = [empty if trained_on is None else trained_on.contents]
-    numbers = [empty if trained_on is None else trained_on.paths]
+    before = [] if trained_on is None else [trained_on.trained, trained_on.held]
+    contents = [np.empty(0, np.int64), *(kept.contents for kept in before if kept is not None)]
+    numbers = [np.empty(0, np.int64), *(kept.paths for kept in before if kept is not None)]
     positives = np.zeros(len(labels), np.int64)
     sides = _read_sides(config, run, log)
     for side in sides:

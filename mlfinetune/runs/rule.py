@@ -29,7 +29,7 @@ def choose_decision(
     """
     if _keeps_rule(wanted, trained_with, fitted_here):
         return replace(loaded.decision, review=wanted.review)
-    return fit_decision_rule(wanted, scores)
+    return fit_decision_rule(wanted, scores, loaded.decision.implies)
 
 
 def _keeps_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool) -> bool:
@@ -99,4 +99,5 @@ def describe_decision(decision: DecisionRule) -> str:
     text = f"threshold {low:g}" if low == high else f"thresholds {low:.2f} to {high:.2f}"
     calibrated = "" if decision.calibration == "none" else f", calibrated ({decision.calibration})"
     review = "" if not decision.review else ", review {:g} to {:g}".format(*decision.review)
-    return text + source + calibrated + review
+    implied = "" if not decision.implies else ", parents at least as probable as their children"
+    return text + source + calibrated + review + implied

@@ -7,6 +7,7 @@ The config stops here: what is built takes plain values. `data/load.py` reads it
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
+from mlfinetune.metrics.implies import list_pairs
 from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.models.backbones import build_backbone, choose_levels
 from mlfinetune.models.inference import place_on_device
@@ -35,7 +37,7 @@ from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.threads import one_thread
 from mlfinetune.text import suggest
-from mlfinetune.training.network import load_weights, resolve_network
+from mlfinetune.training.network import LoadedWeights, load_weights, resolve_network
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.step import StepOptions
 from mlfinetune.version import __version__
@@ -69,7 +71,7 @@ def get_batch_size(config: Config) -> int:
 @one_thread()
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
-) -> tuple[Tagger, str]:
+) -> tuple[Tagger, LoadedWeights]:
     """Build the tagger with its pretrained backbone, on the device.
 
     Args:
@@ -78,7 +80,7 @@ def build_model(
         processes: number of ranks that train it together.
 
     Returns:
-        The tagger, and a line for the log: what was taken of a weights file; empty without one.
+        The tagger, and what was taken of a weights file.
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
@@ -103,8 +105,8 @@ def build_model(
     )
     if config.train.layer_decay is not None:
         number_layers(tagger.features, model.backbone)  # refused before anything is written
-    about = load_weights(config, tagger, train.labels.names)
-    return place_on_device(tagger, device), about
+    loaded = load_weights(config, tagger, train.labels.names)
+    return place_on_device(tagger, device), loaded
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:
@@ -335,7 +337,9 @@ def build_checkpoint(
         transform=spec,
         backbone=config.model.backbone,
         levels=choose_levels(config.model.backbone, config.model.levels),
-        decision=DecisionRule.plain(len(val.labels)),
+        decision=replace(
+            DecisionRule.plain(len(val.labels)), implies=list_pairs(config.data.implies, val.labels)
+        ),
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),
         epoch=epoch,

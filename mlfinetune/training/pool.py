@@ -18,10 +18,9 @@ from torch.nn.functional import normalize
 
 from mlfinetune.config import Config
 from mlfinetune.data.batches.batch import Batch
+from mlfinetune.data.batches.feature_batches import Features, MeanFeatures
 from mlfinetune.data.batches.features import (
     FeatureExtractor,
-    Features,
-    MeanFeatures,
     View,
     compute_missing,
     find_missing,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mlfinetune.config import Config, restore_config
 from mlfinetune.data.images.decode import make_thumbnail
 from mlfinetune.data.inputs import expand_inputs, require_inputs
+from mlfinetune.data.known_sides import number_paths
 from mlfinetune.data.lines import read_lines, wait_for_lines
 from mlfinetune.data.load import hash_files
 from mlfinetune.data.targets import LabelSpace
@@ -42,7 +43,6 @@ from mlfinetune.runs.picks import (
 )
 from mlfinetune.runs.rule import describe_decision
 from mlfinetune.runs.sidecars import name_checkpoint
-from mlfinetune.runs.trained_on import number_paths
 from mlfinetune.runtime.device import oom_as_device_error, prepare_device
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import try_writing_file, write_atomic, writing_text

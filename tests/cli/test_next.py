@@ -150,8 +150,9 @@ def test_a_run_whose_tables_are_gone(exported: Path, cli: Run, tmp_path: Path) -
         (exported / "tags.bak").rename(exported / "tags.csv")
     assert done.returncode == 0, done.stderr
     assert "warning: the run's own pictures are not read" in done.stderr
-    trained = np.load(tmp_path / "pets/trained_on.npz")["contents"]
-    assert count(done.stderr)["of the run itself"] == len(trained) == 12
+    record = np.load(tmp_path / "pets/trained_on.npz")
+    kept = len(record["contents"]) + len(record["held_contents"])
+    assert count(done.stderr)["of the run itself"] == kept == 24
 
 
 def test_a_frozen_run_computes_no_picture_twice(tmp_path: Path, cli: Run) -> None:

@@ -34,7 +34,8 @@ def test_what_people_accept_comes_back_as_the_labels(
     rows = list(csv.DictReader(io.StringIO(cli(*PREDICT[:3], "images", cwd=trained).stdout)))
     done = cli(*PREDICT, "images", cwd=trained)
     assert done.returncode == 0, done.stderr
-    assert "<Choices name='choice'> (Label Studio's template)" in done.stderr
+    names = "interface: data.image, image 'image', control 'choice' (Label Studio's template)"
+    assert names in done.stderr
     tasks = json.loads(done.stdout)
     (tmp_path / "export.json").write_text(json.dumps(accept(tasks)))
     table = read_json(tmp_path / "export.json", SourceOptions())
@@ -78,7 +79,7 @@ def test_the_names_are_those_of_the_export_that_the_run_read(tmp_path: Path) -> 
     )
     config = Config.model_validate({"data": {"train": export, "rename_labels": {"Cat": "cat"}}})
     interface, said = find_interface(config)
-    assert "data.photo, <Image name='img'>, <Choices name='animal'>, <Choices name='place'>" in said
+    assert "data.photo, image 'img', control 'animal', control 'place' (as in " in said
     p = np.array([0.9, 0.8, 0.7])
     task = build_task("b.jpg", ["cat", "home", "new"], p, [0, 1, 2], "pets", interface)
     assert task["data"] == {"photo": "b.jpg"}
@@ -87,6 +88,24 @@ def test_the_names_are_those_of_the_export_that_the_run_read(tmp_path: Path) -> 
         ("animal", "img", {"choices": ["Cat", "new"]}),
         ("place", "img", {"choices": ["home"]}),
     ]
+
+
+def test_paths_of_a_taxonomy_are_those_of_the_export(tmp_path: Path) -> None:
+    """A leaf is proposed by its path; levels above it are not proposed again."""
+    export = tmp_path / "export.json"
+    value = {"taxonomy": [["animal", "cat"], ["place"]]}
+    result = {"from_name": "kind", "to_name": "image", "type": "taxonomy", "value": value}
+    export.write_text(json.dumps([{"data": {"image": "a"}, "annotations": [{"result": [result]}]}]))
+    interface, _ = find_interface(Config.model_validate({"data": {"train": export}}))
+    labels, p = ["animal", "cat", "place"], np.array([0.9, 0.8, 0.7])
+    for columns, paths in (([0, 1, 2], value["taxonomy"]), ([0], [["animal"]])):
+        task = build_task("b.jpg", labels, p, columns, "pets", interface)
+        [found] = task["predictions"][0]["result"]
+        assert (found["type"], found["value"]) == ("taxonomy", {"taxonomy": paths})
+    flat = {"image": "a.jpg", "kind": [["animal", "cat"]], "annotation_id": 1, "annotator": 1}
+    export.write_text(json.dumps([flat]))
+    interface, _ = find_interface(Config.model_validate({"data": {"train": export}}))
+    assert interface.find_choice("cat").value == ("animal", "cat")
 
 
 @pytest.mark.parametrize("content", ["[]", "not JSON", '[{"image": "a.jpg"}]', None])

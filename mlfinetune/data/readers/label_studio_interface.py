@@ -13,18 +13,24 @@ from typing import Any
 
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS
 from mlfinetune.data.readers.column_sample import is_picture_name
-from mlfinetune.data.readers.label_studio import Task, is_export, iterate_results
+from mlfinetune.data.readers.label_studio import is_export, iterate_results
 
+_KINDS = ("choices", "taxonomy")
 _MOST_BYTES = 2**28
 """Largest export that is looked at: it is parsed as a whole."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A label in the interface: the name of its `Choices` tag, and its value there."""
+    """A label in the interface: the name of its `Choices` or `Taxonomy` tag, and its value there.
+
+    Attributes:
+        control: name of the tag.
+        value: a choice; of a taxonomy the path that leads to the label.
+    """
 
     control: str
-    value: str
+    value: str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ def read_interface(
 ) -> Interface | None:
     """Return the names that an export in JSON shows; None: it is none, or shows no choices.
 
-    JSON-MIN does not name the `Image` tag: it is called as in the template. Taxonomies and labels
-    of regions are no choices, and are left out.
+    JSON-MIN does not name the `Image` tag: it is called as in the template. Labels of regions are
+    about a part of a picture, and are left out.
 
     Args:
         path: the file; it may be missing, or anything else.
@@ -77,7 +83,8 @@ def read_interface(
         return None
     choices: dict[str, Choice] = {}
     for control, _, value in found:
-        choices.setdefault(renames.get(value, value), Choice(control, value))
+        label = value if isinstance(value, str) else value[-1]
+        choices.setdefault(renames.get(label, label), Choice(control, value))
     defaults = Interface()
     return Interface(
         image=image_column or _find_image(tasks) or defaults.image,
@@ -87,27 +94,33 @@ def read_interface(
     )
 
 
-def _list_choices(tasks: list[Any]) -> Iterator[tuple[str, str, str]]:
+def _list_choices(tasks: list[Any]) -> Iterator[tuple[str, str, str | tuple[str, ...]]]:
     """Yield control, `Image` tag (empty: not said) and value of each choice of an export."""
     for task in tasks:
         if not isinstance(task, dict):
             continue
-        if "data" not in task:
-            yield from _list_flat_choices(task)
+        if "data" not in task:  # JSON-MIN
+            for key, value in task.items():
+                yield from ((key, "", each) for each in _read_values(value))
             continue
         for result in iterate_results(task):
-            value = result.get("value")
-            chosen = value.get("choices") if isinstance(value, dict) else None
-            if result.get("type") == "choices" and isinstance(chosen, list):
-                names = str(result.get("from_name")), str(result.get("to_name") or "")
-                yield from ((*names, str(choice)) for choice in chosen)
+            names = str(result.get("from_name")), str(result.get("to_name") or "")
+            if result.get("type") in _KINDS:
+                yield from ((*names, each) for each in _read_values(result.get("value")))
 
 
-def _list_flat_choices(task: Task) -> Iterator[tuple[str, str, str]]:
-    for key, value in task.items():
-        chosen = value.get("choices") if isinstance(value, dict) else None
-        if isinstance(chosen, list):
-            yield from ((key, "", str(choice)) for choice in chosen)
+def _read_values(value: Any) -> Iterator[str | tuple[str, ...]]:
+    """Yield the choices of `{"choices": ["cat"]}`, and every level of a taxonomy's paths.
+
+    Of `{"taxonomy": [["animal", "cat"]]}`, and of JSON-MIN's `[["animal", "cat"]]`, they are
+    (animal,) and (animal, cat).
+    """
+    if isinstance(value, dict) and isinstance(value.get("choices"), list):
+        yield from (str(choice) for choice in value["choices"])
+    paths = value.get("taxonomy") if isinstance(value, dict) else value
+    for path in paths if isinstance(paths, list) else ():
+        if isinstance(path, list) and path and all(isinstance(level, str) for level in path):
+            yield from (tuple(path[:end]) for end in range(1, len(path) + 1))
 
 
 def _find_image(tasks: list[Any]) -> str | None:
