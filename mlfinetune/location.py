@@ -12,6 +12,9 @@ from urllib.request import url2pathname
 Location = Path | str
 """A path, or a URL as text: Path would make `s3:/bucket` of `s3://bucket`."""
 
+Locations = Location | tuple[Location, ...]
+"""One table or folder, or several that are read as one."""
+
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 """Endings that tables in text alone have; `.gz` may follow."""
 
@@ -56,6 +59,11 @@ def parse_location(text: str) -> Location:
             "own settings, and those of AWS and Google"
         )
     return text if is_url(text) else Path(text)
+
+
+def name_locations(places: Locations) -> str:
+    """Return a table or folder as text, or several: `old.csv + new.csv`."""
+    return " + ".join(map(str, places)) if isinstance(places, tuple) else str(places)
 
 
 def strip_file_protocol(text: str) -> str:

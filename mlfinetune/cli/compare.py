@@ -95,9 +95,10 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
     comparison = result.comparison
     names = " " * choose_column_width(*COLUMNS)
     head = f"  {names} {'A':>7} {'B':>7} {'B - A':>8}   {'95 % interval':<17} {'B above':>8}"
-    decided = sorted(
-        (item for item in comparison.per_label.items() if item[1].sign),
-        key=lambda item: -abs(item[1].value or 0),
+    others = any(result.only_labels)  # then all labels that stay are of interest
+    shown = sorted(
+        (item for item in comparison.per_label.items() if item[1].sign or others),
+        key=lambda item: (not item[1].sign, -abs(item[1].value or 0)),
     )
     labels = pluralize(len(comparison.per_label), "label")
     compared = comparison.wins + comparison.losses + comparison.ties
@@ -107,6 +108,7 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
         f"{pluralize(result.images, 'image')} and {labels} that both scored, "
         f"{comparison.resamples} resamples"
         + (f" of {pluralize(result.groups, 'group')}" if result.groups else ""),
+        *_format_only(result.only_labels),
         *_format_settings(result.settings),
         "",
         head,
@@ -115,16 +117,30 @@ def _format_text(a: Path, b: Path, result: CompareResult) -> str:
         f"AP of {labels}: {comparison.wins} better in B, "
         f"{comparison.losses} better in A, {comparison.ties} undecided",
         f"(by chance alone about {compared / 40:.1f} each way)",
-        *(_format_row(name, row) for name, row in decided[:SHOWN]),
+        *(_format_row(name, row) for name, row in shown[:SHOWN]),
     ]
-    if len(decided) > SHOWN:
-        lines.append(f"  ... and {len(decided) - SHOWN} more: --json")
+    if len(shown) > SHOWN:
+        lines.append(f"  ... and {len(shown) - SHOWN} more: --json")
     if comparison.untold:
         lines.append(
             f"{pluralize(comparison.untold, 'label')} without a comparison: fewer than "
             f"{FEWEST} positives or negatives{' (by group)' if result.groups else ''} tell nothing"
         )
     return "\n".join([*lines, "", _format_verdict(comparison)])
+
+
+def _format_only(only: tuple[tuple[str, ...], tuple[str, ...]]) -> list[str]:
+    """Return a line on the labels that one side alone scored, for each side that has some."""
+    from textwrap import wrap
+
+    from mlfinetune.text import list_labels, make_printable
+
+    return [
+        line
+        for name, labels in zip("AB", only, strict=True)
+        if labels
+        for line in wrap(f"only in {name}: {make_printable(list_labels(labels))}", 80)
+    ]
 
 
 def _format_settings(settings: Mapping[str, tuple[object, object]] | None) -> list[str]:
@@ -198,6 +214,7 @@ def _build_json(a: Path, b: Path, result: CompareResult) -> dict[str, Any]:
             "images": {"a": images_a, "b": images_b},
             "labels": {"a": labels_a, "b": labels_b},
         },
+        "only_labels": {"a": result.only_labels[0], "b": result.only_labels[1]},
         "resamples": comparison.resamples,
         "groups": result.groups,
         "seen_in_training": {"a": result.seen[0], "b": result.seen[1]},

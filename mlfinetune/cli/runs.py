@@ -53,7 +53,7 @@ def runs(
 def _list_cells(folder: Path, table: RunTable) -> list[list[str]]:
     """Return the rows of the table, its head first; columns that are empty are left out."""
     head = ["run", "when", "state", "backbone", "learns", "labels", "pictures", "mAP"]
-    head += ["95 %", "F1", "minutes", *table.differing, "note"]
+    head += ["95 %", "F1", "minutes", "began with", *table.differing, "note"]
     rows = [head, *([*_list_facts(folder, run, table.differing)] for run in table.runs)]
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     return [list(row) for row in zip(*columns, strict=True)]
@@ -68,8 +68,21 @@ def _list_facts(folder: Path, run: RunOverview, differing: tuple[str, ...]) -> l
     cells += [_format_count(run.labels), _format_count(run.images), _format_share(run.mAP)]
     cells += [interval, _format_share(run.macro_F1)]
     cells.append("" if run.seconds is None else f"{run.seconds / 60:.1f}")
+    cells.append(_name_parent(folder, run.parent))
     cells += [_shorten(_format_setting(run.settings.get(key))) for key in differing]
     return [*cells, run.note or ""]
+
+
+def _name_parent(folder: Path, parent: str | None) -> str:
+    """Return the name of the run that a checkpoint is of, as the table has it where it is there."""
+    if parent is None:
+        return ""
+    run = Path(parent).parent
+    return (
+        str(run.relative_to(folder.absolute()))
+        if run.is_relative_to(folder.absolute())
+        else run.name
+    )
 
 
 def _format_time(text: str) -> str:
@@ -124,6 +137,7 @@ def _build_json(table: RunTable) -> dict[str, Any]:
                 "micro_F1": run.micro_F1,
                 "seconds": run.seconds,
                 "note": run.note,
+                "parent": run.parent,
                 "settings": {key: run.settings.get(key) for key in table.differing},
             }
             for run in table.runs

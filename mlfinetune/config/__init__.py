@@ -18,6 +18,7 @@ import os
 import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,21 +278,39 @@ def _make_paths_absolute(tree: dict[str, Any], folder: Path, faults: list[str]) 
     for *section, key in _PATH_KEYS:
         parent = tree.get(section[0]) if section else tree
         value = parent.get(key) if isinstance(parent, dict) else None
-        if not isinstance(value, str) or not value:
-            continue
-        if key == "weights" and not Path(value).suffix and "/" not in value:
+        if key == "weights" and isinstance(value, str) and not _is_path(value):
             continue  # one of torchvision's names
-        if is_url(value):
-            if fault := _find_url_fault(section, value):
-                faults.append(f"{'.'.join([*section, key])}: {fault}")
-            continue
-        value = strip_file_protocol(value)
-        assert isinstance(parent, dict)
-        try:
-            parent[key] = os.path.normpath(folder / Path(value).expanduser())
-        except RuntimeError as error:  # ~user of an unknown user
-            faults.append(f"{'.'.join([*section, key])}: {value}: {error}")
+        name = ".".join([*section, key])
+        make = partial(_make_path_absolute, section, name, folder, faults)
+        if isinstance(value, list) and key in ("train", "val"):
+            value = [make(each) for each in value]
+        else:
+            value = make(value)
+        if isinstance(parent, dict) and key in parent:
+            parent[key] = value
     return tree
+
+
+def _is_path(weights: str) -> bool:
+    return bool(Path(weights).suffix) or "/" in weights
+
+
+def _make_path_absolute(
+    section: Sequence[str], name: str, folder: Path, faults: list[str], value: Any
+) -> Any:
+    """Return one path absolute; URLs, and values that are no path, stay as they are."""
+    if not isinstance(value, str) or not value:
+        return value
+    if is_url(value):
+        if fault := _find_url_fault(section, value):
+            faults.append(f"{name}: {fault}")
+        return value
+    value = strip_file_protocol(value)
+    try:
+        return os.path.normpath(folder / Path(value).expanduser())
+    except RuntimeError as error:  # ~user of an unknown user
+        faults.append(f"{name}: {value}: {error}")
+        return value
 
 
 def _find_url_fault(section: Sequence[str], url: str) -> str:

@@ -9,16 +9,17 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mlfinetune.config.hierarchy import find_cycle, list_parents
-from mlfinetune.config.types import DataFormat, DataPath, Section
+from mlfinetune.config.types import DataFormat, DataPath, DataPaths, Section
 
 
 class DataConfig(Section):
     """Location and format of the pictures and their labels."""
 
-    train: DataPath = Field(
-        description="table, JSON, Parquet, tars or folder of labelled pictures; or a table's URL"
+    train: DataPaths = Field(
+        description="table, JSON, Parquet, tars or folder of labelled pictures; or a table's URL; "
+        "or a list of these, where a label that one does not have is unknown for its pictures"
     )
-    val: DataPath | None = Field(None, description="the same for validation")
+    val: DataPaths | None = Field(None, description="the same for validation")
     format: DataFormat = Field(
         "auto", description="what `train` and `val` are; auto: detected, and printed"
     )

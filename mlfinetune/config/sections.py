@@ -28,7 +28,7 @@ class ModelConfig(Section):
         min_length=1,
         description="auto: the best published ones of the backbone; a name such as IMAGENET1K_V2, "
         "a .pth or .safetensors file, a run directory, or null; of a file the backbone is taken, "
-        "never the head",
+        "of a run its settings and the head's rows of labels that stay too",
     )
     levels: Annotated[int, Field(ge=1, le=4)] | Literal["auto"] = Field(
         "auto",

@@ -35,6 +35,8 @@ def apply_label_options(
     ignored still implies others. `empty_labels: unknown` is about single rows, and beats
     `unknown`, which is about all. `is_one_of_several`: see `apply_implies`.
     """
+    if table.settled:
+        return table
     table = _apply_empty_labels(table, options.empty_labels)
     masked = find_blank(table) if options.empty_labels == "unknown" else np.zeros(0, np.int64)
     table = _rename_labels(table, dict(options.rename_labels))
@@ -118,8 +120,8 @@ def _drop_foreign_labels(table: Table, space: LabelSpace) -> Table:
     if not foreign:
         return table
     positives, _, unknown = table.targets.counts()
-    is_list = bool((table.unnamed == NEGATIVE).any())
-    uses = positives + unknown
+    is_list = table.settled or bool((table.unnamed == NEGATIVE).any())
+    uses = positives if table.settled else positives + unknown
     refused = [name for name in foreign if uses[table.labels.column[name]] or not is_list]
     if not refused:
         return drop_labels(table, foreign)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlfinetune.config import Config
 from mlfinetune.data.images.decode import ImageInfo
 from mlfinetune.data.images.scan import ScanResult, find_digests, scan_images
+from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.rows import PictureScan, Scan
@@ -51,6 +52,7 @@ def build_source_options(config: Config) -> SourceOptions:
         find_by_name=data.find_by_name,
         allow_outside_root=data.allow_outside_root,
         allow_torn_groups=data.allow_torn_groups,
+        partial=isinstance(data.train, tuple) or isinstance(data.val, tuple),
     )
 
 
@@ -59,8 +61,12 @@ def _list_names(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def build_split_options(config: Config) -> SplitOptions:
-    """Return how the run takes its train and val examples from the tables."""
+def build_split_options(config: Config, hold_out: bool = True) -> SplitOptions:
+    """Return how the run takes its train and val examples from the tables.
+
+    Args:
+        hold_out: as in `SplitOptions`.
+    """
     data = config.data
     return SplitOptions(
         val_fraction=data.val_fraction,
@@ -68,6 +74,7 @@ def build_split_options(config: Config) -> SplitOptions:
         seed=config.train.seed,
         min_positives=data.min_positives,
         skip_bad=data.bad_images == "skip",
+        hold_out=hold_out,
     )
 
 
@@ -144,12 +151,19 @@ def _shorten(digest: str) -> int:
     return int(digest[:_DIGITS], 16)
 
 
-def load_splits(config: Config, log: RunLog | None) -> Splits:
+def load_splits(
+    config: Config,
+    log: RunLog | None,
+    known: KnownSides | None = None,
+    hold_out: bool = True,
+) -> Splits:
     """Read the examples of train and val.
 
     Args:
         config: names the data.
         log: shows the progress of the picture scan; None: pictures are not scanned.
+        known: sides that pictures had before, which they keep where val is drawn.
+        hold_out: as in `SplitOptions`.
 
     Raises:
         DataError: as `read_splits`.
@@ -160,8 +174,9 @@ def load_splits(config: Config, log: RunLog | None) -> Splits:
         data.train,
         data.val,
         build_source_options(config),
-        build_split_options(config),
+        build_split_options(config, hold_out),
         None if log is None else build_scan(config, log, stamps),
+        known,
     )
     if log is None:
         return splits

@@ -20,8 +20,10 @@ from mlfinetune.config.hierarchy import list_ancestors
 from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
 from mlfinetune.data.implies import check_implied_names
+from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.labels import (
     align,
+    choose_labels,
     drop_labels,
     find_rare_labels,
     natural_key,
@@ -31,11 +33,19 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
-from mlfinetune.data.sides import align_sides, hold_out, warn_of_overlap
+from mlfinetune.data.sides import align_sides, hold_out, warn_of_known_sides, warn_of_overlap
 from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.data.union import settle_labels, unite_tables
 from mlfinetune.errors import DataError
-from mlfinetune.location import TABLE_ENDINGS, Location, find_ending, parent_url
+from mlfinetune.location import (
+    TABLE_ENDINGS,
+    Location,
+    Locations,
+    find_ending,
+    name_locations,
+    parent_url,
+)
 from mlfinetune.storage import files
 from mlfinetune.text import format_list, list_labels, suggest
 
@@ -50,6 +60,7 @@ class SplitOptions:
         seed: decides which rows are held out.
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
+        hold_out: hold out a share of train where the data names no val; else val is empty then.
     """
 
     val_fraction: float | None = None
@@ -57,14 +68,16 @@ class SplitOptions:
     seed: int = 0
     min_positives: int = 0
     skip_bad: bool = False
+    hold_out: bool = True
 
 
 def read_splits(
-    train: Location,
-    val: Location | None,
+    train: Locations,
+    val: Locations | None,
     options: SourceOptions,
     split_options: SplitOptions = SplitOptions(),
     scan: Scan | None = None,
+    known: KnownSides | None = None,
 ) -> Splits:
     """Read the training and the validation examples.
 
@@ -75,11 +88,11 @@ def read_splits(
         DataError: bad rows, all of a table in one message; labels that train lacks; no images.
     """
     table, val_table = read_tables(train, val, options)
-    return split_tables(table, val_table, options, split_options, scan)
+    return split_tables(table, val_table, options, split_options, scan, known)
 
 
 def read_tables(
-    train: Location, val: Location | None, options: SourceOptions
+    train: Locations, val: Locations | None, options: SourceOptions
 ) -> tuple[Table, Table | None]:
     """Read the table of train and, if there is one, of val, with the same label delimiter."""
     table = read_table(train, options)
@@ -89,7 +102,7 @@ def read_tables(
     return table, _read_with_groups(val, replace(options, label_delimiter=delimiter))
 
 
-def _read_with_groups(path: Location, options: SourceOptions) -> Table:
+def _read_with_groups(path: Locations, options: SourceOptions) -> Table:
     """Read a table, with its groups if it has the column that `group_by` names."""
     try:
         return read_table(path, options)
@@ -106,6 +119,7 @@ def split_tables(
     options: SourceOptions,
     split_options: SplitOptions,
     scan: Scan | None = None,
+    known: KnownSides | None = None,
 ) -> Splits:
     """Make train and val from one table, or from one table each.
 
@@ -116,6 +130,7 @@ def split_tables(
         split_options: how to make the sides.
         scan: decodes the pictures. Without it a picture is bad only where its file is missing, and
             files with the same bytes may be on both sides.
+        known: sides that pictures had in runs before.
 
     Raises:
         DataError: as `read_splits`.
@@ -147,13 +162,17 @@ def split_tables(
         table = drop_labels(table, rare)
         val_table = None if val_table is None else drop_labels(val_table, rare)
     is_drawn = val_table is None and not has_val_rows
-    if is_drawn:
+    if is_drawn and not split_options.hold_out:
+        train = align(table, choose_labels(table, labels))
+        val = train.take([])
+    elif is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
-        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed)
+        train, val, more = hold_out(table, contents, labels, fraction, split_options.seed, known)
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
-    notes += note_labels(train, val, options, given=labels is not None)
+        notes += warn_of_known_sides(train, val, contents, known)
+    notes += note_labels(train, val if len(val) else train, options, given=labels is not None)
     numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))
     return Splits(
         train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn, numbers
@@ -167,7 +186,7 @@ def _number(side: Manifest, contents: Mapping[str, int]) -> NDArray[np.int64]:
 
 
 def read_manifest(
-    path: Location,
+    path: Locations,
     split: str | None,
     options: SourceOptions,
     labels: LabelSpace,
@@ -201,9 +220,11 @@ def read_manifest(
     usable = select_usable(table, "data", kept_splits, options, skip_bad, scan)
     table = usable.table
     if not table.names:
-        raise DataError(f"{path}: no images")
+        raise DataError(f"{name_locations(path)}: no images")
     if not table.labels.names:
-        raise DataError(f"{path}: no image has a label: there is nothing to score against")
+        raise DataError(
+            f"{name_locations(path)}: no image has a label: there is nothing to score against"
+        )
     return align(table, labels), (*usable.notes, *notes)
 
 
@@ -230,7 +251,7 @@ def _find_split(table: Table, word: str) -> str:
 
 
 def read_validation(
-    path: Location,
+    path: Locations,
     options: SourceOptions,
     labels: LabelSpace,
     skip_bad: bool = False,
@@ -249,16 +270,19 @@ def read_validation(
     return align(usable.table, labels), tuple(usable.notes)
 
 
-def read_table(path: Location, options: SourceOptions) -> Table:
+def read_table(path: Locations, options: SourceOptions) -> Table:
     """Read a file or folder in its format, check the paths of its pictures, join repeated rows.
 
-    Bad rows are in the table's `faults`, sorted by line.
+    Bad rows are in the table's `faults`, sorted by line. Several are read one by one, and joined.
 
     Raises:
-        DataError: the file cannot be read as a whole.
+        DataError: a file cannot be read as a whole.
     """
-    table = check_paths(_read_location(path, options), options)
-    table = join_repeats(table)
+    if isinstance(path, tuple):
+        table = unite_tables([read_table(each, options) for each in path])
+    else:
+        table = join_repeats(check_paths(_read_location(path, options), options))
+        table = settle_labels(table, options) if options.partial else table
     return replace(table, faults=tuple(sorted(table.faults, key=lambda f: natural_key(str(f)))))
 
 
@@ -310,7 +334,8 @@ def _check_label_names(
 
     With `rename_labels: {None: none}` both names may be ignored: it is clear what is meant.
     """
-    in_tables = {name for table in tables if table is not None for name in table.labels.names}
+    there = [table for table in tables if table is not None]
+    in_tables = {name for table in there for name in table.former_labels or table.labels.names}
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
     ignored = options.ignore_labels
@@ -318,7 +343,7 @@ def _check_label_names(
     renamed |= {name for above in list_ancestors(options.implies).values() for name in above}
     renamed |= {name for name in renames if renames[name] in options.ignore_labels}
     # A column that is no label may be named too: that is how a doubtful one is left out.
-    renamed |= {name for table in tables if table is not None for name in table.other_columns}
+    renamed |= {name for table in there for name in table.other_columns}
     requests = [("rename_labels", name, in_tables.union(renames.values())) for name in renames]
     requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [

@@ -13,6 +13,7 @@ from mlfinetune.data.images.decode import TOO_LARGE
 from mlfinetune.data.labels import apply_label_options, join_states, natural_key, select_split
 from mlfinetune.data.table import SPLIT_ORDER, Fault, Skipped, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, Targets
+from mlfinetune.data.union import join_copies
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location, is_url
 from mlfinetune.text import format_list, pluralize
@@ -90,6 +91,10 @@ def select_usable(
         contents = scanned.contents
         table, unreadable = _drop_unreadable(table, scanned.bad, missing, skip_bad)
         skipped = sorted([*skipped, *unreadable], key=lambda picture: natural_key(picture.place))
+    if table.sources is not None and contents:
+        several = len(table)
+        table = join_copies(table, contents)
+        total -= several - len(table)
     if skipped and not len(table):
         raise DataError(
             f"{table.origin}: none of {pluralize(total, 'image')} can be used, pictures under "
@@ -188,7 +193,7 @@ def join_repeats(table: Table) -> Table:
     """
     rows_of_image: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
-        rows_of_image[_normalize(name, table.root) if name else f"\0{row}"].append(row)
+        rows_of_image[normalize_name(name, table.root) if name else f"\0{row}"].append(row)
     if len(rows_of_image) == len(table):
         return table
     packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()
@@ -214,7 +219,7 @@ def join_repeats(table: Table) -> Table:
     return replace(table.take(kept), faults=tuple(dict.fromkeys(moved)))
 
 
-def _normalize(name: str, root: Location) -> str:
+def normalize_name(name: str, root: Location) -> str:
     """Return a text that is the same for all names of one picture."""
     if is_url(name):
         return name

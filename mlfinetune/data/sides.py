@@ -1,15 +1,19 @@
 """The sides of a run: train and val from one table or from two, in the same columns.
 
 table without val    -> hold_out    -> val drawn at random, stratified by label
+                                       (images that runs before had stay on their sides)
 table with its split -> align_sides -> the rows of train, the rows of val
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.data.groups import TOO_HIGH
+from mlfinetune.data.known_sides import FREE, TRAIN, VAL, KnownSides
 from mlfinetune.data.labels import align, choose_labels, select_split
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.rows import number_contents
@@ -44,6 +48,7 @@ def hold_out(
     labels: Sequence[str] | None,
     fraction: float,
     seed: int,
+    known: KnownSides | None = None,
 ) -> tuple[Manifest, Manifest, list[str]]:
     """Draw val from the table at random, stratified by label; return train, val and notes.
 
@@ -62,6 +67,7 @@ def hold_out(
         labels: in column order; None: those of the table.
         fraction: share of val.
         seed: decides ties.
+        known: sides that pictures had in runs before, and keep; the others are dealt.
 
     Raises:
         DataError: too few rows, no label, or one group that holds all images.
@@ -74,27 +80,109 @@ def hold_out(
             f"validation; give data.val, or more images"
         )
     whole = align(table, choose_labels(table, labels))
-    notes = []
     numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
     duplicates = len(numbers) - len(set(numbers))
-    groups = table.groups
-    sides = assign_sides(whole.targets, groups, (fraction,), seed, numbers if duplicates else None)
-    if duplicates and len(set(sides.tolist())) == 1:  # one unit holds all images: divide it
+    pins, notes = _find_pins(whole, contents, known), list[str]()
+    if known is not None and _are_off(pins, known, fraction):
+        notes.append(f"the sides of {known.origin} are far from val_fraction: dealt anew")
+        pins = np.full(len(whole), FREE, np.int8)
+    deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
+    sides = deal(numbers if duplicates else None, pins)
+    if known is not None and _is_one_side(sides) and (pins != FREE).any():
+        notes.append(f"warning: with sides as in {known.origin} one would be empty: dealt anew")
+        sides = deal(numbers if duplicates else None)
+    if duplicates and _is_one_side(sides):  # one unit holds all images: divide it
         notes.append(f"warning: copies of the same bytes in both train and val: {TOO_HIGH}")
-        sides = assign_sides(whole.targets, groups, (fraction,), seed)
-        duplicates = 0
-    train, val = (np.flatnonzero(sides == side).tolist() for side in (0, 1))
-    if not train or not val:
+        sides, duplicates = deal(), 0
+    if _is_one_side(sides):
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
+    train, val = (whole.take(np.flatnonzero(sides == side).tolist()) for side in (TRAIN, VAL))
     details = f"val_fraction {fraction:g}, stratified by label"
-    if groups is not None:
+    if table.groups is not None:
         details += ", groups kept whole"
     if duplicates:
         details += f", {pluralize(duplicates, 'picture')} beside a copy of the same bytes"
     notes.append(
         f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )
-    return whole.take(train), whole.take(val), notes
+    if known is not None:
+        notes += [*_describe_pins(pins, sides, known), *_warn_of_seen(val, contents, known)]
+    return train, val, notes
+
+
+def _are_off(pins: NDArray[np.int8], known: KnownSides, fraction: float) -> bool:
+    """Tell whether known sides hold out less than half, or more than twice of what is wanted.
+
+    So it is where a table has lost many rows. Pictures that the weights have seen stay in train all
+    the same, and a run that is read again keeps what it had.
+    """
+    known_images = int((pins != FREE).sum())
+    if known.complete or len(known.seen) or not known_images:
+        return False
+    share = int((pins == VAL).sum()) / known_images
+    return not fraction / 2 <= share <= 2 * fraction
+
+
+def _is_one_side(sides: NDArray[np.int8]) -> bool:
+    return int(sides.min()) == int(sides.max())
+
+
+def _find_pins(
+    whole: Manifest, contents: Mapping[str, int], known: KnownSides | None
+) -> NDArray[np.int8]:
+    """Return (N,) the side that each image had in runs before; FREE: none."""
+    if known is None:
+        return np.full(len(whole), FREE, np.int8)
+    pins = known.find(*_list_numbers(whole, contents))
+    return np.where(pins == FREE, TRAIN, pins) if known.complete else pins
+
+
+def _describe_pins(
+    pins: NDArray[np.int8], sides: NDArray[np.int8], known: KnownSides
+) -> Iterator[str]:
+    """Yield notes on images that have kept their sides, and on those that could not."""
+    free, moved = int((pins == FREE).sum()), (pins != FREE) & (sides != pins)
+    held = int(((pins == VAL) & (sides == VAL)).sum())
+    if held and free:
+        yield (
+            f"{len(pins) - free - int(moved.sum())} images are on their sides of before, in "
+            f"{known.origin}, {held} of them held out; {free} images are new"
+        )
+    if lost := int((moved & (pins == VAL)).sum()):
+        yield (
+            f"warning: {pluralize(lost, 'image')} held out by {known.origin} and in train now, "
+            f"with others of their groups or bytes"
+        )
+
+
+def warn_of_known_sides(
+    train: Manifest, val: Manifest, contents: Mapping[str, int], known: KnownSides | None
+) -> Iterator[str]:
+    """Yield warnings where the data itself says sides that the runs before did not have."""
+    if known is None or not len(known.seen):
+        return
+    yield from _warn_of_seen(val, contents, known)
+    if count := int((known.find(*_list_numbers(train, contents)) == VAL).sum()):
+        yield (
+            f"warning: {pluralize(count, 'image')} held out by {known.origin} and in train now, "
+            f"as the data says"
+        )
+
+
+def _warn_of_seen(val: Manifest, contents: Mapping[str, int], known: KnownSides) -> Iterator[str]:
+    """Yield a warning where the weights have learned from pictures of val."""
+    if count := int(known.seen.find(*_list_numbers(val, contents)).sum()):
+        yield (
+            f"warning: {pluralize(count, 'image')} of val trained on by {known.origin}: {TOO_HIGH}"
+        )
+
+
+def _list_numbers(
+    side: Manifest, contents: Mapping[str, int]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the (N,) numbers of the files' bytes, -1 where not known, and the N paths."""
+    paths = [side.path(row) for row in range(len(side))]
+    return np.array([contents.get(path, -1) for path in paths], np.int64), paths
 
 
 def warn_of_overlap(train: Table, val: Table) -> list[str]:

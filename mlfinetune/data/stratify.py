@@ -167,6 +167,7 @@ def assign_sides(
     fractions: Sequence[float],
     seed: int,
     contents: Sequence[int] | None = None,
+    pins: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
     """Return the (N,) side of each image, stratified by label; 0 is train.
 
@@ -184,15 +185,36 @@ def assign_sides(
         fractions: shares of sides 1, 2, ...; train has the rest.
         seed: decides ties.
         contents: N numbers, equal for files with the same bytes, or None.
+        pins: (N,) side that an image has in any case, -1: none; None: no image has one. Images of
+            one group or content follow the one that has to be in train, else the one that has a
+            side. The others are dealt by themselves: where they are too few, to train.
     """
     numbers = None if groups is None else number_groups(groups)
     if contents is not None:
         same_bytes = np.unique(np.array(contents), return_inverse=True)[1]
-        numbers = same_bytes if numbers is None else _join_partitions(numbers, same_bytes)
-    return split_stratified(*targets.positives(), *targets.shape, fractions, seed, numbers)
+        numbers = same_bytes if numbers is None else join_partitions(numbers, same_bytes)
+    if pins is None or pins.max() < 0:
+        return split_stratified(*targets.positives(), *targets.shape, fractions, seed, numbers)
+    units = np.arange(len(targets)) if numbers is None else numbers
+    pinned = np.full(units.max() + 1, -1, np.int8)
+    for side in range(len(fractions), -1, -1):  # train last: it wins
+        pinned[units[pins == side]] = side
+    sides, free = pinned[units], np.flatnonzero(pinned[units] < 0)
+    if len(free) <= len(fractions) or len(free) * min(fractions) < 0.5:
+        sides[free] = 0
+        return sides
+    dealt = targets.take(free)
+    sides[free] = split_stratified(
+        *dealt.positives(),
+        *dealt.shape,
+        fractions,
+        seed,
+        np.unique(units[free], return_inverse=True)[1],
+    )
+    return sides
 
 
-def _join_partitions(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+def join_partitions(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return (N,) numbers: rows that share a number in `first` or in `second` share one here.
 
     These are the connected components. The least number spreads along both partitions until

@@ -41,6 +41,7 @@ class SourceOptions:
     find_by_name: bool = False
     allow_outside_root: bool = False
     allow_torn_groups: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Table:
         notes: what the reader saw and decided, as lines for the user.
         hint: how faults of paths may be mended, in one line; a note says it too.
         faults: all errors in rows and pictures.
+        settled: the label options are applied already, as to one of several tables.
+        former_labels: labels before that, by the names that the files have.
+        places: (N,) where each row is, if they come from several tables; else None.
+        sources: (N,) number of each row's table; None: there is one.
     """
 
     origin: Location
@@ -108,6 +113,10 @@ class Table:
     hint: str = ""
     faults: tuple[Fault, ...] = ()
     place: str = "line"
+    settled: bool = False
+    former_labels: tuple[str, ...] = ()
+    places: tuple[str, ...] | None = None
+    sources: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -118,6 +127,8 @@ class Table:
 
     def find_place(self, row: int) -> str:
         """Return where a row is in the source: `line 12`, or its image name without lines."""
+        if self.places is not None:
+            return self.places[row]
         return self.names[row] if self.lines is None else f"{self.place} {self.lines[row]}"
 
     def build_fault(self, row: int, text: str, picture: bool = False) -> Fault:
@@ -135,6 +146,8 @@ class Table:
             lines=None if self.lines is None else self.lines[rows],
             splits=self.splits and tuple(self.splits[row] for row in rows),
             groups=self.groups and tuple(self.groups[row] for row in rows),
+            places=self.places and tuple(self.places[row] for row in rows),
+            sources=None if self.sources is None else self.sources[rows],
         )
 
 

@@ -6,7 +6,7 @@ name of a weight set, or a file -> state dict -> find_misfits -> the backbone's 
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
 from math import inf
@@ -43,7 +43,11 @@ _NUMBERS = (*_FLOATS, torch.int64, torch.int32)
 
 
 def load_pretrained(
-    model: Tagger, backbone: str, weights: str, image_size: int = 224
+    model: Tagger,
+    backbone: str,
+    weights: str,
+    image_size: int = 224,
+    state: Mapping[str, Tensor] | None = None,
 ) -> int | None:
     """Load pretrained weights into the backbone of `model`; the head keeps its own.
 
@@ -54,6 +58,7 @@ def load_pretrained(
             file with the keys of the network. A head (`fc`) in the file is not taken, a prefix
             `module.` is removed, and other float types are converted.
         image_size: S; the places of pictures of another size are resized, by timm for its models.
+        state: content of the file `weights`, where it has been read; None: it is read here.
 
     Returns:
         Number of outputs of the head that was not taken; None: the weights have no head.
@@ -61,7 +66,9 @@ def load_pretrained(
     Raises:
         WeightsError: the download failed, the file cannot be read, or it does not fit.
     """
-    if is_weights_path(weights):
+    if state is not None:
+        state = dict(state)
+    elif is_weights_path(weights):
         state = _read_weights(Path(weights))
     elif is_timm(backbone):
         state = read_timm_weights(backbone, weights, image_size)

@@ -122,14 +122,16 @@ class OnnxBackend:
 
     def compute_features(self, images: Tensor) -> Tensor:
         """Refuse, with a ConfigError: the file has no features."""
-        self._refuse("features")
+        refuse(self.name, "features")
 
     def build_explainer(self) -> NoReturn:
         """Refuse, with a ConfigError: the file has no maps."""
-        self._refuse("heat maps")
+        refuse(self.name, "heat maps")
 
-    def _refuse(self, lacking: str) -> NoReturn:
-        raise ConfigError(
-            f"{self.name} is an ONNX file, which gives probabilities and no {lacking}; use the "
-            f"checkpoint that it was exported from"
-        )
+
+def refuse(name: str, lacking: str) -> NoReturn:
+    """Raise a ConfigError: the file, of this name, has no features or heat maps."""
+    raise ConfigError(
+        f"{name} is an ONNX file, which gives probabilities and no {lacking}; use the checkpoint "
+        f"that it was exported from"
+    )

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -39,6 +39,14 @@ from mlfinetune.text import to_finite
 
 
 @dataclass(frozen=True)
+class Parent:
+    """Checkpoint that a run began with: its path at that time, and its SHA-256."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Everything that predicting needs, in one file.
 
@@ -50,11 +58,13 @@ class Checkpoint:
         decision: calibration and thresholds.
         views: versions of a picture whose mean logits these were fitted to, and are applied to.
         config: the resolved config of the run, as plain containers.
-        data_digest: SHA-256 over image names, labels and targets of the validation data.
+        data_digest: SHA-256 over image names, labels and targets of the validation data;
+            `OUT_OF_FOLD`: none was held out, and the decision was fitted to out-of-fold scores.
         epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
             solution; 0: the solved head before training.
         versions: of mlfinetune and of the packages that compute the network, when it was written.
         levels: number of the backbone's last stages that the features come from.
+        parent: the checkpoint that `model.weights` named; None: other weights, or not known.
     """
 
     weights: dict[str, torch.Tensor]
@@ -68,18 +78,22 @@ class Checkpoint:
     versions: dict[str, str]
     levels: int = 1
     views: EvalViews = "plain"
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Backbone, labels and transform of a checkpoint, as its header names them."""
+    """Facts of a checkpoint, as its header names them: its network, labels, transform, SHA-256."""
 
     backbone: str
     labels: tuple[str, ...]
     transform: TransformSpec | None
+    levels: int = 1
+    sha256: str = ""
 
 
 FORMAT = 2
+OUT_OF_FOLD = "out of fold"
 _KEY = "mlfinetune"
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
@@ -129,6 +143,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         "versions": checkpoint.versions,
         "views": checkpoint.views,
+        "parent": None if checkpoint.parent is None else asdict(checkpoint.parent),
     }
 
 
@@ -179,7 +194,8 @@ def read_origin(path: Path) -> Origin | None:
         labels = tuple(map(str, about["labels"]))
         transform = about.get("transform")
         spec = None if transform is None else _parse_transform(transform)
-        return Origin(str(about["backbone"]), labels, spec)
+        levels = _parse_levels(about.get("levels", 1))
+        return Origin(str(about["backbone"]), labels, spec, levels, str(about.get("sha256", "")))
     except (OSError, CheckpointError, *FOREIGN):
         return None
 
@@ -198,8 +214,8 @@ def parse(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpo
     labels = about["labels"]
     _require(labels, "labels", type(labels) is list and all(type(name) is str for name in labels))
     _require(labels, "labels", 0 < len(labels) == len(set(labels)))
-    about = {"levels": 1, "views": "plain", **about}  # version 0.1 knew no others
-    _require(about["levels"], "levels", about["levels"] in range(1, 5))
+    about = {"levels": 1, "views": "plain", "parent": None, **about}  # version 0.1 knew no others
+    _parse_levels(about["levels"])
     for name, kind in _KINDS.items():
         _require(about[name], name, type(about[name]) is kind)
     _require(about["views"], "views", about["views"] in get_args(EvalViews))
@@ -209,6 +225,7 @@ def parse(about: dict[str, Any], weights: dict[str, Any], path: Path) -> Checkpo
         transform=_parse_transform(about["transform"]),
         decision=_parse_decision(about["decision"], len(labels)),
         views=about["views"],
+        parent=_parse_parent(about["parent"]),
         **{name: about[name] for name in _KINDS},
     )
 
@@ -223,6 +240,21 @@ FOREIGN = (
 )  # fmt: skip
 """Errors that parsers, and the checks here, raise for a file with a correct digest that mlfinetune
 did not write."""
+
+
+def _parse_levels(value: object) -> int:
+    """Return a number of stages; raises ValueError for one that no network has."""
+    _require(value, "levels", type(value) is int and value in range(1, 5))
+    return cast(int, value)
+
+
+def _parse_parent(about: dict[str, Any] | None) -> Parent | None:
+    """Parse the parent; raises ValueError for anything but two texts."""
+    if about is None:
+        return None
+    parent = Parent(**about)
+    _require(about, "parent", type(parent.path) is str and type(parent.sha256) is str)
+    return parent
 
 
 def _parse_transform(about: dict[str, Any]) -> TransformSpec:

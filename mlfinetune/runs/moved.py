@@ -15,7 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 from mlfinetune.config import Config
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location
+from mlfinetune.location import Locations
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -36,27 +36,31 @@ def find_data(
     Raises:
         DataError: a path is at neither place; one line.
     """
-    found: dict[str, Location] = {}
-    lost: dict[str, Path] = {}
+    found: dict[str, Locations] = {}
+    lost, notes = list[tuple[str, Path]](), list[str]()
     for key in advice:
-        path = getattr(config.data, key)
-        if not isinstance(path, Path) or path != getattr(recorded.data, key) or _exists(path):
+        places = getattr(config.data, key)
+        if places != getattr(recorded.data, key):
             continue
-        again = None if recorded.output is None else find_again(path, recorded.output, run)
-        if again is None:
-            lost[key] = path
-        else:
-            found[key] = again
+        now = []
+        for path in places if isinstance(places, tuple) else (places,):
+            now.append(path)
+            if not isinstance(path, Path) or _exists(path):
+                continue
+            again = None if recorded.output is None else find_again(path, recorded.output, run)
+            if again is None:
+                lost.append((key, path))
+                continue
+            now[-1] = again
+            notes.append(f"data.{key}: {path} is gone; {again}, found beside the run, is read")
+        found[key] = tuple(now) if isinstance(places, tuple) else now[0]
     if lost:
-        places = ", no ".join(f"{path} (data.{key})" for key, path in lost.items())
+        gone = ", no ".join(f"{path} (data.{key})" for key, path in lost)
+        asked = dict.fromkeys(advice[key] for key, _ in lost)
         raise DataError(
-            f"the run's data is not where it was, nor beside the run: no {places}; give "
-            f"{', and '.join(advice[key] for key in lost)}"
+            f"the run's data is not where it was, nor beside the run: no {gone}; give "
+            f"{', and '.join(asked)}"
         )
-    notes = (
-        f"data.{key}: {getattr(config.data, key)} is gone; {path}, found beside the run, is read"
-        for key, path in found.items()
-    )
     return config.update_section("data", **found), tuple(notes)
 
 

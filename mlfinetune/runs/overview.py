@@ -19,6 +19,7 @@ from mlfinetune.errors import ConfigError
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import FOREIGN
 from mlfinetune.runs.settings import flatten_settings
+from mlfinetune.runs.trained_on import find_parent_folder
 from mlfinetune.text import to_finite
 
 RUN = "run"
@@ -42,6 +43,7 @@ class RunOverview:
         interval: 95 % of mAP.
         seconds: that it took, all its starts together.
         note: the config's.
+        parent: path of the checkpoint that it began with, where that is of a run.
         settings: dotted key -> value of its config.
     """
 
@@ -58,11 +60,16 @@ class RunOverview:
     micro_F1: float | None = None
     seconds: float | None = None
     note: str | None = None
+    parent: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def describe_run(
-    config: Config, command: str | None, images: int, seconds: float
+    config: Config,
+    command: str | None,
+    images: int,
+    seconds: float,
+    parent: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
     """Return facts of a run that ends now, for metrics.json.
 
@@ -71,6 +78,7 @@ def describe_run(
         command: that started it; None: it was not started by one.
         images: number of training pictures.
         seconds: that all its starts took.
+        parent: path and SHA-256 of the checkpoint that it began with; None: other weights.
     """
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,6 +86,7 @@ def describe_run(
         "command": command,
         "train_images": images,
         "note": config.note,
+        "parent": parent,
     }
 
 
@@ -96,6 +105,7 @@ def read_overview(folder: Path) -> RunOverview:
         config.model.freeze_backbone,
         labels=_count_lines(folder / directory.LABELS),
         note=config.note,
+        parent=_find_parent(config.model.weights),
         settings=flatten_settings(config.model_dump(mode="json")),
     )
     try:
@@ -107,6 +117,14 @@ def read_overview(folder: Path) -> RunOverview:
         return replace(overview, state=f"{directory.METRICS} cannot be read")
 
 
+def _find_parent(weights: str | None) -> str | None:
+    """Return the path of a run's checkpoint that `model.weights` names; None: it names others."""
+    folder = find_parent_folder(weights)
+    if weights is None or folder is None or not (folder / directory.CONFIG).is_file():
+        return None
+    return str(folder / directory.BEST) if folder == Path(weights) else weights
+
+
 def _add_results(overview: RunOverview, content: Mapping[str, Any]) -> RunOverview:
     """Return the overview with the numbers of metrics.json; raises one of FOREIGN."""
     run = content.get(RUN) or {}
@@ -114,6 +132,7 @@ def _add_results(overview: RunOverview, content: Mapping[str, Any]) -> RunOvervi
     numbers = [content[name] for name in ("mAP", "macro_F1", "micro_F1")]
     mAP, macro_F1, micro_F1 = (None if x is None else to_finite(x) for x in numbers)
     images, seconds = run.get("train_images"), run.get("seconds")
+    parent = (run.get("parent") or {}).get("path", overview.parent)
     return replace(
         overview,
         state="finished",
@@ -121,6 +140,7 @@ def _add_results(overview: RunOverview, content: Mapping[str, Any]) -> RunOvervi
         images=None if images is None else int(to_finite(images)),
         interval=None if ends is None else (to_finite(ends[0]), to_finite(ends[1])),
         seconds=None if seconds is None else to_finite(seconds),
+        parent=None if parent is None else str(parent),
         mAP=mAP,
         macro_F1=macro_F1,
         micro_F1=micro_F1,

@@ -1,74 +1,65 @@
-"""Pictures that a run was trained on, as sorted numbers of 8 bytes: trained_on.npz.
+"""Pictures that a run was trained on, and those that it held out: trained_on.npz.
 
-numbers of the files' bytes, paths        -> write_trained_on -> trained_on.npz
-numbers of other pictures, trained_on.npz -> TrainedOn.find -> which of them the model has seen
+PictureSets of a run and of those before it -> write_trained_on -> trained_on.npz
+trained_on.npz, pictures                    -> TrainedOn.find   -> which the model has seen
+config of a new run -> read_sides_before -> sides that its split keeps
 """
 
+import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mlfinetune.errors import CheckpointError
-from mlfinetune.location import is_url
+from mlfinetune.config import Config, load_config
+from mlfinetune.data.known_sides import KnownSides, PictureSet
+from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.location import join_location, parse_location
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import FOREIGN
+from mlfinetune.runs.results import read_scores
 from mlfinetune.storage.atomic import writing_binary
-
-Numbers = NDArray[np.int64]
+from mlfinetune.text import display_path
 
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Sorted numbers of the pictures of a run's training data.
+    """Pictures of a run, and of the runs that its weights come from.
 
     Attributes:
-        contents: of the files' bytes; a file that no scan has read has none.
-        paths: of the absolute paths and URLs.
+        trained: the model has learned from them.
+        held: held out of training, by all of these runs; None: an older version, which did not say.
     """
 
-    contents: Numbers
-    paths: Numbers
-
-    def find(self, contents: Numbers, paths: Iterable[str]) -> NDArray[np.bool_]:
-        """Return (N,) whether the model was trained on each picture.
-
-        Files are compared by their bytes, and by their paths where these are not known.
-
-        Args:
-            contents: number of each file's bytes, as the run's scan made it; -1: not known.
-            paths: of the same N pictures.
-        """
-        by_path = np.isin(number_paths(paths), self.paths)
-        if not len(self.contents):
-            return by_path
-        return np.where(contents >= 0, np.isin(contents, self.contents), by_path)
+    trained: PictureSet
+    held: PictureSet | None = None
 
 
-def number_paths(paths: Iterable[str]) -> Numbers:
-    """Return a number for each path or URL, the same for the same file."""
-    texts = (path if is_url(path) else os.path.abspath(path) for path in paths)
-    digests = b"".join(
-        blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest() for text in texts
-    )
-    return np.frombuffer(digests, "<i8").astype(np.int64)
+def write_trained_on(run: Path, trained: PictureSet, held: PictureSet, *before: TrainedOn) -> None:
+    """Write trained_on.npz.
 
-
-def write_trained_on(run: Path, contents: Numbers, paths: Numbers, resumed: bool) -> None:
-    """Write trained_on.npz; of a resumed run, whose data may have changed, with the former ones.
+    Args:
+        run: the run directory.
+        trained, held: pictures of train and of val.
+        before: what the run was trained on before it was resumed, and the run that it began with.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, no permission).
     """
-    before = read_trained_on(run) if resumed else None
-    if before is not None:
-        contents = np.concatenate([contents, before.contents])
-        paths = np.concatenate([paths, before.paths])
+    for other in before:
+        trained |= other.trained
+        held = held if other.held is None else held | other.held
+    held -= trained
     with writing_binary(run / directory.TRAINED_ON) as file:
-        np.savez(file, allow_pickle=False, contents=np.unique(contents), paths=np.unique(paths))
+        np.savez(
+            file,
+            allow_pickle=False,
+            contents=trained.contents,
+            paths=trained.paths,
+            held_contents=held.contents,
+            held_paths=held.paths,
+        )
 
 
 def read_trained_on(run: Path) -> TrainedOn | None:
@@ -83,14 +74,104 @@ def read_trained_on(run: Path) -> TrainedOn | None:
     try:
         # Opened here: np.load leaves a damaged file open.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = [file["contents"], file["paths"]]
-        if any(array.dtype != np.int64 or array.ndim != 1 for array in arrays):
+            arrays = {name: file[name] for name in file.files}
+        if any(array.dtype != np.int64 or array.ndim != 1 for array in arrays.values()):
             raise ValueError("arrays of other types")
+        trained = PictureSet(arrays["contents"], arrays["paths"])
+        if "held_paths" not in arrays:
+            return TrainedOn(trained)
+        return TrainedOn(trained, PictureSet(arrays["held_contents"], arrays["held_paths"]))
     except Exception as error:  # numpy and zipfile raise whatever their parsers raise
         raise CheckpointError(
             f"{path} is damaged: {error}; remove it, and nothing is said of training pictures"
         ) from error
-    return TrainedOn(*arrays)
+
+
+def find_parent_folder(weights: str | None) -> Path | None:
+    """Return the folder of a checkpoint that `model.weights` names; None: it names another thing.
+
+    A path of the config is absolute; a name of published weights is not.
+    """
+    if weights is None or not os.path.isabs(weights):
+        return None
+    path = Path(weights)
+    if path.is_dir():
+        return path
+    return path.parent if path.suffix == ".safetensors" and path.is_file() else None
+
+
+def read_parent(weights: str | None) -> TrainedOn | None:
+    """Read the pictures of the run that `model.weights` comes from; None: they are not known.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    folder = find_parent_folder(weights)
+    found = None if folder is None else read_trained_on(folder)
+    if folder is None or found is None or found.held is not None:
+        return found
+    return TrainedOn(found.trained, _list_scored(folder) - found.trained)
+
+
+def _list_scored(run: Path) -> PictureSet:
+    """Return the validation pictures of a run of an older version, by their paths alone."""
+    try:
+        names = read_scores(run).names
+        root = json.loads((run / directory.METRICS).read_bytes())["images_root"]
+        paths = [join_location(parse_location(root), name) for name in names]
+        return PictureSet.of(np.empty(0, np.int64), paths)
+    except (OSError, CheckpointError, *FOREIGN):
+        return PictureSet.none()
+
+
+def read_known_sides(run: Path) -> KnownSides | None:
+    """Read the sides that the pictures of a run had, which it has when it is read again.
+
+    None: a run of an older version, whose sides follow from its table and seed alone.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    found = read_trained_on(run)
+    if found is None or found.held is None:
+        return None
+    return KnownSides(display_path(run), found.trained, found.held, found.trained, complete=True)
+
+
+def read_sides_before(config: Config) -> KnownSides | None:
+    """Read the sides that pictures had before a new run; None: they are not known.
+
+    These are the sides in the run that its weights come from, and in those before that one. Then
+    those in the newest run of its own name, which asked for the same split: rows that were added
+    since do not move the others.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    weights, parent = config.model.weights, read_parent(config.model.weights)
+    former = _read_former_sides(config)
+    if weights is None or parent is None or parent.held is None:
+        return former
+    origin = display_path(Path(weights))
+    known = KnownSides(origin, parent.trained, parent.held, parent.trained)
+    return known if former is None else known.join(former)
+
+
+def _read_former_sides(config: Config) -> KnownSides | None:
+    """Read the sides in the newest run directory of the config's name; None: another split."""
+    run = None if config.output is None else directory.find_run(config.output)
+    if run is None or not (run / directory.TRAINED_ON).is_file():
+        return None
+    try:
+        before = load_config(run / directory.CONFIG)
+    except ConfigError:
+        return None
+    asked = ("val", "val_fraction", "group_by", "split_column")
+    same = all(getattr(before.data, key) == getattr(config.data, key) for key in asked)
+    known = read_known_sides(run)
+    if not same or before.train.seed != config.train.seed or known is None:
+        return None
+    return replace(known, seen=PictureSet.none(), complete=False)
 
 
 def describe_seen(seen: int, images: int) -> str:

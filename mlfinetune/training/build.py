@@ -37,7 +37,7 @@ from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.threads import one_thread
 from mlfinetune.text import suggest
-from mlfinetune.training.network import load_weights, resolve_network
+from mlfinetune.training.network import LoadedWeights, load_weights, resolve_network
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.step import StepOptions
 from mlfinetune.version import __version__
@@ -71,7 +71,7 @@ def get_batch_size(config: Config) -> int:
 @one_thread()
 def build_model(
     config: Config, train: Manifest, spec: TransformSpec, device: torch.device, processes: int = 1
-) -> tuple[Tagger, str]:
+) -> tuple[Tagger, LoadedWeights]:
     """Build the tagger with its pretrained backbone, on the device.
 
     Args:
@@ -80,7 +80,7 @@ def build_model(
         processes: number of ranks that train it together.
 
     Returns:
-        The tagger, and a line for the log: what was taken of a weights file; empty without one.
+        The tagger, and what was taken of a weights file.
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
@@ -105,8 +105,8 @@ def build_model(
     )
     if config.train.layer_decay is not None:
         number_layers(tagger.features, model.backbone)  # refused before anything is written
-    about = load_weights(config, tagger, train.labels.names)
-    return place_on_device(tagger, device), about
+    loaded = load_weights(config, tagger, train.labels.names)
+    return place_on_device(tagger, device), loaded
 
 
 def _require_batches(config: Config, images: int, side: int, processes: int) -> None:

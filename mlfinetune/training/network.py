@@ -7,13 +7,13 @@ Config, Tagger  -> load_weights          -> the backbone's weights, a line for t
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlfinetune.config import Config
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import WeightsError
-from mlfinetune.models.backbones import is_resnet
+from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.preprocessing import (
     Preprocessing,
     find_preprocessing,
@@ -22,25 +22,61 @@ from mlfinetune.models.preprocessing import (
 )
 from mlfinetune.models.pretrained import load_pretrained
 from mlfinetune.models.tagger import Tagger
-from mlfinetune.runs import directory
-from mlfinetune.runs.checkpoint import Origin, read_origin
-from mlfinetune.text import display_path, list_labels, pluralize
+from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.checkpoint import Origin, Parent, read_origin
+from mlfinetune.text import display_path, pluralize
+from mlfinetune.training.head_rows import HeadRows, describe_rows, match_labels
 
 
 def resolve_network(config: Config) -> Config:
     """Return the config with the names of weights and the image size in place of `auto`.
+
+    Where the weights are a checkpoint of ours, keys that the config leaves open are those of its
+    run: the backbone, its levels, and how a picture becomes the input.
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
         ConfigError: there is no such backbone.
         WeightsError: the backbone has no such weights.
     """
+    config = _take_over(config)
     model = config.model
     weights = resolve_weights(model.backbone, model.weights)
     config = config.update_section("model", weights=weights)
     if model.image_size == "auto":
         config = config.update_section("model", image_size=_find_preprocessing(config).image_size)
     return config
+
+
+def _take_over(config: Config) -> Config:
+    """Return the config with the keys of a checkpoint's run, where it leaves them open."""
+    model, origin = config.model, _read_origin(config)
+    if origin is None:
+        return config
+    values: dict[str, object] = {}
+    if "backbone" not in model.model_fields_set:
+        values["backbone"] = origin.backbone
+    if model.levels == "auto":
+        values["levels"] = origin.levels
+    if origin.transform is not None and model.image_size == "auto":
+        values["image_size"] = origin.transform.image_size
+    if origin.transform is not None and "resize" not in model.model_fields_set:
+        values["resize"] = origin.transform.resize
+    return config.update_section("model", **values)
+
+
+def require_own_levels(config: Config) -> None:
+    """Raise a WeightsError where the config sets other levels than the checkpoint it begins with.
+
+    Of another backbone `load_weights` says so.
+    """
+    model, origin = config.model, _read_origin(config)
+    if origin is None or model.levels in ("auto", origin.levels):
+        return
+    raise WeightsError(
+        f"model.levels: {model.levels}, but {model.weights} was trained with {origin.levels}, and "
+        f"its head fits no other: take model.levels out, or set it to {origin.levels}"
+    )
 
 
 def build_transform_spec(config: Config) -> TransformSpec:
@@ -75,10 +111,14 @@ def _find_preprocessing(config: Config) -> Preprocessing:
     if origin is None or origin.transform is None:
         return found
     spec = origin.transform
-    found = replace(found, mean=spec.mean, std=spec.std, interpolation=spec.interpolation)
-    if is_resnet(model.backbone):
-        return found
-    return replace(found, image_size=spec.image_size, crop_share=spec.crop_share)
+    return replace(
+        found,
+        mean=spec.mean,
+        std=spec.std,
+        image_size=spec.image_size,
+        interpolation=spec.interpolation,
+        crop_share=spec.crop_share,
+    )
 
 
 def _find_file(config: Config) -> Path | None:
@@ -95,39 +135,84 @@ def _read_origin(config: Config) -> Origin | None:
     return None if file is None else read_origin(file)
 
 
-def load_weights(config: Config, tagger: Tagger, labels: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Result of `load_weights`.
+
+    Attributes:
+        about: a line for the log: what was taken of a weights file; empty without one.
+        inherited: columns of the head whose rows are those of the file.
+        parent: the file, where it is a checkpoint of ours.
+    """
+
+    about: str = ""
+    inherited: tuple[int, ...] = ()
+    parent: Parent | None = None
+
+
+def is_own_checkpoint(config: Config) -> bool:
+    """Tell whether the weights are a checkpoint of ours."""
+    return _read_origin(config) is not None
+
+
+def load_weights(config: Config, tagger: Tagger, labels: Sequence[str]) -> LoadedWeights:
     """Load the pretrained weights into the tagger's backbone.
+
+    Of a checkpoint of ours the head's rows of labels that stay are taken too, by their names.
 
     Args:
         config: as `resolve_network` returns it.
+        tagger: is changed.
         labels: those of the tagger's head.
 
-    Returns:
-        A line for the log: what was taken of a weights file; empty without one.
-
     Raises:
-        CheckpointError: the weights are a run directory without a checkpoint.
+        CheckpointError: the weights are a run directory without a checkpoint, or damaged.
         WeightsError: the weights cannot be had, or do not fit.
     """
     model = config.model
     if model.weights is None:
-        return ""
+        return LoadedWeights()
     file = _find_file(config)
     assert model.image_size != "auto"
     weights = str(file or model.weights)
     origin = None if file is None else read_origin(file)
-    if origin is not None and origin.backbone.partition(".")[0] != model.backbone.partition(".")[0]:
-        raise WeightsError(
-            f"model.weights: {display_path(Path(weights))} is of a {origin.backbone}, not of a "
-            f"{model.backbone}: set model.backbone: {origin.backbone}"
-        )
+    if file is not None and origin is not None:
+        return _load_checkpoint(config, tagger, labels, file, origin)
     outputs = load_pretrained(tagger, model.backbone, weights, model.image_size)
     if file is None:
-        return ""
-    about = _describe_weights(file, outputs, origin, labels)
-    if origin is not None or model.mean is not None or model.std is not None:
-        return about
-    return f"{about}; {_describe_colors(config)}"
+        return LoadedWeights()
+    about = _describe_foreign(file, outputs, labels)
+    if model.mean is None and model.std is None:
+        about = f"{about}; {_describe_colors(config)}"
+    return LoadedWeights(about)
+
+
+def _load_checkpoint(
+    config: Config, tagger: Tagger, labels: Sequence[str], file: Path, origin: Origin
+) -> LoadedWeights:
+    """Load the backbone of a checkpoint of ours, and its head's rows of labels that stay."""
+    model = config.model
+    assert model.image_size != "auto"
+    if origin.backbone.partition(".")[0] != model.backbone.partition(".")[0]:
+        raise WeightsError(
+            f"model.weights: {display_path(file)} is of a {origin.backbone}, not of a "
+            f"{model.backbone}: set model.backbone: {origin.backbone}"
+        )
+    content = checkpoint.load(file)
+    load_pretrained(tagger, model.backbone, str(file), model.image_size, content.weights)
+    parent = Parent(os.path.abspath(file), origin.sha256)
+    about = f"weights: backbone of {display_path(file)} ({origin.backbone})"
+    before = content.labels.names
+    if content.levels != choose_levels(model.backbone, model.levels):
+        stages = pluralize(content.levels, "stage")
+        about += f"; its head, on the means of {stages}, is not taken: a new one starts anew"
+        return LoadedWeights(about, parent=parent)
+    rows = match_labels(labels, before, config.data.rename_labels)
+    taken = list(rows.values())
+    weight, bias = (content.weights[f"head.{name}"][taken] for name in ("weight", "bias"))
+    HeadRows(tuple(rows), weight, bias).write(tagger.head)
+    about += f", and its head's rows of {describe_rows(labels, before, rows)}"
+    return LoadedWeights(about, tuple(rows), parent)
 
 
 def _describe_colors(config: Config) -> str:
@@ -139,24 +224,16 @@ def _describe_colors(config: Config) -> str:
     return f"{numbers}: weights that were trained otherwise need model.mean and model.std"
 
 
-def _describe_weights(
-    path: Path, outputs: int | None, origin: Origin | None, labels: Sequence[str]
-) -> str:
-    """Tell what was taken of a weights file: its backbone, never its head.
+def _describe_foreign(path: Path, outputs: int | None, labels: Sequence[str]) -> str:
+    """Tell what was taken of a weights file that is no checkpoint of ours: never its head.
 
     Args:
         path: the file.
         outputs: of the head in the file; None: it has none.
-        origin: what a checkpoint of ours says about itself.
         labels: those of the new head.
     """
     text = f"weights: backbone of {display_path(path)}"
     new = f"the new head ({pluralize(len(labels), 'label')}) starts anew"
     if outputs is None:
         return f"{text}, which holds no head: {new}"
-    if origin is None:
-        return f"{text}; its head ({pluralize(outputs, 'output')}) is not taken: {new}"
-    known = set(origin.labels)
-    common = list_labels([name for name in labels if name in known], " of both")
-    taken = f"{text} ({origin.backbone}), {list_labels(origin.labels)}"
-    return f"{taken}; its head is not taken: {new}; {common}"
+    return f"{text}; its head ({pluralize(outputs, 'output')}) is not taken: {new}"

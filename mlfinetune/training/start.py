@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlfinetune.config import Config, dump_config, load_config
+from mlfinetune.data.known_sides import KnownSides, PictureSet
 from mlfinetune.data.load import resolve_data_config
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
@@ -21,13 +22,19 @@ from mlfinetune.models.preprocessing import is_weights_path
 from mlfinetune.runs import directory
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
-from mlfinetune.runs.trained_on import number_paths, write_trained_on
+from mlfinetune.runs.trained_on import (
+    read_known_sides,
+    read_parent,
+    read_sides_before,
+    read_trained_on,
+    write_trained_on,
+)
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
 from mlfinetune.text import display_path, pluralize
-from mlfinetune.training.network import resolve_network
+from mlfinetune.training.network import is_own_checkpoint, require_own_levels, resolve_network
 from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.resume import (
     ResumeState,
@@ -229,6 +236,8 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
             where they were an earlier version's default. None: a new run.
     """
     config = resolve_data_config(config, splits)
+    if run is None:
+        require_own_levels(config)
     kept = None if run is None else run / directory.CONFIG
     if kept is not None and kept.is_file():
         before = load_config(kept)
@@ -241,7 +250,24 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
         is_default = "crop_scale" not in config.augment.model_fields_set
         if is_default and before.augment.crop_scale == FORMER_CROPS:
             config = config.update_section("augment", crop_scale=FORMER_CROPS)
+        config = _keep_input(config, before)
     return resolve_network(config)
+
+
+def _keep_input(config: Config, before: Config) -> Config:
+    """Return the config with the input of the resumed run, where it began with a checkpoint.
+
+    An earlier version took over less of the checkpoint's run.
+    """
+    model = config.model
+    if not is_weights_path(model.weights or ""):
+        return config
+    values: dict[str, object] = {}
+    if model.image_size == "auto":
+        values["image_size"] = before.model.image_size
+    if "resize" not in model.model_fields_set:
+        values["resize"] = before.model.resize
+    return config.update_section("model", **values)
 
 
 def load_resume_state(
@@ -275,7 +301,7 @@ def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: Ru
     write_atomic(run / directory.LABELS, labels.encode(errors="surrogateescape"))
     if setup.splits.skipped:
         write_skipped(run, setup.splits.skipped)
-    _write_trained_on(setup.splits, run, state is not None)
+    _write_trained_on(setup, run, state is not None)
     history = "" if state is None else state.content["history"]
     log.attach_run(run / directory.LOG, run / directory.HISTORY, history)
     log.say(f"run directory: {display_path(run)}")
@@ -283,12 +309,43 @@ def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: Ru
         _say_where_it_resumes(setup, state, log)
 
 
-def _write_trained_on(splits: Splits, run: Path, resumed: bool) -> None:
-    """Keep which pictures the run is trained on, so that eval can tell whether it has seen some."""
-    train = splits.train
-    contents = splits.contents[0] if splits.contents else np.empty(0, np.int64)
-    paths = number_paths(map(train.path, range(len(train))))
-    write_trained_on(run, contents[contents >= 0], paths, resumed)
+def _write_trained_on(setup: TrainingSetup, run: Path, resumed: bool) -> None:
+    """Keep which pictures the run and those before it are trained on, and which they hold out."""
+    splits, unknown = setup.splits, np.empty(0, np.int64)
+    trained, held = (
+        PictureSet.of(contents, map(side.path, range(len(side))))
+        for side, contents in zip(
+            (splits.train, splits.val), splits.contents or (unknown, unknown), strict=True
+        )
+    )
+    known = (read_trained_on(run) if resumed else None, read_parent(setup.config.model.weights))
+    write_trained_on(run, trained, held, *filter(None, known))
+
+
+def find_known_sides(
+    config: Config, resume: ResumeOptions | None, log: RunLog
+) -> KnownSides | None:
+    """Return the sides of pictures that are kept; None: none are known.
+
+    These are the sides in the run to resume, else those of `read_sides_before`.
+
+    Raises:
+        CheckpointError: the file that knows them is damaged.
+    """
+    assert config.output is not None
+    run = None
+    if resume is not None:
+        run = config.output if resume.recorded else directory.find_run(config.output)
+    if run is not None and (known := read_known_sides(run)):
+        return known
+    if run is not None and (directory.list_states(run) or (run / directory.METRICS).is_file()):
+        return None  # of an older version
+    if is_own_checkpoint(config) and read_parent(config.model.weights) is None:
+        log.say(
+            f"warning: nothing tells which pictures {config.model.weights} was trained on: "
+            f"validation may hold some of them"
+        )
+    return read_sides_before(config)
 
 
 def _say_where_it_resumes(setup: TrainingSetup, state: ResumeState, log: RunLog) -> None:

@@ -8,6 +8,8 @@ from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.report.card import MARK, CardFacts, render_card
 from mlfinetune.report.write import read_report
 from mlfinetune.runs import directory
+from mlfinetune.runs.folds import explain_folds
+from mlfinetune.runs.overview import RUN
 from mlfinetune.runs.trained_on import read_trained_on
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.text import pluralize
@@ -60,12 +62,17 @@ def _require_own(path: Path) -> None:
 
 def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> CardFacts:
     """Gather the facts of a run that its report does not hold; files by their names alone."""
-    model, dataset = config.model, _name_file(config.data.train)
+    model, tables = config.model, config.data.train
+    dataset = " + ".join(map(_name_file, tables if isinstance(tables, tuple) else [tables]))
     weights = "none, from random numbers"
     if model.weights is not None:
         weights = _name_file(model.weights)
     trained_on = read_trained_on(folder)
-    pictures = "" if trained_on is None else pluralize(len(trained_on.paths), "picture") + " of "
+    images = None if trained_on is None else len(trained_on.trained.paths)
+    run = content.get(RUN)
+    if isinstance(run, dict) and isinstance(run.get("train_images"), int):
+        images = run["train_images"]  # without those of the runs before it
+    pictures = "" if images is None else pluralize(images, "picture") + " of "
     learned = "the head alone" if model.freeze_backbone else "backbone and head"
     versions = content.get("versions")
     about = [
@@ -75,6 +82,7 @@ def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> Card
         ("loss", f"{config.loss.name}, on logits; unknown targets count for nothing"),
         ("input", f"{model.image_size} x {model.image_size} pixels, RGB, {model.resize}"),
     ]
+    about += explain_folds(content)
     if isinstance(versions, dict):
         about.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items())))
     return CardFacts(

@@ -38,7 +38,9 @@ from mlfinetune.data.rows import SKIPPED_NOTE, PictureScan, add_scan_faults, dro
 from mlfinetune.data.sample import describe_rows
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE
+from mlfinetune.data.union import join_copies
 from mlfinetune.errors import DataError
+from mlfinetune.runs.trained_on import read_sides_before
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import pluralize
 
@@ -126,6 +128,9 @@ def _scan_table(
         else:
             pictures[path] = result
     table = add_scan_faults(table, bad)
+    if table.sources is not None:
+        contents = {path: hash_content(picture) for path, picture in pictures.items()}
+        table = join_copies(table, contents)
     with_label_faults = apply_label_options(table, options)
     faults = sorted(with_label_faults.faults, key=lambda fault: natural_key(str(fault)))
     return replace(table, faults=tuple(faults)), pictures
@@ -184,7 +189,8 @@ def _split_usable_rows(
     table, *others = (_mark_skippable(table) for table in tables)
     val_table = others[0] if others else None
     try:
-        return split_tables(table, val_table, options, split_options, lambda _: scanned), []
+        known = read_sides_before(config)
+        return split_tables(table, val_table, options, split_options, lambda _: scanned, known), []
     except DataError as error:
         first, *rest = str(error).split("\n")
         return None, [Finding("error", "unusable", first, tuple(line.strip() for line in rest))]

@@ -1,6 +1,7 @@
 """`mlfinetune compare`: two folders -> ScoreTables -> common images and labels -> Comparison."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from mlfinetune.data.targets import UNKNOWN, LabelSpace
 from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.location import join_location
 from mlfinetune.metrics.average_precision import PROTOCOLS
 from mlfinetune.metrics.comparison import Comparison, compare_tables
 from mlfinetune.metrics.types import ScoreTable
@@ -44,6 +46,7 @@ class Side:
         ap: protocol of AP.
         settings: of its run; None: not known.
         seen: number of its pictures that its model was trained on; None: not known.
+        root: folder or URL that the names of its images start from; empty: not known.
     """
 
     scores: ScoreTable
@@ -51,6 +54,7 @@ class Side:
     ap: str
     settings: dict[str, Any] | None
     seen: int | None = None
+    root: str = ""
 
     def take(self, rows: Sequence[int], columns: Sequence[int]) -> "Side":
         """Return these images and labels, in this order."""
@@ -80,6 +84,7 @@ class CompareResult:
             side are not known.
         groups: number of groups of images that were drawn; None: single images were.
         seen: number of pictures that the models of A and of B were trained on; None: not known.
+        only_labels: labels that A alone scored, and that B alone scored.
     """
 
     comparison: Comparison
@@ -88,6 +93,7 @@ class CompareResult:
     settings: dict[str, tuple[object, object]] | None
     groups: int | None
     seen: tuple[int | None, int | None]
+    only_labels: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 def run(request: CompareRequest, log: RunLog) -> CompareResult:
@@ -98,7 +104,7 @@ def run(request: CompareRequest, log: RunLog) -> CompareResult:
         DataError: the two have no image or no label in common, or their targets differ.
     """
     a, b = _read_side(request.a), _read_side(request.b)
-    rows = _match_positions(_number_repeats(a.scores.names), _number_repeats(b.scores.names))
+    rows = _match_images(a, b)
     columns = _match_positions(a.scores.labels.names, b.scores.labels.names)
     for noun, pairs in (("image", rows), ("label", columns)):
         if not pairs:
@@ -106,9 +112,12 @@ def run(request: CompareRequest, log: RunLog) -> CompareResult:
     (rows_a, rows_b), (columns_a, columns_b) = zip(*rows, strict=True), zip(*columns, strict=True)
     images = (len(a.scores.names) - len(rows), len(b.scores.names) - len(rows))
     labels = (len(a.scores.labels) - len(columns), len(b.scores.labels) - len(columns))
-    _say_left_out(request.a, a, images[0], set(columns_a), log)
-    _say_left_out(request.b, b, images[1], set(columns_b), log)
-    a, b = a.take(rows_a, columns_a), b.take(rows_b, columns_b)
+    only = (
+        _say_left_out(request.a, a, images[0], set(columns_a), log),
+        _say_left_out(request.b, b, images[1], set(columns_b), log),
+    )
+    a, b = _mask_unknown(a.take(rows_a, columns_a), b.take(rows_b, columns_b), log)
+    b = replace(b, scores=replace(b.scores, names=a.scores.names))  # perhaps of another root
     _require_same_targets(a.scores, b.scores)
     groups = b.scores.groups if a.scores.groups is None else a.scores.groups
     ap = a.ap
@@ -134,7 +143,7 @@ def run(request: CompareRequest, log: RunLog) -> CompareResult:
             count = pluralize(side.seen, "picture")
             log.say(f"warning: {name} was trained on {count} of those that it scored: too good")
     seen = (a.seen, b.seen)
-    return CompareResult(comparison, len(rows), (images, labels), settings, drawn, seen)
+    return CompareResult(comparison, len(rows), (images, labels), settings, drawn, seen, only)
 
 
 def _read_side(folder: Path) -> Side:
@@ -152,7 +161,40 @@ def _read_side(folder: Path) -> Side:
     protocol = ap if ap in PROTOCOLS else PROTOCOLS[0]
     seen = content.get("seen_in_training")
     seen = seen if isinstance(seen, int) else None
-    return Side(scores, thresholds, protocol, read_settings(folder, content), seen)
+    root, settings = content.get("images_root"), read_settings(folder, content)
+    root = root if isinstance(root, str) else ""
+    return Side(scores, thresholds, protocol, settings, seen, root)
+
+
+def _match_images(a: Side, b: Side) -> list[tuple[int, int]]:
+    """Return (row in a, row in b) of each image of both: by their names, or by their paths.
+
+    A table in another folder, or several tables, may name the same pictures from another root.
+    """
+    names = (a.scores.names, b.scores.names)
+    by_name = _match_positions(*map(_number_repeats, names))
+    if not a.root or not b.root or a.root == b.root:
+        return by_name
+    paths = [
+        [os.path.normpath(join_location(side.root, name)) for name in side.scores.names]
+        for side in (a, b)
+    ]
+    by_path = _match_positions(*map(_number_repeats, paths))
+    return max(by_name, by_path, key=len)
+
+
+def _mask_unknown(a: Side, b: Side, log: RunLog) -> tuple[Side, Side]:
+    """Return both with the targets unknown that one of them does not know."""
+    lacking = (a.scores.targets == UNKNOWN) != (b.scores.targets == UNKNOWN)
+    if not lacking.any():
+        return a, b
+    count = pluralize(int(lacking.sum()), "target")
+    log.say(f"left out: {count} of {lacking.size} that one of the two alone knows")
+    masked = (
+        replace(side, scores=replace(side.scores, targets=np.where(lacking, UNKNOWN, targets)))
+        for side, targets in ((a, a.scores.targets), (b, b.scores.targets))
+    )
+    return next(masked), next(masked)
 
 
 def _number_repeats(names: Sequence[str]) -> list[tuple[str, int]]:
@@ -172,16 +214,17 @@ def _match_positions(a: Sequence[object], b: Sequence[object]) -> list[tuple[int
 
 def _say_left_out(
     folder: Path, side: Side, images: int, kept_columns: set[int], log: RunLog
-) -> None:
-    """Log how many images, and which labels, only this side scored."""
+) -> tuple[str, ...]:
+    """Log how many images, and which labels, only this side scored; return these labels."""
     shown = display_path(folder)
     if images:
         log.say(f"left out: {pluralize(images, 'image')} that only {shown} scored")
     labels = side.scores.labels.names
-    names = [repr(name) for column, name in enumerate(labels) if column not in kept_columns]
+    names = tuple(name for column, name in enumerate(labels) if column not in kept_columns)
     if names:
-        count = pluralize(len(names), "label")
-        log.say(f"left out: {count} that only {shown} knows\n{format_list(names)}")
+        count, lines = pluralize(len(names), "label"), format_list(list(map(repr, names)))
+        log.say(f"left out: {count} that only {shown} knows\n{lines}")
+    return names
 
 
 def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
@@ -189,8 +232,8 @@ def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
     differing = np.argwhere(a.targets != b.targets)
     if len(differing):
         faults = [
-            f"{a.names[row]}, {a.labels.names[column]!r}: {_format_target(a, row, column)} in A, "
-            f"{_format_target(b, row, column)} in B"
+            f"{a.names[row]}, {a.labels.names[column]!r}: {a.targets[row, column]} in A, "
+            f"{b.targets[row, column]} in B"
             for row, column in differing[:MAX_LISTED]
         ]
         if len(differing) > MAX_LISTED:
@@ -200,8 +243,3 @@ def _require_same_targets(a: ScoreTable, b: ScoreTable) -> None:
             f"{pluralize(len(np.unique(differing[:, 0])), 'image')}; {SCORE_BOTH}\n"
             + "\n".join(f"  {fault}" for fault in faults)
         )
-
-
-def _format_target(scores: ScoreTable, row: int, column: int) -> str:
-    value = int(scores.targets[row, column])
-    return "unknown" if value == UNKNOWN else str(value)

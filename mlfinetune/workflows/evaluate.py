@@ -14,7 +14,7 @@ from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.data.read import read_manifest, read_validation
 from mlfinetune.data.rows import Scan
 from mlfinetune.errors import DataError
-from mlfinetune.location import Location
+from mlfinetune.location import Location, Locations, name_locations
 from mlfinetune.metrics.evaluation import evaluate
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.types import Evaluation
@@ -28,13 +28,13 @@ from mlfinetune.predicting.scorer import Scorer, build_scorer, load_network
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import directory
-from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.checkpoint import OUT_OF_FOLD, Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.questions import Question, is_replaced, make_eval_folder, try_eval_folder
 from mlfinetune.runs.results import read_selection, write_results
 from mlfinetune.runs.rule import choose_decision, describe_other_views, require_rule
 from mlfinetune.runs.settings import flatten_settings, list_differences
-from mlfinetune.runs.trained_on import TrainedOn, read_trained_on
+from mlfinetune.runs.trained_on import TrainedOn, read_known_sides, read_trained_on
 from mlfinetune.runtime.device import (
     choose_workers,
     oom_as_device_error,
@@ -121,6 +121,8 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
         precision = config.train.precision
         scorer = build_scorer(network, loaded, file, views, precision, world.device)
     log.say(f"checkpoint {display_path(file)}, {description}; {describe_views(views)}{scorer.how}")
+    if loaded.data_digest == OUT_OF_FOLD:
+        log.say("its thresholds and calibration were fitted to out-of-fold scores (crossval)")
     batches = _score_examples(scorer, config, manifest, spec, world, log)
     is_train = request.data is None and request.split == "train"
     seen = _find_seen(trained_on, manifest, is_train, world, log)
@@ -231,7 +233,7 @@ def _find_seen(
     contents = np.empty(images, np.int64)
     for other, share in enumerate(shares):
         contents[other::size] = share
-    return trained_on.find(contents, map(manifest.path, range(images)))
+    return trained_on.trained.find(contents, map(manifest.path, range(images)))
 
 
 # ---- examples ---------------------------------------------------------------------------
@@ -274,12 +276,13 @@ def _read_examples(source: _Source, log: RunLog) -> tuple[Config, Manifest, str]
             config = config.update_section("data", format="auto")
             manifest = _read_split(request.data, request.split, config, source.loaded, log)
             return config, manifest, _describe_data(request.data, request.split)
+        _require_held_out(source)
         config, is_elsewhere = _find_run_data(source, config, log)
         if request.split is None:
-            manifest = _read_validation_again(config, source.loaded, is_elsewhere, log)
+            manifest = _read_validation_again(config, source.loaded, source.run, is_elsewhere, log)
             return config, manifest, "validation"
         if is_elsewhere and config.data.val is None:  # validation stands in the same table
-            _read_validation_again(config, source.loaded, is_elsewhere, log)
+            _read_validation_again(config, source.loaded, source.run, is_elsewhere, log)
         manifest = _read_split(config.data.train, request.split, config, source.loaded, log)
         return config, manifest, _describe_data(config.data.train, request.split)
     except DataError as error:
@@ -288,13 +291,24 @@ def _read_examples(source: _Source, log: RunLog) -> tuple[Config, Manifest, str]
         raise DataError(f"{error}\n{_IF_PICTURES_MOVED}") from error
 
 
+def _require_held_out(source: _Source) -> None:
+    """Raise a DataError where the model was trained on all pictures of its run."""
+    if source.loaded.data_digest == OUT_OF_FOLD and source.request.split != "test":
+        numbers = display_path((source.run / directory.METRICS).absolute())
+        raise DataError(
+            f"the model was trained on all pictures of {source.config.data.train}: none was held "
+            f"out. Its numbers, each picture scored by a model that has not seen it, are in "
+            f"{numbers}; score other pictures with --data TABLE"
+        )
+
+
 _IF_PICTURES_MOVED = (
     "where the pictures were moved, give the folder that their names start from: --images FOLDER"
 )
 
 
-def _describe_data(data: Location, split: str | None) -> str:
-    return str(data) + (f", split {split}" if split else "")
+def _describe_data(data: Locations, split: str | None) -> str:
+    return name_locations(data) + (f", split {split}" if split else "")
 
 
 def _find_run_data(source: _Source, config: Config, log: RunLog) -> tuple[Config, bool]:
@@ -316,7 +330,7 @@ def _find_run_data(source: _Source, config: Config, log: RunLog) -> tuple[Config
 
 
 def _read_split(
-    data: Location, split: str | None, config: Config, loaded: Checkpoint, log: RunLog
+    data: Locations, split: str | None, config: Config, loaded: Checkpoint, log: RunLog
 ) -> Manifest:
     """Read a table, or one of its splits, in the columns of the checkpoint's labels."""
     scan = _choose_scan(config, log)
@@ -329,11 +343,12 @@ def _read_split(
 
 
 def _read_validation_again(
-    config: Config, loaded: Checkpoint, is_elsewhere: bool, log: RunLog
+    config: Config, loaded: Checkpoint, run: Path, is_elsewhere: bool, log: RunLog
 ) -> Manifest:
     """Read the validation examples of the run again; warn where they have changed.
 
     Args:
+        run: folder of the checkpoint.
         is_elsewhere: the table is not where it was, but was found beside the run.
 
     Raises:
@@ -343,30 +358,33 @@ def _read_validation_again(
     # What the run was trained on, torn groups too, is scored; the notes warn of it.
     given = {"labels": list(loaded.labels.names), "allow_torn_groups": True}
     config = config.update_section("data", **given)
-    data, drawn = config.data, False
+    data, drawn, known = config.data, False, read_known_sides(run)
     if data.val is not None:
         options, scan = build_source_options(config), _choose_scan(config, log)
         skip_bad = data.bad_images == "skip"
         val, notes = read_validation(data.val, options, loaded.labels, skip_bad, scan)
     else:
         # The pictures are always scanned here: files with the same bytes are held out together.
-        splits = load_splits(config, log)
+        splits = load_splits(config, log, known)
         val, notes, drawn = splits.val, splits.notes, splits.drawn
     for note in notes:
         if data.bad_images == "skip" or note.startswith("warning: "):
             log.say(note)
     if digest_manifest(val) != loaded.data_digest:
         if is_elsewhere:
+            key = "val" if data.val else "train"
             raise DataError(
-                f"{data.val or data.train}, found beside the run, has other validation examples "
-                f"than the run had; give the right table as data.{'val' if data.val else 'train'}"
-                f"=TABLE, or score others with --data TABLE"
+                f"{name_locations(data.val or data.train)}, found beside the run, has other "
+                f"validation examples than the run had; give the right table as data.{key}=TABLE, "
+                f"or score others with --data TABLE"
             )
         if drawn:
+            why = "in the images that were held out then"
+            if known is None:  # of an older version
+                why = "so the images that were held out then are not known any more"
             raise DataError(
-                f"{data.train} has changed since training, so the images that were held out then "
-                f"are not known any more; score others with --data. `mlfinetune split` writes a "
-                f"table that keeps its sides"
+                f"{name_locations(data.train)} has changed since training, {why}; score others "
+                f"with --data. `mlfinetune split` writes a table that keeps its sides"
             )
         log.say("warning: the validation data has changed since training")
     return val

@@ -22,6 +22,7 @@ from mlfinetune.data.load import build_source_options, load_splits
 from mlfinetune.data.manifest import Manifest, Splits, digest_manifest
 from mlfinetune.data.read import read_validation
 from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.location import name_locations
 from mlfinetune.models.inference import restore_tagger
 from mlfinetune.models.onnx_check import Reference, compute_reference, list_batches, verify
 from mlfinetune.models.onnx_graph import (
@@ -35,9 +36,10 @@ from mlfinetune.models.onnx_session import quantize, require_onnxruntime
 from mlfinetune.models.scoring import average_views
 from mlfinetune.predicting.int8 import BATCH, Cost, compare, require_small_drop
 from mlfinetune.runs import checkpoint, directory
-from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.checkpoint import OUT_OF_FOLD, Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.onnx_metadata import LABELS_HEADER, list_metadata, seal, write_labels
+from mlfinetune.runs.trained_on import read_known_sides
 from mlfinetune.runtime.device import prepare_device
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file, writing_text
@@ -242,7 +244,7 @@ def _list_validation(source: _Source, log: RunLog) -> tuple[Iterable[str], str]:
         if config.data.val is None:
             # Where validation was held out at random, pictures are scanned: copies of the same
             # bytes were held out together.
-            manifest = load_splits(config, log).val
+            manifest = load_splits(config, log, read_known_sides(source.file.parent)).val
         else:
             options = build_source_options(config)
             labels = source.loaded.labels
@@ -305,10 +307,15 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     Raises:
         DataError: they are gone, or validation is not what it was.
     """
+    if source.loaded.data_digest == OUT_OF_FOLD:
+        raise DataError(
+            "--int8 measures mAP on pictures that were held out; this model was trained on all of "
+            "them (crossval --then-train): export a run of `mlfinetune train`, or float32"
+        )
     keys = ("train",) if source.config.data.val is None else ("train", "val")
     try:
         config = _find_data(source, keys, log)
-        splits = load_splits(config, log)
+        splits = load_splits(config, log, read_known_sides(source.file.parent))
     except DataError as error:
         raise DataError(
             f"--int8 measures mAP on the run's validation data, which cannot be read\n{error}"
@@ -316,8 +323,9 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     if digest_manifest(splits.val) != source.loaded.data_digest:
         if splits.drawn:
             raise DataError(
-                f"--int8 measures mAP on the run's validation data; {config.data.train} or "
-                f"its pictures have changed since training: those held out are not known any more"
+                f"--int8 measures mAP on the run's validation data; "
+                f"{name_locations(config.data.train)} or its pictures have changed since training: "
+                f"those held out are not known any more"
             )
         log.say("warning: the validation data has changed since training")
     return splits

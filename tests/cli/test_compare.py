@@ -31,13 +31,14 @@ def noisier(scores: ScoreTable, noise: float) -> ScoreTable:
     return replace(scores, logits=logits.astype(np.float32))
 
 
-def folder(path: Path, scores: ScoreTable, threshold: float = 0.5) -> str:
+def folder(path: Path, scores: ScoreTable, threshold: float = 0.5, root: str = "") -> str:
     """Write a folder of results as eval does, and return its name."""
     path.mkdir()
     verdict = evaluate(
         EvalConfig(), scores, DecisionRule.plain(len(scores.labels), threshold), False
     )
-    write_results(path, verdict, scores.logits.astype(np.float64), {})
+    about = {"images_root": root}
+    write_results(path, verdict, scores.logits.astype(np.float64), about)
     return path.name
 
 
@@ -163,16 +164,16 @@ def test_a_picture_may_be_listed_twice(tmp_path: Path, cli: Run) -> None:
 
 
 def test_the_truth_must_be_the_same(tmp_path: Path, cli: Run) -> None:
-    """Targets that differ are counted, the first ones shown: unknown is not negative."""
+    """Targets that differ are counted, the first ones shown."""
     scores = drawn()
     targets = scores.targets.copy()
-    targets[:20, 1] = -1
+    targets[:20, 1] = 1 - targets[:20, 1]
     folder(tmp_path / "a", scores)
     folder(tmp_path / "b", replace(scores, targets=targets))
     done = cli("compare", "a", "b", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "the truth differs: 20 targets of 900, in 20 images" in done.stderr
-    assert f"0000.jpg, 'dog': {scores.targets[0, 1]} in A, unknown in B" in done.stderr
+    assert f"0000.jpg, 'dog': {scores.targets[0, 1]} in A, {targets[0, 1]} in B" in done.stderr
     assert done.stderr.endswith("... and 10 more\n")
 
 
@@ -269,3 +270,48 @@ def test_several_runs_are_compared_with_the_first(tmp_path: Path, cli: Run) -> N
     text = cli("compare", "a", "b", "c", cwd=tmp_path).stdout
     assert "mAP of C" in text
     assert "A and C: A is better" in text
+
+
+# ---- other labels -----------------------------------------------------------------------
+
+
+def test_old_labels_are_compared_where_labels_were_added(tmp_path: Path, cli: Run) -> None:
+    """Each that stays has its line, decided or not; those of one side alone are named."""
+    scores = drawn(labels=("cat", "dog", "fox", "new"))
+    folder(tmp_path / "old", taken(scores, list(range(300)), [0, 1, 2]))
+    folder(tmp_path / "next", taken(noisier(scores, 0.01), list(range(300)), [3, 1, 0]))
+    done = cli("compare", "old", "next", "--resamples", "50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "only in A: 1 label ('fox')" in lines
+    assert "only in B: 1 label ('new')" in lines
+    for name in ("cat", "dog"):
+        assert any(line.startswith(f"  {name} ") for line in lines)
+    found = json.loads(cli("compare", "old", "next", "--json", cwd=tmp_path).stdout)
+    assert found["only_labels"] == {"a": ["fox"], "b": ["new"]}
+
+
+def test_targets_that_one_side_does_not_know_are_left_out(tmp_path: Path, cli: Run) -> None:
+    """A later table may know more of a picture; 1 against 0 stays an error."""
+    scores, more = drawn(), drawn().targets.copy()
+    more[:10, 0] = -1
+    folder(tmp_path / "a", replace(scores, targets=more))
+    folder(tmp_path / "b", scores)
+    done = cli("compare", "a", "b", "--resamples", "50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "left out: 10 targets of 900 that one of the two alone knows" in done.stderr
+    more[20, 1] = 1 - more[20, 1]
+    folder(tmp_path / "c", replace(scores, targets=more))
+    done = cli("compare", "b", "c", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the truth differs: 1 target of 900" in done.stderr
+
+
+def test_pictures_are_found_by_their_paths(tmp_path: Path, cli: Run) -> None:
+    """Several tables name them from the folder that holds all, one table from its own."""
+    scores = drawn()
+    longer = replace(scores, names=tuple(f"photos/{name}" for name in scores.names))
+    folder(tmp_path / "a", scores, root="/data/photos")
+    folder(tmp_path / "b", longer, root="/data")
+    done = cli("compare", "a", "b", "--resamples", "50", cwd=tmp_path)
+    assert "300 images and 3 labels that both scored" in done.stdout

@@ -46,13 +46,13 @@ def test_eval_scores_other_data(trained: Path, cli: Run) -> None:
 
 
 def test_eval_does_not_hold_out_anew(trained: Path, cli: Run, tmp_path: Path) -> None:
-    """Another table would hold out other pictures, some of them trained on."""
+    """Of a table that has lost some of those that the run held out."""
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     rows = (copy / "tags.csv").read_text().splitlines()
     shutil.rmtree(copy / "images")
     try:
-        (trained / "tags.csv").write_text("\n".join(rows[:-4]))
+        (trained / "tags.csv").write_text("\n".join(rows[:9]))
         done = cli("eval", "-c", "runs/pets", "-o", str(tmp_path / "out"), cwd=trained)
     finally:
         shutil.copy(copy / "tags.csv", trained / "tags.csv")

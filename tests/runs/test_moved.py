@@ -97,7 +97,7 @@ def test_eval_finds_the_data_that_moved_with_the_run(project: Path, cli: Run) ->
 def test_eval_does_not_take_another_table_for_the_runs_own(project: Path, cli: Run) -> None:
     """The one that is found has to give the validation examples that the run had."""
     rows = (project / "tags.csv").read_text().splitlines()
-    (project / "tags.csv").write_text("\n".join(rows[:-4]))
+    (project / "tags.csv").write_text("\n".join(rows[:9]))
     done = cli("eval", "-c", "runs/pets", cwd=project)
     assert (done.returncode, done.stdout) == (2, "")
     assert "has other validation examples than the run had; give the right table" in done.stderr
@@ -224,7 +224,7 @@ def test_a_moved_run_is_resumed_where_its_data_is_found(project: Path, cli: Run)
     (project / "tags.csv").write_text(rows.replace("red", "green", 1))
     done = cli("train", "runs/pets/config.yaml", "--resume", cwd=project)
     assert done.returncode == 2
-    assert "training data: other names, labels or targets than before" in done.stderr
+    assert "validation data: other names, labels or targets than before" in done.stderr
 
 
 def test_a_moved_run_without_its_data_says_what_to_give(alone: Path, gone: Path, cli: Run) -> None:
@@ -257,7 +257,7 @@ def test_a_solved_run_compares_validation_where_its_data_moved(project: Path, cl
     copy = shutil.copytree(moved, moved.with_name("copy"))
     assert cli(*command, cwd=copy).returncode == 0
     rows = (moved / "tags.csv").read_text().splitlines()
-    (moved / "tags.csv").write_text("\n".join(rows[:-4]))
+    (moved / "tags.csv").write_text("\n".join(rows[:9]))
     done = cli(*command, cwd=moved)
     assert done.returncode == 2
     assert "validation data: other names, labels or targets than before" in done.stderr

@@ -1,6 +1,5 @@
 """Weights of a file: what is taken of it, and what is said about its head."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,10 @@ import torch
 from conftest import Run
 from safetensors.torch import save_file
 
+from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.runs import checkpoint
+from mlfinetune.training.head_rows import match_labels
 
 
 @pytest.fixture
@@ -34,15 +36,104 @@ def train(cli: Run, folder: Path, weights: str, *overrides: str) -> str:
     return line
 
 
+def head(run: Path) -> dict[str, torch.Tensor]:
+    """Return label -> its row of a run's head, weight and bias joined."""
+    content = checkpoint.load(run / "best.safetensors")
+    rows = torch.cat([content.weights["head.weight"], content.weights["head.bias"][:, None]], 1)
+    return dict(zip(content.labels.names, rows, strict=True))
+
+
+STILL = ("train.lr=1e-12", "train.head_lr=1e-12", "train.weight_decay=0")
+
+
 @pytest.mark.parametrize("weights", ["runs/pets/best.safetensors", "runs/pets", "./runs/pets/"])
-def test_the_head_of_an_own_checkpoint_is_not_taken(other: Path, cli: Run, weights: str) -> None:
-    """The labels of both heads are counted and named, whether file or run directory is given."""
-    names = checkpoint.load(other / "runs/pets/best.safetensors").labels.names
-    assert train(cli, other, weights) == (
-        f"weights: backbone of runs/pets/best.safetensors (resnet6_tiny), {len(names)} labels "
-        f"({', '.join(map(repr, names))}); its head is not taken: the new head (3 labels) starts "
-        f"anew; 2 labels of both ('blue', 'red')"
+def test_rows_of_labels_that_stay_are_taken(other: Path, cli: Run, weights: str) -> None:
+    """By name, in whatever column; the log names those that stay, that are new, and that went."""
+    gone = [name for name in head(other / "runs/pets") if name not in ("blue", "red")]
+    line = train(cli, other, weights, *STILL)
+    assert line == (
+        f"weights: backbone of runs/pets/best.safetensors (resnet6_tiny), and its head's rows of "
+        f"2 labels that stay ('blue', 'red'); new: 1 label ('Pink'); gone: {len(gone)} labels "
+        f"({', '.join(map(repr, gone))})"
     )
+    before, now = head(other / "runs/pets"), head(max((other / "runs").glob("new*")))
+    assert list(now) == ["blue", "Pink", "red"]
+    for name in ("blue", "red"):
+        torch.testing.assert_close(now[name], before[name])
+    assert now["Pink"][-1].abs() < 1e-9  # the bias
+
+
+def test_a_renamed_label_keeps_its_row(other: Path, cli: Run) -> None:
+    """`data.rename_labels` says which one it was."""
+    line = train(cli, other, "runs/pets", *STILL, "data.rename_labels={red: Rot, blue: Blau}")
+    assert "rows of 2 labels that stay ('Blau', 'Rot'); new: 1 label ('Pink')" in line
+    before, now = head(other / "runs/pets"), head(other / "runs/new")
+    torch.testing.assert_close(now["Rot"], before["red"])
+    assert match_labels(["cat"], ["kitty", "tom"], {"kitty": "cat", "tom": "cat"}) == {}
+    assert match_labels(["cat"], ["kitty", "cat"], {"kitty": "cat"}) == {0: 1}
+
+
+def test_a_solver_keeps_rows_that_it_cannot_learn(other: Path, cli: Run) -> None:
+    """Of a label without known targets; the inherited rows are a candidate of their own."""
+    text = (other / "new.csv").read_text().replace(",blue,", ",Sky,")
+    (other / "new.csv").write_text(text)
+    labels = "data.labels=[blue, Pink, red, Sky]"
+    train(cli, other, "runs/pets", "model.freeze_backbone=true", labels)
+    before, now = head(other / "runs/pets"), head(other / "runs/new")
+    assert torch.equal(now["blue"], before["blue"])
+    assert now["Pink"].abs().sum() > 0
+    history = (other / "runs/new/train.log").read_text()
+    assert "iterations, 2 rows inherited  loss" in history
+
+
+def test_settings_of_a_run_are_taken_where_the_config_leaves_them_open(
+    other: Path, cli: Run
+) -> None:
+    """Backbone, levels, size, resizing and colors; levels that are set otherwise are an error."""
+    asked = ("model.image_size=48", "model.resize=crop", "model.mean=[0.4,0.4,0.4]")
+    done = cli("train", "pets.yaml", *asked, "-o", "runs/first", cwd=other)
+    assert done.returncode == 0, done.stderr
+    (other / "bare.yaml").write_text(
+        "data: {train: tags.csv}\nmodel: {weights: runs/first}\ntrain: {epochs: 1, workers: 0}\n"
+    )
+    done = cli("train", "bare.yaml", cwd=other)
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        checkpoint.load(other / f"runs/{name}/best.safetensors") for name in ("first", "bare")
+    )
+    fields = ("image_size", "resize", "mean", "std", "interpolation", "crop_share")
+    for name in fields:
+        assert getattr(second.transform, name) == getattr(first.transform, name)
+    assert (second.backbone, second.levels, first.levels) == ("resnet6_tiny", 1, 1)
+    done = cli("train", "bare.yaml", "model.levels=2", cwd=other)
+    assert done.returncode == 2
+    assert "model.levels: 2, but " in done.stderr
+
+
+def test_a_run_of_an_older_version_resumes_with_its_own_levels(other: Path, cli: Run) -> None:
+    """It began with a checkpoint of one level, and had two of its own."""
+    config = other / "runs/pets/config.yaml"
+    done = cli("train", "pets.yaml", "-o", "runs/two", "model.levels=2", cwd=other)
+    assert done.returncode == 0, done.stderr
+    run = other / "runs/two/config.yaml"
+    text = run.read_text().replace("weights: null", f"weights: {config.parent}")
+    run.write_text(text)
+    for name in ("metrics.json", "best.safetensors", "last.safetensors", "resume.pt"):
+        (run.parent / name).unlink()
+    done = cli("train", str(run), "--resume", cwd=other)
+    assert done.returncode == 0, done.stderr
+    assert "its head, on the means of 1 stage, is not taken" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_no_beginning(other: Path, cli: Run) -> None:
+    """One bit of a head would go on silently."""
+    best = other / "runs/pets/best.safetensors"
+    content = bytearray(best.read_bytes())
+    content[-1] ^= 1
+    best.write_bytes(content)
+    done = cli("train", "pets.yaml", "model.weights=runs/pets", "-o", "runs/new", cwd=other)
+    assert done.returncode == 2
+    assert "is damaged: its SHA-256 is not the one written in it" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,15 +161,16 @@ def test_more_than_ten_labels_are_counted(other: Path, cli: Run) -> None:
     """A line of a thousand names would be read by nobody."""
     path = other / "runs/pets/best.safetensors"
     content = checkpoint.load(path)
-    names = tuple(f"l{n}" for n in range(12))
-    about = {"labels": names, "backbone": content.backbone}
-    origin = checkpoint.read_origin(path)
-    assert origin == checkpoint.Origin(content.backbone, content.labels.names, content.transform)
-    save_file(content.weights, path, {"mlfinetune": json.dumps(about)})
+    labels = LabelSpace(tuple(f"l{n}" for n in range(12)))
+    head = {"head.weight": torch.zeros(12, 128), "head.bias": torch.zeros(12)}
+    rule, weights = DecisionRule.plain(12), {**content.weights, **head}
+    checkpoint.save(path, replace(content, labels=labels, decision=rule, weights=weights))
     line = train(cli, other, "runs/pets")
-    shown = ", ".join(map(repr, names[:10]))
-    assert f"12 labels ({shown} and 2 more); its head" in line
-    assert line.endswith("; no label of both")
+    shown = ", ".join(map(repr, labels.names[:10]))
+    assert line.endswith(
+        f"rows of no label that stay; new: 3 labels ('blue', 'Pink', 'red'); "
+        f"gone: 12 labels ({shown} and 2 more)"
+    )
 
 
 @pytest.mark.parametrize(
