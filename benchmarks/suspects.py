@@ -6,9 +6,9 @@ python benchmarks/suspects.py --train train.csv --val val.csv --images images --
 The tags of all pictures are spoiled: 10 % of them are taken out at random, and 2 % are added. Wrong
 tags are of a label drawn by its frequency (`by frequency`) or of any label (`any label`), on a
 picture that lacks it. Five stratified folds: each picture is scored by a head that was solved on
-the features of the other four, at the iterations of the best mAP of all out-of-fold scores. `found` is the share of the spoiled tags of that kind among the first 200. The
-tags of before spoiling are taken for true, and have mistakes of their own: the precision is too
-low, for all rankings alike.
+the features of the other four, at the iterations of the best mAP of all out-of-fold scores. `found`
+is the share of the spoiled tags of that kind among the first 200. The tags of before spoiling are
+taken for true, and have mistakes of their own: the precision is too low, for all rankings alike.
 
     ours                        metrics/doubt.py, listed as on the page
     calibrated by label         its first lever alone
@@ -162,7 +162,7 @@ def rank_all(logits: Logits, tags: Tags) -> Iterator[tuple[str, Ranking]]:
 
 
 def rank_as_before(logits: Logits, tags: Tags, thresholds: NDArray[np.float64]) -> Ranking:
-    """Rank uncalibrated scores as versions up to 0.22 did."""
+    """Rank uncalibrated scores as it was done before."""
     p = sigmoid(logits)
     distance = logits - np.log(thresholds / (1 - thresholds))
     tagged = np.array([p[tags[:, c] == 1, c].mean() for c in range(tags.shape[1])])

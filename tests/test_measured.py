@@ -498,3 +498,43 @@ def test_the_costs_of_an_exported_file() -> None:
     )[0]
     assert rounds_to(first, measured["largest difference"])
     assert rounds_to(second, measured["script, largest difference"])
+
+
+def test_ways_to_go_on_with_other_labels() -> None:
+    """Every cell: means over the draws; and how many pictures a split drawn anew moves."""
+    measured = result("other_labels")
+    means = {
+        way: {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        for way, rows in measured["labels"].items()
+    }
+    rows = table("labels-later", "mAP, frozen")
+    assert list(rows) == list(means)
+    for way, cells in rows.items():
+        check(" ".join(cells).replace("--", ""), means[way].values())
+    moved = {size: 100 * row["drawn anew"] for size, row in measured["split"].items()}
+    assert f"moves {moved['2000 + 200']:.0f} % of its held-out" in page("labels-later")
+    text = page("decisions")
+    assert f"moves {moved['2000 + 200']:.0f} % of the held-out pictures" in text
+    assert f"{moved['2000 + 20']:.0f} % where it gets 20" in text
+    old = [means[way]["old"] for way in ("new table, run", "new table")]
+    assert "score {:.3f} instead of {:.3f}".format(*old) in text
+    assert all(row["first run known"] == 0 for row in measured["split"].values())
+
+
+def test_the_suspects_and_the_near_duplicates() -> None:
+    """Every cell of the tables of docs/suspects.md, and the figures of the decision."""
+    measured, keys = result("suspects"), ("first 20", "first 50", "first 200", "found")
+    for place, head in (("by frequency", "by frequency"), ("any label", "to any label")):
+        for name, cells in table("suspects", f"wrong tags added {head}").items():
+            for kind, cell in zip(("missing", "wrong"), cells, strict=True):
+                check(cell, [measured[f"{place}, {kind}"][name][key] for key in keys])
+    wrong = measured["by frequency, wrong"]
+    assert f"the label's share {wrong['ours']['first 200']:.2f}" in page("decisions")
+    near = result("near_duplicates")
+    assert f"backbone, at least {near['bound']}" in page("suspects")
+    rows = list(table("suspects", "similarity at least").values())
+    kinds = ("JPEG 30", "20 % brighter", "cut by 3 % a side", "cut by 8 % a side", "half size")
+    for column, bound in enumerate(("0.9", "0.95", "0.97", "0.98")):
+        found = near["bounds"][bound]
+        shares = [*(found["copies"][kind] for kind in kinds), found["copies_near_another_picture"]]
+        check(" ".join(row[column] for row in rows), shares)

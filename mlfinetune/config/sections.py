@@ -21,7 +21,8 @@ class ModelConfig(Section):
     backbone: str = Field(
         "resnet50",
         min_length=1,
-        description="a classifier of torchvision; `mlfinetune models` lists them",
+        description="a classifier of torchvision; `mlfinetune models` lists them; where it is not "
+        "set and the weights are of a run, that of the run",
     )
     weights: str | None = Field(
         "auto",
@@ -33,7 +34,8 @@ class ModelConfig(Section):
     levels: Annotated[int, Field(ge=1, le=4)] | Literal["auto"] = Field(
         "auto",
         description="number of the backbone's last stages whose averages are the features: 1, "
-        "layer4 alone; 2, layer3 too; auto: 2 of a ResNet, 1 of a network without such stages",
+        "layer4 alone; 2, layer3 too; auto: 2 of a ResNet, 1 of a network without such stages; "
+        "with weights of a run those of the run",
     )
     freeze_backbone: bool = Field(False, description="train only the head")
     head_bias: Literal["zero", "prior"] = Field(
@@ -42,7 +44,7 @@ class ModelConfig(Section):
     image_size: Annotated[int, Field(ge=32, le=MAX_IMAGE_SIZE)] | Literal["auto"] = Field(
         "auto",
         description="side of the square input in pixels; auto: 224 for ResNets of torchvision, "
-        "else that of the weights",
+        "else, and with weights of a run, that of the weights",
     )
     mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] | None = Field(
         None,

@@ -24,7 +24,7 @@ from mlfinetune.data.rows import normalize_name
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url
+from mlfinetune.location import is_url, join_location
 from mlfinetune.text import format_list, neutralize, suggest
 
 
@@ -93,10 +93,15 @@ class Pictures:
 
     A name may stand elsewhere with backslashes, `./`, in another Unicode form, or with the
     apostrophe of `neutralize`.
+
+    Attributes:
+        rows: picture, as `normalize_name` has it -> its rows.
+        root: folder that names in lists start from; empty: not known.
     """
 
     def __init__(self, table: Table) -> None:
         """Index the rows."""
+        self.root = ""
         self.rows: defaultdict[str, list[int]] = defaultdict(list)
         self._by_key: defaultdict[str, set[str]] = defaultdict(set)
         self._pictures = [normalize_name(name, table.root) for name in table.names]
@@ -111,7 +116,12 @@ class Pictures:
 
     def find(self, cell: str) -> list[str]:
         """Return the pictures that a cell names: one, none, or several that look alike."""
-        return sorted(set().union(*(self._by_key.get(_make_key(c), ()) for c in list_names(cell))))
+        names = list_names(cell)
+        found = {picture for name in names for picture in self._by_key.get(_make_key(name), ())}
+        if not found and self.root:
+            paths = (join_location(self.root, name) for name in names)
+            found = {picture for path in paths for picture in self._by_key.get(_make_key(path), ())}
+        return sorted(found)
 
 
 def list_names(cell: str) -> list[str]:

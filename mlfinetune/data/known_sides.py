@@ -72,6 +72,8 @@ class PictureSet:
             contents: number of each file's bytes, as the scan made it; -1: not known.
             paths: of the same N pictures.
         """
+        if len(self.contents) and (contents >= 0).all():  # a million paths take seconds
+            return np.isin(contents, self.contents)
         by_path = np.isin(number_paths(paths), self.paths)
         if not len(self.contents):
             return by_path

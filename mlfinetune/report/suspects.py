@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
+from mlfinetune.data.targets import NEGATIVE, POSITIVE
 from mlfinetune.metrics.doubt import Doubt
 from mlfinetune.metrics.types import ScoreTable
 from mlfinetune.report.mistakes import list_tags
@@ -99,31 +99,42 @@ def find_torn(
         targets = scores.targets[rows]
         torn = np.flatnonzero((targets == POSITIVE).any(0) & (targets == NEGATIVE).any(0))
         if len(torn):
-            worst = float(doubt[np.ix_(rows, torn)].max())
-            found.append((-worst, rows.tolist(), torn.tolist()))
-    found.sort(key=lambda item: item[:2])
-    return tuple(
-        TornGroup(number, tuple(rows), _list_torn_tags(scores, probabilities, rows, torn))
-        for number, (_, rows, torn) in enumerate(found, 1)
-    )
+            found.append((-float(doubt[np.ix_(rows, torn)].max()), rows.tolist(), torn.tolist()))
+    found.sort()
+    groups_with_tags = []
+    for number, (_, pictures, columns) in enumerate(found, 1):
+        tags: list[Suspect] = []
+        for column in columns:
+            tags += _list_torn_tags(scores, probabilities, doubt, np.array(pictures), column)
+        shown = dict.fromkeys([*(tag.index for tag in tags), *pictures])  # those that differ first
+        groups_with_tags.append(TornGroup(number, tuple(shown), tuple(tags)))
+    return tuple(groups_with_tags)
 
 
 def _list_torn_tags(
-    scores: ScoreTable, probabilities: NDArray[np.float64], rows: list[int], torn: list[int]
-) -> tuple[Suspect, ...]:
-    """Return the known tags of the labels in which near duplicates differ, label by label."""
+    scores: ScoreTable,
+    probabilities: NDArray[np.float64],
+    doubt: Doubt,
+    rows: NDArray[np.int64],
+    column: int,
+) -> list[Suspect]:
+    """Return the known tags of a label in which near duplicates differ, in the order of `rows`.
+
+    Of a large group in which one picture lacks the tag, all others would be listed: so at most as
+    many have the usual state as the rarer one, the most doubted of them.
+    """
+    label, targets = scores.labels.names[column], scores.targets[rows, column]
+    have, lack = (rows[targets == state] for state in (POSITIVE, NEGATIVE))
+    why = f"tags of near duplicates differ: {len(have)} of {len(have) + len(lack)} have it"
+    most = min(len(have), len(lack))
+    doubted = (side[np.argsort(-doubt[side, column], kind="stable")] for side in (have, lack))
+    listed = {row for side in doubted for row in side[:most].tolist()}
     suspects = []
-    for column in torn:
-        label, targets = scores.labels.names[column], scores.targets[rows, column]
-        known = int((targets != UNKNOWN).sum())
-        have = int((targets == POSITIVE).sum())
-        why = f"tags of near duplicates differ: {have} of {known} have it"
-        for row, given in zip(rows, targets.tolist(), strict=True):
-            if given != UNKNOWN:
-                others = tuple(tag for tag in list_tags(scores, row) if tag != label)
-                p = float(probabilities[row, column])
-                suspects.append(Suspect(row, scores.names[row], label, given, p, why, others))
-    return tuple(suspects)
+    for row in sorted(listed):
+        others = tuple(tag for tag in list_tags(scores, row) if tag != label)
+        p, given = float(probabilities[row, column]), int(scores.targets[row, column])
+        suspects.append(Suspect(row, scores.names[row], label, given, p, why, others))
+    return suspects
 
 
 # ---- suspects.csv ---------------------------------------------------------------------------

@@ -210,8 +210,8 @@ class TornGroup:
 
     Attributes:
         number: of the group, from 1 on.
-        pictures: indices of all its pictures.
-        tags: the known tags of the labels that some of them have and others lack, label by label.
+        pictures: indices of all its pictures, those of `tags` first.
+        tags: tags of the labels that some of them have and others lack, label by label.
     """
 
     number: int

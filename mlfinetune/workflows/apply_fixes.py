@@ -1,6 +1,8 @@
 """`mlfinetune apply-fixes`: table, reviewed suspects -> a corrected copy of the table."""
 
 import gzip
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from mlfinetune.data.load import build_source_options
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.csv_table import Rows, read_with_rows
-from mlfinetune.data.readers.decisions import Decision, read_decisions
+from mlfinetune.data.readers.decisions import read_decisions
 from mlfinetune.data.readers.detect import READERS, detect_format
 from mlfinetune.data.rows import raise_faults
 from mlfinetune.data.table import SourceOptions, Table
@@ -61,7 +63,8 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
     raise_faults(table, [fault for fault in table.faults if not fault.picture])
     layout = rows.columns.layout
     pictures = Pictures(table)
-    _find_by_paths(pictures, table, decisions, options)
+    if not all(pictures.find(one.image) for one in decisions if one.accepted):
+        _find_by_paths(pictures, table, request, options)
     fixes = plan_fixes(table, layout, pictures, decisions, options)
     _require_match(request, fixes)
     emptied = _write(request, options, table, rows, layout, fixes, log)
@@ -84,9 +87,9 @@ def _require_table(path: Path) -> None:
     if path.is_dir() or format != "csv":
         kind = "a folder" if path.is_dir() else READERS[format][0]
         raise DataError(
-            f"{path} is read as {kind}: only a table in CSV or TSV is corrected. `mlfinetune split {path} "
-            f"-o table.csv` writes one of any data, which then takes its place; or correct the "
-            f"labels where they were made (a folder: move the files; Label Studio, CVAT: there)"
+            f"{path} is read as {kind}: only a table in CSV or TSV is corrected. "
+            f"`mlfinetune split {path} -o table.csv` writes one of any data, which then takes its "
+            f"place; or correct the labels where they were made (a folder: move the files)"
         )
 
 
@@ -136,13 +139,21 @@ def _find_options(decisions: Path, log: RunLog) -> SourceOptions:
 
 
 def _find_by_paths(
-    pictures: Pictures, table: Table, decisions: list[Decision], options: SourceOptions
+    pictures: Pictures, table: Table, request: ApplyRequest, options: SourceOptions
 ) -> None:
-    """Let pictures also be found by the names that a run gives to files that it looks for."""
-    if all(pictures.find(one.image) for one in decisions if one.accepted):
+    """Let pictures be found by their paths too, where the cells of the table do not name them so.
+
+    A run names a picture by its path below the folder of all its tables, or by the file that it
+    has found for a name.
+    """
+    on_disk = check_paths(replace(table, root=options.images or table.root), options)
+    pictures.add_names(on_disk.names)
+    pictures.add_names([os.path.abspath(on_disk.path(row)) for row in range(len(table))])
+    try:
+        content = json.loads(request.decisions.with_name(directory.METRICS).read_bytes())
+        pictures.root = str(content["images_root"])
+    except (OSError, ValueError, KeyError, TypeError):  # the list lies elsewhere, or is older
         return
-    named = replace(table, root=options.images or table.root)
-    pictures.add_names(check_paths(named, options).names)
 
 
 def _write(

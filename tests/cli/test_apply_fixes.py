@@ -186,3 +186,14 @@ def test_suspects_of_a_run_with_renamed_labels(tmp_path: Path, cli: Run) -> None
     assert (tmp_path / "f.csv").read_text() == fixed
     assert "as in run/config.yaml" in done.stderr
     assert "1 picture without any label now" in done.stderr
+
+
+def test_pictures_by_their_paths(tmp_path: Path, cli: Run) -> None:
+    """A run over several tables names pictures from another folder than the table does."""
+    (tmp_path / "new").mkdir()
+    review(tmp_path, "new/b.jpg,fox,0,yes\nold/b.jpg,fox,0,yes\n")
+    (tmp_path / "t.csv").rename(tmp_path / "new/t.csv")
+    (tmp_path / "metrics.json").write_text(json.dumps({"images_root": str(tmp_path)}))
+    fixed, out, _ = apply(cli, tmp_path, 3, "new/t.csv")
+    assert fixed == TABLE.replace("b.jpg,dog", "b.jpg,dog|fox")
+    assert "picture 'old/b.jpg' is not in the table" in out

@@ -112,16 +112,19 @@ def test_an_earlier_solved_run_is_not_another_one(pictures: Path, cli: Run) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_weights_of_a_run_fit_any_levels(folder: Path, cli: Run) -> None:
-    """The backbone is taken, the head is not."""
+def test_weights_of_a_run_bring_its_levels(folder: Path, cli: Run) -> None:
+    """Its head fits no others, which are an error."""
     weights = "model.weights=runs/pets"
     done = cli("train", "pets.yaml", weights, "model.levels=1", *FROZEN, cwd=folder)
+    assert done.returncode == 2
+    assert "was trained with 4, and its head fits no other" in done.stderr
+    done = cli("train", "pets.yaml", weights, "model.levels=auto", *FROZEN, cwd=folder)
     assert done.returncode == 0, done.stderr
     before, now = (
         checkpoint.load(folder / f"runs/{name}/best.safetensors").weights
         for name in ("pets", "frozen")
     )
-    assert now["head.weight"].shape[1] == 128
+    assert now["head.weight"].shape == before["head.weight"].shape
     assert all(value.equal(before[key]) for key, value in now.items() if "head" not in key)
 
 

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlfinetune.data.fixed_copy import verify_fixed
+from mlfinetune.data.fixes import Fixes, Tally
 from mlfinetune.data.readers.csv_table import read_csv
 from mlfinetune.data.rows import join_repeats
 from mlfinetune.data.table import SourceOptions
+from mlfinetune.errors import DataError
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.workflows.apply_fixes import ApplyRequest, run
 
@@ -96,7 +100,7 @@ def read(path: Path) -> dict[str, dict[str, int]]:
 def write(rows: list[Row], separator: str, quoting: int, end: str) -> str:
     """Return rows as CSV text."""
     text = io.StringIO()
-    csv.writer(text, delimiter=separator, quoting=quoting, lineterminator=end).writerows(rows)  # type: ignore[call-overload]
+    csv.writer(text, delimiter=separator, quoting=quoting, lineterminator=end).writerows(rows)
     return text.getvalue()
 
 
@@ -151,3 +155,20 @@ def test_exactly_the_accepted_targets_change(seed: int, kind: str) -> None:
     touched = {names[row] for row, _ in chosen}
     kept = [line for line in text.split(end) if not any(name in line for name in touched)]
     assert [x for x in written.split(end) if not any(name in x for name in touched)] == kept
+
+
+@pytest.mark.parametrize(
+    ("copy", "why"),
+    [
+        ("a.jpg,cat\nb.jpg,dog|cat\n", "'dog' of 'a.jpg' differs"),
+        ("a.jpg,cat|dog\nc.jpg,dog|cat\n", "other rows"),
+        ("a.jpg,cat|dog\nb.jpg,dog|cat,\n,cat\n", "other rows: line 4"),
+    ],
+)
+def test_a_copy_that_differs_elsewhere_is_refused(tmp_path: Path, copy: str, why: str) -> None:
+    """Any other change of a target or a row, for whatever reason, and the message names it."""
+    for name, rows in (("t.csv", "a.jpg,cat|dog\nb.jpg,dog|cat\n"), ("f.csv", copy)):
+        (tmp_path / name).write_text(f"image,labels\n{rows}")
+    before = read_csv(tmp_path / "t.csv", SourceOptions())
+    with pytest.raises(DataError, match=f"read in another way.*{why}"):
+        verify_fixed(before, tmp_path / "f.csv", SourceOptions(), Fixes({}, {}, Tally()))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -28,6 +28,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "_BLOCK", 4)
 
 
+@settings(max_examples=40)
 @given(FEATURES)
 def test_groups_are_those_of_pairs_and_chains(features: np.ndarray) -> None:
     """Groups grow until no pair of near rows is left apart."""
@@ -40,6 +41,7 @@ def test_groups_are_those_of_pairs_and_chains(features: np.ndarray) -> None:
     assert group_near_duplicates(features, 0.93).tolist() == groups
 
 
+@settings(max_examples=40)
 @given(FEATURES, FEATURES)
 def test_the_most_similar_known_row_is_found(new: np.ndarray, known: np.ndarray) -> None:
     """Ties aside, it is the row of the greatest similarity, if that is near."""

@@ -153,6 +153,18 @@ def test_near_duplicates_with_different_tags() -> None:
     assert "Near duplicates with different tags" in render(report)
 
 
+def test_of_many_near_duplicates_few_are_listed() -> None:
+    """The odd one, and the most doubted of those that agree."""
+    logits = [[0], [3], [2], [-1], [3]]
+    targets = [[0], [1], [1], [1], [1]]
+    (group,) = build(evidence(logits, targets, near_duplicates=np.zeros(5, int))).torn
+    assert group.pictures == (0, 3, 1, 2, 4)
+    assert [(tag.index, tag.given, tag.why[-14:]) for tag in group.tags] == [
+        (0, 0, "4 of 5 have it"),
+        (3, 1, "4 of 5 have it"),
+    ]
+
+
 # ---- judgments ---------------------------------------------------------------------------------
 
 
