@@ -35,7 +35,7 @@ def settle_labels(table: Table, options: SourceOptions) -> Table:
     with that of another, and an empty row is about the labels of its own table.
     """
     names = table.labels.names
-    table = apply_label_options(table, options)
+    table = apply_label_options(table, options, is_one_of_several=True)
     unnamed = np.full(len(table), UNKNOWN, np.int8)
     return replace(table, unnamed=unnamed, settled=True, former_labels=names)
 

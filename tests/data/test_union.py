@@ -154,3 +154,19 @@ def test_tables_with_and_without_splits_do_not_mix(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"no split column \(data.split_column\) in 'b.csv', and"):
         read(places)
+
+
+def test_what_follows_in_one_of_several_tables(tmp_path: Path) -> None:
+    """A label that a table does not name is unknown there, unless it follows (`data.implies`)."""
+    places = write(
+        tmp_path,
+        a_csv="image,labels\n1.jpg,siamese\n2.jpg,sofa\n3.jpg,siamese\n",
+        b_csv="image,animal\n3.jpg,0\n4.jpg,1\n",
+    )
+    table = read(places, implies={"siamese": "cat", "cat": "animal"})
+    order = ("siamese", "cat", "animal", "sofa")
+    found = {name: [row[label] for label in order] for name, row in states(table).items()}
+    assert found["1.jpg"] == [1, 1, 1, 0]
+    assert found["2.jpg"] == [0, -1, -1, 1]
+    assert found["4.jpg"] == [-1, -1, 1, -1]
+    assert "'3.jpg' has 'siamese', 'cat', 'animal', and by b.csv line 2" in str(table.faults[0])
