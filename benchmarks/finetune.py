@@ -39,7 +39,9 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.training.build import build_loader, build_training_loss
-from mlfinetune.training.loop import validate
+from mlfinetune.training.loop import (
+    validate,
+)
 from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.select import solve_first

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mlfinetune.config import load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.load import load_splits
 from mlfinetune.metrics.measure import measure
 from mlfinetune.models.scoring import score_manifest

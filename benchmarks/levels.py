@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mlfinetune.config import Config, load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.load import load_splits
@@ -39,9 +39,14 @@ from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.storage.atomic import write_atomic
 from mlfinetune.training import feature_stats
 from mlfinetune.training.build import build_model, build_training_loss
-from mlfinetune.training.loop import Candidate, solve_head
+from mlfinetune.training.loop import (
+    Candidate,
+)
 from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.setup import TrainingSetup
+from mlfinetune.training.solve import (
+    solve_head,
+)
 
 CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"
 RESULT = Path(__file__).parent / "results" / "levels.json"

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mlfinetune.config import Config, load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.sampling import MAX_FACTOR, Factors, choose_factors
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.targets import LabelSpace, Targets
@@ -47,9 +47,16 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.training.build import build_training_loss, build_training_optimizer
-from mlfinetune.training.loop import Candidate, SavePoint, solve_head, train_epochs
+from mlfinetune.training.loop import (
+    Candidate,
+    SavePoint,
+    train_epochs,
+)
 from mlfinetune.training.records import Position
 from mlfinetune.training.setup import TrainingSetup, set_up, with_features
+from mlfinetune.training.solve import (
+    solve_head,
+)
 
 SIZES, DRAWS = ("300", "1,000", "2,586"), 3
 WAYS = {

@@ -27,11 +27,10 @@ from resize import few, names
 from torch import Tensor, nn
 
 from mlfinetune.config import Config, load_config
+from mlfinetune.data.batches.feature_batches import FeatureLoader, Features
 from mlfinetune.data.batches.features import (
     MIRROR_VIEW,
     PLAIN_VIEW,
-    FeatureLoader,
-    Features,
     compute_missing,
     find_missing,
 )

@@ -112,9 +112,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny run, calibrated and of mirror views, with its pets.onnx."""
+    """Return the folder of a tiny run with its pets.onnx: calibrated, mirror views, a hierarchy."""
     folder = prepare(tmp_path_factory.mktemp("exported"))
     settings = ["eval.calibration=platt", "eval.views=mirror", "data.val_fraction=0.5"]
+    settings.append("data.implies={dots: red, checks: [dots]}")
     done = run_child("train", "pets.yaml", "train.epochs=8", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr
     export.run(export.ExportRequest(folder / "runs/pets", folder / "pets.onnx"), RunLog())

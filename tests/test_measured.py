@@ -408,6 +408,32 @@ def test_what_helps_rare_labels() -> None:
     assert sum(row["low"] > 0 for row in solved) == 1, "only AdamW's, with 300 pictures"
 
 
+def test_what_a_hierarchy_gains() -> None:
+    """Every cell of docs/metrics.md, and the figures before it and in docs/decisions.md."""
+    measured, rows = result("implies"), table("metrics", "parents' tags: mAP over")
+    shares = {"as they are": "0", "30 % taken away": "0.3", "60 % taken away": "0.6"}
+    assert len(rows) == 3 * len(shares)
+    for name, (without, *cells) in rows.items():
+        title, kind = name.split(": ")
+        found = measured[shares[title]][kind]
+        check(without, [found["without"]])
+        for cell, way in zip(cells, ("targets", "raised", "implies"), strict=True):
+            numbers = [found[way][key] for key in ("mAP", "low", "high")]
+            check(" ".join(re.findall(r"[-+]?\d\.\d+", cell)), numbers)
+    f1, counts = measured["0"]["F1"], measured["with_parent"].values()
+    share = sum(have for have, _ in counts) / sum(all_ for _, all_ in counts)
+    text = page("metrics")
+    assert f"macro F1 of {f1['free']:.3f} over the labels of the hierarchy" in text
+    assert f"with {f1['torn']:.1%}".replace("%", " %") in text
+    assert f"children have {f1['raise children']:.3f}" in text
+    assert f"ones of parents {f1['lower parents']:.3f}" in text
+    assert f"There, {100 * share:.0f} % of the pictures" in text
+    assert f"{len(counts)} children)" in text
+    given = [f"{measured['0']['given'][way]:.3f}" for way in ("without", "implies")]
+    assert f"mAP over parents is {given[0]} without and {given[1]} with" in text
+    assert f"added parents {f1['add parents']:.3f}" in page("decisions")
+
+
 def test_the_seconds_of_a_run() -> None:
     """The last line of a second run's log, and both runs as a whole."""
     measured, text = result("fixed_seconds"), page("performance")
@@ -493,3 +519,22 @@ def test_ways_to_go_on_with_other_labels() -> None:
     old = [means[way]["old"] for way in ("new table, run", "new table")]
     assert "score {:.3f} instead of {:.3f}".format(*old) in text
     assert all(row["first run known"] == 0 for row in measured["split"].values())
+
+
+def test_the_suspects_and_the_near_duplicates() -> None:
+    """Every cell of the tables of docs/suspects.md, and the figures of the decision."""
+    measured, keys = result("suspects"), ("first 20", "first 50", "first 200", "found")
+    for place, head in (("by frequency", "by frequency"), ("any label", "to any label")):
+        for name, cells in table("suspects", f"wrong tags added {head}").items():
+            for kind, cell in zip(("missing", "wrong"), cells, strict=True):
+                check(cell, [measured[f"{place}, {kind}"][name][key] for key in keys])
+    wrong = measured["by frequency, wrong"]
+    assert f"the label's share {wrong['ours']['first 200']:.2f}" in page("decisions")
+    near = result("near_duplicates")
+    assert f"backbone, at least {near['bound']}" in page("suspects")
+    rows = list(table("suspects", "similarity at least").values())
+    kinds = ("JPEG 30", "20 % brighter", "cut by 3 % a side", "cut by 8 % a side", "half size")
+    for column, bound in enumerate(("0.9", "0.95", "0.97", "0.98")):
+        found = near["bounds"][bound]
+        shares = [*(found["copies"][kind] for kind in kinds), found["copies_near_another_picture"]]
+        check(" ".join(row[column] for row in rows), shares)

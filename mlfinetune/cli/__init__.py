@@ -20,15 +20,18 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from mlfinetune.cli.apply_fixes import apply_fixes
 from mlfinetune.cli.bench import bench
 from mlfinetune.cli.cache import cache
 from mlfinetune.cli.card import card
 from mlfinetune.cli.check import check
 from mlfinetune.cli.compare import compare
+from mlfinetune.cli.crossval import crossval
 from mlfinetune.cli.evaluate import evaluate
 from mlfinetune.cli.export import export
 from mlfinetune.cli.init import init
 from mlfinetune.cli.models import models
+from mlfinetune.cli.next import choose_next
 from mlfinetune.cli.predict import predict
 from mlfinetune.cli.report import report
 from mlfinetune.cli.runs import runs
@@ -82,16 +85,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(crossval)
 app.command("eval")(evaluate)
 app.command()(compare)
 app.command()(report)
 app.command()(card)
 app.command()(runs)
 app.command()(predict)
+app.command("next")(choose_next)
 app.command()(export)
 app.command()(init)
 app.command()(check)
 app.command()(split)
+app.command("apply-fixes")(apply_fixes)
 app.command()(bench)
 app.command()(cache)
 app.command()(models)
@@ -103,7 +109,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-DISTRIBUTED = ("train", "eval", "predict")
+DISTRIBUTED = ("train", "crossval", "eval", "predict")
 """Commands that torchrun may start as several processes."""
 
 
@@ -147,7 +153,7 @@ def main() -> None:
     | 0         | done                                                             |
     | 1         | a bug: the traceback is shown                                    |
     | 2         | arguments, config, data or machine: the message says what to fix |
-    | 3         | predict: some pictures could not be read                         |
+    | 3         | predict, next: some pictures could not be read                   |
     | 130, 143  | Ctrl-C, SIGTERM                                                  |
     """
     if getattr(current_process(), "_inheriting", False):  # as multiprocessing itself asks

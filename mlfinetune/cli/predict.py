@@ -28,6 +28,7 @@ class Format(StrEnum):
     csv = "csv"
     jsonl = "jsonl"
     text = "text"
+    label_studio = "label-studio"
 
 
 class Sidecars(StrEnum):
@@ -63,7 +64,10 @@ def predict(
     ] = None,
     format: Annotated[
         Format | None,
-        typer.Option(help="Format of the rows. Default: text on a terminal, else csv."),
+        typer.Option(
+            help="Format of the rows; label-studio: its tasks, with predictions. Default: text on "
+            "a terminal, else csv."
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -138,7 +142,7 @@ def predict(
 
     log = RunLog(rank=dist_info().rank)
     if resume and (output is None or chosen == Format.text):
-        raise DataError("--resume continues a CSV or JSONL file: name it with -o")
+        raise DataError("--resume continues a file of rows, not text: name it with -o")
     if not resume:
         _require_prediction_file(output, chosen)
     if output is not None:
@@ -217,7 +221,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 def _require_prediction_file(output: Path | None, format: str) -> None:
     """Raise DataError where the output would overwrite a file that holds no predictions."""
-    from mlfinetune.runs.predictions import is_prediction_file
+    from mlfinetune.runs.written_rows import is_prediction_file
 
     if output is None or format == Format.text or not output.is_file():
         return
@@ -240,5 +244,8 @@ def _choose_format(wanted: Format | None, output: Path | None) -> str:
         return Format.text if sys.stdout.isatty() else Format.csv
     endings = {".csv": Format.csv, ".jsonl": Format.jsonl, ".txt": Format.text}
     if output.suffix not in endings:
-        raise DataError(f"{output}: wanted a name ending in {', '.join(endings)}, or --format")
+        hint = " label-studio" if output.suffix == ".json" else ""
+        raise DataError(
+            f"{output}: wanted a name ending in {', '.join(endings)}, or --format{hint}"
+        )
     return endings[output.suffix]

@@ -62,13 +62,13 @@ def train(
         print("dry run: one batch trained, scored and saved; nothing was left behind")
         return
     loaded, options = plan_start(config, loaded, output, resume, allow_changed)
-    result = workflow.run(loaded, device, log, options, _describe_command())
+    result = workflow.run(loaded, device, log, options, describe_command())
     if result is not None:
         print(format_summary(result.evaluation))
         log.say(f"results in {display_path(result.run)}")
 
 
-def _describe_command() -> str:
+def describe_command() -> str:
     """Return the command as it was given, without secrets of URLs."""
     import shlex
     import sys

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from mlfinetune.config.hierarchy import find_cycle, list_parents
 from mlfinetune.config.types import DataFormat, DataPath, DataPaths, Section
 
 
@@ -65,6 +66,11 @@ class DataConfig(Section):
         {}, description="old name: new name; labels that get one name are joined"
     )
     ignore_labels: list[str] = Field([], description="labels to leave out, by their new names")
+    implies: dict[str, str | list[str]] = Field(
+        {},
+        description="child: parent, or child: [parents]: a picture with the child has the parents "
+        "too, by their new names",
+    )
     min_positives: int = Field(
         0, ge=0, description="labels with fewer positive images in `train` are left out"
     )
@@ -119,6 +125,16 @@ class DataConfig(Section):
     def _check_new_names(cls, value: dict[str, str]) -> dict[str, str]:
         if blank := [old for old, new in value.items() if not new.strip() or new != new.strip()]:
             raise ValueError(f"{blank[0]!r}: wanted a new name without space around it")
+        return value
+
+    @field_validator("implies")
+    @classmethod
+    def _check_implies(cls, value: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        names = [*value, *(name for parents in list_parents(value).values() for name in parents)]
+        if blank := [name for name in names if not name.strip() or name != name.strip()]:
+            raise ValueError(f"{blank[0]!r}: wanted a label without space around it")
+        if cycle := find_cycle(value):
+            raise ValueError(f"labels imply each other in a circle: {' -> '.join(cycle)}")
         return value
 
     @field_validator("label_delimiter")

@@ -1,6 +1,6 @@
 """Labels of a table: apply the config's label options, choose the columns, align the targets.
 
-Table -> empty_labels -> rename_labels -> ignore_labels -> unknown -> Table
+Table -> empty_labels -> rename_labels -> implies -> ignore_labels -> unknown -> Table
 Table -> LabelSpace -> Manifest
 """
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.data.implies import apply_implies
 from mlfinetune.data.manifest import Manifest, number_groups
 from mlfinetune.data.spellings import fold_label, format_renames
 from mlfinetune.data.table import SourceOptions, Table
@@ -24,18 +25,22 @@ MANY_BLANK = 0.2
 BLANK_ADVICE = "if nobody looked at them: data.empty_labels: unknown"
 
 
-def apply_label_options(table: Table, options: SourceOptions) -> Table:
-    """Return the table after `empty_labels`, `rename_labels`, `ignore_labels` and `unknown`.
+def apply_label_options(
+    table: Table, options: SourceOptions, is_one_of_several: bool = False
+) -> Table:
+    """Return the table after the label options, in the order at the top of this file.
 
     The order matters: a row is empty only if the file lists no label in it, so a row whose labels
-    are all ignored is not. Labels are ignored under their new names. `empty_labels: unknown` is
-    about single rows, and beats `unknown`, which is about all.
+    are all ignored is not. Labels are implied and ignored under their new names, and one that is
+    ignored still implies others. `empty_labels: unknown` is about single rows, and beats
+    `unknown`, which is about all. `is_one_of_several`: see `apply_implies`.
     """
     if table.settled:
         return table
     table = _apply_empty_labels(table, options.empty_labels)
     masked = find_blank(table) if options.empty_labels == "unknown" else np.zeros(0, np.int64)
     table = _rename_labels(table, dict(options.rename_labels))
+    table = apply_implies(table, options.implies, is_one_of_several)
     table = drop_labels(table, options.ignore_labels)
     if options.unknown != "ignore":
         state = POSITIVE if options.unknown == "positive" else NEGATIVE

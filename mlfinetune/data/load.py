@@ -48,6 +48,7 @@ def build_source_options(config: Config) -> SourceOptions:
         unknown=data.unknown,
         rename_labels=tuple(data.rename_labels.items()),
         ignore_labels=tuple(data.ignore_labels),
+        implies=data.implies,
         find_by_name=data.find_by_name,
         allow_outside_root=data.allow_outside_root,
         allow_torn_groups=data.allow_torn_groups,
@@ -60,8 +61,12 @@ def _list_names(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def build_split_options(config: Config) -> SplitOptions:
-    """Return how the run takes its train and val examples from the tables."""
+def build_split_options(config: Config, hold_out: bool = True) -> SplitOptions:
+    """Return how the run takes its train and val examples from the tables.
+
+    Args:
+        hold_out: as in `SplitOptions`.
+    """
     data = config.data
     return SplitOptions(
         val_fraction=data.val_fraction,
@@ -69,6 +74,7 @@ def build_split_options(config: Config) -> SplitOptions:
         seed=config.train.seed,
         min_positives=data.min_positives,
         skip_bad=data.bad_images == "skip",
+        hold_out=hold_out,
     )
 
 
@@ -145,13 +151,19 @@ def _shorten(digest: str) -> int:
     return int(digest[:_DIGITS], 16)
 
 
-def load_splits(config: Config, log: RunLog | None, known: KnownSides | None = None) -> Splits:
+def load_splits(
+    config: Config,
+    log: RunLog | None,
+    known: KnownSides | None = None,
+    hold_out: bool = True,
+) -> Splits:
     """Read the examples of train and val.
 
     Args:
         config: names the data.
         log: shows the progress of the picture scan; None: pictures are not scanned.
         known: sides that pictures had before, which they keep where val is drawn.
+        hold_out: as in `SplitOptions`.
 
     Raises:
         DataError: as `read_splits`.
@@ -162,7 +174,7 @@ def load_splits(config: Config, log: RunLog | None, known: KnownSides | None = N
         data.train,
         data.val,
         build_source_options(config),
-        build_split_options(config),
+        build_split_options(config, hold_out),
         None if log is None else build_scan(config, log, stamps),
         known,
     )

@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlfinetune.config.hierarchy import list_ancestors
 from mlfinetune.data.doubts import note_labels
 from mlfinetune.data.groups import check_groups, warn_of_known_groups
+from mlfinetune.data.implies import check_implied_names
 from mlfinetune.data.known_sides import KnownSides
 from mlfinetune.data.labels import (
     align,
+    choose_labels,
     drop_labels,
     find_rare_labels,
     natural_key,
@@ -57,6 +60,7 @@ class SplitOptions:
         seed: decides which rows are held out.
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
+        hold_out: hold out a share of train where the data names no val; else val is empty then.
     """
 
     val_fraction: float | None = None
@@ -64,6 +68,7 @@ class SplitOptions:
     seed: int = 0
     min_positives: int = 0
     skip_bad: bool = False
+    hold_out: bool = True
 
 
 def read_splits(
@@ -131,12 +136,16 @@ def split_tables(
         DataError: as `read_splits`.
     """
     has_val_rows = val_table is None and table.splits is not None and "val" in table.splits
-    _check_options(table, val_table, options, split_options, has_val_rows)
+    implied = _check_options(table, val_table, options, split_options, has_val_rows)
     group_notes = check_groups(table, val_table, options)
     delimiter, skip_bad, labels = table.delimiter, split_options.skip_bad, split_options.labels
     kept_splits = ("train", "val") if has_val_rows else ("train",)
     usable = select_usable(table, "train", kept_splits, options, skip_bad, scan)
-    table, notes, skipped = usable.table, [*usable.notes, *group_notes], usable.skipped
+    table, notes, skipped = (
+        usable.table,
+        [*usable.notes, *group_notes, *(f"train: {note}" for note in implied)],
+        usable.skipped,
+    )
     contents = usable.contents
     if not has_val_rows:
         table = replace(table, splits=None)
@@ -153,14 +162,17 @@ def split_tables(
         table = drop_labels(table, rare)
         val_table = None if val_table is None else drop_labels(val_table, rare)
     is_drawn = val_table is None and not has_val_rows
-    if is_drawn:
+    if is_drawn and not split_options.hold_out:
+        train = align(table, choose_labels(table, labels))
+        val = train.take([])
+    elif is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
         train, val, more = hold_out(table, contents, labels, fraction, split_options.seed, known)
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
         notes += warn_of_known_sides(train, val, contents, known)
-    notes += note_labels(train, val, options, given=labels is not None)
+    notes += note_labels(train, val if len(val) else train, options, given=labels is not None)
     numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))
     return Splits(
         train, val, tuple(notes), tuple(skipped), tuple(rare), delimiter, is_drawn, numbers
@@ -300,19 +312,25 @@ def _check_options(
     options: SourceOptions,
     split_options: SplitOptions,
     has_val_rows: bool,
-) -> None:
-    """Raise DataError where an option contradicts the tables, or names what they do not have."""
+) -> list[str]:
+    """Return notes on labels that are implied; refuse options that do not fit the tables.
+
+    Raises:
+        DataError: an option contradicts the tables, or names what they do not have.
+    """
     if has_val_rows and split_options.val_fraction is not None:
         raise DataError(
             f"{table.origin} says which images are val; remove data.val_fraction, or the split"
         )
     if options.group_by is not None and table.groups is None:
         raise DataError(f"{table.origin}: data.group_by needs a table with this column")
-    _check_label_names(options, table, val_table)
+    return _check_label_names(options, split_options.labels, table, val_table)
 
 
-def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
-    """Raise DataError for a label to ignore or to rename that no table has: a typing error.
+def _check_label_names(
+    options: SourceOptions, labels: Sequence[str] | None, *tables: Table | None
+) -> list[str]:
+    """Raise DataError for a label to ignore, rename or imply that no table has: a typing error.
 
     With `rename_labels: {None: none}` both names may be ignored: it is clear what is meant.
     """
@@ -320,6 +338,9 @@ def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
     in_tables = {name for table in there for name in table.former_labels or table.labels.names}
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
+    ignored = options.ignore_labels
+    implied = check_implied_names(options.implies, sorted(renamed), renames, labels, ignored)
+    renamed |= {name for above in list_ancestors(options.implies).values() for name in above}
     renamed |= {name for name in renames if renames[name] in options.ignore_labels}
     # A column that is no label may be named too: that is how a doubtful one is left out.
     renamed |= {name for table in there for name in table.other_columns}
@@ -332,6 +353,7 @@ def _check_label_names(options: SourceOptions, *tables: Table | None) -> None:
     ]
     if faults:
         raise DataError("labels that no table has\n" + format_list(faults))
+    return implied
 
 
 def _find_rare_in_train(table: Table, split_options: SplitOptions) -> list[str]:

@@ -193,7 +193,7 @@ def join_repeats(table: Table) -> Table:
     """
     rows_of_image: defaultdict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.names):
-        rows_of_image[_normalize(name, table.root) if name else f"\0{row}"].append(row)
+        rows_of_image[normalize_name(name, table.root) if name else f"\0{row}"].append(row)
     if len(rows_of_image) == len(table):
         return table
     packed, unnamed = table.targets.packed.copy(), table.unnamed.copy()
@@ -219,7 +219,7 @@ def join_repeats(table: Table) -> Table:
     return replace(table.take(kept), faults=tuple(dict.fromkeys(moved)))
 
 
-def _normalize(name: str, root: Location) -> str:
+def normalize_name(name: str, root: Location) -> str:
     """Return a text that is the same for all names of one picture."""
     if is_url(name):
         return name

@@ -192,7 +192,7 @@ def assign_sides(
     numbers = None if groups is None else number_groups(groups)
     if contents is not None:
         same_bytes = np.unique(np.array(contents), return_inverse=True)[1]
-        numbers = same_bytes if numbers is None else _join_partitions(numbers, same_bytes)
+        numbers = same_bytes if numbers is None else join_partitions(numbers, same_bytes)
     if pins is None or pins.max() < 0:
         return split_stratified(*targets.positives(), *targets.shape, fractions, seed, numbers)
     units = np.arange(len(targets)) if numbers is None else numbers
@@ -214,7 +214,7 @@ def assign_sides(
     return sides
 
 
-def _join_partitions(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+def join_partitions(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return (N,) numbers: rows that share a number in `first` or in `second` share one here.
 
     These are the connected components. The least number spreads along both partitions until

@@ -5,8 +5,8 @@ LabelLists.add(labels of a row) -> Targets -> Table
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class SourceOptions:
     unknown: str = "ignore"
     rename_labels: tuple[tuple[str, str], ...] = ()
     ignore_labels: tuple[str, ...] = ()
+    implies: Mapping[str, str | list[str]] = field(default_factory=dict)
     find_by_name: bool = False
     allow_outside_root: bool = False
     allow_torn_groups: bool = False

@@ -30,7 +30,7 @@ from scipy.special import expit
 
 from mlfinetune.data.targets import POSITIVE, UNKNOWN
 from mlfinetune.metrics.folds import select_known, split_folds
-from mlfinetune.metrics.types import CalibrationHow
+from mlfinetune.metrics.types import CalibrationHow, ScoreTable
 
 Column = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -38,6 +38,10 @@ SLOPE_SD, SHIFT_SD = 0.3, 0.7
 TOLERANCE, ITERATIONS, LONGEST_STEP = 1e-12, 100, 4.0
 """Of Fisher scoring: gain, as a share of the value, below which it stops; greatest number of steps;
 and the longest step in a coordinate of theta."""
+
+
+MOST_PAIRS = 500_000
+"""Pairs of picture and label that are enough for one slope."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,16 @@ def fit(logits: NDArray[np.float32], targets: NDArray[np.int8], how: Calibration
             lines = [_fit_line([column], shared, shift=True) for column in columns]
     slope, intercept = [line.slope for line in lines], [line.intercept for line in lines]
     return Calibration(how, np.array(slope, np.float64), np.array(intercept, np.float64))
+
+
+def fit_slope(scores: ScoreTable) -> float:
+    """Fit the factor that calibrates the logits of all labels together, as `temperature` does.
+
+    It brings the logits of models that differ in their penalty, or their epoch, to one scale. Of a
+    large table rows at even distances are enough.
+    """
+    step = -(-scores.logits.size // MOST_PAIRS) or 1
+    return float(fit(scores.logits[::step], scores.targets[::step], "temperature").slope[0])
 
 
 def cross_fit(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mlfinetune.config import EvalConfig
 from mlfinetune.data.targets import POSITIVE, UNKNOWN
 from mlfinetune.metrics import calibration, thresholds
+from mlfinetune.metrics.implies import Pairs, align_thresholds, raise_parents
 from mlfinetune.metrics.intervals import compute_intervals
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.measure import measure
@@ -42,16 +43,25 @@ DRAWN = 2 * 10**9
 resamples, but at least 100."""
 
 
-def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
+def raise_scores(scores: ScoreTable, implies: Pairs) -> ScoreTable:
+    """Return the scores with no parent below its child."""
+    return replace(scores, logits=raise_parents(scores.logits, implies)) if implies else scores
+
+
+def fit_decision_rule(
+    settings: EvalConfig, scores: ScoreTable, implies: Pairs = ()
+) -> DecisionRule:
     """Fit the calibration, then the thresholds to calibrated logits, to these scores.
 
     Args:
         settings: kinds of calibration and thresholds, and the review band.
         scores: (N, L) the model's own logits, and targets.
+        implies: columns of children and their parents: parents are raised before thresholds are
+            fitted, and no child is given without them.
     """
     line = calibration.fit(scores.logits, scores.targets, settings.calibration)
     fitted = thresholds.fit(
-        line.apply(scores.logits),
+        raise_parents(line.apply(scores.logits), implies),
         scores.targets,
         settings.thresholds,
         fixed=settings.threshold,
@@ -60,6 +70,7 @@ def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
     )
     values = fitted.values
     values[list(fitted.unreachable)] = 1.0
+    values = align_thresholds(values, implies)
     return DecisionRule(
         fitted.how,
         tuple(values.tolist()),
@@ -67,6 +78,7 @@ def fit_decision_rule(settings: EvalConfig, scores: ScoreTable) -> DecisionRule:
         tuple(line.slope.tolist()),
         tuple(line.intercept.tolist()),
         settings.review,
+        implies,
     )
 
 
@@ -92,7 +104,7 @@ def evaluate(
         fitted_on = "nothing"
     elif fitted_here:
         fitted_on = "the same images"
-        unbiased, present = _cross_fit(settings, scores)
+        unbiased, present = _cross_fit(settings, scores, decision.implies)
         cross_fitted = _measure_rates(scores, present)
     review = None
     if decision.review is not None:
@@ -104,7 +116,7 @@ def evaluate(
         cross_fitted=cross_fitted,
         calibration=CalibrationFacts(
             decision.calibration,
-            _measure_calibration(scores),
+            _measure_calibration(raise_scores(scores, decision.implies)),
             None if decision.calibration == "none" else _measure_calibration(unbiased),
         ),
         review=review,
@@ -113,7 +125,9 @@ def evaluate(
     return Evaluation(calibrated, table, decision, facts)
 
 
-def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, NDArray[np.bool_]]:
+def _cross_fit(
+    settings: EvalConfig, scores: ScoreTable, implies: Pairs
+) -> tuple[ScoreTable, NDArray[np.bool_]]:
     """Calibrate and decide each image by a fit on the other folds.
 
     Returns:
@@ -127,10 +141,12 @@ def _cross_fit(settings: EvalConfig, scores: ScoreTable) -> tuple[ScoreTable, ND
         fixed=settings.threshold,
         precision=settings.precision,
         groups=scores.groups,
+        implies=implies,
     )
     logits = calibration.cross_fit(
         scores.logits, scores.targets, settings.calibration, groups=scores.groups
     )
+    logits = raise_parents(logits, implies)
     return replace(scores, logits=logits, calibration=settings.calibration), present
 
 

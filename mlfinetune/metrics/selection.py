@@ -35,14 +35,26 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate's mAP, and its mAPs on B resamples of the images, the same for all candidates."""
+    """A candidate's mAP, and its mAPs on B resamples of the images, the same for all candidates.
 
-    mAP: float
-    resampled: tuple[float, ...]
+    Attributes:
+        mAP: None where it is undefined.
+        resampled: empty where mAP is undefined, or the table too large.
+        epoch: of the candidate; 0: before the first one.
+        l2, iterations: of the solver; None: an epoch.
+        slope: factor that calibrates its logits; None: it was not fitted.
+    """
+
+    mAP: float | None
+    resampled: tuple[float, ...] = ()
+    epoch: int = 0
+    l2: float | None = None
+    iterations: int | None = None
+    slope: float | None = None
 
 
-def try_candidate(scores: ScoreTable, mean_ap: float | None) -> Trial | None:
-    """Measure a candidate on resamples; None where mAP is undefined, or the table too large.
+def try_candidate(scores: ScoreTable, mean_ap: float | None) -> Trial:
+    """Measure a candidate on resamples of its images.
 
     Args:
         scores: (N, L) of the candidate; images of one group are drawn together.
@@ -50,7 +62,7 @@ def try_candidate(scores: ScoreTable, mean_ap: float | None) -> Trial | None:
     """
     resamples = min(RESAMPLES, DRAWN // max(1, scores.logits.size))
     if mean_ap is None or resamples < FEWEST:
-        return None
+        return Trial(mean_ap)
     ranked = rank_labels(scores, [0.5] * len(scores.labels))
     (drawn,) = resample([ranked], find_groups(scores), resamples, SEED, "sklearn")
     return Trial(mean_ap, tuple(drawn.averages()["mAP"].tolist()))
@@ -61,7 +73,7 @@ def estimate_selection(trials: Sequence[Trial | None]) -> Selection:
 
     The optimism is None where a trial is unknown, and 0 for a single candidate.
     """
-    known = [trial for trial in trials if trial is not None]
+    known = [trial for trial in trials if trial is not None and trial.resampled]
     if len(known) < len(trials) or not known:
         return Selection(len(trials), None)
     resampled = np.array([trial.resampled for trial in known]).T  # (B, C)
@@ -70,7 +82,7 @@ def estimate_selection(trials: Sequence[Trial | None]) -> Selection:
         return Selection(len(trials), 0.0 if len(known) == 1 else None)
     scatter = resampled - resampled.mean(axis=0)
     scatter -= scatter.mean(axis=1, keepdims=True)  # what all candidates share moves no choice
-    own = np.array([trial.mAP for trial in known])
+    own = np.array([trial.mAP for trial in known], float)
     noise = float((scatter**2).sum() / (len(scatter) - 1) / (len(own) - 1))
     spread = float(own.var(ddof=1))
     kept = max(0.0, 1 - noise / spread) if spread else 0.0

@@ -35,7 +35,7 @@ the fitted numbers in checkpoints depend on every digit.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log
 
 import numpy as np
@@ -45,6 +45,7 @@ from scipy.special import betainc, expit, logit
 from mlfinetune.data.targets import POSITIVE, UNKNOWN
 from mlfinetune.metrics import calibration
 from mlfinetune.metrics.folds import select_known, split_folds
+from mlfinetune.metrics.implies import Pairs, align_thresholds, raise_parents
 from mlfinetune.metrics.types import CalibrationHow, ThresholdHow
 
 PULL, NEAR = 3.0, 0.5  # per_label: the 3 of P / (P + 3); the 1/2 of 1/2 * P^(-2/3)
@@ -131,21 +132,24 @@ def cross_fit(
     folds: int = 5,
     seed: int = 0,
     groups: NDArray[np.int64] | None = None,
+    implies: Pairs = (),
 ) -> NDArray[np.bool_]:
     """Return (N, L) bool predictions, each image's by thresholds fitted on the other folds.
 
     F1s of these predictions are not optimistic. With `calibrate`, the other folds also fit the
-    calibration, and the thresholds are fitted to calibrated logits. `groups`: see split_folds.
+    calibration, and the thresholds are fitted to calibrated logits. `groups`: see split_folds;
+    `implies`: see metrics/implies.py.
     """
     out = np.zeros(logits.shape, np.bool_)
     for others, held in split_folds(len(logits), folds, seed, groups):
         line = calibration.fit(logits[others], targets[others], calibrate)
-        calibrated = line.apply(logits[others])
+        calibrated = raise_parents(line.apply(logits[others]), implies)
         some = None if groups is None else groups[others]
         fitted = fit(
             calibrated, targets[others], how, fixed=fixed, precision=precision, groups=some
         )
-        out[held] = fitted.predict(line.apply(logits[held]))
+        fitted = replace(fitted, cuts=align_thresholds(fitted.cuts, implies))
+        out[held] = fitted.predict(raise_parents(line.apply(logits[held]), implies))
     return out
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import LabelSpace
+from mlfinetune.metrics.implies import Pairs, raise_parents
 from mlfinetune.metrics.logits import find_limits
 
 ThresholdHow = Literal["fixed", "global", "per_label", "precision"]
@@ -125,6 +126,7 @@ class DecisionRule:
         slope, intercept: (L,) calibrated logit = slope * logit + intercept.
         review: (low, high), the band of calibrated probabilities that people should review;
             None: no review was configured.
+        implies: columns of children and parents (`data.implies`).
     """
 
     how: ThresholdHow
@@ -133,6 +135,7 @@ class DecisionRule:
     slope: tuple[float, ...]
     intercept: tuple[float, ...]
     review: tuple[float, float] | None = None
+    implies: Pairs = ()
 
     @classmethod
     def plain(cls, labels: int, threshold: float = 0.5) -> "DecisionRule":
@@ -149,14 +152,14 @@ class DecisionRule:
         return find_limits(np.array(self.thresholds, np.float64))
 
     def calibrate(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return calibrated logits for the model's own; (N, L) both."""
+        """Return calibrated logits for the model's own; (N, L) both, no parent below its child."""
         if self.calibration == "none":
-            return logits
+            return raise_parents(logits, self.implies)
         lines = zip(logits.T, self.slope, self.intercept, strict=True)
         out = logits.copy()
         for column, (values, slope, intercept) in enumerate(lines):
             out[:, column] = slope * values.astype("float64") + intercept
-        return out
+        return raise_parents(out, self.implies)
 
 
 # ---- facts ------------------------------------------------------------------------------

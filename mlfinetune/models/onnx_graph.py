@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mlfinetune.errors import CheckpointError, ConfigError
+from mlfinetune.metrics.implies import group_children
 from mlfinetune.metrics.types import DecisionRule, EvalViews
 from mlfinetune.models.tagger import Tagger
 
@@ -51,6 +52,7 @@ class Graph(nn.Module):
         self.register_buffer("std", tagger.std)
         self.register_buffer("slope", torch.tensor(decision.slope))
         self.register_buffer("intercept", torch.tensor(decision.intercept))
+        self.implies = group_children(decision.implies)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, S, S) uint8 -> (N, L) float32 calibrated probabilities, and the model's logits."""
@@ -60,7 +62,18 @@ class Graph(nn.Module):
         logits: Tensor = self.head(self.features(x))
         if self.is_mirrored:
             logits = logits.reshape(2, -1, logits.shape[1]).mean(0)
-        return torch.sigmoid(logits * self.slope + self.intercept), logits
+        calibrated = logits * self.slope + self.intercept
+        return torch.sigmoid(self.raise_parents(calibrated)), logits
+
+    def raise_parents(self, calibrated: Tensor) -> Tensor:
+        """Return (N, L) logits in which each parent is the highest of itself and its children."""
+        if not self.implies:
+            return calibrated
+        raised = [calibrated[:, [p, *children]].amax(1) for p, children in self.implies.items()]
+        order = list(range(calibrated.shape[1]))
+        for place, parent in enumerate(self.implies):
+            order[parent] = len(order) + place
+        return torch.cat([calibrated, torch.stack(raised, 1)], 1)[:, order]
 
 
 def build_onnx(graph: Graph, side: int, name: str) -> Any:

@@ -9,7 +9,7 @@ A Tagger asks nothing else of a file. Several threads may use a backend at once.
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Backend(Protocol):
         file: the file; of a URL the copy on this machine.
         labels: names of the L columns.
         decision: calibration and thresholds of the file.
+        config: config of the run, as plain containers.
         spec: how a picture becomes the (3, S, S) square.
         backbone: name of the network.
         views: versions of a picture whose mean logits are computed.
@@ -51,6 +52,7 @@ class Backend(Protocol):
     file: Path
     labels: LabelSpace
     decision: DecisionRule
+    config: dict[str, Any]
     spec: TransformSpec
     backbone: str
     views: EvalViews
@@ -117,6 +119,7 @@ class TorchBackend:
         self.name, self.file, self.device = str(file), file, device
         self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
         self.backbone, self.fitted_views = loaded.backbone, loaded.views
+        self.config = loaded.config
         precision = restore_config(loaded.config, file).train.precision
         self._dtype, _ = choose_precision(precision, device)
         about = (loaded.backbone, loaded.levels, len(loaded.labels))

@@ -15,6 +15,8 @@ from mlfinetune.data.batches.loader import Loader
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import CheckpointError, DataError
+from mlfinetune.metrics.evaluation import raise_scores
+from mlfinetune.metrics.implies import Pairs
 from mlfinetune.metrics.measure import measure
 from mlfinetune.models.onnx_graph import LOGITS, PROBABILITIES
 from mlfinetune.models.onnx_session import OnnxModel, open_onnx
@@ -49,6 +51,7 @@ def compare(
     images: NDArray[np.uint8],
     val: Manifest,
     spec: TransformSpec,
+    implies: Pairs,
     log: RunLog,
 ) -> tuple[Cost, Cost]:
     """Measure both files, on the same pictures; images/s by turns.
@@ -58,6 +61,7 @@ def compare(
         images: (N, 3, S, S), for the speed.
         val: examples of validation.
         spec: how a picture becomes a square.
+        implies: columns of children and parents; the latter are raised.
         log: shows the progress.
 
     Raises:
@@ -67,7 +71,7 @@ def compare(
     paths = (float32, int8)
     models = [open_onnx(path, with_logits=True) for path in paths]
     _require_same_alone(models[1], images)
-    scores = _score(models, val, spec, log)
+    scores = _score(models, val, spec, implies, log)
     rates = _measure_rates(models, images)
     sizes = [path.stat().st_size for path in paths]
     first, second = map(Cost, sizes, rates, scores)
@@ -99,7 +103,9 @@ _ALONE = 1e-4
 """Largest difference of a probability between batches of two sizes."""
 
 
-def _score(models: list[OnnxModel], val: Manifest, spec: TransformSpec, log: RunLog) -> list[float]:
+def _score(
+    models: list[OnnxModel], val: Manifest, spec: TransformSpec, implies: Pairs, log: RunLog
+) -> list[float]:
     """Return the mAP of each model; pictures are decoded once."""
     loader = Loader(
         val, spec, batch_size=BATCH, workers=min(1, count_cores() - 1), train_seed=None,
@@ -112,7 +118,8 @@ def _score(models: list[OnnxModel], val: Manifest, spec: TransformSpec, log: Run
             for model, scored in zip(models, rows, strict=True):
                 logits = model.compute(batch.images.numpy(), LOGITS)
                 scored.append((batch.indices.numpy(), logits))
-    found = [measure(tabulate(scored, val)).averages["mAP"] for scored in rows]
+    tables = [raise_scores(tabulate(scored, val), implies) for scored in rows]
+    found = [measure(table).averages["mAP"] for table in tables]
     scores = [score for score in found if score is not None]
     if len(scores) < len(found):
         raise DataError("no label has both positives and negatives in validation: there is no mAP")

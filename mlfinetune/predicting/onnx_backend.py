@@ -97,6 +97,7 @@ class OnnxBackend:
         self.name, self.file, self.device = str(file), file, torch.device("cpu")
         self.labels, self.decision, self.spec = loaded.labels, loaded.decision, loaded.transform
         self.backbone, self.fitted_views = loaded.backbone, loaded.views
+        self.config = loaded.config
         self.how = network.how
         self._network = network
         self._set_views(loaded.views)
@@ -121,14 +122,16 @@ class OnnxBackend:
 
     def compute_features(self, images: Tensor) -> Tensor:
         """Refuse, with a ConfigError: the file has no features."""
-        self._refuse("features")
+        refuse(self.name, "features")
 
     def build_explainer(self) -> NoReturn:
         """Refuse, with a ConfigError: the file has no maps."""
-        self._refuse("heat maps")
+        refuse(self.name, "heat maps")
 
-    def _refuse(self, lacking: str) -> NoReturn:
-        raise ConfigError(
-            f"{self.name} is an ONNX file, which gives probabilities and no {lacking}; use the "
-            f"checkpoint that it was exported from"
-        )
+
+def refuse(name: str, lacking: str) -> NoReturn:
+    """Raise a ConfigError: the file, of this name, has no features or heat maps."""
+    raise ConfigError(
+        f"{name} is an ONNX file, which gives probabilities and no {lacking}; use the checkpoint "
+        f"that it was exported from"
+    )

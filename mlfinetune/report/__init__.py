@@ -7,9 +7,9 @@ Start at write.py, which does all of it for a folder; content.py computes what t
 
 from mlfinetune.report.content import Evidence, build
 from mlfinetune.report.heat import MapSource, choose_most, place_maps
-from mlfinetune.report.mistakes import list_suspect_rows
 from mlfinetune.report.page import render
 from mlfinetune.report.pictures import read_pictures
+from mlfinetune.report.suspects import list_suspect_rows
 from mlfinetune.report.view import Bin, Calibration, Report
 
 __all__ = [

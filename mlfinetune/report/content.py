@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.data.targets import UNKNOWN
+from mlfinetune.metrics.doubt import Doubt, measure_doubt
 from mlfinetune.metrics.logits import find_cuts
 from mlfinetune.metrics.types import LabelMetrics, MetricTable, ScoreTable
-from mlfinetune.report import curves, mistakes, pictures
+from mlfinetune.report import curves, mistakes, pictures, suspects
 from mlfinetune.report.view import (
     Calibration,
     Decisions,
@@ -24,6 +25,7 @@ from mlfinetune.report.view import (
     Picture,
     Report,
     Series,
+    TornGroup,
 )
 
 GOOD = 0.7
@@ -63,9 +65,9 @@ class Evidence:
         table: the numbers of `scores`, with thresholds for `probabilities`.
         intervals: name of an average -> ends of its 95 % interval.
         ap_intervals, f1_intervals, auroc_intervals: label -> ends of its 95 % interval.
-        calibrated: whether the probabilities are calibrated, so that 0.5 is an even chance.
         calibration: reliability curves of the probabilities, before calibration first.
         history: rows of metrics.jsonl.
+        near_duplicates: (N,) numbers, the same for near duplicates; None: they are not known.
         good: AP from which a label is called good.
     """
 
@@ -78,9 +80,9 @@ class Evidence:
     ap_intervals: Mapping[str, Interval] = field(default_factory=dict)
     f1_intervals: Mapping[str, Interval] = field(default_factory=dict)
     auroc_intervals: Mapping[str, Interval] = field(default_factory=dict)
-    calibrated: bool = False
     calibration: tuple[Calibration, ...] = ()
     history: Sequence[Mapping[str, Any]] = ()
+    near_duplicates: NDArray[np.int64] | None = None
     good: float = GOOD
 
 
@@ -106,6 +108,7 @@ def _compute_report(evidence: Evidence) -> Report:
     ]
     pairs, matrix = mistakes.count_missed(scores, limits, outcomes)
     headline, averages = _split_averages(evidence)
+    doubt = measure_doubt(scores.logits, scores.targets)
     return Report(
         title=evidence.title,
         about=evidence.about,
@@ -123,10 +126,17 @@ def _compute_report(evidence: Evidence) -> Report:
         calibration=evidence.calibration,
         missed=pairs,
         matrix=matrix,
-        suspects=mistakes.find_suspects(
-            scores, evidence.probabilities, limits, thresholds, evidence.calibrated
-        ),
+        suspects=suspects.find_suspects(scores, evidence.probabilities, limits, thresholds, doubt),
+        torn=_find_torn(evidence, doubt),
     )
+
+
+def _find_torn(evidence: Evidence, doubt: Doubt) -> tuple[TornGroup, ...]:
+    """Return the near duplicates with different tags; none where near duplicates are not known."""
+    if evidence.near_duplicates is None:
+        return ()
+    groups = evidence.near_duplicates
+    return suspects.find_torn(evidence.scores, evidence.probabilities, doubt, groups)
 
 
 # ---- averages -------------------------------------------------------------------------------

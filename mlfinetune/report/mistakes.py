@@ -1,10 +1,10 @@
-"""Mistakes of the scores, and given tags that disagree with the scores.
+"""Mistakes of the scores: false positives and negatives, and labels that are taken for others.
 
 Unknown targets are never a mistake. Shapes: N images, L labels; `limits` (L,) are the logits from
 which labels count as present.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from mlfinetune.data.targets import NEGATIVE, POSITIVE
 from mlfinetune.metrics.types import ScoreTable
-from mlfinetune.report.view import Gallery, Matrix, Missed, Report, Shown, Suspect
-from mlfinetune.text import neutralize, pluralize
+from mlfinetune.report.view import Gallery, Matrix, Missed, Shown
 
 OTHERS = 4
 """Greatest number of other labels beside a picture."""
@@ -129,68 +128,3 @@ def count_missed(
         ),
     )
     return tuple(Missed(names[a], names[b], -n) for n, a, b in best[:PAIRS]), matrix
-
-
-# ---- tags that may be wrong -----------------------------------------------------------------
-
-
-def find_suspects(
-    scores: ScoreTable,
-    probabilities: NDArray[np.float64],
-    limits: NDArray[np.float32],
-    thresholds: NDArray[np.float64],
-    calibrated: bool,
-) -> tuple[Suspect, ...]:
-    """Find the given tags that disagree with the scores: missing tags first, then wrong ones.
-
-    A known negative may be a missing tag if its probability is at least all three of: its label's
-    threshold, the mean probability of the label's known positives, 0.5. A known positive may be a
-    wrong tag if its probability is below the threshold, and at most the mean probability of the
-    label's known negatives. The tags that are least likely to be right come first. They are ranked
-    by probability if it is calibrated, else by the distance of the logit from the threshold's
-    logit.
-
-    Source: the per-label thresholds of confident learning, Northcutt et al. 2021.
-    """
-    ranked: list[tuple[int, float, Suspect]] = []
-    for column, label in enumerate(scores.labels.names):
-        p, targets = probabilities[:, column], scores.targets[:, column]
-        distance = scores.logits[:, column] - np.clip(limits[column], -50, 50)
-        surprise = p if calibrated else distance
-        for given, sign in ((NEGATIVE, 1), (POSITIVE, -1)):
-            edge, why = _find_edge(p, targets, given, float(thresholds[column]))
-            decided = (distance >= 0) & (p >= 0.5) if given == NEGATIVE else distance < 0
-            beyond = (targets == given) & decided & (sign * p >= sign * edge)
-            for row in np.flatnonzero(beyond).tolist():
-                others = tuple(tag for tag in list_tags(scores, row) if tag != label)
-                suspect = Suspect(row, scores.names[row], label, given, float(p[row]), why, others)
-                ranked.append((given, -sign * float(surprise[row]), suspect))
-    ranked.sort(key=lambda item: item[:2])
-    return tuple(item[2] for item in ranked)
-
-
-def _find_edge(
-    p: NDArray[np.float64], targets: NDArray[np.int8], given: int, threshold: float
-) -> tuple[float, str]:
-    """Return the probability from which a tag given as `given` is suspect, and why, in words."""
-    opposite = p[targets == (POSITIVE if given == NEGATIVE else NEGATIVE)]
-    words = f"threshold {threshold:.2f}"
-    if not len(opposite):
-        return threshold, words
-    mean = float(opposite.mean())
-    kind = "tagged" if given == NEGATIVE else "untagged"
-    words += f", {pluralize(len(opposite), f'{kind} picture')}, on average {mean:.2f}"
-    return (max if given == NEGATIVE else min)(threshold, mean), words
-
-
-def list_suspect_rows(report: Report) -> Iterator[tuple[str, ...]]:
-    """Yield header and rows of suspects.csv in the page's order; no cell is run as a formula."""
-    yield ("image", "label", "given", "probability", "why")
-    for suspect in report.suspects:
-        yield (
-            neutralize(suspect.image),
-            neutralize(suspect.label),
-            str(suspect.given),
-            f"{suspect.probability:.6f}",
-            suspect.why,
-        )

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from mlfinetune.data.images import overlay
 from mlfinetune.report import plots, words
-from mlfinetune.report.pictures import select_suspects
+from mlfinetune.report.pictures import TORN_PICTURES, TORN_SHOWN, select_suspects
 from mlfinetune.report.view import Report, Series
 from mlfinetune.runs import directory
 
@@ -28,22 +28,24 @@ _TRAINING = (
 
 def render(report: Report) -> str:
     """Return the page: HTML in UTF-8 that loads nothing from outside."""
-    style = _read_asset("style.css") + _write_thumbnail_styles(report)
-    script = _read_asset("script.js")
-    page = _make_environment().get_template("page.html.j2")
+    style = read_asset("style.css") + _write_thumbnail_styles(report)
+    script = read_asset("script.js")
+    page = make_environment().get_template("page.html.j2")
     return page.render(
         report=report,
         style=Markup(style),
         script=Markup(script),
         policy=(
-            f"default-src 'none'; img-src data:; style-src {_hash_source(style)}; "
-            f"script-src {_hash_source(script)}; base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src {hash_source(style)}; "
+            f"script-src {hash_source(script)}; base-uri 'none'; form-action 'none'"
         ),
         scale=overlay.SCALE.tobytes().hex(),
         groups=words.group_by_verdict(report),
         sure=words.has_intervals(report),
         training=_plot_training(report.training),
         suspects=[report.suspects[index] for index in select_suspects(report)],
+        torn=report.torn[:TORN_SHOWN],
+        torn_pictures=TORN_PICTURES,
         columns={row.label: row.column for row in report.labels},
         suspects_file=directory.SUSPECTS,
         most=max((n for row in report.matrix.counts for n in row), default=1),
@@ -51,7 +53,8 @@ def render(report: Report) -> str:
 
 
 @cache  # a template is compiled once a process
-def _make_environment() -> Environment:
+def make_environment() -> Environment:
+    """Return the environment of the pages: it escapes everything."""
     environment = Environment(
         loader=PackageLoader("mlfinetune.report"),
         autoescape=True,
@@ -77,20 +80,22 @@ def _plot_training(series: tuple[Series, ...]) -> list[plots.Plot]:
 def _write_thumbnail_styles(report: Report) -> str:
     """Return a CSS class for each picture: one in several lists is in the page once."""
     return "".join(
-        f".p{index}{{background-image:url(data:image/jpeg;base64,{_encode_base64(picture.jpeg)})}}\n"
+        f".p{index}{{background-image:url(data:image/jpeg;base64,{encode_base64(picture.jpeg)})}}\n"
         for index, picture in report.pictures.items()
         if picture.jpeg is not None
     )
 
 
-def _read_asset(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Return the text of a file beside the templates."""
     return (resources.files("mlfinetune.report") / "templates" / name).read_text("utf-8")
 
 
-def _hash_source(text: str) -> str:
+def hash_source(text: str) -> str:
     """Return the policy's source expression for an inline element with this text."""
-    return f"'sha256-{_encode_base64(hashlib.sha256(text.encode()).digest())}'"
+    return f"'sha256-{encode_base64(hashlib.sha256(text.encode()).digest())}'"
 
 
-def _encode_base64(content: bytes) -> str:
+def encode_base64(content: bytes) -> str:
+    """Return bytes as a data URL has them."""
     return base64.b64encode(content).decode()

@@ -18,6 +18,9 @@ under 5 MB."""
 MISSING_SHOWN, WRONG_SHOWN = 40, 20
 """Suspected missing and wrong tags that the page shows; suspects.csv has all."""
 
+TORN_SHOWN, TORN_PICTURES = 20, 8
+"""Groups of near duplicates with different tags that the page shows; pictures of each."""
+
 _HEAT_MARKUP = 90  # characters of a heat map's attributes
 _SIDES = (192, 160, 128, 112, 96)
 _BYTES_A_PIXEL = 0.2  # of a small photograph as JPEG, quality 70
@@ -36,7 +39,7 @@ def read_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) ->
             name.
     """
     budget -= sum(len(heat.levels) + _HEAT_MARKUP for heat in report.heat.values())
-    side = _choose_side(len(report.pictures), budget)
+    side = choose_side(len(report.pictures), budget)
     pictures: dict[int, Picture] = {}
     for index, picture in report.pictures.items():
         if budget > 0:
@@ -63,6 +66,8 @@ def _list_by_need(report: Report) -> Iterator[int]:
     """Yield the indices of pictures, the most useful first; one in two lists comes twice."""
     for suspect in select_suspects(report):
         yield report.suspects[suspect].index
+    for group in report.torn[:TORN_SHOWN]:
+        yield from group.pictures[:TORN_PICTURES]
     details = [row.detail for row in report.labels if row.detail]
     lists = [
         [picture.index for picture in gallery.shown]
@@ -73,7 +78,7 @@ def _list_by_need(report: Report) -> Iterator[int]:
         yield from (index for index in rank if index is not None)
 
 
-def _choose_side(count: int, budget: int) -> int:
+def choose_side(count: int, budget: int) -> int:
     """Return the largest side in pixels at which `count` photographs should fit the budget."""
     fits = (side for side in _SIDES if count * side * side * _BYTES_A_PIXEL * 4 / 3 <= budget)
     return next(fits, _SIDES[-1])

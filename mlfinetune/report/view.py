@@ -190,6 +190,8 @@ class Suspect:
         probability: of the label.
         why: the reason, in words.
         tags: the picture's other known labels.
+        rank: 1 for the least likely to be right, counted apart for missing and wrong tags; 0: none,
+            only its near duplicates speak against it.
     """
 
     index: int
@@ -199,6 +201,22 @@ class Suspect:
     probability: float
     why: str
     tags: tuple[str, ...]
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class TornGroup:
+    """Near duplicates whose tags differ.
+
+    Attributes:
+        number: of the group, from 1 on.
+        pictures: indices of all its pictures, those of `tags` first.
+        tags: tags of the labels that some of them have and others lack, label by label.
+    """
+
+    number: int
+    pictures: tuple[int, ...]
+    tags: tuple[Suspect, ...]
 
 
 @dataclass(frozen=True)
@@ -242,6 +260,7 @@ class Report:
         calibration: curves of the model's own probabilities, then of calibrated ones, if any.
         missed: most frequent first.
         suspects: missing tags, then wrong ones; the least likely to be right first.
+        torn: near duplicates with different tags, the surest first.
         pictures: by index, all that any list shows, the most useful first.
         side: of the thumbnails, in pixels.
         warning: a sentence to read before the numbers; empty: none.
@@ -262,6 +281,7 @@ class Report:
     missed: tuple[Missed, ...]
     matrix: Matrix
     suspects: tuple[Suspect, ...]
+    torn: tuple[TornGroup, ...] = ()
     pictures: Mapping[int, Picture] = field(default_factory=dict)
     side: int = 0
     warning: str = ""

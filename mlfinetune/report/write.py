@@ -40,8 +40,10 @@ from mlfinetune.report.heat import MapSource, compute_maps, list_wanted, place_m
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import explaining_damage
+from mlfinetune.runs.folds import explain_folds
 from mlfinetune.runs.heat_maps import HeatMaps, read_heat_maps, write_heat_maps
 from mlfinetune.runs.moved import find_again
+from mlfinetune.runs.near_duplicates import read_near_duplicates
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read_seen
 from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.log import RunLog
@@ -202,9 +204,9 @@ def _gather_evidence(
         ap_intervals={row.label: row.AP for row in intervals.per_label if row.AP},
         f1_intervals={row.label: row.F1 for row in intervals.per_label if row.F1},
         auroc_intervals={row.label: row.AUROC for row in intervals.per_label if row.AUROC},
-        calibrated=facts.calibration.calibrated is not None,
         calibration=_name_curves(facts.calibration),
         history=_read_history(folder),
+        near_duplicates=read_near_duplicates(folder, scores.names),
     )
 
 
@@ -228,7 +230,7 @@ def _name_curve(name: str, errors: CalibrationError) -> report.Calibration:
 
 def _describe_protocol(content: Mapping[str, Any], facts: Facts) -> tuple[tuple[str, str], ...]:
     """Return (name, text) lines: data, checkpoint, AP protocol, thresholds, probabilities."""
-    lines = [("data", str(content["data"]))]
+    lines = [("data", str(content["data"])), *explain_folds(content)]
     lines += [
         (name, str(content[name]))
         for name in ("checkpoint", "epoch", "candidate")

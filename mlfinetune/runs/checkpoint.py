@@ -31,6 +31,7 @@ from mlfinetune.config import MAX_IMAGE_SIZE
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import CheckpointError, TrainingError
+from mlfinetune.metrics.implies import is_pairs, to_pairs
 from mlfinetune.metrics.types import CalibrationHow, DecisionRule, EvalViews, ThresholdHow
 from mlfinetune.runtime.threads import one_thread
 from mlfinetune.storage.atomic import writing_binary
@@ -57,7 +58,8 @@ class Checkpoint:
         decision: calibration and thresholds.
         views: versions of a picture whose mean logits these were fitted to, and are applied to.
         config: the resolved config of the run, as plain containers.
-        data_digest: SHA-256 over image names, labels and targets of the validation data.
+        data_digest: SHA-256 over image names, labels and targets of the validation data;
+            `OUT_OF_FOLD`: none was held out, and the decision was fitted to out-of-fold scores.
         epoch: the epoch after which the weights were saved, from 1; of L-BFGS the number of the
             solution; 0: the solved head before training.
         versions: of mlfinetune and of the packages that compute the network, when it was written.
@@ -91,6 +93,7 @@ class Origin:
 
 
 FORMAT = 2
+OUT_OF_FOLD = "out of fold"
 _KEY = "mlfinetune"
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
@@ -281,6 +284,8 @@ def _parse_decision(about: dict[str, Any], labels: int) -> DecisionRule:
         raise ValueError("the decision is not of these labels")
     thresholds = lists["thresholds"]
     _require(thresholds, "thresholds", min(thresholds) >= 0 and max(thresholds) <= 1)
+    implies = about.get("implies", [])  # version 0.2 knew none
+    _require(implies, "implies", is_pairs(implies, labels))
     low, high = map(to_finite, about["review"] or (0, 0))
     _require(about["review"], "review", 0 <= low <= high <= 1)
     _require(about["how"], "how", about["how"] in get_args(ThresholdHow))
@@ -289,6 +294,7 @@ def _parse_decision(about: dict[str, Any], labels: int) -> DecisionRule:
         how=about["how"],
         calibration=about["calibration"],
         review=(low, high) if about["review"] else None,
+        implies=to_pairs(implies),
         **lists,
     )
 

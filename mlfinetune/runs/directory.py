@@ -2,8 +2,8 @@
 
 runs/<name>/  config.yaml  labels.txt  best.safetensors  last.safetensors  metrics.jsonl
               metrics.json  per_label.csv  predictions.csv  scores.npz  skipped.csv  report.html
-              suspects.csv  heat_maps.json  trained_on.npz  train.log  resume.pt  .lock; while it
-              trains resume-previous.pt
+              suspects.csv  heat_maps.json  near_duplicates.npz  trained_on.npz  train.log
+              resume.pt  .lock; while it trains resume-previous.pt
 """
 
 import os
@@ -34,6 +34,7 @@ SCORES = "scores.npz"
 SKIPPED = "skipped.csv"
 TRAINED_ON = "trained_on.npz"
 HEAT_MAPS = "heat_maps.json"
+NEAR_DUPLICATES = "near_duplicates.npz"
 REPORT = "report.html"
 SUSPECTS = "suspects.csv"
 LOG = "train.log"

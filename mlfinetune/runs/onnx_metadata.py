@@ -64,7 +64,7 @@ def list_metadata(
     values: dict[str, Any] = {key: transform[key] for key in _INPUT}
     values |= {"checkpoint_format": about.pop("format"), **about}
     values["thresholds"] = decision["thresholds"]
-    values["decision"] = {key: decision[key] for key in ("how", "review")}
+    values["decision"] = {key: decision[key] for key in ("how", "review", "implies")}
     calibration = {key: decision[key] for key in ("slope", "intercept")}
     values["calibration"] = {"how": decision["calibration"], **calibration}
     texts = {k: v if k in _TEXTS else json.dumps(v) for k, v in values.items()}

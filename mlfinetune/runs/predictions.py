@@ -1,23 +1,25 @@
-"""Predictions as rows of CSV, JSONL or text; and the rows of an unfinished file, read back.
+"""Predictions as rows of CSV, JSONL or text, or as tasks of Label Studio.
 
-Prediction -> one row, written at once
-a file     -> its complete rows, each with its picture's name, to resume after them
+Prediction -> one row, written at once; written_rows.py reads them back
 """
 
 import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from collections.abc import Sequence
+from typing import Any, TextIO
 
 import numpy as np
 
+from mlfinetune.data.readers.label_studio_interface import Interface
 from mlfinetune.data.targets import LabelSpace
-from mlfinetune.errors import DataError
 from mlfinetune.metrics.types import DecisionRule, Prediction
+from mlfinetune.runs.label_studio_tasks import build_failed_task, build_task
 from mlfinetune.text import make_printable, neutralize
+
+TASKS = "label-studio"
+"""Format of a JSON array of tasks."""
+TASKS_START = b'[\n{"data": {'
+"""First bytes of such a file."""
 
 
 class LabelSelector:
@@ -154,147 +156,49 @@ class TextWriter:
         self._file.write(f"{make_printable(prediction.name)}: {make_printable(text)}\n")
 
 
-RowWriter = CsvWriter | JsonlWriter | TextWriter
+class TaskWriter:
+    """Writes a JSON array of Label Studio's tasks, one a line; `finish` closes it.
+
+    A file that was not finished has no `]`: Label Studio takes no part of it for all of it.
+    """
+
+    def __init__(
+        self,
+        file: TextIO,
+        selector: LabelSelector,
+        only_labels: bool,
+        begun: bool = False,
+        model_version: str = "mlfinetune",
+        interface: Interface | None = None,
+    ) -> None:
+        """Start an array, or go on after its last task where it is `begun`."""
+        self._file, self._selector, self._with_scores = file, selector, not only_labels
+        self._begun, self._model_version, self._interface = begun, model_version, interface
+
+    def write(self, prediction: Prediction) -> None:
+        """Write one task."""
+        name, p, names = prediction.name, prediction.probabilities, self._selector.labels.names
+        if p is None:
+            task = build_failed_task(name, prediction.error or "", self._interface)
+        else:
+            columns = self._selector(prediction)
+            about = (self._model_version, self._interface, self._with_scores)
+            task = build_task(name, names, p, columns, *about)
+            if self._selector.reviews:
+                review = self._selector.select_review(prediction)
+                task["meta"] = {"review": [names[column] for column in review]}
+        self._file.write((",\n" if self._begun else "[\n") + json.dumps(task, ensure_ascii=False))
+        self._begun = True
+
+    def finish(self) -> None:
+        """Close the array."""
+        self._file.write("\n]\n")
+
+
+RowWriter = CsvWriter | JsonlWriter | TextWriter | TaskWriter
 
 FORMATS: dict[str, type[CsvWriter] | type[JsonlWriter] | type[TextWriter]] = {
     "csv": CsvWriter,
     "jsonl": JsonlWriter,
     "text": TextWriter,
 }
-
-
-# ---- resuming ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """A complete row of an unfinished file.
-
-    Attributes:
-        number: 1 for the first picture; 0 is the header of a CSV.
-        name: of the picture, as the file has it.
-        failed: whether the picture could not be read.
-        end: bytes of the file up to the end of this row.
-    """
-
-    number: int
-    name: str
-    failed: bool
-    end: int
-
-
-def is_prediction_file(path: Path, format: str) -> bool:
-    """Return whether a file begins as CsvWriter or JsonlWriter would begin it, or is empty.
-
-    Another file, such as a table of labels, is not to be overwritten.
-    """
-    with path.open("rb") as file:
-        line = file.readline(2**20).decode("utf-8", "replace").strip()
-    if not line:
-        return True
-    if format == "jsonl":
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return line.startswith('{"image": ')  # a killed writer left half a line
-        return isinstance(row, dict) and "image" in row and bool({"labels", "error"} & row.keys())
-    cells = next(csv.reader([line]))
-    return cells[:2] == ["image", "labels"] and cells[-1] == "error"
-
-
-def read_complete_rows(
-    path: Path, format: str, selector: LabelSelector, only_labels: bool
-) -> Iterator[Row]:
-    """Yield the rows of an unfinished file, up to the first incomplete one.
-
-    Args:
-        path: a file that CsvWriter or JsonlWriter wrote, or the start of one.
-        format: csv or jsonl.
-        selector, only_labels: of the command that resumes.
-
-    Raises:
-        DataError: the file has other labels or columns, or holds no predictions at all.
-    """
-    read = _read_jsonl_rows if format == "jsonl" else _read_csv_rows
-    with path.open("rb") as file:
-        rows = read(path, file, selector, only_labels)
-        first = next(rows, None)
-        if first is not None:
-            yield first
-            yield from rows
-            return
-        file.seek(0)
-        start = _build_start(format, selector, only_labels)
-        begun = file.read(len(start))
-    if not start.startswith(begun):
-        raise DataError(
-            f"{path} holds no predictions; --resume would empty it: name another file with --output"
-        )
-
-
-def _build_start(format: str, selector: LabelSelector, only_labels: bool) -> bytes:
-    """Return the bytes that a writer begins with, of which a killed one leaves a part."""
-    if format == "jsonl":
-        return b'{"image": '
-    text = io.StringIO()
-    csv.writer(text).writerow(build_csv_header(selector, only_labels))
-    return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def format_row_name(name: str, format: str) -> str:
-    """Return the name of a picture as a file of this format has it."""
-    if format == "jsonl":
-        return name
-    return neutralize(name).encode("utf-8", "backslashreplace").decode()
-
-
-def _read_csv_rows(
-    path: Path, file: BinaryIO, selector: LabelSelector, only_labels: bool
-) -> Iterator[Row]:
-    end = 0
-
-    def whole_lines() -> Iterator[str]:
-        nonlocal end
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            yield line.decode("utf-8", "replace")
-
-    header = [format_row_name(cell, "csv") for cell in build_csv_header(selector, only_labels)]
-    reader = csv.reader(whole_lines(), strict=True)
-    try:
-        for number, cells in enumerate(reader):
-            if number == 0 and cells != header:
-                raise _build_mismatch_error(path)
-            if len(cells) != len(header):
-                return
-            yield Row(number, cells[0] if number else "", bool(number and cells[-1]), end)
-    except csv.Error:  # the file ends within quotes
-        return
-
-
-def _read_jsonl_rows(
-    path: Path, file: BinaryIO, selector: LabelSelector, only_labels: bool
-) -> Iterator[Row]:
-    end, labels = 0, list(selector.labels.names)
-    for number, line in enumerate(file, 1):
-        end += len(line)
-        try:
-            row = json.loads(line)
-            name, failed = row["image"], "error" in row
-            other = not failed and list(row.get("scores", ())) != ([] if only_labels else labels)
-        except (ValueError, TypeError, KeyError):
-            return
-        if not line.endswith(b"\n"):
-            return
-        if other:
-            raise _build_mismatch_error(path)
-        yield Row(number, name, failed, end)
-
-
-def _build_mismatch_error(path: Path) -> DataError:
-    return DataError(
-        f"{path} was written with other labels or options: resume with the same ones, "
-        f"or write a new file without --resume"
-    )

@@ -29,7 +29,7 @@ def choose_decision(
     """
     if _keeps_rule(wanted, trained_with, fitted_here):
         return replace(loaded.decision, review=wanted.review)
-    return fit_decision_rule(wanted, scores)
+    return fit_decision_rule(wanted, scores, loaded.decision.implies)
 
 
 def _keeps_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool) -> bool:
@@ -90,3 +90,14 @@ def require_rule(wanted: EvalConfig, trained_with: EvalConfig, fitted_here: bool
             "eval.thresholds and eval.calibration are fitted on the run's validation data, never "
             "on other data; leave them out, or set eval.thresholds=fixed and eval.calibration=none"
         )
+
+
+def describe_decision(decision: DecisionRule) -> str:
+    """Return thresholds and calibration in words, as `thresholds 0.21 to 0.84 (per_label)`."""
+    low, high = min(decision.thresholds), max(decision.thresholds)
+    source = "" if decision.how == "fixed" else f" ({decision.how})"
+    text = f"threshold {low:g}" if low == high else f"thresholds {low:.2f} to {high:.2f}"
+    calibrated = "" if decision.calibration == "none" else f", calibrated ({decision.calibration})"
+    review = "" if not decision.review else ", review {:g} to {:g}".format(*decision.review)
+    implied = "" if not decision.implies else ", parents at least as probable as their children"
+    return text + source + calibrated + review + implied

@@ -7,6 +7,7 @@ The config stops here: what is built takes plain values. `data/load.py` reads it
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, digest_manifest
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss, build_loss, choose_backend, try_triton
+from mlfinetune.metrics.implies import list_pairs
 from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.models.backbones import build_backbone, choose_levels
 from mlfinetune.models.inference import place_on_device
@@ -335,7 +337,9 @@ def build_checkpoint(
         transform=spec,
         backbone=config.model.backbone,
         levels=choose_levels(config.model.backbone, config.model.levels),
-        decision=DecisionRule.plain(len(val.labels)),
+        decision=replace(
+            DecisionRule.plain(len(val.labels)), implies=list_pairs(config.data.implies, val.labels)
+        ),
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),
         epoch=epoch,

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from mlfinetune.config import Config
 from mlfinetune.data.batches.batch import Batch
+from mlfinetune.data.batches.feature_batches import FeatureLoader, Features, MeanFeatures
 from mlfinetune.data.batches.features import (
     MIRROR_VIEW,
     PLAIN_VIEW,
     FeatureExtractor,
-    FeatureLoader,
-    Features,
-    MeanFeatures,
     MissingRows,
     View,
     choose_views,

@@ -1,27 +1,27 @@
 """The training loop: candidates for the run's result, one after the other.
 
     TrainingSetup, Position -> train_epochs   fit    -> validate -> Candidate, one an epoch
-    TrainingSetup           -> solve_head     Solver -> validate -> Candidate, several a penalty
 
-A candidate is one state of the weights with its validation mAP. Both functions are generators:
-while one is suspended, the caller logs, saves and compares the candidate that it has yielded. Each
-candidate becomes a line of metrics.jsonl (where the backbone trains, only the epochs do).
+A candidate is one state of the weights with its validation mAP. The function is a generator: while
+it is suspended, the caller logs, saves and compares the candidate that it has yielded. solve.py has
+those of L-BFGS. Each candidate becomes a line of metrics.jsonl (where the backbone trains, only the
+epochs do).
 """
 
-import copy
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mlfinetune.data.batches.batch import Batch
-from mlfinetune.data.batches.features import FeatureLoader
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import TrainingError
+from mlfinetune.metrics.evaluation import raise_scores
+from mlfinetune.metrics.implies import Pairs
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial, try_candidate
 from mlfinetune.metrics.types import ScoreTable
@@ -30,12 +30,9 @@ from mlfinetune.models.scoring import average_views, score_batches, tabulate
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
-from mlfinetune.runtime.threads import ThreadChooser
 from mlfinetune.text import format_duration, pluralize
-from mlfinetune.training.build import build_schedule, build_step_options, get_batch_size
-from mlfinetune.training.head_rows import find_idle, read_rows
-from mlfinetune.training.lbfgs import PENALTIES, STRONGER_PENALTIES, WEAKER_PENALTIES, Solver
-from mlfinetune.training.records import Position, StepRecord
+from mlfinetune.training.build import build_schedule, build_step_options
+from mlfinetune.training.records import Penalty, Position, StepRecord
 from mlfinetune.training.setup import TrainingSetup
 from mlfinetune.training.step import StepOptions, fit
 
@@ -43,8 +40,6 @@ Averages = dict[str, float | None]
 """Metric -> its average over labels or images."""
 MAX_SKIPPED = 10
 """Number of skipped steps in a row at which training stops, even with `not_finite: skip`."""
-PATIENCE = 2
-"""Number of penalties in a row without a better mAP after which no weaker one is tried."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +54,9 @@ class Candidate:
             before the run was resumed.
         loss: mean training loss.
         speed: for people, as `120.3 images/s  2:10 left`; of a solution `7 passes`.
-        trials: of all candidates that it was chosen among, itself too, on rank 0; None: of a
-            candidate that could not be resampled.
+        trials: of all candidates that it was chosen among, itself too, on rank 0; None: of an epoch
+            whose scores are not known any more.
+        penalty: of a solution; None: an epoch.
     """
 
     number: int
@@ -70,10 +66,16 @@ class Candidate:
     loss: float
     speed: str
     trials: tuple[Trial | None, ...] = ()
+    penalty: Penalty | None = None
 
-    def try_out(self) -> Trial | None:
+    def try_out(self, implies: Pairs) -> Trial | None:
         """Measure this candidate on resamples of the validation data; None on other ranks."""
-        return None if self.scores is None else try_candidate(self.scores, self.mAP)
+        if self.scores is None:
+            return None
+        trial = try_candidate(raise_scores(self.scores, implies), self.mAP)
+        if self.penalty is None:
+            return replace(trial, epoch=self.number)
+        return replace(trial, l2=self.penalty.l2, iterations=self.penalty.iterations)
 
     def beats(self, other: "Candidate") -> bool:
         """Tell whether the mAP is higher than that of `other`, an earlier candidate.
@@ -134,7 +136,7 @@ def train_epochs(
         left = (time.monotonic() - started) / (number - first) * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {format_duration(left)} left"
         mean_loss = position.loss_sum / position.images
-        _log_candidate(log, number, position, mean_loss, bar.rate, averages)
+        log_candidate(log, number, position, mean_loss, bar.rate, averages)
         position = Position(position.step)  # the epoch is validated: its sums start from 0 again
         yield Candidate(number, name, averages["mAP"], scores, mean_loss, speed)
 
@@ -194,112 +196,6 @@ def _remaining_batches(setup: TrainingSetup, position: Position, epochs: int) ->
         yield from setup.train.epoch(number, done if number == first else 0)
 
 
-def solve_head(setup: TrainingSetup, log: RunLog) -> Iterator[Candidate]:
-    """Solve for the head by L-BFGS, and yield each solution as a candidate.
-
-    At each penalty more iterations are tried while they raise the mAP. Rows that the head has
-    inherited are one candidate more, in the best solution: they may know more than these pictures
-    tell. Those of labels that these pictures tell nothing of stay in all.
-    """
-    assert isinstance(setup.train, FeatureLoader)
-    head = setup.tagger.head
-    assert isinstance(head, nn.Linear)
-    rows = setup.inherited or read_rows(head, ())
-    idle = rows.take(find_idle(rows.columns, setup.splits.train))
-    number, best_by_penalty = 0, dict[float, Candidate]()
-    best: tuple[Candidate, StepRecord, dict[str, Tensor]] | None = None
-    with log.bar("solving for the head", None) as bar:
-        track = partial(bar.track, count=_count_images)
-        solver = Solver(head, setup.train.sweep, setup.loss, track)
-        for l2 in search_penalties(best_by_penalty, log.say):
-            for record in solver.path(l2):
-                number += 1
-                idle.write(head)
-                name = f"l2 {l2:g}, {record.rates['iterations']:g} iterations"
-                candidate = _try_solution(setup, number, name, record, bar.rate, log)
-                if best is None or candidate.beats(best[0]):
-                    best = candidate, record, copy.deepcopy(head.state_dict())
-                yield candidate
-                if l2 in best_by_penalty and not candidate.beats(best_by_penalty[l2]):
-                    break
-                best_by_penalty[l2] = candidate
-        if best is not None and len(rows) > len(idle):
-            head.load_state_dict(best[2])
-            rows.write(head)
-            name = f"{best[0].name}, {pluralize(len(rows), 'row')} inherited"
-            yield _try_solution(setup, number + 1, name, best[1], bar.rate, log)
-
-
-def _try_solution(
-    setup: TrainingSetup, number: int, name: str, record: StepRecord, rate: float, log: RunLog
-) -> Candidate:
-    """Validate the head as it is now, and return it as a candidate."""
-    with ThreadChooser().threads_for(count_head_operations(setup)):
-        averages, scores = validate(setup, log)
-    # Where epochs train the backbone too, metrics.jsonl holds these alone, from 1 on.
-    if setup.config.model.freeze_backbone:
-        _log_candidate(log, number, Position().after(record), record.loss, rate, averages)
-    speed = f"{record.step + 1} passes"
-    return Candidate(number, name, averages["mAP"], scores, record.loss, speed)
-
-
-def search_penalties(
-    best_by_penalty: Mapping[float, Candidate], say: Callable[[str], None]
-) -> Iterator[float]:
-    """Yield the penalties to try, one after the other.
-
-    Penalties get weaker from one to the next. After PATIENCE penalties in a row without a better
-    mAP no weaker one is tried. Where the best one is then at an edge of PENALTIES, the search goes
-    on beyond that edge, for as long as each penalty beats all that were tried before:
-
-        best of the grid        tried next
-        0.1                     nothing
-        0.001, the weakest      0.0003; if that is better still, 0.0001
-        1, the strongest        3; if that is better still, 10, and so on to 1000
-
-    Args:
-        best_by_penalty: the best solution at each penalty; the caller adds that of a penalty before
-            it asks for the next one.
-        say: is told about each step beyond an edge.
-    """
-    for l2 in PENALTIES:
-        yield l2
-        if _is_past_best(list(best_by_penalty.values())):
-            break
-    for edge, beyond in ((PENALTIES[-1], WEAKER_PENALTIES), (PENALTIES[0], STRONGER_PENALTIES)):
-        for l2 in beyond:
-            if not _wins(edge, best_by_penalty):
-                break
-            extreme = "weakest" if l2 < edge else "strongest"
-            say(f"l2 {edge:g} is the best penalty so far and the {extreme}: {l2:g} is tried too")
-            yield l2
-            edge = l2
-
-
-def count_head_operations(setup: TrainingSetup) -> int:
-    """Return the multiplications of a forward pass of the head with one batch of features."""
-    size = get_batch_size(setup.config)
-    return size * setup.tagger.head.in_features * len(setup.splits.train.labels)
-
-
-def _is_past_best(best_by_penalty: list[Candidate]) -> bool:
-    """Tell whether none of the last PATIENCE penalties beats the one before them."""
-    if len(best_by_penalty) <= PATIENCE:
-        return False
-    before = best_by_penalty[-PATIENCE - 1]
-    return not any(candidate.beats(before) for candidate in best_by_penalty[-PATIENCE:])
-
-
-def _wins(l2: float, best_by_penalty: Mapping[float, Candidate]) -> bool:
-    """Tell whether this penalty has the best mAP, alone, and one that can be beaten."""
-    if l2 not in best_by_penalty:
-        return False
-    others = [candidate for other, candidate in best_by_penalty.items() if other != l2]
-    best = best_by_penalty[l2]
-    is_beatable = best.mAP is not None and best.mAP < 1
-    return is_beatable and all(best.beats(candidate) for candidate in others)
-
-
 def validate(
     setup: TrainingSetup, log: RunLog, poll: Callable[[], None] = lambda: None
 ) -> tuple[Averages, ScoreTable | None]:
@@ -311,7 +207,8 @@ def validate(
         poll: is called once a batch, equally often on all ranks.
 
     Returns:
-        The averages of the metrics; and the scores on rank 0, None elsewhere.
+        The averages of the metrics; and the scores on rank 0, None elsewhere. Without validation
+        data mAP and scores are None.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
@@ -333,24 +230,26 @@ def validate(
             poll()
 
     val = setup.splits.val
+    if not len(val):
+        return {"mAP": None}, None
     with log.bar("validation", len(val)) as bar:
-        batches = poll_each(bar.track(setup.val.epoch(), _count_images))
+        batches = poll_each(bar.track(setup.val.epoch(), count_images))
         scored = score_batches(net, batches, val.path, device, dtype)
         rows = list(setup.world.gather_stream(scored))
     scores = tabulate(rows, val) if setup.world.is_main else None
-    averages = setup.world.broadcast(lambda: _average_metrics(scores))
+    averages = setup.world.broadcast(lambda: _average_metrics(scores, setup.implies))
     log.lap("validation")
     return averages, scores
 
 
-def _count_images(batch: Batch) -> int:
+def count_images(batch: Batch) -> int:
     """Return the number of images of a batch, on all ranks together."""
     return len(batch.step_indices)
 
 
-def _average_metrics(scores: ScoreTable | None) -> Averages:
+def _average_metrics(scores: ScoreTable | None, implies: Pairs) -> Averages:
     assert scores is not None
-    averages = measure(scores).averages
+    averages = measure(raise_scores(scores, implies)).averages
     if odd := [name for name, x in averages.items() if x is not None and not isfinite(x)]:
         raise TrainingError(f"{odd[0]} of the validation data is {averages[odd[0]]}")
     return averages
@@ -367,10 +266,10 @@ def _report_skipped(record: StepRecord, position: Position, steps: int, log: Run
     log.say(f"warning: skipped, {record.skipped}")
 
 
-def _log_candidate(
+def log_candidate(
     log: RunLog, number: int, position: Position, loss: float, rate: float, averages: Averages
 ) -> None:
-    """Append a line to metrics.jsonl."""
+    """Append a line to metrics.jsonl, with the averages of the validation data."""
     log.log_epoch(
         {
             "epoch": number,

@@ -1,4 +1,4 @@
-"""Records of training: one optimizer step, and the position between two steps.
+"""Records of training: one optimizer step, the position between two steps, a choice made before.
 
     Batch -> train_step -> StepRecord;  Position.after(StepRecord) -> Position
 
@@ -34,6 +34,46 @@ class StepRecord:
     settled: bool
     save_requested: bool = False
     skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A solution of the solver: its ridge penalty, and its number of iterations."""
+
+    l2: float
+    iterations: int
+
+    def describe(self) -> str:
+        """Return `l2 0.01, 30 iterations`."""
+        return f"l2 {self.l2:g}, {self.iterations} iterations"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice among the candidates of a run, made on other pictures than those it validates.
+
+        frozen, L-BFGS     Choice(start=Penalty(0.01, 30))               the head is solved for
+        frozen, AdamW      Choice(epoch=7)                               the head after epoch 7
+        the backbone too   Choice(epoch=4)
+                           Choice(Penalty(0.1, 10), epoch=4)             from a solved head
+                           Choice(None, epoch=5, end=Penalty(1, 3))      solved for again after it
+
+    Attributes:
+        start: of the head that is solved for at the beginning; None: it is not.
+        epoch: to train to, of `train.epochs`; 0: no epoch.
+        end: of the head that is solved for again after that epoch; None: it is not.
+    """
+
+    start: Penalty | None = None
+    epoch: int = 0
+    end: Penalty | None = None
+
+    def describe(self) -> str:
+        """Return `epoch 4, then the head solved for with l2 1, 3 iterations`."""
+        solved = None if self.end is None else f"the head solved for with {self.end.describe()}"
+        if not self.epoch:
+            return "" if self.start is None else self.start.describe()
+        return f"epoch {self.epoch}" + (f", then {solved}" if solved else "")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,10 @@ from mlfinetune.runtime.device import choose_precision, name_dtype
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.text import format_list
-from mlfinetune.training.loop import Candidate, SavePoint
+from mlfinetune.training.loop import (
+    Candidate,
+    SavePoint,
+)
 from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.optim import fit_optimizer_state
 from mlfinetune.training.records import Position

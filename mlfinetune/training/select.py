@@ -31,13 +31,15 @@ from mlfinetune.training.build import (
 from mlfinetune.training.head_rows import find_idle, read_rows
 from mlfinetune.training.loop import (
     Candidate,
-    count_head_operations,
-    solve_head,
     train_epochs,
 )
-from mlfinetune.training.records import Position
+from mlfinetune.training.records import Penalty, Position
 from mlfinetune.training.resume import ResumeState, StateSaver
 from mlfinetune.training.setup import TrainingSetup, with_features
+from mlfinetune.training.solve import (
+    count_head_operations,
+    solve_head,
+)
 
 
 def select_best(
@@ -67,7 +69,7 @@ def select_best(
             "L-BFGS solves for the head: train.epochs, learning rates, weight_decay, ema and "
             "early_stopping do not apply; train.optimizer: adamw would use them"
         )
-        best = _select_solution(setup, log)
+        best = select_solution(setup, log, None if setup.choice is None else setup.choice.start)
         _save_candidate(setup, best, run, is_best=True, log=log)
         return best
     setup = replace(setup, ema=build_ema(setup.config, setup.net, setup.train.steps))
@@ -82,8 +84,9 @@ def select_best(
     threads = ThreadChooser().threads_for(count_head_operations(setup))
     with threads if trains_head_alone else nullcontext():
         best = _select_epoch(setup, saver, run, log)
-    epoch = saver.position.epoch(setup.train.steps)
-    if not setup.config.train.solve_head_last or saver.solved_after == epoch:
+    epoch, choice = saver.position.epoch(setup.train.steps), setup.choice
+    solves = setup.config.train.solve_head_last if choice is None else choice.end is not None
+    if not solves or saver.solved_after == epoch:
         return best
     return _solve_last(setup, saver, best, run, log)
 
@@ -97,7 +100,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
-                saver.trials.append(candidate.try_out())
+                saver.trials.append(candidate.try_out(setup.implies))
                 log.lap("validation")
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
@@ -114,7 +117,12 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
 
 
 def _stops_early(setup: TrainingSetup, saver: StateSaver, epoch: int, log: RunLog) -> bool:
-    """Tell whether there was no better epoch for `train.early_stopping` epochs."""
+    """Tell whether there was no better epoch for `train.early_stopping` epochs, or none is wanted.
+
+    With a choice that was made before, training stops at its epoch.
+    """
+    if setup.choice is not None:
+        return epoch >= setup.choice.epoch
     patience, best = setup.config.train.early_stopping, saver.best
     if patience is None or best is None or epoch - best.number < patience:
         return False
@@ -132,7 +140,8 @@ def solve_first(setup: TrainingSetup, feature_root: Path | None, log: RunLog) ->
     Returns:
         The candidate before the first epoch, of number 0; its scores are on rank 0 alone.
     """
-    solved = _solve(setup, feature_root, log)
+    only = None if setup.choice is None else setup.choice.start
+    solved = _solve(setup, feature_root, log, only)
     log.say(f"training starts from the head of {solved.name}, mAP {_format_map(solved)}")
     return replace(solved, number=0, name="the solved head, before training")
 
@@ -158,14 +167,17 @@ def _solve_last(
         torch.cuda.empty_cache()  # what training has left has room for features
     try:
         with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
-            solved = _solve(trained, root, log)
+            only = None if setup.choice is None else setup.choice.end
+            solved = _solve(trained, root, log, only)
     except MlfinetuneError:
         log.say(
             "the epochs are saved; for their results without the last solution add "
             "train.solve_head_last=false --resume --allow-changed"
         )
         raise
-    name, trials = f"the head solved for after epoch {epoch}", (*best.trials, *solved.trials)
+    name = f"the head solved for after epoch {epoch}"
+    ours = (None if trial is None else replace(trial, epoch=epoch) for trial in solved.trials)
+    trials = (*best.trials, *ours)
     solved = replace(solved, number=epoch, name=name, trials=trials)
     best = solved if solved.beats(best) else replace(best, trials=trials)
     _save_candidate(trained, solved, run, best is solved, log)
@@ -176,12 +188,13 @@ def _solve_last(
     return best
 
 
-def _solve(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
+def _solve(setup: TrainingSetup, root: Path | None, log: RunLog, only: Penalty | None) -> Candidate:
     """Solve for the head of the backbone as it is.
 
     Args:
         setup: its tagger gets the solved head, on all ranks.
         root: folder of the feature stores; None: the cache's.
+        only: the one solution to find; None: validation chooses.
 
     Returns:
         The best solution; its scores are on rank 0 alone.
@@ -191,7 +204,7 @@ def _solve(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
 
     def solve() -> Candidate:
         assert features is not None
-        on_rank_0.append(_select_solution(features, log))
+        on_rank_0.append(select_solution(features, log, only))
         return replace(on_rank_0[0], scores=None)
 
     # Only rank 0 needs the scores, which are large.
@@ -202,19 +215,23 @@ def _solve(setup: TrainingSetup, root: Path | None, log: RunLog) -> Candidate:
     return on_rank_0[0] if on_rank_0 else without_scores
 
 
-def _select_solution(setup: TrainingSetup, log: RunLog) -> Candidate:
+def select_solution(setup: TrainingSetup, log: RunLog, only: Penalty | None = None) -> Candidate:
     """Return the best solution for the head, which the head holds afterwards.
 
     Nothing is saved before the end: all solutions together take a few seconds, on stored features.
+
+    Args:
+        setup: its batches are features.
+        only: the one solution to find; None: validation chooses.
     """
     best: Candidate | None = None
     weights: dict[str, Tensor] = {}
     trials = []
-    for solution in solve_head(setup, log):
+    for solution in solve_head(setup, log, only):
         if best is None or solution.beats(best):
             best = solution
             weights = copy.deepcopy(setup.tagger.head.state_dict())
-        trials.append(solution.try_out())
+        trials.append(solution.try_out(setup.implies))
         log.lap("validation")
         log.say(_format_candidate(solution, best))
     assert best is not None

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from mlfinetune.config import Config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.loader import BatchShare, Loader
 from mlfinetune.data.batches.sampling import describe_sampling
 from mlfinetune.data.images.jpeg import choose_jpeg_decoder
@@ -23,6 +23,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss
+from mlfinetune.metrics.implies import Pairs, list_pairs
 from mlfinetune.models.backbones import choose_levels
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
@@ -39,7 +40,6 @@ from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
 from mlfinetune.storage.cache import get_cache_folder
-from mlfinetune.text import pluralize
 from mlfinetune.training.autotune import choose_batch_size, choose_worker_count
 from mlfinetune.training.build import (
     build_loader,
@@ -55,6 +55,7 @@ from mlfinetune.training.build import (
 from mlfinetune.training.features import build_extractor, build_feature_loaders, open_feature_store
 from mlfinetune.training.head_rows import HeadRows, read_rows
 from mlfinetune.training.network import build_transform_spec
+from mlfinetune.training.records import Choice
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class TrainingSetup:
         device, dtype: where the net runs, and autocast's type; float32 means no autocast.
         world: the ranks that share the run.
         ema: exponential moving average of `net` (`train.ema`); None: not configured.
+        choice: of the candidate, made before; None: validation chooses.
         inherited: rows of the head that come from the checkpoint `parent`; None: there are none.
         parent: checkpoint that the run begins with; None: other weights.
     """
@@ -91,8 +93,14 @@ class TrainingSetup:
     dtype: torch.dtype
     world: World
     ema: AveragedModel | None = None
+    choice: Choice | None = None
     inherited: HeadRows | None = None
     parent: Parent | None = None
+
+    @property
+    def implies(self) -> Pairs:
+        """Columns of labels and of those that they imply."""
+        return list_pairs(self.config.data.implies, self.splits.val.labels)
 
     @property
     def eval_net(self) -> nn.Module:
@@ -134,10 +142,6 @@ def set_up(config: Config, splits: Splits, world: World, log: RunLog) -> Trainin
         # A function, since a copy of the net (train.ema) would copy a method's World with it.
         sync_batch_norm(tagger, device, lambda tensor: world.all_reduce_sum_(tensor))
     loss, about_loss = build_training_loss(config, splits.train, device)
-    log.say(
-        f"{pluralize(len(splits.train), 'image')} to train, {len(splits.val)} to validate, "
-        f"{pluralize(len(splits.train.labels), 'label')}"
-    )
     log.say(
         f"{about_backbone}; device {device}, precision {name_dtype(dtype)} ({why}), "
         f"decoding processes: {workers} ({why_workers}); {choose_jpeg_decoder()[1]}"

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from mlfinetune.config import Config
 from mlfinetune.data.batches.batch import Batch
-from mlfinetune.data.batches.features import View, choose_views
+from mlfinetune.data.batches.features import (
+    View,
+    choose_views,
+)
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.runtime.device import (

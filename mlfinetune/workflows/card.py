@@ -8,6 +8,7 @@ from mlfinetune.errors import CheckpointError, DataError
 from mlfinetune.report.card import MARK, CardFacts, render_card
 from mlfinetune.report.write import read_report
 from mlfinetune.runs import directory
+from mlfinetune.runs.folds import explain_folds
 from mlfinetune.runs.overview import RUN
 from mlfinetune.runs.trained_on import read_trained_on
 from mlfinetune.storage.atomic import write_atomic
@@ -81,6 +82,7 @@ def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> Card
         ("loss", f"{config.loss.name}, on logits; unknown targets count for nothing"),
         ("input", f"{model.image_size} x {model.image_size} pixels, RGB, {model.resize}"),
     ]
+    about += explain_folds(content)
     if isinstance(versions, dict):
         about.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items())))
     return CardFacts(

@@ -28,7 +28,7 @@ from mlfinetune.predicting.scorer import Scorer, build_scorer, load_network
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
 from mlfinetune.runs import directory
-from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.checkpoint import OUT_OF_FOLD, Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.questions import Question, is_replaced, make_eval_folder, try_eval_folder
 from mlfinetune.runs.results import read_selection, write_results
@@ -121,6 +121,8 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
         precision = config.train.precision
         scorer = build_scorer(network, loaded, file, views, precision, world.device)
     log.say(f"checkpoint {display_path(file)}, {description}; {describe_views(views)}{scorer.how}")
+    if loaded.data_digest == OUT_OF_FOLD:
+        log.say("its thresholds and calibration were fitted to out-of-fold scores (crossval)")
     batches = _score_examples(scorer, config, manifest, spec, world, log)
     is_train = request.data is None and request.split == "train"
     seen = _find_seen(trained_on, manifest, is_train, world, log)
@@ -274,6 +276,7 @@ def _read_examples(source: _Source, log: RunLog) -> tuple[Config, Manifest, str]
             config = config.update_section("data", format="auto")
             manifest = _read_split(request.data, request.split, config, source.loaded, log)
             return config, manifest, _describe_data(request.data, request.split)
+        _require_held_out(source)
         config, is_elsewhere = _find_run_data(source, config, log)
         if request.split is None:
             manifest = _read_validation_again(config, source.loaded, source.run, is_elsewhere, log)
@@ -286,6 +289,17 @@ def _read_examples(source: _Source, log: RunLog) -> tuple[Config, Manifest, str]
         if ": no such file" not in str(error) or request.images is not None:
             raise
         raise DataError(f"{error}\n{_IF_PICTURES_MOVED}") from error
+
+
+def _require_held_out(source: _Source) -> None:
+    """Raise a DataError where the model was trained on all pictures of its run."""
+    if source.loaded.data_digest == OUT_OF_FOLD and source.request.split != "test":
+        numbers = display_path((source.run / directory.METRICS).absolute())
+        raise DataError(
+            f"the model was trained on all pictures of {source.config.data.train}: none was held "
+            f"out. Its numbers, each picture scored by a model that has not seen it, are in "
+            f"{numbers}; score other pictures with --data TABLE"
+        )
 
 
 _IF_PICTURES_MOVED = (

@@ -36,7 +36,7 @@ from mlfinetune.models.onnx_session import quantize, require_onnxruntime
 from mlfinetune.models.scoring import average_views
 from mlfinetune.predicting.int8 import BATCH, Cost, compare, require_small_drop
 from mlfinetune.runs import checkpoint, directory
-from mlfinetune.runs.checkpoint import Checkpoint
+from mlfinetune.runs.checkpoint import OUT_OF_FOLD, Checkpoint
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.onnx_metadata import LABELS_HEADER, list_metadata, seal, write_labels
 from mlfinetune.runs.trained_on import read_known_sides
@@ -293,7 +293,8 @@ def _quantize(
         quantize(path, target, np.split(calibrating.numpy(), range(BATCH, len(calibrating), BATCH)))
         target.write_bytes(_finish(read_onnx(target), source, request, "int8"))
         try:
-            costs = compare(path, target, images.numpy(), splits.val, source.loaded.transform, log)
+            about = splits.val, source.loaded.transform, source.loaded.decision.implies
+            costs = compare(path, target, images.numpy(), *about, log)
             require_small_drop(*costs, request.max_drop)
         except CheckpointError as error:
             raise CheckpointError(f"{request.output} is not written: {error}") from error
@@ -306,6 +307,11 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     Raises:
         DataError: they are gone, or validation is not what it was.
     """
+    if source.loaded.data_digest == OUT_OF_FOLD:
+        raise DataError(
+            "--int8 measures mAP on pictures that were held out; this model was trained on all of "
+            "them (crossval --then-train): export a run of `mlfinetune train`, or float32"
+        )
     keys = ("train",) if source.config.data.val is None else ("train", "val")
     try:
         config = _find_data(source, keys, log)

@@ -15,6 +15,7 @@ from typing import TextIO
 
 import torch
 
+from mlfinetune.config import restore_config
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.loader import stream_batches
 from mlfinetune.data.images.transforms import TransformSpec
@@ -28,15 +29,10 @@ from mlfinetune.predicting.backend import Backend, open_backend
 from mlfinetune.predicting.remote import parse_source
 from mlfinetune.predicting.tagger import BATCH_SIZE, Tagger
 from mlfinetune.runs import directory
+from mlfinetune.runs.label_studio_tasks import find_interface, name_model
 from mlfinetune.runs.overlays import OverlayWriter
-from mlfinetune.runs.predictions import (
-    FORMATS,
-    LabelSelector,
-    RowWriter,
-    format_row_name,
-    read_complete_rows,
-)
-from mlfinetune.runs.rule import describe_other_views
+from mlfinetune.runs.predictions import FORMATS, TASKS, LabelSelector, RowWriter, TaskWriter
+from mlfinetune.runs.rule import describe_decision, describe_other_views
 from mlfinetune.runs.sidecars import (
     Change,
     ChangeLines,
@@ -45,6 +41,7 @@ from mlfinetune.runs.sidecars import (
     name_checkpoint,
     refuse_distant,
 )
+from mlfinetune.runs.written_rows import format_row_name, read_complete_rows
 from mlfinetune.runtime.device import choose_workers, oom_as_device_error
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -59,7 +56,7 @@ class PredictRequest:
     Attributes:
         inputs: files, folders, tars, URLs, globs, or `-` for paths on stdin.
         checkpoint: run directory, file, or the URL of one; None: the newest run in runs/.
-        format: csv, jsonl or text.
+        format: csv, jsonl, text or label-studio.
         threshold: replaces the checkpoint's thresholds.
         top: name the K most probable labels instead of those over their thresholds.
         only_labels: leave the probabilities out.
@@ -173,17 +170,36 @@ def _run_on_rank(
         open_output() if world.is_main else open(os.devnull, "w") as output,
         log.bar("predict", None, shown=not output.isatty()) as bar,
     ):
-        writer: RowWriter | ChangeLines = ChangeLines(output)
-        if not request.dry_run:
-            writer = FORMATS[request.format](output, selector, request.only_labels, has_header)
+        writer = _build_writer(request, tagger.backend, output, selector, has_header, log)
         for predictions in chain([first] if first else [], rows):
             _write_batch(writer, sidecars, predictions, failed, signals)
             output.flush()  # whoever sends paths one by one waits for this row
             bar.update(len(predictions))
+        if isinstance(writer, TaskWriter):
+            writer.finish()
         log.say(f"{pluralize(bar.done, 'image')}, {bar.rate:.1f} images/s")
         if sidecars is not None:
             log.say(sidecars.counts.describe(request.dry_run))
     return failed
+
+
+def _build_writer(
+    request: PredictRequest,
+    backend: Backend,
+    output: TextIO,
+    selector: LabelSelector,
+    begun: bool,
+    log: RunLog,
+) -> RowWriter | ChangeLines:
+    """Return what writes the rows, or the changes of `--dry-run`."""
+    if request.dry_run:
+        return ChangeLines(output)
+    if request.format != TASKS:
+        return FORMATS[request.format](output, selector, request.only_labels, begun)
+    interface, names = find_interface(restore_config(backend.config, backend.file))
+    log.say(names)
+    model = name_model(name_checkpoint(backend.name, backend.file))
+    return TaskWriter(output, selector, request.only_labels, begun, model, interface)
 
 
 def _build_sidecars(
@@ -358,7 +374,7 @@ def _open_tagger(
         decision = decision.with_threshold(request.threshold)
     log.say(
         f"checkpoint {_describe_source(backend.name)}: "
-        f"{pluralize(len(backend.labels), 'label')}, {_describe_decision(decision)}; "
+        f"{pluralize(len(backend.labels), 'label')}, {describe_decision(decision)}; "
         f"{describe_views(views)}device {backend.device}, {backend.how}"
     )
     applied = decision if request.top is None else replace(decision, how="fixed")
@@ -369,16 +385,6 @@ def _open_tagger(
 
 def _describe_source(name: str) -> str:
     return name if is_url(name) else display_path(Path(name))
-
-
-def _describe_decision(decision: DecisionRule) -> str:
-    """Return thresholds and calibration in words, as `thresholds 0.21 to 0.84 (per_label)`."""
-    low, high = min(decision.thresholds), max(decision.thresholds)
-    source = "" if decision.how == "fixed" else f" ({decision.how})"
-    text = f"threshold {low:g}" if low == high else f"thresholds {low:.2f} to {high:.2f}"
-    calibrated = "" if decision.calibration == "none" else f", calibrated ({decision.calibration})"
-    review = "" if not decision.review else ", review {:g} to {:g}".format(*decision.review)
-    return text + source + calibrated + review
 
 
 def _read_share(

@@ -4,6 +4,7 @@ import csv
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mlfinetune.data.checks import Balance, LabelShare
 from mlfinetune.data.manifest import number_groups
 from mlfinetune.data.read import read_table
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, LABEL_COLUMNS
-from mlfinetune.data.readers.csv_table import copy_with_column
+from mlfinetune.data.readers.csv_table import UncopiableError, copy_with_column
 from mlfinetune.data.rows import drop_faulty, raise_faults
 from mlfinetune.data.stratify import assign_sides
 from mlfinetune.data.table import SourceOptions, Table
@@ -145,16 +146,18 @@ def _write_table(output: Path, table: Table, sides: Sequence[str], options: Sour
     """Write the table; return the folder that its paths are relative to.
 
     A CSV table is copied with one more column. Any other format becomes a CSV file with its labels
-    in lists (`cat|dog`), or with a column for each label where a label holds the delimiter.
+    in lists (`cat|dog`), or with a column for each label where a label holds the delimiter. So
+    does a table whose pictures were found by their names, since a copy would name them as it does,
+    and Label Studio's, whose rows are annotations.
     """
     assert isinstance(table.root, Path)
     assert isinstance(table.origin, Path)
     root, folder = table.root.absolute(), output.absolute().parent
     if table.format == "csv":
-        with writing_text(output) as file:
+        with suppress(UncopiableError), writing_text(output) as file:
             find_side = _build_side_finder(table.names, sides)
             copy_with_column(table.origin, options, COLUMN, find_side, file)
-        return root
+            return root
     base = folder if root.is_relative_to(folder) else root
     prefix = os.path.relpath(root, base)
     as_lists = not any(_DELIMITER in name for name in table.labels.names)
@@ -214,13 +217,18 @@ def _build_side_finder(names: Sequence[str], sides: Sequence[str]) -> Callable[[
 
     A cell may be written otherwise than the file's name on disk: `./a.jpg` for `a.jpg`, or an
     accent as one character or as two (Unicode's NFC and NFD).
+
+    The function raises UncopiableError where the picture was found by another name.
     """
     side_of = {os.path.normpath(name): side for name, side in zip(names, sides, strict=True)}
     by_form = {unicodedata.normalize("NFC", name): side for name, side in side_of.items()}
 
     def find_side(cell: str) -> str:
         name = os.path.normpath(cell)
-        return side_of[name] if name in side_of else by_form[unicodedata.normalize("NFC", name)]
+        side = side_of.get(name) or by_form.get(unicodedata.normalize("NFC", name))
+        if side is None:
+            raise UncopiableError
+        return side
 
     return find_side
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mlfinetune.runs import checkpoint
-from mlfinetune.training.loop import Candidate
+from mlfinetune.training.loop import (
+    Candidate,
+)
 from mlfinetune.training.select import _save_candidate
 from mlfinetune.training.setup import TrainingSetup
 

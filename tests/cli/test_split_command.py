@@ -364,3 +364,13 @@ def test_bad_rows_are_refused_by_line(data: Path, cli: Run) -> None:
         file.write("only\n,a,v\n")
     fails(cli("split", "data.csv", cwd=data), "2 bad rows", "line 92", "line 93: no image")
     assert not (data / "data.split.csv").exists()
+
+
+def test_pictures_that_were_found_by_their_names(cli: Run, data: Path) -> None:
+    """Uploads of Label Studio are written by the names of their files."""
+    rows = rows_of(data / "data.csv")[1:]
+    table = "".join(f"/data/upload/1/1a2b3c4d-{row[0]},{row[1]}\n" for row in rows)
+    (data / "uploads.csv").write_text("image,labels\n" + table)
+    split(cli, data, "uploads.csv", "--val", "0.3")
+    written = rows_of(data / "uploads.split.csv")[1:]
+    assert [row[0] for row in written] == [row[0] for row in rows]

@@ -30,7 +30,7 @@ PATIENCE_S = 90.0
 """After so long a test gives up waiting: nothing that is promised takes a quarter of it."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-page._make_environment().get_template("page.html.j2")  # compiled, children need not
+page.make_environment().get_template("page.html.j2")  # compiled, children need not
 WORKFLOWS = ("train", "evaluate", "predict", "check", "split", "init", "compare", "report")
 
 

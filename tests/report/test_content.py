@@ -1,8 +1,5 @@
 """The report's numbers and lists: scikit-learn's curves, and everything else by hand."""
 
-import csv
-from dataclasses import replace
-from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
@@ -14,7 +11,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from mlfinetune.report import build, list_suspect_rows, read_pictures
+from mlfinetune.report import build, list_suspect_rows, read_pictures, render
 from mlfinetune.report.curves import POINTS, compute_by_threshold, compute_precision_recall
 
 
@@ -119,26 +116,53 @@ def test_suspects_by_hand() -> None:
     assert report.suspects[0].why == "threshold 0.50, 3 tagged pictures, on average 0.59"
 
 
-def test_calibration_ranks_suspects() -> None:
-    """Calibrated probabilities rank the suspects, and below 0.5 no tag is called missing."""
-    given = evidence([[3, 2], [2, 2.5]], [[0, 1], [1, 0]], thresholds=(0.5, 0.1))
-    plain = [one.label for one in build(given).suspects if not one.given]
-    ranked = [one.label for one in build(replace(given, calibrated=True)).suspects]
-    lower = evidence([[-0.1, 0], [-2, -2]], [[0, 0], [1, 0]], thresholds=(0.1, 0.1))
-    unlikely = build(replace(lower, calibrated=True)).suspects
-    assert (plain, ranked) == (["b", "a"], ["a", "b"])
-    assert [one.label for one in unlikely if not one.given] == ["b"]
+def test_a_rare_label_is_not_drowned() -> None:
+    """Labels whose logits mean something else are ranked alike; a rank counts from 1 a kind."""
+    rng = np.random.default_rng(0)
+    targets = (rng.random((400, 2)) < [0.4, 0.05]).astype(np.int8)
+    logits = rng.normal(0, 1, targets.shape) + 6 * (2 * targets - 1) - [0, 4]
+    logits[:2] = [[1, -6], [-6, 1]]
+    targets[:2] = 0
+    shown = build(evidence(logits, targets, thresholds=(0.5, 0.1))).suspects
+    assert [(one.index, one.label, one.rank) for one in shown[:2]] == [(1, "b", 1), (0, "a", 2)]
 
 
-def test_suspects_as_rows(tmp_path: Path) -> None:
+def test_suspects_as_rows() -> None:
     """The CSV has a header, and cells that a spreadsheet would run are inert."""
     report = build(evidence([[3], [1]], [[0], [1]], labels=("=1+1",), names=("-a.jpg", "b.jpg")))
-    with (tmp_path / "suspects.csv").open("w+", newline="") as file:
-        csv.writer(file).writerows(list_suspect_rows(report))
-        file.seek(0)
-        header, row = csv.reader(file)
-    assert header == ["image", "label", "given", "probability", "why"]
-    assert row[:4] == ["'-a.jpg", "'=1+1", "0", "0.952574"]
+    header, row = list_suspect_rows(report)
+    assert header[:5] == ("image", "label", "given", "probability", "why")
+    assert row[:4] == ("'-a.jpg", "'=1+1", "0", "0.952574")
+    assert row[5:] == ("1", "")
+
+
+def test_near_duplicates_with_different_tags() -> None:
+    """They follow their suspect, each tag once; those without a suspect come last, unranked."""
+    logits = [[4, -3], [3, -3], [-3, -3], [-4, 3], [-3, -2], [-3, 0], [-4, -5], [3, -3]]
+    targets = [[0, 0], [1, 0], [0, 0], [0, 1], [0, 1], [0, -1], [0, 0], [1, 0]]
+    report = build(evidence(logits, targets, near_duplicates=np.array([7, 7, 2, 3, 3, 3, 4, 4])))
+    assert [one.pictures for one in report.torn] == [(0, 1), (6, 7)]
+    rows = [(row[0][7:8], row[1], row[2], *row[5:]) for row in list_suspect_rows(report)]
+    assert rows[1:] == [
+        ("0", "a", "0", "1", "1"),
+        ("1", "a", "1", "", "1"),
+        ("4", "b", "1", "1", ""),
+        ("6", "a", "0", "", "2"),
+        ("7", "a", "1", "", "2"),
+    ]
+    assert "Near duplicates with different tags" in render(report)
+
+
+def test_of_many_near_duplicates_few_are_listed() -> None:
+    """The odd one, and the most doubted of those that agree."""
+    logits = [[0], [3], [2], [-1], [3]]
+    targets = [[0], [1], [1], [1], [1]]
+    (group,) = build(evidence(logits, targets, near_duplicates=np.zeros(5, int))).torn
+    assert group.pictures == (0, 3, 1, 2, 4)
+    assert [(tag.index, tag.given, tag.why[-14:]) for tag in group.tags] == [
+        (0, 0, "4 of 5 have it"),
+        (3, 1, "4 of 5 have it"),
+    ]
 
 
 # ---- judgments ---------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from mlfinetune.runtime.distributed import init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import catch_signals
 from mlfinetune.training.build import build_ema, build_training_optimizer
-from mlfinetune.training.loop import train_epochs
+from mlfinetune.training.loop import (
+    train_epochs,
+)
 from mlfinetune.training.resume import StateSaver, load_state, require_same_run
 from mlfinetune.training.setup import set_up, with_features
 from mlfinetune.training.start import resolve_config

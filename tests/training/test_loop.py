@@ -5,7 +5,12 @@ from collections.abc import Callable
 import pytest
 
 from mlfinetune.training.lbfgs import PENALTIES, STRONGER_PENALTIES, WEAKER_PENALTIES
-from mlfinetune.training.loop import Candidate, search_penalties
+from mlfinetune.training.loop import (
+    Candidate,
+)
+from mlfinetune.training.solve import (
+    search_penalties,
+)
 
 
 def search(measure: Callable[[float], float | None]) -> tuple[list[float], list[str]]:

@@ -9,7 +9,8 @@ label cells and two bits per state are kept. Every bad row is collected as a fau
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,32 @@ from mlfinetune.errors import DataError
 from mlfinetune.text import format_list, quote_yaml
 
 _WATCHED_VALUES = 8
+
+
+@dataclass(frozen=True)
+class LabelLayout:
+    """Columns in which a table has its labels.
+
+    Attributes:
+        lists: columns of lists of labels; empty where each label has a column.
+        unknown: column of labels that nobody looked for, beside `lists`.
+        delimiter: the sign between the labels of a cell; None: a cell is one label.
+        whole: cells of several columns are one label each.
+        printed: the first cell that prints a list, such as `["cat"]`; empty: there is none.
+        homes: label -> the one of several columns of `lists` that has it most often.
+        value: column that says whether the one label of a row is there.
+        words: (label, state) -> the word that its column has for the state, where each label has a
+            column.
+    """
+
+    lists: tuple[str, ...] = ()
+    unknown: str | None = None
+    delimiter: str | None = None
+    whole: bool = False
+    value: str | None = None
+    printed: str = ""
+    homes: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
 class Columns:
@@ -103,6 +130,24 @@ class Columns:
     def needed(self) -> set[str]:
         """The columns whose cells are read; the cells of the others do not matter."""
         return self._taken | set(self._watched)
+
+    @property
+    def layout(self) -> LabelLayout:
+        """The columns in which the labels stand, after `build_table`."""
+        labels = self._labels
+        if isinstance(labels, ValuedLabels):
+            return LabelLayout(lists=(labels.label,), value=labels.value)
+        if isinstance(labels, ListColumns):
+            whole = self._roles.whole and not labels.delimiter
+            return LabelLayout(
+                labels.labels,
+                labels.unknown,
+                labels.delimiter,
+                whole,
+                printed=labels.printed,
+                homes=labels.find_homes(),
+            )
+        return LabelLayout(words=labels.choose_words())
 
     @property
     def _taken(self) -> set[str]:

@@ -1,8 +1,9 @@
-"""Tasks of Label Studio, exported as JSON or JSON-MIN, become rows of a JSON list.
+"""Tasks of Label Studio, exported as JSON, JSON-MIN or CSV, become rows of a JSON list.
 
     {"data": {"image": "/data/upload/1/1a2b3c4d-a.jpg"}, "annotations": [{"result": [
         {"from_name": "tag", "type": "choices", "value": {"choices": ["cat"]}}]}]}     JSON
     {"image": "/data/upload/1/1a2b3c4d-a.jpg", "tag": {"choices": ["cat"]}, "annotation_id": 7, ...}
+    annotation_id,annotator,image,lead_time,tag     a row of CSV: the values of JSON-MIN as text
     -> {"image": "/data/upload/1/1a2b3c4d-a.jpg", "tag": ["cat"]}
 
 A task of several annotations gives its ground truth, or else the newest. A task that was skipped,
@@ -10,13 +11,20 @@ or has no annotation, gives no row: nobody has said what it shows. One that was 
 label gives an empty one, for `data.empty_labels`.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlfinetune.data.readers.cells import quote_names
-from mlfinetune.data.readers.column_names import IMAGE_COLUMNS
+from mlfinetune.data.readers.column_names import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    OTHER_LABEL_NAMES,
+    find_split,
+    simplify_name,
+)
 from mlfinetune.data.readers.column_sample import is_picture_name
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
@@ -26,6 +34,8 @@ Task = dict[str, Any]
 
 _LISTS = ("annotations", "completions")
 """Keys of a task's annotations, now and in old versions."""
+_PREDICTIONS = "predictions"
+"""Key of what a model proposes: a task with these alone is not annotated."""
 _KINDS = {
     "choices", "taxonomy", "labels", "rectanglelabels", "polygonlabels", "ellipselabels",
     "keypointlabels", "brushlabels", "bitmasklabels",
@@ -33,7 +43,7 @@ _KINDS = {
 """Types of results that name labels; of a region it is a label of the picture."""
 _ABOUT = {
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement",
-    "inner_id", "total_annotations", "cancelled_annotations", "project", "comment_count",
+    "inner_id", "total_annotations", "cancelled_annotations", "project", "comment_count", "history",
 }  # fmt: skip
 """Keys of JSON-MIN that describe the annotation."""
 
@@ -95,13 +105,14 @@ def _list_controls(tasks: Sequence[Any]) -> list[str]:
     names = dict[str, None]()
     for task in tasks:
         if isinstance(task, dict) and _is_task(task):
-            for result in _iterate_results(task):
+            for result in iterate_results(task):
                 if isinstance(result.get("from_name"), str) and _names_labels(result):
                     names[result["from_name"]] = None
     return list(names)
 
 
-def _iterate_results(task: Task) -> Iterator[Task]:
+def iterate_results(task: Task) -> Iterator[Task]:
+    """Yield the results of all annotations of a task."""
     for name in _LISTS:
         for annotation in task.get(name) or ():
             results = annotation.get("result") if isinstance(annotation, dict) else None
@@ -124,7 +135,7 @@ def _require_controls(wanted: Sequence[str], controls: Sequence[str]) -> None:
 
 
 def _is_task(value: Task) -> bool:
-    has_list = any(isinstance(value.get(name), list) for name in _LISTS)
+    has_list = any(isinstance(value.get(name), list) for name in (*_LISTS, _PREDICTIONS))
     return has_list and isinstance(value.get("data"), dict)
 
 
@@ -218,7 +229,7 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
     found = [task for _, task in kept]
     columns = {key for task in found if isinstance(task, dict) for key in task.keys() - _ABOUT}
     _require_controls(options.label_column, sorted(columns))
-    controls = options.label_column or _find_controls(found)
+    controls = options.label_column or _find_controls(found, options)
     rows = [(number, _flatten_row(task, controls, options)) for number, task in kept]
     counts = Counter({"several": len(repeated)})
     if not controls:  # the columns are looked at as those of any table
@@ -226,11 +237,11 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
     return Tasks(rows, _set_columns(options, rows, tuple(controls)), _describe(counts))
 
 
-def _find_controls(tasks: Sequence[Any]) -> tuple[str, ...]:
+def _find_controls(tasks: Sequence[Any], options: SourceOptions) -> tuple[str, ...]:
     """Return the keys that hold labels; none where that is not sure.
 
-    A control of one choice has text, as the task's data may have. A text that several rows share
-    may be either.
+    A control of one choice has text, as the task's data may have. A text that several rows share,
+    or in a key such as `choice`, may be either.
 
     Raises:
         DataError: some keys hold choices, and others may.
@@ -242,10 +253,13 @@ def _find_controls(tasks: Sequence[Any]) -> tuple[str, ...]:
                 if key not in _ABOUT:
                     values.setdefault(key, []).append(value)
     nested = [key for key, found in values.items() if any(map(_is_nested, found))]
-    texts = [key for key, found in values.items() if key not in nested and _are_words(found)]
+    named = {options.image_column, options.split_column, options.group_by, *nested}
+    texts = [key for key, found in values.items() if key not in named and _are_words(found)]
     if not nested:
         return tuple(texts) if len(texts) == 1 else ()
-    shared = [key for key in texts if len(set(values[key])) < len(values[key])]
+    shared = [
+        key for key in texts if len(set(values[key])) < len(values[key]) or _is_label_name(key)
+    ]
     if shared:
         raise DataError(
             f"{quote_names(nested)} hold choices, and {quote_names(shared)} may: name the controls "
@@ -254,9 +268,15 @@ def _find_controls(tasks: Sequence[Any]) -> tuple[str, ...]:
     return tuple(nested)
 
 
+def _is_label_name(key: str) -> bool:
+    name = simplify_name(key)
+    return name in LABEL_COLUMNS or name in OTHER_LABEL_NAMES
+
+
 def _are_words(values: Sequence[Any]) -> bool:
-    """Return whether values are texts that name no pictures."""
-    return all(isinstance(value, str) and not is_picture_name(value) for value in values)
+    """Return whether values are texts that name no pictures, and not all are splits."""
+    texts = [value for value in values if isinstance(value, str) and not is_picture_name(value)]
+    return len(texts) == len(values) and not all(map(find_split, texts))
 
 
 def _is_nested(value: Any) -> bool:
@@ -285,3 +305,43 @@ def _read_cell(value: Any, folder_labels: str) -> Iterator[str]:
                 yield from _read_value(item[kind], folder_labels)
         else:
             yield from _read_value([item], folder_labels)
+
+
+# ---- CSV --------------------------------------------------------------------------------
+
+
+def is_export_header(header: Sequence[str]) -> bool:
+    """Tell whether a table has the columns that Label Studio writes beside the annotations."""
+    return {"annotation_id", "annotator", "lead_time"} <= set(header)
+
+
+def read_table_rows(
+    header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], options: SourceOptions
+) -> Tasks:
+    """Return the rows of a CSV export, which holds the values of JSON-MIN as text.
+
+    Args:
+        header: for which `is_export_header` holds.
+        rows: line number and cells of each row.
+        options: as `read_tasks` takes them.
+
+    Raises:
+        DataError: as `read_tasks`.
+    """
+    tasks = [
+        {key: _parse_cell(cell) for key, cell in zip(header, cells, strict=False) if cell.strip()}
+        for _, cells in rows
+    ]
+    read = _read_flat(tasks, options)
+    return replace(read, rows=[(rows[number - 1][0], row) for number, row in read.rows])
+
+
+def _parse_cell(text: str) -> Any:
+    """Return the choices, paths or regions that a cell prints; any other text as it is."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if _is_nested(value) else text

@@ -9,7 +9,9 @@ a.jpg,dog,0
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,13 @@ from mlfinetune.text import pluralize
 
 
 class ListColumns:
-    """Collects labels from columns of lists, and unknown labels from a column `unknown`."""
+    """Collects labels from columns of lists, and unknown labels from a column `unknown`.
+
+    Attributes:
+        labels, unknown: the columns.
+        delimiter: the sign between labels; None: none, or not detected yet.
+        printed: the first cell that prints a list, such as `["cat"]`; empty: there is none.
+    """
 
     def __init__(
         self,
@@ -65,6 +73,7 @@ class ListColumns:
         self.listed = self.labels if unknown is None else (*self.labels, unknown)
         self._indices = [header.index(name) for name in self.listed]
         self._cells: list[list[Cell]] = [[] for _ in self.listed]
+        self.printed = ""
 
     def add(self, cells: Sequence[Cell]) -> None:
         """Keep the label cells of a row; they are split when all rows are there."""
@@ -104,6 +113,17 @@ class ListColumns:
         notes = [self._describe_columns(parsed), *self._list_doubts(faults, lists)]
         return lists.labels, lists.build_targets(), notes
 
+    def find_homes(self) -> dict[str, str]:
+        """Return label -> the column that has it most often, after `finish`."""
+        if len(self.labels) == 1:
+            return {}
+        homes: dict[str, tuple[int, str]] = {}
+        for name, cells in zip(self.labels, self._cells, strict=False):
+            counts = Counter(label for cell in cells for label in self._split_cell(cell))
+            for label, count in counts.items():
+                homes[label] = max(homes.get(label, (0, name)), (count, name), key=itemgetter(0))
+        return {label: name for label, (_, name) in homes.items()}
+
     def _parse_containers(self, faults: RowFaults) -> int:
         """Replace cells that print lists by tuples of labels; return their number.
 
@@ -128,6 +148,7 @@ class ListColumns:
             if not is_text_list and not isinstance(cell, dict | list | tuple | set):
                 continue
             try:
+                self.printed = self.printed or text * is_text_list
                 cells[row] = parse_container(text) if is_text_list else read_labels(cell)
                 parsed += 1
             except ValueError as error:

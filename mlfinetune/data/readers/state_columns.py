@@ -12,7 +12,7 @@ import numpy as np
 
 from mlfinetune.data.readers.cells import Cell, RowFaults, format_cell, quote_names
 from mlfinetune.data.readers.state_words import THRESHOLD, CellState, is_pair, read_state
-from mlfinetune.data.targets import LabelSpace, Targets, pack_codes
+from mlfinetune.data.targets import NEGATIVE, POSITIVE, LabelSpace, Targets, pack_codes
 from mlfinetune.text import pluralize
 
 _CHUNK_ROWS = 4096
@@ -112,6 +112,26 @@ class StateColumns:
             targets = Targets.pack(blocks, len(chosen))
         names = tuple(self.candidates[column] for column in chosen)
         return LabelSpace(names), targets, [*self._list_notes(chosen)], doubts
+
+    def choose_words(self) -> dict[tuple[str, int], str]:
+        """Return (column, state) -> the word to write: the most frequent one of the column.
+
+        A column without a word for the state takes that of all columns, else `1` or `0`.
+        """
+        kinds = ("digit", *_WORDS)
+        counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+        for column, name in enumerate(self.candidates):
+            for text, (state, times) in self._describe_column(column).spellings.items():
+                if state.kind in kinds:
+                    counts[name, state.state][text] += times
+                    counts["", state.state][text] += times
+        plain = {POSITIVE: "1", NEGATIVE: "0"}
+        return {
+            (name, state): max(words, key=words.__getitem__) if words else word
+            for name in self.candidates
+            for state, word in plain.items()
+            for words in [counts.get((name, state)) or counts.get(("", state))]
+        }
 
     def _describe_column(self, column: int) -> "ColumnContent":
         """Return the counts of each spelling in a column."""

@@ -14,12 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from mlfinetune.config import Config
+from mlfinetune.data.batches.feature_batches import FeatureLoader, Features, MeanFeatures
 from mlfinetune.data.batches.features import (
     PLAIN_VIEW,
     FeatureExtractor,
-    FeatureLoader,
-    Features,
-    MeanFeatures,
     MissingRows,
     View,
     choose_views,

@@ -1,5 +1,6 @@
 """Exports of Label Studio, JSON and JSON-MIN, as its server writes them."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mlfinetune.data.paths import check_paths
+from mlfinetune.data.readers.csv_table import read_csv
 from mlfinetune.data.readers.json_table import read_json
 from mlfinetune.data.rows import join_repeats
 from mlfinetune.data.table import SourceOptions, Table
@@ -39,7 +41,11 @@ def flat(name: str, **more: Any) -> dict[str, Any]:
 
 def read(folder: Path, content: Any, **options: Any) -> dict[str, set[str]]:
     """Return picture -> the labels that hold; pictures are looked for in the folder."""
-    table = read_table(folder, content, **options)
+    return list_positives(read_table(folder, content, **options))
+
+
+def list_positives(table: Table) -> dict[str, set[str]]:
+    """Return picture -> the labels that hold."""
     assert not table.faults, table.faults
     names = table.labels.names
     return {
@@ -52,8 +58,12 @@ def read_table(folder: Path, content: Any, **options: Any) -> Table:
     (folder / "export.json").write_text(json.dumps(content))
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         Image.new("RGB", (2, 2)).save(folder / name)
-    asked = SourceOptions(**options)
-    return join_repeats(check_paths(read_json(folder / "export.json", asked), asked))
+    return read_table_of(folder / "export.json", SourceOptions(**options))
+
+
+def read_table_of(path: Path, asked: SourceOptions) -> Table:
+    read_file = read_json if path.suffix == ".json" else read_csv
+    return join_repeats(check_paths(read_file(path, asked), asked))
 
 
 def test_choices_of_all_controls_are_labels(tmp_path: Path) -> None:
@@ -184,3 +194,59 @@ def test_an_odd_task_is_a_fault(tmp_path: Path, odd: Any) -> None:
     table = read_table(tmp_path, [task("a.jpg", annotation(choices("cat"))), odd])
     (fault,) = table.faults
     assert fault.place == "entry 2"
+
+
+# ---- CSV --------------------------------------------------------------------------------
+
+
+def read_csv_export(folder: Path, *rows: dict[str, Any], **options: Any) -> Table:
+    """Read rows as Label Studio's CSV has them: columns sorted, values that are no text as JSON."""
+    columns = sorted({key for row in rows for key in row})
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        Image.new("RGB", (2, 2)).save(folder / name)
+    with (folder / "export.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writeheader()
+        for row in rows:
+            cells = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()}
+            writer.writerow(cells)
+    return read_table_of(folder / "export.csv", SourceOptions(**options))
+
+
+def test_controls_and_taxonomies_of_its_csv(tmp_path: Path) -> None:
+    """All columns of choices, taxonomies and regions hold labels; what describes them does not."""
+    rows = (
+        flat("a.jpg", tag="cat", kind=[{"taxonomy": [["place", "home"]]}]),
+        flat("b.jpg", tag={"choices": ["cat", "dog"]}, box=[{"x": 1, "rectanglelabels": ["sun"]}]),
+        flat("c.jpg", note="blurred"),
+    )
+    table = read_csv_export(tmp_path, *rows)
+    expected = {"a.jpg": {"cat", "home"}, "b.jpg": {"cat", "dog", "sun"}, "c.jpg": set()}
+    assert list_positives(table) == expected
+    assert "3 pictures found by name (uploads of Label Studio)" in "; ".join(table.notes)
+    levels = read_csv_export(tmp_path, *rows, folder_labels="path")
+    assert list_positives(levels)["a.jpg"] == {"cat", "place", "home"}
+    some = read_csv_export(tmp_path, *rows, label_column=("tag",))
+    assert list_positives(some) == {"a.jpg": {"cat"}, "b.jpg": {"cat", "dog"}, "c.jpg": set()}
+
+
+def test_the_newest_annotation_of_its_csv_counts(tmp_path: Path) -> None:
+    """A task has a row for each annotation, with the same id; faults name lines."""
+    older = flat("a.jpg", tag={"choices": ["cat", "dog"]}, updated_at="2026-11-01T10:00:00Z")
+    newer = flat("a.jpg", tag="dog", updated_at="2026-11-02T10:00:00Z")
+    table = read_csv_export(tmp_path, newer, older, flat("b.jpg", tag="cat"))
+    assert list_positives(table) == {"a.jpg": {"dog"}, "b.jpg": {"cat"}}
+    assert table.lines is not None
+    assert table.lines.tolist() == [2, 4]
+    assert "1 task with several annotations" in "; ".join(table.notes)
+
+
+def test_a_column_of_its_csv_that_may_hold_choices_is_asked_for(tmp_path: Path) -> None:
+    """Words beside choices may be a control of one choice; a column of splits is none."""
+    two = {"choices": ["cat", "dog"]}
+    rows = [flat("a.jpg", tag=two, choice="day"), flat("b.jpg", tag="cat", choice="night")]
+    with pytest.raises(DataError, match=r"export\.csv: 'tag' hold choices, and 'choice' may"):
+        read_csv_export(tmp_path, *rows)
+    splits = [flat("a.jpg", tag=two, split="val"), flat("b.jpg", tag="cat", split="train")]
+    table = read_csv_export(tmp_path, *splits)
+    assert list_positives(table)["a.jpg"] == {"cat", "dog"}
