@@ -500,6 +500,26 @@ def test_the_costs_of_an_exported_file() -> None:
     assert rounds_to(second, measured["script, largest difference"])
 
 
+def test_what_chosen_pictures_gain() -> None:
+    """Every cell of docs/next.md: mAP by number of labels, the gain over random and its error."""
+    measured, rows = result("next"), table("next", "chosen by")
+    assert list(rows) == list(measured["ways"])
+    for way, found in measured["ways"].items():
+        *values, gain = rows[way]
+        check(" ".join(values), found["mAP"])
+        check(gain.replace("±", ""), [found["gain"], found["standard_error"]])
+    large, by_seed = result("next_large"), {k: v["by_seed"] for k, v in measured["ways"].items()}
+    ahead = [sum(a) > sum(b) for a, b in zip(by_seed["next"], by_seed["random"], strict=True)]
+    chosen, random = (measured["ways"][way]["mAP"] for way in ("next", "random"))
+    for figure in (
+        f"In {['no', 'one', 'two', 'three', 'four', 'five'][sum(ahead)]} of five seeds",
+        f"{chosen[3]:.3f} with 600 chosen pictures, {random[4]:.3f} with 700 random ones",
+        f"{large['GB_of_features']:.2f} GB of features and {large['GB_more_at_most']:.2f} GB",
+        f"{large['cpu_seconds']:.0f} s of one core",
+    ):
+        assert figure in page("next")
+
+
 def test_ways_to_go_on_with_other_labels() -> None:
     """Every cell: means over the draws; and how many pictures a split drawn anew moves."""
     measured = result("other_labels")
