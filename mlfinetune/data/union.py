@@ -35,7 +35,7 @@ def settle_labels(table: Table, options: SourceOptions) -> Table:
     with that of another, and an empty row is about the labels of its own table.
     """
     names = table.labels.names
-    table = apply_label_options(table, options)
+    table = apply_label_options(table, options, is_one_of_several=True)
     unnamed = np.full(len(table), UNKNOWN, np.int8)
     return replace(table, unnamed=unnamed, settled=True, former_labels=names)
 
@@ -115,8 +115,11 @@ def _join_rows(table: Table, keys: Sequence[Hashable]) -> Table:
     if len(groups) == len(table):
         return table
     packed, faults = table.targets.packed.copy(), list[Fault]()
+    cells = list(table.groups or ())
     for rows in groups.values():
         if len(rows) > 1:
+            if cells:  # of patients too, known beats blank
+                cells[rows[0]] = next((cells[row] for row in rows if cells[row]), "")
             faults += _find_contradictions(table, rows)
             # Of -1, 0 and 1 the largest is right: known beats unknown, and 1 against 0 is a fault.
             states = table.targets[rows].max(axis=0)
@@ -127,7 +130,8 @@ def _join_rows(table: Table, keys: Sequence[Hashable]) -> Table:
     moved = [replace(f, row=f.row if f.row is None else new_row[f.row]) for f in table.faults]
     faults = [replace(f, row=new_row[f.row]) for f in faults if f.row is not None]
     targets = Targets(packed, len(table.labels))
-    united = replace(table, targets=targets).take([rows[0] for rows in groups.values()])
+    united = replace(table, targets=targets, groups=tuple(cells) if cells else table.groups)
+    united = united.take([rows[0] for rows in groups.values()])
     return replace(
         united, faults=tuple(dict.fromkeys([*moved, *faults])), notes=(*table.notes, note)
     )
@@ -138,7 +142,7 @@ def _find_contradictions(table: Table, rows: Sequence[int]) -> Iterator[Fault]:
     name, first = table.names[rows[0]], rows[0]
     places = " and ".join(_name_row(table, row, name) for row in rows[:3])
     for cells, noun in ((table.splits, "splits"), (table.groups, "groups")):
-        if cells and len({cells[row] for row in rows}) > 1:
+        if cells and len({cells[row] for row in rows if cells[row]}) > 1:
             yield Fault(places, f"{name!r} is in different {noun}", first)
     states: NDArray[np.int8] = table.targets[list(rows)]
     both = np.flatnonzero((states == POSITIVE).any(0) & (states == NEGATIVE).any(0))

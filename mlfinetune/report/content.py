@@ -69,6 +69,7 @@ class Evidence:
         history: rows of metrics.jsonl.
         near_duplicates: (N,) numbers, the same for near duplicates; None: they are not known.
         good: AP from which a label is called good.
+        out_of_fold: the pictures are all that the data has, training's too.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Evidence:
     history: Sequence[Mapping[str, Any]] = ()
     near_duplicates: NDArray[np.int64] | None = None
     good: float = GOOD
+    out_of_fold: bool = False
 
 
 def build(evidence: Evidence) -> Report:
@@ -128,6 +130,7 @@ def _compute_report(evidence: Evidence) -> Report:
         matrix=matrix,
         suspects=suspects.find_suspects(scores, evidence.probabilities, limits, thresholds, doubt),
         torn=_find_torn(evidence, doubt),
+        out_of_fold=evidence.out_of_fold,
     )
 
 

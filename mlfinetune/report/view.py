@@ -266,6 +266,7 @@ class Report:
         warning: a sentence to read before the numbers; empty: none.
         heat: heat maps by index of the picture and column of the label.
         no_heat: why the model has no heat maps; empty: it has, or it is not known.
+        out_of_fold: the pictures are all that the data has, training's too.
     """
 
     title: str
@@ -282,6 +283,7 @@ class Report:
     matrix: Matrix
     suspects: tuple[Suspect, ...]
     torn: tuple[TornGroup, ...] = ()
+    out_of_fold: bool = False
     pictures: Mapping[int, Picture] = field(default_factory=dict)
     side: int = 0
     warning: str = ""

@@ -40,7 +40,7 @@ from mlfinetune.report.heat import MapSource, compute_maps, list_wanted, place_m
 from mlfinetune.report.words import format_number
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import explaining_damage
-from mlfinetune.runs.folds import explain_folds
+from mlfinetune.runs.folds import CROSSVAL, explain_folds
 from mlfinetune.runs.heat_maps import HeatMaps, read_heat_maps, write_heat_maps
 from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.near_duplicates import read_near_duplicates
@@ -205,6 +205,7 @@ def _gather_evidence(
         f1_intervals={row.label: row.F1 for row in intervals.per_label if row.F1},
         auroc_intervals={row.label: row.AUROC for row in intervals.per_label if row.AUROC},
         calibration=_name_curves(facts.calibration),
+        out_of_fold=CROSSVAL in content,
         history=_read_history(folder),
         near_duplicates=read_near_duplicates(folder, scores.names),
     )

@@ -33,11 +33,11 @@ def find_interface(config: Config) -> tuple[Interface, str]:
     data = config.data
     column = data.label_column
     controls = (column,) if isinstance(column, str) else tuple(column or ())
-    found = None
-    if isinstance(data.train, Path):
-        found = read_interface(data.train, data.image_column, controls, data.rename_labels)
-    interface = found or Interface()
-    source = "Label Studio's template" if found is None else f"as in {data.train}"
+    about = data.image_column, controls, data.rename_labels
+    tables = data.train if isinstance(data.train, tuple) else (data.train,)
+    read = ((table, read_interface(table, *about)) for table in tables if isinstance(table, Path))
+    shown = ((found, f"as in {table}") for table, found in read if found is not None)
+    interface, source = next(shown, (Interface(), "Label Studio's template"))
     controls = tuple(dict.fromkeys(choice.control for choice in interface.choices.values()))
     names = ", ".join(f"control {name!r}" for name in controls or (interface.from_name,))
     return interface, (

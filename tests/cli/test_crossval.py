@@ -133,6 +133,7 @@ def test_eval_says_where_the_numbers_of_that_model_are(frozen: Path) -> None:
     assert "all 24 of these pictures: it has seen" in done.stdout
     page = (folder / "report.html").read_text()
     assert "3 folds: each picture was scored by a model that has not seen it" in page
+    assert "All 24 pictures were looked at, each by a model" in page
     card = run_child("card", str(folder), cwd=frozen)
     assert card.returncode == 0, card.stderr
     assert "3 folds&#58; each picture was scored by a model" in (folder / "README.md").read_text()

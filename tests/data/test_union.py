@@ -154,3 +154,33 @@ def test_tables_with_and_without_splits_do_not_mix(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"no split column \(data.split_column\) in 'b.csv', and"):
         read(places)
+
+
+def test_what_follows_in_one_of_several_tables(tmp_path: Path) -> None:
+    """A label that a table does not name is unknown there, unless it follows (`data.implies`)."""
+    places = write(
+        tmp_path,
+        a_csv="image,labels\n1.jpg,siamese\n2.jpg,sofa\n3.jpg,siamese\n",
+        b_csv="image,animal\n3.jpg,0\n4.jpg,1\n",
+    )
+    table = read(places, implies={"siamese": "cat", "cat": "animal"})
+    order = ("siamese", "cat", "animal", "sofa")
+    found = {name: [row[label] for label in order] for name, row in states(table).items()}
+    assert found["1.jpg"] == [1, 1, 1, 0]
+    assert found["2.jpg"] == [0, -1, -1, 1]
+    assert found["4.jpg"] == [-1, -1, 1, -1]
+    assert "'3.jpg' has 'siamese', 'cat', 'animal', and by b.csv line 2" in str(table.faults[0])
+
+
+def test_groups_of_several_tables(tmp_path: Path) -> None:
+    """A name beats a blank cell; two names of one picture are a fault."""
+    places = write(
+        tmp_path,
+        a_csv="image,labels,who\n1.jpg,cat,\n2.jpg,dog,p2\n",
+        b_csv="image,fox,who\n1.jpg,1,p1\n2.jpg,0,p3\n",
+    )
+    table = read(places, group_by="who")
+    assert table.groups == ("p1", "p2")
+    (fault,) = table.faults
+    said = "a.csv line 3 and b.csv line 3: '2.jpg' is in different groups"
+    assert str(fault) == said

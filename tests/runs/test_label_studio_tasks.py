@@ -77,7 +77,8 @@ def test_the_names_are_those_of_the_export_that_the_run_read(tmp_path: Path) -> 
     export.write_text(
         json.dumps([{"data": {"photo": "a.jpg"}, "annotations": [{"result": results}]}])
     )
-    config = Config.model_validate({"data": {"train": export, "rename_labels": {"Cat": "cat"}}})
+    tables = [tmp_path / "more.csv", export]
+    config = Config.model_validate({"data": {"train": tables, "rename_labels": {"Cat": "cat"}}})
     interface, said = find_interface(config)
     assert "data.photo, image 'img', control 'animal', control 'place' (as in " in said
     p = np.array([0.9, 0.8, 0.7])
