@@ -16,7 +16,7 @@ from mlfinetune.text import format_list, pluralize
 
 def choose_next(
     run: Annotated[
-        str, typer.Argument(help="Run directory, checkpoint file, or its URL.", show_default=False)
+        str, typer.Argument(metavar="RUN", help="Run directory, checkpoint file, or its URL.")
     ],
     inputs: Annotated[
         list[str],

@@ -111,21 +111,24 @@ def choose_pictures(
     return Choice(tuple(picker.picks), tuple(repeated.tolist()), tuple(picker.near))
 
 
-def find_least(known: Floats, targets: NDArray[np.int8]) -> float:
+def find_least(known: Floats, targets: NDArray[np.int8] | None) -> float:
     """Return the cosine similarity from which pictures are near duplicates to this network.
 
-    It is NEAR for a pretrained one. A network that was trained on few pictures finds all of them
-    alike: then it is the similarity that one in a thousand pairs of pictures reaches whose labels
-    have nothing in common.
+    It is NEAR for a pretrained one. Others find different pictures alike: one that was trained on
+    few, all of them; a fine-tuned one, those of the same labels. Then it is the similarity that one
+    in a thousand pairs of different pictures reaches.
 
     Args:
         known: (K, F) features of labelled pictures, or of some of them.
-        targets: (K, L) their labels.
+        targets: (K, L) their labels: pictures differ if they have no label in common. None: of a
+            fine-tuned network, to which all are taken as different.
     """
     units = _read_units(known, np.arange(len(known)))
-    given = (targets == POSITIVE).astype(np.float32)
-    tagged = given.any(axis=1)
-    differ = (given @ given.T == 0) & tagged & tagged[:, None]
+    differ = np.ones((len(known), len(known)), bool)
+    if targets is not None:
+        given = (targets == POSITIVE).astype(np.float32)
+        tagged = given.any(axis=1)
+        differ = (given @ given.T == 0) & tagged & tagged[:, None]
     pairs = (units @ units.T)[np.triu(differ, 1)]
     return max(NEAR, float(np.quantile(pairs, _ORDINARY))) if len(pairs) else NEAR
 

@@ -123,7 +123,7 @@ def run(
     labelled = read_labelled(config, file.parent, loaded.labels, log)
     candidates = _list_candidates(request.inputs, stdin, labelled, log)
     with oom_as_device_error():
-        known, least = _read_known(pool, labelled, log)
+        known, least = _read_known(pool, labelled, config.model.freeze_backbone, log)
         part = pool.read(candidates.names, "features of new pictures")
         features, logits = pool.tabulate(part)
     probabilities = sigmoid(loaded.decision.calibrate(logits))
@@ -175,7 +175,7 @@ def _list_candidates(
 
 
 def _read_known(
-    pool: FeaturePool, labelled: Labelled, log: RunLog
+    pool: FeaturePool, labelled: Labelled, is_frozen: bool, log: RunLog
 ) -> tuple[NDArray[np.float16], float]:
     """Return the features of the labelled pictures, and the similarity of near duplicates."""
     part = pool.read(labelled.paths, "features of labelled pictures")
@@ -186,11 +186,12 @@ def _read_known(
             f"of those are not left out"
         )
     some = np.random.default_rng(0).permutation(len(part))[:SAMPLE]
-    least = find_least(features[some], labelled.read_targets(part.rows[some]))
+    targets = labelled.read_targets(part.rows[some]) if is_frozen else None
+    least = find_least(features[some], targets)
     if least > NEAR:
         log.say(
-            f"this network finds pictures of different labels alike: near duplicates are those of "
-            f"a similarity of {least:.3f}, not {NEAR:g}"
+            f"this network finds different pictures alike: near duplicates are those of a "
+            f"similarity of {least:.3f}, not {NEAR:g}"
         )
     return features, least
 

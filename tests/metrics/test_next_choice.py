@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlfinetune.metrics import next_choice
-from mlfinetune.metrics.next_choice import Choice, choose_pictures
+from mlfinetune.metrics.next_choice import Choice, choose_pictures, find_least
 
 Floats = NDArray[np.float64]
 
@@ -111,3 +111,16 @@ def test_fewer_pictures_than_asked_for_and_none() -> None:
     given.features = np.zeros((3, 6), np.float16)
     assert sorted(pick.row for pick in given.choose(9).picks) == [0, 1, 2]
     assert draw(0).choose(9) == Choice((), (), ())
+
+
+def test_what_a_network_finds_alike_is_no_near_duplicate() -> None:
+    """The bound rises where different pictures are alike; of equal labels only to a tuned one."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.eye(4), 30, axis=0)
+    targets = groups.astype(np.int8)
+    apart = groups + rng.normal(0, 0.01, groups.shape)  # one place for each label
+    assert find_least(apart, targets) == 0.95
+    assert find_least(apart, None) > 0.99
+    assert find_least(apart + 9, targets) > 0.98  # all are near to each other
+    assert find_least(rng.normal(size=(120, 64)), None) == 0.95
+    assert find_least(np.empty((0, 4)), np.empty((0, 4), np.int8)) == 0.95
