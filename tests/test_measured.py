@@ -558,3 +558,25 @@ def test_the_suspects_and_the_near_duplicates() -> None:
         found = near["bounds"][bound]
         shares = [*(found["copies"][kind] for kind in kinds), found["copies_near_another_picture"]]
         check(" ".join(row[column] for row in rows), shares)
+
+
+def test_the_honesty_of_cross_validation() -> None:
+    """Every cell: what a way says, the truth, and mean and deviation of the error."""
+    ways = {
+        "a fifth held out": "plain",
+        "crossval": "crossval",
+        "crossval, without slopes": "without slopes",
+    }
+    measured, rows = result("crossval"), table("metrics", "n, number from")
+    assert len(rows) == 3 * len(measured)
+    for name, cells in rows.items():
+        size, _, words = name.partition(", ")
+        numbers, way = measured[size], ways[words]
+        for cell, metric in zip(cells[::2], ("mAP", "macro_F1"), strict=True):
+            check(cell, [numbers[f"{way} {metric} {kind}"] for kind in ("said", "truth")])
+        for cell, metric in zip(cells[1::2], ("mAP", "macro_F1"), strict=True):
+            check(cell.replace("+", ""), numbers[f"{way} {metric} error"])
+    few = measured["300"]
+    text = f"with 300 pictures thresholds of slopes score {few['crossval macro_F1 truth']:.3f}"
+    assert f"{text} instead of {few['without slopes macro_F1 truth']:.3f}" in page("decisions")
+    assert f"their mean is {few['crossval mean of folds']:.3f}" in page("metrics")
