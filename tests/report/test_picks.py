@@ -36,6 +36,7 @@ def test_a_long_list_stays_small() -> None:
     assert len(page) < 200_000 + 500 * MOST_SHOWN
     shown = page.count("data:image/jpeg")
     assert 10 < shown < MOST_SHOWN
+    assert sum(map(len, re.findall("base64,([^)]+)", page))) <= 200_000
     assert page.count("picture left out") == MOST_SHOWN - shown
     assert re.search(r"And 7 more, in the table", page)
 
