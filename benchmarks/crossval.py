@@ -46,7 +46,7 @@ from mlfinetune.training.solve import (
     solve_head,
 )
 
-DRAWS, FOLDS = {300: 6}, 5
+DRAWS, FOLDS = {300: 6, 1000: 2}, 5
 CONFIG = Path(__file__).parents[1] / "configs" / "frozen.yaml"
 RESULT = Path(__file__).parent / "results" / "crossval.json"
 
