@@ -7,6 +7,7 @@
 Pictures of one group, and copies of the same bytes, are in one fold.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,7 +71,7 @@ def pool_sides(splits: Splits) -> Pool:
 
 
 def _join(train: Manifest, val: Manifest) -> Manifest:
-    """Return the rows of both; a group is not in both, else the data would have been refused."""
+    """Return the rows of both, whose groups have one numbering."""
     names = (*train.names, *val.names)
     if train.root != val.root:
         names = tuple(side.path(row) for side in (train, val) for row in range(len(side)))
@@ -79,15 +80,9 @@ def _join(train: Manifest, val: Manifest) -> Manifest:
     joined = replace(train, names=names, targets=targets, groups=None, stamps=None)
     if train.stamps is not None and val.stamps is not None:
         joined = replace(joined, stamps=np.concatenate([train.stamps, val.stamps]))
-    if train.groups is None and val.groups is None:
+    if train.groups is None or val.groups is None:
         return joined
-    first, second = (_number_rows(side) for side in (train, val))
-    return replace(joined, groups=np.concatenate([first, second + first.max() + 1]))
-
-
-def _number_rows(side: Manifest) -> Ints:
-    """Return the groups of one side; a picture of a table without groups is its own."""
-    return np.arange(len(side)) if side.groups is None else side.groups
+    return replace(joined, groups=np.concatenate([train.groups, val.groups]))
 
 
 def _number_units(examples: Manifest, contents: Ints) -> Ints:
@@ -133,6 +128,22 @@ def _draw_division(pool: Pool, folds: int, repeat: int, seed: int) -> list[Fold]
     return division
 
 
+def count_torn(groups: Ints, folds: Sequence[Fold]) -> int:
+    """Return the number of pictures that have one of their group in another fold.
+
+    Args:
+        groups: (N,) numbers.
+        folds: of any division; the first one counts.
+    """
+    sides = np.zeros(len(groups), np.int64)
+    for fold in folds:
+        if fold.repeat == 1:
+            sides[fold.held_out] = fold.number
+    first = np.unique(groups, return_index=True, return_inverse=True)
+    differs = sides != sides[first[1]][first[2]]
+    return int(np.isin(groups, groups[differs]).sum())
+
+
 def draw_inner(pool: Pool, rows: Ints, fraction: float, seed: int) -> tuple[Ints, Ints]:
     """Divide the pictures that a fold trains on into train and val, stratified by label.
 
@@ -150,7 +161,7 @@ def draw_inner(pool: Pool, rows: Ints, fraction: float, seed: int) -> tuple[Ints
     train, val = rows[sides == 0], rows[sides == 1]
     if not len(train) or not len(val):
         raise DataError(
-            "the pictures that a fold trains on are one group (data.group_by): too few groups to "
-            "choose an epoch or a penalty on others than it trains on"
+            "the pictures that a fold trains on are one group (data.group_by): nothing is left to "
+            "choose an epoch or a penalty on; take more folds, or smaller groups"
         )
     return train, val

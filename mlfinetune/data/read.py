@@ -33,7 +33,13 @@ from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.detect import read_source
 from mlfinetune.data.rows import Scan, join_repeats, select_usable
-from mlfinetune.data.sides import align_sides, hold_out, warn_of_known_sides, warn_of_overlap
+from mlfinetune.data.sides import (
+    align_sides,
+    hold_out,
+    number_groups_together,
+    warn_of_known_sides,
+    warn_of_overlap,
+)
 from mlfinetune.data.table import SPLIT_ORDER, SourceOptions, Table
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.data.union import settle_labels, unite_tables
@@ -162,8 +168,8 @@ def split_tables(
         table = drop_labels(table, rare)
         val_table = None if val_table is None else drop_labels(val_table, rare)
     is_drawn = val_table is None and not has_val_rows
-    if is_drawn and not split_options.hold_out:
-        train = align(table, choose_labels(table, labels))
+    if val_table is None and not split_options.hold_out:
+        train = align(replace(table, splits=None), choose_labels(table, labels))
         val = train.take([])
     elif is_drawn:
         fraction = split_options.val_fraction or DEFAULT_VAL_FRACTION
@@ -171,6 +177,8 @@ def split_tables(
         notes += more
     else:
         train, val = align_sides(table, val_table, labels)
+        if val_table is not None and not split_options.hold_out:
+            train, val = number_groups_together(train, val, table, val_table)
         notes += warn_of_known_sides(train, val, contents, known)
     notes += note_labels(train, val if len(val) else train, options, given=labels is not None)
     numbers = () if scan is None else tuple(_number(side, contents) for side in (train, val))

@@ -7,6 +7,7 @@ table with its split -> align_sides -> the rows of train, the rows of val
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mlfinetune.data.groups import TOO_HIGH
 from mlfinetune.data.known_sides import FREE, TRAIN, VAL, KnownSides
 from mlfinetune.data.labels import align, choose_labels, select_split
-from mlfinetune.data.manifest import Manifest
+from mlfinetune.data.manifest import Manifest, number_groups
 from mlfinetune.data.rows import number_contents
 from mlfinetune.data.stratify import assign_sides
 from mlfinetune.data.table import Table
@@ -40,6 +41,20 @@ def align_sides(
             raise DataError(f"{side.origin} has no image for {name}")
     space = choose_labels(table, labels)
     return align(table, space), align(val_table, space)
+
+
+def number_groups_together(
+    train: Manifest, val: Manifest, table: Table, val_table: Table
+) -> tuple[Manifest, Manifest]:
+    """Return both sides with one numbering of their groups: one name is one group in both."""
+    if table.groups is None and val_table.groups is None:
+        return train, val
+    names = [side.groups or ("",) * len(side) for side in (table, val_table)]
+    numbers = number_groups([*names[0], *names[1]])
+    return (
+        replace(train, groups=numbers[: len(train)]),
+        replace(val, groups=numbers[len(train) :]),
+    )
 
 
 def hold_out(

@@ -6,8 +6,9 @@ Three things make the numbers of two labels comparable (benchmarks/suspects.py m
 
 - The logits are calibrated by label on these very tags, whatever the model's own calibration: of a
   rare label, or with a loss that weighs labels, a probability of 0.4 may be a near certainty.
-- Pictures with another tag, and those without, are calibrated apart. Where most pictures have one
-  tag, a picture without any lacks one more probably than a picture that has its tag.
+- Pictures with another tag, and those without, are calibrated apart: a picture without any lacks
+  one more probably. Where most tags are the only one of their picture, all are calibrated together:
+  of the few that have company, calibration would learn that nothing else is ever there.
 - A missing tag is doubted by the probability that the label is there. A wrong tag is doubted by how
   far that probability lies below the label's share of tags: a share of each label's tags is wrong,
   so that a rare label has few wrong ones, although its probabilities are low everywhere.
@@ -20,6 +21,8 @@ from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.metrics.calibration import fit
 
 Doubt = NDArray[np.float32]
+LEAST_TOGETHER = 0.5
+"""Share of the tags that stand beside another one from which they are calibrated apart."""
 
 
 def measure_doubt(logits: NDArray[np.float32], targets: NDArray[np.int8]) -> Doubt:
@@ -36,8 +39,10 @@ def measure_doubt(logits: NDArray[np.float32], targets: NDArray[np.int8]) -> Dou
     """
     is_given = targets == POSITIVE
     has_others = is_given.sum(axis=1, keepdims=True) > is_given
+    together = has_others[is_given].mean() < LEAST_TOGETHER if is_given.any() else True
+    parts = (np.ones_like(has_others),) if together else (has_others, ~has_others)
     doubt = np.empty(logits.shape, np.float32)
-    for part in (has_others, ~has_others):
+    for part in parts:
         apart = np.where(part, targets, np.int8(UNKNOWN))
         doubt[part] = fit(logits, apart, "platt").apply(logits)[part]
     # Half a tag more of either kind: a label without tags, or with all of them, has a share too.

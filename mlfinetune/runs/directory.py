@@ -67,13 +67,18 @@ def make_run_dir(wanted: Path) -> Path:
 
 def find_run(wanted: Path) -> Path | None:
     """Return the newest of the run directories `wanted`, `wanted-2` ..., or None."""
+    return next(iter(find_runs(wanted)), None)
+
+
+def find_runs(wanted: Path) -> list[Path]:
+    """Return the run directories `wanted`, `wanted-2` ..., the newest first."""
     runs = [
         path
         for path in wanted.parent.glob(f"{glob_escape(wanted.name)}*")
         if re.fullmatch(r"(-[1-9]\d{0,8})?", path.name[len(wanted.name) :])
         and any((path / name).is_file() for name in _FIRST)
     ]
-    return max(runs, key=_read_last_write_ns, default=None)
+    return sorted(runs, key=_read_last_write_ns, reverse=True)
 
 
 def list_states(run: Path) -> list[Path]:

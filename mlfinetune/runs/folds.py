@@ -20,6 +20,7 @@ from mlfinetune.data.folds import Fold, Pool
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial
 from mlfinetune.metrics.types import DecisionRule, ScoreTable
+from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import FOREIGN
 from mlfinetune.runs.results import read_scores, write_scores
 from mlfinetune.storage.atomic import write_atomic, writing_text
@@ -92,12 +93,28 @@ def write_plan(folder: Path, plan: Mapping[str, object]) -> None:
     write_atomic(folder / PLAN, json.dumps(plan, indent=2).encode() + b"\n")
 
 
-def is_same_plan(folder: Path, plan: Mapping[str, object]) -> bool:
-    """Tell whether the folds of a folder are those of this plan."""
+def is_same_plan(folder: Path, plan: Mapping[str, object], *but: str) -> bool:
+    """Tell whether the folds of a folder are those of this plan, but for some of its keys."""
     try:
-        return bool(json.loads((folder / PLAN).read_bytes()) == json.loads(json.dumps(plan)))
+        kept, wanted = json.loads((folder / PLAN).read_bytes()), json.loads(json.dumps(plan))
+        return all(kept[key] == wanted[key] for key in wanted if key not in but)
     except (OSError, *FOREIGN):
         return False
+
+
+def copy_folds(folder: Path, target: Path) -> None:
+    """Copy what the folds of another folder have found, and its near duplicates.
+
+    Raises:
+        CheckpointError: a file cannot be written (a full disk, no permission).
+    """
+    for done in sorted((folder / FOLDS).glob(f"*/{_FOLD}")):
+        place = target / FOLDS / done.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        for name in (directory.SCORES, _FOLD):
+            write_atomic(place / name, (done.parent / name).read_bytes())
+    if (kept := folder / directory.NEAR_DUPLICATES).is_file():
+        write_atomic(target / directory.NEAR_DUPLICATES, kept.read_bytes())
 
 
 def write_fold_table(folder: Path, pool: Pool, folds: Sequence[Fold]) -> None:

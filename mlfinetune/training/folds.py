@@ -158,6 +158,14 @@ def _take(pool: Pool, train: Ints, val: Ints) -> Splits:
     return Splits(sides[0], sides[1], (), contents=(pool.contents[train], pool.contents[val]))
 
 
+def require_inner_parts(config: Config, pool: Pool, folds: Sequence[Fold]) -> None:
+    """Raise a DataError if a fold has nothing to choose on, before anything is computed."""
+    solves = precomputes_features(config) and uses_lbfgs(config, pool.examples)
+    if not solves or max(fold.number for fold in folds) == 2:
+        for fold in folds:
+            divide(pool, fold, config)
+
+
 def solve_fold(
     setup: TrainingSetup, pool: Pool, fold: Fold, others: Sequence[Fold], log: RunLog
 ) -> FoldScores:
@@ -299,7 +307,9 @@ def compute_features(request: TrainRequest, pool: Pool, log: RunLog) -> NDArray[
     config = config.update_section("eval", views="plain")
     config = config.update_section("model", freeze_backbone=True)
     splits = Splits(pool.examples.take([0]), pool.examples, ())
-    setup = with_features(set_up(config, splits, request.world, log), request.feature_root, log)
+    log.say("near duplicates: the features of all pictures, by the pretrained backbone")
+    built = set_up(config, splits, request.world, RunLog(StringIO()))
+    setup = with_features(built, request.feature_root, log)
     if setup is None:
         return None
     batches = [batch.images.cpu().numpy() for batch in setup.val.epoch()]
@@ -307,17 +317,24 @@ def compute_features(request: TrainRequest, pool: Pool, log: RunLog) -> NDArray[
 
 
 def find_slope(folds: Sequence[FoldScores], choice: Choice) -> float:
-    """Return the slope that brings the logits of this choice to the scale of all folds' scores."""
-    wanted = None if choice.epoch or choice.start is None else choice.start
-    slopes: list[float | None] = []
-    for fold in folds:
-        own = [
-            trial.slope
-            for trial in fold.trials
-            if wanted and (trial.l2, trial.iterations) == (wanted.l2, wanted.iterations)
-        ]
-        slopes.append(own[0] if own and own[0] else fold.slope)
+    """Return the slope that brings the logits of this choice to the scale of all folds' scores.
+
+    It is the geometric mean of the slopes that this candidate had in the folds.
+    """
+    slopes = [
+        next((trial.slope for trial in fold.trials if _is_of(trial, choice)), fold.slope)
+        for fold in folds
+    ]
     return _average_slopes(slopes) or 1.0
+
+
+def _is_of(trial: Trial, choice: Choice) -> bool:
+    """Tell whether a candidate is the one that was chosen."""
+    penalty = choice.end or (None if choice.epoch else choice.start)
+    if penalty is None:
+        return trial.l2 is None and trial.epoch == choice.epoch
+    is_same = (trial.l2, trial.iterations) == (penalty.l2, penalty.iterations)
+    return is_same and bool(trial.epoch) == (choice.end is not None)
 
 
 def _average_slopes(slopes: Sequence[float | None]) -> float | None:

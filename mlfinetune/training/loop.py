@@ -20,6 +20,7 @@ from torch import nn
 from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import TrainingError
+from mlfinetune.metrics.calibration import fit_slope
 from mlfinetune.metrics.evaluation import raise_scores
 from mlfinetune.metrics.implies import Pairs
 from mlfinetune.metrics.measure import measure
@@ -73,6 +74,7 @@ class Candidate:
         if self.scores is None:
             return None
         trial = try_candidate(raise_scores(self.scores, implies), self.mAP)
+        trial = replace(trial, slope=fit_slope(self.scores))
         if self.penalty is None:
             return replace(trial, epoch=self.number)
         return replace(trial, l2=self.penalty.l2, iterations=self.penalty.iterations)

@@ -20,6 +20,7 @@ from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
 from mlfinetune.models.preprocessing import is_weights_path
 from mlfinetune.runs import directory
+from mlfinetune.runs.folds import PLAN
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
 from mlfinetune.runs.trained_on import (
@@ -194,6 +195,11 @@ def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Pa
     assert output is not None
     if request.resume is not None:
         run = output if request.resume.recorded else directory.find_run(output)
+        if run is not None and (run / PLAN).is_file():
+            raise ConfigError(
+                f"{display_path(run)} holds a cross-validation, no run: give the `mlfinetune "
+                f"crossval` command again to go on with it; for a run choose another --output"
+            )
         if run is None:
             log.say(f"nothing to resume at {display_path(output)}: a new run begins")
         return run

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.config import Config, dump_config
-from mlfinetune.data.folds import Fold, Pool, draw_folds, pool_sides
+from mlfinetune.data.folds import Fold, Pool, count_torn, draw_folds, pool_sides
 from mlfinetune.data.load import load_splits, resolve_data_config
 from mlfinetune.data.manifest import Splits, digest_manifest
+from mlfinetune.errors import MlfinetuneError
 from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.implies import list_pairs
 from mlfinetune.metrics.logits import sigmoid
@@ -28,6 +28,7 @@ from mlfinetune.runs.folds import (
     CROSSVAL,
     FOLDS,
     FoldScores,
+    copy_folds,
     describe_folds,
     is_same_plan,
     join_logits,
@@ -58,6 +59,7 @@ from mlfinetune.training.folds import (
     get_folder,
     move_output,
     remove_weights,
+    require_inner_parts,
     score_folds,
 )
 from mlfinetune.training.network import resolve_network
@@ -68,6 +70,8 @@ from mlfinetune.training.start import TrainRequest
 ALL = "all"
 """Folder, below FOLDS, of the training on all pictures."""
 NOTHING = np.empty(0, np.int64)
+EVAL = "eval"
+"""Key of the plan that decides nothing about the scores of the folds."""
 MOST_COMPARED = 100_000
 """Pictures among which near duplicates are looked for."""
 
@@ -144,6 +148,8 @@ def run(
         log.lap("data")
         config = resolve_network(resolve_data_config(config, splits))
         config = config.model_copy(update={"output": output})
+        if config.train.trackers:
+            log.say("train.trackers is not used: there is no one run that it could follow")
         config = config.update_section("train", trackers=[])
         request = TrainRequest(config, world, heard, command=command, started=started)
         return _cross_validate(request, splits, options, log)
@@ -156,9 +162,10 @@ def _cross_validate(
     world, pool = request.world, pool_sides(splits)
     require_lbfgs_fits(request.config, pool.examples)
     folds = draw_folds(pool, options.folds, options.repeats, request.config.train.seed)
+    require_inner_parts(request.config, pool, folds)
     plan = _build_plan(request.config, pool, options)
     folder = world.broadcast(lambda: _find_folder(request.config, plan, options.then_train))
-    request = replace(request, config=request.config.model_copy(update={"output": folder}))
+    request = move_output(request, folder)
     with directory.locked_run(folder) if world.is_main else nullcontext(), oom_as_device_error():
         if world.is_main:
             _open_folder(request.config, pool, splits, folds, plan, log)
@@ -170,7 +177,7 @@ def _cross_validate(
                 f"pictures: no fold hides them from it, so the numbers are too good"
             )
         scores = score_folds(request, pool, folds, log)
-        _write_near_duplicates(request, pool, log)
+        _write_near_duplicates(request, pool, folds, log)
         result = None
         if world.is_main:
             result = _write_results(request, pool, folds, scores, seen, log)
@@ -193,18 +200,29 @@ def _build_plan(config: Config, pool: Pool, options: CrossvalOptions) -> dict[st
         "data": digest_manifest(pool.examples),
         "settings": settings | {"views": config.eval.views},
         "versions": find_versions(config.model.backbone),
+        EVAL: config.eval.model_dump(mode="json"),
     }
 
 
 def _find_folder(config: Config, plan: dict[str, object], then_train: bool) -> Path:
-    """Return the folder of an earlier start that has something left to do, or a new one."""
+    """Return the folder of an earlier start that has something left to do, or a new one.
+
+    earlier folder of the same folds                 result
+    not finished                                     that folder
+    finished, same `eval`; --then-train is left      that folder
+    finished, and nothing is left, or other `eval`   a new one, with a copy of what its folds found
+    """
     assert config.output is not None
-    found = directory.find_run(config.output)
-    if found is not None and is_same_plan(found, plan):
-        is_trained = (found / directory.BEST).is_file() or not then_train
-        if not (is_trained and (found / directory.METRICS).is_file()):
-            return found
-    return directory.make_run_dir(config.output)
+    same = [run for run in directory.find_runs(config.output) if is_same_plan(run, plan, EVAL)]
+    for run in same:
+        is_finished = (run / directory.METRICS).is_file()
+        lacks_model = then_train and not (run / directory.BEST).is_file()
+        if not is_finished or (lacks_model and is_same_plan(run, plan)):
+            return run
+    made = directory.make_run_dir(config.output)
+    if same:
+        copy_folds(same[0], made)
+    return made
 
 
 def _open_folder(
@@ -251,11 +269,13 @@ def _describe(pool: Pool, folds: Sequence[Fold], options: CrossvalOptions) -> st
 # ---- results ----------------------------------------------------------------------------
 
 
-def _write_near_duplicates(request: TrainRequest, pool: Pool, log: RunLog) -> None:
+def _write_near_duplicates(
+    request: TrainRequest, pool: Pool, folds: Sequence[Fold], log: RunLog
+) -> None:
     """Write which pictures look alike: suspects say where such pictures have other tags.
 
     Nothing is written where the backbone has learned nothing, or the pictures are so many that to
-    compare all pairs takes hours.
+    compare all pairs takes hours. A failure is said, and costs no results.
     """
     folder, names = get_folder(request), pool.examples.names
     if request.config.model.weights is None:
@@ -263,15 +283,25 @@ def _write_near_duplicates(request: TrainRequest, pool: Pool, log: RunLog) -> No
     if len(names) > MOST_COMPARED:
         log.say(f"near duplicates are not looked for among more than {MOST_COMPARED:,} pictures")
         return
-    if request.world.broadcast(lambda: read_near_duplicates(folder, names) is not None):
-        return
-    features = compute_features(request, pool, RunLog(StringIO()))
-    if features is not None:
+    groups = request.world.broadcast(lambda: read_near_duplicates(folder, names))
+    if groups is None:
+        try:
+            features = compute_features(request, pool, log)
+        except MlfinetuneError as error:
+            if request.world.is_distributed:  # the other ranks would wait for this one
+                raise
+            log.say(f"warning: near duplicates are not looked for: {error}")
+            return
+        if features is None:
+            return
         groups = group_near_duplicates(features)
         write_near_duplicates(folder, names, groups)
-        alike = int((np.bincount(groups)[groups] > 1).sum())
-        log.say(f"{pluralize(alike, 'picture')} with a near duplicate")
     log.lap("near duplicates")
+    if torn := count_torn(groups, folds):
+        log.say(
+            f"{pluralize(torn, 'picture')} with a near duplicate in another fold: where these show "
+            f"one thing, scores are too high; data.group_by keeps such pictures together"
+        )
 
 
 def _write_results(

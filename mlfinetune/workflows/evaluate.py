@@ -295,8 +295,10 @@ def _require_held_out(source: _Source) -> None:
     """Raise a DataError where the model was trained on all pictures of its run."""
     if source.loaded.data_digest == OUT_OF_FOLD and source.request.split != "test":
         numbers = display_path((source.run / directory.METRICS).absolute())
+        sides = (source.config.data.train, source.config.data.val)
+        tables = " and ".join(name_locations(side) for side in sides if side is not None)
         raise DataError(
-            f"the model was trained on all pictures of {source.config.data.train}: none was held "
+            f"the model was trained on all pictures of {tables}: none was held "
             f"out. Its numbers, each picture scored by a model that has not seen it, are in "
             f"{numbers}; score other pictures with --data TABLE"
         )

@@ -79,6 +79,33 @@ def test_folds_of_before_are_used_again(tuned: Path) -> None:
     other = run_child("crossval", "pets.yaml", "--folds", "2", cwd=tuned)
     assert "kept from before" not in other.stderr  # other settings: a folder of its own
     assert (folder.parent / "pets-crossval-2" / "metrics.json").is_file()
+    (folder / "metrics.json").unlink()  # stopped; another one has run since
+    run_child("crossval", "pets.yaml", "train.epochs=2", "--folds", "2", cwd=tuned)
+    assert read_metrics(folder) == before
+
+
+def test_other_thresholds_take_the_same_folds(frozen: Path) -> None:
+    """Results that are there stay; the new ones have a folder of their own."""
+    folder, more = frozen / "runs" / "pets-crossval", ("--folds", "3", "--repeats", "2")
+    before = (folder / "metrics.json").read_bytes()
+    fixed = ("eval.thresholds=fixed", "--then-train")
+    done = run_child("crossval", "pets.yaml", *FROZEN, *more, *fixed, cwd=frozen)
+    assert "6 of 6 folds are kept from before" in done.stderr, done.stderr
+    assert (folder / "metrics.json").read_bytes() == before
+    again = folder.with_name("pets-crossval-2")
+    assert read_metrics(again)["threshold_source"] == "fixed"
+    assert (read_scores(again).logits == read_scores(folder).logits).all()
+    assert set(checkpoint.load(again / "best.safetensors").decision.thresholds) == {0.5}
+
+
+def test_a_cross_validation_is_no_run_to_resume(tuned: Path) -> None:
+    """`train --resume` on its config is refused, and changes nothing."""
+    folder = tuned / "runs" / "pets-crossval"
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = run_child("train", str(folder / "config.yaml"), "--resume", cwd=tuned)
+    assert done.returncode == 2
+    assert "holds a cross-validation" in done.stderr
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_a_tuned_model_is_trained_as_the_folds_chose(pictures: Path) -> None:

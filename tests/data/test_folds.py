@@ -1,16 +1,21 @@
 """Folds of cross-validation: each picture is held out once; what belongs together stays so."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from mlfinetune.data.folds import Pool, draw_folds, draw_inner, pool_sides
+from mlfinetune.config import Config
+from mlfinetune.data.folds import Pool, count_torn, draw_folds, draw_inner, pool_sides
+from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import DataError
+from mlfinetune.runtime.log import RunLog
 
 
 def make_manifest(
@@ -73,14 +78,41 @@ def test_copies_of_the_same_bytes_are_held_out_together() -> None:
     assert pool.examples.path(6) == "/b/0.jpg"
 
 
-def test_groups_of_two_tables_are_not_mixed_up() -> None:
-    """The first group of val is not that of train; a table without groups has single pictures."""
-    train, val = (make_manifest(np.ones((4, 1)), np.array([0, 0, 1, 1])) for _ in range(2))
-    pool = pool_sides(Splits(train, val, ()))
-    assert len(set(pool.units)) == 4
-    alone = pool_sides(Splits(train, make_manifest(np.ones((4, 1))), ()))
-    assert len(set(alone.units)) == 6
-    assert pool.examples.groups is not None
+@pytest.mark.parametrize("tables", [1, 2])
+def test_a_torn_group_is_whole_in_the_folds(tmp_path: Path, tables: int) -> None:
+    """A patient of train and of val is one group, in one table or in two; a blank cell is none."""
+    head, rows = "image,label,who", {"train": [], "val": []}
+    for number in range(12):
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        who = "" if number >= 10 else f"patient {number % 5}"
+        rows["val" if number % 2 else "train"].append(f"{number}.png,cat,{who}")
+    if tables == 2:
+        for side, lines in rows.items():
+            (tmp_path / f"{side}.csv").write_text("\n".join([head, *lines]) + "\n")
+    else:
+        lines = [f"{line},{side}" for side, part in rows.items() for line in part]
+        (tmp_path / "train.csv").write_text("\n".join([head + ",split", *lines]) + "\n")
+    data = {"train": tmp_path / "train.csv", "group_by": "who", "allow_torn_groups": True}
+    if tables == 2:
+        data["val"] = tmp_path / "val.csv"
+    config = Config.model_validate({"data": data})
+    pool = pool_sides(load_splits(config, RunLog(io.StringIO()), hold_out=False))
+    assert len(pool.examples) == 12
+    numbers = {}
+    for row, name in enumerate(pool.examples.names):
+        number = int(Path(name).stem)
+        numbers.setdefault(number if number >= 10 else number % 5, set()).add(pool.units[row])
+    assert all(len(units) == 1 for units in numbers.values())
+    assert len(set(pool.units)) == len(numbers) == 7
+
+
+def test_near_duplicates_in_two_folds_are_counted() -> None:
+    """Pictures of a group that lies in one fold alone are not."""
+    pool = make_pool(np.ones((6, 1)), np.array([0, 0, 1, 1, 2, 2]))
+    folds = draw_folds(pool, 3, 2, seed=0)
+    assert count_torn(np.array([0, 0, 2, 2, 4, 4]), folds) == 0
+    assert count_torn(np.array([0, 0, 0, 3, 4, 5]), folds) == 3
+    assert count_torn(np.arange(6), folds) == 0
 
 
 def test_too_many_folds_are_refused() -> None:
@@ -99,5 +131,5 @@ def test_the_inner_part_is_of_the_fold_s_training_pictures() -> None:
     train, val = draw_inner(pool, fold.rest, 0.25, seed=0)
     assert sorted([*train, *val]) == fold.rest.tolist()
     assert not set(pool.units[train]) & set(pool.units[val])
-    with pytest.raises(DataError, match="too few groups"):
+    with pytest.raises(DataError, match="take more folds"):
         draw_inner(pool, np.array([0, 1]), 0.25, seed=0)

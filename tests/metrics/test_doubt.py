@@ -1,6 +1,7 @@
 """Doubts about given tags, by scores."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,3 +51,25 @@ def test_labels_without_tags_and_no_pictures() -> None:
     assert np.isfinite(
         measure_doubt(np.ones((3, 2), np.float32), np.eye(3, 2, dtype=np.int8))
     ).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.6])
+def test_pictures_with_one_tag_or_several(share: float) -> None:
+    """Of tags that were swapped for wrong ones most are found, however many pictures have two."""
+    rng = np.random.default_rng(0)
+    rows, first = np.arange(2000), rng.integers(0, 5, 2000)
+    true = np.zeros((2000, 5), np.int8)
+    true[rows, first] = 1
+    two = rng.random(2000) < share
+    true[rows[two], (first[two] + 1) % 5] = 1
+    logits = (rng.normal(-3, 1.2, true.shape) + 6 * true).astype(np.float32)
+    swapped = rows[rng.random(2000) < 0.08]
+    tags = true.copy()
+    tags[swapped, first[swapped]] = 0
+    tags[swapped, (first[swapped] + 3) % 5] = 1
+    doubted = measure_doubt(logits, tags) >= 0
+    for given_tag in (0, 1):
+        wrong = (tags == given_tag) & (true != tags)
+        listed = doubted & (tags == given_tag)
+        assert (listed & wrong).sum() > 0.85 * wrong.sum()
+        assert (listed & wrong).sum() > 0.65 * listed.sum()
