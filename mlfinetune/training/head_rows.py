@@ -33,7 +33,7 @@ class HeadRows:
 
     def take(self, columns: Sequence[int]) -> "HeadRows":
         """Return the rows of these labels, which must be among `columns`."""
-        places = [self.columns.index(column) for column in columns]
+        places = _place_on([self.columns.index(column) for column in columns], self.weight)
         return HeadRows(tuple(columns), self.weight[places], self.bias[places])
 
     @torch.no_grad()
@@ -43,14 +43,20 @@ class HeadRows:
             return
         state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         for name, rows in (("weight", self.weight), ("bias", self.bias)):
-            state[name][list(self.columns)] = rows.to(state[name])
+            state[name][_place_on(self.columns, state[name])] = rows.to(state[name])
         head.load_state_dict(state)
 
 
 def read_rows(head: nn.Module, columns: Sequence[int]) -> HeadRows:
     """Return a copy of these rows of a head."""
-    state, places = head.state_dict(), list(columns)
+    state = head.state_dict()
+    places = _place_on(columns, state["weight"])
     return HeadRows(tuple(columns), state["weight"][places].clone(), state["bias"][places].clone())
+
+
+def _place_on(columns: Sequence[int], tensor: Tensor) -> Tensor:
+    """Return the numbers as an index on the device of a tensor."""
+    return torch.tensor(columns, dtype=torch.long, device=tensor.device)
 
 
 def match_labels(

@@ -141,7 +141,8 @@ def test_the_model_of_all_pictures_has_the_thresholds_of_the_folds(frozen: Path)
     assert model.data_digest == checkpoint.OUT_OF_FOLD
     thresholds = [metrics["per_label"][name]["threshold"] for name in model.labels.names]
     assert list(model.decision.thresholds) == thresholds
-    assert len(np.load(folder / "trained_on.npz")["paths"]) == 24
+    with np.load(folder / "trained_on.npz") as record:
+        assert len(record["paths"]) == 24
     done = run_child("predict", "images", "--checkpoint", str(folder), cwd=frozen)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 25

@@ -458,9 +458,9 @@ def test_a_worse_last_solution_leaves_the_epoch(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a penalty that leaves no weight."""
-    monkeypatch.setattr("mlfinetune.training.loop.PENALTIES", (1e12,))
-    monkeypatch.setattr("mlfinetune.training.loop.STRONGER_PENALTIES", ())
-    monkeypatch.setattr("mlfinetune.training.loop.WEAKER_PENALTIES", ())
+    monkeypatch.setattr("mlfinetune.training.solve.PENALTIES", (1e12,))
+    monkeypatch.setattr("mlfinetune.training.solve.STRONGER_PENALTIES", ())
+    monkeypatch.setattr("mlfinetune.training.solve.WEAKER_PENALTIES", ())
     said = train("poor", *LAST, "train.epochs=1")
     assert "best: epoch 1/1" in said
     ((mAP,),) = history(tmp_path / "poor", "mAP")

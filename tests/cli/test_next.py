@@ -150,8 +150,8 @@ def test_a_run_whose_tables_are_gone(exported: Path, cli: Run, tmp_path: Path) -
         (exported / "tags.bak").rename(exported / "tags.csv")
     assert done.returncode == 0, done.stderr
     assert "warning: the run's own pictures are not read" in done.stderr
-    record = np.load(tmp_path / "pets/trained_on.npz")
-    kept = len(record["contents"]) + len(record["held_contents"])
+    with np.load(tmp_path / "pets/trained_on.npz") as record:
+        kept = len(record["contents"]) + len(record["held_contents"])
     assert count(done.stderr)["of the run itself"] == kept == 24
 
 
