@@ -91,6 +91,20 @@ def test_the_names_are_those_of_the_export_that_the_run_read(tmp_path: Path) -> 
     ]
 
 
+def test_one_choice_a_task_is_a_text_in_json_min(tmp_path: Path) -> None:
+    """Its control is named too, not that of the template."""
+    about = {"annotator": 1, "annotation_id": 1, "created_at": "", "updated_at": "", "lead_time": 1}
+    rows = [
+        {"image": f"{number}.jpg", "id": number, "kind": kind, **about}
+        for number, kind in enumerate(("cat", "dog", "cat"))
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(rows))
+    config = Config.model_validate({"data": {"train": tmp_path / "export.json"}})
+    interface, said = find_interface(config)
+    assert "control 'kind'" in said
+    assert interface.find_choice("dog").control == "kind"
+
+
 def test_paths_of_a_taxonomy_are_those_of_the_export(tmp_path: Path) -> None:
     """A leaf is proposed by its path; levels above it are not proposed again."""
     export = tmp_path / "export.json"

@@ -163,6 +163,9 @@ def _read_tasks(
         tasks = read_table_rows([cell.strip() for cell in header], rows, options)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    if not tasks.rows:
+        counts = "; ".join(tasks.notes)
+        raise DataError(f"{path}: an export of Label Studio without an answered task {counts}")
     names = list(dict.fromkeys(key for _, row in tasks.rows for key in row))
     cells = [(line, [row.get(name, "") for name in names]) for line, row in tasks.rows]
     columns = Columns(path, names, tasks.options, [row for _, row in take_sample(cells)])

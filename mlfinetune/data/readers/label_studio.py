@@ -229,7 +229,7 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
     found = [task for _, task in kept]
     columns = {key for task in found if isinstance(task, dict) for key in task.keys() - _ABOUT}
     _require_controls(options.label_column, sorted(columns))
-    controls = options.label_column or _find_controls(found, options)
+    controls = options.label_column or find_controls(found, options)
     rows = [(number, _flatten_row(task, controls, options)) for number, task in kept]
     counts = Counter({"several": len(repeated)})
     if not controls:  # the columns are looked at as those of any table
@@ -237,7 +237,7 @@ def _read_flat(tasks: Sequence[Any], options: SourceOptions) -> Tasks:
     return Tasks(rows, _set_columns(options, rows, tuple(controls)), _describe(counts))
 
 
-def _find_controls(tasks: Sequence[Any], options: SourceOptions) -> tuple[str, ...]:
+def find_controls(tasks: Sequence[Any], options: SourceOptions) -> tuple[str, ...]:
     """Return the keys that hold labels; none where that is not sure.
 
     A control of one choice has text, as the task's data may have. A text that several rows share,

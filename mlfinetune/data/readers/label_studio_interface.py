@@ -13,7 +13,8 @@ from typing import Any
 
 from mlfinetune.data.readers.column_names import IMAGE_COLUMNS
 from mlfinetune.data.readers.column_sample import is_picture_name
-from mlfinetune.data.readers.label_studio import is_export, iterate_results
+from mlfinetune.data.readers.label_studio import find_controls, is_export, iterate_results
+from mlfinetune.data.table import SourceOptions
 
 _KINDS = ("choices", "taxonomy")
 _MOST_BYTES = 2**28
@@ -79,6 +80,7 @@ def read_interface(
         return None
     tasks = [task for task in (content if isinstance(content, list) else [content]) if task]
     found = [row for row in _list_choices(tasks) if not controls or row[0] in controls]
+    found = found or _list_texts(tasks, image_column, controls)
     if not found:
         return None
     choices: dict[str, Choice] = {}
@@ -107,6 +109,15 @@ def _list_choices(tasks: list[Any]) -> Iterator[tuple[str, str, str | tuple[str,
             names = str(result.get("from_name")), str(result.get("to_name") or "")
             if result.get("type") in _KINDS:
                 yield from ((*names, each) for each in _read_values(result.get("value")))
+
+
+def _list_texts(
+    tasks: list[Any], image_column: str | None, controls: tuple[str, ...]
+) -> list[tuple[str, str, str | tuple[str, ...]]]:
+    """Return the choices of JSON-MIN where each control has one, which is then a plain text."""
+    rows = [task for task in tasks if isinstance(task, dict) and "data" not in task]
+    keys = controls or find_controls(rows, SourceOptions(image_column=image_column))
+    return [(key, "", row[key]) for key in keys for row in rows if isinstance(row.get(key), str)]
 
 
 def _read_values(value: Any) -> Iterator[str | tuple[str, ...]]:

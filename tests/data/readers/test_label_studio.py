@@ -230,6 +230,14 @@ def test_controls_and_taxonomies_of_its_csv(tmp_path: Path) -> None:
     assert list_positives(some) == {"a.jpg": {"cat"}, "b.jpg": {"cat", "dog"}, "c.jpg": set()}
 
 
+def test_its_csv_without_a_task(tmp_path: Path) -> None:
+    """The message says that nothing was answered."""
+    path = tmp_path / "export.csv"
+    path.write_text("image,id,choice,annotator,annotation_id,created_at,updated_at,lead_time\n")
+    with pytest.raises(DataError, match="without an answered task"):
+        read_source(path, SourceOptions())
+
+
 def test_the_newest_annotation_of_its_csv_counts(tmp_path: Path) -> None:
     """A task has a row for each annotation, with the same id; faults name lines."""
     older = flat("a.jpg", tag={"choices": ["cat", "dog"]}, updated_at="2026-11-01T10:00:00Z")
