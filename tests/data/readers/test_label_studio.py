@@ -235,7 +235,7 @@ def test_its_csv_without_a_task(tmp_path: Path) -> None:
     path = tmp_path / "export.csv"
     path.write_text("image,id,choice,annotator,annotation_id,created_at,updated_at,lead_time\n")
     with pytest.raises(DataError, match="without an answered task"):
-        read_source(path, SourceOptions())
+        read_csv(path, SourceOptions())
 
 
 def test_the_newest_annotation_of_its_csv_counts(tmp_path: Path) -> None:
