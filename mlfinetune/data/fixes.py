@@ -10,6 +10,7 @@ A row gets its edit by where the table has its labels:
     one row for each label, with a value column     its value changes, or a row is added
 """
 
+import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
@@ -96,13 +97,16 @@ class Pictures:
 
     Attributes:
         rows: picture, as `normalize_name` has it -> its rows.
-        root: folder that names in lists start from; empty: not known.
+        roots: folders that names of the list may start from; empty: not known.
+        by_path_alone: the list is of several tables: two of them may have one name for two files.
     """
 
     def __init__(self, table: Table) -> None:
         """Index the rows."""
-        self.root = ""
+        self.roots: tuple[str, ...] = ()
+        self.by_path_alone = False
         self.rows: defaultdict[str, list[int]] = defaultdict(list)
+        self._paths: dict[str, str] = {}
         self._by_key: defaultdict[str, set[str]] = defaultdict(set)
         self._pictures = [normalize_name(name, table.root) for name in table.names]
         for row, picture in enumerate(self._pictures):
@@ -114,14 +118,32 @@ class Pictures:
         for picture, name in zip(self._pictures, names, strict=True):
             self._by_key[_make_key(name)].add(picture)
 
+    def add_paths(self, paths: Sequence[str]) -> None:
+        """Add the path or URL of each row's picture."""
+        self.add_names(paths)
+        self._paths.update(zip(self._pictures, paths, strict=True))
+
     def find(self, cell: str) -> list[str]:
-        """Return the pictures that a cell names: one, none, or several that look alike."""
+        """Return the pictures that a cell names: one, none, or several that may be meant.
+
+        Its path decides. The name alone does where that is no file, as after a move.
+        """
         names = list_names(cell)
-        found = {picture for name in names for picture in self._by_key.get(_make_key(name), ())}
-        if not found and self.root:
-            paths = (join_location(self.root, name) for name in names)
-            found = {picture for path in paths for picture in self._by_key.get(_make_key(path), ())}
-        return sorted(found)
+        paths = [join_location(root, name) for root in self.roots for name in names]
+        by_path, by_name = self._list(paths), self._list(names)
+        if by_path:
+            return sorted(by_path | by_name)
+        return sorted(picture for picture in by_name if self._may_be(picture, paths))
+
+    def _list(self, names: Sequence[str]) -> set[str]:
+        return {picture for name in names for picture in self._by_key.get(_make_key(name), ())}
+
+    def _may_be(self, picture: str, paths: Sequence[str]) -> bool:
+        """Return whether a picture that has a name of the list may be the one of these paths."""
+        own, there = self._paths.get(picture, ""), [path for path in paths if os.path.exists(path)]
+        if any(os.path.exists(own) and os.path.samefile(path, own) for path in there):
+            return True
+        return not (paths and self.by_path_alone) and not (there and os.path.exists(own))
 
 
 def list_names(cell: str) -> list[str]:

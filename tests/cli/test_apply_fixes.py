@@ -206,3 +206,27 @@ def test_pictures_by_their_paths(tmp_path: Path, cli: Run) -> None:
     fixed, out, _ = apply(cli, tmp_path, 3, "new/t.csv")
     assert fixed == TABLE.replace("b.jpg,dog", "b.jpg,dog|fox")
     assert "picture 'old/b.jpg' is not in the table" in out
+
+
+@pytest.mark.parametrize("place", ["here", "moved", "without a config"])
+def test_one_name_for_two_files_of_two_tables(tmp_path: Path, cli: Run, place: str) -> None:
+    """The path of the list decides, also after a move: a tag never goes to the other file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "run/scores.npz").write_bytes(b"")
+    review(tmp_path, "")
+    (tmp_path / "new/t.csv").write_text(TABLE)
+    for name in ("b.jpg", "new/b.jpg"):
+        (tmp_path / name).write_text(name)
+    old = Path("/gone/project") if place == "moved" else tmp_path
+    (tmp_path / "run/metrics.json").write_text(json.dumps({"images_root": str(old)}))
+    if place != "without a config":
+        config = f"data: {{train: [{old}/t.csv, {old}/new/t.csv]}}\noutput: {old}/run\n"
+        (tmp_path / "run/config.yaml").write_text(config)
+    (tmp_path / "run/d.csv").write_text(HEAD + "b.jpg,fox,0,yes\nnew/b.jpg,cat,0,yes\n")
+    for table, lost in (("t.csv", "new/b.jpg"), ("new/t.csv", "b.jpg")):
+        done = cli("apply-fixes", table, "run/d.csv", "-o", f"{table[:-5]}f.csv", cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert f"picture '{lost}' is not in the table" in done.stdout
+    assert (tmp_path / "f.csv").read_text() == TABLE.replace("b.jpg,dog", "b.jpg,dog|fox")
+    assert (tmp_path / "new/f.csv").read_text() == TABLE.replace("b.jpg,dog", "b.jpg,dog|cat")
