@@ -167,3 +167,17 @@ def test_a_frozen_run_computes_no_picture_twice(tmp_path: Path, cli: Run) -> Non
         assert done.returncode == 0, done.stderr
         assert labelled in done.stderr
         assert f"{new} wanted, {kept} kept" in done.stderr
+
+
+def test_a_run_of_several_tables(tmp_path: Path, cli: Run) -> None:
+    """A picture that two of them have, under two names, is one labelled picture."""
+    prepare(tmp_path, 12)
+    shutil.copytree(tmp_path / "images", tmp_path / "more/images")
+    named = "".join(f"images/{path.name},odd\n" for path in (tmp_path / "images").iterdir())
+    (tmp_path / "more/tags.csv").write_text(f"image,labels\n{named}")
+    tables = "data.train=[tags.csv, more/tags.csv]"
+    done = cli("train", "pets.yaml", tables, "model.freeze_backbone=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = cli("next", RUN, "more/images", cwd=tmp_path)
+    assert "features of labelled pictures: 12 wanted, 12 kept" in done.stderr
+    assert "12 pictures: 0 chosen, 12 of the run itself" in done.stderr
