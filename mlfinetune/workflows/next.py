@@ -37,6 +37,7 @@ from mlfinetune.runs.labelled import Labelled, mark_first, read_labelled
 from mlfinetune.runs.picks import (
     ChosenPicture,
     describe_reason,
+    is_outside,
     name_files,
     write_table,
     write_tasks,
@@ -258,7 +259,12 @@ def _write_files(
     html = render_picks(model, (about, _HOW), tiles, lambda p, side: make_thumbnail(p, side, most))
     write_atomic(page, html.encode(errors="backslashreplace"))
     with writing_text(table) as file:
-        write_table(file, chosen, labels)
+        write_table(file, chosen, labels, table.parent)
+    if outside := sum(is_outside(table.parent, one.image) for one in chosen):
+        log.say(
+            f"{pluralize(outside, 'picture')} not below the folder of {display_path(table)}: to "
+            f"train from there, set data.allow_outside_root: true"
+        )
     log.say(f"{display_path(table)}; page {page.name}; tasks of Label Studio {tasks.name}")
 
 
