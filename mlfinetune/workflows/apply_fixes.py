@@ -12,8 +12,9 @@ from typing import BinaryIO, cast
 
 from mlfinetune.config import load_config
 from mlfinetune.data.fixed_copy import list_delimiters, verify_fixed, write_fixed
-from mlfinetune.data.fixes import Fixes, Pictures, Tally, plan_fixes
+from mlfinetune.data.fixes import Fixes, Tally, plan_fixes
 from mlfinetune.data.load import build_source_options
+from mlfinetune.data.named_pictures import Pictures
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.csv_table import Rows, read_with_rows

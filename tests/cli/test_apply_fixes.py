@@ -230,3 +230,17 @@ def test_one_name_for_two_files_of_two_tables(tmp_path: Path, cli: Run, place: s
         assert f"picture '{lost}' is not in the table" in done.stdout
     assert (tmp_path / "f.csv").read_text() == TABLE.replace("b.jpg,dog", "b.jpg,dog|fox")
     assert (tmp_path / "new/f.csv").read_text() == TABLE.replace("b.jpg,dog", "b.jpg,dog|cat")
+
+
+@pytest.mark.parametrize("more", ["", "e.jpg,animal\n"])
+def test_a_tag_that_follows_from_others(tmp_path: Path, cli: Run, more: str) -> None:
+    """Those are named; once they go in the same list, it goes with them."""
+    (tmp_path / "scores.npz").write_bytes(b"")
+    config = "data: {train: t.csv, implies: {cat: pet, dog: pet, pet: animal, fox: animal}}"
+    (tmp_path / "config.yaml").write_text(config)
+    rows = "a.jpg,animal,1,yes\na.jpg,cat,1,yes\nc.jpg,animal,1,yes\nc.jpg,fox,1,yes\n"
+    review(tmp_path, rows, TABLE + more)
+    fixed, out, _ = apply(cli, tmp_path, 3)
+    assert fixed == (TABLE + more).replace("cat|dog", "dog").replace("c.jpg,fox", "c.jpg,")
+    assert "line 2: label 'animal' follows from 'dog' (data.implies)" in out
+    assert "0 added, 2 removed, 1 so already, 1 not found" in out
