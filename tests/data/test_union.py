@@ -195,5 +195,5 @@ def test_one_of_several_tables_has_groups(tmp_path: Path) -> None:
     for order in (places, places[::-1]):
         with pytest.raises(DataError, match=advice):
             read(order, group_by="who")
-    with pytest.raises(DataError, match="a.csv: no column 'whom'"):
+    with pytest.raises(DataError, match=r"a\.csv: no column 'whom'"):
         read(places, group_by="whom")
