@@ -10,22 +10,20 @@ A row gets its edit by where the table has its labels:
     one row for each label, with a value column     its value changes, or a row is added
 """
 
-import posixpath
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from mlfinetune.config.hierarchy import list_ancestors
+from mlfinetune.data.named_pictures import Pictures, list_names, make_key
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.decisions import Decision
-from mlfinetune.data.rows import normalize_name
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 from mlfinetune.errors import DataError
-from mlfinetune.location import is_url, join_location
-from mlfinetune.text import format_list, neutralize, suggest
+from mlfinetune.text import format_list, suggest
 
 
 @dataclass(frozen=True)
@@ -88,54 +86,6 @@ class Fixes:
     tally: Tally
 
 
-class Pictures:
-    """Rows of a table by the names of their pictures, as other programs write them.
-
-    A name may stand elsewhere with backslashes, `./`, in another Unicode form, or with the
-    apostrophe of `neutralize`.
-
-    Attributes:
-        rows: picture, as `normalize_name` has it -> its rows.
-        root: folder that names in lists start from; empty: not known.
-    """
-
-    def __init__(self, table: Table) -> None:
-        """Index the rows."""
-        self.root = ""
-        self.rows: defaultdict[str, list[int]] = defaultdict(list)
-        self._by_key: defaultdict[str, set[str]] = defaultdict(set)
-        self._pictures = [normalize_name(name, table.root) for name in table.names]
-        for row, picture in enumerate(self._pictures):
-            self.rows[picture].append(row)
-        self.add_names(table.names)
-
-    def add_names(self, names: Sequence[str]) -> None:
-        """Add another name of each row's picture."""
-        for picture, name in zip(self._pictures, names, strict=True):
-            self._by_key[_make_key(name)].add(picture)
-
-    def find(self, cell: str) -> list[str]:
-        """Return the pictures that a cell names: one, none, or several that look alike."""
-        names = list_names(cell)
-        found = {picture for name in names for picture in self._by_key.get(_make_key(name), ())}
-        if not found and self.root:
-            paths = (join_location(self.root, name) for name in names)
-            found = {picture for path in paths for picture in self._by_key.get(_make_key(path), ())}
-        return sorted(found)
-
-
-def list_names(cell: str) -> list[str]:
-    """Return the texts that a cell written with `neutralize` may stand for."""
-    plain = cell[1:]
-    return [cell, plain] if cell.startswith("'") and neutralize(plain) == cell else [cell]
-
-
-def _make_key(name: str) -> str:
-    if is_url(name):
-        return name
-    return unicodedata.normalize("NFC", posixpath.normpath(name.strip().replace("\\", "/")))
-
-
 def plan_fixes(
     table: Table,
     layout: LabelLayout,
@@ -156,6 +106,7 @@ def plan_fixes(
         DataError: decisions contradict each other.
     """
     planner = _Planner(table, layout, pictures, options)
+    planner.list_leaving(decisions)
     _refuse_contradictions(planner, decisions)
     counts = Counter[str]()
     lost = []
@@ -185,7 +136,7 @@ def _refuse_contradictions(planner: "_Planner", decisions: Sequence[Decision]) -
     for decision in decisions:
         if decision.accepted is not None:
             found = planner.pictures.find(decision.image)
-            picture = found[0] if len(found) == 1 else f"\0{_make_key(decision.image)}"
+            picture = found[0] if len(found) == 1 else f"\0{make_key(decision.image)}"
             pair = picture, planner.find_label(decision.label)
             said[pair].setdefault((decision.given, decision.accepted), decision.line)
     faults = [
@@ -221,6 +172,11 @@ class _Planner:
             self._spellings[renamed.get(name, name)].append(name)
         self._positives = table.targets.counts()[0]
         self._done: set[tuple[str, str]] = set()
+        self._leaving: set[tuple[str, str]] = set()
+        self._implying: defaultdict[str, list[str]] = defaultdict(list)
+        for child, ancestors in list_ancestors(options.implies).items():
+            for ancestor in ancestors:
+                self._implying[ancestor].append(child)
         # A picture with a row for each label, and no sign that could stand between two labels.
         self._is_long = (
             len(layout.lists) == 1
@@ -233,14 +189,38 @@ class _Planner:
         names = list_names(cell)
         return next((name for name in names if name in self._spellings), names[-1])
 
+    def list_leaving(self, decisions: Sequence[Decision]) -> None:
+        """Remember which tags will go, so that what they imply may go too."""
+        for one in decisions:
+            if one.accepted and one.given != NEGATIVE:
+                pairs = ((picture, self.find_label(one.label)) for picture in self.find(one))
+                self._leaving.update(pairs)
+
+    def find(self, decision: Decision) -> list[str]:
+        """Return the pictures that a decision may be about."""
+        return self.pictures.find(decision.image)
+
+    def _list_implying(self, picture: str, label: str) -> list[str]:
+        """Return the labels of a picture that stay, and that imply this one."""
+        rows = self.pictures.rows[picture]
+        return [
+            child
+            for child in self._implying.get(label, ())
+            if (picture, child) not in self._leaving
+            and self._find_state(rows, self._spellings.get(child, [])) == POSITIVE
+        ]
+
     def find_problem(self, decision: Decision) -> str:
         """Return why a decision cannot be applied, or an empty text."""
         found, label = self.pictures.find(decision.image), self.find_label(decision.label)
         if len(found) != 1:
             why = "may be one of several pictures of the table" if found else "is not in the table"
             return f"picture {decision.image!r} {why}"
-        is_list = bool(self._layout.lists)
-        if label not in self._spellings and not (is_list and decision.given == NEGATIVE):
+        if decision.given != NEGATIVE and (children := self._list_implying(found[0], label)):
+            names = ", ".join(map(repr, children))
+            return f"label {label!r} follows from {names} (data.implies): correct that first"
+        may_be_new = decision.given == NEGATIVE and bool(self._layout.lists)
+        if label not in self._spellings and not (may_be_new or label in self._implying):
             meant = suggest(label, list(self._spellings))
             return f"label {label!r} is not in the table{meant}"
         return ""

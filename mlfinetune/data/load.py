@@ -100,6 +100,17 @@ def build_scan(config: Config, log: RunLog, stamps: dict[str, int] | None = None
     return scan
 
 
+def build_hash_scan(log: RunLog) -> Scan:
+    """Return a scan that decodes nothing: it finds what files hold, so that copies are joined."""
+
+    def scan(paths: Sequence[str]) -> PictureScan:
+        numbers = _hash_paths(paths, log)
+        read = zip(paths, numbers.tolist(), strict=True)
+        return PictureScan({}, {path: number for path, number in read if number >= 0})
+
+    return scan
+
+
 def scan_pictures(config: Config, paths: Sequence[str], log: RunLog) -> Iterator[ScanResult]:
     """Yield the result of `scan_images` for each path, and advance a progress bar."""
     with log.bar("scan", len(paths)) as bar:
@@ -121,16 +132,20 @@ def hash_files(manifest: Manifest, rows: range, log: RunLog) -> NDArray[np.int64
 
     None is decoded, and none that was scanned is read again.
     """
-    numbers = np.full(len(rows), -1, np.int64)
-    with log.bar("compare with training", len(rows)) as bar, ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(rows), _SLICE):
-            paths = [manifest.path(row) for row in rows[start : start + _SLICE]]
-            known = find_digests(paths)
+    return _hash_paths([manifest.path(row) for row in rows], log)
+
+
+def _hash_paths(paths: Sequence[str], log: RunLog) -> NDArray[np.int64]:
+    numbers = np.full(len(paths), -1, np.int64)
+    with log.bar("compare with training", len(paths)) as bar, ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(paths), _SLICE):
+            some = paths[start : start + _SLICE]
+            known = find_digests(some)
             for index, digest in known.items():
                 numbers[start + index] = _shorten(digest)
             bar.update(len(known))
-            unknown = [index for index in range(len(paths)) if index not in known]
-            hashed = pool.map(_hash_file, [paths[index] for index in unknown])
+            unknown = [index for index in range(len(some)) if index not in known]
+            hashed = pool.map(_hash_file, [some[index] for index in unknown])
             for index, number in zip(unknown, hashed, strict=True):
                 numbers[start + index] = number
                 bar.update(1)

@@ -287,7 +287,11 @@ def read_table(path: Locations, options: SourceOptions) -> Table:
         DataError: a file cannot be read as a whole.
     """
     if isinstance(path, tuple):
-        table = unite_tables([read_table(each, options) for each in path])
+        tables = [_read_with_groups(each, options) for each in path]
+        if options.group_by and all(each.groups is None for each in tables):
+            # The column may be named wrongly: each reader says what it has instead.
+            tables = [read_table(each, options) for each in path]
+        table = unite_tables(tables)
     else:
         table = join_repeats(check_paths(_read_location(path, options), options))
         table = settle_labels(table, options) if options.partial else table

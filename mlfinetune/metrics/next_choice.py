@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.data.targets import POSITIVE
+from mlfinetune.data.targets import NEGATIVE, POSITIVE
 from mlfinetune.metrics.near_duplicates import NEAR, find_near_duplicates
 
 Floats = NDArray[np.floating]
@@ -119,16 +119,17 @@ def find_least(known: Floats, targets: NDArray[np.int8] | None) -> float:
     in a thousand pairs of different pictures reaches.
 
     Args:
-        known: (K, F) features of labelled pictures, or of some of them.
-        targets: (K, L) their labels: pictures differ if they have no label in common. None: of a
-            fine-tuned network, to which all are taken as different.
+        known: (K, F) features of labelled pictures, or of some of them, without copies.
+        targets: (K, L) their labels: pictures differ if they have no label in common, and one is
+            known to lack a label of the other. None: of a fine-tuned network, to which all are
+            taken as different.
     """
     units = _read_units(known, np.arange(len(known)))
     differ = np.ones((len(known), len(known)), bool)
     if targets is not None:
-        given = (targets == POSITIVE).astype(np.float32)
-        tagged = given.any(axis=1)
-        differ = (given @ given.T == 0) & tagged & tagged[:, None]
+        given, lacking = ((targets == state).astype(np.float32) for state in (POSITIVE, NEGATIVE))
+        tagged, known_apart = given.any(axis=1), given @ lacking.T > 0
+        differ = (given @ given.T == 0) & (known_apart | known_apart.T) & tagged & tagged[:, None]
     pairs = (units @ units.T)[np.triu(differ, 1)]
     return max(NEAR, float(np.quantile(pairs, _ORDINARY))) if len(pairs) else NEAR
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mlfinetune.data.readers.label_studio_interface import Interface
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.errors import DataError
+from mlfinetune.location import is_url, to_slashes
 from mlfinetune.runs.label_studio_tasks import build_task
 from mlfinetune.text import neutralize
 
@@ -70,14 +71,38 @@ def describe_reason(
     )
 
 
-def write_table(file: TextIO, chosen: Sequence[ChosenPicture], labels: LabelSpace) -> None:
-    """Write a header, and a row for each picture; cells are safe in a spreadsheet."""
+def name_from(folder: Path, image: str) -> str:
+    """Return the name of a picture from a folder; a URL stays, another drive makes it absolute."""
+    if is_url(image):
+        return image
+    path = os.path.abspath(image)
+    try:  # the real folder, since `..` leads up from there
+        return to_slashes(os.path.relpath(path, os.path.realpath(folder)))
+    except ValueError:
+        return to_slashes(path)
+
+
+def is_outside(folder: Path, image: str) -> bool:
+    """Return whether a table in this folder may name a picture only if the config allows it."""
+    name = name_from(folder, image)
+    return is_url(name) or os.path.isabs(name) or name.startswith("../")
+
+
+def write_table(
+    file: TextIO, chosen: Sequence[ChosenPicture], labels: LabelSpace, folder: Path | None = None
+) -> None:
+    """Write a header, and a row for each picture; cells are safe in a spreadsheet.
+
+    Args:
+        folder: of the table, from which it names the pictures; None: as they were given.
+    """
     writer = csv.writer(file)
     writer.writerow(HEADER)
     for one in chosen:
         names = "|".join(labels.names[column] for column in one.proposed)
         shares = "|".join(f"{one.probabilities[column]:.6f}" for column in one.proposed)
-        cells = [one.image, names, shares, str(one.rank), f"{one.score:.6g}", one.reason]
+        image = one.image if folder is None else name_from(folder, one.image)
+        cells = [image, names, shares, str(one.rank), f"{one.score:.6g}", one.reason]
         writer.writerow(map(neutralize, cells))
 
 

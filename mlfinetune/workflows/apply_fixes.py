@@ -12,8 +12,9 @@ from typing import BinaryIO, cast
 
 from mlfinetune.config import load_config
 from mlfinetune.data.fixed_copy import list_delimiters, verify_fixed, write_fixed
-from mlfinetune.data.fixes import Fixes, Pictures, Tally, plan_fixes
+from mlfinetune.data.fixes import Fixes, Tally, plan_fixes
 from mlfinetune.data.load import build_source_options
+from mlfinetune.data.named_pictures import Pictures
 from mlfinetune.data.paths import check_paths
 from mlfinetune.data.readers.columns import LabelLayout
 from mlfinetune.data.readers.csv_table import Rows, read_with_rows
@@ -22,8 +23,9 @@ from mlfinetune.data.readers.detect import READERS, detect_format
 from mlfinetune.data.rows import raise_faults
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.errors import ConfigError, DataError
-from mlfinetune.location import FORMATS, find_ending
+from mlfinetune.location import FORMATS, find_ending, is_url
 from mlfinetune.runs import directory
+from mlfinetune.runs.moved import find_again
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file
 from mlfinetune.text import display_path, pluralize
@@ -54,7 +56,7 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
     _require_table(request.table)
     _require_output(request)
     decisions = read_decisions(request.decisions)
-    options = _find_options(request.decisions, log)
+    options, roots = _find_run(request.decisions, log)
     table, rows = read_with_rows(request.table, options)
     if rows.tasks is not None:
         raise DataError(
@@ -67,8 +69,9 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
     raise_faults(table, [fault for fault in table.faults if not fault.picture])
     layout = rows.columns.layout
     pictures = Pictures(table)
-    if not all(pictures.find(one.image) for one in decisions if one.accepted):
-        _find_by_paths(pictures, table, request, options)
+    if roots or not all(pictures.find(one.image) for one in decisions if one.accepted):
+        _add_paths(pictures, table, options)
+    pictures.roots, pictures.by_path_alone = roots, options.partial
     fixes = plan_fixes(table, layout, pictures, decisions, options)
     _require_match(request, fixes)
     emptied = _write(request, options, table, rows, layout, fixes, log)
@@ -127,37 +130,46 @@ def _require_match(request: ApplyRequest, fixes: Fixes) -> None:
 # ---- the data ---------------------------------------------------------------------------------
 
 
-def _find_options(decisions: Path, log: RunLog) -> SourceOptions:
-    """Return how to read the table: as the run did in whose folder the decisions lie, if any.
+def _find_run(decisions: Path, log: RunLog) -> tuple[SourceOptions, tuple[str, ...]]:
+    """Return how the run in whose folder the decisions lie reads tables, and its pictures' folder.
+
+    After a move that folder is looked for beside the run too. Without a run it is not known.
 
     Raises:
         ConfigError: the run's config cannot be read.
     """
+    roots = _read_root(decisions.with_name(directory.METRICS))
     for folder in (decisions.absolute().parent, decisions.absolute().parent.parent):
-        config = folder / directory.CONFIG
-        if (decisions.with_name(directory.SCORES)).is_file() and config.is_file():
-            options = build_source_options(load_config(config))
-            log.say(f"columns and label names as in {display_path(config)}")
-            return replace(options, format="csv", allow_outside_root=True)
-    return SourceOptions(format="csv", allow_outside_root=True)
+        file = folder / directory.CONFIG
+        if (decisions.with_name(directory.SCORES)).is_file() and file.is_file():
+            config = load_config(file)
+            options = build_source_options(config)
+            log.say(f"columns and label names as in {display_path(file)}")
+            if roots and not is_url(roots[0]) and config.output is not None:
+                moved = find_again(Path(roots[0]), config.output, folder)
+                roots = tuple(dict.fromkeys([*roots, *([] if moved is None else [str(moved)])]))
+            return replace(options, format="csv", allow_outside_root=True), roots
+    return SourceOptions(format="csv", allow_outside_root=True), roots
 
 
-def _find_by_paths(
-    pictures: Pictures, table: Table, request: ApplyRequest, options: SourceOptions
-) -> None:
-    """Let pictures be found by their paths too, where the cells of the table do not name them so.
+def _read_root(metrics: Path) -> tuple[str, ...]:
+    """Return the folder that the names of a run's pictures start from; (): not known."""
+    try:
+        return (str(json.loads(metrics.read_bytes())["images_root"]),)
+    except (OSError, ValueError, KeyError, TypeError):  # the list lies elsewhere, or is older
+        return ()
+
+
+def _add_paths(pictures: Pictures, table: Table, options: SourceOptions) -> None:
+    """Let pictures be found by their paths too.
 
     A run names a picture by its path below the folder of all its tables, or by the file that it
     has found for a name.
     """
     on_disk = check_paths(replace(table, root=options.images or table.root), options)
     pictures.add_names(on_disk.names)
-    pictures.add_names([os.path.abspath(on_disk.path(row)) for row in range(len(table))])
-    try:
-        content = json.loads(request.decisions.with_name(directory.METRICS).read_bytes())
-        pictures.root = str(content["images_root"])
-    except (OSError, ValueError, KeyError, TypeError):  # the list lies elsewhere, or is older
-        return
+    paths = (on_disk.path(row) for row in range(len(table)))
+    pictures.add_paths([path if is_url(path) else os.path.abspath(path) for path in paths])
 
 
 def _write(

@@ -33,10 +33,11 @@ from mlfinetune.report.picks import Tile, render_picks
 from mlfinetune.runs import directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runs.label_studio_tasks import find_interface, name_model
-from mlfinetune.runs.labelled import Labelled, read_labelled
+from mlfinetune.runs.labelled import Labelled, mark_first, read_labelled
 from mlfinetune.runs.picks import (
     ChosenPicture,
     describe_reason,
+    is_outside,
     name_files,
     write_table,
     write_tasks,
@@ -161,11 +162,11 @@ def _list_candidates(
         raise DataError(f"no pictures in {' '.join(inputs)}")
     numbers = number_paths(names)
     is_known = np.isin(numbers, labelled.numbers)
-    is_first = _mark_first(numbers)
+    is_first = mark_first(numbers)
     rows = np.flatnonzero(is_first & ~is_known)
     contents = hash_files(list_pictures([names[row] for row in rows]), range(len(rows)), log)
     is_known[rows] = np.isin(contents, labelled.contents)
-    is_first[rows] = _mark_first(contents) | (contents < 0)
+    is_first[rows] = mark_first(contents) | (contents < 0)
     fresh = is_first & ~is_known
     return Candidates(
         tuple(names[row] for row in np.flatnonzero(fresh)),
@@ -185,7 +186,8 @@ def _read_known(
             f"{pluralize(len(part.faults), 'labelled picture')} could not be read: near duplicates "
             f"of those are not left out"
         )
-    some = np.random.default_rng(0).permutation(len(part))[:SAMPLE]
+    apart = np.flatnonzero(labelled.is_first[part.rows])  # copies would raise the bound
+    some = np.random.default_rng(0).permutation(apart)[:SAMPLE]
     targets = labelled.read_targets(part.rows[some]) if is_frozen else None
     least = find_least(features[some], targets)
     if least > NEAR:
@@ -194,13 +196,6 @@ def _read_known(
             f"similarity of {least:.3f}, not {NEAR:g}"
         )
     return features, least
-
-
-def _mark_first(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return (N,) whether no number before is the same."""
-    is_first = np.zeros(len(numbers), bool)
-    is_first[np.unique(numbers, return_index=True)[1]] = True
-    return is_first
 
 
 def _count(wanted: int, candidates: Candidates, part: PoolPart, choice: Choice) -> str:
@@ -264,7 +259,12 @@ def _write_files(
     html = render_picks(model, (about, _HOW), tiles, lambda p, side: make_thumbnail(p, side, most))
     write_atomic(page, html.encode(errors="backslashreplace"))
     with writing_text(table) as file:
-        write_table(file, chosen, labels)
+        write_table(file, chosen, labels, table.parent)
+    if outside := sum(is_outside(table.parent, one.image) for one in chosen):
+        log.say(
+            f"{pluralize(outside, 'picture')} not below the folder of {display_path(table)}: to "
+            f"train from there, set data.allow_outside_root: true"
+        )
     log.say(f"{display_path(table)}; page {page.name}; tasks of Label Studio {tasks.name}")
 
 

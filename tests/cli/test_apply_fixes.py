@@ -206,3 +206,41 @@ def test_pictures_by_their_paths(tmp_path: Path, cli: Run) -> None:
     fixed, out, _ = apply(cli, tmp_path, 3, "new/t.csv")
     assert fixed == TABLE.replace("b.jpg,dog", "b.jpg,dog|fox")
     assert "picture 'old/b.jpg' is not in the table" in out
+
+
+@pytest.mark.parametrize("place", ["here", "moved", "without a config"])
+def test_one_name_for_two_files_of_two_tables(tmp_path: Path, cli: Run, place: str) -> None:
+    """The path of the list decides, also after a move: a tag never goes to the other file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "run/scores.npz").write_bytes(b"")
+    review(tmp_path, "")
+    (tmp_path / "new/t.csv").write_text(TABLE)
+    for name in ("b.jpg", "new/b.jpg"):
+        (tmp_path / name).write_text(name)
+    old = Path("/gone/project") if place == "moved" else tmp_path
+    (tmp_path / "run/metrics.json").write_text(json.dumps({"images_root": str(old)}))
+    if place != "without a config":
+        config = f"data: {{train: [{old}/t.csv, {old}/new/t.csv]}}\noutput: {old}/run\n"
+        (tmp_path / "run/config.yaml").write_text(config)
+    (tmp_path / "run/d.csv").write_text(HEAD + "b.jpg,fox,0,yes\nnew/b.jpg,cat,0,yes\n")
+    for table, lost in (("t.csv", "new/b.jpg"), ("new/t.csv", "b.jpg")):
+        done = cli("apply-fixes", table, "run/d.csv", "-o", f"{table[:-5]}f.csv", cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert f"picture '{lost}' is not in the table" in done.stdout
+    assert (tmp_path / "f.csv").read_text() == TABLE.replace("b.jpg,dog", "b.jpg,dog|fox")
+    assert (tmp_path / "new/f.csv").read_text() == TABLE.replace("b.jpg,dog", "b.jpg,dog|cat")
+
+
+@pytest.mark.parametrize("more", ["", "e.jpg,animal\n"])
+def test_a_tag_that_follows_from_others(tmp_path: Path, cli: Run, more: str) -> None:
+    """Those are named; once they go in the same list, it goes with them."""
+    (tmp_path / "scores.npz").write_bytes(b"")
+    config = "data: {train: t.csv, implies: {cat: pet, dog: pet, pet: animal, fox: animal}}"
+    (tmp_path / "config.yaml").write_text(config)
+    rows = "a.jpg,animal,1,yes\na.jpg,cat,1,yes\nc.jpg,animal,1,yes\nc.jpg,fox,1,yes\n"
+    review(tmp_path, rows, TABLE + more)
+    fixed, out, _ = apply(cli, tmp_path, 3)
+    assert fixed == (TABLE + more).replace("cat|dog", "dog").replace("c.jpg,fox", "c.jpg,")
+    assert "line 2: label 'animal' follows from 'dog' (data.implies)" in out
+    assert "0 added, 2 removed, 1 so already, 1 not found" in out

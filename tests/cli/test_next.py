@@ -10,7 +10,7 @@ from pathlib import Path
 import demo_data
 import numpy as np
 import pytest
-from conftest import Run, prepare
+from conftest import TINY, Run, prepare
 
 from mlfinetune.data.read import read_manifest
 from mlfinetune.data.readers.json_table import read_json
@@ -167,3 +167,39 @@ def test_a_frozen_run_computes_no_picture_twice(tmp_path: Path, cli: Run) -> Non
         assert done.returncode == 0, done.stderr
         assert labelled in done.stderr
         assert f"{new} wanted, {kept} kept" in done.stderr
+
+
+def test_a_run_of_several_tables(tmp_path: Path, cli: Run) -> None:
+    """A picture that two of them have, under two names, is one labelled picture."""
+    prepare(tmp_path, 12)
+    shutil.copytree(tmp_path / "images", tmp_path / "more/images")
+    named = "".join(f"images/{path.name},odd\n" for path in (tmp_path / "images").iterdir())
+    (tmp_path / "more/tags.csv").write_text(f"image,labels\n{named}")
+    tables = "data.train=[tags.csv, more/tags.csv]"
+    done = cli("train", "pets.yaml", tables, "model.freeze_backbone=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = cli("next", RUN, "more/images", cwd=tmp_path)
+    assert "features of labelled pictures: 12 wanted, 12 kept" in done.stderr
+    assert "12 pictures: 0 chosen, 12 of the run itself" in done.stderr
+
+
+@pytest.mark.parametrize(("below", "first"), [("todo", "../images/"), ("", "images/")])
+def test_the_table_trains_where_it_lies(
+    below: str, first: str, exported: Path, pool: Path, cli: Run, tmp_path: Path
+) -> None:
+    """It names pictures from its own folder, and the tasks as they were given."""
+    shutil.copytree(pool / "images", tmp_path / "images")
+    (tmp_path / "todo").mkdir()
+    run, output = str(exported / RUN), str(Path(below, "next.csv"))
+    done = cli("next", run, "images", "-o", output, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [row["image"] for row in rows((tmp_path / output).read_text())]
+    assert all(name.startswith(first) for name in names)
+    [task, *_] = json.loads((tmp_path / output).with_suffix(".json").read_text())
+    assert task["data"]["image"].startswith("images/")
+    advice = "data.allow_outside_root: true"
+    assert (advice in done.stderr) == bool(below)
+    (tmp_path / "pets.yaml").write_text(TINY.replace("tags.csv", output))
+    more = ["data.allow_outside_root=true"] if below else []
+    done = cli("check", "pets.yaml", *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

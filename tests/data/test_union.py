@@ -184,3 +184,16 @@ def test_groups_of_several_tables(tmp_path: Path) -> None:
     (fault,) = table.faults
     said = "a.csv line 3 and b.csv line 3: '2.jpg' is in different groups"
     assert str(fault) == said
+
+
+def test_one_of_several_tables_has_groups(tmp_path: Path) -> None:
+    """It is said which has none, and what to do; where none has the column, its name is wrong."""
+    places = write(
+        tmp_path, a_csv="image,labels,who\n1.jpg,cat,p1\n", b_csv="image,labels\n2.jpg,dog\n"
+    )
+    advice = r"no column of groups \(data.group_by\) in 'b.csv'.*give each of them one, or none"
+    for order in (places, places[::-1]):
+        with pytest.raises(DataError, match=advice):
+            read(order, group_by="who")
+    with pytest.raises(DataError, match=r"a\.csv: no column 'whom'"):
+        read(places, group_by="whom")

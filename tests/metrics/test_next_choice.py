@@ -124,3 +124,14 @@ def test_what_a_network_finds_alike_is_no_near_duplicate() -> None:
     assert find_least(apart + 9, targets) > 0.98  # all are near to each other
     assert find_least(rng.normal(size=(120, 64)), None) == 0.95
     assert find_least(np.empty((0, 4)), np.empty((0, 4), np.int8)) == 0.95
+
+
+def test_what_is_unknown_tells_no_pictures_apart() -> None:
+    """Tables that know different labels: their pictures may be the same ones."""
+    unit = np.random.default_rng(0).normal(size=(40, 64))
+    twice = np.concatenate([unit, unit])
+    targets = np.full((80, 2), -1, np.int8)
+    targets[:40, 0] = targets[40:, 1] = 1
+    assert find_least(twice, targets) == 0.95
+    targets[:40, 1] = 0
+    assert find_least(twice, targets) > 0.99
