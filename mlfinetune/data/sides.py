@@ -97,10 +97,11 @@ def hold_out(
     whole = align(table, choose_labels(table, labels))
     numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
     duplicates = len(numbers) - len(set(numbers))
-    pins, notes = _find_pins(whole, contents, known), list[str]()
+    pins, edited = _find_pins(whole, contents, known)
+    notes = list[str]()
     if known is not None and _are_off(pins, known, fraction):
         notes.append(f"the sides of {known.origin} are far from val_fraction: dealt anew")
-        pins = np.full(len(whole), FREE, np.int8)
+        pins, edited = np.full(len(whole), FREE, np.int8), []
     deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
     sides = deal(numbers if duplicates else None, pins)
     if known is not None and _is_one_side(sides) and (pins != FREE).any():
@@ -121,7 +122,8 @@ def hold_out(
         f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )
     if known is not None:
-        notes += [*_describe_pins(pins, sides, known), *_warn_of_seen(val, contents, known)]
+        notes += [*_describe_pins(pins, sides, known), *edited]
+        notes += _warn_of_seen(val, contents, known)
     return train, val, notes
 
 
@@ -144,12 +146,14 @@ def _is_one_side(sides: NDArray[np.int8]) -> bool:
 
 def _find_pins(
     whole: Manifest, contents: Mapping[str, int], known: KnownSides | None
-) -> NDArray[np.int8]:
-    """Return (N,) the side that each image had in runs before; FREE: none."""
+) -> tuple[NDArray[np.int8], list[str]]:
+    """Return (N,) the side that each image had in runs before, or FREE; a warning of edited ones."""
     if known is None:
-        return np.full(len(whole), FREE, np.int8)
-    pins = known.find(*_list_numbers(whole, contents))
-    return np.where(pins == FREE, TRAIN, pins) if known.complete else pins
+        return np.full(len(whole), FREE, np.int8), []
+    numbers, paths = _list_numbers(whole, contents)
+    pins = known.find(numbers, paths)
+    edited = list(known.warn_of_edited(pins, numbers))
+    return np.where(pins == FREE, TRAIN, pins) if known.complete else pins, edited
 
 
 def _describe_pins(
@@ -177,7 +181,12 @@ def warn_of_known_sides(
     if known is None or not len(known.seen):
         return
     yield from _warn_of_seen(val, contents, known)
-    if count := int((known.find(*_list_numbers(train, contents)) == VAL).sum()):
+    both = [_list_numbers(side, contents) for side in (train, val)]
+    sides = [known.find(*numbers) for numbers in both]
+    yield from known.warn_of_edited(
+        np.concatenate(sides), np.concatenate([numbers for numbers, _ in both])
+    )
+    if count := int((sides[0] == VAL).sum()):
         yield (
             f"warning: {pluralize(count, 'image')} held out by {known.origin} and in train now, "
             f"as the data says"
@@ -186,7 +195,7 @@ def warn_of_known_sides(
 
 def _warn_of_seen(val: Manifest, contents: Mapping[str, int], known: KnownSides) -> Iterator[str]:
     """Yield a warning where the weights have learned from pictures of val."""
-    if count := int(known.seen.find(*_list_numbers(val, contents)).sum()):
+    if count := int(known.find_seen(*_list_numbers(val, contents)).sum()):
         yield (
             f"warning: {pluralize(count, 'image')} of val trained on by {known.origin}: {TOO_HIGH}"
         )

@@ -7,18 +7,21 @@ config of a new run -> read_sides_before -> sides that its split keeps
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.config import Config, load_config
-from mlfinetune.data.known_sides import KnownSides, PictureSet
+from mlfinetune.data.known_sides import KnownSides, Numbers, PictureSet
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import join_location, parse_location
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import FOREIGN
 from mlfinetune.runs.results import read_scores
+from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import writing_binary
 from mlfinetune.text import display_path
 
@@ -35,13 +38,30 @@ class TrainedOn:
     trained: PictureSet
     held: PictureSet | None = None
 
+    def find_seen(
+        self, contents: Numbers, paths: Sequence[str], log: RunLog | None = None
+    ) -> NDArray[np.bool_]:
+        """Return (N,) whether the model has learned from each picture.
+
+        Args:
+            contents, paths: as PictureSet.find takes them.
+            log: says how many files have other bytes now; they count.
+        """
+        held = PictureSet.none() if self.held is None else self.held
+        known = KnownSides("training", self.trained, held, self.trained)
+        if log is not None:
+            for note in known.warn_of_edited(known.find(contents, paths), contents, "picture"):
+                log.say(note)
+        return known.find_seen(contents, paths)
+
 
 def write_trained_on(run: Path, trained: PictureSet, held: PictureSet, *before: TrainedOn) -> None:
     """Write trained_on.npz.
 
     Args:
         run: the run directory.
-        trained, held: pictures of train and of val.
+        trained: pictures of train.
+        held: pictures of val, without those that one before has learned from.
         before: what the run was trained on before it was resumed, and the run that it began with.
 
     Raises:

@@ -317,15 +317,18 @@ def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: Ru
 
 def _write_trained_on(setup: TrainingSetup, run: Path, resumed: bool) -> None:
     """Keep which pictures the run and those before it are trained on, and which they hold out."""
-    splits, unknown = setup.splits, np.empty(0, np.int64)
-    trained, held = (
-        PictureSet.of(contents, map(side.path, range(len(side))))
-        for side, contents in zip(
-            (splits.train, splits.val), splits.contents or (unknown, unknown), strict=True
-        )
-    )
-    known = (read_trained_on(run) if resumed else None, read_parent(setup.config.model.weights))
-    write_trained_on(run, trained, held, *filter(None, known))
+    splits, weights = setup.splits, setup.config.model.weights
+    sides = splits.train, splits.val
+    contents = splits.contents or tuple(np.full(len(side), -1, np.int64) for side in sides)
+    paths = [[side.path(row) for row in range(len(side))] for side in sides]
+    trained = PictureSet.of(contents[0], paths[0])
+    known = (read_trained_on(run) if resumed else None, read_parent(weights))
+    before, seen = [one for one in known if one is not None], np.zeros(len(splits.val), bool)
+    for one in before:
+        seen |= one.find_seen(contents[1], paths[1])
+    new = np.flatnonzero(~seen)
+    held = PictureSet.of(contents[1][new], [paths[1][row] for row in new])
+    write_trained_on(run, trained, held, *before)
 
 
 def find_known_sides(

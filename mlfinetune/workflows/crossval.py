@@ -253,7 +253,7 @@ def _find_seen(config: Config, pool: Pool) -> NDArray[np.bool_] | None:
     known, examples = read_parent(config.model.weights), pool.examples
     if known is None:
         return None
-    return known.trained.find(pool.contents, map(examples.path, range(len(examples))))
+    return known.find_seen(pool.contents, [examples.path(row) for row in range(len(examples))])
 
 
 def _describe(pool: Pool, folds: Sequence[Fold], options: CrossvalOptions) -> str:

@@ -233,7 +233,7 @@ def _find_seen(
     contents = np.empty(images, np.int64)
     for other, share in enumerate(shares):
         contents[other::size] = share
-    return trained_on.trained.find(contents, map(manifest.path, range(images)))
+    return trained_on.find_seen(contents, [manifest.path(row) for row in range(images)], log)
 
 
 # ---- examples ---------------------------------------------------------------------------

@@ -188,7 +188,8 @@ def _write_run_results(
     if setup.splits.contents:
         trained_on = read_trained_on(run)  # of a resumed run, whose data may have changed, all
         assert trained_on is not None
-        seen = trained_on.trained.find(setup.splits.contents[1], map(val.path, range(len(val))))
+        paths = [val.path(row) for row in range(len(val))]
+        seen = trained_on.find_seen(setup.splits.contents[1], paths)
         if note := describe_seen(int(seen.sum()), len(seen)):
             log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)

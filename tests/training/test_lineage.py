@@ -183,3 +183,35 @@ def test_groups_and_sides_of_before(tmp_path: Path) -> None:
     assert "4 images of val trained on by runs/a" in notes
     _, notes = split([0, 2], [4, 5], is_parent=False)
     assert "the sides of runs/a are far from val_fraction: dealt anew" in notes
+
+
+def test_files_that_were_edited_keep_their_sides(grown: Path, cli: Run) -> None:
+    """A program wrote EXIF into each of them: bytes are new, and paths are the same."""
+    head, *rows = (grown / "more.csv").read_text().splitlines()
+    (grown / "old.csv").write_text("\n".join([head, *rows[7:31]]))
+    done = cli("train", "pets.yaml", "data.train=old.csv", "-o", "runs/first", cwd=grown)
+    assert done.returncode == 0, done.stderr
+    old = [row.split(",")[0] for row in rows[7:31]]
+    for name in old:
+        (grown / name).write_bytes((grown / name).read_bytes() + b"x")
+    log = train(cli, grown, "more.csv", "runs/first", "runs/second")
+    said = "24 images with other bytes than in runs/first, at the same path: taken for the same"
+    assert f"warning: {said}" in log
+    first = held(grown / "runs/first")
+    assert held(grown / "runs/second") & set(old) == first
+    done = cli("eval", "-c", "runs/first", "--data", "old.csv", "-o", "seen", cwd=grown)
+    assert f"the model was trained on {24 - len(first)} of these 24 pictures" in done.stdout
+    assert "warning: 24 pictures with other bytes than in training, at the same" in done.stderr
+
+
+def test_bytes_that_are_known_beat_the_path(tmp_path: Path) -> None:
+    """Two files changed places: each one is on the side of its bytes; a third one was edited."""
+    paths = [f"{tmp_path}/{name}.jpg" for name in "abc"]
+    trained, kept = (PictureSet.of(np.array([n]), [paths[n]]) for n in (0, 1))
+    known = KnownSides("runs/a", trained, kept, seen=trained)
+    numbers = np.array([1, 0, 5])
+    assert known.find(numbers, paths).tolist() == [1, 0, -1]
+    assert known.find_seen(numbers, paths).tolist() == [False, True, False]
+    assert known.find(np.array([7, 8, -1]), paths).tolist() == [0, 1, -1]
+    (warning,) = known.warn_of_edited(known.find(np.array([7, 8, -1]), paths), np.array([7, 8, -1]))
+    assert warning.startswith("warning: 2 images with other bytes than in runs/a")
