@@ -106,6 +106,7 @@ def hold_out(
     sides = deal(numbers if duplicates else None, pins)
     if known is not None and _is_one_side(sides) and (pins != FREE).any():
         notes.append(f"warning: with sides as in {known.origin} one would be empty: dealt anew")
+        pins = np.full(len(whole), FREE, np.int8)
         sides = deal(numbers if duplicates else None)
     if duplicates and _is_one_side(sides):  # one unit holds all images: divide it
         notes.append(f"warning: copies of the same bytes in both train and val: {TOO_HIGH}")
@@ -113,7 +114,7 @@ def hold_out(
     if _is_one_side(sides):
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
     train, val = (whole.take(np.flatnonzero(sides == side).tolist()) for side in (TRAIN, VAL))
-    details = f"val_fraction {fraction:g}, stratified by label"
+    details = f"val_fraction {fraction:g}{_of_new(pins, known)}, stratified by label"
     if table.groups is not None:
         details += ", groups kept whole"
     if duplicates:
@@ -147,7 +148,7 @@ def _is_one_side(sides: NDArray[np.int8]) -> bool:
 def _find_pins(
     whole: Manifest, contents: Mapping[str, int], known: KnownSides | None
 ) -> tuple[NDArray[np.int8], list[str]]:
-    """Return (N,) the side that each image had in runs before, or FREE; a warning of edited ones."""
+    """Return (N,) the side that each image had before, or FREE; a warning of edited ones."""
     if known is None:
         return np.full(len(whole), FREE, np.int8), []
     numbers, paths = _list_numbers(whole, contents)
@@ -161,17 +162,30 @@ def _describe_pins(
 ) -> Iterator[str]:
     """Yield notes on images that have kept their sides, and on those that could not."""
     free, moved = int((pins == FREE).sum()), (pins != FREE) & (sides != pins)
-    held = int(((pins == VAL) & (sides == VAL)).sum())
-    if held and free:
+    kept = (pins != FREE) & ~moved
+    held = int((kept & (pins == VAL)).sum())
+    if kept.any() and not known.complete:
         yield (
-            f"{len(pins) - free - int(moved.sum())} images are on their sides of before, in "
-            f"{known.origin}, {held} of them held out; {free} images are new"
+            f"{pluralize(int(kept.sum()), 'image')} on their sides of before, in {known.origin}, "
+            f"{held} of them held out; {free} new"
         )
+        if not (pins == VAL).any():
+            yield (
+                f"warning: no image held out by {known.origin} is found in the data: val is drawn "
+                f"from the new images alone"
+            )
     if lost := int((moved & (pins == VAL)).sum()):
         yield (
             f"warning: {pluralize(lost, 'image')} held out by {known.origin} and in train now, "
             f"with others of their groups or bytes"
         )
+
+
+def _of_new(pins: NDArray[np.int8], known: KnownSides | None) -> str:
+    """Return what the share of val is of, where it is not of all images."""
+    if known is None or known.complete or not (pins != FREE).any():
+        return ""
+    return " of the new images"
 
 
 def warn_of_known_sides(

@@ -8,7 +8,7 @@ config of a new run -> read_sides_before -> sides that its split keeps
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from mlfinetune.config import Config, load_config
 from mlfinetune.data.known_sides import KnownSides, Numbers, PictureSet
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.location import join_location, parse_location
+from mlfinetune.location import Location, join_location, parent_url, parse_location
 from mlfinetune.runs import directory
 from mlfinetune.runs.damaged import FOREIGN
+from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.results import read_scores
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import writing_binary
@@ -120,28 +121,62 @@ def find_parent_folder(weights: str | None) -> Path | None:
     return path.parent if path.suffix == ".safetensors" and path.is_file() else None
 
 
-def read_parent(weights: str | None) -> TrainedOn | None:
+def read_parent(config: Config) -> TrainedOn | None:
     """Read the pictures of the run that `model.weights` comes from; None: they are not known.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    folder = find_parent_folder(weights)
-    found = None if folder is None else read_trained_on(folder)
-    if folder is None or found is None or found.held is not None:
+    folder = find_parent_folder(config.model.weights)
+    return None if folder is None else _read_with_held(folder, config)
+
+
+def _read_with_held(run: Path, config: Config) -> TrainedOn | None:
+    """Read the pictures of a run; of an older version, those held out are those that it scored.
+
+    Args:
+        run: the run directory.
+        config: of the new run, whose tables tell where pictures are now.
+    """
+    found = read_trained_on(run)
+    if found is None or found.held is not None:
         return found
-    return TrainedOn(found.trained, _list_scored(folder) - found.trained)
-
-
-def _list_scored(run: Path) -> PictureSet:
-    """Return the validation pictures of a run of an older version, by their paths alone."""
     try:
         names = read_scores(run).names
         root = json.loads((run / directory.METRICS).read_bytes())["images_root"]
-        paths = [join_location(parse_location(root), name) for name in names]
-        return PictureSet.of(np.empty(0, np.int64), paths)
-    except (OSError, CheckpointError, *FOREIGN):
-        return PictureSet.none()
+        roots = _list_roots(parse_location(root), run, config)
+        paths = [join_location(root, name) for root in roots for name in names]
+    except (OSError, CheckpointError, ConfigError, *FOREIGN):
+        paths = []
+    return TrainedOn(found.trained, PictureSet.of(np.empty(0, np.int64), paths) - found.trained)
+
+
+def _list_roots(root: Location, run: Path, config: Config) -> list[Location]:
+    """Return the folders from which a run's names of pictures may start now.
+
+    These are the recorded one, and where it is as seen from a run directory that was moved. Where
+    the recorded one is gone, also those of the tables as they are now.
+    """
+    roots = [root]
+    if not isinstance(root, Path):
+        return roots
+    recorded = load_config(run / directory.CONFIG).output
+    again = None if recorded is None else find_again(root, recorded, run)
+    if again is not None:
+        roots.append(again)
+    if not root.exists():
+        train, images = config.data.train, config.data.images
+        tables = train if isinstance(train, tuple) else (train,)
+        now = [images] if images is not None else [_find_folder(table) for table in tables]
+        roots += [folder for folder in now if folder not in roots]
+    return roots
+
+
+def _find_folder(table: Location) -> Location:
+    """Return the folder from which the names in a table start."""
+    if isinstance(table, str):
+        return parent_url(table)
+    return table if table.is_dir() else table.parent
 
 
 def read_known_sides(run: Path) -> KnownSides | None:
@@ -168,7 +203,7 @@ def read_sides_before(config: Config) -> KnownSides | None:
     Raises:
         CheckpointError: a file is damaged.
     """
-    weights, parent = config.model.weights, read_parent(config.model.weights)
+    weights, parent = config.model.weights, read_parent(config)
     former = _read_former_sides(config)
     if weights is None or parent is None or parent.held is None:
         return former
@@ -188,10 +223,10 @@ def _read_former_sides(config: Config) -> KnownSides | None:
         return None
     asked = ("val", "val_fraction", "group_by", "split_column")
     same = all(getattr(before.data, key) == getattr(config.data, key) for key in asked)
-    known = read_known_sides(run)
-    if not same or before.train.seed != config.train.seed or known is None:
+    found = _read_with_held(run, config)
+    if not same or before.train.seed != config.train.seed or found is None or found.held is None:
         return None
-    return replace(known, seen=PictureSet.none(), complete=False)
+    return KnownSides(display_path(run), found.trained, found.held, seen=PictureSet.none())
 
 
 def describe_seen(seen: int, images: int) -> str:

@@ -317,12 +317,12 @@ def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: Ru
 
 def _write_trained_on(setup: TrainingSetup, run: Path, resumed: bool) -> None:
     """Keep which pictures the run and those before it are trained on, and which they hold out."""
-    splits, weights = setup.splits, setup.config.model.weights
+    splits = setup.splits
     sides = splits.train, splits.val
     contents = splits.contents or tuple(np.full(len(side), -1, np.int64) for side in sides)
     paths = [[side.path(row) for row in range(len(side))] for side in sides]
     trained = PictureSet.of(contents[0], paths[0])
-    known = (read_trained_on(run) if resumed else None, read_parent(weights))
+    known = (read_trained_on(run) if resumed else None, read_parent(setup.config))
     before, seen = [one for one in known if one is not None], np.zeros(len(splits.val), bool)
     for one in before:
         seen |= one.find_seen(contents[1], paths[1])
@@ -349,7 +349,7 @@ def find_known_sides(
         return known
     if run is not None and (directory.list_states(run) or (run / directory.METRICS).is_file()):
         return None  # of an older version
-    if is_own_checkpoint(config) and read_parent(config.model.weights) is None:
+    if is_own_checkpoint(config) and read_parent(config) is None:
         log.say(
             f"warning: nothing tells which pictures {config.model.weights} was trained on: "
             f"validation may hold some of them"

@@ -250,7 +250,7 @@ def _open_folder(
 
 def _find_seen(config: Config, pool: Pool) -> NDArray[np.bool_] | None:
     """Return (N,) pictures that the run of model.weights was trained on; None: no run's weights."""
-    known, examples = read_parent(config.model.weights), pool.examples
+    known, examples = read_parent(config), pool.examples
     if known is None:
         return None
     return known.find_seen(pool.contents, [examples.path(row) for row in range(len(examples))])

@@ -10,10 +10,11 @@ import pytest
 from conftest import Run
 from demo_data import write
 
+from mlfinetune.config import load_config
 from mlfinetune.data.known_sides import KnownSides, PictureSet
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.table import SourceOptions
-from mlfinetune.runs import checkpoint
+from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.trained_on import read_parent
 
 
@@ -67,8 +68,13 @@ def test_a_new_run_of_one_name_keeps_the_sides(grown: Path, cli: Run) -> None:
     """Rows were added, and the weights are others; another seed asks for another split."""
     done = cli("train", "pets.yaml", "data.train=more.csv", cwd=grown)
     assert done.returncode == 0, done.stderr
-    said = "24 images are on their sides of before, in runs/pets, 5 of them held out; 16 images are"
-    assert said in done.stderr
+    assert (
+        "24 images on their sides of before, in runs/pets, 5 of them held out; 16 new"
+        in done.stderr
+    )
+    assert (
+        "8 of 40 images held out for validation (val_fraction 0.2 of the new images," in done.stderr
+    )
     there = {name for name in held(grown / "runs/pets") if (grown / name).exists()}
     assert there <= held(grown / "runs/pets-2")
     seen = json.loads((grown / "runs/pets-2/metrics.json").read_text())["seen_in_training"]
@@ -141,15 +147,38 @@ def test_a_checkpoint_alone_says_that_nothing_is_known(grown: Path, cli: Run) ->
     assert "warning: nothing tells which pictures " in log
 
 
-def test_an_older_parent_tells_its_sides_by_paths(grown: Path) -> None:
-    """Its trained_on.npz has no held-out pictures; scores.npz names them."""
-    run = grown / "runs/pets"
+def make_older(run: Path) -> None:
+    """Take from a run's record of pictures what an earlier version did not write."""
     with np.load(run / "trained_on.npz") as file:
         kept = {name: file[name] for name in ("contents", "paths")}
     np.savez(run / "trained_on.npz", **kept)
+
+
+def test_a_moved_run_of_an_older_version_keeps_its_sides(grown: Path, cli: Run) -> None:
+    """The whole project was moved; as the run before of one name, and as the parent."""
+    make_older(grown / "runs/pets")
+    metrics = grown / "runs/pets/metrics.json"
+    gone = str(json.loads(metrics.read_text())["images_root"]) + "-gone"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"images_root": gone}))
+    there = {name for name in held(grown / "runs/pets") if (grown / name).exists()}
+    assert len(there) >= 4
+    for output, weights in (("runs/more", "runs/pets"), ("runs/pets", "null")):
+        log = train(cli, grown, "more.csv", weights, output)
+        assert there <= held(directory.find_run(grown / output) or grown), log
+        assert "24 images on their sides of before, in runs/pets, 5 of them held out" in log
+    metrics.unlink()
+    log = train(cli, grown, "more.csv", "runs/pets", "runs/again")
+    assert "warning: no image held out by runs/pets is found in the data: val is drawn" in log
+
+
+def test_an_older_parent_tells_its_sides_by_paths(grown: Path) -> None:
+    """Its trained_on.npz has no held-out pictures; scores.npz names them."""
+    run = grown / "runs/pets"
+    make_older(run)
     content = json.loads((run / "metrics.json").read_text()) | {"images_root": str(grown)}
     (run / "metrics.json").write_text(json.dumps(content))
-    parent = read_parent(str(run))
+    config = load_config(run / "config.yaml")
+    parent = read_parent(config.update_section("model", weights=str(run)))
     assert parent is not None
     assert parent.held is not None
     paths = [str(grown / name) for name in held(run)]
