@@ -34,10 +34,13 @@ class TrainedOn:
     Attributes:
         trained: the model has learned from them.
         held: held out of training, by all of these runs; None: an older version, which did not say.
+        val: validation pictures of the run itself, also those that a run before has learned from;
+            None: an older version, which did not tell them from those of other runs.
     """
 
     trained: PictureSet
     held: PictureSet | None = None
+    val: PictureSet | None = None
 
     def find_seen(
         self, contents: Numbers, paths: Sequence[str], log: RunLog | None = None
@@ -56,13 +59,16 @@ class TrainedOn:
         return known.find_seen(contents, paths)
 
 
-def write_trained_on(run: Path, trained: PictureSet, held: PictureSet, *before: TrainedOn) -> None:
+def write_trained_on(
+    run: Path, trained: PictureSet, held: PictureSet, val: PictureSet, *before: TrainedOn
+) -> None:
     """Write trained_on.npz.
 
     Args:
         run: the run directory.
         trained: pictures of train.
         held: pictures of val, without those that one before has learned from.
+        val: all pictures of val.
         before: what the run was trained on before it was resumed, and the run that it began with.
 
     Raises:
@@ -80,6 +86,8 @@ def write_trained_on(run: Path, trained: PictureSet, held: PictureSet, *before: 
             paths=trained.paths,
             held_contents=held.contents,
             held_paths=held.paths,
+            val_contents=val.contents,
+            val_paths=val.paths,
         )
 
 
@@ -101,7 +109,10 @@ def read_trained_on(run: Path) -> TrainedOn | None:
         trained = PictureSet(arrays["contents"], arrays["paths"])
         if "held_paths" not in arrays:
             return TrainedOn(trained)
-        return TrainedOn(trained, PictureSet(arrays["held_contents"], arrays["held_paths"]))
+        held = PictureSet(arrays["held_contents"], arrays["held_paths"])
+        if "val_paths" not in arrays:
+            return TrainedOn(trained, held)
+        return TrainedOn(trained, held, PictureSet(arrays["val_contents"], arrays["val_paths"]))
     except Exception as error:  # numpy and zipfile raise whatever their parsers raise
         raise CheckpointError(
             f"{path} is damaged: {error}; remove it, and nothing is said of training pictures"
@@ -190,7 +201,9 @@ def read_known_sides(run: Path) -> KnownSides | None:
     found = read_trained_on(run)
     if found is None or found.held is None:
         return None
-    return KnownSides(display_path(run), found.trained, found.held, found.trained, complete=True)
+    own = found.held if found.val is None else found.val
+    trained = found.trained if found.val is None else found.trained - found.val
+    return KnownSides(display_path(run), trained, own, found.trained, complete=True)
 
 
 def read_sides_before(config: Config) -> KnownSides | None:

@@ -321,14 +321,14 @@ def _write_trained_on(setup: TrainingSetup, run: Path, resumed: bool) -> None:
     sides = splits.train, splits.val
     contents = splits.contents or tuple(np.full(len(side), -1, np.int64) for side in sides)
     paths = [[side.path(row) for row in range(len(side))] for side in sides]
-    trained = PictureSet.of(contents[0], paths[0])
+    trained, val = map(PictureSet.of, contents, paths)
     known = (read_trained_on(run) if resumed else None, read_parent(setup.config))
     before, seen = [one for one in known if one is not None], np.zeros(len(splits.val), bool)
     for one in before:
         seen |= one.find_seen(contents[1], paths[1])
     new = np.flatnonzero(~seen)
     held = PictureSet.of(contents[1][new], [paths[1][row] for row in new])
-    write_trained_on(run, trained, held, *before)
+    write_trained_on(run, trained, held, val, *before)
 
 
 def find_known_sides(

@@ -147,6 +147,24 @@ def test_a_checkpoint_alone_says_that_nothing_is_known(grown: Path, cli: Run) ->
     assert "warning: nothing tells which pictures " in log
 
 
+def test_a_split_that_was_dealt_anew_is_read_again(grown: Path, cli: Run) -> None:
+    """All of its pictures were trained on before; its own eval knows them all the same."""
+    trained = set((grown / "more.csv").read_text().splitlines()[8:32])
+    trained = {row for row in trained if row.split(",")[0] not in held(grown / "runs/pets")}
+    trained = {row for row in trained if "moved" not in row}
+    (grown / "less.csv").write_text("\n".join(["image,labels", *sorted(trained)]))
+    log = train(cli, grown, "less.csv", "runs/pets", "runs/second")
+    assert "one would be empty: dealt anew" in log
+    rows = (grown / "more.csv").read_text().splitlines()[32:36]
+    with (grown / "less.csv").open("a") as file:
+        file.write("\n" + "\n".join(rows))
+    done = cli("eval", "--checkpoint", "runs/second", cwd=grown)
+    assert done.returncode == 0, done.stderr
+    assert held(grown / "runs/second/eval") == held(grown / "runs/second")
+    count = len(held(grown / "runs/second"))
+    assert f"warning: {count} images of val trained on by runs/second" in done.stderr
+
+
 def make_older(run: Path) -> None:
     """Take from a run's record of pictures what an earlier version did not write."""
     with np.load(run / "trained_on.npz") as file:
