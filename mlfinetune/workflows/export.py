@@ -18,7 +18,7 @@ from mlfinetune.config import Config, restore_config
 from mlfinetune.data.batches.loader import stream_batches
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.inputs import expand_inputs, require_inputs
-from mlfinetune.data.load import build_source_options, load_splits
+from mlfinetune.data.load import build_scan, build_source_options, load_splits
 from mlfinetune.data.manifest import Manifest, Splits, digest_manifest
 from mlfinetune.data.read import read_validation
 from mlfinetune.errors import CheckpointError, DataError
@@ -248,7 +248,9 @@ def _list_validation(source: _Source, log: RunLog) -> tuple[Iterable[str], str]:
         else:
             options = build_source_options(config)
             labels = source.loaded.labels
-            manifest, _ = read_validation(config.data.val, options, labels, skip_bad=True)
+            # Copies in several tables were joined.
+            scan = build_scan(config, log) if isinstance(config.data.val, tuple) else None
+            manifest, _ = read_validation(config.data.val, options, labels, True, scan)
     except DataError as error:
         raise DataError(
             f"the run's validation pictures, on which an ONNX file is verified, cannot be read; "
