@@ -2,7 +2,8 @@
 
 PictureSets of a run and of those before it -> write_trained_on -> trained_on.npz
 trained_on.npz, pictures                    -> TrainedOn.find   -> which the model has seen
-config of a new run -> read_sides_before -> sides that its split keeps
+config of a new run -> read_sides_before  -> sides that its split keeps
+                    -> read_former_labels -> labels that its weights know already
 """
 
 import json
@@ -25,6 +26,9 @@ from mlfinetune.runs.results import read_scores
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import writing_binary
 from mlfinetune.text import display_path
+
+_MAX_HEADER = 100_000_000
+"""Bytes: the limit of safetensors itself."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,26 @@ def find_parent_folder(weights: str | None) -> Path | None:
     if path.is_dir():
         return path
     return path.parent if path.suffix == ".safetensors" and path.is_file() else None
+
+
+def read_former_labels(config: Config) -> tuple[str, ...]:
+    """Read the labels of the checkpoint that `model.weights` names, where some are renamed.
+
+    Of a checkpoint that is gone any label that the config renames may have been one.
+    """
+    weights = config.model.weights
+    if weights is None or not os.path.isabs(weights) or not config.data.rename_labels:
+        return ()
+    if not os.path.exists(weights):
+        return tuple(config.data.rename_labels)
+    path = Path(weights) / directory.BEST if os.path.isdir(weights) else Path(weights)
+    try:
+        with path.open("rb") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER))
+        labels = json.loads(json.loads(header)["__metadata__"]["mlfinetune"])["labels"]
+        return tuple(map(str, labels))
+    except (OSError, *FOREIGN):
+        return ()
 
 
 def read_parent(config: Config) -> TrainedOn | None:

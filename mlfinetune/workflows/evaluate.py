@@ -364,7 +364,7 @@ def _read_validation_again(
         val, notes = read_validation(data.val, options, loaded.labels, skip_bad, scan)
     else:
         # The pictures are always scanned here: files with the same bytes are held out together.
-        splits = load_splits(config, log, known)
+        splits = load_splits(config, log, known, former=tuple(data.rename_labels))
         val, notes, drawn = splits.val, splits.notes, splits.drawn
     for note in notes:
         if data.bad_images == "skip" or note.startswith("warning: "):

@@ -244,7 +244,8 @@ def _list_validation(source: _Source, log: RunLog) -> tuple[Iterable[str], str]:
         if config.data.val is None:
             # Where validation was held out at random, pictures are scanned: copies of the same
             # bytes were held out together.
-            manifest = load_splits(config, log, read_known_sides(source.file.parent)).val
+            known, former = read_known_sides(source.file.parent), tuple(config.data.rename_labels)
+            manifest = load_splits(config, log, known, former=former).val
         else:
             options = build_source_options(config)
             labels = source.loaded.labels
@@ -317,7 +318,8 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     keys = ("train",) if source.config.data.val is None else ("train", "val")
     try:
         config = _find_data(source, keys, log)
-        splits = load_splits(config, log, read_known_sides(source.file.parent))
+        known, former = read_known_sides(source.file.parent), tuple(config.data.rename_labels)
+        splits = load_splits(config, log, known, former=former)
     except DataError as error:
         raise DataError(
             f"--int8 measures mAP on the run's validation data, which cannot be read\n{error}"
