@@ -5,7 +5,7 @@ PictureSets of former runs         -> KnownSides -> find: the side of each pictu
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlfinetune.location import is_url
+from mlfinetune.text import pluralize
 
 Numbers = NDArray[np.int64]
 TRAIN, VAL, FREE = 0, 1, -1
@@ -63,21 +64,24 @@ class PictureSet:
             np.setdiff1d(self.contents, other.contents), np.setdiff1d(self.paths, other.paths)
         )
 
-    def find(self, contents: Numbers, paths: Iterable[str]) -> NDArray[np.bool_]:
+    def find(
+        self, contents: Numbers, paths: Sequence[str], other: "PictureSet | None" = None
+    ) -> NDArray[np.bool_]:
         """Return (N,) whether each picture is in the set.
 
-        Files are compared by their bytes, and by their paths where these are not known.
+        Files are compared by their bytes. By their paths they are found where their bytes are not
+        known, or are new: then the file was edited where it lies.
 
         Args:
             contents: number of each file's bytes, as the scan made it; -1: not known.
             paths: of the same N pictures.
+            other: a file with the bytes of one of these is that one, whatever its path says.
         """
-        if len(self.contents) and (contents >= 0).all():  # a million paths take seconds
-            return np.isin(contents, self.contents)
-        by_path = np.isin(number_paths(paths), self.paths)
-        if not len(self.contents):
-            return by_path
-        return np.where(contents >= 0, np.isin(contents, self.contents), by_path)
+        found = np.isin(contents, self.contents)
+        elsewhere = found if other is None else found | np.isin(contents, other.contents)
+        rows = np.flatnonzero(~elsewhere)  # not all: a million paths take seconds
+        found[rows] = np.isin(number_paths(paths[row] for row in rows), self.paths)
+        return found
 
 
 @dataclass(frozen=True)
@@ -113,5 +117,31 @@ class KnownSides:
 
         A picture that one run held out, and another one trained on, is of TRAIN.
         """
-        sides = np.where(self.held.find(contents, paths), VAL, FREE)
-        return np.where(self.trained.find(contents, paths), TRAIN, sides).astype(np.int8)
+        sides = np.where(self.held.find(contents, paths, self.trained), VAL, FREE)
+        trained = self.trained.find(contents, paths, self.held)
+        return np.where(trained, TRAIN, sides).astype(np.int8)
+
+    def find_seen(self, contents: Numbers, paths: Sequence[str]) -> NDArray[np.bool_]:
+        """Return (N,) whether the weights have learned from each picture; arguments as `find`."""
+        return self.seen.find(contents, paths, self.held)
+
+    def warn_of_edited(
+        self, sides: NDArray[np.int8], contents: Numbers, noun: str = "image"
+    ) -> Iterator[str]:
+        """Yield a warning of files that were found by their paths, with bytes that are new.
+
+        Args:
+            sides: (N,) as `find` returns them.
+            contents: (N,) as there.
+            noun: for the files.
+        """
+        edited = contents >= 0
+        for side, kept in ((TRAIN, self.trained), (VAL, self.held)):
+            # An older version recorded paths alone of some.
+            edited &= (sides != side) | (len(kept.contents) > 0)
+            edited &= ~np.isin(contents, kept.contents)
+        if count := int((edited & (sides != FREE)).sum()):
+            yield (
+                f"warning: {pluralize(count, noun)} with other bytes than in {self.origin}, at the "
+                f"same path: taken for the same, edited since"
+            )

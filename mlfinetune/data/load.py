@@ -61,11 +61,13 @@ def _list_names(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def build_split_options(config: Config, hold_out: bool = True) -> SplitOptions:
+def build_split_options(
+    config: Config, hold_out: bool = True, former: Sequence[str] = ()
+) -> SplitOptions:
     """Return how the run takes its train and val examples from the tables.
 
     Args:
-        hold_out: as in `SplitOptions`.
+        hold_out, former: as in `SplitOptions`.
     """
     data = config.data
     return SplitOptions(
@@ -75,6 +77,7 @@ def build_split_options(config: Config, hold_out: bool = True) -> SplitOptions:
         min_positives=data.min_positives,
         skip_bad=data.bad_images == "skip",
         hold_out=hold_out,
+        former=former,
     )
 
 
@@ -171,6 +174,7 @@ def load_splits(
     log: RunLog | None,
     known: KnownSides | None = None,
     hold_out: bool = True,
+    former: Sequence[str] = (),
 ) -> Splits:
     """Read the examples of train and val.
 
@@ -178,7 +182,7 @@ def load_splits(
         config: names the data.
         log: shows the progress of the picture scan; None: pictures are not scanned.
         known: sides that pictures had before, which they keep where val is drawn.
-        hold_out: as in `SplitOptions`.
+        hold_out, former: as in `SplitOptions`.
 
     Raises:
         DataError: as `read_splits`.
@@ -189,7 +193,7 @@ def load_splits(
         data.train,
         data.val,
         build_source_options(config),
-        build_split_options(config, hold_out),
+        build_split_options(config, hold_out, former),
         None if log is None else build_scan(config, log, stamps),
         known,
     )

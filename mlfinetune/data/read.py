@@ -67,6 +67,8 @@ class SplitOptions:
         min_positives: labels with fewer positives in train are left out.
         skip_bad: leave bad pictures out, instead of refusing the table.
         hold_out: hold out a share of train where the data names no val; else val is empty then.
+        former: labels that the weights know already: they may be renamed, also where no table has
+            them any more.
     """
 
     val_fraction: float | None = None
@@ -75,6 +77,7 @@ class SplitOptions:
     min_positives: int = 0
     skip_bad: bool = False
     hold_out: bool = True
+    former: Sequence[str] = ()
 
 
 def read_splits(
@@ -336,32 +339,33 @@ def _check_options(
         )
     if options.group_by is not None and table.groups is None:
         raise DataError(f"{table.origin}: data.group_by needs a table with this column")
-    return _check_label_names(options, split_options.labels, table, val_table)
+    return _check_label_names(options, split_options, table, val_table)
 
 
 def _check_label_names(
-    options: SourceOptions, labels: Sequence[str] | None, *tables: Table | None
+    options: SourceOptions, split_options: SplitOptions, *tables: Table | None
 ) -> list[str]:
     """Raise DataError for a label to ignore, rename or imply that no table has: a typing error.
 
     With `rename_labels: {None: none}` both names may be ignored: it is clear what is meant.
     """
-    there = [table for table in tables if table is not None]
-    in_tables = {name for table in there for name in table.former_labels or table.labels.names}
+    given = [table for table in tables if table is not None]
+    in_tables = {name for table in given for name in table.former_labels or table.labels.names}
     renames = dict(options.rename_labels)
     renamed = {renames.get(name, name) for name in in_tables}
     ignored = options.ignore_labels
+    labels, known = split_options.labels, in_tables.union(renames.values(), split_options.former)
     implied = check_implied_names(options.implies, sorted(renamed), renames, labels, ignored)
     renamed |= {name for above in list_ancestors(options.implies).values() for name in above}
     renamed |= {name for name in renames if renames[name] in options.ignore_labels}
     # A column that is no label may be named too: that is how a doubtful one is left out.
-    renamed |= {name for table in there for name in table.other_columns}
-    requests = [("rename_labels", name, in_tables.union(renames.values())) for name in renames]
+    renamed |= {name for table in given for name in table.other_columns}
+    requests = [("rename_labels", name, known) for name in renames]
     requests += [("ignore_labels", name, renamed) for name in options.ignore_labels]
     faults = [
-        f"data.{key}: no label '{name}' in the data{suggest(name, sorted(known))}"
-        for key, name, known in requests
-        if name not in known
+        f"data.{key}: no label '{name}' in the data{suggest(name, sorted(there))}"
+        for key, name, there in requests
+        if name not in there
     ]
     if faults:
         raise DataError("labels that no table has\n" + format_list(faults))

@@ -97,14 +97,16 @@ def hold_out(
     whole = align(table, choose_labels(table, labels))
     numbers = number_contents([whole.path(row) for row in range(len(whole))], contents)
     duplicates = len(numbers) - len(set(numbers))
-    pins, notes = _find_pins(whole, contents, known), list[str]()
+    pins, edited = _find_pins(whole, contents, known)
+    notes = list[str]()
     if known is not None and _are_off(pins, known, fraction):
         notes.append(f"the sides of {known.origin} are far from val_fraction: dealt anew")
-        pins = np.full(len(whole), FREE, np.int8)
+        pins, edited = np.full(len(whole), FREE, np.int8), []
     deal = partial(assign_sides, whole.targets, table.groups, (fraction,), seed)
     sides = deal(numbers if duplicates else None, pins)
     if known is not None and _is_one_side(sides) and (pins != FREE).any():
         notes.append(f"warning: with sides as in {known.origin} one would be empty: dealt anew")
+        pins = np.full(len(whole), FREE, np.int8)
         sides = deal(numbers if duplicates else None)
     if duplicates and _is_one_side(sides):  # one unit holds all images: divide it
         notes.append(f"warning: copies of the same bytes in both train and val: {TOO_HIGH}")
@@ -112,7 +114,7 @@ def hold_out(
     if _is_one_side(sides):
         raise DataError(f"{table.origin}: one group (data.group_by) holds all images")
     train, val = (whole.take(np.flatnonzero(sides == side).tolist()) for side in (TRAIN, VAL))
-    details = f"val_fraction {fraction:g}, stratified by label"
+    details = f"val_fraction {fraction:g}{_of_new(pins, known)}, stratified by label"
     if table.groups is not None:
         details += ", groups kept whole"
     if duplicates:
@@ -121,7 +123,8 @@ def hold_out(
         f"{len(val)} of {len(whole)} images held out for validation ({details}, seed {seed})"
     )
     if known is not None:
-        notes += [*_describe_pins(pins, sides, known), *_warn_of_seen(val, contents, known)]
+        notes += [*_describe_pins(pins, sides, known), *edited]
+        notes += _warn_of_seen(val, contents, known)
     return train, val, notes
 
 
@@ -144,12 +147,14 @@ def _is_one_side(sides: NDArray[np.int8]) -> bool:
 
 def _find_pins(
     whole: Manifest, contents: Mapping[str, int], known: KnownSides | None
-) -> NDArray[np.int8]:
-    """Return (N,) the side that each image had in runs before; FREE: none."""
+) -> tuple[NDArray[np.int8], list[str]]:
+    """Return (N,) the side that each image had before, or FREE; a warning of edited ones."""
     if known is None:
-        return np.full(len(whole), FREE, np.int8)
-    pins = known.find(*_list_numbers(whole, contents))
-    return np.where(pins == FREE, TRAIN, pins) if known.complete else pins
+        return np.full(len(whole), FREE, np.int8), []
+    numbers, paths = _list_numbers(whole, contents)
+    pins = known.find(numbers, paths)
+    edited = list(known.warn_of_edited(pins, numbers))
+    return np.where(pins == FREE, TRAIN, pins) if known.complete else pins, edited
 
 
 def _describe_pins(
@@ -157,17 +162,30 @@ def _describe_pins(
 ) -> Iterator[str]:
     """Yield notes on images that have kept their sides, and on those that could not."""
     free, moved = int((pins == FREE).sum()), (pins != FREE) & (sides != pins)
-    held = int(((pins == VAL) & (sides == VAL)).sum())
-    if held and free:
+    kept = (pins != FREE) & ~moved
+    held = int((kept & (pins == VAL)).sum())
+    if kept.any() and not known.complete:
         yield (
-            f"{len(pins) - free - int(moved.sum())} images are on their sides of before, in "
-            f"{known.origin}, {held} of them held out; {free} images are new"
+            f"{pluralize(int(kept.sum()), 'image')} on their sides of before, in {known.origin}, "
+            f"{held} of them held out; {free} new"
         )
+        if not (pins == VAL).any():
+            yield (
+                f"warning: no image held out by {known.origin} is found in the data: val is drawn "
+                f"from the new images alone"
+            )
     if lost := int((moved & (pins == VAL)).sum()):
         yield (
             f"warning: {pluralize(lost, 'image')} held out by {known.origin} and in train now, "
             f"with others of their groups or bytes"
         )
+
+
+def _of_new(pins: NDArray[np.int8], known: KnownSides | None) -> str:
+    """Return what the share of val is of, where it is not of all images."""
+    if known is None or known.complete or not (pins != FREE).any():
+        return ""
+    return " of the new images"
 
 
 def warn_of_known_sides(
@@ -177,7 +195,12 @@ def warn_of_known_sides(
     if known is None or not len(known.seen):
         return
     yield from _warn_of_seen(val, contents, known)
-    if count := int((known.find(*_list_numbers(train, contents)) == VAL).sum()):
+    both = [_list_numbers(side, contents) for side in (train, val)]
+    sides = [known.find(*numbers) for numbers in both]
+    yield from known.warn_of_edited(
+        np.concatenate(sides), np.concatenate([numbers for numbers, _ in both])
+    )
+    if count := int((sides[0] == VAL).sum()):
         yield (
             f"warning: {pluralize(count, 'image')} held out by {known.origin} and in train now, "
             f"as the data says"
@@ -186,7 +209,7 @@ def warn_of_known_sides(
 
 def _warn_of_seen(val: Manifest, contents: Mapping[str, int], known: KnownSides) -> Iterator[str]:
     """Yield a warning where the weights have learned from pictures of val."""
-    if count := int(known.seen.find(*_list_numbers(val, contents)).sum()):
+    if count := int(known.find_seen(*_list_numbers(val, contents)).sum()):
         yield (
             f"warning: {pluralize(count, 'image')} of val trained on by {known.origin}: {TOO_HIGH}"
         )

@@ -317,15 +317,18 @@ def open_run(setup: TrainingSetup, run: Path, state: ResumeState | None, log: Ru
 
 def _write_trained_on(setup: TrainingSetup, run: Path, resumed: bool) -> None:
     """Keep which pictures the run and those before it are trained on, and which they hold out."""
-    splits, unknown = setup.splits, np.empty(0, np.int64)
-    trained, held = (
-        PictureSet.of(contents, map(side.path, range(len(side))))
-        for side, contents in zip(
-            (splits.train, splits.val), splits.contents or (unknown, unknown), strict=True
-        )
-    )
-    known = (read_trained_on(run) if resumed else None, read_parent(setup.config.model.weights))
-    write_trained_on(run, trained, held, *filter(None, known))
+    splits = setup.splits
+    sides = splits.train, splits.val
+    contents = splits.contents or tuple(np.full(len(side), -1, np.int64) for side in sides)
+    paths = [[side.path(row) for row in range(len(side))] for side in sides]
+    trained, val = map(PictureSet.of, contents, paths)
+    known = (read_trained_on(run) if resumed else None, read_parent(setup.config))
+    before, seen = [one for one in known if one is not None], np.zeros(len(splits.val), bool)
+    for one in before:
+        seen |= one.find_seen(contents[1], paths[1])
+    new = np.flatnonzero(~seen)
+    held = PictureSet.of(contents[1][new], [paths[1][row] for row in new])
+    write_trained_on(run, trained, held, val, *before)
 
 
 def find_known_sides(
@@ -346,7 +349,7 @@ def find_known_sides(
         return known
     if run is not None and (directory.list_states(run) or (run / directory.METRICS).is_file()):
         return None  # of an older version
-    if is_own_checkpoint(config) and read_parent(config.model.weights) is None:
+    if is_own_checkpoint(config) and read_parent(config) is None:
         log.say(
             f"warning: nothing tells which pictures {config.model.weights} was trained on: "
             f"validation may hold some of them"

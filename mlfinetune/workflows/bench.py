@@ -17,6 +17,7 @@ from mlfinetune.data.batches.features import (
 )
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.manifest import Manifest, Splits
+from mlfinetune.runs.trained_on import read_former_labels
 from mlfinetune.runtime.device import (
     choose_precision,
     count_cores,
@@ -107,7 +108,8 @@ def run(config: Config, device_name: str, log: RunLog) -> BenchResult:
     Raises:
         MlfinetuneError: data, weights or a device that cannot be used, as in `train`.
     """
-    splits = load_splits(config, log if config.data.bad_images == "skip" else None)
+    scan_log = log if config.data.bad_images == "skip" else None
+    splits = load_splits(config, scan_log, former=read_former_labels(config))
     device = prepare_device(device_name)
     dtype, reason = choose_precision(config.train.precision, device)
     with oom_as_device_error():

@@ -40,7 +40,7 @@ from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.data.union import join_copies
 from mlfinetune.errors import DataError
-from mlfinetune.runs.trained_on import read_sides_before
+from mlfinetune.runs.trained_on import read_former_labels, read_sides_before
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import pluralize
 
@@ -183,7 +183,8 @@ def _split_usable_rows(
         The splits; or None, and a finding that says why there are none.
     """
     contents = {path: hash_content(picture) for path, picture in pictures.items()}
-    split_options = replace(build_split_options(config), skip_bad=True)
+    former = read_former_labels(config)
+    split_options = replace(build_split_options(config, former=former), skip_bad=True)
     options = replace(options, allow_torn_groups=True)  # torn groups are a finding of their own
     scanned = PictureScan(bad={}, contents=contents)  # bad pictures are in the tables' faults
     table, *others = (_mark_skippable(table) for table in tables)

@@ -39,7 +39,7 @@ from mlfinetune.runs.folds import (
 from mlfinetune.runs.near_duplicates import read_near_duplicates, write_near_duplicates
 from mlfinetune.runs.overview import RUN, describe_run
 from mlfinetune.runs.results import write_results, write_skipped
-from mlfinetune.runs.trained_on import read_parent
+from mlfinetune.runs.trained_on import read_former_labels, read_parent
 from mlfinetune.runtime.device import oom_as_device_error
 from mlfinetune.runtime.distributed import init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -142,7 +142,7 @@ def run(
         output = options.output or config.output.with_name(f"{config.output.name}-crossval")
         world.broadcast(lambda: try_writing(output.parent))
         with world.local_main_first():
-            splits = load_splits(config, log, hold_out=False)
+            splits = load_splits(config, log, None, False, read_former_labels(config))
         for note in splits.notes:
             log.say(note)
         log.lap("data")
@@ -250,10 +250,10 @@ def _open_folder(
 
 def _find_seen(config: Config, pool: Pool) -> NDArray[np.bool_] | None:
     """Return (N,) pictures that the run of model.weights was trained on; None: no run's weights."""
-    known, examples = read_parent(config.model.weights), pool.examples
+    known, examples = read_parent(config), pool.examples
     if known is None:
         return None
-    return known.trained.find(pool.contents, map(examples.path, range(len(examples))))
+    return known.find_seen(pool.contents, [examples.path(row) for row in range(len(examples))])
 
 
 def _describe(pool: Pool, folds: Sequence[Fold], options: CrossvalOptions) -> str:

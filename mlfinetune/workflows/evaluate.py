@@ -35,10 +35,7 @@ from mlfinetune.runs.results import read_selection, write_results
 from mlfinetune.runs.rule import choose_decision, describe_other_views, require_rule
 from mlfinetune.runs.settings import flatten_settings, list_differences
 from mlfinetune.runs.trained_on import TrainedOn, read_known_sides, read_trained_on
-from mlfinetune.runtime.device import (
-    choose_workers,
-    oom_as_device_error,
-)
+from mlfinetune.runtime.device import choose_workers, oom_as_device_error
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.text import display_path, pluralize
@@ -233,7 +230,7 @@ def _find_seen(
     contents = np.empty(images, np.int64)
     for other, share in enumerate(shares):
         contents[other::size] = share
-    return trained_on.trained.find(contents, map(manifest.path, range(images)))
+    return trained_on.find_seen(contents, [manifest.path(row) for row in range(images)], log)
 
 
 # ---- examples ---------------------------------------------------------------------------
@@ -335,7 +332,7 @@ def _read_split(
     data: Locations, split: str | None, config: Config, loaded: Checkpoint, log: RunLog
 ) -> Manifest:
     """Read a table, or one of its splits, in the columns of the checkpoint's labels."""
-    scan = _choose_scan(config, log)
+    scan = _choose_scan(config, data, log)
     skip_bad = config.data.bad_images == "skip"
     options = build_source_options(config)
     manifest, notes = read_manifest(data, split, options, loaded.labels, skip_bad, scan)
@@ -362,12 +359,12 @@ def _read_validation_again(
     config = config.update_section("data", **given)
     data, drawn, known = config.data, False, read_known_sides(run)
     if data.val is not None:
-        options, scan = build_source_options(config), _choose_scan(config, log)
+        options, scan = build_source_options(config), _choose_scan(config, data.val, log)
         skip_bad = data.bad_images == "skip"
         val, notes = read_validation(data.val, options, loaded.labels, skip_bad, scan)
     else:
         # The pictures are always scanned here: files with the same bytes are held out together.
-        splits = load_splits(config, log, known)
+        splits = load_splits(config, log, known, former=tuple(data.rename_labels))
         val, notes, drawn = splits.val, splits.notes, splits.drawn
     for note in notes:
         if data.bad_images == "skip" or note.startswith("warning: "):
@@ -392,9 +389,10 @@ def _read_validation_again(
     return val
 
 
-def _choose_scan(config: Config, log: RunLog) -> Scan | None:
+def _choose_scan(config: Config, data: Locations, log: RunLog) -> Scan | None:
     """Return the function that scans pictures, or None: no scan.
 
-    A scan is needed only where bad pictures are skipped. Otherwise scoring finds them itself.
+    Needed to skip bad pictures, else scoring finds them, and to join copies of several tables.
     """
-    return build_scan(config, log) if config.data.bad_images == "skip" else None
+    is_needed = config.data.bad_images == "skip" or isinstance(data, tuple)
+    return build_scan(config, log) if is_needed else None

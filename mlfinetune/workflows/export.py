@@ -18,7 +18,7 @@ from mlfinetune.config import Config, restore_config
 from mlfinetune.data.batches.loader import stream_batches
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.inputs import expand_inputs, require_inputs
-from mlfinetune.data.load import build_source_options, load_splits
+from mlfinetune.data.load import build_scan, build_source_options, load_splits
 from mlfinetune.data.manifest import Manifest, Splits, digest_manifest
 from mlfinetune.data.read import read_validation
 from mlfinetune.errors import CheckpointError, DataError
@@ -244,11 +244,14 @@ def _list_validation(source: _Source, log: RunLog) -> tuple[Iterable[str], str]:
         if config.data.val is None:
             # Where validation was held out at random, pictures are scanned: copies of the same
             # bytes were held out together.
-            manifest = load_splits(config, log, read_known_sides(source.file.parent)).val
+            known, former = read_known_sides(source.file.parent), tuple(config.data.rename_labels)
+            manifest = load_splits(config, log, known, former=former).val
         else:
             options = build_source_options(config)
             labels = source.loaded.labels
-            manifest, _ = read_validation(config.data.val, options, labels, skip_bad=True)
+            # Copies in several tables were joined.
+            scan = build_scan(config, log) if isinstance(config.data.val, tuple) else None
+            manifest, _ = read_validation(config.data.val, options, labels, True, scan)
     except DataError as error:
         raise DataError(
             f"the run's validation pictures, on which an ONNX file is verified, cannot be read; "
@@ -315,7 +318,8 @@ def _read_splits(source: _Source, log: RunLog) -> Splits:
     keys = ("train",) if source.config.data.val is None else ("train", "val")
     try:
         config = _find_data(source, keys, log)
-        splits = load_splits(config, log, read_known_sides(source.file.parent))
+        known, former = read_known_sides(source.file.parent), tuple(config.data.rename_labels)
+        splits = load_splits(config, log, known, former=former)
     except DataError as error:
         raise DataError(
             f"--int8 measures mAP on the run's validation data, which cannot be read\n{error}"

@@ -21,7 +21,7 @@ from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.overview import RUN, describe_run, parse_history, sum_seconds
 from mlfinetune.runs.results import write_results
-from mlfinetune.runs.trained_on import describe_seen, read_trained_on
+from mlfinetune.runs.trained_on import describe_seen, read_former_labels, read_trained_on
 from mlfinetune.runtime.device import choose_precision, read_peak_memory
 from mlfinetune.runtime.distributed import init_distributed
 from mlfinetune.runtime.log import RunLog
@@ -90,7 +90,8 @@ def run(
             config = find_run_data(config, resume, log)
             world.broadcast(lambda: try_run_directory(config, resume))
             with world.local_main_first():
-                splits = load_splits(config, log, find_known_sides(config, resume, log))
+                known, former = find_known_sides(config, resume, log), read_former_labels(config)
+                splits = load_splits(config, log, known, former=former)
             log.lap("data")
             request = TrainRequest(config, world, heard, resume, command=command, started=started)
             return _train(request, splits, log)
@@ -109,7 +110,7 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
     known, scan_log = find_known_sides(config, None, log), None
     if config.data.bad_images == "skip":
         scan_log = log
-    splits = load_splits(config, scan_log, known)
+    splits = load_splits(config, scan_log, known, former=read_former_labels(config))
     rows = list(range(get_batch_size_or(config, DRY_RUN_BATCH)))
     one_batch = replace(
         splits,
@@ -188,7 +189,8 @@ def _write_run_results(
     if setup.splits.contents:
         trained_on = read_trained_on(run)  # of a resumed run, whose data may have changed, all
         assert trained_on is not None
-        seen = trained_on.trained.find(setup.splits.contents[1], map(val.path, range(len(val))))
+        paths = [val.path(row) for row in range(len(val))]
+        seen = trained_on.find_seen(setup.splits.contents[1], paths)
         if note := describe_seen(int(seen.sum()), len(seen)):
             log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)

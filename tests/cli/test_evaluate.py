@@ -180,3 +180,19 @@ def test_a_wanted_precision_says_what_is_never_given(
     rows = list(csv.DictReader((tmp_path / "per_label.csv").read_text().splitlines()))
     assert {(row["precision"], row["recall"]) for row in rows} <= {("", "0.000000"), ("", "")}
     assert "given to no picture" in (tmp_path / "report.html").read_text()
+
+
+def test_copies_in_several_tables_of_validation_are_joined_again(pictures: Path, cli: Run) -> None:
+    """As they were when the run was trained: `eval` scores the same pictures."""
+    header, *rows = (pictures / "tags.csv").read_text().splitlines()
+    name, labels = rows[0].split(",")
+    shutil.copy(pictures / name, pictures / "images/copy.jpg")
+    tables = {"t": rows[9:], "a": rows[:5], "b": [*rows[5:9], f"images/copy.jpg,{labels}"]}
+    for title, own in tables.items():
+        (pictures / f"{title}.csv").write_text("\n".join([header, *own]))
+    sides = ("data.train=t.csv", "data.val=[a.csv, b.csv]", "data.label_delimiter=|")
+    done = cli("train", "pets.yaml", *sides, cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    done = cli("eval", "-c", "runs/pets", cwd=pictures)
+    assert done.stdout.startswith("9 images"), done.stderr
+    assert "has changed since training" not in done.stderr

@@ -10,10 +10,11 @@ import pytest
 from conftest import Run
 from demo_data import write
 
+from mlfinetune.config import load_config
 from mlfinetune.data.known_sides import KnownSides, PictureSet
 from mlfinetune.data.read import SplitOptions, read_splits
 from mlfinetune.data.table import SourceOptions
-from mlfinetune.runs import checkpoint
+from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.trained_on import read_parent
 
 
@@ -67,8 +68,13 @@ def test_a_new_run_of_one_name_keeps_the_sides(grown: Path, cli: Run) -> None:
     """Rows were added, and the weights are others; another seed asks for another split."""
     done = cli("train", "pets.yaml", "data.train=more.csv", cwd=grown)
     assert done.returncode == 0, done.stderr
-    said = "24 images are on their sides of before, in runs/pets, 5 of them held out; 16 images are"
-    assert said in done.stderr
+    assert (
+        "24 images on their sides of before, in runs/pets, 5 of them held out; 16 new"
+        in done.stderr
+    )
+    assert (
+        "8 of 40 images held out for validation (val_fraction 0.2 of the new images," in done.stderr
+    )
     there = {name for name in held(grown / "runs/pets") if (grown / name).exists()}
     assert there <= held(grown / "runs/pets-2")
     seen = json.loads((grown / "runs/pets-2/metrics.json").read_text())["seen_in_training"]
@@ -141,15 +147,56 @@ def test_a_checkpoint_alone_says_that_nothing_is_known(grown: Path, cli: Run) ->
     assert "warning: nothing tells which pictures " in log
 
 
-def test_an_older_parent_tells_its_sides_by_paths(grown: Path) -> None:
-    """Its trained_on.npz has no held-out pictures; scores.npz names them."""
-    run = grown / "runs/pets"
+def test_a_split_that_was_dealt_anew_is_read_again(grown: Path, cli: Run) -> None:
+    """All of its pictures were trained on before; its own eval knows them all the same."""
+    trained = set((grown / "more.csv").read_text().splitlines()[8:32])
+    trained = {row for row in trained if row.split(",")[0] not in held(grown / "runs/pets")}
+    trained = {row for row in trained if "moved" not in row}
+    (grown / "less.csv").write_text("\n".join(["image,labels", *sorted(trained)]))
+    log = train(cli, grown, "less.csv", "runs/pets", "runs/second")
+    assert "one would be empty: dealt anew" in log
+    rows = (grown / "more.csv").read_text().splitlines()[32:36]
+    with (grown / "less.csv").open("a") as file:
+        file.write("\n" + "\n".join(rows))
+    done = cli("eval", "--checkpoint", "runs/second", cwd=grown)
+    assert done.returncode == 0, done.stderr
+    assert held(grown / "runs/second/eval") == held(grown / "runs/second")
+    count = len(held(grown / "runs/second"))
+    assert f"warning: {count} images of val trained on by runs/second" in done.stderr
+
+
+def make_older(run: Path) -> None:
+    """Take from a run's record of pictures what an earlier version did not write."""
     with np.load(run / "trained_on.npz") as file:
         kept = {name: file[name] for name in ("contents", "paths")}
     np.savez(run / "trained_on.npz", **kept)
+
+
+def test_a_moved_run_of_an_older_version_keeps_its_sides(grown: Path, cli: Run) -> None:
+    """The whole project was moved; as the run before of one name, and as the parent."""
+    make_older(grown / "runs/pets")
+    metrics = grown / "runs/pets/metrics.json"
+    gone = str(json.loads(metrics.read_text())["images_root"]) + "-gone"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"images_root": gone}))
+    there = {name for name in held(grown / "runs/pets") if (grown / name).exists()}
+    assert len(there) >= 4
+    for output, weights in (("runs/more", "runs/pets"), ("runs/pets", "null")):
+        log = train(cli, grown, "more.csv", weights, output)
+        assert there <= held(directory.find_run(grown / output) or grown), log
+        assert "24 images on their sides of before, in runs/pets, 5 of them held out" in log
+    metrics.unlink()
+    log = train(cli, grown, "more.csv", "runs/pets", "runs/again")
+    assert "warning: no image held out by runs/pets is found in the data: val is drawn" in log
+
+
+def test_an_older_parent_tells_its_sides_by_paths(grown: Path) -> None:
+    """Its trained_on.npz has no held-out pictures; scores.npz names them."""
+    run = grown / "runs/pets"
+    make_older(run)
     content = json.loads((run / "metrics.json").read_text()) | {"images_root": str(grown)}
     (run / "metrics.json").write_text(json.dumps(content))
-    parent = read_parent(str(run))
+    config = load_config(run / "config.yaml")
+    parent = read_parent(config.update_section("model", weights=str(run)))
     assert parent is not None
     assert parent.held is not None
     paths = [str(grown / name) for name in held(run)]
@@ -183,3 +230,35 @@ def test_groups_and_sides_of_before(tmp_path: Path) -> None:
     assert "4 images of val trained on by runs/a" in notes
     _, notes = split([0, 2], [4, 5], is_parent=False)
     assert "the sides of runs/a are far from val_fraction: dealt anew" in notes
+
+
+def test_files_that_were_edited_keep_their_sides(grown: Path, cli: Run) -> None:
+    """A program wrote EXIF into each of them: bytes are new, and paths are the same."""
+    head, *rows = (grown / "more.csv").read_text().splitlines()
+    (grown / "old.csv").write_text("\n".join([head, *rows[7:31]]))
+    done = cli("train", "pets.yaml", "data.train=old.csv", "-o", "runs/first", cwd=grown)
+    assert done.returncode == 0, done.stderr
+    old = [row.split(",")[0] for row in rows[7:31]]
+    for name in old:
+        (grown / name).write_bytes((grown / name).read_bytes() + b"x")
+    log = train(cli, grown, "more.csv", "runs/first", "runs/second")
+    said = "24 images with other bytes than in runs/first, at the same path: taken for the same"
+    assert f"warning: {said}" in log
+    first = held(grown / "runs/first")
+    assert held(grown / "runs/second") & set(old) == first
+    done = cli("eval", "-c", "runs/first", "--data", "old.csv", "-o", "seen", cwd=grown)
+    assert f"the model was trained on {24 - len(first)} of these 24 pictures" in done.stdout
+    assert "warning: 24 pictures with other bytes than in training, at the same" in done.stderr
+
+
+def test_bytes_that_are_known_beat_the_path(tmp_path: Path) -> None:
+    """Two files changed places: each one is on the side of its bytes; a third one was edited."""
+    paths = [f"{tmp_path}/{name}.jpg" for name in "abc"]
+    trained, kept = (PictureSet.of(np.array([n]), [paths[n]]) for n in (0, 1))
+    known = KnownSides("runs/a", trained, kept, seen=trained)
+    numbers = np.array([1, 0, 5])
+    assert known.find(numbers, paths).tolist() == [1, 0, -1]
+    assert known.find_seen(numbers, paths).tolist() == [False, True, False]
+    assert known.find(np.array([7, 8, -1]), paths).tolist() == [0, 1, -1]
+    (warning,) = known.warn_of_edited(known.find(np.array([7, 8, -1]), paths), np.array([7, 8, -1]))
+    assert warning.startswith("warning: 2 images with other bytes than in runs/a")

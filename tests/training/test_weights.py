@@ -73,6 +73,23 @@ def test_a_renamed_label_keeps_its_row(other: Path, cli: Run) -> None:
     assert match_labels(["cat"], ["kitty", "cat"], {"kitty": "cat"}) == {0: 1}
 
 
+def test_a_label_that_the_tables_have_renamed_keeps_its_row(other: Path, cli: Run) -> None:
+    """The old name stands in the checkpoint alone; eval needs no checkpoint for it; typos stay."""
+    table = other / "new.csv"
+    table.write_text(table.read_text().replace("image,red,", "image,Rot,"))
+    for weights in ("runs/pets", "runs/pets/best.safetensors"):
+        line = train(cli, other, weights, *STILL, "data.rename_labels={red: Rot}")
+        assert "rows of 2 labels that stay ('blue', 'Rot'); new: 1 label ('Pink')" in line
+    torch.testing.assert_close(head(other / "runs/new")["Rot"], head(other / "runs/pets")["red"])
+    asked = ("data.train=new.csv", "data.label_delimiter=null", "model.weights=runs/pets")
+    done = cli("check", "pets.yaml", *asked, "data.rename_labels={red: Rot}", cwd=other)
+    assert "no label" not in done.stdout + done.stderr
+    done = cli("train", "pets.yaml", *asked, "data.rename_labels={rde: Rot}", cwd=other)
+    assert "no label 'rde' in the data" in done.stderr
+    shutil.rmtree(other / "runs/pets")
+    assert cli("eval", "-c", "runs/new", cwd=other).returncode == 0
+
+
 def test_a_solver_keeps_rows_that_it_cannot_learn(other: Path, cli: Run) -> None:
     """Of a label without known targets; the inherited rows are a candidate of their own."""
     text = (other / "new.csv").read_text().replace(",blue,", ",Sky,")
