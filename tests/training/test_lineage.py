@@ -21,7 +21,7 @@ from mlfinetune.runs.trained_on import read_parent
 @pytest.fixture
 def grown(trained: Path, tmp_path: Path) -> Path:
     """Return the folder of a run, with a table more.csv: its rows reversed, between new ones."""
-    folder = shutil.copytree(trained, tmp_path / "grown")
+    folder = shutil.copytree(trained, tmp_path / "grown", ignore=shutil.ignore_patterns("pets-*"))
     write(tmp_path / "new", count=40, size=32)
     head, *old = (folder / "tags.csv").read_text().splitlines()
     new = (tmp_path / "new/tags.csv").read_text().splitlines()[25:]
