@@ -79,8 +79,8 @@ class PictureSet:
         """
         found = np.isin(contents, self.contents)
         elsewhere = found if other is None else found | np.isin(contents, other.contents)
-        rows = np.flatnonzero(~elsewhere)  # not all: a million paths take seconds
-        found[rows] = np.isin(number_paths(paths[row] for row in rows.tolist()), self.paths)
+        rows = np.flatnonzero(~elsewhere).tolist()  # not all: a million paths take seconds
+        found[rows] = np.isin(number_paths(paths[row] for row in rows), self.paths)
         return found
 
 

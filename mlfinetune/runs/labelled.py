@@ -117,7 +117,7 @@ def _read_sides(
             found.data.train,
             found.data.val,
             build_source_options(found),
-            build_split_options(found),
+            build_split_options(found, former=tuple(found.data.rename_labels)),
             build_hash_scan(log),
         )
     except DataError as error:
