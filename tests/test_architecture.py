@@ -200,3 +200,11 @@ def test_a_config_loads_without_torch() -> None:
 def test_no_file_is_longer_than_400_lines() -> None:
     """A longer file has a second room inside."""
     assert [path.name for path in MODULES if len(path.read_text().splitlines()) > 400] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name
+)
+def test_a_page_is_finished(path: Path) -> None:
+    """It has no marks of a merge, and no line that waits for a table."""
+    assert re.findall(r"^(?:[<>|]{7} .*|[A-Z]{5,})$", path.read_text(), re.MULTILINE) == []
