@@ -280,8 +280,8 @@ def solve(way: Way, splits: Splits, train: Tensor, val: Tensor, config: Config) 
         tagger,
         tagger.head,
         loss,
-        FeatureLoader(splits.train, views, batch_size=256, train_seed=0),  # type: ignore[arg-type]
-        FeatureLoader(splits.val, [Rows(way.select(val))], batch_size=256, train_seed=None),  # type: ignore[list-item]
+        FeatureLoader(splits.train, views, batch_size=256, train_seed=0),
+        FeatureLoader(splits.val, [Rows(way.select(val))], batch_size=256, train_seed=None),
         device,
         torch.float32,
         World(device, DistInfo()),

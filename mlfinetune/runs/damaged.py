@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlfinetune.errors import CheckpointError
 
@@ -30,3 +34,21 @@ def explaining_damage(path: Path, loss: str) -> Iterator[None]:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except FOREIGN as error:
         raise CheckpointError(f"{path} is damaged ({repr(error)[:200]}); {loss}") from error
+
+
+def load_arrays(path: Path, loss: str) -> dict[str, NDArray[Any]]:
+    """Load the arrays of a .npz file by their names; nothing is unpickled.
+
+    Args:
+        path: the file.
+        loss: what to do, and what is lost by it, for the message.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no such file.
+    """
+    try:
+        # Opened here: np.load leaves a damaged file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # numpy and zipfile raise whatever their parsers raise
+        raise CheckpointError(f"{path} is damaged: {error}; {loss}") from error

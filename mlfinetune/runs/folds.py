@@ -102,6 +102,11 @@ def is_same_plan(folder: Path, plan: Mapping[str, object], *but: str) -> bool:
         return False
 
 
+def holds_folds(folder: Path) -> bool:
+    """Tell whether a folder is that of a cross-validation, or of one of its folds: no run."""
+    return any((folder / name).is_file() for name in (PLAN, _FOLD))
+
+
 def copy_folds(folder: Path, target: Path) -> None:
     """Copy what the folds of another folder have found, and its near duplicates.
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.errors import CheckpointError
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import explaining_damage, load_arrays
 from mlfinetune.storage.atomic import writing_binary
 
 
@@ -46,16 +46,12 @@ def read_near_duplicates(folder: Path, names: Sequence[str]) -> NDArray[np.int64
     path = folder / directory.NEAR_DUPLICATES
     if not path.is_file():
         return None
-    try:
-        # Opened here: np.load leaves a damaged file open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            groups, pictures = file["groups"], file["pictures"]
+    loss = "remove it, and the page says nothing of near duplicates"
+    arrays = load_arrays(path, loss)
+    with explaining_damage(path, loss):
+        groups, pictures = arrays["groups"], arrays["pictures"]
         if groups.dtype != np.int64 or groups.ndim != 1 or pictures.dtype != np.uint8:
             raise ValueError("arrays of other types")
-    except Exception as error:  # numpy and zipfile raise whatever their parsers raise
-        raise CheckpointError(
-            f"{path} is damaged: {error}; remove it, and the page says nothing of near duplicates"
-        ) from error
     if not np.array_equal(pictures, _digest(names)) or len(groups) != len(names):
         return None
     found: NDArray[np.int64] = groups

@@ -20,7 +20,7 @@ from mlfinetune.data.known_sides import KnownSides, Numbers, PictureSet
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import Location, join_location, parent_url, parse_location
 from mlfinetune.runs import directory
-from mlfinetune.runs.damaged import FOREIGN
+from mlfinetune.runs.damaged import FOREIGN, explaining_damage, load_arrays
 from mlfinetune.runs.moved import find_again
 from mlfinetune.runs.results import read_scores
 from mlfinetune.runtime.log import RunLog
@@ -104,10 +104,9 @@ def read_trained_on(run: Path) -> TrainedOn | None:
     path = run / directory.TRAINED_ON
     if not path.is_file():
         return None
-    try:
-        # Opened here: np.load leaves a damaged file open.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+    loss = "remove it, and nothing is said of training pictures"
+    arrays = load_arrays(path, loss)
+    with explaining_damage(path, loss):
         if any(array.dtype != np.int64 or array.ndim != 1 for array in arrays.values()):
             raise ValueError("arrays of other types")
         trained = PictureSet(arrays["contents"], arrays["paths"])
@@ -117,10 +116,6 @@ def read_trained_on(run: Path) -> TrainedOn | None:
         if "val_paths" not in arrays:
             return TrainedOn(trained, held)
         return TrainedOn(trained, held, PictureSet(arrays["val_contents"], arrays["val_paths"]))
-    except Exception as error:  # numpy and zipfile raise whatever their parsers raise
-        raise CheckpointError(
-            f"{path} is damaged: {error}; remove it, and nothing is said of training pictures"
-        ) from error
 
 
 def find_parent_folder(weights: str | None) -> Path | None:

@@ -20,7 +20,7 @@ from mlfinetune.data.manifest import Splits
 from mlfinetune.errors import ConfigError
 from mlfinetune.models.preprocessing import is_weights_path
 from mlfinetune.runs import directory
-from mlfinetune.runs.folds import PLAN
+from mlfinetune.runs.folds import holds_folds
 from mlfinetune.runs.moved import find_data
 from mlfinetune.runs.results import write_skipped
 from mlfinetune.runs.trained_on import (
@@ -195,7 +195,7 @@ def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Pa
     assert output is not None
     if request.resume is not None:
         run = output if request.resume.recorded else directory.find_run(output)
-        if run is not None and (run / PLAN).is_file():
+        if run is not None and holds_folds(run):
             raise ConfigError(
                 f"{display_path(run)} holds a cross-validation, no run: give the `mlfinetune "
                 f"crossval` command again to go on with it; for a run choose another --output"

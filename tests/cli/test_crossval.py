@@ -98,14 +98,23 @@ def test_other_thresholds_take_the_same_folds(frozen: Path) -> None:
     assert set(checkpoint.load(again / "best.safetensors").decision.thresholds) == {0.5}
 
 
-def test_a_cross_validation_is_no_run_to_resume(tuned: Path) -> None:
-    """`train --resume` on its config is refused, and changes nothing."""
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs/pets-crossval/config.yaml",),
+        ("runs/pets-crossval/folds/fold-1/config.yaml",),
+        ("pets.yaml", "-o", "runs/pets-crossval"),
+    ],
+)
+def test_a_cross_validation_is_no_run_to_resume(tuned: Path, arguments: tuple[str, ...]) -> None:
+    """`train --resume` refuses its folder, and that of a fold, and changes nothing."""
     folder = tuned / "runs" / "pets-crossval"
-    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    done = run_child("train", str(folder / "config.yaml"), "--resume", cwd=tuned)
-    assert done.returncode == 2
+    shutil.rmtree(tuned / "runs" / "pets-crossval-2", ignore_errors=True)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = run_child("train", *arguments, "--resume", cwd=tuned)
+    assert done.returncode == 2, done.stderr
     assert "holds a cross-validation" in done.stderr
-    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_tuned_model_is_trained_as_the_folds_chose(pictures: Path) -> None:
