@@ -5,7 +5,8 @@ python benchmarks/fixed_seconds.py --train train.csv --val val.csv --images imag
 Each run is `mlfinetune train configs/frozen.yaml` as a process; its parts are those of the last
 line of its log. The first run has FIRST_TRAIN + FIRST_VAL pictures, the second SECOND_TRAIN +
 SECOND_VAL, drawn with a seed. Seconds are medians of wall time over ROUNDS, with CPU seconds beside
-them; the machine should be quiet. Then the second run has a busy process beside it for each core,
+them; the machine should be quiet. Python keeps its compiled modules, as in an installed package.
+Then the second run has a busy process beside it for each core,
 once as it is and once with all threads for every product, as before (`--without-busy` leaves that
 out). Last, one pass of the solver is timed by threads, quiet and beside a busy process.
 
@@ -67,10 +68,10 @@ def run(
     start_of = ["-c", ALL_THREADS] if all_threads else ["-m", "mlfinetune"]
     output = folder / f"run-{time.monotonic_ns()}"
     command = [sys.executable, *start_of, "train", str(CONFIG), *settings, "-o", str(output)]
+    environment = {**os.environ, "MLFINETUNE_CACHE": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "MLFINETUNE_CACHE": str(cache)}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     wall = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:

@@ -20,6 +20,7 @@ from mlfinetune.config import load_config
 from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.load import load_splits
 from mlfinetune.metrics.measure import measure
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.scoring import score_manifest
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import choose_precision, prepare_device, read_free_memory
@@ -47,7 +48,8 @@ def read_features(
     dtype, _ = choose_precision("auto", device)
     splits, spec = load_splits(config, log), build_transform_spec(config)
     tagger, _ = build_model(config, splits.train, spec, device)
-    maker = build_extractor(config, tagger, spec, device, dtype, workers=1)
+    prepared = prepare_for_inference(tagger, spec.image_size, device, dtype)
+    maker = build_extractor(config, prepared, spec, device, dtype, workers=1)
     store = open_feature_store(get_cache_folder("features"), tagger, spec, "resnet50", maker)
     room = read_free_memory(device) // 2
     found = build_feature_loaders(

@@ -29,6 +29,7 @@ from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.location import parse_location
 from mlfinetune.metrics.near_duplicates import NEAR, group_near_duplicates
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.device import choose_precision, prepare_device
 from mlfinetune.training.features import build_extractor
@@ -112,7 +113,9 @@ def embed_folder(
     config = load_config(CONFIG, [*data, f"model.weights={asked.weights}"])
     device = prepare_device("cpu")
     dtype, _ = choose_precision("auto", device)
-    maker = build_extractor(config, tagger, build_transform_spec(config), device, dtype, workers=1)
+    spec = build_transform_spec(config)
+    prepared = prepare_for_inference(tagger, spec.image_size, device, dtype)
+    maker = build_extractor(config, prepared, spec, device, dtype, workers=1)
     none = Targets.pack([np.zeros((len(names), 1), np.int8)], 1)
     manifest = Manifest(parse_location(str(folder)), tuple(names), none, LabelSpace(("none",)))
     found = np.zeros((len(names), maker.width), np.float32)

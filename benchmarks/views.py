@@ -69,7 +69,8 @@ def embed(
 ) -> tuple[Features, Features]:
     """Return the features of pictures and of their mirror images; those not kept are computed."""
     dtype, _ = choose_precision("auto", CPU)
-    maker = build_extractor(config, tagger, spec, CPU, dtype, workers=1)
+    prepared = prepare_for_inference(tagger, spec.image_size, CPU, dtype)
+    maker = build_extractor(config, prepared, spec, CPU, dtype, workers=1)
     store = open_feature_store(
         get_cache_folder("features"), tagger, spec, config.model.backbone, maker
     )

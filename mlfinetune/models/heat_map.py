@@ -31,6 +31,7 @@ from mlfinetune.errors import ConfigError
 from mlfinetune.models.backbones import PooledResNet
 from mlfinetune.models.inference import FusedBackbone
 from mlfinetune.models.tagger import ChunkedLinear, Tagger
+from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.runtime.threads import one_thread
 
 
@@ -132,6 +133,14 @@ class Explainer:
         maps = explain(self._tagger, square[None], labels, self._mirror)[0].cpu().numpy()
         height, width = pixels.shape[:2]
         return Explanation(pixels, maps, locate_square(self._spec, width, height))
+
+
+def count_explaining_threads(device: torch.device) -> int:
+    """Return how many threads compute maps at once: some of a CPU; a GPU has one picture at a time.
+
+    Each has one thread of torch, and waits for no other. Each may hold a large picture.
+    """
+    return min(count_process_cores(), 4) if device.type == "cpu" else 1
 
 
 def build_explainer(

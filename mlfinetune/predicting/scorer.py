@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mlfinetune.metrics.types import EvalViews
-from mlfinetune.models.heat_map import Explainer, build_explainer
+from mlfinetune.models.heat_map import Explainer, build_explainer, count_explaining_threads
 from mlfinetune.models.inference import prepare_for_inference, restore_tagger
 from mlfinetune.models.onnx_session import OnnxNetwork
 from mlfinetune.models.scoring import average_views
@@ -33,6 +33,7 @@ class Scorer:
         how: what computes, and how precisely, for the log.
         explainer: computes heat maps; None: there are none.
         no_maps: the reason for that.
+        explaining_threads: number of threads that may call `explainer` at once.
     """
 
     net: nn.Module
@@ -40,6 +41,7 @@ class Scorer:
     how: str
     explainer: Explainer | None
     no_maps: str
+    explaining_threads: int = 1
 
 
 def load_network(file: Path, device: torch.device) -> tuple[Checkpoint, Network]:
@@ -83,4 +85,5 @@ def build_scorer(
     tagger, _ = prepare_for_inference(network, loaded.transform.image_size, device, dtype)
     explainer, no_maps = build_explainer(tagger, loaded.transform, views == "mirror")
     how = f"device {device}, precision {name_dtype(dtype)} ({reason})"
-    return Scorer(average_views(tagger, views), dtype, how, explainer, no_maps)
+    net, threads = average_views(tagger, views), count_explaining_threads(device)
+    return Scorer(net, dtype, how, explainer, no_maps, threads)

@@ -5,6 +5,7 @@ Report, heat_maps.json -> place_maps -> Report
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from math import isqrt
@@ -33,11 +34,13 @@ class MapSource:
         explain: computes the maps of one picture; None: the model has none.
         reason: why it has none.
         most: number of pictures to compute maps of.
+        threads: number of threads that may call `explain` at once.
     """
 
     explain: Explain | None
     reason: str
     most: int
+    threads: int = 1
 
 
 def choose_most(images: int, are_features_kept: bool, side: int = 224, views: int = 1) -> int:
@@ -90,7 +93,10 @@ def _list_tiles(report: Report) -> Iterator[tuple[int, int]]:
 
 
 def compute_maps(
-    wanted: dict[int, list[int]], explain: Explain, path_of: Callable[[int], str]
+    wanted: dict[int, list[int]],
+    explain: Explain,
+    path_of: Callable[[int], str],
+    threads: int = 1,
 ) -> HeatMaps:
     """Compute the wanted maps; a picture that cannot be read has none.
 
@@ -98,20 +104,32 @@ def compute_maps(
         wanted: index of a picture -> columns of labels.
         explain: computes the maps of one picture.
         path_of: index -> path of the picture.
+        threads: number of threads that call both at once; 1: this one alone.
     """
-    pictures = {}
-    for index, columns in wanted.items():
+
+    def compute(index: int) -> PictureMaps | None:
         try:
-            explanation = explain(path_of(index), columns)
+            return _compute_picture(wanted[index], explain, path_of(index))
         except ImageError:
-            continue
-        height, width = explanation.pixels.shape[:2]
-        levels = {
-            column: encode_levels(shrink_map(values, SIDE))
-            for column, values in zip(columns, explanation.values, strict=True)
-        }
-        pictures[index] = PictureMaps(width, height, explanation.box, levels)
-    return HeatMaps(pictures)
+            return None
+
+    if threads == 1:
+        found = list(map(compute, wanted))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(compute, wanted))
+    pictures = zip(wanted, found, strict=True)
+    return HeatMaps({index: maps for index, maps in pictures if maps is not None})
+
+
+def _compute_picture(columns: list[int], explain: Explain, path: str) -> PictureMaps:
+    explanation = explain(path, columns)
+    height, width = explanation.pixels.shape[:2]
+    levels = {
+        column: encode_levels(shrink_map(values, SIDE))
+        for column, values in zip(columns, explanation.values, strict=True)
+    }
+    return PictureMaps(width, height, explanation.box, levels)
 
 
 def place_maps(report: Report, maps: HeatMaps) -> Report:

@@ -115,7 +115,8 @@ def _compute_maps(
     if source.explain is None:
         return HeatMaps(reason=source.reason)
     started = time.monotonic()
-    maps = compute_maps(list_wanted(built, source.most), source.explain, path_of)
+    wanted = list_wanted(built, source.most)
+    maps = compute_maps(wanted, source.explain, path_of, source.threads)
     took = time.monotonic() - started
     log.say(f"heat maps of {pluralize(len(maps.pictures), 'picture')} for the page: {took:.1f} s")
     return maps

@@ -51,6 +51,9 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
+    if before == number:
+        yield
+        return
     torch.set_num_threads(number)
     try:
         yield

@@ -33,7 +33,6 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.errors import DataError
 from mlfinetune.metrics.types import EvalViews
-from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
@@ -160,7 +159,7 @@ def _describe_reuse(
 
 def build_extractor(
     config: Config,
-    tagger: Tagger,
+    prepared: tuple[Tagger, str],
     spec: TransformSpec,
     device: torch.device,
     dtype: torch.dtype,
@@ -171,10 +170,11 @@ def build_extractor(
     """Build the extractor that computes the features of the frozen backbone on this rank.
 
     Args:
+        prepared: as `prepare_for_inference` returns it.
         share: the part of all batches that this rank computes.
         say: is given a warning where pictures have changed since the scan.
     """
-    model, how = prepare_for_inference(tagger, spec.image_size, device, dtype)
+    model, how = prepared
 
     def embed(pictures: Tensor) -> Tensor:
         with (
@@ -200,7 +200,7 @@ def build_extractor(
 
     return FeatureExtractor(
         embed,
-        tagger.head.in_features,
+        model.head.in_features,
         dtype,
         load,
         spec,

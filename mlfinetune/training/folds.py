@@ -33,7 +33,7 @@ from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Splits
 from mlfinetune.metrics.calibration import fit_slope
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial
-from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs import directory
 from mlfinetune.runs.folds import FOLDS, FoldScores, read_fold, tabulate_rows, write_fold
 from mlfinetune.runtime.device import choose_workers
 from mlfinetune.runtime.log import RunLog
@@ -49,6 +49,7 @@ from mlfinetune.training.loop import (
 )
 from mlfinetune.training.records import Choice, Penalty
 from mlfinetune.training.run import opened_training
+from mlfinetune.training.select import read_best
 from mlfinetune.training.setup import TrainingSetup, set_up, with_features
 from mlfinetune.training.solve import (
     solve_head,
@@ -242,7 +243,7 @@ def train_fold(
         if finished is None:
             return
         setup = finished.setup
-        weights = setup.world.broadcast(lambda: checkpoint.load(finished.run / directory.BEST))
+        weights = setup.world.broadcast(lambda: read_best(setup, finished.best))
         setup.tagger.load_state_dict(weights.weights)
         _, inner = validate(replace(setup, ema=None), log)
         _, scores = validate(_hold_out(setup, pool, fold), log)

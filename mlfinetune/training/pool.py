@@ -28,6 +28,7 @@ from mlfinetune.data.batches.features import (
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import TrainingError
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.device import choose_precision, choose_workers, name_dtype
@@ -87,13 +88,15 @@ class FeaturePool:
         self._views, self._head = EVAL_VIEWS[loaded.views], network.head
         self._device, self._log, self._labels = device, log, len(loaded.labels)
         workers = choose_workers("auto", device)
+        spec = loaded.transform
+        prepared = prepare_for_inference(network, spec.image_size, device, dtype)
         self._extractor = build_extractor(
-            config, network, loaded.transform, device, dtype, workers, say=log.say
+            config, prepared, spec, device, dtype, workers, say=log.say
         )
         self._store = open_feature_store(
             get_cache_folder("features"),
             network,
-            loaded.transform,
+            spec,
             loaded.backbone,
             self._extractor,
         )

@@ -53,7 +53,7 @@ _GOES_ON_FROM = (
 
 @dataclass(frozen=True)
 class FinishedTraining:
-    """A run whose best candidate is saved, and whose results are still to be written.
+    """A run whose best candidate is chosen, and whose results are still to be written.
 
     Attributes:
         setup: of the run, on this rank; its config names the run directory.

@@ -1,6 +1,6 @@
 """Choice and saving of a run's result: the best epoch, or the best solution for the head.
 
-TrainingSetup -> select_best  -> best Candidate; best.safetensors and last.safetensors
+TrainingSetup -> select_best  -> best Candidate; best.safetensors and last.safetensors of epochs
 TrainingSetup -> solve_first  -> a tagger whose head is solved for, from which training starts
 
 With `train.solve_head_last` the head is solved for once more after the last epoch.
@@ -17,6 +17,7 @@ from torch import Tensor
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import MlfinetuneError
 from mlfinetune.runs import checkpoint, directory
+from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.runtime.threads import ThreadChooser
@@ -49,7 +50,7 @@ def select_best(
     signals: Signals,
     log: RunLog,
 ) -> Candidate:
-    """Train, or solve for the head; save and return the best candidate.
+    """Train, or solve for the head; return the best candidate, which `read_best` finds.
 
     Args:
         start: the solved head that training starts from; None: from a random head.
@@ -69,9 +70,7 @@ def select_best(
             "L-BFGS solves for the head: train.epochs, learning rates, weight_decay, ema and "
             "early_stopping do not apply; train.optimizer: adamw would use them"
         )
-        best = select_solution(setup, log, None if setup.choice is None else setup.choice.start)
-        _save_candidate(setup, best, run, is_best=True, log=log)
-        return best
+        return select_solution(setup, log, None if setup.choice is None else setup.choice.start)
     setup = replace(setup, ema=build_ema(setup.config, setup.net, setup.train.steps))
     optimizer = build_training_optimizer(setup.config, setup.tagger)
     saver = StateSaver(run, setup, optimizer, signals)
@@ -239,18 +238,50 @@ def select_solution(setup: TrainingSetup, log: RunLog, only: Penalty | None = No
     return replace(best, trials=tuple(trials))
 
 
+def read_best(setup: TrainingSetup, best: Candidate) -> Checkpoint:
+    """Return the checkpoint of the best candidate: the best epoch's file, or the solved head's.
+
+    A head that L-BFGS has solved for is in no file yet: `save_best` writes it, with its thresholds.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    run = setup.config.output
+    assert run is not None
+    if uses_lbfgs(setup.config, setup.splits.train):
+        return _build_content(setup, best)
+    return checkpoint.load(run / directory.BEST)
+
+
+def save_best(setup: TrainingSetup, content: Checkpoint) -> None:
+    """Write best.safetensors; of a head that L-BFGS has solved for, last.safetensors too.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    run = setup.config.output
+    assert run is not None
+    is_last = uses_lbfgs(setup.config, setup.splits.train)
+    checkpoint.save(run / directory.BEST, content, [run / directory.LAST] if is_last else [])
+
+
 def _save_candidate(
     setup: TrainingSetup, candidate: Candidate, run: Path, is_best: bool, log: RunLog
 ) -> None:
     """Write last.safetensors, and best.safetensors where this is the best; on rank 0 alone."""
     if not setup.world.is_main:
         return
+    content = _build_content(setup, candidate)
+    checkpoint.save(run / directory.LAST, content, [run / directory.BEST] if is_best else [])
+    log.lap("saving")
+
+
+def _build_content(setup: TrainingSetup, candidate: Candidate) -> Checkpoint:
+    """Build the checkpoint of the tagger as it is."""
     content = build_checkpoint(
         setup.config, setup.eval_tagger, setup.splits.val, setup.spec, candidate.number
     )
-    content = replace(content, parent=setup.parent)
-    checkpoint.save(run / directory.LAST, content, [run / directory.BEST] if is_best else [])
-    log.lap("saving")
+    return replace(content, parent=setup.parent)
 
 
 def _format_candidate(candidate: Candidate, best: Candidate) -> str:

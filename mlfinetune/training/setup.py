@@ -25,6 +25,7 @@ from mlfinetune.errors import ConfigError
 from mlfinetune.loss import Loss
 from mlfinetune.metrics.implies import Pairs, list_pairs
 from mlfinetune.models.backbones import choose_levels
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs.checkpoint import Parent
@@ -79,6 +80,7 @@ class TrainingSetup:
         choice: of the candidate, made before; None: validation chooses.
         inherited: rows of the head that come from the checkpoint `parent`; None: there are none.
         parent: checkpoint that the run begins with; None: other weights.
+        fast_backbone: computes the features of a frozen backbone; None: it trains.
     """
 
     config: Config
@@ -96,6 +98,7 @@ class TrainingSetup:
     choice: Choice | None = None
     inherited: HeadRows | None = None
     parent: Parent | None = None
+    fast_backbone: nn.Module | None = None
 
     @property
     def implies(self) -> Pairs:
@@ -237,9 +240,8 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
     config, device, world, spec = setup.config, setup.device, setup.world, setup.spec
     workers = choose_workers(config.train.workers, device)
     share = BatchShare(world.info.rank, world.info.size)
-    extractor = build_extractor(
-        config, setup.tagger, spec, device, setup.dtype, workers, share, log.say
-    )
+    fast = prepare_for_inference(setup.tagger, spec.image_size, device, setup.dtype)
+    extractor = build_extractor(config, fast, spec, device, setup.dtype, workers, share, log.say)
     store = None
     if world.is_main:
         root = root or get_cache_folder("features")
@@ -257,6 +259,7 @@ def with_features(setup: TrainingSetup, root: Path | None, log: RunLog) -> Train
         val=val,
         dtype=torch.float32,
         world=world.single(),
+        fast_backbone=fast[0].features,
     )
 
 

@@ -65,6 +65,7 @@ from mlfinetune.training.folds import (
 from mlfinetune.training.network import resolve_network
 from mlfinetune.training.records import Choice
 from mlfinetune.training.run import opened_training
+from mlfinetune.training.select import read_best
 from mlfinetune.training.start import TrainRequest
 
 ALL = "all"
@@ -358,7 +359,7 @@ def _train_on_all(
     with opened_training(own, splits, RunLog(rank=request.world.info.rank), choice) as finished:
         if finished is None or rule is None:
             return
-        content = checkpoint.load(finished.run / directory.BEST)
+        content = read_best(finished.setup, finished.best)
         for name in ("head.weight", "head.bias"):
             content.weights[name].mul_(slope)
         config = request.config.model_dump(mode="json")

@@ -38,6 +38,7 @@ from mlfinetune.runs.trained_on import TrainedOn, read_known_sides, read_trained
 from mlfinetune.runtime.device import choose_workers, oom_as_device_error
 from mlfinetune.runtime.distributed import World, init_distributed
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.threads import one_thread
 from mlfinetune.text import display_path, pluralize
 from mlfinetune.training.build import build_loader, locate_images
 
@@ -136,13 +137,14 @@ def _run_on_rank(request: EvalRequest, world: World, log: RunLog) -> EvalResult 
         facts = replace(evaluation.facts, selection=read_selection(file.parent))
         evaluation = replace(evaluation, facts=facts)
     folder = _make_folder(question, request.output, log)
-    about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch}
+    about = {"data": description, "checkpoint": str(file), "epoch": loaded.epoch, "views": views}
     about |= {"versions": loaded.versions, "question": question.to_dict(folder)}
-    about["views"] = views
     about |= {"settings": config.model_dump(mode="json"), **locate_images(config, manifest)}
     write_results(folder, evaluation, sigmoid(evaluation.scores.logits), about, seen)
     most = choose_most(len(manifest), False, spec.image_size, 1 + (views == "mirror"))
-    write_report(folder, log, MapSource(scorer.explainer, scorer.no_maps, most))
+    maps = MapSource(scorer.explainer, scorer.no_maps, most, scorer.explaining_threads)
+    with one_thread():
+        write_report(folder, log, maps)
     return EvalResult(folder, evaluation, None if seen is None else int(seen.sum()))
 
 

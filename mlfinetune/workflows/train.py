@@ -14,7 +14,7 @@ from mlfinetune.metrics.evaluation import evaluate, fit_decision_rule
 from mlfinetune.metrics.logits import sigmoid
 from mlfinetune.metrics.selection import estimate_selection
 from mlfinetune.metrics.types import Evaluation
-from mlfinetune.models.heat_map import build_explainer
+from mlfinetune.models.heat_map import build_explainer, count_explaining_threads
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.report import MapSource, choose_most
 from mlfinetune.report.write import write_report
@@ -38,6 +38,7 @@ from mlfinetune.training.loop import (
     validate,
 )
 from mlfinetune.training.run import FinishedTraining, opened_training
+from mlfinetune.training.select import read_best, save_best
 from mlfinetune.training.setup import TrainingSetup
 from mlfinetune.training.start import (
     ResumeOptions,
@@ -164,7 +165,7 @@ def _write_run_results(
     if not world.is_main:
         return None
     assert scores is not None
-    content = checkpoint.load(run / directory.BEST)
+    content = read_best(setup, best)
     rule = fit_decision_rule(config.eval, scores, setup.implies)
     # Of a resumed run the settings and the validation data may be others than at its best epoch.
     content = replace(
@@ -174,7 +175,8 @@ def _write_run_results(
         config=config.model_dump(mode="json"),
         data_digest=digest_manifest(val),
     )
-    checkpoint.save(run / directory.BEST, content)
+    save_best(setup, content)
+    log.lap("saving")
     evaluation = evaluate(config.eval, scores, rule, fitted_here=True)
     facts = replace(evaluation.facts, selection=estimate_selection(best.trials))
     evaluation = replace(evaluation, facts=facts)
@@ -194,7 +196,8 @@ def _write_run_results(
         if note := describe_seen(int(seen.sum()), len(seen)):
             log.say(f"warning: {note}")
     write_results(run, evaluation, sigmoid(evaluation.scores.logits), about, seen)
-    write_report(run, log, _build_map_source(setup, content.weights))
+    with one_thread():
+        write_report(run, log, _build_map_source(setup, content.weights))
     return evaluation
 
 
@@ -202,9 +205,12 @@ def _build_map_source(setup: TrainingSetup, weights: dict[str, Tensor]) -> MapSo
     """Return the source of the page's heat maps, computed with these weights."""
     config, device = setup.config, setup.device
     dtype, _ = choose_precision(config.train.precision, device)
-    with one_thread():
-        setup.tagger.load_state_dict(weights)
+    setup.tagger.load_state_dict(weights)
+    if setup.fast_backbone is None:
         tagger, _ = prepare_for_inference(setup.tagger, setup.spec.image_size, device, dtype)
+    else:
+        tagger = setup.tagger.with_features(setup.fast_backbone)
     mirrored, kept = config.eval.views == "mirror", precomputes_features(config)
     most = choose_most(len(setup.splits.val), kept, setup.spec.image_size, 1 + mirrored)
-    return MapSource(*build_explainer(tagger, setup.spec, mirrored), most)
+    explain, reason = build_explainer(tagger, setup.spec, mirrored)
+    return MapSource(explain, reason, most, count_explaining_threads(device))

@@ -1,5 +1,6 @@
 """Heat maps are exact, and lie over the object that they mean."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,16 @@ from torch import Tensor, nn
 from mlfinetune.data.images.overlay import draw_overlay, stretch_map
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import ConfigError, ImageError
-from mlfinetune.models.heat_map import Explainer, build_explainer, explain
+from mlfinetune.models.heat_map import (
+    Explainer,
+    build_explainer,
+    count_explaining_threads,
+    explain,
+)
 from mlfinetune.models.inference import fuse_for_cpu
 from mlfinetune.models.tagger import ChunkedLinear, Tagger
+from mlfinetune.report.heat import compute_maps
+from mlfinetune.runtime.threads import one_thread
 
 assert tiny.resnet6_tiny
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -151,3 +159,23 @@ def test_a_lost_picture_is_an_image_error(red: Tagger) -> None:
     """Its reason is the decoder's."""
     with pytest.raises(ImageError, match="no such file"):
         Explainer(red, TransformSpec(32, "squash", 10**6))("none.png", [0])
+
+
+def test_several_threads_compute_the_maps_of_one(tmp_path: Path) -> None:
+    """To the last bit; and torch has as many threads afterwards as before."""
+    for number, size in enumerate(SIZES.values()):
+        noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    spec, before = TransformSpec(64, "squash", 10**8, MEAN, STD), torch.get_num_threads()
+    tagger = build(levels=2)
+    fused = tagger.with_features(fuse_for_cpu(tagger.features, torch.float32, 64)[0])
+    explainer, wanted = Explainer(fused, spec), {number: [0, 3] for number in range(len(SIZES))}
+    with one_thread():
+        alone, shared = (
+            compute_maps(wanted, explainer, lambda row: str(tmp_path / f"{row}.png"), threads)
+            for threads in (1, count_explaining_threads(torch.device("cpu")) + 1)
+        )
+        assert shared == alone
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before

@@ -36,7 +36,8 @@ def test_number_of_pictures() -> None:
     assert choose_most(8000, True) == 24
 
 
-def test_maps_of_a_larger_grid_are_shrunk() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_maps_of_a_larger_grid_are_shrunk(threads: int) -> None:
     """56 x 56 cells become 14 x 14; a picture that is unreadable has no map."""
 
     def explain(path: str, columns: Sequence[int]) -> Explanation:
@@ -45,7 +46,7 @@ def test_maps_of_a_larger_grid_are_shrunk() -> None:
         values = np.ones((len(columns), 56, 56), np.float32)
         return Explanation(np.zeros((20, 30, 3), np.uint8), values, (0, 0, 1, 1))
 
-    maps = compute_maps({0: [2, 3], 1: [0]}, explain, str)
+    maps = compute_maps({0: [2, 3], 1: [0]}, explain, str, threads)
     assert maps == HeatMaps(
         {0: PictureMaps(30, 20, (0, 0, 1, 1), dict.fromkeys((2, 3), "/" * 196))}
     )

@@ -30,6 +30,7 @@ from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.data.manifest import Manifest, Splits
 from mlfinetune.data.targets import LabelSpace, Targets
 from mlfinetune.errors import DataError
+from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
@@ -538,7 +539,8 @@ def test_the_runs_own_extractor_reads_as_training_does(folder: Path) -> None:
     settings = {"data": {"train": "t.csv"}, "train": {"seed": SEED, "batch_size": 4}}
     tagger = Tagger("resnet18", 4, mean=SPEC.mean, std=SPEC.std, frozen=True)
     config, examples, rows = Config.model_validate(settings), manifest(folder), [1, 4, 10]
-    maker = build_extractor(config, tagger, SPEC, CPU, torch.float32, 0)
+    prepared = prepare_for_inference(tagger, SPEC.image_size, CPU, torch.float32)
+    maker = build_extractor(config, prepared, SPEC, CPU, torch.float32, 0)
     for look, seed in ((PLAIN_VIEW, None), (View(epoch=2), SEED)):
         images = torch.cat([batch.images for batch in maker.load(examples, rows, look)])
         torch.testing.assert_close(embed(images), seen(examples, SPEC, seed, look.epoch or 0)[rows])
