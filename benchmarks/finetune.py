@@ -59,11 +59,16 @@ class Way:
         anchor: strength a of the penalty a/2 * |w - w0|^2 toward the start (L2-SP), of the
             backbone.
         adapt: before all, BatchNorm's statistics are estimated on the training pictures.
-        freeze_norms: BatchNorm keeps its statistics.
+        freeze_norms: stages whose BatchNorm keeps its statistics; `""` is that of all.
+        norm_momentum: share of a batch in BatchNorm's running statistics.
         solve_last: solve for the head again on features of the tuned backbone.
         ema: decay of `train.ema`, whose first steps count less (see `build_ema_model`).
         horizon: share of all steps that a moving average of the weights reaches back, from the
             start on; None: there is none.
+        train_side: size in pixels of training's pictures; None: that of validation's.
+        pos_weight: as `loss.pos_weight`.
+        loss: as `loss.name`.
+        sampling: as `train.sampling`.
         mix: share of the tuned weights in the mean with those of before training; 1: tuned alone.
     """
 
@@ -84,8 +89,13 @@ class Way:
     jitter: float = 0.2
     anchor: float = 0.0
     adapt: bool = False
-    freeze_norms: bool = False
+    freeze_norms: tuple[str, ...] = ()
+    norm_momentum: float = 0.1
     solve_last: bool = False
+    train_side: int | None = None
+    pos_weight: str | None = None
+    loss: str = "sce"
+    sampling: str = "uniform"
     mix: float = 1.0
 
 
@@ -96,7 +106,7 @@ WAYS = {
     "before": Way(),
     "before, head_lr 1e-4": Way(head_lr=1e-4),
     "before, rates of 1e-5": Way(lr=1e-5, head_lr=1e-5, solve_last=True),
-    "before, BatchNorm frozen": Way(freeze_norms=True),
+    "before, BatchNorm frozen": Way(freeze_norms=("",)),
     "before, mild augmentation": replace(MILD, mix=0.5),
     "before, mild augmentation, EMA 0.9": replace(MILD, ema=0.9),
     "before, mild augmentation, layer_decay 0.7": replace(MILD, layer_decay=0.7),
@@ -106,13 +116,32 @@ WAYS = {
     "crops of 0.35, jitter 0.2": replace(RECIPE, crop=0.35, jitter=0.2),
     "whole pictures": replace(RECIPE, crop=1.0),
     "BatchNorm estimated before": replace(RECIPE, adapt=True),
-    "BatchNorm frozen": replace(RECIPE, freeze_norms=True, solve_last=False),
+    "BatchNorm frozen": replace(RECIPE, freeze_norms=("",), solve_last=False),
+    "BatchNorm frozen before layer3": replace(RECIPE, freeze_norms=("bn1", "layer1", "layer2")),
+    "BatchNorm frozen before layer4": replace(
+        RECIPE, freeze_norms=("bn1", "layer1", "layer2", "layer3")
+    ),
+    "BatchNorm of momentum 0.02": replace(RECIPE, norm_momentum=0.02),
     "label smoothing 0.1": replace(RECIPE, smoothing=0.1),
     "RandAugment 2, erasing 0.25": replace(RECIPE, rand_augment=2, erasing=0.25),
     "L2-SP 0.01": replace(RECIPE, anchor=0.01),
     "SGD": replace(RECIPE, optimizer="sgd", lr=0.3, head_lr=0.03),
     "no warm-up": replace(RECIPE, warmup=0.0),
     "warm-up of 20 %": replace(RECIPE, warmup=0.2),
+    "batches of 16": replace(RECIPE, batch_size=16),
+    "batches of 16, rates halved": replace(RECIPE, batch_size=16, lr=1e-4, head_lr=1e-3),
+    "head_lr 2e-4": replace(RECIPE, head_lr=2e-4),
+    "head_lr 0": replace(RECIPE, head_lr=0.0),
+    "mean of all steps": replace(RECIPE, horizon=1.0),
+    "weight decay 0.1": replace(RECIPE, weight_decay=0.1),
+    "layer_decay 0.85": replace(RECIPE, layer_decay=0.85),
+    "layer_decay 0.5": replace(RECIPE, layer_decay=0.5, lr=4e-4),
+    "trained at 176 px": replace(RECIPE, train_side=176),
+    "trained at 160 px": replace(RECIPE, train_side=160),
+    "trained at 128 px": replace(RECIPE, train_side=128),
+    "pos_weight auto": replace(RECIPE, pos_weight="auto"),
+    "asl": replace(RECIPE, loss="asl"),
+    "balanced sampling": replace(RECIPE, sampling="balanced"),
     "10 epochs": replace(RECIPE, epochs=10),
     "20 epochs": replace(RECIPE, epochs=20),
 }
@@ -207,13 +236,21 @@ class Trial:
     def _prepare(self, way: Way) -> TrainingSetup:
         """Return the setup of a way, its tagger at the start."""
         overrides = {
-            "train": {"batch_size": way.batch_size, "epochs": way.epochs},
+            "train": {
+                "batch_size": way.batch_size,
+                "epochs": way.epochs,
+                "sampling": way.sampling,
+            },
             "augment": {
                 "rand_augment": way.rand_augment,
                 "crop_scale": (way.crop, 1.0),
                 "color_jitter": way.jitter,
             },
-            "loss": {"label_smoothing": way.smoothing},
+            "loss": {
+                "label_smoothing": way.smoothing,
+                "pos_weight": way.pos_weight,
+                "name": way.loss,
+            },
         }
         config = self.setup.config
         for section, values in overrides.items():
@@ -222,7 +259,8 @@ class Trial:
         tagger.load_state_dict(self.start)
         splits, device = self.setup.splits, self.setup.device
         spec = build_transform_spec(config)
-        train = build_loader(config, splits.train, spec, device, 0, train=True)
+        small = replace(spec, image_size=way.train_side or spec.image_size)
+        train = build_loader(config, splits.train, small, device, 0, train=True)
         loss, _ = build_training_loss(config, splits.train, device)
         return replace(self.setup, config=config, spec=spec, train=train, loss=loss)
 
@@ -284,9 +322,10 @@ def estimate_batch_norm(setup: TrainingSetup) -> None:
 def set_training(tagger: Tagger, way: Way) -> None:
     """Set training mode; frozen BatchNorm stays in evaluation mode."""
     tagger.train()
-    if way.freeze_norms:
-        for module in tagger.features.modules():
-            if isinstance(module, _BatchNorm):
+    for name, module in tagger.features.named_modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = way.norm_momentum
+            if name.startswith(way.freeze_norms):
                 module.eval()
 
 

@@ -180,7 +180,7 @@ def list_freezing_obstacles(config: Config) -> list[str]:
 def uses_lbfgs(config: Config, train: Manifest) -> bool:
     """Tell whether L-BFGS solves for the head.
 
-    L-BFGS keeps twenty copies of the head, so `auto` does not choose it for a very large one.
+    L-BFGS keeps forty copies of the head, so `auto` does not choose it for a very large one.
     """
     wanted = config.train.optimizer
     small = len(train.labels) < MANY_LABELS
@@ -192,7 +192,7 @@ def require_lbfgs_fits(config: Config, train: Manifest) -> None:
     for key in ("solve_head_first", "solve_head_last"):
         if getattr(config.train, key) and len(train.labels) >= MANY_LABELS:
             raise ConfigError(
-                f"train.{key}: L-BFGS keeps twenty copies of the head, too many for "
+                f"train.{key}: L-BFGS keeps forty copies of the head, too many for "
                 f"{len(train.labels)} labels; below {MANY_LABELS} it is possible"
             )
 

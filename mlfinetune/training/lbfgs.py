@@ -66,6 +66,9 @@ WEAKER_PENALTIES = (0.0003, 0.0001)
 features have few, large eigenvalues, up to a thousand, and a penalty is small beside them."""
 ITERATIONS = (3, 10, 30, 100)
 """Numbers of iterations after which a solution is offered."""
+HISTORY = 20
+"""Number of last steps whose changes of weights and gradient tell L-BFGS the curvature: two copies
+of the head a step. A hundred are no better."""
 _VECTOR_COST = 8
 """Multiplications of a product that take as long as adding one number of a long vector."""
 
@@ -133,7 +136,10 @@ class Solver:
 
         problem = _Problem(tracked, self._loss, stats, self._correlation, l2, self._threads)
         optimizer = torch.optim.LBFGS(
-            problem.parameters, line_search_fn="strong_wolfe", tolerance_change=1e-7
+            problem.parameters,
+            history_size=HISTORY,
+            line_search_fn="strong_wolfe",
+            tolerance_change=1e-7,
         )
         vector_cost = _VECTOR_COST * problem.parameters[0].numel()
         done = 0

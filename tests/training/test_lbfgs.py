@@ -222,6 +222,24 @@ def test_a_weaker_penalty_lowers_the_loss(form: str) -> None:
         assert record.loss == pytest.approx(own, rel=1e-5)
 
 
+def test_the_solver_keeps_forty_copies_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many iterations there are: a head of thousands of labels must fit in memory."""
+    made: list[torch.optim.LBFGS] = []
+
+    class Watched(torch.optim.LBFGS):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(torch.optim, "LBFGS", Watched)
+    x, y = data(200, 60, 3, together=30.0)
+    (((record, _),), (optimizer,)) = solved(x, y, [1e-4]), made
+    (state,) = optimizer.state.values()
+    assert record.rates["iterations"] == ITERATIONS[-1]
+    assert state["n_iter"] > 21
+    assert len(state["old_dirs"]) == len(state["old_stps"]) == 20
+
+
 def test_the_start_does_not_matter() -> None:
     """Weights that the head had, and strengths that were tried before, leave no trace."""
     x, y = data()
