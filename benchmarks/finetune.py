@@ -61,7 +61,11 @@ class Way:
         adapt: before all, BatchNorm's statistics are estimated on the training pictures.
         freeze_norms: stages whose BatchNorm keeps its statistics; `""` is that of all.
         norm_momentum: share of a batch in BatchNorm's running statistics.
+        flip: share of mirror images.
+        solve_first: training starts from the solved head; else from a Kaiming-initialized one.
         solve_last: solve for the head again on features of the tuned backbone.
+        solve_views: solve for it once more on so many views of a training picture: itself, its
+            mirror image, and crops of 0.35 to 1 with color jitter, which training did not fit.
         ema: decay of `train.ema`, whose first steps count less (see `build_ema_model`).
         horizon: share of all steps that a moving average of the weights reaches back, from the
             start on; None: there is none.
@@ -91,7 +95,10 @@ class Way:
     adapt: bool = False
     freeze_norms: tuple[str, ...] = ()
     norm_momentum: float = 0.1
+    flip: float = 0.5
+    solve_first: bool = True
     solve_last: bool = False
+    solve_views: int = 0
     train_side: int | None = None
     pos_weight: str | None = None
     loss: str = "sce"
@@ -101,6 +108,7 @@ class Way:
 
 MILD = Way(crop=0.8, jitter=0.0, solve_last=True)
 RECIPE = replace(MILD, lr=2e-4, head_lr=2e-3, layer_decay=0.7, horizon=0.5)
+"""The recipe of now, configs/finetune.yaml."""
 WAYS = {
     "recipe": RECIPE,
     "before": Way(),
@@ -136,6 +144,13 @@ WAYS = {
     "weight decay 0.1": replace(RECIPE, weight_decay=0.1),
     "layer_decay 0.85": replace(RECIPE, layer_decay=0.85),
     "layer_decay 0.5": replace(RECIPE, layer_decay=0.5, lr=4e-4),
+    "a Kaiming-initialized head": replace(RECIPE, solve_first=False),
+    "no ema": replace(RECIPE, horizon=None),
+    "no layer_decay": replace(RECIPE, layer_decay=None),
+    "rates halved": replace(RECIPE, lr=1e-4, head_lr=1e-3),
+    "no weight_decay": replace(RECIPE, weight_decay=0.0),
+    "no mirror images": replace(RECIPE, flip=0.0),
+    "solved on six views": replace(RECIPE, solve_views=6),
     "trained at 176 px": replace(RECIPE, train_side=176),
     "trained at 160 px": replace(RECIPE, train_side=160),
     "trained at 128 px": replace(RECIPE, train_side=128),
@@ -202,6 +217,11 @@ class Trial:
         tuned = copy.deepcopy(setup.tagger.state_dict())
         if way.solve_last:
             found["solved again"] = self._solve(setup)
+        if way.solve_views:
+            config = setup.config.update_section("train", cache_views=way.solve_views)
+            config = config.update_section("augment", crop_scale=(0.35, 1.0), color_jitter=0.2)
+            wide = replace(setup, config=config, spec=build_transform_spec(config))
+            found["solved on wide crops"] = self._solve(wide)
         if way.mix != 1.0:
             mixed = {
                 key: torch.lerp(old, tuned[key], way.mix) if old.is_floating_point() else old
@@ -245,6 +265,7 @@ class Trial:
                 "rand_augment": way.rand_augment,
                 "crop_scale": (way.crop, 1.0),
                 "color_jitter": way.jitter,
+                "horizontal_flip": way.flip,
             },
             "loss": {
                 "label_smoothing": way.smoothing,
@@ -257,6 +278,9 @@ class Trial:
             config = config.update_section(section, **values)
         tagger = self.setup.tagger
         tagger.load_state_dict(self.start)
+        if not way.solve_first:
+            nn.init.kaiming_normal_(tagger.head.weight)
+            nn.init.zeros_(tagger.head.bias)
         splits, device = self.setup.splits, self.setup.device
         spec = build_transform_spec(config)
         small = replace(spec, image_size=way.train_side or spec.image_size)
@@ -274,7 +298,7 @@ def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[
     average = None if way.ema is None else build_ema_model(tagger, way.ema)
     if way.horizon is not None:
         decay = 1 - 1 / (way.horizon * loader.steps * way.epochs)
-        average = build_ema_model(tagger, decay, from_start=True)
+        average = build_ema_model(tagger, decay, from_start=way.solve_first)
     erase = RandomErasing(p=way.erasing) if way.erasing else lambda image: image
     steps = loader.steps
     total = steps * way.epochs
@@ -375,7 +399,13 @@ def run_seed(asked: argparse.Namespace, seed: int, folder: Path) -> None:
         shown = " ".join(f"{value:.3f}" for value in found["epochs"])
         gain = f"{found['gain']:+.3f} ({found['interval'][0]:+.3f}, {found['interval'][1]:+.3f})"
         print(f"{key}  {name}  {solved:.3f} -> {shown}  {gain}", flush=True)
-        for part in ("adapted", "solved again", "mixed", "mixed, solved again"):
+        for part in (
+            "adapted",
+            "solved again",
+            "solved on wide crops",
+            "mixed",
+            "mixed, solved again",
+        ):
             if part in found:
                 print(f"    {part} {found[part]['mAP']:.3f} {found[part]['gain']:+.3f}", flush=True)
 

@@ -29,7 +29,8 @@ A number that the known targets leave undefined is None, and takes no part in a 
 ranked, not probabilities: these are equal where they saturate. Logits of unknown targets are never
 used.
 
-scikit-learn computes each label's AP, from sorted scores. The other numbers have its definitions
+scikit-learn computes each label's AP, from sorted scores; of candidates, which are compared and not
+reported, average_precision.py does. The other numbers have its definitions
 but their own code here, because its functions would sort again, pool all pairs in float64, or loop
 over rows. The tests compare each of them with scikit-learn, to 1e-12. A few labels are copied at a
 time, and rows go in blocks, so that no temporary array has the table's size.
@@ -58,7 +59,11 @@ Averages = dict[str, float | None]
 
 
 def measure(
-    scores: ScoreTable, thresholds: float | NDArray[np.float64] = 0.5, ap: str = "sklearn"
+    scores: ScoreTable,
+    thresholds: float | NDArray[np.float64] = 0.5,
+    ap: str = "sklearn",
+    *,
+    quick: bool = False,
 ) -> MetricTable:
     """Compute every number of `scores`.
 
@@ -67,12 +72,14 @@ def measure(
         thresholds: probabilities in [0, 1] from which labels count as present: one number, or
             (L,); 1: never.
         ap: protocol of every AP, one of average_precision.PROTOCOLS.
+        quick: AP by average_precision.py alone, equal but for rounding. For candidates, which are
+            many, and are only compared: scikit-learn's checks would take longer than all else.
     """
     assert ap in PROTOCOLS
     limits = np.broadcast_to(np.asarray(thresholds, np.float64), (len(scores.labels),))
     assert ((limits >= 0) & (limits <= 1)).all()
     cuts = find_cuts(limits)
-    columns = _measure_labels(scores, cuts, ap)
+    columns = _measure_labels(scores, cuts, ap, quick)
     rows = tuple(
         LabelMetrics(
             name,
@@ -119,7 +126,9 @@ class _LabelNumbers:
     auroc: list[float | None]
 
 
-def _measure_labels(scores: ScoreTable, cuts: NDArray[np.float32], ap: str) -> _LabelNumbers:
+def _measure_labels(
+    scores: ScoreTable, cuts: NDArray[np.float32], ap: str, quick: bool
+) -> _LabelNumbers:
     positives, negatives, tp, predicted, half_tp, half_predicted = np.zeros(
         (6, len(cuts)), np.int64
     )
@@ -145,7 +154,7 @@ def _measure_labels(scores: ScoreTable, cuts: NDArray[np.float32], ap: str) -> _
             if len(positive) and len(negative):
                 ranked[column] = positive, negative
                 numbers.auroc[column] = _compute_auroc(positive, negative)
-        for column, value in _compute_aps(ranked, ap):
+        for column, value in _compute_aps(ranked, ap, quick):
             numbers.ap[column] = value
     return numbers
 
@@ -162,14 +171,14 @@ _Ranked = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Column of a label -> sorted scores of its positives, and of its negatives."""
 
 
-def _compute_aps(ranked: _Ranked, protocol: str) -> Iterator[tuple[int, float]]:
+def _compute_aps(ranked: _Ranked, protocol: str, quick: bool) -> Iterator[tuple[int, float]]:
     """Yield (column, AP) of each label.
 
     Labels with as many known pairs share one call of scikit-learn, whose checks of its arguments
     take longer than its sums where pictures are few. Many pictures have a call a label, for less
     memory.
     """
-    if protocol != "sklearn":
+    if quick or protocol != "sklearn":
         for column, (positive, negative) in ranked.items():
             steps = trace_steps(positive, negative)
             yield column, average_precision(steps, len(positive), protocol)

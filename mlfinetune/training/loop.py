@@ -251,7 +251,7 @@ def count_images(batch: Batch) -> int:
 
 def _average_metrics(scores: ScoreTable | None, implies: Pairs) -> Averages:
     assert scores is not None
-    averages = measure(raise_scores(scores, implies)).averages
+    averages = measure(raise_scores(scores, implies), quick=True).averages
     if odd := [name for name, x in averages.items() if x is not None and not isfinite(x)]:
         raise TrainingError(f"{odd[0]} of the validation data is {averages[odd[0]]}")
     return averages
