@@ -71,7 +71,6 @@ class Way:
             start on; None: there is none.
         train_side: size in pixels of training's pictures; None: that of validation's.
         pos_weight: as `loss.pos_weight`.
-        loss: as `loss.name`.
         sampling: as `train.sampling`.
         mix: share of the tuned weights in the mean with those of before training; 1: tuned alone.
     """
@@ -101,7 +100,6 @@ class Way:
     solve_views: int = 0
     train_side: int | None = None
     pos_weight: str | None = None
-    loss: str = "sce"
     sampling: str = "uniform"
     mix: float = 1.0
 
@@ -129,6 +127,9 @@ WAYS = {
     "BatchNorm frozen before layer4": replace(
         RECIPE, freeze_norms=("bn1", "layer1", "layer2", "layer3")
     ),
+    "BatchNorm frozen, rates of 1e-4": replace(
+        RECIPE, freeze_norms=("",), lr=1e-4, head_lr=1e-4, layer_decay=None
+    ),
     "BatchNorm of momentum 0.02": replace(RECIPE, norm_momentum=0.02),
     "label smoothing 0.1": replace(RECIPE, smoothing=0.1),
     "RandAugment 2, erasing 0.25": replace(RECIPE, rand_augment=2, erasing=0.25),
@@ -155,7 +156,6 @@ WAYS = {
     "trained at 160 px": replace(RECIPE, train_side=160),
     "trained at 128 px": replace(RECIPE, train_side=128),
     "pos_weight auto": replace(RECIPE, pos_weight="auto"),
-    "asl": replace(RECIPE, loss="asl"),
     "balanced sampling": replace(RECIPE, sampling="balanced"),
     "10 epochs": replace(RECIPE, epochs=10),
     "20 epochs": replace(RECIPE, epochs=20),
@@ -270,7 +270,6 @@ class Trial:
             "loss": {
                 "label_smoothing": way.smoothing,
                 "pos_weight": way.pos_weight,
-                "name": way.loss,
             },
         }
         config = self.setup.config

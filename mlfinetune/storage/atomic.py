@@ -8,6 +8,7 @@ A reader, or a run after a crash, finds the old file or the new one, never a par
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from mlfinetune.errors import CheckpointError
+from mlfinetune.text import mask_secrets
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -61,8 +63,10 @@ def try_writing(folder: Path, option: str = "--output") -> None:
         option: names the folder on the command line, for the message.
 
     Raises:
-        CheckpointError: it could not be written there (no permission, a full disk, a file).
+        CheckpointError: it could not be written there (no permission, a full disk, a file), or it
+            was a URL.
     """
+    _refuse_url(folder, option)
     wanted = folder.absolute()
     # On Windows a drive may be missing too: there is then no folder above.
     place = next(filter(os.path.lexists, (wanted, *wanted.parents)), wanted)
@@ -83,6 +87,7 @@ def try_writing_file(path: Path) -> None:
     Raises:
         CheckpointError: it could not be written; its folder is not made.
     """
+    _refuse_url(path, "--output")
     if path.is_dir():
         raise CheckpointError(f"cannot write {path}: it is a folder; choose another with --output")
     if not path.parent.is_dir():
@@ -91,6 +96,22 @@ def try_writing_file(path: Path) -> None:
         try_writing(path.parent)
     elif not os.access(path, os.W_OK):
         raise CheckpointError(f"cannot write {path}: Permission denied")
+
+
+def _refuse_url(path: Path, option: str) -> None:
+    """Raise a CheckpointError for a URL: of `s3://a/b` a path makes the folders `s3:` and `a`."""
+    for number, part in enumerate(path.parts):
+        folder = Path(*path.parts[: number + 1])
+        if _PROTOCOL.fullmatch(part) and not os.path.lexists(folder):
+            url = f"{part}//{'/'.join(path.parts[number + 1 :])}"
+            raise CheckpointError(
+                f"cannot write {mask_secrets(url)}: results are written to this machine; give a "
+                f"path as {option}, and copy them from there"
+            )
+
+
+_PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+"""Two letters or more: `c:` is a drive of Windows."""
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ from mlfinetune.runs import directory
 from mlfinetune.runs.folds import explain_folds
 from mlfinetune.runs.overview import RUN
 from mlfinetune.runs.trained_on import read_trained_on
-from mlfinetune.storage.atomic import write_atomic
+from mlfinetune.storage.atomic import try_writing_file, write_atomic
 from mlfinetune.text import pluralize
 
 CARD = "README.md"
@@ -39,6 +39,7 @@ def run(folder: Path, output: Path | None) -> Path:
             )
     path = folder / CARD if output is None else output
     _require_own(path)
+    try_writing_file(path)
     report, _, content = read_report(folder)
     facts = _gather_facts(folder, load_config(folder / directory.CONFIG), content)
     write_atomic(path, render_card(report, facts).encode(errors="backslashreplace"))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from mlfinetune.errors import CheckpointError
-from mlfinetune.storage.atomic import try_writing, write_atomic, writing_binary
+from mlfinetune.storage.atomic import (
+    try_writing,
+    try_writing_file,
+    write_atomic,
+    writing_binary,
+)
+from mlfinetune.text import mask_secrets
 
 
 def test_a_file_is_replaced_and_the_last_one_kept(tmp_path: Path) -> None:
@@ -31,6 +38,28 @@ def test_a_drive_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os.path, "lexists", lambda path: False)
     with pytest.raises(CheckpointError, match="cannot write into /none/runs: /none/runs: No such"):
         try_writing(Path("/none/runs"))
+
+
+@pytest.mark.parametrize("url", ["s3://b/runs", "https://h/a/b?token=abc", "gs://b", "HF://b/r"])
+def test_a_url_is_no_place_for_results(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path would make a folder `s3:` of it; the message has the URL, and no secret."""
+    monkeypatch.chdir(tmp_path)
+    shown = re.escape(mask_secrets(url))
+    for path in (Path(url), Path(url).absolute()):
+        with pytest.raises(CheckpointError, match=f"cannot write {shown}: results .* as --out,"):
+            try_writing(path, "--out")
+        with pytest.raises(CheckpointError, match=f"cannot write {shown}: results .* as --output,"):
+            try_writing_file(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_colon_is_a_folder(tmp_path: Path) -> None:
+    """Where somebody has made one, results go there."""
+    (tmp_path / "run:").mkdir()
+    try_writing(tmp_path / "run:" / "a")
+    try_writing(tmp_path / "12:30" / "a")
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
