@@ -17,9 +17,12 @@ RUN = "runs/pets"
 
 @pytest.fixture(scope="module")
 def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of a finished run with its data, and a table with splits."""
+    """Return a copy of a finished run with its data, and a table with splits.
+
+    Other tests of the same process may have evaluated the run; their results stay behind.
+    """
     folder = tmp_path_factory.mktemp("project") / "p"
-    shutil.copytree(trained, folder)
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("eval", "eval-*", "pets-*"))
     config = folder / RUN / "config.yaml"
     config.write_text(config.read_text().replace(str(trained), str(folder)))
     header, *rows = (folder / "tags.csv").read_text().splitlines()
