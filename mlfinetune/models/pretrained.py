@@ -3,6 +3,7 @@
 name of a weight set, or a file -> state dict -> find_misfits -> the backbone's parameters
 """
 
+import os
 import re
 import socket
 import sys
@@ -177,14 +178,19 @@ def _describe_bad_cache(file: Path, url: str, why: str) -> str:
     )
 
 
+def require_weights_file(path: Path) -> None:
+    """Raise a WeightsError where a file of weights is not there."""
+    if not os.path.exists(path):
+        raise WeightsError(f"model.weights: no such file: {path}")
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a file, out of a wrapper such as {"state_dict": ...} if it has one."""
+    require_weights_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"model.weights: no such file: {path}") from error
     except SafetensorError as error:
         raise WeightsError(f"model.weights: {path} is no safetensors file: {error}") from error
     except Exception as error:  # torch.load raises whatever its unpickler raises

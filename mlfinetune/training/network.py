@@ -1,6 +1,7 @@
 """The network of a config: its weights, its preprocessing, and what was taken of a weights file.
 
 Config          -> resolve_network       -> Config: names and numbers in place of `auto`
+Config          -> require_network       early errors
 Config          -> build_transform_spec  -> TransformSpec
 Config, Tagger  -> load_weights          -> the backbone's weights, a line for the log
 """
@@ -10,17 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from mlfinetune.config import Config
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import WeightsError
-from mlfinetune.models.backbones import choose_levels
+from mlfinetune.models.backbones import build_backbone, choose_levels, is_resnet
 from mlfinetune.models.preprocessing import (
     Preprocessing,
     find_preprocessing,
+    get_weight_set,
     is_weights_path,
     resolve_weights,
 )
-from mlfinetune.models.pretrained import load_pretrained
+from mlfinetune.models.pretrained import load_pretrained, require_weights_file
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Origin, Parent, read_origin
@@ -63,6 +67,30 @@ def _take_over(config: Config) -> Config:
     if origin.transform is not None and "resize" not in model.model_fields_set:
         values["resize"] = origin.transform.resize
     return config.update_section("model", **values)
+
+
+def require_network(config: Config) -> None:
+    """Raise now what the network would raise after the pictures are scanned, which may take hours.
+
+    Nothing is downloaded, and no weights are read.
+
+    Raises:
+        CheckpointError: the weights are a run directory without a checkpoint.
+        ConfigError: there is no such backbone, or it does not take these levels or this image size.
+        WeightsError: the backbone has no such weights, or there is no such file.
+    """
+    config = resolve_network(config)
+    model, file = config.model, _find_file(config)
+    if file is not None:
+        require_weights_file(file)
+    elif is_resnet(model.backbone) and model.weights is not None:
+        get_weight_set(model.backbone, model.weights)
+    _find_preprocessing(config)  # of another network it names the weights
+    if not is_resnet(model.backbone):  # a ResNet takes all levels and sizes
+        assert model.image_size != "auto"
+        with torch.device("meta"):
+            levels = choose_levels(model.backbone, model.levels)
+            build_backbone(model.backbone, levels, model.image_size)
 
 
 def require_own_levels(config: Config) -> None:

@@ -51,7 +51,7 @@ from mlfinetune.training.build import (
     precomputes_features,
 )
 from mlfinetune.training.features import EVAL_VIEWS
-from mlfinetune.training.network import build_transform_spec
+from mlfinetune.training.network import build_transform_spec, require_network
 from mlfinetune.training.step import train_step
 from mlfinetune.training.timing import time_rate
 
@@ -108,6 +108,7 @@ def run(config: Config, device_name: str, log: RunLog) -> BenchResult:
     Raises:
         MlfinetuneError: data, weights or a device that cannot be used, as in `train`.
     """
+    require_network(config)
     scan_log = log if config.data.bad_images == "skip" else None
     splits = load_splits(config, scan_log, former=read_former_labels(config))
     device = prepare_device(device_name)

@@ -62,7 +62,7 @@ from mlfinetune.training.folds import (
     require_inner_parts,
     score_folds,
 )
-from mlfinetune.training.network import resolve_network
+from mlfinetune.training.network import require_network, resolve_network
 from mlfinetune.training.records import Choice
 from mlfinetune.training.run import opened_training
 from mlfinetune.training.select import read_best
@@ -142,6 +142,7 @@ def run(
         assert config.output is not None
         output = options.output or config.output.with_name(f"{config.output.name}-crossval")
         world.broadcast(lambda: try_writing(output.parent))
+        require_network(config)
         with world.local_main_first():
             splits = load_splits(config, log, None, False, read_former_labels(config))
         for note in splits.notes:

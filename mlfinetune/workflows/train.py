@@ -37,6 +37,7 @@ from mlfinetune.training.build import (
 from mlfinetune.training.loop import (
     validate,
 )
+from mlfinetune.training.network import require_network
 from mlfinetune.training.run import FinishedTraining, opened_training
 from mlfinetune.training.select import read_best, save_best
 from mlfinetune.training.setup import TrainingSetup
@@ -90,6 +91,8 @@ def run(
         try:
             config = find_run_data(config, resume, log)
             world.broadcast(lambda: try_run_directory(config, resume))
+            if resume is None:
+                require_network(config)
             with world.local_main_first():
                 known, former = find_known_sides(config, resume, log), read_former_labels(config)
                 splits = load_splits(config, log, known, former=former)
@@ -108,6 +111,7 @@ def dry_run(config: Config, device_name: str, log: RunLog) -> None:
     Raises:
         MlfinetuneError: as `run`.
     """
+    require_network(config)
     known, scan_log = find_known_sides(config, None, log), None
     if config.data.bad_images == "skip":
         scan_log = log

@@ -120,6 +120,27 @@ def test_missing_weights_file(pictures: Path, cli: Run) -> None:
     fails(done, str(pictures / "w.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.weights=none.pth", "no such file"),
+        ("model.backbone=resnet50 model.weights=IMAGENET1K_V9", "did you mean 'IMAGENET1K_V2'"),
+        ("model.backbone=resnet5O", "did you mean 'resnet50'"),
+        ("model.backbone=vit_b_16 model.weights=null model.levels=2", "set model.levels: 1"),
+        ("model.backbone=vit_b_16 model.weights=null model.image_size=100", "its own size is 224"),
+    ],
+)
+def test_a_wrong_network_is_said_before_the_pictures_are_scanned(
+    pictures: Path, cli: Run, setting: str, said: str
+) -> None:
+    """By every command that trains: with millions of pictures a scan takes long."""
+    for command in (["train"], ["train", "--dry-run"], ["crossval"], ["bench"]):
+        done = cli(*command, "pets.yaml", *setting.split(), cwd=pictures)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "read as" not in done.stderr
+
+
 def test_checkpoints_that_are_none(trained: Path, cli: Run, tmp_path: Path) -> None:
     """Cut short, one bit flipped, a pickle by another name, no run at all."""
     good = (trained / "runs/pets/best.safetensors").read_bytes()
