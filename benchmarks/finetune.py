@@ -71,7 +71,6 @@ class Way:
             start on; None: there is none.
         train_side: size in pixels of training's pictures; None: that of validation's.
         pos_weight: as `loss.pos_weight`.
-        sampling: as `train.sampling`.
         mix: share of the tuned weights in the mean with those of before training; 1: tuned alone.
     """
 
@@ -100,7 +99,6 @@ class Way:
     solve_views: int = 0
     train_side: int | None = None
     pos_weight: str | None = None
-    sampling: str = "uniform"
     mix: float = 1.0
 
 
@@ -124,9 +122,6 @@ WAYS = {
     "BatchNorm estimated before": replace(RECIPE, adapt=True),
     "BatchNorm frozen": replace(RECIPE, freeze_norms=("",), solve_last=False),
     "BatchNorm frozen before layer3": replace(RECIPE, freeze_norms=("bn1", "layer1", "layer2")),
-    "BatchNorm frozen before layer4": replace(
-        RECIPE, freeze_norms=("bn1", "layer1", "layer2", "layer3")
-    ),
     "BatchNorm frozen, rates of 1e-4": replace(
         RECIPE, freeze_norms=("",), lr=1e-4, head_lr=1e-4, layer_decay=None
     ),
@@ -138,13 +133,9 @@ WAYS = {
     "no warm-up": replace(RECIPE, warmup=0.0),
     "warm-up of 20 %": replace(RECIPE, warmup=0.2),
     "batches of 16": replace(RECIPE, batch_size=16),
-    "batches of 16, rates halved": replace(RECIPE, batch_size=16, lr=1e-4, head_lr=1e-3),
     "head_lr 2e-4": replace(RECIPE, head_lr=2e-4),
     "head_lr 0": replace(RECIPE, head_lr=0.0),
     "mean of all steps": replace(RECIPE, horizon=1.0),
-    "weight decay 0.1": replace(RECIPE, weight_decay=0.1),
-    "layer_decay 0.85": replace(RECIPE, layer_decay=0.85),
-    "layer_decay 0.5": replace(RECIPE, layer_decay=0.5, lr=4e-4),
     "a Kaiming-initialized head": replace(RECIPE, solve_first=False),
     "no ema": replace(RECIPE, horizon=None),
     "no layer_decay": replace(RECIPE, layer_decay=None),
@@ -152,11 +143,9 @@ WAYS = {
     "no weight_decay": replace(RECIPE, weight_decay=0.0),
     "no mirror images": replace(RECIPE, flip=0.0),
     "solved on six views": replace(RECIPE, solve_views=6),
-    "trained at 176 px": replace(RECIPE, train_side=176),
     "trained at 160 px": replace(RECIPE, train_side=160),
     "trained at 128 px": replace(RECIPE, train_side=128),
     "pos_weight auto": replace(RECIPE, pos_weight="auto"),
-    "balanced sampling": replace(RECIPE, sampling="balanced"),
     "10 epochs": replace(RECIPE, epochs=10),
     "20 epochs": replace(RECIPE, epochs=20),
 }
@@ -259,7 +248,6 @@ class Trial:
             "train": {
                 "batch_size": way.batch_size,
                 "epochs": way.epochs,
-                "sampling": way.sampling,
             },
             "augment": {
                 "rand_augment": way.rand_augment,

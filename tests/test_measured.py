@@ -297,8 +297,56 @@ def test_the_levers_of_fine_tuning() -> None:
             check(again, [row["solved again"]["mAP"]])
     text = page("decisions")
     assert f"solved head's {measured['solved head']['mAP']:.3f}" in text
+    wide = measured["solved on six views"]
+    for part in ("solved on wide crops", "solved again"):
+        assert f"{wide[part]['mAP']:.3f}" in text
+    noise = measured["recipe"]["epochs"][-1] - wide["epochs"][-1]
+    assert f"its last epoch differs by {noise:.3f}" in text
     other = result("finetune")["1000 pictures, 160 px, seed 0"]["BatchNorm estimated before"]
     assert f"cost {-other['adapted']['gain']:.3f} of mAP with 1,000 pictures" in text
+
+
+def test_fine_tuning_at_224_pixels() -> None:
+    """Every cell: mAP of each epoch, and of the head solved for again."""
+    measured = result("finetune")["300 pictures, 224 px, seed 0"]
+    rows = table("decisions", "300 pictures, 224 px")
+    assert {*rows, "solved head"} == set(measured)
+    for name, (epochs, again) in rows.items():
+        check(epochs, measured[name]["epochs"])
+        check(again, [measured[name]["solved again"]["mAP"]])
+    assert f"the solved head's {measured['solved head']['mAP']:.3f}" in page("decisions")
+
+
+LINES = {
+    "crop_scale": ("crops of 0.35, jitter 0.2", "whole pictures"),
+    "horizontal_flip": ("no mirror images",),
+    "# rand_augment": ("RandAugment 2, erasing 0.25",),
+    "epochs": ("10 epochs", "20 epochs"),
+    "batch_size": ("batches of 16",),
+    "solve_head_first": ("a Kaiming-initialized head",),
+    "ema": ("no ema",),
+    "lr": ("rates halved", "rates doubled"),
+    "layer_decay": ("no layer_decay",),
+    "head_lr": ("head_lr 2e-4", "head_lr 0"),
+    "weight_decay": ("no weight_decay",),
+    "# pos_weight": ("pos_weight auto",),
+    "label_smoothing": ("label smoothing 0.1",),
+}
+"""Key of configs/finetune.yaml -> ways of finetune.py that have another value of it."""
+
+
+def test_each_line_of_the_recipe_has_its_figures() -> None:
+    """The mAP after the last epoch and of the head solved for again, with another value."""
+    measured = result("finetune")["300 pictures, 160 px, seed 0"]
+    text = (ROOT / "configs" / "finetune.yaml").read_text()
+    for key, ways in LINES.items():
+        (comment,) = re.findall(rf"^  {key}: +\S.*?  # (.*)$", text, re.MULTILINE)
+        for way in ways:
+            row = measured[way]
+            assert f"{row['epochs'][-1]:.3f}, {row['solved again']['mAP']:.3f}" in comment
+    own = measured["recipe"]
+    figures = f"{own['epochs'][-1]:.3f} and {own['solved again']['mAP']:.3f}"
+    assert f"{figures}, frozen {measured['solved head']['mAP']:.3f}" in text
 
 
 def test_the_gain_of_the_recipe() -> None:
