@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -482,6 +483,20 @@ def test_what_a_hierarchy_gains() -> None:
     assert f"added parents {f1['add parents']:.3f}" in page("decisions")
 
 
+def test_the_history_of_the_solver() -> None:
+    """Differences of mAP, CPU time of few pictures, and means."""
+    sets, text = result("solver_history"), page("decisions")
+    assert len(sets) == 7
+    most = max(abs(found["20"]["mAP"] - found["100"]["mAP"]) for found in sets.values())
+    assert f"mAP differs by {most:.4f} at most" in text
+    few = [found for key, found in sets.items() if key.startswith("300 ")]
+    took = [sum(found[history]["cpu_s"] for found in few) for history in ("20", "100")]
+    assert f"take {took[0]:.1f} s of one thread in place of {took[1]:.1f} s" in text
+    for history in ("100", "20", "10"):
+        mean = statistics.mean(found[history]["mAP"] for found in sets.values())
+        assert f"{mean:.4f} with {history}" in text
+
+
 def test_the_seconds_of_a_run() -> None:
     """The last line of a second run's log, and both runs as a whole."""
     measured, text = result("fixed_seconds"), page("performance")
@@ -490,6 +505,11 @@ def test_the_seconds_of_a_run() -> None:
     assert f"seconds: {parts} " in text
     assert f"features: {second['wall_s']} s as a whole process" in text
     assert f"takes {first['wall_s']} s, and {first['parts_s']['features']} s of them" in text
+    busy = [measured["beside_busy"][how]["parts_s"]["learning"] for how in BUSY]
+    assert f"takes {busy[0]} s, with all threads for every product {busy[1]} s" in text
+
+
+BUSY = ("as_it_is", "all_threads")
 
 
 def test_the_cost_of_heat_maps() -> None:
