@@ -71,9 +71,9 @@ class Injection:
         """Compute the loss with the odd value; a test patches this method in."""
         return real(*arguments, **rest) * self.value
 
-    def measure(self, scores: Any, *rest: Any) -> Any:
+    def measure(self, scores: Any, **options: Any) -> Any:
         """Run `measure` with the odd value; a test patches this method in."""
-        table = self.real_measure(scores, *rest)
+        table = self.real_measure(scores, **options)
         if self.taken >= AT and self.where == "metric":
             table.averages["mAP"] = self.value
         return table

@@ -198,7 +198,7 @@ def test_features_are_paid_once_and_passes_are_cheap() -> None:
         (
             SPEEDS,
             replace(WORK, pretrained=True),
-            "model.freeze_backbone: true, for a run about 6 t",
+            "model.freeze_backbone: true, for a run about 8 t",
         ),
         (SPEEDS, replace(WORK, pretrained=True, epochs=1), "none"),
         (SPEEDS, replace(WORK, pretrained=True, train=20, val=5), "none"),
