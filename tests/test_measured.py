@@ -315,7 +315,13 @@ def test_fine_tuning_at_224_pixels() -> None:
     for name, (epochs, again) in rows.items():
         check(epochs, measured[name]["epochs"])
         check(again, [measured[name]["solved again"]["mAP"]])
-    assert f"the solved head's {measured['solved head']['mAP']:.3f}" in page("decisions")
+    starts = [row["epochs"][-1] - row["gain"] for name, row in measured.items() if name in rows]
+    text = page("decisions")
+    assert f"over its solved head's {starts[0]:.3f}" in text
+    assert f"and its head {starts[-1]:.3f}" in text
+    assert [round(start, 3) for start in starts] == [round(starts[0], 3)] * 3 + [
+        round(starts[-1], 3)
+    ] * (len(rows) - 3)
 
 
 LINES = {

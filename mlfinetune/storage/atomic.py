@@ -81,19 +81,23 @@ def try_writing(folder: Path, option: str = "--output") -> None:
         ) from error
 
 
-def try_writing_file(path: Path) -> None:
+def try_writing_file(path: Path, option: str = "--output") -> None:
     """Try as `try_writing`, for a file that will be made or overwritten; it stays as it is.
+
+    Args:
+        path: the file.
+        option: names it on the command line, for the message.
 
     Raises:
         CheckpointError: it could not be written; its folder is not made.
     """
-    _refuse_url(path, "--output")
+    _refuse_url(path, option)
     if path.is_dir():
-        raise CheckpointError(f"cannot write {path}: it is a folder; choose another with --output")
+        raise CheckpointError(f"cannot write {path}: it is a folder; choose another with {option}")
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: No such file or directory; make its folder")
     if not path.exists():
-        try_writing(path.parent)
+        try_writing(path.parent, option)
     elif not os.access(path, os.W_OK):
         raise CheckpointError(f"cannot write {path}: Permission denied")
 

@@ -212,7 +212,7 @@ def _write_table_to_fill(request: InitRequest, file: Path) -> InitResult:
         raise ConfigError(
             f"{file} is there already; fill it in, then: {command}; or choose another with --table"
         )
-    try_writing_file(file)
+    try_writing_file(file, "--table")
     blank = write_blank_table(request.data, file)
     options = [text for text in request.overrides if not text.startswith("data.format=")]
     sidecar = replace(request, overrides=(*options, "data.format=sidecar"))
