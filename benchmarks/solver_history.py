@@ -35,8 +35,10 @@ SETS = ((300, 0), (300, 1), (300, 2), (1000, 0), (1000, 1), (1000, 2), (None, 0)
 """Rows of train (None: all of them), and the seed that draws them."""
 
 
-def prepare(asked: argparse.Namespace, rows: int | None, seed: int, folder: Path) -> TrainingSetup:
-    """Return the run on the features of a training set."""
+def prepare(
+    asked: argparse.Namespace, rows: int | None, seed: int, folder: Path, *settings: str
+) -> TrainingSetup:
+    """Return the run on the features of a training set; `settings` as on the command line."""
     table, labels = asked.train.absolute(), read_labels(asked.train)
     if rows is not None:
         table = folder / "train.csv"
@@ -44,7 +46,8 @@ def prepare(asked: argparse.Namespace, rows: int | None, seed: int, folder: Path
     unseen = sorted(read_labels(asked.val) - labels)
     data = [f"data.train={table}", f"data.val={asked.val.absolute()}"]
     data += [f"data.images={asked.images.absolute()}", f"data.ignore_labels={json.dumps(unseen)}"]
-    config = load_config(CONFIG, [*data, f"model.weights={asked.weights.absolute()}"])
+    weights = f"model.weights={asked.weights.absolute()}"
+    config = load_config(CONFIG, [*data, weights, *settings])
     world, log = World(prepare_device("cpu"), DistInfo()), RunLog(StringIO())
     setup = with_features(set_up(config, load_splits(config, None), world, log), None, RunLog())
     assert setup is not None

@@ -116,10 +116,10 @@ class TrainConfig(Section):
         "auto", description="auto: a frozen backbone's features are computed once, and kept"
     )
     cache_views: int = Field(
-        2,
+        1,
         gt=0,
-        description="versions of a picture whose features are computed: itself, its mirror image, "
-        "then random crops",
+        description="versions of a picture whose features are computed: itself; 2: its mirror "
+        "image too; more: random crops besides",
     )
     solve_head_first: bool = Field(
         False,

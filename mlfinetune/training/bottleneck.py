@@ -6,7 +6,7 @@ Speeds, Work -> estimate_times   seconds of the run
 
 Before anything is timed, numbers of pictures and epochs alone say how the backbone's work compares:
 
-Passes -> compare_with_freezing   14.4: all epochs are so many times the work of freezing
+Passes -> compare_with_freezing   26: all epochs are so many times the work of freezing
        -> choose_way              the key that `init` sets on this machine
 """
 
@@ -180,10 +180,10 @@ class Passes:
 def compare_with_freezing(passes: Passes) -> float:
     """Return the backbone's work in fine-tuning over that for the features of a frozen one.
 
-    800 + 200 pictures, 10 epochs: 10 * (3 * 800 + 200) / (2 * 800 + 200) = 14.4. It is counted in
+    800 + 200 pictures, 10 epochs: 10 * (3 * 800 + 200) / (800 + 200) = 26. It is counted in
     forward passes; of a frozen backbone each is faster too.
     """
-    features = 2 * passes.train + passes.val  # the picture and its mirror image
+    features = passes.train + passes.val
     tuning = passes.epochs * (STEP_PASSES * passes.train + passes.val)
     return (tuning + passes.solutions * features) / max(1, features)
 
@@ -226,10 +226,10 @@ def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None
 
 
 def _estimate_seconds_if_frozen(speeds: Speeds, work: Work) -> float:
-    """Estimate the seconds of the run with a frozen backbone and the features of two views."""
+    """Estimate the seconds of the run with a frozen backbone and features computed once."""
     if work.views:
         return _estimate_total_seconds(speeds, work)
-    once = replace(work, frozen=True, views=2, decodings=1)
+    once = replace(work, frozen=True, views=1, decodings=1)
     return estimate_times(replace(speeds, head=speeds.head or speeds.loss), once).once
 
 

@@ -61,6 +61,10 @@ from mlfinetune.training.records import StepRecord
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Ridge penalties l2, from strong to weak."""
 STRONGER_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRONGEST_OF_FEW = 10.0
+"""Penalty at which the search begins where examples are fewer than features. The best one is often
+between 1 and 30 there, and the mAP may have a lower peak at a weak one, where a search from 1 on
+would stay: `benchmarks/solver_search.py`."""
 WEAKER_PENALTIES = (0.0003, 0.0001)
 """Penalties beyond the edges, from the edge on. With few pictures the correlations of thousands of
 features have few, large eigenvalues, up to a thousand, and a penalty is small beside them."""

@@ -23,6 +23,7 @@ from mlfinetune.training.lbfgs import (
     ITERATIONS,
     PENALTIES,
     STRONGER_PENALTIES,
+    STRONGEST_OF_FEW,
     WEAKER_PENALTIES,
     Solver,
 )
@@ -57,7 +58,10 @@ def solve_head(
         track = partial(bar.track, count=count_images)
         solver = Solver(head, setup.train.sweep, setup.loss, track)
         stops = [n for n in ITERATIONS if only is None or n <= only.iterations]
-        for l2 in search_penalties(best_by_penalty, log.say) if only is None else (only.l2,):
+        is_few = len(setup.splits.train) < head.in_features
+        strongest = STRONGEST_OF_FEW if is_few else PENALTIES[0]
+        search = search_penalties(best_by_penalty, log.say, strongest)
+        for l2 in search if only is None else (only.l2,):
             for record in solver.path(l2, stops):
                 penalty = Penalty(l2, int(record.rates["iterations"]))
                 if only is not None and penalty != only:
@@ -94,29 +98,37 @@ def _try_solution(
 
 
 def search_penalties(
-    best_by_penalty: Mapping[float, Candidate], say: Callable[[str], None]
+    best_by_penalty: Mapping[float, Candidate],
+    say: Callable[[str], None],
+    strongest: float = PENALTIES[0],
 ) -> Iterator[float]:
     """Yield the penalties to try, one after the other.
 
-    Penalties get weaker from one to the next. After PATIENCE penalties in a row without a better
-    mAP no weaker one is tried. Where the best one is then at an edge of PENALTIES, the search goes
-    on beyond that edge, for as long as each penalty beats all that were tried before:
+    The grid is that of PENALTIES, and the stronger ones up to `strongest` before them. Penalties
+    get weaker from one to the next. After PATIENCE penalties in a row without a better mAP no
+    weaker one is tried. Where the best one is then at an edge of the grid, the search goes on
+    beyond that edge, for as long as each penalty beats all that were tried before:
 
         best of the grid        tried next
         0.1                     nothing
         0.001, the weakest      0.0003; if that is better still, 0.0001
         1, the strongest        3; if that is better still, 10, and so on to 1000
+        10, where it begins     30; if that is better still, 100, and so on to 1000
 
     Args:
         best_by_penalty: the best solution at each penalty; the caller adds that of a penalty before
             it asks for the next one.
         say: is told about each step beyond an edge.
+        strongest: the first penalty to try.
     """
-    for l2 in PENALTIES:
+    first = [l2 for l2 in STRONGER_PENALTIES if l2 <= strongest]
+    grid = (*reversed(first), *PENALTIES)
+    for l2 in grid:
         yield l2
         if _is_past_best(list(best_by_penalty.values())):
             break
-    for edge, beyond in ((PENALTIES[-1], WEAKER_PENALTIES), (PENALTIES[0], STRONGER_PENALTIES)):
+    stronger = STRONGER_PENALTIES[len(first) :]
+    for edge, beyond in ((grid[-1], WEAKER_PENALTIES), (grid[0], stronger)):
         for l2 in beyond:
             if not _wins(edge, best_by_penalty):
                 break

@@ -281,7 +281,8 @@ def _time_loss(trial: TrialRun, targets: Tensor) -> float:
 def _build_stages(speeds: Speeds, work: Work) -> tuple[Stage, ...]:
     """Build the rows of the table, without the stages that were not timed."""
     every_epoch = "every epoch"
-    on_device = f"once, {work.views} views" if work.views else every_epoch
+    seen = f"once, {work.views} views" if work.views > 1 else "once"
+    on_device = seen if work.views else every_epoch
     validation = f"validation, {work.eval_views} views" if work.eval_views > 1 else "validation"
     decoded = f"once, {work.decodings} decodings" if work.decodings > 1 else "once"
     rows = (

@@ -47,7 +47,7 @@ def test_a_backbone_goes_through_every_command(few: Path, cli: Run, name: str) -
     assert (done.returncode, "as trained: a " in done.stderr) == (0, True)
     assert len((few / "out.csv").read_text().splitlines()) == 25
     done = cli("train", "pets.yaml", *asked, "model.freeze_backbone=true", cwd=few)
-    assert (done.returncode, "20 to compute" in done.stderr) == (0, True)
+    assert (done.returncode, "10 to compute" in done.stderr) == (0, True)
 
 
 def test_a_frozen_backbone_keeps_its_features(few: Path, cli: Run) -> None:
@@ -58,8 +58,8 @@ def test_a_frozen_backbone_keeps_its_features(few: Path, cli: Run) -> None:
         cli(*asked, f"train.seed={seed}", cwd=few, MLFINETUNE_CACHE=str(few / "kept")).stderr
         for seed in (0, 0, 1)
     )
-    assert "0 kept from before, 20 to compute (none kept for these weights and settings)" in first
-    assert "features of train: 20 wanted (10 pictures x 2 views), 20 kept from before\n" in second
+    assert "0 kept from before, 10 to compute (none kept for these weights and settings)" in first
+    assert "features of train: 10 wanted, 10 kept from before\n" in second
     assert "none kept for these weights and settings" in other
     weights = [
         checkpoint.load(few / f"runs/pets{end}/best.safetensors").weights

@@ -133,7 +133,7 @@ def test_what_learns_is_chosen_for_the_machine(tmp_path: Path, cli: Run) -> None
     table(tmp_path / "data.csv", 10)
     no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
     done = cli("init", "data.csv", cwd=tmp_path, **no_gpu)
-    why = "no GPU here: 14 times less work than 10 epochs of all layers"
+    why = "no GPU here: 26 times less work than 10 epochs of all layers"
     assert f"model.freeze_backbone: true; {why}\n" in done.stdout
     assert f"freeze_backbone: true      # {why}\n" in (tmp_path / "data.yaml").read_text()
     for number, given in enumerate(

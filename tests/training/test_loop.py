@@ -13,11 +13,13 @@ from mlfinetune.training.solve import (
 )
 
 
-def search(measure: Callable[[float], float | None]) -> tuple[list[float], list[str]]:
+def search(
+    measure: Callable[[float], float | None], strongest: float = PENALTIES[0]
+) -> tuple[list[float], list[str]]:
     """Return the penalties that are tried where `measure` gives their mAP, and what is said."""
     found: dict[float, Candidate] = {}
     said: list[str] = []
-    for number, l2 in enumerate(search_penalties(found, said.append)):
+    for number, l2 in enumerate(search_penalties(found, said.append, strongest)):
         found[l2] = Candidate(number, "", measure(l2), None, 0.0, "")
     return list(found), said
 
@@ -35,6 +37,17 @@ def test_beyond_the_strongest(best: float, last: float) -> None:
     assert tried == [*PENALTIES[:3], *stronger]
     assert len(said) == len(stronger)
     assert said[0] == "l2 1 is the best penalty so far and the strongest: 3 is tried too"
+
+
+def test_a_search_from_a_strong_penalty_passes_a_lower_peak() -> None:
+    """From 1 on it would stay at 0.3, whose mAP is above both neighbours'."""
+    peaks = {10: 0.5, 3: 0.6, 1: 0.3, 0.3: 0.4}
+    tried, said = search(lambda l2: peaks.get(l2, 0.1), strongest=10.0)
+    assert (tried, said) == ([10.0, 3.0, 1.0, 0.3], [])
+    assert search(lambda l2: peaks.get(l2, 0.1))[0] == list(PENALTIES[:4])
+    tried, said = search(lambda l2: l2 / 1e4, strongest=10.0)
+    assert tried == [10.0, 3.0, 1.0, *STRONGER_PENALTIES[2:]]
+    assert said[0] == "l2 10 is the best penalty so far and the strongest: 30 is tried too"
 
 
 @pytest.mark.parametrize(("best", "count"), [(0.001, 1), (0.0003, 2), (0.0, 2)])
