@@ -168,6 +168,7 @@ def _build_classifier(name: str, image_size: int) -> tuple[nn.Module, int]:
     # A RegNet computes its widths with tensors, which needs their numbers.
     with torch.device("cpu") if name.startswith("regnet_") else nullcontext():
         network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    network.to(torch.get_default_device())
     linear = [(key, part) for key, part in network.named_modules() if isinstance(part, nn.Linear)]
     key, head = linear[-1]
     network.set_submodule(key, nn.Identity())

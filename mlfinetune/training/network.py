@@ -25,6 +25,7 @@ from mlfinetune.models.preprocessing import (
     resolve_weights,
 )
 from mlfinetune.models.pretrained import load_pretrained, require_weights_file
+from mlfinetune.models.sizes import require_vectors
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Origin, Parent, read_origin
@@ -76,7 +77,8 @@ def require_network(config: Config) -> None:
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
-        ConfigError: there is no such backbone, or it does not take these levels or this image size.
+        ConfigError: there is no such backbone, it does not take these levels or this image size,
+            or its features are no vectors.
         WeightsError: the backbone has no such weights, or there is no such file.
     """
     config = resolve_network(config)
@@ -90,7 +92,8 @@ def require_network(config: Config) -> None:
         assert model.image_size != "auto"
         with torch.device("meta"):
             levels = choose_levels(model.backbone, model.levels)
-            build_backbone(model.backbone, levels, model.image_size)
+            backbone, _ = build_backbone(model.backbone, levels, model.image_size)
+        require_vectors(backbone, model.backbone, model.image_size)
 
 
 def require_own_levels(config: Config) -> None:
