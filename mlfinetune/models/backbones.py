@@ -22,7 +22,12 @@ from torchvision.models.resnet import ResNet
 
 from mlfinetune.errors import ConfigError
 from mlfinetune.models.sizes import require_size
-from mlfinetune.models.timm_backbones import build_timm, is_timm, require_timm_backbone
+from mlfinetune.models.timm_backbones import (
+    build_timm,
+    find_timm_name,
+    is_timm,
+    require_timm_backbone,
+)
 from mlfinetune.text import suggest
 
 REFUSED = {
@@ -152,7 +157,9 @@ def require_backbone(name: str) -> None:
     for pattern, reason in REFUSED.items():
         if re.fullmatch(pattern, name):
             raise ConfigError(f"model.backbone: {name} cannot be a backbone: {reason}; {_LIST}")
-    raise ConfigError(f"model.backbone: no '{name}'{suggest(name, BACKBONES) or '.'} {_LIST}")
+    of_timm = find_timm_name(name)
+    hint = f"; did you mean '{of_timm}'?" if of_timm else suggest(name, BACKBONES)
+    raise ConfigError(f"model.backbone: no '{name}'{hint or '.'} {_LIST}")
 
 
 _LIST = "`mlfinetune models` lists those that are known"
@@ -168,6 +175,7 @@ def _build_classifier(name: str, image_size: int) -> tuple[nn.Module, int]:
     # A RegNet computes its widths with tensors, which needs their numbers.
     with torch.device("cpu") if name.startswith("regnet_") else nullcontext():
         network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    network.to(torch.get_default_device())
     linear = [(key, part) for key, part in network.named_modules() if isinstance(part, nn.Linear)]
     key, head = linear[-1]
     network.set_submodule(key, nn.Identity())

@@ -62,9 +62,9 @@ def number_layers(backbone: nn.Module, name: str) -> dict[str, int]:
     Raises:
         ConfigError: it has no layers to count.
     """
-    names = [key for key, _ in backbone.named_parameters()]
+    parameters = dict(backbone.named_parameters())
     if isinstance(backbone, PooledResNet):
-        return {key: STAGES.index(key[:6]) + 1 if key[:6] in STAGES else 0 for key in names}
+        return {key: STAGES.index(key[:6]) + 1 if key[:6] in STAGES else 0 for key in parameters}
     if is_timm(name):
         return number_timm_layers(backbone, name)
     kind = type(backbone).__name__
@@ -76,8 +76,10 @@ def number_layers(backbone: nn.Module, name: str) -> dict[str, int]:
     pattern, joined = _LAYERS[kind]
     raw: dict[str, int] = {}
     last = -1
-    for key in names:
+    for key, parameter in parameters.items():
         match = re.match(pattern, key)
+        if kind == "VGG" and parameter.ndim == 1:
+            match = None  # a bias, or a BatchNorm: they belong to the convolution before them
         if match:  # 0 is the stem; of 1, 2, 3, ... two are joined to 1, 2, 2, ...
             last = (int(match[1]) + joined) // joined if int(match[1]) else 0
         raw[key] = last

@@ -85,7 +85,7 @@ def load_pretrained(
         state = _rename_keys(state)
     elif find_misfits(state, wanted):  # some of timm's conversions harm keys that are right
         state = convert_timm_weights(model.features, state)
-    _load_backbone(model.features, state, weights)
+    _load_backbone(model.features, state, weights, backbone)
     return _count_outputs(head)
 
 
@@ -278,7 +278,9 @@ def find_misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[st
     return faults
 
 
-def _load_backbone(features: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+def _load_backbone(
+    features: nn.Module, state: dict[str, Tensor], origin: str, backbone: str
+) -> None:
     """Load `state` if it fits and is finite, else raise a WeightsError with every fault."""
     wanted = features.state_dict()
     optional = {key: wanted[key] for key in wanted if key.endswith("num_batches_tracked")}
@@ -292,7 +294,10 @@ def _load_backbone(features: nn.Module, state: dict[str, Tensor], origin: str) -
             if not x.isfinite().all()
         ]
     if faults:
-        raise WeightsError(f"model.weights: {origin} does not fit\n{format_list(faults)}")
+        raise WeightsError(
+            f"model.weights: {origin} does not fit the model.backbone {backbone}\n"
+            f"{format_list(faults)}"
+        )
     features.load_state_dict(state)
 
 

@@ -2,12 +2,13 @@
 
 build, S -> require_size       -> the error that names the network's own size, if need be
 build, S -> takes_one_picture  -> whether BatchNorm can learn from one picture
+module, S -> require_vectors   -> the error that the features are of places, not of a picture
 """
 
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlfinetune.errors import ConfigError
 
@@ -59,7 +60,27 @@ def takes_one_picture(build: Build, side: int) -> bool:
     return True
 
 
-def _try_forward(build: Build, side: int, *, training: bool) -> None:
+def require_vectors(backbone: nn.Module, name: str, side: int) -> None:
+    """Raise a ConfigError where a network gives more than one vector of features a picture.
+
+    Args:
+        backbone: with shapes alone, for pictures of S.
+        name: of the backbone, for messages.
+        side: S, in pixels.
+    """
+    try:
+        shape = _try_forward(lambda _: backbone, side, training=False)
+    except _MISFITS:
+        return  # it cannot be tried without computing
+    if len(shape) != 2:
+        raise ConfigError(
+            f"model.backbone: {name} cannot be a backbone: its features of a picture are "
+            f"{' x '.join(map(str, shape[1:]))} numbers, not one vector"
+        )
+
+
+def _try_forward(build: Build, side: int, *, training: bool) -> torch.Size:
     """Compute the shape of the features of one picture."""
     with torch.device("meta"), torch.no_grad():
-        build(side).train(training)(torch.empty(1, 3, side, side))
+        features: Tensor = build(side).train(training)(torch.empty(1, 3, side, side))
+    return features.shape

@@ -66,6 +66,19 @@ def require_timm_backbone(backbone: str) -> None:
         )
 
 
+def find_timm_name(name: str) -> str | None:
+    """Return the name that timm's model needs here: `timm/resnet50d` of `hf-hub:timm/resnet50d`.
+
+    None: timm has no such model, or is missing.
+    """
+    backbone = PREFIX + name.rpartition("/")[2]
+    try:
+        require_timm_backbone(backbone)
+    except ConfigError:
+        return None
+    return backbone
+
+
 def _split(backbone: str) -> tuple[str, str]:
     """Return architecture and tag: `timm/convnext_tiny.fb_in22k` -> convnext_tiny, fb_in22k."""
     architecture, _, tag = backbone.removeprefix(PREFIX).partition(".")

@@ -29,7 +29,6 @@ from mlfinetune.metrics.implies import list_pairs
 from mlfinetune.metrics.types import DecisionRule
 from mlfinetune.models.backbones import build_backbone, choose_levels
 from mlfinetune.models.inference import place_on_device
-from mlfinetune.models.layers import number_layers
 from mlfinetune.models.sizes import takes_one_picture
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.models.timm_backbones import is_timm
@@ -84,8 +83,7 @@ def build_model(
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
-        ConfigError: an unknown backbone, batches that BatchNorm cannot train on, or layers that
-            cannot be counted.
+        ConfigError: an unknown backbone, or batches that BatchNorm cannot train on.
         WeightsError: the weights cannot be had, or do not fit.
     """
     config = resolve_network(config)
@@ -103,8 +101,6 @@ def build_model(
         bias=prior,
         chunked=chunks_head(config, train, processes),
     )
-    if config.train.layer_decay is not None:
-        number_layers(tagger.features, model.backbone)  # refused before anything is written
     loaded = load_weights(config, tagger, train.labels.names)
     return place_on_device(tagger, device), loaded
 

@@ -17,6 +17,7 @@ from mlfinetune.config import Config
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import WeightsError
 from mlfinetune.models.backbones import build_backbone, choose_levels, is_resnet
+from mlfinetune.models.layers import number_layers
 from mlfinetune.models.preprocessing import (
     Preprocessing,
     find_preprocessing,
@@ -25,6 +26,7 @@ from mlfinetune.models.preprocessing import (
     resolve_weights,
 )
 from mlfinetune.models.pretrained import load_pretrained, require_weights_file
+from mlfinetune.models.sizes import require_vectors
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Origin, Parent, read_origin
@@ -76,13 +78,16 @@ def require_network(config: Config) -> None:
 
     Raises:
         CheckpointError: the weights are a run directory without a checkpoint.
-        ConfigError: there is no such backbone, or it does not take these levels or this image size.
-        WeightsError: the backbone has no such weights, or there is no such file.
+        ConfigError: there is no such backbone, it does not take these levels or this image size,
+            its features are no vectors, or it has no layers to count.
+        WeightsError: the backbone has no such weights, there is no such file, or it is the
+            checkpoint of another network.
     """
     config = resolve_network(config)
     model, file = config.model, _find_file(config)
     if file is not None:
         require_weights_file(file)
+        _require_own_network(config, file)
     elif is_resnet(model.backbone) and model.weights is not None:
         get_weight_set(model.backbone, model.weights)
     _find_preprocessing(config)  # of another network it names the weights
@@ -90,21 +95,30 @@ def require_network(config: Config) -> None:
         assert model.image_size != "auto"
         with torch.device("meta"):
             levels = choose_levels(model.backbone, model.levels)
-            build_backbone(model.backbone, levels, model.image_size)
+            backbone, _ = build_backbone(model.backbone, levels, model.image_size)
+        require_vectors(backbone, model.backbone, model.image_size)
+        if config.train.layer_decay is not None:
+            number_layers(backbone, model.backbone)
 
 
-def require_own_levels(config: Config) -> None:
-    """Raise a WeightsError where the config sets other levels than the checkpoint it begins with.
+def _require_own_network(config: Config, file: Path) -> None:
+    """Raise a WeightsError where the weights are a checkpoint of another backbone or other levels.
 
-    Of another backbone `load_weights` says so.
+    Names with other tags of one architecture of timm are of one backbone.
     """
-    model, origin = config.model, _read_origin(config)
-    if origin is None or model.levels in ("auto", origin.levels):
+    model, origin = config.model, read_origin(file)
+    if origin is None:
         return
-    raise WeightsError(
-        f"model.levels: {model.levels}, but {model.weights} was trained with {origin.levels}, and "
-        f"its head fits no other: take model.levels out, or set it to {origin.levels}"
-    )
+    if origin.backbone.partition(".")[0] != model.backbone.partition(".")[0]:
+        raise WeightsError(
+            f"model.weights: {display_path(file)} is of a {origin.backbone}, not of a "
+            f"{model.backbone}: set model.backbone: {origin.backbone}"
+        )
+    if model.levels not in ("auto", origin.levels):
+        raise WeightsError(
+            f"model.levels: {model.levels}, but {model.weights} was trained with {origin.levels}, "
+            f"and its head fits no other: take model.levels out, or set it to {origin.levels}"
+        )
 
 
 def build_transform_spec(config: Config) -> TransformSpec:
@@ -221,11 +235,6 @@ def _load_checkpoint(
     """Load the backbone of a checkpoint of ours, and its head's rows of labels that stay."""
     model = config.model
     assert model.image_size != "auto"
-    if origin.backbone.partition(".")[0] != model.backbone.partition(".")[0]:
-        raise WeightsError(
-            f"model.weights: {display_path(file)} is of a {origin.backbone}, not of a "
-            f"{model.backbone}: set model.backbone: {origin.backbone}"
-        )
     content = checkpoint.load(file)
     load_pretrained(tagger, model.backbone, str(file), model.image_size, content.weights)
     parent = Parent(os.path.abspath(file), origin.sha256)

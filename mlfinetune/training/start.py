@@ -35,7 +35,7 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.signals import Signals
 from mlfinetune.storage.atomic import remove_leftovers, try_writing, write_atomic
 from mlfinetune.text import display_path, pluralize
-from mlfinetune.training.network import is_own_checkpoint, require_own_levels, resolve_network
+from mlfinetune.training.network import is_own_checkpoint, resolve_network
 from mlfinetune.training.resumable import require_resumable
 from mlfinetune.training.resume import (
     ResumeState,
@@ -242,8 +242,6 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
             where they were an earlier version's default. None: a new run.
     """
     config = resolve_data_config(config, splits)
-    if run is None:
-        require_own_levels(config)
     kept = None if run is None else run / directory.CONFIG
     if kept is not None and kept.is_file():
         before = load_config(kept)

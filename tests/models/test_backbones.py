@@ -13,6 +13,7 @@ from mlfinetune.models.backbones import BACKBONES, REFUSED, build_backbone, find
 from mlfinetune.models.layers import list_undecayed, number_layers
 from mlfinetune.models.preprocessing import find_preprocessing, list_weights, resolve_weights
 from mlfinetune.models.pretrained import load_pretrained
+from mlfinetune.models.sizes import takes_one_picture
 from mlfinetune.models.tagger import Tagger
 
 OTHERS = [name for name in BACKBONES if not is_resnet(name)]
@@ -42,8 +43,8 @@ def test_every_classifier_of_torchvision_is_a_backbone_or_refused() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_a_classifier_loses_its_last_linear_layer(name: str) -> None:
     """No tensor of 1,000 classes is left; features of its width, by shapes alone."""
-    side = 32 if name.startswith("regnet") else find_own_size(name)
-    with torch.device("cpu" if name.startswith("regnet") else "meta"), torch.no_grad():
+    side = find_own_size(name)
+    with torch.device("meta"), torch.no_grad():
         backbone, width = build_backbone(name, 1, side)
         assert backbone.eval()(torch.empty(1, 3, side, side)).shape == (1, width)
     assert not [
@@ -111,6 +112,7 @@ def test_weights_of_a_transformer_are_for_one_size() -> None:
         ("swin_t", 5, "features.0.0.weight", "norm.weight"),
         ("vit_b_32", 13, "class_token", "encoder.ln.weight"),
         ("mobilenet_v3_small", 13, "features.0.0.weight", "features.12.0.weight"),
+        ("vgg11_bn", 8, "features.1.weight", "features.26.weight"),
         ("timm/test_vit", 7, "pos_embed", "norm.weight"),
         ("timm/test_convnext", 11, "stem.0.weight", "head.norm.weight"),
     ],
@@ -123,6 +125,13 @@ def test_layers_are_counted(name: str, layers: int, first: str, last: str) -> No
     assert sorted(set(numbers.values())) == list(range(layers))
     assert numbers.keys() == dict(backbone.named_parameters()).keys()
     assert (numbers[first], numbers[last]) == (0, layers - 1)
+
+
+@pytest.mark.parametrize("name", ["regnet_x_400mf", "timm/test_efficientnet"])
+def test_batch_norm_needs_two_values(name: str) -> None:
+    """One picture is enough where the last map has more than one pixel."""
+    assert not takes_one_picture(lambda side: build_backbone(name, 1, side)[0], 32)
+    assert takes_one_picture(lambda side: build_backbone(name, 1, side)[0], 64)
 
 
 def test_layers_have_falling_rates() -> None:

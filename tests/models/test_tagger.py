@@ -413,7 +413,9 @@ def test_weights_that_do_not_fit_are_named(folder: Path, shared: Tagger, fault: 
     path, before = write(folder / "w.pth", change(light("resnet18"))), copied(shared)
     with pytest.raises(WeightsError) as caught:
         load_pretrained(shared, "resnet18", str(path))
-    assert str(caught.value).startswith(f"model.weights: {path} does not fit\n")
+    assert str(caught.value).startswith(
+        f"model.weights: {path} does not fit the model.backbone resnet18\n"
+    )
     assert words in str(caught.value)
     assert same(copied(shared), before)
 
@@ -432,7 +434,10 @@ def test_ten_faults_are_shown_and_the_rest_counted(folder: Path, shared: Tagger)
 def test_another_architecture_does_not_fit(folder: Path, shared: Tagger) -> None:
     """A resnet50's file is no resnet18's."""
     path = write(folder / "w.pth", light("resnet50"))
-    with pytest.raises(WeightsError, match=r"(?s)does not fit\n.*conv3.*\n.*and \d+ more$"):
+    with pytest.raises(
+        WeightsError,
+        match=r"(?s)does not fit the model.backbone resnet18\n.*conv3.*\n.*and \d+ more$",
+    ):
         load_pretrained(shared, "resnet18", str(path))
 
 

@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlfinetune.errors import ConfigError, WeightsError
+from mlfinetune.models.backbones import build_backbone
 from mlfinetune.models.preprocessing import resolve_weights
 from mlfinetune.models.pretrained import is_cached, load_pretrained
+from mlfinetune.models.sizes import require_vectors
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
 
@@ -97,6 +99,16 @@ def test_a_norm_in_the_head_belongs_to_the_backbone(tmp_path: Path) -> None:
     path = str(tmp_path / "convnext.safetensors")
     assert load_pretrained(tagger, "timm/test_convnext", path, 160) == 1000
     assert tagger.features.head.norm.weight.equal(model.head.norm.weight)
+
+
+def test_features_of_places_are_refused() -> None:
+    """An encoder for a language model gives a vector for each place, and no vector of all."""
+    with torch.device("meta"):
+        encoder, _ = build_backbone("timm/gemma4_vit_167m_enc", 1, 96)
+        whole, _ = build_backbone(VIT, 1, 96)
+    require_vectors(whole, VIT, 96)
+    with pytest.raises(ConfigError, match=r"gemma4\w+ cannot be a .* are 4 x 768 numbers, not one"):
+        require_vectors(encoder, "timm/gemma4_vit_167m_enc", 96)
 
 
 @pytest.mark.parametrize("name", [VIT, "timm/test_vit_relpos", "timm/test_efficientnet"])
