@@ -153,6 +153,9 @@ def test_a_cpu_is_told_of_the_fast_way(train: Train) -> None:
     tuned = train("tuned", "model.freeze_backbone=false", "train.epochs=4", "--device", "cpu")
     assert "on a CPU: with model.freeze_backbone: true the backbone has 6 times less" in tuned
     assert "times less" not in train("kept", "--device", "cpu")
+    others = ("model.freeze_backbone=false", "train.epochs=4", "train.layer_decay=0.9", OFF)
+    said = train("others", *others, "--device", "cpu")
+    assert " (without train.layer_decay and train.cache_features) the backbone has " in said
 
 
 def test_bfloat16_is_kept_as_it_is_computed(train: Train, tmp_path: Path) -> None:
