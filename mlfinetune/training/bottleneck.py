@@ -228,7 +228,8 @@ def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None
         why = f"no GPU here: {ratio:.2g} times less work than {epochs} of all layers"
         return "model.freeze_backbone", why
     if passes.train <= FEW_PICTURES and labels <= FEW_LABELS:
-        return "train.solve_head_first", "few pictures: start from the best head, not at random"
+        why = "a GPU here, few pictures: start from the best head, not at random"
+        return "train.solve_head_first", why
     return None
 
 

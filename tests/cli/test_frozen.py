@@ -522,6 +522,17 @@ def test_more_epochs_never_lose_the_solved_head(train: Train, cli: Run, tmp_path
     assert after["candidate"] == before["candidate"]
 
 
+def test_a_head_to_solve_first_comes_too_late(train: Train, cli: Run, tmp_path: Path) -> None:
+    """Once the run has begun; the log says so, and not where the run began with it."""
+    train("late", *FINETUNE, "train.solve_head_first=false", "train.epochs=1")
+    config, more = str(tmp_path / "late/config.yaml"), ("--resume", "--allow-changed")
+    for epochs, said in ((2, True), (3, False)):
+        keys = ("train.solve_head_first=true", f"train.epochs={epochs}")
+        done = cli("train", config, *keys, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("train.solve_head_first comes too late" in done.stderr) is said
+
+
 def test_a_dry_run_solves_the_head_too(first: Path, backbone: Path, cli: Run) -> None:
     """And leaves nothing."""
     arguments = ("train", "pets.yaml", *frozen(backbone), *FINETUNE, "--dry-run")
