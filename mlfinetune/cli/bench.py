@@ -39,7 +39,7 @@ def bench(
 
 def _format_table(result: "BenchResult") -> str:
     """Return the table of stages and the conclusion, in at most 80 columns."""
-    from mlfinetune.text import format_duration
+    from mlfinetune.text import format_duration, pluralize
 
     work, batch = result.work, result.work.batch_size
     lines = [f"{'stage':<26} {'images/s':>12} {f'ms per {batch}':>12}   paid"]
@@ -57,8 +57,10 @@ def _format_table(result: "BenchResult") -> str:
     else:
         duration = (
             f"about {_format_seconds(epoch)} per epoch of {work.train} + {work.val} images, "
-            f"{format_duration(work.epochs * epoch)} for {work.epochs}"
+            f"{format_duration(work.epochs * epoch + once)} for {work.epochs}"
         )
+        if work.solutions:
+            duration += f" and {pluralize(work.solutions, 'solved head')}"
     return "\n".join(
         [
             *lines,

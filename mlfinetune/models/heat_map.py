@@ -10,7 +10,9 @@ Between the pooled maps and a logit there is only a mean and a linear head, so t
 Source: Zhou et al. 2016, Learning Deep Features for Discriminative Localization.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from math import isqrt
 
 import numpy as np
 import torch
@@ -34,15 +36,78 @@ from mlfinetune.models.tagger import ChunkedLinear, Tagger
 from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.runtime.threads import one_thread
 
+ComputeMaps = Callable[[Tensor], list[Tensor]]
+"""(B, 3, S, S) normalized -> maps (B, C, h, w), whose means, joined, are the features."""
 
-def find_no_map_reason(features: nn.Module) -> str | None:
-    """Say why a backbone has no map; None: it has one."""
+_EXACT = 1e-5
+"""Greatest difference of features from the means of maps, as a share of the greatest value."""
+
+
+def find_maps(features: nn.Module, side: int) -> ComputeMaps:
+    """Return what computes the maps of a backbone, whose means are its features.
+
+    Of a backbone that is no ResNet of torchvision they are what its last pooling layer gets. One
+    picture shows whether their means are the features: after a layer beyond the pooling they are
+    not. It takes two forward passes.
+
+    Args:
+        side: S, of the pictures.
+
+    Raises:
+        ConfigError: the backbone has no map.
+    """
     if isinstance(features, PooledResNet | FusedBackbone):
-        return None
-    return (
-        f"a backbone of type {type(features).__name__} has no heat map: its features are not the "
-        f"means of maps; torchvision's ResNets have one"
+        return features.compute_maps
+    features.eval()
+    unpooled = _remove_pooling(features)
+    parameter = next(features.parameters(), torch.empty(0))
+    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = noise.to(parameter.device, parameter.dtype)
+        means = features(x)
+        if unpooled is not None and _are_means(unpooled, means, x):
+            return lambda images: [_to_maps(unpooled(images), means.shape[1])]
+    raise ConfigError(
+        f"a backbone of type {type(features).__name__} has no heat map: its features do not come "
+        f"from a layer that averages maps; torchvision's ResNets have one"
     )
+
+
+def _remove_pooling(features: nn.Module) -> nn.Module | None:
+    """Return a backbone that gives (B, C * h * w) where `features` gives means (B, C).
+
+    It shares all tensors. None: there is no pooling layer.
+    """
+    shared = {id(tensor): tensor for tensor in (*features.parameters(), *features.buffers())}
+    unpooled = copy.deepcopy(features, shared)
+    names = [
+        name
+        for name, layer in unpooled.named_modules()
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)) and name
+    ]
+    if not names:
+        return None
+    unpooled.set_submodule(names[-1], nn.Identity())
+    return unpooled
+
+
+def _are_means(unpooled: nn.Module, features: Tensor, x: Tensor) -> bool:
+    """Tell whether the features of a picture are the means of what comes before the pooling."""
+    try:
+        flat = unpooled(x)
+    except RuntimeError:  # a layer beyond the pooling takes no maps
+        return False
+    cells = flat.numel() // features.numel()
+    if flat.dim() != 2 or cells * features.numel() != flat.numel() or isqrt(cells) ** 2 != cells:
+        return False
+    means = flat.reshape(*features.shape, cells).mean(2)
+    return bool((means - features).abs().max() <= _EXACT * flat.abs().max())
+
+
+def _to_maps(flat: Tensor, width: int) -> Tensor:
+    """(B, C * h * w) -> (B, C, h, w); the pictures are squares, so h is w."""
+    side = isqrt(flat.shape[1] // width)
+    return flat.reshape(len(flat), width, side, side)
 
 
 def explain(tagger: Tagger, images: Tensor, labels: Sequence[int], mirror: bool = False) -> Tensor:
@@ -61,16 +126,18 @@ def explain(tagger: Tagger, images: Tensor, labels: Sequence[int], mirror: bool 
     Raises:
         ConfigError: the backbone has no map.
     """
-    if reason := find_no_map_reason(tagger.features):
-        raise ConfigError(reason)
-    assert isinstance(tagger.features, PooledResNet | FusedBackbone)
-    if mirror:
-        mirrored = explain(tagger, images.flip(3), labels).flip(3)
-        return (explain(tagger, images, labels) + mirrored) / 2
     tagger.eval()
+    return _explain(tagger, find_maps(tagger.features, images.shape[-1]), images, labels, mirror)
+
+
+def _explain(
+    tagger: Tagger, compute_maps: ComputeMaps, images: Tensor, labels: Sequence[int], mirror: bool
+) -> Tensor:
+    if mirror:
+        mirrored = _explain(tagger, compute_maps, images.flip(3), labels, False).flip(3)
+        return (_explain(tagger, compute_maps, images, labels, False) + mirrored) / 2
     with torch.no_grad():
-        x = tagger.normalize(images.to(tagger.mean.device))
-        maps = tagger.features.compute_maps(x)
+        maps = compute_maps(tagger.normalize(images.to(tagger.mean.device)))
         weights = torch.split(_take_rows(tagger.head, labels), [each.shape[1] for each in maps], 1)
         size = max(tuple(each.shape[2:]) for each in maps)
         parts = [
@@ -110,8 +177,8 @@ class Explainer:
         Raises:
             ConfigError: the backbone has no map.
         """
-        if reason := find_no_map_reason(tagger.features):
-            raise ConfigError(reason)
+        tagger.eval()
+        self._compute_maps = find_maps(tagger.features, spec.image_size)
         self._tagger, self._spec, self._mirror = tagger, spec, mirror
         self._transform = build_eval_transform(spec)
         self._min_side = compute_min_decoded_side(spec, training=False)
@@ -130,9 +197,9 @@ class Explainer:
     def explain_pixels(self, pixels: NDArray[np.uint8], labels: Sequence[int]) -> Explanation:
         """Return the maps of a decoded picture, (H, W, 3) RGB, for the labels."""
         square = self._transform(to_tensor(pixels))
-        maps = explain(self._tagger, square[None], labels, self._mirror)[0].cpu().numpy()
+        maps = _explain(self._tagger, self._compute_maps, square[None], labels, self._mirror)
         height, width = pixels.shape[:2]
-        return Explanation(pixels, maps, locate_square(self._spec, width, height))
+        return Explanation(pixels, maps[0].cpu().numpy(), locate_square(self._spec, width, height))
 
 
 def count_explaining_threads(device: torch.device) -> int:
@@ -147,5 +214,7 @@ def build_explainer(
     tagger: Tagger, spec: TransformSpec, mirror: bool = False
 ) -> tuple[Explainer | None, str]:
     """Return an Explainer; or None, and the reason why the backbone has no map."""
-    reason = find_no_map_reason(tagger.features)
-    return (None, reason) if reason else (Explainer(tagger, spec, mirror), "")
+    try:
+        return Explainer(tagger, spec, mirror), ""
+    except ConfigError as error:
+        return None, str(error)

@@ -13,6 +13,8 @@ Passes -> compare_with_freezing   26: all epochs are so many times the work of f
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mlfinetune.text import pluralize
+
 MIN_SAVING = 0.1
 """Smallest share of the time that a change has to save to be suggested."""
 SLOW_DECODING = 150.0
@@ -71,6 +73,8 @@ class Work:
         eval_views: number of views of a picture in validation, which share one decoding.
         slow_type: the hardware is fast at bfloat16, and the run does not use it.
         pretrained: the backbone starts from weights: frozen it is of use.
+        solutions: how often the head is solved for beside the epochs, on features.
+        obstacles: keys of the config that a frozen backbone does not go with.
     """
 
     train: int
@@ -87,11 +91,13 @@ class Work:
     slow_type: bool
     pretrained: bool
     eval_views: int = 1
+    solutions: int = 0
+    obstacles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds that are paid once, and seconds of an epoch or of a pass over the features."""
+    """Seconds that are paid once, for features, and those of an epoch or of a pass over them."""
 
     once: float
     epoch: float
@@ -107,7 +113,7 @@ def estimate_times(speeds: Speeds, work: Work) -> Times:
         once = work.train * _compute_seconds_per_image(decoded, seen, work) + val
         return Times(once, work.train / speeds.head)
     return Times(
-        0.0,
+        work.solutions * _estimate_seconds_if_frozen(speeds, work) if work.solutions else 0.0,
         work.train
         * _compute_seconds_per_image(speeds.loader, _compute_device_rate(speeds, work), work)
         + val,
@@ -134,8 +140,8 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
     can_freeze = work.pretrained and not work.frozen and faster > FREEZE_SPEEDUP
     if can_freeze and not work.gpu:
         return (
-            f"model.freeze_backbone: true, for a run about {faster:.0f} times as fast (the head "
-            f"alone learns, on features computed once)"
+            f"model.freeze_backbone: true{_list_obstacles(work.obstacles)}, for a run about "
+            f"{faster:.0f} times as fast (the head alone learns, on features computed once)"
         )
     more, with_more = _find_enough_workers(speeds, work)
     if with_more < (1 - MIN_SAVING) * now:
@@ -155,8 +161,8 @@ def suggest_change(speeds: Speeds, work: Work) -> str:
         )
     if can_freeze and now > LONG_S:
         return (
-            f"model.freeze_backbone: true for first figures, about {faster:.0f} times as "
-            f"quick (features are then computed once)"
+            f"model.freeze_backbone: true{_list_obstacles(work.obstacles)} for first figures, "
+            f"about {faster:.0f} times as quick (features are then computed once)"
         )
     return "none: no simple change would make it faster"
 
@@ -218,10 +224,12 @@ def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None
     """
     if not gpu:
         ratio = compare_with_freezing(passes)
-        why = f"no GPU here: {ratio:.0f} times less work than {passes.epochs} epochs of all layers"
+        epochs = pluralize(passes.epochs, "epoch")
+        why = f"no GPU here: {ratio:.2g} times less work than {epochs} of all layers"
         return "model.freeze_backbone", why
     if passes.train <= FEW_PICTURES and labels <= FEW_LABELS:
-        return "train.solve_head_first", "few pictures: start from the best head, not at random"
+        why = "a GPU here, few pictures: start from the best head, not at random"
+        return "train.solve_head_first", why
     return None
 
 
@@ -264,7 +272,7 @@ def _compute_seconds_per_image(loader: float, device: float, work: Work) -> floa
 def _estimate_total_seconds(speeds: Speeds, work: Work) -> float:
     """Estimate the seconds in which a run loads pictures: all epochs, or the features once."""
     times = estimate_times(speeds, work)
-    return times.once if work.views else work.epochs * times.epoch
+    return times.once if work.views else times.once + work.epochs * times.epoch
 
 
 def _find_enough_workers(speeds: Speeds, work: Work) -> tuple[int, float]:

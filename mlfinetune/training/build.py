@@ -164,13 +164,10 @@ def precomputes_features(config: Config) -> bool:
 
 
 def list_freezing_obstacles(config: Config) -> list[str]:
-    """List the keys that are set, and that a frozen backbone does not go with."""
-    keys = {
-        "train.solve_head_first": config.train.solve_head_first,
-        "train.solve_head_last": config.train.solve_head_last,
-        "train.layer_decay": config.train.layer_decay is not None,
-    }
-    return [key for key, is_set in keys.items() if is_set]
+    """List the keys that are set, and that features computed once do not go with."""
+    keys = ("solve_head_first", "solve_head_last", "layer_decay", "cache_features")
+    fields = type(config.train).model_fields
+    return [f"train.{key}" for key in keys if getattr(config.train, key) != fields[key].default]
 
 
 def uses_lbfgs(config: Config, train: Manifest) -> bool:

@@ -89,6 +89,7 @@ def _score_missing(request: TrainRequest, pool: Pool, folds: Sequence[Fold], log
         save = partial(_save_fold, root, pool, fold, log=log)
         own_log = RunLog(rank=world.info.rank)
         train_fold(move_output(request, root / FOLDS / fold.name), pool, fold, save, own_log)
+        log.lap("folds")
 
 
 def _solve_folds(

@@ -153,9 +153,17 @@ def _train(
         setup = features
     elif config.train.solve_head_first and state is None:
         start = solve_first(setup, request.feature_root, log)
+    elif state is not None and _asks_late(setup, state):
+        log.say("train.solve_head_first comes too late: the run has begun; a new run solves first")
     with reading_copies(setup, request.copy_root, log):
         best = select_best(setup, start, state, request.signals, log)
     return FinishedTraining(setup, best, "" if state is None else state.content["history"])
+
+
+def _asks_late(setup: TrainingSetup, state: ResumeState) -> bool:
+    """Tell whether `train.solve_head_first` was added to a run that began without it."""
+    before = state.content["made_of"].get("train.solve_head_first", False)
+    return setup.config.train.solve_head_first and not before
 
 
 def _describe_fast_way(setup: TrainingSetup) -> str:

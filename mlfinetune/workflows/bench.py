@@ -47,6 +47,7 @@ from mlfinetune.training.bottleneck import (
 )
 from mlfinetune.training.build import (
     get_batch_size,
+    list_freezing_obstacles,
     opened_image_copies,
     precomputes_features,
 )
@@ -158,6 +159,8 @@ def _describe_work(
         slow_type=fast == torch.bfloat16 != dtype,
         eval_views=len(EVAL_VIEWS[config.eval.views]),
         pretrained=config.model.weights is not None,
+        solutions=config.train.solve_head_first + config.train.solve_head_last,
+        obstacles=tuple(list_freezing_obstacles(config)),
     )
 
 

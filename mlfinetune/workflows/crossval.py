@@ -183,12 +183,12 @@ def _cross_validate(
         result = None
         if world.is_main:
             result = _write_results(request, pool, folds, scores, seen, log)
+            log.lap("results")
         if options.then_train:
             choice = choose_by_folds([found.trials for found in scores])
             rule = None if result is None else result.evaluation.decision
             _train_on_all(request, pool, choice, find_slope(scores, choice), rule, log)
     log.say(f"{format_duration(time.monotonic() - request.started)} in all")
-    log.lap("results")
     log.say_seconds()
     return result
 
@@ -370,3 +370,4 @@ def _train_on_all(
         checkpoint.save(folder / directory.BEST, content)
         remove_weights(finished.run)
     log.say(f"model: {display_path(folder / directory.BEST)}")
+    log.lap("final model")

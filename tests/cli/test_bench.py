@@ -60,6 +60,13 @@ def test_a_frozen_run_without_features_is_told_of_them(pictures: Path, cli: Run)
     assert "suggestion: train.cache_features: auto, " in done.stdout
 
 
+def test_a_solved_head_is_part_of_the_time(pictures: Path, cli: Run) -> None:
+    """The line says so."""
+    done = cli("bench", "pets.yaml", SMALL, "train.solve_head_first=true", cwd=pictures)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^about .*, .* for \d+ and 1 solved head$", done.stdout, re.MULTILINE)
+
+
 def test_bench_leaves_no_files(pictures: Path, cli: Run, tmp_path: Path) -> None:
     """Nothing beside the data, and nothing in the cache."""
     cache = tmp_path / "own-cache"

@@ -129,6 +129,7 @@ def test_a_tuned_model_is_trained_as_the_folds_chose(pictures: Path) -> None:
     history = (pictures / "out" / "folds" / "all" / "metrics.jsonl").read_text()
     assert len(history.splitlines()) == epochs
     assert checkpoint.load(pictures / "out" / "best.safetensors").epoch == epochs
+    assert re.search(r"^seconds: .* folds, .* results, .* final model$", done.stderr, re.MULTILINE)
 
 
 def test_repeats_are_named_apart(frozen: Path) -> None:

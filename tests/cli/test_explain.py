@@ -67,6 +67,24 @@ def test_a_folder_that_cannot_be_written_is_said(trained: Path, cli: Run, tmp_pa
         assert "choose another with --explain" in done.stderr
 
 
+def test_overlays_do_not_become_inputs(trained: Path, cli: Run, tmp_path: Path) -> None:
+    """A folder among the pictures is refused: the next run would predict the overlays in it."""
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(trained / "images/0000.jpg", images / "a.jpg")
+    (tmp_path / "link").symlink_to(images)
+    command = ("predict", "-c", str(trained / "runs/pets"), "--threshold", "0")
+    refused = (("images", "images/looked"), ("link", "images"), (".", "looked"), ("*/*", "images"))
+    for given, folder in refused:
+        done = cli(*command, given, "--explain", folder, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "choose a folder that is apart" in done.stderr
+    for given, folder in (("images", "looked"), ("images/*.jpg", "images/looked")):
+        for _ in range(2):
+            done = cli(*command, given, "--explain", folder, cwd=tmp_path)
+            assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+
+
 # ---- the page ---------------------------------------------------------------------------
 
 

@@ -153,6 +153,9 @@ def test_a_cpu_is_told_of_the_fast_way(train: Train) -> None:
     tuned = train("tuned", "model.freeze_backbone=false", "train.epochs=4", "--device", "cpu")
     assert "on a CPU: with model.freeze_backbone: true the backbone has 10 times less" in tuned
     assert "times less" not in train("kept", "--device", "cpu")
+    others = ("model.freeze_backbone=false", "train.epochs=4", "train.layer_decay=0.9", OFF)
+    said = train("others", *others, "--device", "cpu")
+    assert " (without train.layer_decay and train.cache_features) the backbone has " in said
 
 
 def test_bfloat16_is_kept_as_it_is_computed(train: Train, tmp_path: Path) -> None:
@@ -515,6 +518,17 @@ def test_more_epochs_never_lose_the_solved_head(train: Train, cli: Run, tmp_path
     after = metrics(tmp_path / "more")
     assert after["mAP"] == before["mAP"]
     assert after["candidate"] == before["candidate"]
+
+
+def test_a_head_to_solve_first_comes_too_late(train: Train, cli: Run, tmp_path: Path) -> None:
+    """Once the run has begun; the log says so, and not where the run began with it."""
+    train("late", *FINETUNE, "train.solve_head_first=false", "train.epochs=1")
+    config, more = str(tmp_path / "late/config.yaml"), ("--resume", "--allow-changed")
+    for epochs, said in ((2, True), (3, False)):
+        keys = ("train.solve_head_first=true", f"train.epochs={epochs}")
+        done = cli("train", config, *keys, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("train.solve_head_first comes too late" in done.stderr) is said
 
 
 def test_a_dry_run_solves_the_head_too(first: Path, backbone: Path, cli: Run) -> None:

@@ -151,7 +151,7 @@ def test_with_a_gpu_fine_tuning_starts_from_a_solved_head(
     monkeypatch.setattr("mlfinetune.workflows.init.has_gpu", lambda: True)
     table(tmp_path / "data.csv", 10)
     done = cli("init", "data.csv", cwd=tmp_path)
-    assert "train.solve_head_first: true; few pictures" in done.stdout
+    assert "train.solve_head_first: true; a GPU here, few pictures" in done.stdout
     made = load_config(tmp_path / "data.yaml").train
     assert (made.solve_head_first, made.solve_head_last, made.ema) == (True, True, "auto")
     cli("init", "data.csv", "train.ema=0.9", "-o", "own.yaml", cwd=tmp_path)

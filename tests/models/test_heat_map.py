@@ -82,6 +82,37 @@ def test_a_chunked_head_gives_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(maps.mean((2, 3)) + tagger.head.bias[[1, 4]], logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", ["regnet_y_400mf", "efficientnet_b0", "timm/resnet10t"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_any_pooled_backbone_has_a_map(backbone: str, mirror: bool) -> None:
+    """It is that of what the last pooling layer gets; the network is what it was."""
+    tagger, seen = build(backbone), list[Tensor]()
+    maps = explain(tagger, pictures(64), [3, 0], mirror)
+    pools = [one for one in tagger.modules() if isinstance(one, nn.AdaptiveAvgPool2d)]
+    pools[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        logits, turned = tagger(pictures(64))[:, [3, 0]], tagger(pictures(64).flip(3))[:, [3, 0]]
+    wanted = [
+        torch.einsum("kc,bchw->bkhw", tagger.head.weight.detach()[[3, 0]], one) for one in seen
+    ]
+    if mirror:
+        wanted[0], logits = (wanted[0] + wanted[1].flip(3)) / 2, (logits + turned) / 2
+    assert maps.shape == (2, 2, 2, 2)
+    assert torch.allclose(maps, wanted[0], rtol=0, atol=1e-4)
+    sums = maps.mean((2, 3)) + tagger.head.bias[[3, 0]]
+    assert torch.allclose(sums, logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["convnext_tiny", "mobilenet_v3_small", "mobilenet_v2", "timm/mobilenetv3_small_050"],
+)
+def test_layers_beyond_the_pooling_leave_no_map(backbone: str) -> None:
+    """A norm, a linear layer, an activation; or no pooling layer to see the maps of."""
+    with pytest.raises(ConfigError, match=r"has no heat map: .*ResNets have one$"):
+        explain(build(backbone), pictures(64), [0])
+
+
 def test_other_backbones_have_no_map() -> None:
     """They say so in one line."""
     tagger = build("resnet6_tiny").with_features(nn.Flatten())

@@ -176,6 +176,15 @@ def test_each_view_of_validation_is_a_forward_pass() -> None:
     assert found.once == pytest.approx(1000 * 2 / 300 + 200 * 2 / 300)
 
 
+def test_a_solved_head_costs_the_features_of_two_views() -> None:
+    """It is paid once for each of the heads; an epoch stays as it is."""
+    work = replace(WORK, gpu=True)
+    found = estimate_times(SPEEDS, replace(work, solutions=2))
+    assert found.once == pytest.approx(2 * (1000 * 2 / 300 + 200 / 300))
+    assert found.epoch == estimate_times(SPEEDS, work).epoch
+    assert estimate_times(SPEEDS, work).once == 0
+
+
 def test_features_are_paid_once_and_passes_are_cheap() -> None:
     """Two views are two forward passes of one decoding; an epoch is the head's alone."""
     found = estimate_times(FEATURES, replace(ONCE, gpu=True))
@@ -199,6 +208,11 @@ def test_features_are_paid_once_and_passes_are_cheap() -> None:
             SPEEDS,
             replace(WORK, pretrained=True),
             "model.freeze_backbone: true, for a run about 10 t",
+        ),
+        (
+            SPEEDS,
+            replace(WORK, pretrained=True, solutions=1, obstacles=("train.solve_head_first",)),
+            "model.freeze_backbone: true (without train.solve_head_first), for a run about 8 t",
         ),
         (SPEEDS, replace(WORK, pretrained=True, epochs=1), "none"),
         (SPEEDS, replace(WORK, pretrained=True, train=20, val=5), "none"),
@@ -238,6 +252,13 @@ def test_the_way_to_train_suits_pictures_and_machine(
     """The head alone without a GPU; with one a solved head to start from, unless that is much."""
     way = choose_way(Passes(images, images // 4, 10), labels, gpu)
     assert (way and way[0]) == key
+
+
+def test_the_reason_of_the_way_counts_right() -> None:
+    """One epoch is one, and its work is not rounded down to that of freezing."""
+    way = choose_way(Passes(80, 40, 1), 4, gpu=False)
+    assert way
+    assert way[1] == "no GPU here: 1.4 times less work than 1 epoch of all layers"
 
 
 @given(
