@@ -48,7 +48,8 @@ def find_maps(features: nn.Module, side: int) -> ComputeMaps:
 
     Of a backbone that is no ResNet of torchvision they are what its last pooling layer gets. One
     picture shows whether their means are the features: after a layer beyond the pooling they are
-    not. It takes two forward passes.
+    not. It takes two forward passes, in float32 on the CPU: a GPU may compute both by other
+    algorithms.
 
     Args:
         side: S, of the pictures.
@@ -58,15 +59,14 @@ def find_maps(features: nn.Module, side: int) -> ComputeMaps:
     """
     if isinstance(features, PooledResNet | FusedBackbone):
         return features.compute_maps
-    features.eval()
-    unpooled = _remove_pooling(features)
-    parameter = next(features.parameters(), torch.empty(0))
-    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        x = noise.to(parameter.device, parameter.dtype)
-        means = features(x)
-        if unpooled is not None and _are_means(unpooled, means, x):
-            return lambda images: [_to_maps(unpooled(images), means.shape[1])]
+    unpooled = _remove_pooling(features.eval())
+    if unpooled is not None:
+        parts = [copy.deepcopy(part).to("cpu", torch.float32) for part in (features, unpooled)]
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            means = parts[0](noise)
+            if _are_means(parts[1], means, noise):
+                return lambda images: [_to_maps(unpooled(images), means.shape[1])]
     raise ConfigError(
         f"a backbone of type {type(features).__name__} has no heat map: its features do not come "
         f"from a layer that averages maps; torchvision's ResNets have one"

@@ -131,6 +131,7 @@ class TorchBackend:
 
     def _set_views(self, views: EvalViews) -> None:
         self.views: EvalViews = views
+        self._explainer: Explainer | None = None
         self._scorer = average_views(self._tagger, views).eval()
         self._embedder = average_views(_Embedder(self._tagger), views).eval()
 
@@ -154,7 +155,9 @@ class TorchBackend:
         Raises:
             ConfigError: the backbone has none.
         """
-        return Explainer(self._tagger, self.spec, self.views == "mirror")
+        if self._explainer is None:
+            self._explainer = Explainer(self._tagger, self.spec, self.views == "mirror")
+        return self._explainer
 
 
 class _Embedder(nn.Module):

@@ -225,7 +225,8 @@ def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None
     if not gpu:
         ratio = compare_with_freezing(passes)
         epochs = pluralize(passes.epochs, "epoch")
-        why = f"no GPU here: {ratio:.2g} times less work than {epochs} of all layers"
+        times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+        why = f"no GPU here: {times} times less work than {epochs} of all layers"
         return "model.freeze_backbone", why
     if passes.train <= FEW_PICTURES and labels <= FEW_LABELS:
         why = "a GPU here, few pictures: start from the best head, not at random"
