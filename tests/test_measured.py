@@ -503,6 +503,28 @@ def test_the_history_of_the_solver() -> None:
         assert f"{mean:.4f} with {history}" in text
 
 
+def test_the_views_and_the_search_of_a_frozen_run() -> None:
+    """Every cell of the table: means of mAP, on all of val and held out; and the gains."""
+    sets, text = result("frozen_views"), page("decisions")
+    for way in next(iter(sets.values())):
+        cells = []
+        for size in ("100 ", "300 ", "1000 ", "all "):
+            found = [ways[way] for key, ways in sets.items() if key.startswith(size)]
+            means = (statistics.mean(one[name] for one in found) for name in ("mAP", "held out"))
+            cells.append(", ".join(f"{mean:.3f}" for mean in means))
+        assert f"| {way} | {' | '.join(cells)} |" in text
+    two, one = ([ways[f"{n}, from 10"] for ways in sets.values()] for n in ("2 views", "1 view"))
+    gains = [statistics.mean(each["gain"] for each in way) for way in (two, one)]
+    assert f"gains {gains[0]:.4f} of mAP over one from 1, " in text
+    assert f"pictures alone {gains[1]:.4f}. " in text
+    assert f"In {len(sets)} training sets" in text
+    assert f"lost up to {max(each['gain'] for each in two):.3f}" in text
+    f1 = statistics.mean(each["F1 gain"] for each in one)
+    assert f"F1 is {-f1:.4f} lower" in text
+    for each in (*two, *one):
+        assert min(each["interval"][1], each["F1 interval"][1]) >= 0
+
+
 def test_the_seconds_of_a_run() -> None:
     """The last line of a second run's log, and both runs as a whole."""
     measured, text = result("fixed_seconds"), page("performance")

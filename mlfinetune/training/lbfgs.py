@@ -64,7 +64,7 @@ STRONGER_PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 STRONGEST_OF_FEW = 10.0
 """Penalty at which the search begins where examples are fewer than features. The best one is often
 between 1 and 30 there, and the mAP may have a lower peak at a weak one, where a search from 1 on
-would stay: `benchmarks/solver_search.py`."""
+would stay: `benchmarks/frozen_views.py`."""
 WEAKER_PENALTIES = (0.0003, 0.0001)
 """Penalties beyond the edges, from the edge on. With few pictures the correlations of thousands of
 features have few, large eigenvalues, up to a thousand, and a penalty is small beside them."""
