@@ -161,6 +161,7 @@ class Trial:
         unseen = sorted(read_labels(asked.val) - labels)
         overrides = [f"data.train={folder / 'train.csv'}", f"data.val={asked.val.absolute()}"]
         overrides += [f"data.images={asked.images.absolute()}", f"train.seed={seed}"]
+        overrides += [f"train.cache_views={asked.views}"]
         overrides += [f"data.ignore_labels={json.dumps(unseen)}", "model.levels=2"]
         overrides += [f"model.image_size={asked.side}", f"model.weights={asked.weights.absolute()}"]
         self.said = StringIO()
@@ -355,6 +356,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--side", type=int, default=160, help="model.image_size")
+    parser.add_argument("--views", type=int, default=1, help="train.cache_views")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--every-epoch", action="store_true", help="validate after each epoch")
@@ -371,6 +373,7 @@ def run_seed(asked: argparse.Namespace, seed: int, folder: Path) -> None:
     """Run all ways that are not done yet on the subset of a seed."""
     trial: Trial | None = None
     key = f"{asked.rows} pictures, {asked.side} px, seed {seed}"
+    key += ", 1 view" if asked.views == 1 else ""
     for name in asked.ways:
         result = json.loads(asked.output.read_text()) if asked.output.exists() else {}
         if name in result.get(key, {}):

@@ -303,6 +303,19 @@ def test_the_levers_of_fine_tuning() -> None:
         assert f"{wide[part]['mAP']:.3f}" in text
     noise = measured["recipe"]["epochs"][-1] - wide["epochs"][-1]
     assert f"its last epoch differs by {noise:.3f}" in text
+    for views in ("", ", 1 view"):
+        found = result("finetune")[f"300 pictures, 160 px, seed 1{views}"]
+        recipe, start = found["recipe"], found["solved head"]["mAP"]
+        ends = (recipe["epochs"][0], recipe["epochs"][-1], recipe["solved again"]["mAP"])
+        first, last, again = (f"{mAP:.3f}" for mAP in ends)
+        assert f"{first}, {last} and {again}, over {start:.3f}" in text
+    one = result("finetune")["300 pictures, 160 px, seed 0, 1 view"]
+    ends = (one["recipe"]["epochs"][-1], one["recipe"]["solved again"]["mAP"])
+    start = one["solved head"]["mAP"]
+    header = " ".join((ROOT / "configs/finetune.yaml").read_text().split())
+    assert f"{ends[0]:.3f} and {ends[1]:.3f}, frozen {start:.3f}. See" in header
+    first = one["recipe"]["epochs"][0]
+    assert f"{first:.3f}, {ends[0]:.3f} and {ends[1]:.3f}, over a solved head's {start:.3f}" in text
     other = result("finetune")["1000 pictures, 160 px, seed 0"]["BatchNorm estimated before"]
     assert f"cost {-other['adapted']['gain']:.3f} of mAP with 1,000 pictures" in text
 
