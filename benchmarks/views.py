@@ -3,8 +3,8 @@
 python benchmarks/views.py --train train.csv --val val.csv --images images --weights FILE
 
 Frozen: the head is solved for on features of 300, 1,000 and all training pictures and of their
-mirror images. Each way of scoring chooses its own best solution by the mAP of validation, as a run
-does, and is compared with the plain way on the same resamples (`mlfinetune compare`). Fine-tuned:
+mirror images. Each way of scoring chooses its own best solution by the mAP of validation, and is
+compared with the plain way on the same resamples (`mlfinetune compare`). Fine-tuned:
 one run from the solved head; its last epoch is scored plainly and with mirror images.
 Cost: pictures from file to logits, the two ways taking turns. Prints a table; writes
 benchmarks/results/views.json. `--only` measures a part of it again.

@@ -1,10 +1,7 @@
 """`mlfinetune predict`: writes a row of probabilities for each picture."""
 
-import glob
-import os
 import re
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -135,6 +132,7 @@ def predict(
         require_input()
     chosen = _choose_format(format, output)
 
+    from mlfinetune.data.inputs import find_input_in
     from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
     from mlfinetune.runtime.torchrun import dist_info
@@ -151,7 +149,11 @@ def predict(
     if output is not None:
         try_writing_file(output)
     if explain is not None:
-        _require_apart(explain, inputs)
+        if among := find_input_in(explain, inputs):
+            raise DataError(
+                f"--explain {explain}: the pictures of {among} lie there, and the next run would "
+                f"predict the overlays too; choose a folder that is apart"
+            )
         try_writing(explain, "--explain")
     request = workflow.PredictRequest(
         inputs=tuple(inputs),
@@ -213,25 +215,6 @@ def _require_nothing_written(
     options = {"--output": output, "--format": format, "--explain": explain, "--resume": resume}
     if given := [name for name, value in options.items() if value]:
         raise DataError(f"--dry-run writes nothing but what would change: leave out {given[0]}")
-
-
-def _require_apart(explain: Path, inputs: Sequence[str]) -> None:
-    """Raise DataError where overlays would lie among the pictures that are predicted.
-
-    This run or the next one would predict them too.
-    """
-    folder = explain.resolve()
-    for item in inputs:
-        if os.path.isdir(item):
-            among = folder.is_relative_to(Path(item).resolve())
-        else:
-            found = [] if os.path.exists(item) else glob.glob(item, recursive=True)
-            among = any(Path(path).resolve().parent == folder for path in found)
-        if among:
-            raise DataError(
-                f"--explain {explain}: its pictures would be predicted too, by {item}; choose a "
-                f"folder that is apart"
-            )
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

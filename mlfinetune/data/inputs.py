@@ -64,6 +64,26 @@ def require_inputs(inputs: Iterable[str]) -> None:
         raise DataError(f"no such file or folder, and no file matches: {', '.join(missing)}")
 
 
+def find_input_in(folder: Path, inputs: Iterable[str]) -> str | None:
+    """Return the first input with pictures in `folder`, or that would take new ones from there.
+
+    None: there is none. Lines of stdin and URLs are not looked at, nor links below a folder.
+    """
+    wanted = os.path.realpath(folder)
+    for item in inputs:
+        if os.path.isdir(item):
+            below = Path(wanted).parts[len(Path(os.path.realpath(item)).parts) :]
+            is_hidden = any(part.startswith(".") for part in below)
+            if not is_hidden and Path(wanted).is_relative_to(os.path.realpath(item)):
+                return item
+            continue
+        matches = [item] if os.path.exists(item) else glob.iglob(item, recursive=True)
+        pictures = (path for path in matches if not path.endswith(TAR))
+        if any(os.path.realpath(os.path.dirname(path)) == wanted for path in pictures):
+            return item
+    return None
+
+
 def expand_inputs(inputs: Iterable[str], stdin: Iterable[str | None]) -> Iterator[str | None]:
     """Yield the path of every picture that the inputs name, input by input.
 

@@ -32,6 +32,7 @@ from mlfinetune.data.images.transforms import (
 from mlfinetune.errors import ConfigError
 from mlfinetune.models.backbones import PooledResNet
 from mlfinetune.models.inference import FusedBackbone
+from mlfinetune.models.sizes import MISFITS
 from mlfinetune.models.tagger import ChunkedLinear, Tagger
 from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.runtime.threads import one_thread
@@ -59,24 +60,27 @@ def find_maps(features: nn.Module, side: int) -> ComputeMaps:
     """
     if isinstance(features, PooledResNet | FusedBackbone):
         return features.compute_maps
-    unpooled = _remove_pooling(features.eval())
-    if unpooled is not None:
+    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    try:
+        unpooled = _remove_pooling(features.eval())
         parts = [copy.deepcopy(part).to("cpu", torch.float32) for part in (features, unpooled)]
-        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            means = parts[0](noise)
-            if _are_means(parts[1], means, noise):
-                return lambda images: [_to_maps(unpooled(images), means.shape[1])]
+            means, flat = (part(noise) for part in parts)
+    except MISFITS:  # no pooling layer, or a layer beyond it takes no maps
+        pass
+    else:
+        if _are_means(flat, means):
+            return lambda images: [_to_maps(unpooled(images), means.shape[1])]
     raise ConfigError(
         f"a backbone of type {type(features).__name__} has no heat map: its features do not come "
         f"from a layer that averages maps; torchvision's ResNets have one"
     )
 
 
-def _remove_pooling(features: nn.Module) -> nn.Module | None:
+def _remove_pooling(features: nn.Module) -> nn.Module:
     """Return a backbone that gives (B, C * h * w) where `features` gives means (B, C).
 
-    It shares all tensors. None: there is no pooling layer.
+    It shares all tensors. A ValueError is raised where there is no pooling layer.
     """
     shared = {id(tensor): tensor for tensor in (*features.parameters(), *features.buffers())}
     unpooled = copy.deepcopy(features, shared)
@@ -86,20 +90,18 @@ def _remove_pooling(features: nn.Module) -> nn.Module | None:
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)) and name
     ]
     if not names:
-        return None
+        raise ValueError("no pooling layer")
     unpooled.set_submodule(names[-1], nn.Identity())
     return unpooled
 
 
-def _are_means(unpooled: nn.Module, features: Tensor, x: Tensor) -> bool:
-    """Tell whether the features of a picture are the means of what comes before the pooling."""
-    try:
-        flat = unpooled(x)
-    except RuntimeError:  # a layer beyond the pooling takes no maps
-        return False
+def _are_means(flat: Tensor, features: Tensor) -> bool:
+    """Tell whether the features of a picture are the means of square maps, of several cells."""
     cells = flat.numel() // features.numel()
     if flat.dim() != 2 or cells * features.numel() != flat.numel() or isqrt(cells) ** 2 != cells:
         return False
+    if cells == 1:
+        return False  # it would say nothing of places, nor of what comes after the pooling
     means = flat.reshape(*features.shape, cells).mean(2)
     return bool((means - features).abs().max() <= _EXACT * flat.abs().max())
 

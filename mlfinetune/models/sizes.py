@@ -15,7 +15,7 @@ from mlfinetune.errors import ConfigError
 Build = Callable[[int], nn.Module]
 """Builds a network for a side in pixels: (B, 3, S, S) float -> features (B, F)."""
 
-_MISFITS = (
+MISFITS = (
     AssertionError, RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError,
 )  # fmt: skip
 """Errors that networks raise for shapes that they do not take."""
@@ -34,10 +34,10 @@ def require_size(build: Build, name: str, side: int, own: int) -> None:
         return
     try:
         _try_forward(build, side, training=False)
-    except _MISFITS as error:
+    except MISFITS as error:
         try:
             _try_forward(build, own, training=False)
-        except _MISFITS:
+        except MISFITS:
             return  # it cannot be tried without computing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
@@ -55,7 +55,7 @@ def takes_one_picture(build: Build, side: int) -> bool:
         _try_forward(build, side, training=True)
     except ValueError as error:
         return "more than 1 value per channel" not in str(error)
-    except _MISFITS:
+    except MISFITS:
         pass
     return True
 
@@ -70,7 +70,7 @@ def require_vectors(backbone: nn.Module, name: str, side: int) -> None:
     """
     try:
         shape = _try_forward(lambda _: backbone, side, training=False)
-    except _MISFITS:
+    except MISFITS:
         return  # it cannot be tried without computing
     if len(shape) != 2:
         raise ConfigError(

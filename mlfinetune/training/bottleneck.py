@@ -73,6 +73,7 @@ class Work:
         eval_views: number of views of a picture in validation, which share one decoding.
         slow_type: the hardware is fast at bfloat16, and the run does not use it.
         pretrained: the backbone starts from weights: frozen it is of use.
+        cache_views: number of views whose features would be computed, if the backbone were frozen.
         solutions: how often the head is solved for beside the epochs, on features.
         obstacles: keys of the config that a frozen backbone does not go with.
     """
@@ -91,6 +92,7 @@ class Work:
     slow_type: bool
     pretrained: bool
     eval_views: int = 1
+    cache_views: int = 1
     solutions: int = 0
     obstacles: tuple[str, ...] = ()
 
@@ -175,12 +177,14 @@ class Passes:
         train, val: numbers of images.
         epochs: as in the config.
         solutions: how often the head is solved for beside the epochs, on features.
+        views: of a training picture, whose features are computed once.
     """
 
     train: int
     val: int
     epochs: int
     solutions: int = 0
+    views: int = 1
 
 
 def compare_with_freezing(passes: Passes) -> float:
@@ -189,7 +193,7 @@ def compare_with_freezing(passes: Passes) -> float:
     800 + 200 pictures, 10 epochs: 10 * (3 * 800 + 200) / (800 + 200) = 26. It is counted in
     forward passes; of a frozen backbone each is faster too.
     """
-    features = passes.train + passes.val
+    features = passes.views * passes.train + passes.val
     tuning = passes.epochs * (STEP_PASSES * passes.train + passes.val)
     return (tuning + passes.solutions * features) / max(1, features)
 
@@ -238,7 +242,7 @@ def _estimate_seconds_if_frozen(speeds: Speeds, work: Work) -> float:
     """Estimate the seconds of the run with a frozen backbone and features computed once."""
     if work.views:
         return _estimate_total_seconds(speeds, work)
-    once = replace(work, frozen=True, views=1, decodings=1)
+    once = replace(work, frozen=True, views=work.cache_views, decodings=1)
     return estimate_times(replace(speeds, head=speeds.head or speeds.loss), once).once
 
 

@@ -51,9 +51,7 @@ from mlfinetune.training.records import Choice, Penalty
 from mlfinetune.training.run import opened_training
 from mlfinetune.training.select import read_best
 from mlfinetune.training.setup import TrainingSetup, set_up, with_features
-from mlfinetune.training.solve import (
-    solve_head,
-)
+from mlfinetune.training.solve import rank_equal, solve_head
 from mlfinetune.training.start import TrainRequest
 
 
@@ -354,9 +352,13 @@ def _get_penalty(trial: Trial) -> Penalty:
 def _find_best(
     folds: Sequence[Sequence[Trial]], is_wanted: Callable[[Trial], bool]
 ) -> Trial | None:
-    """Return the candidate of this kind with the highest mean mAP; of equal ones the first."""
+    """Return the candidate of this kind with the highest mean mAP.
+
+    Of equal ones it is the one with the lowest `rank_equal`, then the first.
+    """
     wanted = [[trial for trial in trials if is_wanted(trial)] for trials in folds]
-    return max(average_trials(wanted), key=lambda trial: trial.mAP or 0.0, default=None)
+    found = average_trials(wanted)
+    return max(found, key=lambda trial: (trial.mAP or 0.0, -rank_equal(trial.l2)), default=None)
 
 
 def average_trials(folds: Sequence[Sequence[Trial]]) -> list[Trial]:

@@ -39,6 +39,7 @@ from mlfinetune.training.resume import ResumeState, StateSaver
 from mlfinetune.training.setup import TrainingSetup, with_features
 from mlfinetune.training.solve import (
     count_head_operations,
+    rank_equal,
     solve_head,
 )
 
@@ -227,7 +228,7 @@ def select_solution(setup: TrainingSetup, log: RunLog, only: Penalty | None = No
     weights: dict[str, Tensor] = {}
     trials = []
     for solution in solve_head(setup, log, only):
-        if best is None or solution.beats(best):
+        if best is None or solution.beats(best) or _is_weaker_equal(solution, best):
             best = solution
             weights = copy.deepcopy(setup.tagger.head.state_dict())
         trials.append(solution.try_out(setup.implies))
@@ -236,6 +237,13 @@ def select_solution(setup: TrainingSetup, log: RunLog, only: Penalty | None = No
     assert best is not None
     setup.tagger.head.load_state_dict(weights)
     return replace(best, trials=tuple(trials))
+
+
+def _is_weaker_equal(solution: Candidate, best: Candidate) -> bool:
+    """Tell whether a solution has the same mAP as the best one, and a milder penalty."""
+    if solution.mAP != best.mAP or solution.penalty is None or best.penalty is None:
+        return False
+    return rank_equal(solution.penalty.l2) < rank_equal(best.penalty.l2)
 
 
 def read_best(setup: TrainingSetup, best: Candidate) -> Checkpoint:

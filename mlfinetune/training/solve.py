@@ -138,6 +138,15 @@ def search_penalties(
             edge = l2
 
 
+def rank_equal(l2: float | None) -> float:
+    """Return the rank of a penalty among solutions of equal mAP: the lowest wins.
+
+    Strong penalties make all probabilities less sure than they need to be; 1 is weak enough. None:
+    an epoch.
+    """
+    return max(l2 or 0.0, PENALTIES[0])
+
+
 def count_head_operations(setup: TrainingSetup) -> int:
     """Return the multiplications of a forward pass of the head with one batch of features."""
     size = get_batch_size(setup.config)

@@ -46,8 +46,8 @@ from mlfinetune.training.resume import (
 )
 from mlfinetune.training.setup import TrainingSetup
 
-FORMER_CROPS = (0.35, 1.0)
-"""Default of `augment.crop_scale` in earlier versions."""
+FORMER_DEFAULTS = (("augment", "crop_scale", (0.35, 1.0)), ("train", "cache_views", 2))
+"""Section, key and value of defaults of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -159,18 +159,27 @@ def find_run_data(config: Config, resume: ResumeOptions | None, log: RunLog) -> 
     return config
 
 
-def try_run_directory(config: Config, resume: ResumeOptions | None) -> None:
+def try_run_directory(config: Config, resume: ResumeOptions | None) -> Path | None:
     """Try to write where the run directory is or will be, before the pictures are scanned.
+
+    Returns:
+        The run directory that `resume` asks for; None: a new run, or one that is found later.
 
     Raises:
         CheckpointError: nothing can be written there.
     """
-    assert config.output is not None
-    run = None
-    if resume is not None:
-        run = config.output if resume.recorded else directory.find_run(config.output)
-    output = config.output
+    run, output = _find_asked_run(config, resume), config.output
+    assert output is not None
     try_writing(run or (output.parent if os.path.lexists(output) else output))
+    return run
+
+
+def _find_asked_run(config: Config, resume: ResumeOptions | None) -> Path | None:
+    """Return the run directory that `resume` asks for; None: it does not, or there is none."""
+    assert config.output is not None
+    if resume is None:
+        return None
+    return config.output if resume.recorded else directory.find_run(config.output)
 
 
 def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Path | None:
@@ -194,7 +203,7 @@ def find_run_to_resume(request: TrainRequest, splits: Splits, log: RunLog) -> Pa
     output = request.config.output
     assert output is not None
     if request.resume is not None:
-        run = output if request.resume.recorded else directory.find_run(output)
+        run = _find_asked_run(request.config, request.resume)
         if run is not None and holds_folds(run):
             raise ConfigError(
                 f"{display_path(run)} holds a cross-validation, no run: give the `mlfinetune "
@@ -238,8 +247,8 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
     """Return the config with what data and weights decide, and numbers of the resumed run.
 
     Args:
-        run: the run directory to resume, whose batch size and levels replace `auto`; its crops stay
-            where they were an earlier version's default. None: a new run.
+        run: the run directory to resume, whose batch size and levels replace `auto`; values that
+            were an earlier version's default stay. None: a new run.
     """
     config = resolve_data_config(config, splits)
     kept = None if run is None else run / directory.CONFIG
@@ -251,9 +260,10 @@ def resolve_config(config: Config, splits: Splits, run: Path | None) -> Config:
             # A run records a number; one of an earlier version records none, and had one level.
             levels = 1 if before.model.levels == "auto" else before.model.levels
             config = config.update_section("model", levels=levels)
-        is_default = "crop_scale" not in config.augment.model_fields_set
-        if is_default and before.augment.crop_scale == FORMER_CROPS:
-            config = config.update_section("augment", crop_scale=FORMER_CROPS)
+        for section, key, former in FORMER_DEFAULTS:
+            is_default = key not in getattr(config, section).model_fields_set
+            if is_default and getattr(getattr(before, section), key) == former:
+                config = config.update_section(section, **{key: former})
         config = _keep_input(config, before)
     return resolve_network(config)
 
@@ -339,10 +349,7 @@ def find_known_sides(
     Raises:
         CheckpointError: the file that knows them is damaged.
     """
-    assert config.output is not None
-    run = None
-    if resume is not None:
-        run = config.output if resume.recorded else directory.find_run(config.output)
+    run = _find_asked_run(config, resume)
     if run is not None and (known := read_known_sides(run)):
         return known
     if run is not None and (directory.list_states(run) or (run / directory.METRICS).is_file()):

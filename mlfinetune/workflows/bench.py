@@ -159,6 +159,7 @@ def _describe_work(
         slow_type=fast == torch.bfloat16 != dtype,
         eval_views=len(EVAL_VIEWS[config.eval.views]),
         pretrained=config.model.weights is not None,
+        cache_views=config.train.cache_views,
         solutions=config.train.solve_head_first + config.train.solve_head_last,
         obstacles=tuple(list_freezing_obstacles(config)),
     )

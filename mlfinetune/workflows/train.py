@@ -90,8 +90,7 @@ def run(
     ):
         try:
             config = find_run_data(config, resume, log)
-            world.broadcast(lambda: try_run_directory(config, resume))
-            if resume is None:
+            if world.broadcast(lambda: try_run_directory(config, resume)) is None:
                 require_network(config)
             with world.local_main_first():
                 known, former = find_known_sides(config, resume, log), read_former_labels(config)

@@ -73,13 +73,31 @@ def test_overlays_do_not_become_inputs(trained: Path, cli: Run, tmp_path: Path) 
     images.mkdir()
     shutil.copy(trained / "images/0000.jpg", images / "a.jpg")
     (tmp_path / "link").symlink_to(images)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.jpg").symlink_to(images / "a.jpg")
     command = ("predict", "-c", str(trained / "runs/pets"), "--threshold", "0")
-    refused = (("images", "images/looked"), ("link", "images"), (".", "looked"), ("*/*", "images"))
+    refused = (
+        ("images", "images/looked"),
+        ("link", "images"),
+        (".", "looked"),
+        ("*/*", "images"),
+        ("images/a.jpg", "images"),  # a shell gives the files of a pattern
+        ("links/*.jpg", "links"),
+    )
     for given, folder in refused:
         done = cli(*command, given, "--explain", folder, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert "choose a folder that is apart" in done.stderr
-    for given, folder in (("images", "looked"), ("images/*.jpg", "images/looked")):
+    (tmp_path / "round").symlink_to("round")
+    done = cli(*command, "images", "--explain", "round", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    apart = (
+        ("link", "images/.looked"),
+        ("images", "looked"),
+        ("images/*.jpg", "images/looked"),
+        ("links/*.jpg", "images"),
+    )
+    for given, folder in apart:
         for _ in range(2):
             done = cli(*command, given, "--explain", folder, cwd=tmp_path)
             assert (done.returncode, done.stdout.count("\n")) == (0, 2)

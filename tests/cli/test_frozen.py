@@ -204,6 +204,13 @@ def test_the_solved_head_fits_better_than_epochs(train: Train, first: Path, tmp_
     assert min(solved) < min(stepped)
 
 
+def test_the_search_of_few_pictures_begins_at_a_strong_penalty(first: Path) -> None:
+    """19 pictures of 128 features: at 10, and weaker ones after it."""
+    penalties = [l2 for (l2,) in history(first / "one", "l2")]
+    assert penalties[0] == 10
+    assert {3, 1} < set(penalties)
+
+
 # ---- what is reused, and what is said ---------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Heat maps are exact, and lie over the object that they mean."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -108,9 +109,30 @@ def test_any_pooled_backbone_has_a_map(backbone: str, mirror: bool) -> None:
     ["convnext_tiny", "mobilenet_v3_small", "mobilenet_v2", "timm/mobilenetv3_small_050"],
 )
 def test_layers_beyond_the_pooling_leave_no_map(backbone: str) -> None:
-    """A norm, a linear layer, an activation; or no pooling layer to see the maps of."""
-    with pytest.raises(ConfigError, match=r"has no heat map: .*ResNets have one$"):
-        explain(build(backbone), pictures(64), [0])
+    """A norm, a linear layer, an activation; or no pooling layer to see the maps of.
+
+    Of maps with one cell nobody can tell.
+    """
+    for side in (64, 32):
+        with pytest.raises(ConfigError, match=r"has no heat map: .*ResNets have one$"):
+            explain(build(backbone), pictures(side), [0])
+
+
+def test_a_network_that_cannot_be_copied_has_no_map() -> None:
+    """A run ends with its page all the same."""
+
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock, self.pool = threading.Lock(), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(x).flatten(1)
+
+    tagger = build("resnet6_tiny").with_features(Locked())
+    explainer, reason = build_explainer(tagger, TransformSpec(32, "squash", 10**6))
+    assert explainer is None
+    assert reason.startswith("a backbone of type Locked has no heat map")
 
 
 def test_other_backbones_have_no_map() -> None:

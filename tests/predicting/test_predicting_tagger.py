@@ -256,6 +256,14 @@ def test_the_drawing_is_that_of_predict(
     assert max(tagger.draw_explanation(picture, "red", side=20).size) == 20
 
 
+def test_what_computes_maps_is_built_once(tagger: Tagger) -> None:
+    """Of each way to score."""
+    backend = tagger.backend
+    assert backend.build_explainer() is backend.build_explainer()
+    other = backend.with_views("mirror")
+    assert other.build_explainer() is not backend.build_explainer()
+
+
 def test_what_has_no_map_is_said(trained: Path, tagger: Tagger, tmp_path: Path) -> None:
     """A label that is not there, a picture that is lost, a backbone without maps."""
     for image, label, message in (

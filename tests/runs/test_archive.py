@@ -2,6 +2,7 @@
 rooms were moved, of a frozen resnet6_tiny on 24 drawn pictures."""
 
 import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import prepare
 from faults import tiny  # registers its network
 
@@ -57,12 +59,16 @@ def test_results_are_read_and_make_a_page(tmp_path: Path) -> None:
     content, thresholds = read_metrics(ARCHIVE, scores.labels)
     assert scores.logits.shape == (len(scores.names), len(thresholds))
     assert np.isfinite(scores.logits).all()
-    for name in (directory.SCORES, directory.METRICS, directory.HISTORY):
+    for name in (directory.SCORES, directory.HISTORY):
         shutil.copy(ARCHIVE / name, tmp_path)
+    gone = {**json.loads((ARCHIVE / directory.METRICS).read_text()), "images_root": str(tmp_path)}
+    (tmp_path / directory.METRICS).write_text(json.dumps(gone))
     log = io.StringIO()
     page = write_report(tmp_path, RunLog(log)).read_text()
     assert f"{content['mAP']:.3f}" in page
-    assert log.getvalue().startswith("report: ")
+    missing, report = log.getvalue().splitlines()
+    assert " pictures of the page not there, the first " in missing
+    assert report.startswith("report: ")
 
 
 def test_a_resume_state_is_resumed(tmp_path: Path) -> None:
@@ -70,7 +76,9 @@ def test_a_resume_state_is_resumed(tmp_path: Path) -> None:
     folder, log = prepare(tmp_path), RunLog(io.StringIO())
     (folder / "tiny.yaml").write_text(CONFIG)
     # A run's own config names the defaults of its time.
-    (folder / directory.CONFIG).write_text(CONFIG + "augment: {crop_scale: [0.35, 1.0]}\n")
+    former = load_config(folder / "tiny.yaml").model_dump(mode="json")
+    former["augment"]["crop_scale"], former["train"]["cache_views"] = [0.35, 1.0], 2
+    (folder / directory.CONFIG).write_text(yaml.safe_dump(former))
     shutil.copy(ARCHIVE / directory.STATE, folder)
     config = load_config(folder / "tiny.yaml", [f"output={folder}"])
     splits = load_splits(config, log)

@@ -1,16 +1,24 @@
-"""The search for the head's penalty: which are tried, and in which order."""
+"""The search for the head's penalty: which are tried, in which order, and which one wins."""
 
 from collections.abc import Callable
+from io import StringIO
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from torch import nn
 
+from mlfinetune.metrics.selection import Trial
+from mlfinetune.runtime.log import RunLog
+from mlfinetune.training import select
+from mlfinetune.training.folds import choose_by_folds
 from mlfinetune.training.lbfgs import PENALTIES, STRONGER_PENALTIES, WEAKER_PENALTIES
 from mlfinetune.training.loop import (
     Candidate,
 )
-from mlfinetune.training.solve import (
-    search_penalties,
-)
+from mlfinetune.training.records import Penalty
+from mlfinetune.training.setup import TrainingSetup
+from mlfinetune.training.solve import search_penalties
 
 
 def search(
@@ -64,3 +72,24 @@ def test_equal_penalties_have_no_edge(value: float | None) -> None:
     assert set(tried) <= set(PENALTIES)
     assert not said
     assert search(lambda l2: 1.0 if l2 == 1 else 0.5) == (list(PENALTIES[:3]), [])
+
+
+def test_of_equal_solutions_the_milder_penalty_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down to 1, the fewest iterations; a better mAP wins over all."""
+    penalties = [Penalty(l2, n) for l2 in (10.0, 3.0, 1.0, 0.3) for n in (3, 10)]
+
+    def choose(best: float) -> Penalty | None:
+        mAPs = [best, *(1.0 for _ in penalties[1:])]
+        found = [
+            Candidate(number, "", mAP, None, 0.0, "", penalty=penalty)
+            for number, (mAP, penalty) in enumerate(zip(mAPs, penalties, strict=True))
+        ]
+        monkeypatch.setattr(select, "solve_head", lambda *_: iter(found))
+        tagger = SimpleNamespace(head=nn.Linear(2, 2))
+        setup = cast(TrainingSetup, SimpleNamespace(tagger=tagger, implies=()))
+        return select.select_solution(setup, RunLog(StringIO())).penalty
+
+    assert choose(1.0) == Penalty(1.0, 3)
+    assert choose(1.5) == Penalty(10.0, 3)
+    trials = [Trial(1.0, l2=each.l2, iterations=each.iterations) for each in penalties]
+    assert choose_by_folds([trials, trials]).start == Penalty(1.0, 3)
