@@ -25,8 +25,9 @@ RESULT = Path(__file__).parent / "results" / "frozen_head.json"
 ADAMW = ["train.optimizer=adamw", "train.head_lr=1e-2", "train.weight_decay=0.1"]
 KEPT = {
     "L-BFGS": [],
-    "L-BFGS, plain views alone": ["train.cache_views=1"],
+    "L-BFGS, mirror images too": ["train.cache_views=2"],
     "AdamW, 10 epochs": ADAMW,
+    "AdamW, 10 epochs, mirror images too": [*ADAMW, "train.cache_views=2"],
     "AdamW, 60 epochs": [*ADAMW, "train.epochs=60"],
 }
 

@@ -82,12 +82,16 @@ class Candidate:
     def beats(self, other: "Candidate") -> bool:
         """Tell whether the mAP is higher than that of `other`, an earlier candidate.
 
-        Where the earlier mAP is undefined the later candidate wins:
+        Where the earlier mAP is undefined the later candidate wins, but for solutions: more of them
+        would only fit the training data more closely.
 
             self 0.5   other 0.4    True         self 0.4   other None   True
             self 0.4   other 0.4    False        self None  other 0.4    False
+            self None  other None   True for an epoch, False for a solution
         """
         ours, theirs = self.mAP, other.mAP
+        if ours is None and self.penalty is not None:
+            return False
         return theirs is None or (ours is not None and ours > theirs)
 
 

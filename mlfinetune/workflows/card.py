@@ -76,6 +76,7 @@ def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> Card
     pictures = "" if images is None else pluralize(images, "picture") + " of "
     learned = "the head alone" if model.freeze_backbone else "backbone and head"
     versions = content.get("versions")
+    levels = 1 if model.levels == "auto" else model.levels
     about = [
         ("trained on", pictures + dataset),
         ("starting weights", weights),
@@ -83,6 +84,8 @@ def _gather_facts(folder: Path, config: Config, content: dict[str, Any]) -> Card
         ("loss", f"{config.loss.name}, on logits; unknown targets count for nothing"),
         ("input", f"{model.image_size} x {model.image_size} pixels, RGB, {model.resize}"),
     ]
+    if levels > 1:
+        about.append(("features", f"the means of the maps of the last {levels} levels"))
     about += explain_folds(content)
     if isinstance(versions, dict):
         about.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items())))

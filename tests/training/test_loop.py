@@ -1,6 +1,7 @@
 """The search for the head's penalty: which are tried, in which order, and which one wins."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 from typing import cast
@@ -72,6 +73,19 @@ def test_equal_penalties_have_no_edge(value: float | None) -> None:
     assert set(tried) <= set(PENALTIES)
     assert not said
     assert search(lambda l2: 1.0 if l2 == 1 else 0.5) == (list(PENALTIES[:3]), [])
+
+
+def test_undefined_scores_choose_no_solution() -> None:
+    """Of epochs the last one wins, of solutions the first: more of them only fit train better."""
+    epochs = [Candidate(number, "", None, None, 0.0, "") for number in (1, 2)]
+    assert epochs[1].beats(epochs[0])
+    solutions = [replace(epoch, penalty=Penalty(1.0, 3)) for epoch in epochs]
+    assert not solutions[1].beats(solutions[0])
+    assert replace(solutions[1], mAP=0.1).beats(solutions[0])
+    found: dict[float, Candidate] = {}
+    for l2 in search_penalties(found, str, strongest=10.0):
+        found[l2] = replace(solutions[0], penalty=Penalty(l2, 3))
+    assert list(found) == [10.0, 3.0, 1.0]
 
 
 def test_of_equal_solutions_the_milder_penalty_wins(monkeypatch: pytest.MonkeyPatch) -> None:
