@@ -40,7 +40,7 @@ from mlfinetune.metrics.types import (
     WantedPrecision,
 )
 from mlfinetune.runs import directory
-from mlfinetune.runs.damaged import FOREIGN
+from mlfinetune.runs.damaged import FOREIGN, require_all_members
 from mlfinetune.runs.predictions import CsvWriter, LabelSelector
 from mlfinetune.storage.atomic import write_atomic, writing_binary, writing_text
 from mlfinetune.text import neutralize, to_finite
@@ -306,6 +306,7 @@ def read_scores(folder: Path) -> ScoreTable:
                 unpacked > path.stat().st_size,
                 f"its arrays claim {unpacked:,} bytes, more than the file has",
             )
+            require_all_members(archive)
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
         with np.load(path, allow_pickle=False) as file:

@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
+import re
 import time
 import unicodedata
 import zipfile
@@ -37,6 +39,7 @@ from mlfinetune.metrics.types import (
     ScoreTable,
 )
 from mlfinetune.runs import directory
+from mlfinetune.runs.damaged import load_arrays
 from mlfinetune.runs.predictions import FORMATS, LabelSelector
 from mlfinetune.runs.results import parse_facts, read_scores, write_results, write_scores
 from mlfinetune.text import make_printable, neutralize
@@ -488,6 +491,22 @@ def test_damaged_scores_are_refused_or_whole(tmp_path: Path, data: st.DataObject
         assert again.calibration == "temperature"
         assert again.logits.tobytes() == wanted.logits.tobytes()
         assert again.targets.tobytes() == wanted.targets.tobytes()
+
+
+def test_no_damaged_length_hides_members(tmp_path: Path) -> None:
+    """Every bit of the length of each member's comment, in the directory at the end."""
+    write_scores(tmp_path, replace(scored("a.jpg", "b.jpg"), calibration="temperature"))
+    path = tmp_path / directory.SCORES
+    whole = path.read_bytes()
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", whole)]
+    for entry, bit in itertools.product(entries, range(16)):
+        content = bytearray(whole)
+        content[entry + 32 + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with contextlib.suppress(CheckpointError):
+            assert read_scores(tmp_path).calibration == "temperature"
+        with contextlib.suppress(CheckpointError):
+            assert "calibration" in load_arrays(path, "")
 
 
 @pytest.mark.parametrize(
