@@ -10,7 +10,6 @@ luck of the choice: chosen on a random half of val and measured on the other, th
 halvings. Prints a line a search; writes benchmarks/results/frozen_views.json.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -25,7 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from solver_history import prepare
+from solver_history import parse_paths, prepare
 
 from mlfinetune.metrics.comparison import compare_tables
 from mlfinetune.metrics.evaluation import fit_decision_rule
@@ -92,10 +91,7 @@ def compute_map(scores: ScoreTable) -> float:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("train", "val", "images", "weights"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = parse_paths(__doc__)
     torch.set_num_threads(1)
     result: dict[str, Any] = {}
     for rows, seed in SETS:

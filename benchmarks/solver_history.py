@@ -64,12 +64,17 @@ def search(setup: TrainingSetup, history: int) -> dict[str, Any]:
     return {"mAP": best.mAP, "chosen": best.name, "passes": passes, "cpu_s": round(took, 1)}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_paths(description: str) -> argparse.Namespace:
+    """Parse the paths of the command line: train, val, images, weights."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     for name in ("train", "val", "images", "weights"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    asked = parse_paths(__doc__)
     torch.set_num_threads(1)
     result: dict[str, Any] = {}
     for rows, seed in SETS:

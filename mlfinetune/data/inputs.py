@@ -69,19 +69,23 @@ def find_input_in(folder: Path, inputs: Iterable[str]) -> str | None:
 
     None: there is none. Lines of stdin and URLs are not looked at, nor links below a folder.
     """
-    wanted = os.path.realpath(folder)
+    wanted = Path(os.path.realpath(folder))
     for item in inputs:
         if os.path.isdir(item):
-            below = Path(wanted).parts[len(Path(os.path.realpath(item)).parts) :]
-            is_hidden = any(part.startswith(".") for part in below)
-            if not is_hidden and Path(wanted).is_relative_to(os.path.realpath(item)):
-                return item
-            continue
-        matches = [item] if os.path.exists(item) else glob.iglob(item, recursive=True)
-        pictures = (path for path in matches if not path.endswith(TAR))
-        if any(os.path.realpath(os.path.dirname(path)) == wanted for path in pictures):
+            top = Path(os.path.realpath(item))
+            is_in = wanted.is_relative_to(top) and not _is_hidden(wanted.relative_to(top))
+        else:
+            matches = [item] if os.path.exists(item) else glob.iglob(item, recursive=True)
+            folders = {os.path.dirname(path) for path in matches if not path.endswith(TAR)}
+            is_in = any(Path(os.path.realpath(each)) == wanted for each in folders)
+        if is_in:
             return item
     return None
+
+
+def _is_hidden(path: Path) -> bool:
+    """Tell whether a folder of the path is one that `walk_files` leaves out."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def expand_inputs(inputs: Iterable[str], stdin: Iterable[str | None]) -> Iterator[str | None]:

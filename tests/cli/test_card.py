@@ -1,6 +1,7 @@
 """`mlfinetune card`: a README.md that people read, and whose head Hugging Face's own code reads."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def test_it_says_what_a_user_of_the_tagger_asks(run: Path, cli: Run) -> None:
     ):
         assert text in card
     assert str(run.parent) not in card  # folders are nobody's business
+
+
+def test_several_levels_are_named(run: Path, cli: Run) -> None:
+    """One is what a reader expects, and is not."""
+    config, row = run / "config.yaml", "the means of the maps of the last 3 levels"
+    text = re.sub(r"(?m)^  levels: \d$", "  levels: 3", config.read_text())
+    for levels in (3, 1):
+        config.write_text(text.replace("  levels: 3\n", f"  levels: {levels}\n"))
+        assert (row in write_card(cli, run)) == (levels == 3)
 
 
 def test_a_readme_of_another_origin_stays(run: Path, cli: Run) -> None:
