@@ -151,7 +151,7 @@ def predict(
     if explain is not None:
         if among := find_input_in(explain, inputs):
             raise DataError(
-                f"--explain {explain}: the pictures of {among} lie there, and the next run would "
+                f"--explain {explain} lies among the pictures of {among}: the next run would "
                 f"predict the overlays too; choose a folder that is apart"
             )
         try_writing(explain, "--explain")
