@@ -6,9 +6,9 @@ Each run is `mlfinetune train configs/frozen.yaml` as a process; its parts are t
 line of its log. The first run has FIRST_TRAIN + FIRST_VAL pictures, the second SECOND_TRAIN +
 SECOND_VAL, drawn with a seed. Seconds are medians of wall time over ROUNDS, with CPU seconds beside
 them; the machine should be quiet. Python keeps its compiled modules, as in an installed package.
-Then the second run has a busy process beside it for each core,
-once as it is and once with all threads for every product, as before (`--without-busy` leaves that
-out). Last, one pass of the solver is timed by threads, quiet and beside a busy process.
+Then the second run has a busy process beside it for each core, as it is and with all threads for
+every product, taking turns (`--without-busy` leaves that out). Last, one pass of the solver is
+timed by threads, quiet and beside a busy process.
 
 Prints the result; writes benchmarks/results/fixed_seconds.json.
 """
@@ -21,6 +21,7 @@ import platform
 import random
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def run(
     (line,) = re.findall(r"^seconds: (.*)$", done.stderr, re.MULTILINE)
     parts = {name: float(took) for took, name in re.findall(r"([\d.]+) (\w+)", line)}
     best = json.loads((output / "metrics.json").read_text())["mAP"]
+    shutil.rmtree(output)  # a virtual machine is slow to get new memory for more and more files
     return {"wall_s": wall, "cpu_s": cpu, "parts_s": parts, "mAP": best}
 
 
@@ -149,8 +151,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--without-busy", action="store_true")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
         common = [f"data.images={asked.images}", f"model.weights={asked.weights}"]
 
         def tables(label: str, train: int, val: int) -> list[str]:
@@ -175,10 +177,11 @@ def main() -> None:
         }
         if not asked.without_busy:
             with busy_processes(os.cpu_count() or 1):
-                beside = {
-                    "as_it_is": summarize([run(second, kept, folder)]),
-                    "all_threads": summarize([run(second, kept, folder, all_threads=True)]),
-                }
+                turns: dict[str, list[dict[str, Any]]] = {"as_it_is": [], "all_threads": []}
+                for _ in range(asked.rounds):
+                    for name, runs in turns.items():
+                        runs.append(run(second, kept, folder, name == "all_threads"))
+                beside = {name: summarize(runs) for name, runs in turns.items()}
             learning = [beside[key]["parts_s"]["learning"] for key in ("all_threads", "as_it_is")]
             result["beside_busy"] = {
                 **beside,

@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 
-from faults import tiny
-
 from mlfinetune.cli import main
+from mlfinetune.runtime.loading import loading_modules
+
+with loading_modules():
+    from faults import tiny
 
 if __name__ == "__main__":
     assert tiny.resnet6_tiny

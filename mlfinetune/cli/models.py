@@ -24,8 +24,11 @@ def models(
 ) -> None:
     """List backbones: millions of parameters, size of the pictures, weights on this machine."""
     require_output()
+    from mlfinetune.runtime.loading import loading_modules
     from mlfinetune.runtime.log import RunLog
-    from mlfinetune.workflows import models as workflow
+
+    with loading_modules():
+        from mlfinetune.workflows import models as workflow
 
     found = workflow.run(pattern)
     if as_json:

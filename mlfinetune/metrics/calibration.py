@@ -103,7 +103,10 @@ def fit_slope(scores: ScoreTable) -> float:
     large table rows at even distances are enough.
     """
     step = -(-scores.logits.size // MOST_PAIRS) or 1
-    return float(fit(scores.logits[::step], scores.targets[::step], "temperature").slope[0])
+    logits, targets = scores.logits[::step], scores.targets[::step]
+    known = targets != UNKNOWN
+    pairs = logits[known].astype(np.float64), targets[known] == POSITIVE
+    return _fit_line([pairs], IDENTITY, shift=False).slope
 
 
 def cross_fit(

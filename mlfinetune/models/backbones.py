@@ -11,13 +11,15 @@ its place. So their state dicts have torchvision's keys too. timm has more (`tim
 """
 
 import re
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models.resnet import ResNet
 
 from mlfinetune.errors import ConfigError
@@ -145,6 +147,31 @@ def build_backbone(name: str, levels: int = 1, image_size: int = 224) -> tuple[n
     build = partial(_build_classifier, name)
     require_size(lambda side: build(side)[0], name, image_size, find_own_size(name))
     return build(image_size)
+
+
+def unfilled(name: str) -> AbstractContextManager[object]:
+    """Return a context to build a network in whose weights are all loaded next.
+
+    Weights of a ResNet stay as they are in memory: to draw them takes longer than to load them, and
+    shapes alone (device `meta`) are drawn through torch's compiler, a second of imports. Of other
+    networks the weights are drawn: some are drawn again until they are within limits.
+    """
+    return _Unfilled() if is_resnet(name) else nullcontext()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Mode in which torch.nn.init draws no numbers."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+_DRAWS = (nn.init.kaiming_uniform_, nn.init.uniform_, torch.Tensor.normal_)
 
 
 def require_backbone(name: str) -> None:

@@ -23,7 +23,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mlfinetune.data.images.transforms import TransformSpec
 from mlfinetune.errors import CheckpointError, ConfigError
-from mlfinetune.models.backbones import STAGES, PooledResNet
+from mlfinetune.models.backbones import STAGES, PooledResNet, unfilled
 from mlfinetune.models.pretrained import find_misfits
 from mlfinetune.models.tagger import Tagger
 from mlfinetune.runtime.threads import one_thread
@@ -322,7 +322,7 @@ def restore_tagger(
 
     try:
         # Names and shapes alone: a file that claims a huge model allocates no memory.
-        with torch.device("meta"):
+        with torch.device("meta"), unfilled(backbone):
             wanted = build().state_dict()
     except ConfigError as error:
         raise CheckpointError(f"{origin}: {error}") from error
@@ -331,7 +331,8 @@ def restore_tagger(
             f"{origin}: its weights are not those of a {backbone} with "
             f"{pluralize(labels, 'label')}\n{format_list(faults)}"
         )
-    with torch.random.fork_rng(devices=[]):  # to load a tagger changes no later random number
+    # To load a tagger changes no later random number.
+    with torch.random.fork_rng(devices=[]), unfilled(backbone):
         tagger = build()
     tagger.load_state_dict(weights)
     return place_on_device(tagger, device).eval()

@@ -134,7 +134,7 @@ class Tagger(nn.Module):
         if bias is not None:
             self.head.bias.data.copy_(bias)
         for name, values in (("mean", mean), ("std", std)):
-            scaled = 255 * torch.tensor(values).view(1, 3, 1, 1)
+            scaled = 255 * torch.tensor(values, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, scaled, persistent=False)
         self.backbone, self.frozen = backbone, frozen
         self.features.requires_grad_(not frozen)

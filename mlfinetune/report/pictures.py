@@ -6,10 +6,11 @@ budget only names are shown.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import zip_longest
 
-from mlfinetune.report.view import Picture, Report
+from mlfinetune.report.view import Report
 
 BUDGET = 3_500_000
 """Characters of base64 and of heat maps in all: with curves and lists of 80 labels the page stays
@@ -29,7 +30,9 @@ Thumbnail = Callable[[str, int], bytes]
 """(a picture's name, the longest side in pixels) -> JPEG; a placeholder if it is unreadable."""
 
 
-def read_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) -> Report:
+def read_pictures(
+    report: Report, thumbnail: Thumbnail, budget: int = BUDGET, threads: int = 1
+) -> Report:
     """Return the report with its pictures read.
 
     Args:
@@ -37,16 +40,18 @@ def read_pictures(report: Report, thumbnail: Thumbnail, budget: int = BUDGET) ->
         thumbnail: makes the thumbnail of one picture.
         budget: characters of base64 and of heat maps in all; beyond it a picture is shown by its
             name.
+        threads: number of threads that call `thumbnail` at once; each may hold a large picture.
     """
     budget -= sum(len(heat.levels) + _HEAT_MARKUP for heat in report.heat.values())
     side = choose_side(len(report.pictures), budget)
-    pictures: dict[int, Picture] = {}
-    for index, picture in report.pictures.items():
-        if budget > 0:
-            jpeg = thumbnail(picture.name, side)
-            budget -= -(-len(jpeg) // 3) * 4
-            picture = replace(picture, jpeg=jpeg if budget >= 0 else None)
-        pictures[index] = picture
+    pictures, wanted = dict(report.pictures), list(report.pictures.items())
+    with ThreadPoolExecutor(threads) as pool:
+        while wanted and budget > 0:
+            some, wanted = wanted[:threads], wanted[threads:]
+            made = pool.map(lambda entry: thumbnail(entry[1].name, side), some)
+            for (index, picture), jpeg in zip(some, made, strict=True):
+                budget -= -(-len(jpeg) // 3) * 4
+                pictures[index] = replace(picture, jpeg=jpeg if budget >= 0 else None)
     return replace(report, pictures=pictures, side=side)
 
 

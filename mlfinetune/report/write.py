@@ -47,10 +47,13 @@ from mlfinetune.runs.near_duplicates import read_near_duplicates
 from mlfinetune.runs.results import parse_facts, read_metrics, read_scores, read_seen
 from mlfinetune.runs.trained_on import describe_seen
 from mlfinetune.runtime.log import RunLog
+from mlfinetune.runtime.machine import count_process_cores
 from mlfinetune.storage.atomic import write_atomic, writing_text
 from mlfinetune.text import display_path, list_some, pluralize
 
 MAX_PIXELS: int = DataConfig.model_fields["max_pixels"].default
+_MOST_THREADS = 4
+"""Threads that make thumbnails; each may hold a large picture."""
 
 
 def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> Path:
@@ -82,11 +85,13 @@ def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> 
             missing.append(path)
         return make_thumbnail(path, side, limit)
 
-    page = report.render(_drop_unseen_maps(report.read_pictures(built, make)))
+    threads = min(count_process_cores(), _MOST_THREADS)
+    page = report.render(_drop_unseen_maps(report.read_pictures(built, make, threads=threads)))
     if missing:
         log.say(
-            f"{pluralize(len(missing), 'picture')} of the page not there, the first {missing[0]}: "
-            f"each is a grey cross; `mlfinetune eval --images FOLDER` writes a page with them"
+            f"{pluralize(len(missing), 'picture')} of the page not there, the first "
+            f"{min(missing)}: each is a grey cross; "
+            f"`mlfinetune eval --images FOLDER` writes a page with them"
         )
     with writing_text(folder / directory.SUSPECTS) as file:
         csv.writer(file).writerows(report.list_suspect_rows(built))

@@ -22,7 +22,7 @@ SLOW_DECODING = 150.0
 FREEZE_SPEEDUP, LONG_S = 3.0, 600.0
 """Freezing is suggested if it makes a run this many times as fast; on a GPU, where minutes buy a
 better tagger, only if the run is this long."""
-FIXED_S = 8.0
+FIXED_S = 6.0
 """Seconds that a run takes beside its pictures: start, head, results (fixed_seconds.json)."""
 STEP_PASSES = 3
 """Work of a training step in forward passes: the backward pass computes two gradients."""

@@ -38,6 +38,7 @@ float64: features are correlated, and in float32 K may lose definiteness. On a d
 float64 (MPS) the CPU does the float64 work.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -139,7 +140,7 @@ class Solver:
             return self._track(batches())
 
         problem = _Problem(tracked, self._loss, stats, self._correlation, l2, self._threads)
-        optimizer = torch.optim.LBFGS(
+        optimizer = _LBFGS(
             problem.parameters,
             history_size=HISTORY,
             line_search_fn="strong_wolfe",
@@ -156,7 +157,7 @@ class Solver:
             group = optimizer.param_groups[0]
             group["max_iter"], group["max_eval"] = iterations - done, 4 * iterations
             with self._threads.threads_for(vector_cost):
-                optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
+                optimizer.step(problem.evaluate)  # type: ignore[no-untyped-call]
             done = iterations
             self._write_to_head(problem)
             self.passes += problem.passes
@@ -186,17 +187,23 @@ class Solver:
         self._head.bias.copy_(bias - weight @ self._stats.mean)
 
 
+class _LBFGS(torch.optim.LBFGS):
+    """torch's L-BFGS without a mark for torch.compile, which loads the compiler to be set: 1 s."""
+
+    add_param_group = inspect.unwrap(torch.optim.LBFGS.add_param_group)
+
+
 def _take_first_step(optimizer: torch.optim.LBFGS, problem: "_Problem") -> None:
     """Take the first iteration with the step of Newton's method, as the curvature in u is 1.
 
     torch divides the rate of the first iteration by the sum of the gradient's absolute values,
     which depends on the axes, and so is arbitrary in rotated coordinates.
     """
-    problem.evaluate(optimizer)
+    problem.evaluate()
     size = sum(float(p.grad.abs().sum()) for p in problem.parameters if p.grad is not None)
     group = optimizer.param_groups[0]
     group["max_iter"], group["max_eval"], group["lr"] = 1, _MOST_TRIALS, max(1.0, size)
-    optimizer.step(lambda: problem.evaluate(optimizer))  # type: ignore[no-untyped-call]
+    optimizer.step(problem.evaluate)  # type: ignore[no-untyped-call]
     group["lr"] = 1.0
 
 
@@ -240,7 +247,7 @@ class _Problem:
             solved = torch.linalg.solve_triangular(self._factor, self._u, upper=False, left=False)
         return solved / self._stats.spread[:, None]
 
-    def evaluate(self, optimizer: torch.optim.Optimizer) -> Tensor:
+    def evaluate(self) -> Tensor:
         """Compute the objective, and its gradient in `parameters`.
 
         The objective is summed over labels: as a mean, its curvature would be 1 / L and not 1.
@@ -248,7 +255,8 @@ class _Problem:
         Raises:
             TrainingError: a loss that is not finite.
         """
-        optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         stats, labels = self._stats, len(self._bias)
         solving = self._u.numel() * self._factor[0].numel()  # multiplications of the system of R
         with self._threads.threads_for(solving):
@@ -266,8 +274,9 @@ class _Problem:
                 torch.autograd.backward(part * labels)
                 total += part.detach()
         ridge = 0.5 * self._l2 * (stats.spread[:, None] * standardized).square().sum()
+        assert leaf.grad is not None
         with self._threads.threads_for(solving):
-            torch.autograd.backward([ridge, weight], [None, leaf.grad])
+            torch.autograd.backward(ridge + (weight * leaf.grad).sum())
         self.passes += 1
         self.loss = float(total)
         if not abs(self.loss) < float("inf"):

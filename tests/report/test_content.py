@@ -1,5 +1,6 @@
 """The report's numbers and lists: scikit-learn's curves, and everything else by hand."""
 
+import time
 from string import ascii_lowercase
 
 import numpy as np
@@ -223,6 +224,23 @@ def test_each_picture_is_read_once_within_the_budget() -> None:
     assert read[0] == report.suspects[0].image
     assert sum(one.jpeg is not None for one in shown.pictures.values()) == 10
     assert list(shown.pictures) == list(report.pictures)
+
+
+@pytest.mark.parametrize("budget", [0, 400 * 7, 400 * 10, 10**6])
+def test_threads_read_the_same_pictures(budget: int) -> None:
+    """In the same order, on any number of threads; beyond the budget only what was under way."""
+    report, read = build(plausible(60, tuple("abcdef"))), []
+
+    def thumbnail(name: str, side: int) -> bytes:
+        read.append(name)
+        time.sleep(0.002 * (len(read) % 3))  # those that were begun first are not done first
+        return name.encode() * (300 // len(name))
+
+    alone = read_pictures(report, thumbnail, budget)
+    by_one = len(read)
+    read.clear()
+    assert read_pictures(report, thumbnail, budget, threads=4) == alone
+    assert by_one <= len(read) < by_one + 4
 
 
 def test_few_pictures_are_larger() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,14 +225,13 @@ def test_a_weaker_penalty_lowers_the_loss(form: str) -> None:
 
 def test_the_solver_keeps_forty_copies_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many iterations there are: a head of thousands of labels must fit in memory."""
-    made: list[torch.optim.LBFGS] = []
+    made, make = [], torch.optim.LBFGS.__init__
 
-    class Watched(torch.optim.LBFGS):
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **options)
-            made.append(self)
+    def watched(self: torch.optim.LBFGS, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        made.append(self)
 
-    monkeypatch.setattr(torch.optim, "LBFGS", Watched)
+    monkeypatch.setattr(torch.optim.LBFGS, "__init__", watched)
     x, y = data(200, 60, 3, together=30.0)
     (((record, _),), (optimizer,)) = solved(x, y, [1e-4]), made
     (state,) = optimizer.state.values()
