@@ -207,12 +207,12 @@ def test_features_are_paid_once_and_passes_are_cheap() -> None:
         (
             SPEEDS,
             replace(WORK, pretrained=True),
-            "model.freeze_backbone: true, for a run about 10 t",
+            "model.freeze_backbone: true, for a run about 12 t",
         ),
         (
             SPEEDS,
             replace(WORK, pretrained=True, solutions=1, obstacles=("train.solve_head_first",)),
-            "model.freeze_backbone: true (without train.solve_head_first), for a run about 10 t",
+            "model.freeze_backbone: true (without train.solve_head_first), for a run about 12 t",
         ),
         (SPEEDS, replace(WORK, pretrained=True, epochs=1), "none"),
         (SPEEDS, replace(WORK, pretrained=True, train=20, val=5), "none"),
