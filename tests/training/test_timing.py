@@ -207,7 +207,7 @@ def test_features_are_paid_once_and_passes_are_cheap() -> None:
         (
             SPEEDS,
             replace(WORK, pretrained=True),
-            "model.freeze_backbone: true, for a run about 12 t",
+            "model.freeze_backbone: true, for a run about 11 t",
         ),
         (
             SPEEDS,
