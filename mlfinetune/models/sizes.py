@@ -3,8 +3,10 @@
 build, S -> require_size       -> the error that names the network's own size, if need be
 build, S -> takes_one_picture  -> whether BatchNorm can learn from one picture
 module, S -> require_vectors   -> the error that the features are of places, not of a picture
+module, S -> find_unused       -> parameters that the features do not depend on
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -77,6 +79,21 @@ def require_vectors(backbone: nn.Module, name: str, side: int) -> None:
             f"model.backbone: {name} cannot be a backbone: its features of a picture are "
             f"{' x '.join(map(str, shape[1:]))} numbers, not one vector"
         )
+
+
+def find_unused(backbone: nn.Module, side: int) -> set[str]:
+    """Return the names of parameters that get no gradient from the features of pictures of S.
+
+    Empty where the network cannot be tried without computing.
+    """
+    shapes = copy.deepcopy(backbone).to("meta").train()
+    try:
+        with torch.device("meta"):
+            features: Tensor = shapes(torch.empty(2, 3, side, side))
+            torch.autograd.backward(features.sum())
+    except MISFITS:
+        return set()
+    return {name for name, parameter in shapes.named_parameters() if parameter.grad is None}
 
 
 def _try_forward(build: Build, side: int, *, training: bool) -> torch.Size:

@@ -219,8 +219,8 @@ def _list_obstacles(keys: Sequence[str]) -> str:
     return f" (without {' and '.join(keys)})" if keys else ""
 
 
-def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None:
-    """Return the key to set to true, and why; None: the defaults suit.
+def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str | None, str]:
+    """Return the key to set to true, None where the defaults suit; and why.
 
     no GPU                               model.freeze_backbone
     a GPU, and pictures and labels few   train.solve_head_first
@@ -235,7 +235,10 @@ def choose_way(passes: Passes, labels: int, gpu: bool) -> tuple[str, str] | None
     if passes.train <= FEW_PICTURES and labels <= FEW_LABELS:
         why = "a GPU here, few pictures: start from the best head, not at random"
         return "train.solve_head_first", why
-    return None
+    return None, (
+        f"all layers learn, with a new head: a GPU here, and over {FEW_PICTURES:,} pictures to "
+        f"train or {FEW_LABELS:,} labels, where a solved head takes long"
+    )
 
 
 def _estimate_seconds_if_frozen(speeds: Speeds, work: Work) -> float:

@@ -380,10 +380,9 @@ def _choose_way(request: InitRequest, plan: _Plan, splits: Splits) -> _Plan:
     if plan.config.model.weights is None or _WAY_KEYS & set(_list_keys(request.overrides)):
         return plan
     passes = Passes(len(splits.train), len(splits.val), plan.config.train.epochs)
-    way = choose_way(passes, len(splits.train.labels), has_gpu())
-    if way is None:
-        return plan
-    key, why = way
+    key, why = choose_way(passes, len(splits.train.labels), has_gpu())
+    if key is None:
+        return plan.decide(why)
     more = (Setting(name, value) for name, value in GOES_WITH.get(key, {}).items())
     return plan.decide(f"{key}: true; {why}", Setting(key, True, why), *more)
 

@@ -157,6 +157,10 @@ def test_with_a_gpu_fine_tuning_starts_from_a_solved_head(
     cli("init", "data.csv", "train.ema=0.9", "-o", "own.yaml", cwd=tmp_path)
     made = load_config(tmp_path / "own.yaml").train
     assert (made.solve_head_first, made.solve_head_last, made.ema) == (False, False, 0.9)
+    monkeypatch.setattr("mlfinetune.training.bottleneck.FEW_PICTURES", 5)
+    done = cli("init", "data.csv", "-o", "many.yaml", cwd=tmp_path)
+    assert "all layers learn, with a new head: a GPU here, and over 5 pictures" in done.stdout
+    assert not load_config(tmp_path / "many.yaml").train.solve_head_first
 
 
 def test_every_key_in_a_comment_is_one(tmp_path: Path, cli: Run) -> None:

@@ -61,6 +61,15 @@ def test_as_one_process(ground: Path, way: str) -> None:
         assert furthest(weights(one), weights(several))[0] < 5e-4
 
 
+def test_a_parameter_that_takes_no_part(ground: Path) -> None:
+    """DDP waits for no gradient of it; all others learn."""
+    asked = ("model.backbone=timm/efficientvim_m1", "model.image_size=64", "train.epochs=1")
+    run(2, "train", "tiny.yaml", *asked, "train.lr=1e-6", "train.head_lr=1e-6", cwd=ground)
+    (row,) = history(ground / "runs" / "tiny")
+    assert 0 < row["grad_norm"] < float("inf")
+    assert "head.weight" in weights(ground / "runs" / "tiny")
+
+
 def test_features_of_a_frozen_backbone_are_computed_by_all(ground: Path) -> None:
     """Features, and the head solved on them, are equal to one process's, to the bit."""
     for size in (1, 2, 3):

@@ -13,7 +13,7 @@ from mlfinetune.errors import ConfigError, WeightsError
 from mlfinetune.models.backbones import build_backbone
 from mlfinetune.models.preprocessing import resolve_weights
 from mlfinetune.models.pretrained import is_cached, load_pretrained
-from mlfinetune.models.sizes import require_vectors
+from mlfinetune.models.sizes import find_unused, require_vectors
 from mlfinetune.models.sync_batch_norm import sync_batch_norm
 from mlfinetune.models.tagger import Tagger
 
@@ -149,3 +149,28 @@ def test_another_batch_norm_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="a Doubled of this backbone cannot learn from the pict"):
         sync_batch_norm(nn.Sequential(Doubled(3)), torch.device("cpu"), alone)
+
+
+def test_parameters_that_take_no_part_are_found() -> None:
+    """With shapes alone; the network keeps its weights and its mode."""
+    backbone, _ = build_backbone("timm/efficientvim_m1", 1, 64)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    assert find_unused(backbone.eval(), 64) == {"weights"}
+    assert not backbone.training
+    assert all(tensor.equal(before[name]) for name, tensor in backbone.state_dict().items())
+    assert find_unused(build_backbone(VIT, 1, 96)[0], 96) == set()
+    assert find_unused(build_backbone("resnet18", 2, 64)[0], 64) == set()
+
+
+def test_a_network_that_cannot_be_tried_has_none() -> None:
+    """As one whose forward pass asks for a number."""
+
+    class Asking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) * images.sum().item()
+
+    assert find_unused(Asking(), 8) == set()

@@ -250,15 +250,15 @@ def test_the_way_to_train_suits_pictures_and_machine(
     images: int, labels: int, gpu: bool, key: str | None
 ) -> None:
     """The head alone without a GPU; with one a solved head to start from, unless that is much."""
-    way = choose_way(Passes(images, images // 4, 10), labels, gpu)
-    assert (way and way[0]) == key
+    chosen, why = choose_way(Passes(images, images // 4, 10), labels, gpu)
+    assert chosen == key
+    assert ("no GPU here" if not gpu else "a GPU here") in why
 
 
 def test_the_reason_of_the_way_counts_right() -> None:
     """One epoch is one, and its work is not rounded down to that of freezing."""
-    way = choose_way(Passes(80, 40, 1), 4, gpu=False)
-    assert way
-    assert way[1] == "no GPU here: 2.3 times less work than 1 epoch of all layers"
+    _, why = choose_way(Passes(80, 40, 1), 4, gpu=False)
+    assert why == "no GPU here: 2.3 times less work than 1 epoch of all layers"
 
 
 @given(
