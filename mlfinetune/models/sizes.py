@@ -3,10 +3,9 @@
 build, S -> require_size       -> the error that names the network's own size, if need be
 build, S -> takes_one_picture  -> whether BatchNorm can learn from one picture
 module, S -> require_vectors   -> the error that the features are of places, not of a picture
-module, S -> find_unused       -> parameters that the features do not depend on
+build, S -> find_unused        -> parameters that the features do not depend on
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -81,19 +80,19 @@ def require_vectors(backbone: nn.Module, name: str, side: int) -> None:
         )
 
 
-def find_unused(backbone: nn.Module, side: int) -> set[str]:
+def find_unused(build: Build, side: int) -> set[str]:
     """Return the names of parameters that get no gradient from the features of pictures of S.
 
     Empty where the network cannot be tried without computing.
     """
-    shapes = copy.deepcopy(backbone).to("meta").train()
     try:
         with torch.device("meta"):
-            features: Tensor = shapes(torch.empty(2, 3, side, side))
+            network = build(side).train()
+            features: Tensor = network(torch.empty(2, 3, side, side))
             torch.autograd.backward(features.sum())
     except MISFITS:
         return set()
-    return {name for name, parameter in shapes.named_parameters() if parameter.grad is None}
+    return {name for name, parameter in network.named_parameters() if parameter.grad is None}
 
 
 def _try_forward(build: Build, side: int, *, training: bool) -> torch.Size:

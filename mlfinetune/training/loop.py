@@ -26,7 +26,7 @@ from mlfinetune.metrics.implies import Pairs
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.selection import Trial, try_candidate
 from mlfinetune.metrics.types import ScoreTable
-from mlfinetune.models.backbones import is_resnet
+from mlfinetune.models.backbones import build_backbone, is_resnet
 from mlfinetune.models.inference import prepare_for_inference
 from mlfinetune.models.scoring import average_views, score_batches, tabulate
 from mlfinetune.models.sizes import find_unused
@@ -184,14 +184,19 @@ def _fit_from(
 def _share_over_ranks(setup: TrainingSetup) -> tuple[nn.Module, StepOptions]:
     """Return the net to train, in DDP where there are several ranks, and the step options."""
     world, options = setup.world, build_step_options(setup.config, setup.device, setup.dtype)
-    tagger = setup.tagger
-    if world.is_distributed and not (tagger.frozen or is_resnet(tagger.backbone)):
-        # DDP waits for the gradient of each parameter that wants one.
-        for name in find_unused(tagger.features, setup.spec.image_size):
-            tagger.features.get_parameter(name).requires_grad_(False)
+    if world.is_distributed:
+        _idle_unused(setup.tagger, setup.spec.image_size)
     net, no_sync = world.ddp(setup.net)
     all_reduce = world.all_reduce_sum_ if world.is_distributed else None
     return net, replace(options, all_reduce=all_reduce, no_sync=no_sync)
+
+
+def _idle_unused(tagger: Tagger, side: int) -> None:
+    """Ask no gradient of parameters that take no part: DDP would wait for it."""
+    if tagger.frozen or is_resnet(tagger.backbone):
+        return
+    for name in find_unused(lambda size: build_backbone(tagger.backbone, 1, size)[0], side):
+        tagger.features.get_parameter(name).requires_grad_(False)
 
 
 def _save_if_asked(world: World, save_point: SavePoint, position: Position) -> None:
