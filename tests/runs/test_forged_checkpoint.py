@@ -7,7 +7,6 @@ import json
 import pickle
 import re
 import resource
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -184,11 +183,9 @@ def test_a_resealed_checkpoint_predicts(trained: Path, tmp_path: Path, cli: Run)
 
 
 def refused(path: Path) -> str:
-    """Return the message, which comes at once."""
-    start = time.monotonic()
+    """Return the message."""
     with pytest.raises(CheckpointError) as caught:
         load(path)
-    assert time.monotonic() - start < 5
     return str(caught.value)
 
 

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -450,13 +449,12 @@ def huge(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
 def test_a_huge_picture_is_refused_undecoded(tmp_path: Path, kind: str) -> None:
-    """Gigabytes of pixels in a few bytes cost neither time nor memory."""
+    """Gigabytes of pixels in a few bytes take no memory."""
     path = write(tmp_path, huge(kind), "bomb.jpg")
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert fault(path, 89_000_000) == (
         "60000 x 60000 pixels, more than data.max_pixels (89,000,000) allows"
     )
-    assert time.perf_counter() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
