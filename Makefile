@@ -14,12 +14,14 @@ CHECKED := $(CODE) $(shell find tests configs benchmarks -name '*.py' -o -name '
 
 # ---- environment --------------------------------------------------------------------------
 
-# A constraint given through the environment reaches the build backend too.
+# A constraint given through the environment reaches the build backend too. All cores compile, where
+# pip would use one.
 .venv/done: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet \
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --no-compile \
 		--disable-pip-version-check --editable . --group dev
+	$(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing)/' .venv/lib > /dev/null || true
 	touch $@
 
 # ---- demo -----------------------------------------------------------------------------------
