@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import zip_longest
 
-from mlfinetune.report.view import Report
+from mlfinetune.report.view import Picture, Report
 
 BUDGET = 3_500_000
 """Characters of base64 and of heat maps in all: with curves and lists of 80 labels the page stays
@@ -40,15 +40,20 @@ def read_pictures(
         thumbnail: makes the thumbnail of one picture.
         budget: characters of base64 and of heat maps in all; beyond it a picture is shown by its
             name.
-        threads: number of threads that call `thumbnail` at once; each may hold a large picture.
+        threads: number of threads that call `thumbnail` at once; each may hold a large picture. 1:
+            this one alone, which Ctrl-C interrupts; others end their pictures first.
     """
     budget -= sum(len(heat.levels) + _HEAT_MARKUP for heat in report.heat.values())
     side = choose_side(len(report.pictures), budget)
     pictures, wanted = dict(report.pictures), list(report.pictures.items())
+
+    def make(entry: tuple[int, Picture]) -> bytes:
+        return thumbnail(entry[1].name, side)
+
     with ThreadPoolExecutor(threads) as pool:
         while wanted and budget > 0:
             some, wanted = wanted[:threads], wanted[threads:]
-            made = pool.map(lambda entry: thumbnail(entry[1].name, side), some)
+            made = pool.map(make, some) if threads > 1 else map(make, some)
             for (index, picture), jpeg in zip(some, made, strict=True):
                 budget -= -(-len(jpeg) // 3) * 4
                 pictures[index] = replace(picture, jpeg=jpeg if budget >= 0 else None)

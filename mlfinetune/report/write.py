@@ -85,7 +85,9 @@ def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> 
             missing.append(path)
         return make_thumbnail(path, side, limit)
 
-    threads = min(count_process_cores(), _MOST_THREADS)
+    # A server that stalls is waited for in this thread, so that Ctrl-C ends the wait.
+    is_remote = is_url(root) or any(is_url(picture.name) for picture in built.pictures.values())
+    threads = 1 if is_remote else min(count_process_cores(), _MOST_THREADS)
     page = report.render(_drop_unseen_maps(report.read_pictures(built, make, threads=threads)))
     if missing:
         log.say(

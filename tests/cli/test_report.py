@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import Run
 
+from mlfinetune.data.images.decode import make_placeholder
 from mlfinetune.runs import checkpoint
 from mlfinetune.runs.near_duplicates import write_near_duplicates
 from mlfinetune.runs.results import read_scores
@@ -69,6 +71,26 @@ def test_pictures_that_are_gone_leave_a_page(run: Path, cli: Run) -> None:
     (run / "metrics.json").write_text(json.dumps(content | {"images_root": str(run / "none")}))
     assert cli("report", str(run), cwd=run).returncode == 0
     assert "data:image/jpeg;base64," in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("root", ["", "https://example.org/pictures"])
+def test_ctrl_c_ends_the_wait_for_a_server(
+    run: Path, cli: Run, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    """Pictures behind URLs are read in the main thread: other threads would wait to the end."""
+    content = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(content | ({"images_root": root} if root else {})))
+    threads = set()
+
+    def make(_path: str, side: int, _limit: int) -> bytes:
+        threads.add(threading.current_thread())
+        return make_placeholder(side)
+
+    monkeypatch.setattr("mlfinetune.report.write.make_thumbnail", make)
+    monkeypatch.setattr("mlfinetune.report.write.count_process_cores", lambda: 4)
+    assert cli("report", str(run), cwd=run).returncode == 0
+    assert (threading.main_thread() in threads) == bool(root)
+    assert len(threads) == 1 or not root
 
 
 def test_near_duplicates_of_the_folder_are_shown(run: Path, cli: Run) -> None:
