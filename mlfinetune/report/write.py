@@ -70,9 +70,13 @@ def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> 
     built, scores, content = read_report(folder)
     limit = content.get("max_pixels", MAX_PIXELS)
     root = _find_pictures(folder, parse_location(str(content.get("images_root", ""))), scores, log)
+    # A server that stalls is waited for in this thread, so that Ctrl-C ends the wait.
+    is_remote = is_url(root) or any(is_url(picture.name) for picture in built.pictures.values())
+    threads = 1 if is_remote else min(count_process_cores(), _MOST_THREADS)
     if source is None:
         maps = read_heat_maps(folder, scores)
     else:
+        source = replace(source, threads=min(source.threads, threads))
         maps = _compute_maps(built, source, lambda row: join_location(root, scores.names[row]), log)
         write_heat_maps(folder, scores, maps)
     if maps is not None:
@@ -85,9 +89,6 @@ def write_report(folder: Path, log: RunLog, source: MapSource | None = None) -> 
             missing.append(path)
         return make_thumbnail(path, side, limit)
 
-    # A server that stalls is waited for in this thread, so that Ctrl-C ends the wait.
-    is_remote = is_url(root) or any(is_url(picture.name) for picture in built.pictures.values())
-    threads = 1 if is_remote else min(count_process_cores(), _MOST_THREADS)
     page = report.render(_drop_unseen_maps(report.read_pictures(built, make, threads=threads)))
     if missing:
         log.say(

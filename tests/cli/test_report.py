@@ -6,17 +6,22 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from conftest import Run
 
 from mlfinetune.data.images.decode import make_placeholder
+from mlfinetune.errors import ImageError
+from mlfinetune.report import MapSource
+from mlfinetune.report.write import write_report
 from mlfinetune.runs import checkpoint
 from mlfinetune.runs.near_duplicates import write_near_duplicates
 from mlfinetune.runs.results import read_scores
+from mlfinetune.runtime.log import RunLog
 
 
 @pytest.fixture
@@ -75,22 +80,26 @@ def test_pictures_that_are_gone_leave_a_page(run: Path, cli: Run) -> None:
 
 @pytest.mark.parametrize("root", ["", "https://example.org/pictures"])
 def test_ctrl_c_ends_the_wait_for_a_server(
-    run: Path, cli: Run, monkeypatch: pytest.MonkeyPatch, root: str
+    run: Path, monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     """Pictures behind URLs are read in the main thread: other threads would wait to the end."""
     content = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(content | ({"images_root": root} if root else {})))
-    threads = set()
+    threads: dict[str, set[threading.Thread]] = {"thumbnails": set(), "maps": set()}
 
     def make(_path: str, side: int, _limit: int) -> bytes:
-        threads.add(threading.current_thread())
+        threads["thumbnails"].add(threading.current_thread())
         return make_placeholder(side)
+
+    def explain(path: str, _columns: Sequence[int]) -> NoReturn:
+        threads["maps"].add(threading.current_thread())
+        raise ImageError(path, "not there")
 
     monkeypatch.setattr("mlfinetune.report.write.make_thumbnail", make)
     monkeypatch.setattr("mlfinetune.report.write.count_process_cores", lambda: 4)
-    assert cli("report", str(run), cwd=run).returncode == 0
-    assert (threading.main_thread() in threads) == bool(root)
-    assert len(threads) == 1 or not root
+    write_report(run, RunLog(), MapSource(explain, "", 8, threads=4))
+    for used in threads.values():
+        assert used == {threading.main_thread()} if root else threading.main_thread() not in used
 
 
 def test_near_duplicates_of_the_folder_are_shown(run: Path, cli: Run) -> None:
