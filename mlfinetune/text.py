@@ -66,9 +66,24 @@ def format_list(faults: Sequence[str], total: int | None = None) -> str:
 
 
 def quote_yaml(text: str) -> str:
-    """Return text as a quoted YAML string; characters that do not print are escaped."""
+    """Return text as a quoted YAML string; signs that eyes cannot tell apart are escaped."""
+    hidden = _list_hidden(text)
     text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'
+    return '"' + "".join(f"\\U{ord(c):08x}" if c in hidden else c for c in text) + '"'
+
+
+def quote_exact(text: str) -> str:
+    """Return text in quotes, as `repr` does, with accents of two signs escaped: `'cafe\\u0301'`."""
+    hidden = {c for c in _list_hidden(text) if c.isprintable()}
+    return "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in repr(text))
+
+
+def _list_hidden(text: str) -> set[str]:
+    """Return characters that do not print, and accents that Unicode would join to a letter."""
+    hidden = {c for c in text if not c.isprintable()}
+    if not unicodedata.is_normalized("NFC", text):
+        hidden |= {c for c in text if unicodedata.combining(c)}
+    return hidden
 
 
 def list_labels(names: Sequence[str], after: str = "") -> str:

@@ -17,14 +17,13 @@ from mlfinetune.data.spellings import (
     choose_renames,
     clean_label,
     fold_label,
-    fold_number,
     format_ignored,
     format_renames,
     group_spellings,
     list_patterns,
 )
 from mlfinetune.data.table import SourceOptions
-from mlfinetune.text import list_labels, list_some, pluralize
+from mlfinetune.text import list_labels, list_some, pluralize, quote_exact
 
 NEARLY_ALL = 0.95
 """Share of the pictures from which on a label stands in nearly every one."""
@@ -85,17 +84,16 @@ def note_labels(
     positives = train.targets.counts()[0] + val.targets.counts()[0]
     counts = dict(zip(train.labels.names, positives.tolist(), strict=True))
     return [
-        *_note_numbers(counts, options),
+        *_note_spellings(counts, options),
         *_note_no_labels(counts, options),
         *_note_unlearnable_labels(train, val, given),
         *_note_common_labels(train),
     ]
 
 
-def _note_numbers(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
-    """Return a note for numbers with several spellings, with the line that joins them."""
-    groups = group_spellings(name for name in positives if fold_number(clean_label(name)))
-    twice = [names for names in groups.values() if len(names) > 1]
+def _note_spellings(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
+    """Return a note for labels with several spellings, with the line that joins them."""
+    twice = [names for names in group_spellings(positives).values() if len(names) > 1]
     if not twice:
         return []
     renames = choose_renames(twice, positives)
@@ -103,7 +101,7 @@ def _note_numbers(positives: Mapping[str, int], options: SourceOptions) -> list[
     if len(renames) > _MOST_PASTED:
         line = "`mlfinetune check` prints the line for data.rename_labels"
     listed = list_some([_join_spellings(names, positives) for names in twice])
-    count = pluralize(len(twice), "number")
+    count = pluralize(len(twice), "label")
     return [
         f"{count} in several spellings, each a label of its own ({listed}); to join them: {line}"
     ]
@@ -159,7 +157,7 @@ def _note_common_labels(train: Manifest) -> list[str]:
 
 def _join_spellings(names: Sequence[str], positives: Mapping[str, int]) -> str:
     """Return `'1.0' (3) / '1' (120)`."""
-    return " / ".join(f"{name!r} ({positives[name]})" for name in names)
+    return " / ".join(f"{quote_exact(name)} ({positives[name]})" for name in names)
 
 
 # ---- findings ---------------------------------------------------------------------------

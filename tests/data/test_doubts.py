@@ -32,7 +32,7 @@ def test_spellings_of_one_label_are_an_error() -> None:
     assert finding.items == (
         "'hot dog' (5) / 'hot_dog' (2) / 'hot-dog' (1) / 'HotDog' (4)",
         "'Dog' (1) / 'dog ' (2)",
-        "'caf\u00e9' (3) / 'cafe\u0301' (1)",
+        "'caf\u00e9' (3) / 'cafe\\u0301' (1)",
         "'type 2' (1) / 'type-2' (1)",
     )
 
@@ -219,12 +219,31 @@ def test_numbers_spelled_twice_are_noted(tmp_path: Path) -> None:
     cells = ["1", "1", "1.0", "00012", "12", "12", "cat", "cat|1"]
     notes = train_on(tmp_path, cells)
     (note,) = [note for note in notes if "several spellings" in note]
-    assert "2 numbers in several spellings" in note
+    assert "2 labels in several spellings" in note
     assert "'1' (3) / '1.0' (1)" in note
     assert take_lines(notes) == ['data.rename_labels: {"1.0": "1", "00012": "12"}']
     notes = train_on(tmp_path, cells, *take_lines(notes))
     assert notes[-1] == "labels 1|12|cat"
     assert take_lines(notes) == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "shown"),
+    [
+        ("Café", "'Café' (1)"),
+        ("cafe\u0301", r"'cafe\u0301' (1)"),  # as files of a Mac have it
+        ("café\u200b", r"'café\u200b' (1)"),
+    ],
+)
+def test_words_spelled_twice_are_noted(tmp_path: Path, odd: str, shown: str) -> None:
+    """Each would be a negative of the other; the line shows where they differ, and joins them."""
+    cells = ["café", "café|cat", odd, "cat"]
+    notes = train_on(tmp_path, cells)
+    (note,) = [note for note in notes if "several spellings" in note]
+    assert shown in note
+    assert "'café' (2)" in note
+    (line,) = take_lines(notes)
+    assert train_on(tmp_path, cells, line)[-1] == "labels café|cat"
 
 
 def test_labels_that_mean_none_are_noted(tmp_path: Path) -> None:
