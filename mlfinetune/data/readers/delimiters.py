@@ -108,10 +108,11 @@ def _sort_pair(pair: tuple[str, str]) -> tuple[str, str]:
     return pair if pair[0] <= pair[1] else (pair[1], pair[0])
 
 
-def suggest_delimiter(cells: Iterable[str]) -> str | None:
+def suggest_delimiter(cells: Iterable[str], noun: str = "cell") -> str | None:
     """Return a note on a sign that is no usual delimiter, where its parts stand in many cells.
 
-    `cat/dog`, `dog/fox`, `cat`: a slash may separate labels; `AC/DC` alone may not.
+    `cat/dog`, `dog/fox`, `cat`: a slash may separate labels; `AC/DC` alone may not. `noun` is the
+    word for a cell in the note.
     """
     counts = Counter(text for cell in cells if (text := cell.strip()))
     voters = list(islice(counts, _VOTERS))
@@ -121,7 +122,7 @@ def suggest_delimiter(cells: Iterable[str]) -> str | None:
         again = sum(any(parts[p.strip()] > 1 for p in cell.split(sign)) for cell in signed)
         if signed and 4 * len(signed) >= len(voters) and 2 * again > len(signed):
             return (
-                f"{pluralize(len(signed), 'cell')} with {sign!r}, and the parts recur, as in "
+                f"{pluralize(len(signed), noun)} with {sign!r}, and the parts recur, as in "
                 f'{signed[0][:60]!r}; if it separates labels: data.label_delimiter: "{sign}"'
             )
     return None

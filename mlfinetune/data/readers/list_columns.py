@@ -33,6 +33,7 @@ from mlfinetune.data.readers.delimiters import (
     suggest_delimiter,
 )
 from mlfinetune.data.readers.state_words import THRESHOLD, read_state
+from mlfinetune.data.readers.tags import find_valued
 from mlfinetune.data.table import LabelLists
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
@@ -188,10 +189,10 @@ class ListColumns:
                 f"numbers, or true and false, in place of labels; wanted lists of labels, or one "
                 f"0/1 column per label"
             )
-        if len(names) > 1 and all(_WITH_VALUE.fullmatch(name) for name in names):
+        if valued := find_valued(names):
             raise DataError(
                 f"{path}: each label of {quote_names(self.labels)} has a value, such as "
-                f"'{names[0]}'; wanted labels alone, or one row for each label and a column `value`"
+                f"'{valued}'; wanted labels alone, or one row for each label and a column `value`"
             )
 
     def _check_unknown_column(self, path: Path) -> None:
@@ -240,7 +241,6 @@ class ListColumns:
 
 
 _CODE = re.compile("[01]{3,}")
-_WITH_VALUE = re.compile(r".+[:=]\s*[01]?[.,]\d+|.+[:=]\s*[01]")
 _VALUES = re.compile(r"[01](?:\.0+)?|true|false|0?\.\d+", re.IGNORECASE)
 
 

@@ -22,6 +22,7 @@ from mlfinetune.data.readers.tags import (
     is_prose,
     parse_tags,
     refuse_prose,
+    suggest_separator,
 )
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
@@ -67,7 +68,7 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
     """Read pictures and the text files of tags beside them.
 
     Raises:
-        DataError: there is no picture, or the text files hold boxes or sentences.
+        DataError: there is no picture, or the text files hold boxes, sentences or values.
         OSError: the folder cannot be read.
     """
     found = list_files(path, options)
@@ -83,15 +84,17 @@ def read_sidecar(path: Path, options: SourceOptions) -> Table:
         if isinstance(tags, Fault):
             faults.append(Fault(tags.place, tags.text, row))
         lists.add(tags if isinstance(tags, list) else [])
+    ending, notes = _name_ending(texts.used), list[str]()
     if options.label_delimiter is None:
-        refuse_prose(path, texts.prose, texts.filled, _name_ending(texts.used))
+        refuse_prose(path, texts.prose, texts.filled, ending)
+        notes = list(suggest_separator(path, lists, ending))
     return lists.build_table(
         path,
         "sidecar",
         path,
         [str(picture) for picture in found.pictures],
         delimiter=options.label_delimiter,
-        notes=_list_notes(found, texts, options.format == "auto"),
+        notes=[*_list_notes(found, texts, options.format == "auto"), *notes],
         faults=faults,
     )
 

@@ -1,11 +1,15 @@
 """Tags in a small text file, for the readers of sidecar files and of tar shards.
 
 bytes -> find_encoding -> text -> tags         is_prose(tags): sentences, which are no tags
+tags of all files -> suggest_separator, find_valued: another sign between them; `cat: 0.9`
 """
 
 import codecs
 import re
+from collections.abc import Iterator, Sequence
 
+from mlfinetune.data.readers.delimiters import detect_delimiter, name_delimiter, suggest_delimiter
+from mlfinetune.data.table import LabelLists
 from mlfinetune.errors import DataError
 
 MAX_BYTES = 1_000_000
@@ -17,6 +21,10 @@ _BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WESTERN = re.compile(r"[\x20-\x7e\s]|[À-ÖØ-öø-ÿŠšŽžŒœŸ‘’“”–—…€£°´·«»©®]")
 """Characters of tags in a western language; other encodings also give signs like ¤ and ƒ."""
+_WITH_VALUE = re.compile(
+    r".+[:=]\s*[01]?[.,]\d+|.+[:=]\s*[01]|.+\s(?:0?[.,]\d+|1[.,]0+)|\(.+:\d*[.,]?\d+\)"
+)
+"""A label with its value: `cat:0.9`, `cat 0.9`; `(cat:1.2)`, as image generators weigh it."""
 _LONG, _SENTENCE = 8, 4
 """Words in a tag, on average, above which a text is prose; and from which on if it ends so."""
 
@@ -101,3 +109,44 @@ def refuse_prose(origin: object, prose: list[str], count: int, ending: str) -> N
             f"('{prose[0][:60]}'); write tags between commas, or name a table of labels in "
             f"data.train. Where they are tags between spaces: data.label_delimiter: ' '"
         )
+
+
+def find_valued(names: Sequence[str]) -> str:
+    """Return the first of several labels, where each has a value, as `cat: 0.9`; else nothing."""
+    valued = len(names) > 1 and all(map(_WITH_VALUE.fullmatch, names))
+    return names[0] if valued else ""
+
+
+def suggest_separator(origin: object, lists: LabelLists, ending: str) -> Iterator[str]:
+    """Yield a note where no file has two tags, and another sign than a comma may separate them.
+
+    `cat sofa`, `cat`, `dog sofa`: a space may be the sign; `hot dog`, `ice cream`: it is none.
+
+    Args:
+        origin: the folder or tar, for the message.
+        lists: the tags of each file.
+        ending: of these files, as `.txt`.
+
+    Raises:
+        DataError: each tag has a value.
+    """
+    names = lists.labels.names
+    if valued := find_valued(names):
+        raise DataError(
+            f"{origin}: each tag in the {ending} files has a value, such as '{valued}'; wanted "
+            f"tags alone, or a table of one row for each tag, with columns image, label and value"
+        )
+    columns, ends = lists.positives()
+    texts = [names[column] for column in columns]
+    if len(texts) > len({*ends.tolist()} - {0}):
+        return
+    if (sign := detect_delimiter(texts)) is None:
+        note = suggest_delimiter(texts, "file")
+        yield from [note] if note else []
+        return
+    signed = [text for text in texts if sign in text]
+    yield (
+        f"{len(signed)} of {len(texts)} {ending} files hold {name_delimiter(sign)} and no comma, "
+        f"and the parts recur, as in {signed[0][:60]!r}; if it separates tags: "
+        f'data.label_delimiter: "{sign}"'
+    )

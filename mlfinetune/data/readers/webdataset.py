@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mlfinetune.data.images.names import is_decoded_name, is_image_name
-from mlfinetune.data.readers.tags import MAX_BYTES, is_prose, parse_tags, refuse_prose
+from mlfinetune.data.readers.tags import (
+    MAX_BYTES,
+    is_prose,
+    parse_tags,
+    refuse_prose,
+    suggest_separator,
+)
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
 from mlfinetune.storage.tars import list_members
@@ -58,7 +64,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
 
     Raises:
         DataError: there is no tar, no picture in the tars, `data.images` is set, or the labels are
-            captions.
+            captions or have values.
         OSError: a tar cannot be read.
     """
     shards = [path]
@@ -84,19 +90,21 @@ def read_webdataset(path: Path, options: SourceOptions) -> Table:
                     prose.append(labels[0])
                 lists.add(labels)
                 counts["labelled"] += bool(labels)
+                counts["whole"] += _is_whole(sample)
                 names.append(f"{tar.name}/{sample.picture}")
                 counts["lacking"] += sample.labels is None
     if not names:
         raise DataError(f"{path}: no picture in {pluralize(len(shards), 'tar')}")
+    notes = list(_list_notes(len(names), len(shards), counts))
     if options.label_delimiter is None:
-        refuse_prose(path, prose, counts["labelled"], ".txt")
+        notes += _judge_tags(path, lists, prose, counts)
     return lists.build_table(
         path,
         "webdataset",
         root,
         names,
         delimiter=options.label_delimiter,
-        notes=_list_notes(len(names), len(shards), counts),
+        notes=notes,
         faults=faults,
     )
 
@@ -115,6 +123,24 @@ def _list_notes(pictures: int, shards: int, counts: Counter[str]) -> Iterator[st
             f"warning: {pluralize(further, 'file')} ignored: a sample (names that are equal up to "
             f"the first dot) has one picture and one file of labels, the first ones"
         )
+
+
+def _judge_tags(
+    path: Path, lists: LabelLists, prose: list[str], counts: Counter[str]
+) -> Iterator[str]:
+    """Yield a note on a sign between tags; captions and tags with values are refused.
+
+    Raises:
+        DataError: as `read_webdataset`.
+    """
+    refuse_prose(path, prose, counts["labelled"], ".txt")
+    if not counts["whole"]:
+        yield from suggest_separator(path, lists, ".txt")
+
+
+def _is_whole(sample: _Sample) -> bool:
+    """Return whether nothing separates the labels of a sample, or JSON does."""
+    return sample.labels is not None and _find_ending(sample.labels[0]) in (".json", ".cls")
 
 
 def _read_labels(

@@ -253,3 +253,53 @@ def test_class_folders_with_tags(tmp_path: Path, folders: str, is_said: bool) ->
     assert any(note.startswith(line) and "data.format: folder" in note for note in notes) is is_said
     table = read_sidecar(tmp_path, SourceOptions(format="sidecar"))
     assert not any("data.format" in note for note in table.notes)
+
+
+def tagged(*texts: str) -> dict[str, str | bytes]:
+    """Return pictures with these texts beside them."""
+    pictures: dict[str, str | bytes] = {f"{number}.jpg": "" for number in range(len(texts))}
+    return {**pictures, **{f"{number}.txt": text for number, text in enumerate(texts)}}
+
+
+@pytest.mark.parametrize(
+    ("sign", "said"),
+    [(" ", "6 of 9 .txt files hold a space and no comma"), ("; ", "hold ';'"), ("/", "with '/'")],
+)
+def test_another_sign_between_tags_is_noted(tmp_path: Path, sign: str, said: str) -> None:
+    """Danbooru's tags stand between spaces: each file would be a label of its own."""
+    words = ["1girl", "long_hair", "smile"]
+    pairs = [sign.join((a, b)) for a in words for b in words if a != b]
+    table = read(tmp_path, tagged(*pairs, *words))
+    (note,) = table.notes
+    assert said in note
+    assert note.endswith(f'data.label_delimiter: "{sign.strip() or sign}"')
+    again = read(tmp_path, {}, sign.strip() or sign)
+    assert (set(again.labels.names), again.notes) == ({*words}, ())
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["hot dog", "ice cream", "hot dog", "sofa"],
+        ["red hat, blue hat", "red coat", "blue coat", "red hat", "blue coat, red coat"],
+        ["hot dog"],
+        ["", ""],
+    ],
+)
+def test_spaces_inside_of_tags_are_not_noted(tmp_path: Path, texts: list[str]) -> None:
+    """Their words do not recur, or commas separate tags already."""
+    assert read(tmp_path, tagged(*texts)).notes == ()
+
+
+@pytest.mark.parametrize("form", ["{}: 0.9", "{} 0.9", "{}=1", "({}:1.2)"])
+def test_tags_with_values_are_refused(tmp_path: Path, form: str) -> None:
+    """Taggers write how sure they are; as labels these would be one for each value."""
+    texts = ["\n".join(form.format(tag) for tag in tags) for tags in (("cat", "dog"), ("cat",))]
+    with pytest.raises(DataError, match=r"each tag in the \.txt files has a value") as caught:
+        read(tmp_path, tagged(*texts))
+    assert form.format("cat") in str(caught.value)
+
+
+def test_one_tag_that_ends_in_a_number_is_a_tag(tmp_path: Path) -> None:
+    """As long as others have none."""
+    assert len(read(tmp_path, tagged("f 0.9", "cat")).labels) == 2

@@ -167,3 +167,15 @@ def test_a_run_on_shards_is_the_run_on_the_files(tmp_path: Path, cli: Run) -> No
     assert done.returncode == 0, done.stderr
     done = cli("check", "pets.yaml", "data.train=split.csv", cwd=tmp_path)
     assert "24 images" in done.stdout, done.stderr
+
+
+def test_another_sign_between_tags_is_noted(tmp_path: Path) -> None:
+    """In text files alone: a .cls holds one label."""
+    words = ["cat", "dog", "sun"]
+    texts = [*words, *(f"{a} {b}" for a in words for b in words if a != b)]
+    for ending, noted in ((".txt", True), (".cls", False)):
+        members = [(f"{n}{end}", text) for n, text in enumerate(texts) for end in (".jpg", ending)]
+        tar = tmp_path / f"a{ending}.tar"
+        pack(tar, {name: text.encode() for name, text in members})
+        notes = read_table(tar, SourceOptions()).notes
+        assert any('data.label_delimiter: " "' in note for note in notes) == noted
