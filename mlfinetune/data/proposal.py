@@ -28,7 +28,7 @@ def propose_unknown(tables: Sequence[Table]) -> tuple[str, Setting] | None:
     if negatives or not (positives and unknown):
         return None
     line = (
-        f"no cell says 0: {unknown} targets, blank or not named, are taken as negatives "
+        f"no cell says 0: {unknown} unknown targets are taken as negatives "
         f"(data.unknown: negative), since nothing is learned without any"
     )
     why = "no cell says 0, and nothing is learned without negatives"

@@ -5,14 +5,14 @@ a.jpg,1,,0                  cat 1, dog unknown
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
 
 import numpy as np
 
 from mlfinetune.data.readers.cells import Cell, RowFaults, format_cell, quote_names
 from mlfinetune.data.readers.state_words import THRESHOLD, CellState, is_pair, read_state
-from mlfinetune.data.targets import NEGATIVE, POSITIVE, LabelSpace, Targets, pack_codes
+from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets, pack_codes
 from mlfinetune.text import pluralize
 
 _CHUNK_ROWS = 4096
@@ -136,11 +136,11 @@ class StateColumns:
     def _describe_column(self, column: int) -> "ColumnContent":
         """Return the counts of each spelling in a column."""
         counts = self._counts[:, column]
-        spellings = {
-            text: (state, int(counts[number]))
-            for number, (text, state) in enumerate(self._spellings.states)
-            if state is not None and counts[number]
-        }
+        spellings: dict[str, tuple[CellState, int]] = {}
+        for number, (text, state) in enumerate(self._spellings.states):
+            if state is not None and counts[number]:  # `x` and `x ` are one text
+                before = spellings.get(text, (state, 0))[1]
+                spellings[text] = (state, before + int(counts[number]))
         many = int(counts[_LOW] + counts[_HIGH])
         bad = [text for _, text in self._bad[column]] if column in self._bad else []
         return ColumnContent(spellings, many, int(counts[_BAD]), tuple(dict.fromkeys(bad)))
@@ -170,8 +170,25 @@ class StateColumns:
                 f"present, below "
                 f"is absent"
             )
-        if unknown := int(self._counts[_BLANK][list(chosen)].sum()):
-            yield f"{unknown} of {self.rows * len(chosen)} targets are blank or -1: unknown"
+        yield from self._note_unknown(contents.values())
+
+    def _note_unknown(self, contents: Collection["ColumnContent"]) -> Iterator[str]:
+        """Yield a note on cells that are unknown: blank ones, and those with a sign for it.
+
+        Where both stand in a table without an absent cell, a blank one probably means absent.
+        """
+        signs = Counter[str]()
+        absent = 0
+        for content in contents:
+            for text, (state, times) in content.spellings.items():
+                signs[text] += times * (state.kind == "blank")
+                absent += times * (state.state == NEGATIVE)
+        counts = [f"{n} {repr(text) if text else 'blank'}" for text, n in signs.most_common() if n]
+        if not counts:
+            return
+        total = f"{signs.total()} of {self.rows * len(contents)} targets are unknown"
+        hint = "" if absent or not signs[""] or len(counts) == 1 else _ABSENT_HINT
+        yield f"{total}: {', '.join(counts)}{hint}"
 
     def _report_bad_cells(self, chosen: Sequence[int], faults: RowFaults) -> None:
         """Add a fault for each kept bad cell of the chosen columns."""
@@ -187,6 +204,7 @@ class StateColumns:
                 )
 
 
+_ABSENT_HINT = "; no cell says 0: if blank means no, write 0 there, or the others count as no too"
 _WORDS = ("word", "letter", "tick", "dash")
 _PLAIN_WORDS = ("true", "false")
 
@@ -202,8 +220,8 @@ class _Spellings(dict[Cell, int]):
         self.states: list[tuple[str, CellState | None]] = [
             ("0", CellState(0, "digit")),
             ("1", CellState(1, "digit")),
-            ("", None),
-            ("", CellState(-1, "blank")),
+            ("", None),  # bad
+            ("", CellState(UNKNOWN, "blank")),
         ]
         self.codes = np.full(256, _BAD, np.uint8)
         self.codes[[0, 1, _BLANK]] = [0, 1, 3]
@@ -214,13 +232,13 @@ class _Spellings(dict[Cell, int]):
         state = read_state(text)
         if state is None:
             return _BAD
-        if state.kind in ("digit", "blank"):
+        if state.kind == "digit" or not text:
             self[cell] = state.state & 3
             return self[cell]
         if len(self.states) == _LOW:
-            return _HIGH if state.state else _LOW
+            return _BLANK if state.state == UNKNOWN else _HIGH if state.state else _LOW
         self[cell] = len(self.states)
-        self.codes[len(self.states)] = state.state
+        self.codes[len(self.states)] = state.state & 3
         self.states.append((text, state))
         return self[cell]
 

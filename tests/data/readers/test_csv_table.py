@@ -235,7 +235,7 @@ def test_label_columns_hold_present_absent_and_unknown(tmp_path: Path) -> None:
     assert table.labels.names == ("cat", "dog")
     assert states(table) == [[1, 0], [-1, -1], [-1, 1], [0, -1]]
     assert "one column per label, 2 labels" in table.notes
-    assert "4 of 8 targets are blank or -1: unknown" in table.notes
+    assert "4 of 8 targets are unknown: 1 blank, 1 'NaN', 1 '-1', 1 'nan'" in table.notes
     assert table.faults == ()
 
 

@@ -110,6 +110,26 @@ def test_fractions_of_a_named_column_go_by_the_threshold(tmp_path: Path) -> None
     assert "3 fractions in 'odd': 0.5 and above is present, below is absent" in table.notes
 
 
+@pytest.mark.parametrize("sign", ["?", "n.a.", "#NV", "unknown", "-1"])
+def test_a_sign_for_unknown_beside_blank_cells_is_said(tmp_path: Path, sign: str) -> None:
+    """Where no cell says no, blank cells may: `unknown: negative` would take the signs too."""
+    rows = f"a.jpg;x;\nb.jpg;;{sign}\nc.jpg;{sign} ;x\n"
+    table = read(tmp_path, "image;cat;dog\n" + rows)
+    assert states(table) == [[1, -1], [-1, -1], [-1, 1]]
+    note = next(note for note in table.notes if "unknown" in note)
+    assert note.startswith(f"4 of 6 targets are unknown: 2 blank, 2 '{sign}'; no cell says 0: if")
+    table = read(tmp_path, "image;cat;dog\n" + rows + "d.jpg;-;-\n")
+    assert f"4 of 8 targets are unknown: 2 blank, 2 '{sign}'" in table.notes
+
+
+def test_many_spellings_leave_unknown_unknown(tmp_path: Path) -> None:
+    """Beyond the spellings that are numbered too."""
+    cells = [f"0.{number:03d}" for number in range(1, 300)]
+    rows = "".join(f"{n}.jpg;{cell}\n" for n, cell in enumerate([*cells, "?", ""]))
+    table = read(tmp_path, f"image;cat\n{rows}", label_columns=("cat",))
+    assert states(table)[-2:] == [[-1], [-1]]
+
+
 @pytest.mark.parametrize("values", [("m", "f", "f"), ("a", "b", "no"), ("x", "y", "z")])
 def test_letters_that_are_no_pair_are_no_states(tmp_path: Path, values: tuple[str, ...]) -> None:
     """A sex, a grade or an axis beside labels is named, and not read as present and absent."""
