@@ -4,9 +4,11 @@ cells -> detect_delimiter -> sign, or None -> list_dissent, find_inseparable -> 
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ def detect_delimiter(cells: Iterable[str]) -> str | None:
         `cat, dog`, `dog, rock; roll`, `cat`               , has 2      ,
         `tench, Tinca tinca|cat`, `tench, Tinca tinca`     | has 1      |
         `haze primary`, `clear primary`, `haze clear`      no sign      a space
+        `cat / dog`, `dog / fox`, `cat`                    no sign      ` / `
         `hot dog`, `ice cream`                             no sign      None
 
     Without a vote (each label occurs once) the sign of the most cells is taken. A space needs many
@@ -47,16 +50,33 @@ def detect_delimiter(cells: Iterable[str]) -> str | None:
     plain = [cell for cell in voters if not _is_split(cell)]
     words = {word for cell in plain for word in cell.split()}
     combine = len(words) < len(plain) or all(map(str.isdecimal, words))
-    spaced = sum(" " in cell for cell in plain) if combine else 0
+    spaced = [cell for cell in plain if " " in cell] if combine else []
     most = max(votes.values(), default=0)
-    if spaced and spaced >= (10 if most else 3) * holders.total():
-        return " "
+    if spaced and len(spaced) >= (10 if most else 3) * holders.total():
+        return _find_lone_sign(spaced) or " "
     if not holders:
         return None
     if not most:
         return max(DELIMITERS, key=lambda sign: holders[sign])  # the first of equals
     likely = [sign for sign in DELIMITERS if votes[sign] >= max(2, _SHARE * most)]
     return likely[0] if likely else max(DELIMITERS, key=lambda sign: votes[sign])
+
+
+def _find_lone_sign(cells: Sequence[str]) -> str | None:
+    """Return ` / ` where half of the cells have such a sign between words, each with spaces."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        first, *between, last = cell.split()
+        if _has_letters(first) and _has_letters(last):
+            counts.update({word for word in between if all(map(_is_sign, word))})
+    sign, times = max(counts.items(), key=itemgetter(1), default=("", 0))
+    return f" {sign} " if 0 < len(cells) <= 2 * times else None
+
+
+def _is_sign(character: str) -> bool:
+    """Return whether a character is punctuation or a sign of mathematics; an emoji is neither."""
+    category = unicodedata.category(character)
+    return category.startswith("P") or category == "Sm"
 
 
 def _count_votes(cells: Sequence[str], counts: Counter[str]) -> tuple[Counter[str], Counter[str]]:

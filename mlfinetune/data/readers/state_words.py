@@ -12,15 +12,11 @@ from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN
 THRESHOLD = 0.5
 """A fraction of at least this is present, a smaller one absent."""
 
-_UNKNOWN = frozenset(
-    (
-        "",
-        *"""
+_UNKNOWN_WORDS = """
 nan na n/a n.a. none null #n/a #nv #n/d ? -1
 unknown unsure uncertain unbekannt unklar k.a. inconnu desconocido
-""".split(),
-    )
-)
+"""
+_UNKNOWN = frozenset(("", *_UNKNOWN_WORDS.split()))
 _NUMBER = re.compile(r"(?![1-9]\d{0,2},\d{3}$)[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?")
 """A number with a point or a comma; `1,000` may be a thousand, and is none."""
 

@@ -39,6 +39,10 @@ def read(folder: Path, *cells: str) -> Table:
             " ",
         ),
         (["0 2", "1", "3 4"], " "),
+        (["cat / dog", "dog / fox / cat", "cat", "fox", "dog"], " / "),
+        (["cat & dog", "dog & fox", "cat", "fox", "dog", "fox & cat"], " & "),
+        (["cat \u2764 dog", "dog \u2764 fox", "cat", "fox", "dog", "cat fox"], " "),
+        (["cat - dog", "dog fox", "cat fox", "cat", "dog", "fox"], " "),
         ([], None),
         (["a;b", "c,d"], ";"),
     ],
@@ -87,3 +91,11 @@ def test_a_given_delimiter_that_no_cell_holds_is_said(tmp_path: Path) -> None:
     read(tmp_path, "cat|dog", "dog|fox", "cat")
     notes = read_csv(tmp_path / "t.csv", SourceOptions(label_delimiter=";")).notes
     assert any("no cell holds ';' (data.label_delimiter); '|' seems" in note for note in notes)
+
+
+def test_a_sign_between_spaces_is_no_label(tmp_path: Path) -> None:
+    """Otherwise most pictures of several labels would have a label `/`."""
+    table = read(tmp_path, "cat / dog", "dog / fox / cat", "cat", "fox", "dog")
+    assert table.labels.names == ("cat", "dog", "fox")
+    assert table.targets[1].tolist() == [1, 1, 1]
+    assert "labels in column 'tags', separated by ' / '" in table.notes
