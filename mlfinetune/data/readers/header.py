@@ -8,11 +8,18 @@ a.jpg,cat              b.jpg,fox,sun
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlfinetune.data.readers.column_names import IMAGE_COLUMNS, find_split
+from mlfinetune.data.readers.cells import quote_names
+from mlfinetune.data.readers.column_names import (
+    IMAGE_COLUMNS,
+    OTHER_IMAGE_NAMES,
+    find_split,
+    simplify_name,
+)
 from mlfinetune.data.readers.column_sample import is_picture_name
 from mlfinetune.data.table import SourceOptions
 from mlfinetune.errors import DataError
 
+_IMAGE_NAMES = {*map(simplify_name, IMAGE_COLUMNS), *OTHER_IMAGE_NAMES}
 _MANY_ROWS = 20
 """Rows from which on a column of text without a repeat is taken for names, and not for labels."""
 
@@ -146,11 +153,20 @@ def complete_header(
         notes: gets a note where the header is completed.
 
     Raises:
-        DataError: each line is one cell that holds separators, or the first line is a comment.
+        DataError: each line is one cell that holds separators, or the names of the columns stand
+            below a title or a comment.
     """
+    if below := _find_header_below(header, rows):
+        raise DataError(
+            f"{path}: the names of the columns ({quote_names(below)}) stand below the first line, "
+            f"'{header[0].strip()[:60]}'; remove the lines above them"
+        )
     if len(header) == 1 and len(rows) > 0:
         if header[0].startswith("#"):
-            raise DataError(f"{path}: the first line is a comment; wanted the names of the columns")
+            raise DataError(
+                f"{path}: the first line is a comment; remove the lines above the names of the "
+                f"columns, as image,labels"
+            )
         if any(sign in header[0] for sign in ";,\t"):
             raise DataError(
                 f"{path}: each line stands in quotes as a whole; remove the outer quotes, or save "
@@ -165,3 +181,23 @@ def complete_header(
         return header
     notes.append("each row has one cell more than the header; the first names the row, as R writes")
     return ["", *header]
+
+
+def _find_header_below(header: Sequence[str], rows: Sequence[list[str]]) -> list[str]:
+    """Return the names of the columns where they stand in a row below; else nothing.
+
+    `Pictures of 2024,,`, `image,labels,notes`, `a.jpg,cat,`: a column that is called image there
+    has names of pictures below it.
+    """
+    if any(simplify_name(name) in _IMAGE_NAMES for name in header):
+        return []
+    for number, row in enumerate(rows[:_MANY_ROWS]):
+        below = [cells for cells in rows[number + 1 :] if len(cells) == len(row)]
+        if any(map(is_picture_name, row)):
+            return []
+        for index, cell in enumerate(row):
+            if simplify_name(cell) in _IMAGE_NAMES and below:
+                named = sum(is_picture_name(cells[index]) for cells in below)
+                if 2 * named >= len(below):
+                    return [cell.strip() for cell in row if cell.strip()]
+    return []

@@ -158,3 +158,19 @@ def test_a_first_line_that_is_no_header_says_what_it_is(
 ) -> None:
     """A spreadsheet may quote whole lines; a program may begin with a comment."""
     assert words in refusal(tmp_path, f'{first}\n"a.jpg;cat"\n"b.jpg;dog"\n')
+
+
+@pytest.mark.parametrize(
+    "above", ["Pictures of 2024,,", "# by Kim\n# do not edit", "# exported, by Kim", "a;b,c\n,,"]
+)
+def test_the_message_names_a_header_below_a_title(tmp_path: Path, above: str) -> None:
+    """As spreadsheets have titles; what to do is said."""
+    message = refusal(tmp_path, f"{above}\nFile,Tags,Note\na.jpg,cat,\nb.jpg,dog,\n")
+    assert "the names of the columns ('File', 'Tags', 'Note') stand below the first line" in message
+    assert message.endswith("remove the lines above them")
+
+
+def test_a_label_called_photo_is_no_header(tmp_path: Path) -> None:
+    """The column that is called so has no pictures below it."""
+    table = read(tmp_path, "Aufnahme,tags\nx.jpg,photo\ny.jpg,drawing\nz.jpg,photo\n")
+    assert table.labels.names == ("photo", "drawing")
