@@ -55,6 +55,12 @@ class Sample:
             self._columns[name] = Column([row[index] for row in self._rows])
         return self._columns[name]
 
+    def list_unnamed(self) -> "list[Column]":
+        """Return the columns without a name that are not blank."""
+        indices = [index for index, name in enumerate(self.header) if not name]
+        columns = [Column([row[index] for row in self._rows]) for index in indices]
+        return [column for column in columns if column.texts]
+
     def replace_texts(self, name: str, texts: Sequence[str]) -> None:
         """Take other cells for a column: those that stand beyond the first rows."""
         self._columns[name] = Column(texts)

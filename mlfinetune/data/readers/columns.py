@@ -31,7 +31,7 @@ from mlfinetune.data.readers.state_columns import StateColumns
 from mlfinetune.data.table import Fault, SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
-from mlfinetune.text import format_list, quote_yaml
+from mlfinetune.text import format_list, pluralize, quote_yaml
 
 _WATCHED_VALUES = 8
 
@@ -163,6 +163,8 @@ class Columns:
             cells = cells[:width]  # a line that ends in separators
         if len(cells) != width:
             text = f"{len(cells)} cells where the header has {width}"
+            if len(cells) > width and self.header[-1] in self._roles.lists:
+                text += "; several labels need quotes around the cell, or | between them"
             self.faults.append(Fault(f"{self.place} {line}", text))
             return
         name = format_cell(cells[self._index[self.image]])
@@ -267,6 +269,23 @@ class Columns:
                     f"data.value_column: none says that it does not"
                 )
 
+    def _check_unnamed(self, labels: LabelSpace) -> None:
+        """Raise DataError where columns without a name hold the labels of the label column too.
+
+        `image,labels,,` above `a.jpg,cat,dog,`: a spreadsheet has split the cells.
+        """
+        known = frozenset(labels.names)
+        columns = [column for column in self._sample.list_unnamed() if not column.is_numeric]
+        texts = list(dict.fromkeys(text for column in columns for text in column.counts))
+        if len(texts) < 2 or 2 * sum(text in known for text in texts) < len(texts):
+            return
+        count = pluralize(len(columns), "column")
+        raise DataError(
+            f"{self.path}: {count} without a name hold labels, as {quote_names(self._roles.lists)} "
+            f"does ({quote_names(texts[:3])}); name each column in the first line: tag1, tag2, ... "
+            f"where it holds labels, else by what it holds"
+        )
+
     def _is_valued(self, labels: ValuedLabels) -> bool:
         """Return whether a column says of the one label of each row whether it is there."""
         if self._options.value_column is not None:
@@ -283,6 +302,7 @@ class Columns:
             finished = self._labels.finish(self)
             if isinstance(self._labels, ListColumns):
                 self._check_values(self._labels)
+                self._check_unnamed(finished[0])
             return finished
         labels, targets, notes, doubts = self._labels.finish(self)
         if doubts:

@@ -131,9 +131,8 @@ def test_names_of_rows_without_a_column_name_are_passed_over(tmp_path: Path) -> 
 def test_pictures_are_no_names_of_rows(tmp_path: Path) -> None:
     """A cell too many after the labels stays a fault of each row."""
     table = read(tmp_path, "image,labels\na.jpg,cat,dog\nb.jpg,dog,fox\n")
-    assert [str(f) for f in table.faults] == [
-        f"line {line}: 3 cells where the header has 2" for line in (2, 3)
-    ]
+    for line, fault in zip((2, 3), map(str, table.faults), strict=True):
+        assert fault.startswith(f"line {line}: 3 cells where the header has 2;")
 
 
 @pytest.mark.parametrize("end", [",", ",,", ", "])

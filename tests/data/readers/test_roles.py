@@ -87,6 +87,29 @@ def test_a_column_without_a_name_is_named_with_its_values(tmp_path: Path) -> Non
 # ---- image ------------------------------------------------------------------------------
 
 
+def test_labels_in_columns_without_a_name_are_refused(tmp_path: Path) -> None:
+    """A spreadsheet has split the cells; the first label alone would teach the wrong thing."""
+    rows = "a.jpg,cat,dog,\nb.jpg,dog,,\nc.jpg,fox,cat,dog\n"
+    message = refusal(tmp_path, "image,labels,,\n" + rows)
+    assert "2 columns without a name hold labels, as 'labels' does ('dog', 'cat')" in message
+    table = read(tmp_path, "image,tag1,tag2,tag3\n" + rows)
+    assert states(table) == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
+
+
+def test_row_numbers_without_a_name_are_no_labels(tmp_path: Path) -> None:
+    """As pandas writes them, beside labels that are numbers."""
+    table = read(tmp_path, ",image,label\n0,a.jpg,1\n1,b.jpg,0\n2,c.jpg,2\n")
+    assert table.labels.names == ("1", "0", "2")
+
+
+def test_labels_between_commas_without_quotes_are_told_how_to_stand(tmp_path: Path) -> None:
+    """The commonest slip of a table by hand."""
+    table = read(tmp_path, "image,labels\na.jpg,cat,dog\nb.jpg,dog\nc.jpg\n")
+    first, second = map(str, table.faults)
+    assert first.startswith("line 2: 3 cells where the header has 2; several labels need quotes")
+    assert second == "line 4: 1 cells where the header has 2"
+
+
 def test_a_label_named_image_is_not_the_image_column(tmp_path: Path) -> None:
     """The column whose cells are pictures is preferred."""
     table = read(tmp_path, "image,file,dog\n1,a.jpg,0\n0,b.jpg,1\n")
