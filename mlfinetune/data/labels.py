@@ -18,7 +18,7 @@ from mlfinetune.data.spellings import fold_label, format_renames
 from mlfinetune.data.table import SourceOptions, Table
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
-from mlfinetune.text import MAX_LISTED, format_list, pluralize, suggest
+from mlfinetune.text import MAX_LISTED, format_list, list_labels, pluralize, suggest
 
 MANY_BLANK = 0.2
 """Share of rows without a label from which on they are perhaps pictures that nobody looked at."""
@@ -134,11 +134,23 @@ def _drop_foreign_labels(table: Table, space: LabelSpace) -> Table:
     known = {fold_label(label): label for label in space.names}
     renames = {name: known[form] for name in refused if (form := fold_label(name)) in known}
     line = f"\nspellings of labels of train: {format_renames(renames, {})}" if renames else ""
+    line += "".join(f"\n{note}" for note in table.notes if "(data.label_delimiter)" in note)
     raise DataError(
         f"{table.origin}: labels that training does not know; data.ignore_labels leaves labels "
         f"out, data.rename_labels joins spellings\n"
         f"{format_list([*faults, *refused[MAX_LISTED:]])}{line}"
     )
+
+
+def note_unnamed_labels(table: Table, space: LabelSpace) -> list[str]:
+    """Return a note for labels of `space` that no row of a table of lists names."""
+    lacking = [name for name in space.names if name not in table.labels.column]
+    if not lacking or not (table.unnamed == NEGATIVE).any():
+        return []
+    return [
+        f"{list_labels(lacking)} that no row names: absent from all pictures, for micro F1 too; "
+        f"where nobody looked for them, a column `unknown` of the table says so"
+    ]
 
 
 def select_split(table: Table, split: str) -> Table:

@@ -27,6 +27,7 @@ from mlfinetune.data.labels import (
     drop_labels,
     find_rare_labels,
     natural_key,
+    note_unnamed_labels,
 )
 from mlfinetune.data.manifest import DEFAULT_VAL_FRACTION, Manifest, Splits
 from mlfinetune.data.paths import check_paths
@@ -236,7 +237,8 @@ def read_manifest(
         raise DataError(
             f"{name_locations(path)}: no image has a label: there is nothing to score against"
         )
-    return align(table, labels), (*usable.notes, *notes)
+    unnamed = note_unnamed_labels(table, labels)
+    return align(table, labels), (*usable.notes, *unnamed, *notes)
 
 
 def _find_split(table: Table, word: str) -> str:

@@ -17,6 +17,7 @@ from mlfinetune.data.labels import (
     drop_labels,
     find_rare_labels,
     natural_key,
+    note_unnamed_labels,
     select_split,
 )
 from mlfinetune.data.table import SourceOptions, Table
@@ -240,6 +241,15 @@ def test_labels_that_the_run_lacks_are_listed() -> None:
         "  'catt': 2 images, first at line 3; did you mean 'cat'?",
         "  'fox': 1 image, first at line 4",
     ]
+
+
+def test_labels_that_no_row_names_are_noted() -> None:
+    """They are negatives of every picture, which averages over all decisions feel."""
+    space = LabelSpace(("cat", "dog", "fox"))
+    (note,) = note_unnamed_labels(table("dog", [1], [0]), space)
+    assert note.startswith("2 labels ('cat', 'fox') that no row names: absent from all pictures")
+    assert note_unnamed_labels(table("dog", [1], [0], said=SAID), space) == []
+    assert note_unnamed_labels(table("dog cat fox", [1, 0, 0]), space) == []
 
 
 def test_a_stranger_that_no_row_has_is_listed_too() -> None:

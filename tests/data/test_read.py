@@ -658,6 +658,27 @@ def digest(root: Path) -> dict[str, tuple[str, int, int]]:
     return found
 
 
+def test_another_sign_between_labels_is_said_with_the_strangers(tmp_path: Path) -> None:
+    """The run's sign does not separate the labels of another table."""
+    file = write(tmp_path, "image,labels\na.jpg,cat|dog\nb.jpg,dog\nc.jpg,fox\n")
+    with pytest.raises(DataError) as caught:
+        read_manifest(file, None, SourceOptions(label_delimiter=";"), SPACE)
+    assert str(caught.value).endswith(
+        "no cell holds ';' (data.label_delimiter); '|' seems to separate the labels: "
+        'data.label_delimiter: "|"'
+    )
+    manifest, notes = read_manifest(file, None, SourceOptions(label_delimiter="|"), SPACE)
+    assert manifest.targets.counts()[0].sum() == 4
+    assert not any("no row names" in note for note in notes)
+
+
+def test_labels_of_the_run_that_a_table_does_not_name_are_noted(tmp_path: Path) -> None:
+    """Nobody may have looked for them."""
+    file = write(tmp_path, "image,labels\na.jpg,dog|fox\nb.jpg,fox\n")
+    _, notes = read_manifest(file, None, SourceOptions(), SPACE)
+    assert any(note.startswith("1 label ('cat') that no row names") for note in notes)
+
+
 def test_no_file_of_the_user_is_changed(tmp_path: Path) -> None:
     """Reading well or badly leaves the tree as it was, to the byte and the nanosecond."""
     good = write(tmp_path, "\ufeff" + SPLIT.replace("\n", "\r\n"), touch=False)

@@ -37,7 +37,7 @@ from mlfinetune.data.readers.tags import find_valued
 from mlfinetune.data.table import LabelLists
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
-from mlfinetune.text import pluralize
+from mlfinetune.text import pluralize, quote_yaml
 
 
 class ListColumns:
@@ -223,7 +223,8 @@ class ListColumns:
         if (found := detect_delimiter(texts)) is not None:
             yield (
                 f"no cell holds {name_delimiter(str(self.delimiter))} (data.label_delimiter); "
-                f"{name_delimiter(found)} seems to separate the labels"
+                f"{name_delimiter(found)} seems to separate the labels: "
+                f"data.label_delimiter: {quote_yaml(found)}"
             )
 
     def _list_doubts(self, faults: RowFaults, lists: LabelLists) -> Iterator[str]:

@@ -141,9 +141,12 @@ class _Chooser:
     def _require_column(self, name: str | None, key: str) -> None:
         """Raise DataError where the config names a column that is missing."""
         if name is not None and name not in self.header:
+            hint = suggest(name, self.header)
+            if not hint and key != "group_by":
+                hint = "; null finds it by itself"
             raise DataError(
-                f"{self.path}: no column '{name}' (data.{key})"
-                f"{suggest(name, self.header)}; columns: {quote_names(self.header)}"
+                f"{self.path}: no column '{name}' (data.{key}){hint}; columns: "
+                f"{quote_names(self.header)}"
             )
 
     @property

@@ -326,7 +326,7 @@ def test_given_columns_overrule_the_usual_names(tmp_path: Path) -> None:
         ({"image_column": "Photo"}, "no column 'Photo' (data.image_column); did you mean 'photo'?"),
         ({"label_column": ("specis",)}, "'specis' (data.label_column); did you mean 'species'?"),
         ({"label_columns": ("species", "dgo")}, "'dgo' (data.label_columns); did you mean 'dog'?"),
-        ({"image_column": "qqqq"}, "no column 'qqqq' (data.image_column); columns: "),
+        ({"image_column": "qqqq"}, "(data.image_column); null finds it by itself; columns: "),
     ],
 )
 def test_a_missing_given_column_is_refused(
