@@ -30,6 +30,11 @@ from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.atomic import replacing_file, try_writing_file
 from mlfinetune.text import display_path, pluralize
 
+_OF_RUN = (
+    "; a list from a run belongs into the run's folder: there the run's config says what pictures "
+    "and labels are called"
+)
+
 
 @dataclass(frozen=True)
 class ApplyRequest:
@@ -73,7 +78,7 @@ def run(request: ApplyRequest, log: RunLog) -> Tally:
         _add_paths(pictures, table, options)
     pictures.roots, pictures.by_path_alone = roots, options.partial
     fixes = plan_fixes(table, layout, pictures, decisions, options)
-    _require_match(request, fixes)
+    _require_match(request, fixes, is_of_run=bool(roots))
     emptied = _write(request, options, table, rows, layout, fixes, log)
     if emptied and layout.lists and layout.value is None:
         log.say(
@@ -117,13 +122,19 @@ def _are_same(path: Path, output: Path) -> bool:
     return output.exists() and path.exists() and path.samefile(output)
 
 
-def _require_match(request: ApplyRequest, fixes: Fixes) -> None:
-    """Raise DataError where no accepted row could be applied."""
+def _require_match(request: ApplyRequest, fixes: Fixes, *, is_of_run: bool) -> None:
+    """Raise DataError where no accepted row could be applied.
+
+    Args:
+        request: the arguments.
+        fixes: what was found of the list.
+        is_of_run: the list lies in the folder of a run, whose config says how to read the table.
+    """
     tally = fixes.tally
     if tally.lost and len(tally.lost) + tally.rejected + tally.undecided == tally.rows:
         raise DataError(
             f"nothing of {request.decisions} fits {request.table}; is it the list of another "
-            f"table? {tally.lost[0]}"
+            f"table? {tally.lost[0]}{'' if is_of_run else _OF_RUN}"
         )
 
 
