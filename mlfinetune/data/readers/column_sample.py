@@ -11,7 +11,8 @@ from typing import TypeVar
 from mlfinetune.data.images.names import is_image_name
 from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
 from mlfinetune.data.readers.column_names import find_split
-from mlfinetune.data.readers.state_words import CellState, read_state
+from mlfinetune.data.readers.state_words import CellState, read_state, read_verdict
+from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.text import MAX_LISTED
 
 SAMPLE_ROWS = 1000
@@ -135,6 +136,12 @@ class Column:
     def holds_values(self) -> bool:
         """Whether all cells are states, or fractions from 0 to 1."""
         return bool(self.texts) and not self.states[None] and self.holds_states
+
+    @property
+    def holds_verdicts(self) -> bool:
+        """Whether all cells are states or verdicts, and one is absent: `accepted`, `rejected`."""
+        verdicts = [read_verdict(text) for text in self.counts]
+        return all(verdicts) and any(one and one.state == NEGATIVE for one in verdicts)
 
     @property
     def holds_digits(self) -> bool:

@@ -258,15 +258,14 @@ class Columns:
         for name in self.header:
             column = self._sample[name]
             is_free = name and name not in self._taken and name not in self._roles.left_out
-            says_absent = any(state and state.state == NEGATIVE for state in column.states)
             is_measure = any(state and state.kind == "fraction" for state in column.states)
             is_named = simplify_name(name) in SURE_VALUE_NAMES and column.is_numeric
-            if is_free and (is_named or (column.holds_values and says_absent and not is_measure)):
+            if is_free and (is_named or (column.holds_verdicts and not is_measure)):
                 raise DataError(
                     f"{self.path}: pictures stand in several rows, and "
                     f"{self._sample.describe([name])} may say whether the label of its row is "
-                    f"there; data.value_column: {quote_yaml(name)} reads it (1, 0 or a fraction), "
-                    f"data.value_column: none says that it does not"
+                    f"there; data.value_column: {quote_yaml(name)} reads it "
+                    f"(1, 0, a fraction, a word), data.value_column: none says that it does not"
                 )
 
     def _check_unnamed(self, labels: LabelSpace) -> None:

@@ -227,4 +227,6 @@ def _read_object(value: dict[Any, Any]) -> tuple[str, ...]:
         return tuple(str(key).strip() for key, state in value.items() if state)
     if len(value) == 1 and isinstance(only := next(iter(value.values())), list):
         return read_labels(only)
+    if value and all(isinstance(state, int | float) for state in value.values()):
+        raise ValueError("an object with a number for each label; wanted 1 or 0 for each")
     raise ValueError("an object whose labels have no known key")

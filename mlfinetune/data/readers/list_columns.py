@@ -32,7 +32,7 @@ from mlfinetune.data.readers.delimiters import (
     name_delimiter,
     suggest_delimiter,
 )
-from mlfinetune.data.readers.state_words import THRESHOLD, read_state
+from mlfinetune.data.readers.state_words import THRESHOLD, read_state, read_verdict
 from mlfinetune.data.readers.tags import find_valued
 from mlfinetune.data.table import LabelLists
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
@@ -292,7 +292,7 @@ class ValuedLabels:
         """Keep the label and the state of a row."""
         label, value = (format_cell(cells[index]) for index in self._indices)
         self._columns.append(self._labels.setdefault(label, len(self._labels)) if label else -1)
-        state = read_state(value)
+        state = read_verdict(value)
         if state is not None:
             self._fractions += state.kind == "fraction"
             self._says_absent |= state.state == NEGATIVE and state.kind != "fraction"

@@ -79,6 +79,21 @@ _TRUTH = (
     ("✅", "❌"),
     ("☑", "☐"),
 )
+_VERDICTS = (
+    ("accepted", "rejected"),
+    ("accept", "reject"),
+    ("approved", "declined"),
+    ("agree", "disagree"),
+    ("agreed", "disagreed"),
+    ("correct", "incorrect"),
+    ("right", "wrong"),
+    ("confirmed", "refuted"),
+    ("relevant", "irrelevant"),
+    ("valid", "invalid"),
+    ("angenommen", "abgelehnt"),
+    ("richtig", "falsch"),
+)
+"""Words on the label of a row; in a column of its own they are no states of a label."""
 _LETTERS = (("y", "n"), ("t", "f"), ("j", "n"), ("o", "n"), ("s", "n"), ("v", "f"), ("w", "f"))
 _DASHES = frozenset(("-", "–", "—"))
 """Signs for absent beside a tick or a plus; alone they may mean anything."""
@@ -119,6 +134,15 @@ def read_state(text: str) -> CellState | None:
     if word in _POSITIVE_LETTERS or word in _NEGATIVE_LETTERS:
         return CellState(POSITIVE if word in _POSITIVE_LETTERS else NEGATIVE, "letter")
     return None
+
+
+def read_verdict(text: str) -> CellState | None:
+    """Return the state of the label of a row by a cell beside it: `read_state`, or a verdict."""
+    word = text.casefold()
+    for present, absent in _VERDICTS:
+        if word in (present, absent):
+            return CellState(POSITIVE if word == present else NEGATIVE, "word")
+    return read_state(text)
 
 
 def _read_number(value: float) -> CellState | None:

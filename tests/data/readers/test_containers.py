@@ -120,6 +120,13 @@ def test_lists_of_zeros_and_ones_are_refused(tmp_path: Path, cells: tuple[str, .
         read(tmp_path, *cells)
 
 
+def test_objects_of_probabilities_say_what_is_wanted(tmp_path: Path) -> None:
+    """A tagger's output; where the line between yes and no lies is not for the reader to say."""
+    table = read(tmp_path, "{'cat': 0.9, 'dog': 0.1}", "{'cat': 0.2, 'dog': 0.7}")
+    assert len(table.faults) == 2
+    assert "a number for each label; wanted 1 or 0 for each" in str(table.faults[0])
+
+
 def test_labels_with_values_are_refused(tmp_path: Path) -> None:
     """`cat:0.9` is a label and how sure somebody is."""
     with pytest.raises(DataError, match="has a value"):

@@ -381,6 +381,21 @@ def test_a_value_under_another_name_is_asked_for(tmp_path: Path) -> None:
     assert states(read(tmp_path, content, value_column="none")) == [[1, 0], [0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize(
+    ("yes", "no"), [("accepted", "rejected"), ("Agree", "disagree"), ("richtig", "falsch")]
+)
+def test_verdicts_on_the_labels_of_rows_are_asked_for(tmp_path: Path, yes: str, no: str) -> None:
+    """A rejected label would be a positive; named, the column is read."""
+    rows = f"a.jpg,cat,{yes}\na.jpg,dog,{no}\nb.jpg,dog,{yes}\n"
+    message = refusal(tmp_path, "image,tag,review\n" + rows)
+    assert "'review'" in message
+    assert 'data.value_column: "review" reads it' in message
+    table = read(tmp_path, "image,tag,review\n" + rows, value_column="review")
+    assert states(table) == [[1, -1], [-1, 0], [-1, 1]]
+    table = read(tmp_path, "image,cat,status\na.jpg,1,accepted\nb.jpg,0,rejected\n")
+    assert table.labels.names == ("cat",)
+
+
 def test_percent_under_the_name_of_a_value_is_asked_for(tmp_path: Path) -> None:
     """93 is no number from 0 to 1."""
     rows = "a.jpg,cat,93\na.jpg,dog,20\nb.jpg,cat,60\n"
