@@ -26,10 +26,12 @@ from mlfinetune.data.doubts import means_no_label
 from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.coco_ids import EntryIds, index_entries
 from mlfinetune.data.readers.foreign import describe_json
+from mlfinetune.data.readers.state_words import THRESHOLD
 from mlfinetune.data.readers.text_file import detect_encoding, opening_text
 from mlfinetune.data.spellings import format_ignored
 from mlfinetune.data.table import Fault, LabelLists, SourceOptions, Table
 from mlfinetune.errors import DataError
+from mlfinetune.text import pluralize
 
 _ROBOFLOW = "_annotations.coco.json"
 _SPLIT_FILE = re.compile(r"instances_(train|val|valid|test)[-_]?(\d*)\.json")
@@ -169,10 +171,16 @@ def _list_candidates(file: Path, images: Path | None) -> list[Path]:
 
 
 class _Annotation(NamedTuple):
-    """The ids of one annotation, as the file has them; None where one is missing."""
+    """The ids of one annotation, as the file has them, and a detector's score; None: missing."""
 
     image: Any
     category: Any
+    score: Any = None
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether it has a score below THRESHOLD."""
+        return isinstance(self.score, int | float) and self.score < THRESHOLD
 
 
 class _Part(NamedTuple):
@@ -208,9 +216,11 @@ def _read_instances(file: Path) -> _Part:
     categories, columns, labels = _read_categories(content["categories"], faults)
     images = index_entries(content["images"], "image", "file_name", faults)
     faults += images.find_repeated_names()
-    pairs = array("q")
+    pairs, unsure = array("q"), 0
     for number, entry in enumerate(content["annotations"], 1):
-        image, category = entry if isinstance(entry, _Annotation) else (None, None)
+        known = entry if isinstance(entry, _Annotation) else _Annotation(None, None)
+        image, category = known.image, known.category
+        unsure += known.is_unsure
         row, index = images.find(image), categories.find(category)
         if row is None or index is None:
             errors = [] if row is not None else [images.describe_miss(image)]
@@ -224,6 +234,11 @@ def _read_instances(file: Path) -> _Part:
     faults += [*images.build_fault(), *categories.build_fault()]
     counts = _list_counts(len(labels), len(content["images"]), len(content["annotations"]))
     notes = [f"{file.name}: {counts}", *images.describe_match(), *categories.describe_match()]
+    if unsure:
+        notes.append(
+            f"{file.name}: {pluralize(unsure, 'annotation')} with a score below {THRESHOLD}, as "
+            f"detectors write it; each is a label like all others: remove those that are not meant"
+        )
     unique = np.unique(np.asarray(pairs))
     backgrounds = _find_backgrounds(content["categories"], labels, unique)
     return _Part(file, images.names, labels, unique, faults, notes, backgrounds)
@@ -334,5 +349,5 @@ def _shrink_object(entry: dict[str, Any]) -> Any:
     if "file_name" in entry and "id" in entry:
         return {"id": entry["id"], "file_name": entry["file_name"]}
     if ("image_id" in entry or "category_id" in entry) and "images" not in entry:
-        return _Annotation(entry.get("image_id"), entry.get("category_id"))
+        return _Annotation(entry.get("image_id"), entry.get("category_id"), entry.get("score"))
     return entry
