@@ -25,6 +25,7 @@ _WITH_VALUE = re.compile(
     r".+[:=]\s*[01]?[.,]\d+|.+[:=]\s*[01]|.+\s(?:0?[.,]\d+|1[.,]0+)|\(.+:\d*[.,]?\d+\)"
 )
 """A label with its value: `cat:0.9`, `cat 0.9`; `(cat:1.2)`, as image generators weigh it."""
+_VALUE = re.compile(r"[:=\s]\s*[\d.,]+\)?$")
 _LONG, _SENTENCE = 8, 4
 """Words in a tag, on average, above which a text is prose; and from which on if it ends so."""
 
@@ -112,9 +113,13 @@ def refuse_prose(origin: object, prose: list[str], count: int, ending: str) -> N
 
 
 def find_valued(names: Sequence[str]) -> str:
-    """Return the first of several labels, where each has a value, as `cat: 0.9`; else nothing."""
-    valued = len(names) > 1 and all(map(_WITH_VALUE.fullmatch, names))
-    return names[0] if valued else ""
+    """Return the first of several labels, where each has a value, as `cat: 0.9`; else nothing.
+
+    `version 0.9`, `version 1.0` are labels: one word before all numbers.
+    """
+    if not all(map(_WITH_VALUE.fullmatch, names)):
+        return ""
+    return names[0] if len({_VALUE.sub("", name) for name in names}) > 1 else ""
 
 
 def suggest_separator(origin: object, lists: LabelLists, ending: str) -> Iterator[str]:

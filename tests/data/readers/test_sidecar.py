@@ -300,6 +300,7 @@ def test_tags_with_values_are_refused(tmp_path: Path, form: str) -> None:
     assert form.format("cat") in str(caught.value)
 
 
-def test_one_tag_that_ends_in_a_number_is_a_tag(tmp_path: Path) -> None:
-    """As long as others have none."""
-    assert len(read(tmp_path, tagged("f 0.9", "cat")).labels) == 2
+@pytest.mark.parametrize("texts", [("f 0.9", "cat"), ("version 0.9", "version 1.0"), ("scale:1",)])
+def test_tags_that_end_in_numbers_are_tags(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    """As long as another has none, or all have the same word before it."""
+    assert set(read(tmp_path, tagged(*texts)).labels.names) == set(texts)
