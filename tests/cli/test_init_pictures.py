@@ -226,7 +226,7 @@ def test_columns_of_one_and_blank(data: Path, cli: Run) -> None:
     """Blank means no, and the config says why: without negatives nothing is learned."""
     mark(data, ["1,", ",1", "1,1", ","])
     said = init(cli, data, "marks.csv")
-    assert any(line.startswith("no cell says 0: 12 targets") for line in said)
+    assert any(line.startswith("no cell says 0: 12 unknown targets") for line in said)
     assert any("3 of 12 pictures have blank cells alone: taken as neg" in line for line in said)
     assert not any("cannot be learned" in line for line in said)
     text = (data / "marks.yaml").read_text()
