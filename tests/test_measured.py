@@ -118,6 +118,9 @@ def test_the_large_head() -> None:
         assert rows[name] == [f"{way['seconds']:.2f}, {way['MiB']}" for way in chosen]
 
 
+TORCHVISION = "python -c 'import torchvision'"
+
+
 def sentences() -> dict[str, list[str]]:
     """Return page -> numbers of its prose, computed from the results."""
     start = result("start_up")["median_s"]
@@ -169,6 +172,7 @@ def sentences() -> dict[str, list[str]]:
     return {
         "performance": [
             f"first row of `mlfinetune predict`: {start['mlfinetune predict, first row']:.1f} s",
+            f"`import torchvision` alone takes {start[TORCHVISION]:.1f} s",
             f"`mlfinetune --help` takes {start['mlfinetune --help']:.2f} s",
             f"`torch.compile` gains {step['ours compiled'] / step['ours']:.2f} times",
             f"takes {million['measure']['seconds']:.0f} s, where",
