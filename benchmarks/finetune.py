@@ -72,6 +72,8 @@ class Way:
         train_side: size in pixels of training's pictures; None: that of validation's.
         pos_weight: as `loss.pos_weight`.
         mix: share of the tuned weights in the mean with those of before training; 1: tuned alone.
+        mixup: a of Beta(a, a), the share of each picture that a step mixes with another one; the
+            loss is that of both, by their shares. 0: none.
     """
 
     optimizer: str = "adamw"
@@ -100,6 +102,7 @@ class Way:
     train_side: int | None = None
     pos_weight: str | None = None
     mix: float = 1.0
+    mixup: float = 0.0
 
 
 MILD = Way(crop=0.8, jitter=0.0, solve_last=True)
@@ -126,6 +129,7 @@ WAYS = {
         RECIPE, freeze_norms=("",), lr=1e-4, head_lr=1e-4, layer_decay=None
     ),
     "BatchNorm of momentum 0.02": replace(RECIPE, norm_momentum=0.02),
+    "mixup 0.2": replace(RECIPE, mixup=0.2),
     "label smoothing 0.1": replace(RECIPE, smoothing=0.1),
     "RandAugment 2, erasing 0.25": replace(RECIPE, rand_augment=2, erasing=0.25),
     "L2-SP 0.01": replace(RECIPE, anchor=0.01),
@@ -302,9 +306,17 @@ def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[
                 group["lr"] = factor * group["initial_lr"]
             optimizer.zero_grad(set_to_none=True)
             images = torch.stack([erase(image) for image in batch.images])
+            targets, share = batch.targets, draw_share(way)
+            if share < 1:
+                other = torch.randperm(len(images))
+                mixed = share * images + (1 - share) * images[other]
+                images = mixed.round().to(torch.uint8)
             with torch.autocast("cpu", torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
                 logits = tagger(images)
-            setup.loss(logits, batch.targets).backward()
+            loss = setup.loss(logits, targets)
+            if share < 1:
+                loss = share * loss + (1 - share) * setup.loss(logits, targets[other])
+            loss.backward()
             pull(tagger, start, way)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -312,6 +324,13 @@ def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[
                 average.update_parameters(tagger)
             step += 1
         yield tagger if average is None else average.module
+
+
+def draw_share(way: Way) -> float:
+    """Draw the share of a picture in its mixture with another one; 1: they are not mixed."""
+    if not way.mixup:
+        return 1.0
+    return float(torch.distributions.Beta(way.mixup, way.mixup).sample())
 
 
 @torch.no_grad()

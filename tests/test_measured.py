@@ -325,6 +325,10 @@ def test_the_levers_of_fine_tuning() -> None:
     assert f"{ends[0]:.3f} and {ends[1]:.3f}, frozen {start:.3f}. See" in header
     first = one["recipe"]["epochs"][0]
     assert f"{first:.3f}, {ends[0]:.3f} and {ends[1]:.3f}, over a solved head's {start:.3f}" in text
+    for seed in (0, 1):
+        mixed = result("finetune")[f"300 pictures, 160 px, seed {seed}, 1 view"]["mixup 0.2"]
+        figures = (mixed["epochs"][0], mixed["epochs"][-1], mixed["solved again"]["mAP"])
+        assert "{:.3f}, {:.3f} and {:.3f}".format(*figures) in text
     other = result("finetune")["1000 pictures, 160 px, seed 0"]["BatchNorm estimated before"]
     assert f"cost {-other['adapted']['gain']:.3f} of mAP with 1,000 pictures" in text
 
