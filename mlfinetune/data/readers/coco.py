@@ -349,5 +349,6 @@ def _shrink_object(entry: dict[str, Any]) -> Any:
     if "file_name" in entry and "id" in entry:
         return {"id": entry["id"], "file_name": entry["file_name"]}
     if ("image_id" in entry or "category_id" in entry) and "images" not in entry:
-        return _Annotation(entry.get("image_id"), entry.get("category_id"), entry.get("score"))
+        score = entry.get("score", entry.get("confidence"))
+        return _Annotation(entry.get("image_id"), entry.get("category_id"), score)
     return entry

@@ -90,12 +90,13 @@ def test_repeats_crowds_and_labels_of_whole_images_count(tmp_path: Path) -> None
     ("scores", "unsure"),
     [((0.05, 0.9), "1 annotation"), ((0.4, 0), "2 annotations"), ((0.5, 1), ""), ((None, "a"), "")],
 )
+@pytest.mark.parametrize("key", ["score", "confidence"])
 def test_scores_of_a_detector_are_noted(
-    tmp_path: Path, scores: tuple[object, ...], unsure: str
+    tmp_path: Path, key: str, scores: tuple[object, ...], unsure: str
 ) -> None:
     """A box that a detector hardly believes in is a label as all others are: the user is told."""
     boxes = labelled((7, 3), (9, 1))
-    boxes = [box | {"score": score} for box, score in zip(boxes, scores, strict=True)]
+    boxes = [box | {key: score} for box, score in zip(boxes, scores, strict=True)]
     table = read(coco(tmp_path / "t.json", annotations=boxes))
     assert table.targets[:].tolist() == [[1, 0, 0], [0, 1, 0]]
     notes = [note for note in table.notes if "as detectors write it" in note]
