@@ -15,6 +15,7 @@ from mlfinetune.data.readers.state_words import CellState, read_state, read_verd
 from mlfinetune.data.targets import NEGATIVE
 from mlfinetune.text import MAX_LISTED
 
+_UNNAMED = re.compile(r"|Unnamed: \d+")
 SAMPLE_ROWS = 1000
 """Number of first rows in a sample, at most."""
 
@@ -57,8 +58,9 @@ class Sample:
         return self._columns[name]
 
     def list_unnamed(self) -> "list[Column]":
-        """Return the columns without a name that are not blank."""
-        indices = [index for index, name in enumerate(self.header) if not name]
+        """Return the columns without a name that are not blank; pandas calls one `Unnamed: 2`."""
+        named = map(_UNNAMED.fullmatch, self.header)
+        indices = [index for index, match in enumerate(named) if match]
         columns = [Column([row[index] for row in self._rows]) for index in indices]
         return [column for column in columns if column.texts]
 

@@ -280,9 +280,9 @@ class Columns:
             return
         count = pluralize(len(columns), "column")
         raise DataError(
-            f"{self.path}: {count} without a name hold labels, as {quote_names(self._roles.lists)} "
-            f"does ({quote_names(texts[:3])}); name each column in the first line: tag1, tag2, ... "
-            f"where it holds labels, else by what it holds"
+            f"{self.path}: labels stand in {count} without a name too, as in "
+            f"{quote_names(self._roles.lists)} ({quote_names(texts[:3])}); name each column in the "
+            f"first line: tag1, tag2, ... where it holds labels, else by what it holds"
         )
 
     def _is_valued(self, labels: ValuedLabels) -> bool:

@@ -90,6 +90,8 @@ _VERDICTS = (
     ("confirmed", "refuted"),
     ("relevant", "irrelevant"),
     ("valid", "invalid"),
+    ("ok", "not ok"),
+    ("keep", "remove"),
     ("angenommen", "abgelehnt"),
     ("richtig", "falsch"),
 )

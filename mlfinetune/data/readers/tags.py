@@ -21,11 +21,14 @@ _BOX = re.compile(rf"\d+(?:\s+{_NUMBER}){{4,}}")
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WESTERN = re.compile(r"[\x20-\x7e\s]|[À-ÖØ-öø-ÿŠšŽžŒœŸ‘’“”–—…€£°´·«»©®]")
 """Characters of tags in a western language; other encodings also give signs like ¤ and ƒ."""
+_SHARE = r"(?:0?[.,]\d+|1[.,]0+)"
 _WITH_VALUE = re.compile(
-    r".+[:=]\s*[01]?[.,]\d+|.+[:=]\s*[01]|.+\s(?:0?[.,]\d+|1[.,]0+)|\(.+:\d*[.,]?\d+\)"
+    rf".+[:=]\s*(?:[01]?[.,]\d+|[01])|.+\s{_SHARE}|.+\s\({_SHARE}\)|{_SHARE}\s.+"
+    r"|.+[:=\s(]\d{1,3}(?:[.,]\d+)?\s?%\)?|\(.+:\d*[.,]?\d+\)"
 )
-"""A label with its value: `cat:0.9`, `cat 0.9`; `(cat:1.2)`, as image generators weigh it."""
-_VALUE = re.compile(r"[:=\s]\s*[\d.,]+\)?$")
+"""A label with its value: `cat:0.9`, `cat 0.9`, `cat (0.9)`, `0.9 cat`, `cat 90%`; `(cat:1.2)`, as
+image generators weigh it."""
+_VALUE = re.compile(r"^[\d.,]+\s+|[:=\s(]\s*[\d.,]+\s?%?\)?$")
 _LONG, _SENTENCE = 8, 4
 """Words in a tag, on average, above which a text is prose; and from which on if it ends so."""
 

@@ -87,11 +87,15 @@ def test_a_column_without_a_name_is_named_with_its_values(tmp_path: Path) -> Non
 # ---- image ------------------------------------------------------------------------------
 
 
-def test_labels_in_columns_without_a_name_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [",", "Unnamed: 2,Unnamed: 3"])
+def test_labels_in_columns_without_a_name_are_refused(tmp_path: Path, names: str) -> None:
     """A spreadsheet has split the cells; the first label alone would teach the wrong thing."""
     rows = "a.jpg,cat,dog,\nb.jpg,dog,,\nc.jpg,fox,cat,dog\n"
-    message = refusal(tmp_path, "image,labels,,\n" + rows)
-    assert "2 columns without a name hold labels, as 'labels' does ('dog', 'cat')" in message
+    message = refusal(tmp_path, f"image,labels,{names}\n" + rows)
+    assert (
+        "labels stand in 2 columns without a name too, as in 'labels' ('dog', 'cat'); name"
+        in message
+    )
     table = read(tmp_path, "image,tag1,tag2,tag3\n" + rows)
     assert states(table) == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
 
@@ -382,7 +386,7 @@ def test_a_value_under_another_name_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("yes", "no"), [("accepted", "rejected"), ("Agree", "disagree"), ("richtig", "falsch")]
+    ("yes", "no"), [("accepted", "rejected"), ("Agree", "disagree"), ("OK", "not ok")]
 )
 def test_verdicts_on_the_labels_of_rows_are_asked_for(tmp_path: Path, yes: str, no: str) -> None:
     """A rejected label would be a positive; named, the column is read."""

@@ -291,7 +291,9 @@ def test_spaces_inside_of_tags_are_not_noted(tmp_path: Path, texts: list[str]) -
     assert read(tmp_path, tagged(*texts)).notes == ()
 
 
-@pytest.mark.parametrize("form", ["{}: 0.9", "{} 0.9", "{}=1", "({}:1.2)"])
+@pytest.mark.parametrize(
+    "form", ["{}: 0.9", "{} 0.9", "{}=1", "({}:1.2)", "0.9 {}", "{} (0.9)", "{} 91%", "{}: 7.5 %"]
+)
 def test_tags_with_values_are_refused(tmp_path: Path, form: str) -> None:
     """Taggers write how sure they are; as labels these would be one for each value."""
     texts = ["\n".join(form.format(tag) for tag in tags) for tags in (("cat", "dog"), ("cat",))]
@@ -300,7 +302,9 @@ def test_tags_with_values_are_refused(tmp_path: Path, form: str) -> None:
     assert form.format("cat") in str(caught.value)
 
 
-@pytest.mark.parametrize("texts", [("f 0.9", "cat"), ("version 0.9", "version 1.0"), ("scale:1",)])
+@pytest.mark.parametrize(
+    "texts", [("f 0.9", "cat"), ("version 0.9", "version 1.0"), ("0.5 l", "1.0 l"), ("scale:1",)]
+)
 def test_tags_that_end_in_numbers_are_tags(tmp_path: Path, texts: tuple[str, ...]) -> None:
     """As long as another has none, or all have the same word before it."""
     assert set(read(tmp_path, tagged(*texts)).labels.names) == set(texts)
