@@ -29,7 +29,7 @@ BEFORE = (
     "train.head_lr=1e-3",
     "train.layer_decay=null",
     "train.ema=null",
-    "train.solve_head_last=false",
+    "train.solve_head_each=false",
     "augment.crop_scale=[0.35, 1.0]",
     "augment.color_jitter=0.2",
 )

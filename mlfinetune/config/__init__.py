@@ -27,7 +27,13 @@ from pydantic import ValidationError
 from mlfinetune.config import yaml12
 from mlfinetune.config.data_section import DataConfig
 from mlfinetune.config.messages import describe_errors
-from mlfinetune.config.sections import LOSS_SETTINGS, MAX_IMAGE_SIZE, Config, EvalConfig
+from mlfinetune.config.sections import (
+    LOSS_SETTINGS,
+    MAX_IMAGE_SIZE,
+    SOLVED_HEADS,
+    Config,
+    EvalConfig,
+)
 from mlfinetune.config.yaml12 import Lines, name_kind
 from mlfinetune.errors import CheckpointError, ConfigError
 from mlfinetune.location import (
@@ -43,6 +49,7 @@ __all__ = [
     "LOSS_SETTINGS",
     "MAX_IMAGE_SIZE",
     "SCHEMA",
+    "SOLVED_HEADS",
     "Config",
     "DataConfig",
     "EvalConfig",

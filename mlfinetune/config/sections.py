@@ -87,6 +87,10 @@ class AugmentConfig(Section):
         return value
 
 
+SOLVED_HEADS = ("solve_head_first", "solve_head_each", "solve_head_last")
+"""Keys of `train` by which fine-tuning solves for its head."""
+
+
 class TrainConfig(Section):
     """The optimizer, its schedule, and how training runs."""
 
@@ -125,6 +129,11 @@ class TrainConfig(Section):
         False,
         description="fine-tuning starts from the best head for the pretrained backbone, which "
         "lbfgs finds first",
+    )
+    solve_head_each: bool = Field(
+        False,
+        description="after each epoch lbfgs finds the best head for the backbone as it is then; "
+        "the epoch is validated with it, and training goes on from it",
     )
     solve_head_last: bool = Field(
         False,
@@ -189,6 +198,11 @@ class TrainConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [], description="services that get the numbers of every epoch; each is an extra to install"
     )
+
+    def count_solutions(self) -> int:
+        """Return how often fine-tuning solves for its head."""
+        later = self.epochs if self.solve_head_each else int(self.solve_head_last)
+        return int(self.solve_head_first) + later
 
 
 class LossConfig(Section):
@@ -316,7 +330,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_solver(self) -> Self:
-        for key in ("solve_head_first", "solve_head_last"):
+        for key in SOLVED_HEADS:
             if getattr(self.train, key) and self.model.freeze_backbone:
                 raise ValueError(
                     f"train.{key} is for fine-tuning: with model.freeze_backbone: true the head is "

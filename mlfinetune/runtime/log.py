@@ -40,6 +40,7 @@ class RunLog:
         """
         self._stream = stream or sys.stderr
         self._prints = rank == 0
+        self._hushed = False
         self._warnings: list[str] = []
         if rank:  # keep the warnings of libraries too
             warnings.showwarning = lambda message, *_: self.say(f"warning: {_join_lines(message)}")
@@ -81,6 +82,8 @@ class RunLog:
             if text.startswith("warning: "):
                 self._warnings.append(text)
             return
+        if self._hushed and not text.startswith("warning: "):
+            return
         tqdm.write(text, file=self._stream)
         self._printed_lines.append(text + "\n")
         stamped = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"
@@ -88,6 +91,15 @@ class RunLog:
             self._first_lines.append(stamped)
         else:
             _append_text(self._log_file, stamped)
+
+    @contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Leave out all lines but warnings, inside the block."""
+        hushed, self._hushed = self._hushed, True
+        try:
+            yield
+        finally:
+            self._hushed = hushed
 
     def lap(self, part: str) -> None:
         """Count the time since the last lap to this part of the run."""

@@ -59,6 +59,20 @@ class Signals:
         finally:
             self._deferring = False
 
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise a signal at once again, inside of `deferred()`: all is saved, and work is long.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: as `check`; also before the block begins.
+        """
+        self.check()
+        deferring, self._deferring = self._deferring, False
+        try:
+            yield
+        finally:
+            self._deferring = deferring
+
     def check(self) -> None:
         """Raise the signal that was received, if any.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from mlfinetune.config import LOSS_SETTINGS, Config
+from mlfinetune.config import LOSS_SETTINGS, SOLVED_HEADS, Config
 from mlfinetune.data.batches.copies import SmallCopies
 from mlfinetune.data.batches.copy_storage import opened_copies
 from mlfinetune.data.batches.loader import BatchShare, Loader, cut_batches, make_copies
@@ -165,7 +165,7 @@ def precomputes_features(config: Config) -> bool:
 
 def list_freezing_obstacles(config: Config) -> list[str]:
     """List the keys that are set, and that features computed once do not go with."""
-    keys = ("solve_head_first", "solve_head_last", "layer_decay", "cache_features")
+    keys = (*SOLVED_HEADS, "layer_decay", "cache_features")
     fields = type(config.train).model_fields
     return [f"train.{key}" for key in keys if getattr(config.train, key) != fields[key].default]
 
@@ -182,7 +182,7 @@ def uses_lbfgs(config: Config, train: Manifest) -> bool:
 
 def require_lbfgs_fits(config: Config, train: Manifest) -> None:
     """Raise a ConfigError if the head is to be solved for, and labels are too many."""
-    for key in ("solve_head_first", "solve_head_last"):
+    for key in SOLVED_HEADS:
         if getattr(config.train, key) and len(train.labels) >= MANY_LABELS:
             raise ConfigError(
                 f"train.{key}: L-BFGS keeps forty copies of the head, too many for "

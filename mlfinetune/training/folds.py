@@ -25,7 +25,7 @@ from statistics import geometric_mean, mean, median
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.config import Config
+from mlfinetune.config import SOLVED_HEADS, Config
 from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.batches.sampling import choose_factors
 from mlfinetune.data.folds import Fold, Ints, Pool, draw_inner
@@ -302,7 +302,7 @@ def compute_features(request: TrainRequest, pool: Pool, log: RunLog) -> NDArray[
     Returns:
         None on all ranks but 0.
     """
-    config = request.config.update_section("train", solve_head_first=False, solve_head_last=False)
+    config = request.config.update_section("train", **dict.fromkeys(SOLVED_HEADS, False))
     config = config.update_section("train", layer_decay=None, cache_views=1, cache_features="auto")
     config = config.update_section("eval", views="plain")
     config = config.update_section("model", freeze_backbone=True)
@@ -319,12 +319,14 @@ def compute_features(request: TrainRequest, pool: Pool, log: RunLog) -> NDArray[
 def find_slope(folds: Sequence[FoldScores], choice: Choice) -> float:
     """Return the slope that brings the logits of this choice to the scale of all folds' scores.
 
-    It is the geometric mean of the slopes that this candidate had in the folds.
+    It is the geometric mean of the slopes that this candidate had in the folds; of a solved head,
+    after the epoch that is the nearest to the chosen one.
     """
-    slopes = [
-        next((trial.slope for trial in fold.trials if _is_of(trial, choice)), fold.slope)
-        for fold in folds
-    ]
+    slopes = []
+    for fold in folds:
+        found = [trial for trial in fold.trials if _is_of(trial, choice)]
+        nearest = min(found, key=lambda trial: abs(trial.epoch - choice.epoch), default=None)
+        slopes.append(fold.slope if nearest is None else nearest.slope)
     return _average_slopes(slopes) or 1.0
 
 
@@ -365,12 +367,15 @@ def average_trials(folds: Sequence[Sequence[Trial]]) -> list[Trial]:
     """Return each candidate that all folds have tried, with its mean mAP.
 
     A head that is solved for after the last epoch comes after the median of the folds' last epochs.
+    One that is solved for after each epoch is compared with those of the same epoch.
     """
+    solved = [{trial.epoch for trial in trials if trial.l2 and trial.epoch} for trials in folds]
+    of_each = any(len(epochs) > 1 for epochs in solved)
     by_key = defaultdict[tuple[object, ...], list[Trial]](list)
     for trials in folds:
         own: dict[tuple[object, ...], Trial] = {}
         for trial in trials:
-            epoch = trial.epoch if trial.l2 is None else bool(trial.epoch)
+            epoch = trial.epoch if trial.l2 is None or of_each else bool(trial.epoch)
             own.setdefault((epoch, trial.l2, trial.iterations), trial)
         for key, trial in own.items():
             by_key[key].append(trial)

@@ -1,6 +1,7 @@
 """The training loop: candidates for the run's result, one after the other.
 
     TrainingSetup, Position -> train_epochs   fit    -> validate -> Candidate, one an epoch
+                                              fit    -> solve    -> Candidate, `solve_head_each`
 
 A candidate is one state of the weights with its validation mAP. The function is a generator: while
 it is suspended, the caller logs, saves and compares the candidate that it has yielded. solve.py has
@@ -116,8 +117,13 @@ def train_epochs(
     position: Position,
     save_point: SavePoint,
     log: RunLog,
+    solve: Callable[[], Candidate] | None = None,
 ) -> Generator[Candidate]:
     """Train from `position` to the last epoch; yield a candidate after each epoch.
+
+    Args:
+        solve: replaces the head after each epoch by the best one for the backbone of then, which
+            it returns; the state is saved before. None: the head stays, and is validated.
 
     Raises:
         DataError: a picture that cannot be decoded, by name.
@@ -138,15 +144,23 @@ def train_epochs(
                 bar.update(record.images, f"loss {record.loss:.4f}")
                 if record.settled and record.save_requested:
                     save_point.save(position)
-        poll = partial(_save_if_asked, setup.world, save_point, position)
-        averages, scores = validate(setup, log, poll)
+        if solve is None:
+            poll = partial(_save_if_asked, setup.world, save_point, position)
+            averages, scores = validate(setup, log, poll)
+            candidate = Candidate(number, name, averages["mAP"], scores, 0.0, "")
+        else:
+            save_point.save(position)
+            candidate = solve()
+            averages = setup.world.broadcast(partial(_measure_candidate, candidate, setup.implies))
         _report_changes(setup, log)
         left = (time.monotonic() - started) / (number - first) * (epochs - number)
         speed = f"{bar.rate:.1f} images/s  {format_duration(left)} left"
         mean_loss = position.loss_sum / position.images
         log_candidate(log, number, position, mean_loss, bar.rate, averages)
         position = Position(position.step)  # the epoch is validated: its sums start from 0 again
-        yield Candidate(number, name, averages["mAP"], scores, mean_loss, speed)
+        # An epoch is one candidate, however many solutions for its head were tried.
+        candidate = replace(candidate, number=number, name=name, penalty=None)
+        yield replace(candidate, loss=mean_loss, speed=speed)
 
 
 def _report_changes(setup: TrainingSetup, log: RunLog) -> None:
@@ -263,6 +277,13 @@ def validate(
 def count_images(batch: Batch) -> int:
     """Return the number of images of a batch, on all ranks together."""
     return len(batch.step_indices)
+
+
+def _measure_candidate(candidate: Candidate, implies: Pairs) -> Averages:
+    """Return the averages of a candidate's metrics; without validation data of mAP alone."""
+    if candidate.scores is None:
+        return {"mAP": None}
+    return _average_metrics(candidate.scores, implies)
 
 
 def _average_metrics(scores: ScoreTable | None, implies: Pairs) -> Averages:

@@ -172,9 +172,7 @@ def _describe_fast_way(setup: TrainingSetup) -> str:
     if setup.device.type != "cpu" or model.freeze_backbone or model.weights is None:
         return ""
     sizes = len(setup.splits.train), len(setup.splits.val)
-    passes = Passes(
-        *sizes, train.epochs, train.solve_head_first + train.solve_head_last, train.cache_views
-    )
+    passes = Passes(*sizes, train.epochs, train.count_solutions(), train.cache_views)
     return describe_freezing(passes, list_freezing_obstacles(setup.config))
 
 

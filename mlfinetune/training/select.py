@@ -3,12 +3,15 @@
 TrainingSetup -> select_best  -> best Candidate; best.safetensors and last.safetensors of epochs
 TrainingSetup -> solve_first  -> a tagger whose head is solved for, from which training starts
 
-With `train.solve_head_last` the head is solved for once more after the last epoch.
+With `train.solve_head_each` the head is solved for after each epoch, and training goes on from it;
+with `train.solve_head_last` once more after the last one.
 """
 
 import copy
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import MlfinetuneError
+from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
@@ -95,12 +99,19 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
     """Train and save every epoch; return the best one, or the best so far at an early stop."""
     if isinstance(setup.val, Loader):
         setup.val.start_workers()
-    epochs = train_epochs(setup, saver.optimizer, saver.position, saver.save_point, log)
+    each, choice = setup.config.train.solve_head_each, setup.choice
+    only = None if choice is None else choice.end
+    solve = partial(_solve_epoch, setup, saver, run, only, log) if each else None
+    epochs = train_epochs(setup, saver.optimizer, saver.position, saver.save_point, log, solve)
     with saver.signals.deferred(), closing(setup.train), closing(setup.val), closing(epochs):
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
-                saver.trials.append(candidate.try_out(setup.implies))
+                saver.trials += (
+                    _name_epoch(candidate, candidate.number)
+                    if each
+                    else [candidate.try_out(setup.implies)]
+                )
                 log.lap("validation")
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
@@ -108,6 +119,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
                 log.say(_format_candidate(candidate, saver.best))
                 log.repeat_warnings(setup.world.gather(log.take_warnings()))
                 saver.position = Position(candidate.number * setup.train.steps)
+                saver.solved_after = candidate.number if each else saver.solved_after
                 saver.save(saver.position)
                 log.lap("saving")
                 if _stops_early(setup, saver, candidate.number, log):
@@ -152,40 +164,70 @@ def _solve_last(
     """Solve for the head of the backbone after the last epoch; return the better candidate.
 
     It is saved as an epoch is, and the state knows of it; more epochs would go on from the trained
-    head. The features are of use to no other run, and are not kept.
+    head.
 
     Args:
         best: the best epoch, or the solved head before the first one.
     """
-    epoch, tagger = saver.position.epoch(setup.train.steps), setup.eval_tagger
-    # Of labels that nothing tells, the trained rows stay; all others are solved for.
-    idle = find_idle(setup.inherited.columns if setup.inherited else (), setup.splits.train)
-    inherited = read_rows(tagger.head, idle)
-    trained = replace(setup, tagger=tagger, net=tagger, ema=None, inherited=inherited)
-    head = copy.deepcopy(tagger.head.state_dict())
-    if setup.device.type == "cuda":
-        torch.cuda.empty_cache()  # what training has left has room for features
-    try:
-        with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
-            only = None if setup.choice is None else setup.choice.end
-            solved = _solve(trained, root, log, only)
-    except MlfinetuneError:
-        log.say(
-            "the epochs are saved; for their results without the last solution add "
-            "train.solve_head_last=false --resume --allow-changed"
-        )
-        raise
+    epoch, head = saver.position.epoch(setup.train.steps), setup.eval_tagger.head
+    trained = copy.deepcopy(head.state_dict())
+    only = None if setup.choice is None else setup.choice.end
+    with _saying_how_to_go_on("train.solve_head_last", log):
+        solved = _solve_tuned(setup, run, only, log)
     name = f"the head solved for after epoch {epoch}"
-    ours = (None if trial is None else replace(trial, epoch=epoch) for trial in solved.trials)
-    trials = (*best.trials, *ours)
+    trials = (*best.trials, *_name_epoch(solved, epoch))
     solved = replace(solved, number=epoch, name=name, trials=trials)
     best = solved if solved.beats(best) else replace(best, trials=trials)
-    _save_candidate(trained, solved, run, best is solved, log)
-    tagger.head.load_state_dict(head)
+    _save_candidate(setup, solved, run, best is solved, log)
+    head.load_state_dict(trained)
     log.say(_format_candidate(solved, best))
     saver.best, saver.trials, saver.solved_after = best, list(trials), epoch
     saver.save(saver.position)
     return best
+
+
+def _solve_epoch(
+    setup: TrainingSetup, saver: StateSaver, run: Path, only: Penalty | None, log: RunLog
+) -> Candidate:
+    """Solve for the head of the backbone as it is after an epoch; training goes on from it."""
+    with saver.signals.raised(), _saying_how_to_go_on("train.solve_head_each", log), log.hushed():
+        solved = _solve_tuned(setup, run, only, log)
+    setup.tagger.head.load_state_dict(setup.eval_tagger.head.state_dict())
+    return solved
+
+
+def _name_epoch(solved: Candidate, epoch: int) -> list[Trial | None]:
+    """Return the solutions that were tried, as those of an epoch."""
+    return [None if trial is None else replace(trial, epoch=epoch) for trial in solved.trials]
+
+
+@contextmanager
+def _saying_how_to_go_on(key: str, log: RunLog) -> Iterator[None]:
+    """Say how to go on without the solution that `key` asks for, where it fails."""
+    try:
+        yield
+    except MlfinetuneError:
+        log.say(
+            f"the epochs are saved; to go on without this solution add {key}=false --resume "
+            f"--allow-changed"
+        )
+        raise
+
+
+def _solve_tuned(setup: TrainingSetup, run: Path, only: Penalty | None, log: RunLog) -> Candidate:
+    """Solve for the head of the backbone that trains, which `eval_tagger` has afterwards.
+
+    The features are of use to no other run, and are not kept.
+    """
+    tagger = setup.eval_tagger
+    # Of labels that nothing tells, the trained rows stay; all others are solved for.
+    idle = find_idle(setup.inherited.columns if setup.inherited else (), setup.splits.train)
+    inherited = read_rows(tagger.head, idle)
+    tuned = replace(setup, tagger=tagger, net=tagger, ema=None, inherited=inherited)
+    if setup.device.type == "cuda":
+        torch.cuda.empty_cache()  # what training has left has room for features
+    with temporary_folder(run) if setup.world.is_main else nullcontext() as root:
+        return _solve(tuned, root, log, only)
 
 
 def _solve(setup: TrainingSetup, root: Path | None, log: RunLog, only: Penalty | None) -> Candidate:

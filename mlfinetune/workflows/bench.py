@@ -160,7 +160,7 @@ def _describe_work(
         eval_views=len(EVAL_VIEWS[config.eval.views]),
         pretrained=config.model.weights is not None,
         cache_views=config.train.cache_views,
-        solutions=config.train.solve_head_first + config.train.solve_head_last,
+        solutions=config.train.count_solutions(),
         obstacles=tuple(list_freezing_obstacles(config)),
     )
 

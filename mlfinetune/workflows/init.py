@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlfinetune.config import SCHEMA, Config, build_config
+from mlfinetune.config import SCHEMA, SOLVED_HEADS, Config, build_config
 from mlfinetune.config.template import Setting, fill_template, make_relative
 from mlfinetune.data.blank_table import DELIMITER, has_lone_folder, write_blank_table
 from mlfinetune.data.labels import natural_key
@@ -37,8 +37,8 @@ from mlfinetune.training.bottleneck import GOES_WITH, Passes, choose_way
 
 _SAID_OTHERWISE = (": all labels absent", "found, all used", "held out for validation")
 """Parts of notes of the split that the description says in words of its own."""
-_CHOICES = "solve_head_first solve_head_last optimizer layer_decay lr ema early_stopping"
-_WAY_KEYS = {"model.freeze_backbone", *(f"train.{name}" for name in _CHOICES.split())}
+_CHOICES = (*SOLVED_HEADS, "optimizer", "layer_decay", "lr", "ema", "early_stopping")
+_WAY_KEYS = {"model.freeze_backbone", *(f"train.{name}" for name in _CHOICES)}
 """Keys by which a user chooses what learns, and how."""
 
 

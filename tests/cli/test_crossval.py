@@ -117,9 +117,10 @@ def test_a_cross_validation_is_no_run_to_resume(tuned: Path, arguments: tuple[st
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_tuned_model_is_trained_as_the_folds_chose(pictures: Path) -> None:
-    """From a solved head to an epoch, or to a head that is solved for again after the last one."""
-    settings = ("train.solve_head_first=true", "train.solve_head_last=true", "train.epochs=3")
+@pytest.mark.parametrize("key", ["solve_head_last", "solve_head_each"])
+def test_a_tuned_model_is_trained_as_the_folds_chose(key: str, pictures: Path) -> None:
+    """From a solved head to an epoch, or to a head that is solved for after it."""
+    settings = ("train.solve_head_first=true", f"train.{key}=true", "train.epochs=3")
     more = ("--folds", "2", "--then-train", "-o", "out")
     done = run_child("crossval", "pets.yaml", *settings, *more, cwd=pictures)
     assert done.returncode == 0, done.stderr

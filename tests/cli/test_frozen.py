@@ -1,8 +1,10 @@
 """`mlfinetune train` with a frozen backbone: its features are computed once, and kept."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mlfinetune.errors import DataError
 from mlfinetune.runs import checkpoint
+from mlfinetune.runs.state import read_state
 from mlfinetune.training.loop import (
     Candidate,
 )
@@ -503,6 +507,78 @@ def test_a_run_stopped_in_its_last_solution_goes_on(
     assert "features of train" not in done.stderr
 
 
+EACH = ("model.freeze_backbone=false", "train.solve_head_each=true", "train.lr=0.01")
+
+
+@pytest.mark.parametrize("ema", ["null", "0.5"])
+def test_each_epoch_is_validated_with_the_head_that_is_solved_for(
+    ema: str, train: Train, kept: Path, tmp_path: Path
+) -> None:
+    """As a frozen run on the backbone of then solves for it; training goes on from it."""
+    before, run = sorted(kept.iterdir()), tmp_path / "each"
+    said = train("each", *EACH, "train.epochs=2", f"train.ema={ema}")
+    assert sorted(kept.iterdir()) == before
+    assert not list(run.glob(".*.tmp"))
+    assert re.findall(r"^(epoch \d|l2|the head solved|training starts)", said, re.MULTILINE) == [
+        "epoch 1",
+        "epoch 2",
+    ]
+    scores = [mAP for (mAP,) in history(run, "mAP")]
+    assert metrics(run)["mAP"] == max(scores)
+    train("again", f"model.weights={run / 'last.safetensors'}")
+    assert metrics(tmp_path / "again")["mAP"] == pytest.approx(scores[1], abs=1e-4)
+    torch.testing.assert_close(head(tmp_path / "again"), head(run))
+    state = read_state(run / "resume.pt")
+    for name, weights in head(run).items():
+        torch.testing.assert_close(state["net"][name], weights, rtol=0, atol=0)
+    tried = {trial["epoch"] for trial in state["trials"]}
+    assert tried == {1, 2}
+    assert all(trial["l2"] for trial in state["trials"])
+
+
+def test_a_signal_ends_the_solution_after_an_epoch_at_once(
+    first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path, train: Train
+) -> None:
+    """The state of the epoch is saved; the run goes on to the same result."""
+    asked = ("train", "pets.yaml", *frozen(backbone), *EACH, "train.epochs=2")
+    run = tmp_path / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def send(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the signal did not end the solution")
+
+        patch.setattr("mlfinetune.training.select._solve", send)
+        assert cli(*asked, "-o", str(run), cwd=first).returncode == 130
+    assert not (run / "metrics.jsonl").exists()
+    done = cli("train", str(run / "config.yaml"), "--resume", cwd=first)
+    assert done.returncode == 0, done.stderr
+    train("whole", *EACH, "train.epochs=2")
+    for name in ("best.safetensors", "last.safetensors"):
+        ours, theirs = (checkpoint.load(folder / name) for folder in (run, tmp_path / "whole"))
+        torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
+
+
+def test_a_failed_solution_after_an_epoch_says_how_to_go_on(
+    first: Path, kept: Path, backbone: Path, cli: Run, tmp_path: Path
+) -> None:
+    """Without it; the epoch that was trained is validated with its own head."""
+    asked, run = ("train", "pets.yaml", *frozen(backbone), *EACH, "train.epochs=1"), tmp_path / "r"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise DataError("a picture is gone")
+
+        patch.setattr("mlfinetune.training.select._solve", fail)
+        done = cli(*asked, "-o", str(run), cwd=first)
+    assert done.returncode == 2
+    more = ("train.solve_head_each=false", "--resume", "--allow-changed")
+    assert " ".join(more) in done.stderr
+    done = cli("train", str(run / "config.yaml"), *more, cwd=first)
+    assert done.returncode == 0, done.stderr
+    assert len(history(run, "mAP")) == 1
+
+
 def stop_at_solution(stop: Callable[..., None]) -> Callable[..., None]:
     """Return `_save_candidate`, but for the solution after the last epoch it calls `stop`."""
 
@@ -551,7 +627,7 @@ def test_what_solving_first_cannot_do_is_said(
     first: Path, backbone: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a frozen backbone, or with very many labels."""
-    for key in ("train.solve_head_last", "train.solve_head_first"):
+    for key in ("train.solve_head_last", "train.solve_head_each", "train.solve_head_first"):
         solve = ("train", "pets.yaml", *frozen(backbone), f"{key}=true")
         done = cli(*solve, cwd=first)
         assert done.returncode == 2

@@ -105,6 +105,18 @@ def test_the_solved_head_is_everyone_s_start_and_end(ground: Path) -> None:
     assert float(solved[0]) == pytest.approx(float(solved[1]), abs=0.01)
 
 
+def test_a_head_that_is_solved_for_after_each_epoch_is_everyone_s(ground: Path) -> None:
+    """Rank 0 finds it; each rank trains on from it, so that all save the same network."""
+    found = []
+    for size in (1, 2):
+        more = ("train.solve_head_each=true", "train.sync_batch_norm=true", "-o", f"runs/{size}")
+        said = run(size, "train", "tiny.yaml", "train.ema=auto", *more, cwd=ground).said
+        assert "training starts from" not in said
+        found.append([(row["loss"], row["mAP"]) for row in history(ground / "runs" / str(size))])
+    for one, several in zip(*found, strict=True):
+        assert one == pytest.approx(several, rel=0.01)
+
+
 def test_without_synchronized_statistics_all_keep_the_same_ones(ground: Path) -> None:
     """The checkpoint has the mean of all ranks' statistics; the log says which are used."""
     more = ("train.sync_batch_norm=false", "train.epochs=1")

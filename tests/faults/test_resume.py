@@ -53,6 +53,7 @@ CASES = {
         "train.ema=auto",
         "loss.pos_weight=auto",
     ),
+    "heads solved for after each epoch": ("train.solve_head_each=true", "train.ema=auto"),
 }
 
 

@@ -88,6 +88,20 @@ def test_a_name_in_a_line_moves_no_cursor(tmp_path: Path) -> None:
         assert text == "warning: \ufffd[2Jcat\ufffd.jpg:\n  gone\n"
 
 
+def test_hushed_lines_are_left_out_and_warnings_are_not(tmp_path: Path) -> None:
+    """On the screen and in the file."""
+    stream = io.StringIO()
+    log = RunLog(stream)
+    log.attach_run(tmp_path / "train.log", tmp_path / "metrics.jsonl")
+    with log.hushed():
+        log.say("l2 0.1, 30 iterations")
+        log.say("warning: cat.jpg has changed")
+    log.say("epoch 1/3")
+    assert stream.getvalue() == "warning: cat.jpg has changed\nepoch 1/3\n"
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line[21:] for line in lines] == stream.getvalue().splitlines()
+
+
 def test_one_of_several_processes_speaks_for_all() -> None:
     """Its own warnings once; those of others with their number, the rest of theirs not at all."""
     stream, other = io.StringIO(), io.StringIO()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlfinetune.runtime.signals import catch_signals
+from mlfinetune.runtime.signals import Signals, catch_signals
 
 
 class Drops:
@@ -56,6 +56,19 @@ def test_a_deferred_signal_waits_for_its_check() -> None:
             raise AssertionError("begins nothing more")
 
 
+def test_long_work_inside_of_a_deferred_block_is_ended_at_once() -> None:
+    """A signal that came before does not let it begin; after it signals are deferred again."""
+    with catch_signals() as signals, signals.deferred():
+        with signals.raised():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit), signals.raised():
+            raise AssertionError("begins nothing more")
+    signals = Signals()
+    with signals.deferred(), signals.raised(), pytest.raises(KeyboardInterrupt):
+        signals.handle(signal.SIGINT, None)
+
+
 def runs(process: int) -> bool:
     """Return whether the process runs, and is no zombie."""
     try:
@@ -68,7 +81,7 @@ def test_a_second_signal_ends_the_process_and_its_workers_at_once() -> None:
     """Even inside of a deferred block."""
     code = (
         "import multiprocessing, signal, time\n"
-        "from mlfinetune.runtime.signals import catch_signals\n"
+        "from mlfinetune.runtime.signals import Signals, catch_signals\n"
         "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
         "child.start()\n"
         "with catch_signals() as signals, signals.deferred():\n"

@@ -105,6 +105,13 @@ CHOICES = {
         ],
         Choice(epoch=2, end=Penalty(3, 3)),
     ),
+    "solved for after each epoch, of which no other head is validated": (
+        [
+            [solved(0, 1, 0.4), solved(1, 3, 0.6), solved(2, 3, 0.8), solved(2, 1, 0.5)],
+            [solved(0, 1, 0.4), solved(1, 3, 0.7), solved(2, 3, 0.4), solved(2, 1, 0.9)],
+        ],
+        Choice(Penalty(1, 3), epoch=2, end=Penalty(1, 3)),
+    ),
     "the first one, where no mAP is defined": (
         [[solved(0, 1, None), solved(0, 0.1, None)]] * 2,
         Choice(Penalty(1, 3)),
