@@ -67,6 +67,13 @@ _NO_LABELS = frozenset(_WORDS.split())
 _BLANKS = frozenset("-–—_.?/~*∅")
 """Signs that people put into an empty cell."""
 _ABBREVIATIONS = frozenset(("k.a.", "s/d", "n/d", "n.d.", "s.d.", "n.v.", "#n/v", "#nv"))
+_DENIAL = re.compile(
+    r"([-!~\u00ac](?=\S)|(no|not|non|without|absent|kein|keine|ohne|nicht|pas de|sans|sin|sem"
+    r"|senza)[\s_:-]+)(?P<of>.+)|(?P<of_>.*\w)-"
+)
+"""A label that may say that another one is absent: `-cat`, `!cat`, `no cat`, `her2-`."""
+_DOUBT = re.compile(r"(?P<of>.*?[^\s(?])[\s(]*\?+\)?")
+"""A label that may say that another one is not sure: `cat?`."""
 _SEPARATORS = re.compile(r"[,;|/\\+&\n\t\r\u3001\u00b7\u2022\u30fb]")
 """Signs between two labels; after `clean_label`, which makes the wide ones narrow."""
 
@@ -86,6 +93,7 @@ def note_labels(
     return [
         *_note_spellings(counts, options),
         *_note_no_labels(counts, options),
+        *_note_denials(counts, options),
         *_note_unlearnable_labels(train, val, given),
         *_note_common_labels(train),
     ]
@@ -113,12 +121,49 @@ def _note_no_labels(positives: Mapping[str, int], options: SourceOptions) -> lis
     if not names:
         return []
     line = format_ignored(names, options.ignore_labels)
-    listed = list_some([f"{name!r} ({positives[name]})" for name in names])
+    listed = _list_names(names, positives)
     count = pluralize(len(names), "label")
     return [
         f'{count} that may mean "no label" ({listed}); if so, this line leaves them out, and their '
         f"pictures have none of the labels: {line}"
     ]
+
+
+def _note_denials(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
+    """Return notes for labels that may say that another one is absent, or not sure."""
+    notes = []
+    if names := _find_marked(positives, _DENIAL):
+        # Where words for no label get a line too, this one has them as well, and may replace it.
+        given = [*options.ignore_labels, *filter(means_no_label, positives)]
+        line = format_ignored(names, given)
+        notes.append(
+            f"{pluralize(len(names), 'label')} that may say that another one is absent "
+            f"({_list_names(names, positives)}); "
+            f"if so, this line leaves them out, and what is not listed is absent: {line}"
+        )
+    if names := _find_marked(positives, _DOUBT):
+        notes.append(
+            f"{pluralize(len(names), 'label')} that may say that another one is not sure "
+            f"({_list_names(names, positives)}), each a label of its own; a column 'unknown' lists "
+            f"labels that are not known"
+        )
+    return notes
+
+
+def _find_marked(positives: Mapping[str, int], pattern: re.Pattern[str]) -> list[str]:
+    """Return the labels that a pattern takes for a mark beside another label."""
+    forms = {fold_label(name) for name in positives}
+    found = []
+    for name in positives:
+        match = pattern.fullmatch(clean_label(name).casefold())
+        parts = match.groupdict().values() if match else ()
+        if any(part and fold_label(part) in forms - {fold_label(name)} for part in parts):
+            found.append(name)
+    return found
+
+
+def _list_names(names: Sequence[str], positives: Mapping[str, int]) -> str:
+    return list_some([f"{name!r} ({positives[name]})" for name in names])
 
 
 def _note_unlearnable_labels(train: Manifest, val: Manifest, given: bool) -> list[str]:
@@ -171,6 +216,7 @@ def find_doubtful_labels(positives: Mapping[str, int], options: SourceOptions) -
     return [
         *find_spellings(positives, dict(options.rename_labels)),
         *find_no_labels(positives, options.ignore_labels),
+        *find_denials(positives, [*options.ignore_labels, *filter(means_no_label, positives)]),
         *find_double_labels(positives),
     ]
 
@@ -235,6 +281,24 @@ def find_no_labels(positives: Mapping[str, int], given: Sequence[str] = ()) -> l
     )
     items = [f"{name!r} ({positives[name]})" for name in names]
     return build_finding("warning", "no_labels", message, items, format_ignored(names, given))
+
+
+def find_denials(positives: Mapping[str, int], given: Sequence[str] = ()) -> list[Finding]:
+    """Find labels that may say that another one is absent, `-cat`, or not sure, `cat?`.
+
+    Args:
+        positives: label -> number of its images.
+        given: `ignore_labels` of the config, which the line to paste keeps.
+    """
+    absent, unsure = (_find_marked(positives, pattern) for pattern in (_DENIAL, _DOUBT))
+    count = pluralize(len(absent), "label")
+    message = f"{count} that may say that another one is absent; data.ignore_labels leaves them out"
+    items = [f"{name!r} ({positives[name]})" for name in absent]
+    findings = build_finding("warning", "denials", message, items, format_ignored(absent, given))
+    count = pluralize(len(unsure), "label")
+    message = f"{count} that may say that another one is not sure; a column 'unknown' can list it"
+    items = [f"{name!r} ({positives[name]})" for name in unsure]
+    return [*findings, *build_finding("warning", "unsure_labels", message, items)]
 
 
 def means_no_label(name: str) -> bool:

@@ -42,6 +42,7 @@ def fold_label(name: str) -> str:
     R&amp;B, caf\\u00e9, “cat”, cat.  R&B, café, cat, cat
     1.0, 01, +1, 1e0                one form   numbers, see `fold_number`
     C, C++, C#; 1-2, 12; -1, 1      different
+    cat, -cat, her2, her2-          different  a minus at one end may say that it is absent
     """
     form = clean_label(name).casefold()
     if number := fold_number(form):
@@ -51,6 +52,7 @@ def fold_label(name: str) -> str:
         stripped = stripped[1:-1].strip()
     # Between digits a mark stays, as NUL: -1 is another label than 1, and 1-2 than 12.
     form = re.sub(r"(^|(?<=[0-9]))[\s_-]+(?=[0-9])", "\0", stripped)
+    form = re.sub(r"^-(?=\w)|(?<=\w)-$", "\0", form)
     return re.sub(r"[\s_-]+", "", form) or name
 
 

@@ -257,6 +257,44 @@ def test_labels_that_mean_none_are_noted(tmp_path: Path) -> None:
     assert train_on(tmp_path, cells, wanted)[-1] == "labels cat|dog"
 
 
+@pytest.mark.parametrize("denied", ["-cat", "!cat", "no cat", "Not_Cat", "ohne Cat", "cat-"])
+def test_a_label_that_denies_another_is_noted(tmp_path: Path, denied: str) -> None:
+    """It is no spelling of the other: joined, absent would become present."""
+    cells = ["cat", "dog", f"dog|{denied}", "cat|dog", "dog", "cat"]
+    notes = train_on(tmp_path, cells)
+    assert not [note for note in notes if "several spellings" in note]
+    (note,) = [note for note in notes if "may say that another one is absent" in note]
+    assert f"'{denied}' (1)" in note
+    (line,) = take_lines(notes)
+    assert train_on(tmp_path, cells, line)[-1] == "labels cat|dog"
+    counts = {"cat": 3, denied: 1, "dog": 4}
+    (finding,) = find_doubtful_labels(counts, SourceOptions())
+    assert finding.remedy == line
+
+
+@pytest.mark.parametrize("name", ["no smoking", "-50", "x-ray", "notice", "- dog", "_dog", "dog_"])
+def test_a_label_that_denies_no_other_is_not_noted(tmp_path: Path, name: str) -> None:
+    """Nor is a hyphen with a space, as of a list, or an underscore."""
+    notes = train_on(tmp_path, ["cat", "dog", f"dog|{name}", "cat"])
+    assert "absent" not in " ".join(notes)
+
+
+def test_a_doubtful_label_is_noted(tmp_path: Path) -> None:
+    """Beside the label that it doubts alone."""
+    notes = train_on(tmp_path, ["cat", "cat?", "dog", "dog (?)", "who?"])
+    (note,) = [note for note in notes if "not sure" in note]
+    assert "2 labels that may say" in note
+    assert "a column 'unknown'" in note
+
+
+def test_words_for_none_and_denials_can_both_be_pasted(tmp_path: Path) -> None:
+    """The later line has what the earlier one has."""
+    cells = ["cat", "none", "-cat|dog", "dog"]
+    first, second = take_lines(train_on(tmp_path, cells))
+    assert first == 'data.ignore_labels: ["none"]'
+    assert train_on(tmp_path, cells, second)[-1] == "labels cat|dog"
+
+
 def test_both_lines_of_check_can_be_pasted(tmp_path: Path) -> None:
     """Also where a word for no label has two spellings."""
     cells = ["cat", "Cat", "cat", "None", "none", "none", "dog", "dog"]

@@ -272,6 +272,7 @@ class _Chooser:
         named = [*usual, *(name for name in others if name not in usual)]
         states = [name for name in may_be_labels if self._holds_states(name, usual, others)]
         lists = [name for name in named if name not in states]
+        lists = self._put_verdicts_last(lists, may_be_labels)
         if lists:
             if lists[0] not in usual or lists[0].casefold() not in LABEL_COLUMNS:
                 self.choices.append(("label_column", lists[0]))
@@ -285,6 +286,22 @@ class _Chooser:
             self.choices.append(("label_column", text))
             return self._describe_lists([text], unknown)
         return Roles(states=tuple(may_be_labels), left_out=left_out)
+
+    def _put_verdicts_last(self, lists: list[str], names: Sequence[str]) -> list[str]:
+        """Return columns of labels; those that may say whether the label of a row is there last.
+
+        Pictures then stand in several rows: `image, tag, label` above `a.jpg, cat, 1`. The other
+        column may have an unusual name.
+        """
+        images = self.sample[self.image].texts
+        verdicts = [name for name in lists if self.sample[name].holds_verdicts]
+        is_long = len(set(images)) < len(images)
+        if not verdicts or not is_long or self.options.value_column == NONE:
+            return lists
+        worded = [name for name in lists if name not in verdicts]
+        if not worded and (text := self._find_text_labels(names)):
+            worded = [text]
+        return [*worded, *(name for name in verdicts if name not in worded)]
 
     def _holds_states(self, name: str, usual: Sequence[str], others: Sequence[str]) -> bool:
         """Return whether the cells are states, and not labels that read like states.

@@ -400,6 +400,31 @@ def test_verdicts_on_the_labels_of_rows_are_asked_for(tmp_path: Path, yes: str, 
     assert table.labels.names == ("cat",)
 
 
+@pytest.mark.parametrize("name", ["tag", "class", "concept", "attribute"])
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("yes", "no"), ("true", "false")])
+def test_values_under_the_name_of_labels_are_asked_for(
+    tmp_path: Path, name: str, yes: str, no: str
+) -> None:
+    """`image,tag,label` with 1 and 0: the labels are no `0` and `1`."""
+    rows = f"a.jpg,cat,{yes}\na.jpg,dog,{no}\nb.jpg,cat,{no}\n"
+    message = refusal(tmp_path, f"image,{name},label\n{rows}")
+    assert 'data.value_column: "label" reads it' in message
+    table = read(tmp_path, f"image,{name},label\n{rows}", value_column="label")
+    assert table.labels.names == ("cat", "dog")
+    assert states(table) == [[1, -1], [-1, 0], [0, -1]]
+    table = read(tmp_path, f"image,{name},label\n{rows}", value_column="none")
+    assert set(table.labels.names) == {yes, no}
+
+
+def test_two_classes_of_each_picture_stay_the_labels(tmp_path: Path) -> None:
+    """A picture has one row, or nothing else holds labels."""
+    table = read(tmp_path, "image,tag,label\na.jpg,cat,1\nb.jpg,dog,0\nc.jpg,cat,1\n")
+    assert set(table.labels.names) == {"0", "1"}
+    rows = "a.jpg,anna,1\na.jpg,ben,0\nb.jpg,anna,0\nb.jpg,ben,0\n"
+    labels = read(tmp_path, f"image,annotator,label\n{rows}").labels.names
+    assert set(labels) == {"0", "1"}
+
+
 def test_percent_under_the_name_of_a_value_is_asked_for(tmp_path: Path) -> None:
     """93 is no number from 0 to 1."""
     rows = "a.jpg,cat,93\na.jpg,dog,20\nb.jpg,cat,60\n"
