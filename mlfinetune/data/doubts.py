@@ -74,8 +74,10 @@ _DENIAL = re.compile(
 """A label that may say that another one is absent: `-cat`, `!cat`, `no cat`, `her2-`."""
 _DOUBT = re.compile(r"(?P<of>.*?[^\s(?])[\s(]*\?+\)?")
 """A label that may say that another one is not sure: `cat?`."""
-_SEPARATORS = re.compile(r"[,;|/\\+&\n\t\r\u3001\u00b7\u2022\u30fb]")
-"""Signs between two labels; after `clean_label`, which makes the wide ones narrow."""
+_SEPARATORS = re.compile(
+    r"[,;|/\\+&\n\t\r\u3001\u00b7\u2022\u30fb]|\s(?i:and|und|et|och|og|en|y|e|i|и|ve)\s"
+)
+"""Signs and words between two labels; after `clean_label`, which makes the wide signs narrow."""
 
 
 # ---- notes ------------------------------------------------------------------------------

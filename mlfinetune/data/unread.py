@@ -54,6 +54,7 @@ def describe_unread(pictures: Sequence[Path], others: Iterable[Path], command: s
 
     beside 1.jpg: 1.txt, 1.jpg.txt       tags that are not read, since few pictures have them
     labels/1.txt for images/1.jpg        most often boxes; never read
+    1_tags.txt                           never read
 
     Args:
         pictures, others: the files, relative to the folder.
@@ -75,7 +76,20 @@ def describe_unread(pictures: Sequence[Path], others: Iterable[Path], command: s
             f"{pluralize(len(far), 'text file')} named like pictures, in {list_some(places)}: not "
             f"read; only tags beside the pictures are, as 1.txt beside 1.jpg"
         )
+    rest = [path for path in texts if path not in {*near, *far}]
+    names = stems | {path.name.casefold() for path in pictures}
+    if worded := [path for path in rest if _take_word(path.stem) in names]:
+        lines.append(
+            f"{pluralize(len(worded), 'text file')} named like pictures and more "
+            f"({worded[0].name!r}): not read; only 1.txt beside 1.jpg is"
+        )
     return lines
+
+
+def _take_word(stem: str) -> str:
+    """Return the stem of the picture that a file may be named after: `1_tags`, `1.jpg` -> 1."""
+    match = re.fullmatch(r"(.+?)[\W_]+[^\W\d_]+", stem.casefold())
+    return match[1] if match else ""
 
 
 def describe_undecoded(pictures: Iterable[Path]) -> list[str]:

@@ -178,7 +178,7 @@ def test_labels_that_are_labels(label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "double", ["cat，dog", "cat;dog", "Cat/dog", "cat、dog", "cat + dog", "cat&dog"]
+    "double", ["cat，dog", "cat;dog", "Cat/dog", "cat、dog", "cat + dog", "cat&dog", "cat and dog"]
 )
 def test_a_label_of_two_labels(double: str) -> None:
     """Its parts are labels themselves; else the sign belongs to the label."""

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from mlfinetune.data.unread import describe_tables_beside, describe_undecoded, describe_unread
 
 
@@ -13,6 +15,14 @@ def test_texts_by_their_names() -> None:
     assert near == "2 text files beside pictures are not read as tags; to read them: COMMAND"
     assert far.startswith("1 text file named like pictures, in labels: not read")
     assert describe_unread(pictures, others[3:], "COMMAND") == []
+
+
+@pytest.mark.parametrize("name", ["1_tags.txt", "1.jpg_labels.txt", "1-caption.txt", "1.en.txt"])
+def test_texts_named_like_pictures_and_more(name: str) -> None:
+    """They are no tags beside a picture; `1_2.txt` may belong to another picture."""
+    others = [Path("a") / name, Path("a/1_2.txt"), Path("a/notes_tags.txt")]
+    (line,) = describe_unread([Path("a/1.jpg"), Path("a/2.jpg")], others, "COMMAND")
+    assert line.startswith(f"1 text file named like pictures and more ({name!r}): not read")
 
 
 def test_pictures_are_counted_by_their_endings() -> None:
