@@ -15,8 +15,9 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ class Way:
         mix: share of the tuned weights in the mean with those of before training; 1: tuned alone.
         mixup: a of Beta(a, a), the share of each picture that a step mixes with another one; the
             loss is that of both, by their shares. 0: none.
+        solve_each: solve for the head after each epoch, on features of the backbone of then; that
+            head is what the epoch is validated with.
+        go_on: training goes on from that head, as with `train.solve_head_each`.
+        sharpness: radius of the step uphill where gradients are taken (SAM); 0: none.
+        dropout: share of the features that a step sets to 0.
     """
 
     optimizer: str = "adamw"
@@ -103,11 +109,15 @@ class Way:
     pos_weight: str | None = None
     mix: float = 1.0
     mixup: float = 0.0
+    solve_each: bool = False
+    go_on: bool = False
+    sharpness: float = 0.0
+    dropout: float = 0.0
 
 
 MILD = Way(crop=0.8, jitter=0.0, solve_last=True)
 RECIPE = replace(MILD, lr=2e-4, head_lr=2e-3, layer_decay=0.7, horizon=0.5)
-"""The recipe of now, configs/finetune.yaml."""
+"""The recipe of now, configs/finetune.yaml, with the head solved for after the last epoch alone."""
 WAYS = {
     "recipe": RECIPE,
     "before": Way(),
@@ -150,6 +160,11 @@ WAYS = {
     "trained at 160 px": replace(RECIPE, train_side=160),
     "trained at 128 px": replace(RECIPE, train_side=128),
     "pos_weight auto": replace(RECIPE, pos_weight="auto"),
+    "solved after each epoch, trained head kept": replace(RECIPE, solve_each=True),
+    "solved after each epoch": replace(RECIPE, solve_each=True, go_on=True),
+    "SAM 0.05": replace(RECIPE, solve_each=True, sharpness=0.05),
+    "SAM 0.2": replace(RECIPE, solve_each=True, sharpness=0.2),
+    "dropout 0.5": replace(RECIPE, solve_each=True, dropout=0.5),
     "10 epochs": replace(RECIPE, epochs=10),
     "20 epochs": replace(RECIPE, epochs=20),
 }
@@ -192,9 +207,11 @@ class Trial:
             estimate_batch_norm(setup)
             found["adapted"] = self._solve(setup)
             start = copy.deepcopy(setup.tagger.state_dict())
-        for number, net in enumerate(train(setup, way, start), 1):
-            if number not in (1, way.epochs) and not self.every_epoch:
+        for number, (net, trained) in enumerate(train(setup, way, start), 1):
+            if number not in (1, way.epochs) and not (self.every_epoch or way.solve_each):
                 continue
+            if way.solve_each:
+                self._solve_each(replace(setup, tagger=net, net=net), way, found, trained)
             averages, scored = validate(replace(setup, tagger=net, net=net), self.log)
             assert scored is not None
             scores = scored
@@ -204,6 +221,18 @@ class Trial:
         if way.mix != 1.0 or way.solve_last:
             found |= self._finish(replace(setup, tagger=net, net=net), way, start)
         return found
+
+    def _solve_each(
+        self, setup: TrainingSetup, way: Way, found: dict[str, Any], trained: Tagger
+    ) -> None:
+        """Solve for the head after an epoch; training goes on from it, or from its own."""
+        own = copy.deepcopy(setup.tagger.head.state_dict())
+        solved = self._solve(setup)
+        found.setdefault("solved each", []).append(solved["mAP"])
+        if way.go_on:
+            trained.head.load_state_dict(setup.tagger.head.state_dict())
+        else:
+            setup.tagger.head.load_state_dict(own)
 
     def _finish(self, setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> dict[str, Any]:
         """Average weights with those of before, and solve for the head again, on both."""
@@ -281,8 +310,10 @@ class Trial:
         return replace(self.setup, config=config, spec=spec, train=train, loss=loss)
 
 
-def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[Tagger]:
-    """Train the tagger of a setup; yield what is to be validated after each epoch."""
+def train(
+    setup: TrainingSetup, way: Way, start: dict[str, Tensor]
+) -> Iterator[tuple[Tagger, Tagger]]:
+    """Train the tagger of a setup; after each epoch yield what is to be validated, and it."""
     tagger, loader = setup.tagger, setup.train
     assert isinstance(loader, Loader)
     groups = tagger.parameter_groups(way.lr, way.head_lr, way.weight_decay, way.layer_decay)
@@ -306,24 +337,63 @@ def train(setup: TrainingSetup, way: Way, start: dict[str, Tensor]) -> Iterator[
                 group["lr"] = factor * group["initial_lr"]
             optimizer.zero_grad(set_to_none=True)
             images = torch.stack([erase(image) for image in batch.images])
-            targets, share = batch.targets, draw_share(way)
+            targets, share, other = batch.targets, draw_share(way), None
             if share < 1:
                 other = torch.randperm(len(images))
                 mixed = share * images + (1 - share) * images[other]
                 images = mixed.round().to(torch.uint8)
-            with torch.autocast("cpu", torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
-                logits = tagger(images)
-            loss = setup.loss(logits, targets)
-            if share < 1:
-                loss = share * loss + (1 - share) * setup.loss(logits, targets[other])
-            loss.backward()
+            backward = partial(backpropagate, setup, way, images, targets, share, other)
+            backward()
+            if way.sharpness:
+                climb(tagger, parameters, way.sharpness, backward)
             pull(tagger, start, way)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             if average is not None:
                 average.update_parameters(tagger)
             step += 1
-        yield tagger if average is None else average.module
+        yield (tagger if average is None else average.module), tagger
+
+
+def backpropagate(
+    setup: TrainingSetup,
+    way: Way,
+    images: Tensor,
+    targets: Tensor,
+    share: float,
+    other: Tensor | None,
+) -> None:
+    """Compute the gradients of a step; pictures may be mixed with others by their share."""
+    tagger = setup.tagger
+    with torch.autocast("cpu", torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
+        logits = tagger.head(nn.functional.dropout(tagger.embed(images), way.dropout))
+    loss = setup.loss(logits, targets)
+    if other is not None:
+        loss = share * loss + (1 - share) * setup.loss(logits, targets[other])
+    loss.backward()
+
+
+@torch.no_grad()
+def climb(
+    tagger: Tagger, parameters: list[nn.Parameter], radius: float, backward: Callable[[], None]
+) -> None:
+    """Replace gradients by those a step uphill (SAM); BatchNorm's statistics stay."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    kept = [p.clone() for p in parameters]
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.add_(parameter.grad * (radius / (norm + 1e-12)))
+        parameter.grad = None
+    norms = [m for m in tagger.features.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for module in norms:
+        module.momentum = 0.0
+    with torch.enable_grad():
+        backward()
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+    for parameter, value in zip(parameters, kept, strict=True):
+        parameter.copy_(value)
 
 
 def draw_share(way: Way) -> float:
@@ -408,6 +478,8 @@ def run_seed(asked: argparse.Namespace, seed: int, folder: Path) -> None:
         shown = " ".join(f"{value:.3f}" for value in found["epochs"])
         gain = f"{found['gain']:+.3f} ({found['interval'][0]:+.3f}, {found['interval'][1]:+.3f})"
         print(f"{key}  {name}  {solved:.3f} -> {shown}  {gain}", flush=True)
+        if "solved each" in found:
+            print("    each", *(f"{value:.3f}" for value in found["solved each"]), flush=True)
         for part in (
             "adapted",
             "solved again",
