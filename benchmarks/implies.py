@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mlfinetune.config import load_config
-from mlfinetune.data.batches.features import FeatureLoader
+from mlfinetune.data.batches.feature_batches import FeatureLoader
 from mlfinetune.data.load import load_splits
 from mlfinetune.data.targets import LabelSpace
 from mlfinetune.metrics import thresholds

@@ -50,8 +50,9 @@ from mlfinetune.runtime.device import prepare_device, read_peak_memory
 from mlfinetune.runtime.distributed import World
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.runtime.torchrun import DistInfo
-from mlfinetune.training.loop import Candidate, solve_head
+from mlfinetune.training.loop import Candidate
 from mlfinetune.training.setup import TrainingSetup, set_up, with_features
+from mlfinetune.training.solve import solve_head
 
 FIRST, MORE, ROUNDS, SEEDS = 300, 100, 5, range(5)
 ROOT = Path(__file__).parents[1]

@@ -133,7 +133,7 @@ class TrainConfig(Section):
     solve_head_each: bool = Field(
         False,
         description="after each epoch lbfgs finds the best head for the backbone as it is then; "
-        "the epoch is validated with it, and training goes on from it",
+        "the epoch is validated with it, and training goes on from it; more than solve_head_last",
     )
     solve_head_last: bool = Field(
         False,

@@ -17,6 +17,7 @@ from mlfinetune.data.batches.batch import Batch
 from mlfinetune.data.manifest import Manifest
 from mlfinetune.errors import TrainingError
 from mlfinetune.metrics.types import EvalViews, ScoreTable
+from mlfinetune.models.tagger import Tagger
 from mlfinetune.text import format_list, pluralize
 
 ScoredBatch = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -29,7 +30,8 @@ class MirrorMean(nn.Module):
     Logits are averaged, not probabilities. Calibration and thresholds are fitted to logits, so the
     mean is one more logit to them. The mean of probabilities would have to be made a logit again,
     and a view that is sure, at 0 or 1, would outvote the other. For a linear head, the mean of
-    logits is also the logit of the mean features (`data.batches.features.MeanFeatures`).
+    logits is also the logit of the mean features. A Tagger's are computed so, to the same bits as
+    of kept features (`data.batches.feature_batches.MeanFeatures`).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -39,8 +41,11 @@ class MirrorMean(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) -> (B, L); one view after the other, so it takes no more memory than one."""
-        logits: torch.Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
-        return logits
+        views = (images, images.flip(-1))
+        if isinstance(self.model, Tagger):
+            features = torch.stack([self.model.embed(view).float() for view in views]).mean(0)
+            return self.model.apply_head(features)
+        return torch.stack([self.model(view) for view in views]).mean(0)
 
 
 def average_views(model: nn.Module, views: EvalViews) -> nn.Module:

@@ -184,10 +184,13 @@ class Tagger(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 logits."""
-        x = self.embed(images)
+        return self.apply_head(self.embed(images))
+
+    def apply_head(self, features: Tensor) -> Tensor:
+        """(B, F) features of any type -> (B, L) float32 logits."""
         # The head computes in float32: with bfloat16's 8 bits many images would have equal logits.
-        with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = self.head(x.float())
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.float())
         return logits
 
     def parameter_groups(

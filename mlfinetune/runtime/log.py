@@ -82,7 +82,8 @@ class RunLog:
             if text.startswith("warning: "):
                 self._warnings.append(text)
             return
-        if self._hushed and not text.startswith("warning: "):
+        is_new_warning = text.startswith("warning: ") and text + "\n" not in self._printed_lines
+        if self._hushed and not is_new_warning:
             return
         tqdm.write(text, file=self._stream)
         self._printed_lines.append(text + "\n")
@@ -94,7 +95,7 @@ class RunLog:
 
     @contextmanager
     def hushed(self) -> Iterator[None]:
-        """Leave out all lines but warnings, inside the block."""
+        """Leave out all lines but warnings that are new, inside the block."""
         hushed, self._hushed = self._hushed, True
         try:
             yield

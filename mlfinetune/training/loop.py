@@ -144,6 +144,7 @@ def train_epochs(
                 bar.update(record.images, f"loss {record.loss:.4f}")
                 if record.settled and record.save_requested:
                     save_point.save(position)
+            rate = bar.rate
         if solve is None:
             poll = partial(_save_if_asked, setup.world, save_point, position)
             averages, scores = validate(setup, log, poll)
@@ -154,9 +155,11 @@ def train_epochs(
             averages = setup.world.broadcast(partial(_measure_candidate, candidate, setup.implies))
         _report_changes(setup, log)
         left = (time.monotonic() - started) / (number - first) * (epochs - number)
-        speed = f"{bar.rate:.1f} images/s  {format_duration(left)} left"
+        speed = f"{rate:.1f} images/s  {format_duration(left)} left"
         mean_loss = position.loss_sum / position.images
-        log_candidate(log, number, position, mean_loss, bar.rate, averages)
+        if candidate.penalty is not None:
+            speed = f"{candidate.penalty.describe()}  {speed}"
+        log_candidate(log, number, position, mean_loss, rate, averages)
         position = Position(position.step)  # the epoch is validated: its sums start from 0 again
         # An epoch is one candidate, however many solutions for its head were tried.
         candidate = replace(candidate, number=number, name=name, penalty=None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mlfinetune.data.batches.loader import Loader
-from mlfinetune.errors import MlfinetuneError
+from mlfinetune.errors import LostError, MlfinetuneError
 from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
@@ -97,9 +97,9 @@ def select_best(
 
 def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLog) -> Candidate:
     """Train and save every epoch; return the best one, or the best so far at an early stop."""
-    if isinstance(setup.val, Loader):
-        setup.val.start_workers()
     each, choice = setup.config.train.solve_head_each, setup.choice
+    if isinstance(setup.val, Loader) and not each:
+        setup.val.start_workers()
     only = None if choice is None else choice.end
     solve = partial(_solve_epoch, setup, saver, run, only, log) if each else None
     epochs = train_epochs(setup, saver.optimizer, saver.position, saver.save_point, log, solve)
@@ -206,6 +206,8 @@ def _saying_how_to_go_on(key: str, log: RunLog) -> Iterator[None]:
     """Say how to go on without the solution that `key` asks for, where it fails."""
     try:
         yield
+    except LostError:
+        raise
     except MlfinetuneError:
         log.say(
             f"the epochs are saved; to go on without this solution add {key}=false --resume "

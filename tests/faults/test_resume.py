@@ -53,7 +53,11 @@ CASES = {
         "train.ema=auto",
         "loss.pos_weight=auto",
     ),
-    "heads solved for after each epoch": ("train.solve_head_each=true", "train.ema=auto"),
+    "heads solved for after each epoch": (
+        "train.solve_head_each=true",
+        "train.ema=auto",
+        "eval.views=mirror",
+    ),
 }
 
 

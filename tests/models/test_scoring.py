@@ -67,11 +67,15 @@ def scored(model: nn.Module, images: torch.Tensor, *parts: Sequence[int]) -> Sco
 def test_the_logits_of_a_picture_and_its_mirror_image_are_averaged(
     model: Tagger, images: torch.Tensor
 ) -> None:
-    """The mean of logits, the same bits for a mirrored picture; plain is the model itself."""
+    """The same bits for a mirrored picture, and as of mean features; plain is the model itself."""
     net, parts = average_views(model, "mirror"), ([0, 1, 2], [3, 4, 5, 6])
     both = [scored(model, x, *parts).logits for x in (images, images.flip(-1))]
-    assert np.array_equal(scored(net, images, *parts).logits, (both[0] + both[1]) / 2)
-    assert np.array_equal(scored(net, images.flip(-1), *parts).logits, (both[0] + both[1]) / 2)
+    found = scored(net, images, *parts).logits
+    np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(scored(net, images.flip(-1), *parts).logits, found)
+    with torch.inference_mode():
+        views = [model.embed(view[[0, 1, 2]]) for view in (images, images.flip(-1))]
+        assert np.array_equal(model.head(torch.stack(views).mean(0)).numpy(), found[:3])
     assert not np.array_equal(*both)
     assert average_views(model, "plain") is model
 

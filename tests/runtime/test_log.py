@@ -96,6 +96,7 @@ def test_hushed_lines_are_left_out_and_warnings_are_not(tmp_path: Path) -> None:
     with log.hushed():
         log.say("l2 0.1, 30 iterations")
         log.say("warning: cat.jpg has changed")
+        log.say("warning: cat.jpg has changed")
     log.say("epoch 1/3")
     assert stream.getvalue() == "warning: cat.jpg has changed\nepoch 1/3\n"
     lines = (tmp_path / "train.log").read_text().splitlines()
