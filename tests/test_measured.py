@@ -350,6 +350,41 @@ def test_fine_tuning_at_224_pixels() -> None:
     ] * (len(rows) - 3)
 
 
+def test_heads_of_epochs() -> None:
+    """Every cell: mAP of the solved head at the start, and of each epoch's; none is below it."""
+    rows, measured = table("decisions", "a head for each epoch"), result("finetune")
+    one, each = "300 pictures, {} px, seed {}, 1 view", "solved after each epoch"
+    subsets = ("", ", second subset", ", third subset")
+    wanted = {f"recipe{name}": (160, seed, each) for seed, name in enumerate(subsets)}
+    wanted |= {
+        "recipe, 224 px": (224, 0, each),
+        "training goes on from its own head": (160, 0, f"{each}, trained head kept"),
+        **{f"that, SAM 0.05{name}": (160, n, "SAM 0.05") for n, name in enumerate(subsets)},
+        "that, SAM 0.2": (160, 0, "SAM 0.2"),
+        "that, dropout 0.5": (160, 0, "dropout 0.5"),
+    }
+    assert list(rows) == list(wanted)
+    for name, (side, seed, way) in wanted.items():
+        found = measured[one.format(side, seed)]
+        start, epochs = found["solved head"]["mAP"], found[way]["solved each"]
+        check(rows[name][0], [start])
+        check(rows[name][1], epochs)
+        assert min(epochs) > start
+    gains = [
+        measured[one.format(160, seed)]["SAM 0.05"]["solved each"][-1]
+        - measured[one.format(160, seed)][each]["solved each"][-1]
+        for seed in range(3)
+    ]
+    assert f"(SAM) gain {min(gains):.3f} to {max(gains):.3f}" in page("decisions")
+    above = [measured[one.format(160, seed)][each]["solved again"]["gain"] for seed in range(3)]
+    assert "is {:.3f}, {:.3f} and {:.3f} above".format(*above) in page("decisions")
+    frozen = {key: row["frozen"]["mAP"] for key, row in result("recipe").items()}
+    for key, row in result("recipe").items():
+        assert min(row["recipe"]["epochs"]) > frozen[key]
+    took = result("recipe")["all pictures, 160 px, seed 0"]["recipe"]["seconds"]
+    assert f"on all pictures took {took} s" in page("decisions")
+
+
 LINES = {
     "crop_scale": ("crops of 0.35, jitter 0.2", "whole pictures"),
     "horizontal_flip": ("no mirror images",),
