@@ -123,7 +123,7 @@ def _note_no_labels(positives: Mapping[str, int], options: SourceOptions) -> lis
     if not names:
         return []
     line = format_ignored(names, options.ignore_labels)
-    listed = _list_names(names, positives)
+    listed = list_some(_count_names(names, positives))
     count = pluralize(len(names), "label")
     return [
         f'{count} that may mean "no label" ({listed}); if so, this line leaves them out, and their '
@@ -140,32 +140,32 @@ def _note_denials(positives: Mapping[str, int], options: SourceOptions) -> list[
         line = format_ignored(names, given)
         notes.append(
             f"{pluralize(len(names), 'label')} that may say that another one is absent "
-            f"({_list_names(names, positives)}); "
+            f"({list_some(_count_names(names, positives))}); "
             f"if so, this line leaves them out, and what is not listed is absent: {line}"
         )
     if names := _find_marked(positives, _DOUBT):
         notes.append(
             f"{pluralize(len(names), 'label')} that may say that another one is not sure "
-            f"({_list_names(names, positives)}), each a label of its own; a column 'unknown' lists "
-            f"labels that are not known"
+            f"({list_some(_count_names(names, positives))}), each a label of its own; "
+            f"a column 'unknown' lists labels that are not known"
         )
     return notes
 
 
 def _find_marked(positives: Mapping[str, int], pattern: re.Pattern[str]) -> list[str]:
     """Return the labels that a pattern takes for a mark beside another label."""
-    forms = {fold_label(name) for name in positives}
+    plain = {fold_label(clean_label(name).strip("+")) for name in positives}  # +cat, her2+
     found = []
     for name in positives:
         match = pattern.fullmatch(clean_label(name).casefold())
         parts = match.groupdict().values() if match else ()
-        if any(part and fold_label(part) in forms - {fold_label(name)} for part in parts):
+        if any(part and fold_label(part) in plain - {fold_label(name)} for part in parts):
             found.append(name)
     return found
 
 
-def _list_names(names: Sequence[str], positives: Mapping[str, int]) -> str:
-    return list_some([f"{name!r} ({positives[name]})" for name in names])
+def _count_names(names: Sequence[str], positives: Mapping[str, int]) -> list[str]:
+    return [f"{name!r} ({positives[name]})" for name in names]
 
 
 def _note_unlearnable_labels(train: Manifest, val: Manifest, given: bool) -> list[str]:
@@ -281,8 +281,8 @@ def find_no_labels(positives: Mapping[str, int], given: Sequence[str] = ()) -> l
         f'{pluralize(len(names), "label")} that may mean "no label"; data.ignore_labels leaves '
         f"them out, and their pictures then have none of the labels"
     )
-    items = [f"{name!r} ({positives[name]})" for name in names]
-    return build_finding("warning", "no_labels", message, items, format_ignored(names, given))
+    items, line = _count_names(names, positives), format_ignored(names, given)
+    return build_finding("warning", "no_labels", message, items, line)
 
 
 def find_denials(positives: Mapping[str, int], given: Sequence[str] = ()) -> list[Finding]:
@@ -295,11 +295,11 @@ def find_denials(positives: Mapping[str, int], given: Sequence[str] = ()) -> lis
     absent, unsure = (_find_marked(positives, pattern) for pattern in (_DENIAL, _DOUBT))
     count = pluralize(len(absent), "label")
     message = f"{count} that may say that another one is absent; data.ignore_labels leaves them out"
-    items = [f"{name!r} ({positives[name]})" for name in absent]
-    findings = build_finding("warning", "denials", message, items, format_ignored(absent, given))
+    items, line = _count_names(absent, positives), format_ignored(absent, given)
+    findings = build_finding("warning", "denials", message, items, line)
     count = pluralize(len(unsure), "label")
     message = f"{count} that may say that another one is not sure; a column 'unknown' can list it"
-    items = [f"{name!r} ({positives[name]})" for name in unsure]
+    items = _count_names(unsure, positives)
     return [*findings, *build_finding("warning", "unsure_labels", message, items)]
 
 

@@ -82,6 +82,12 @@ class Candidate:
             return replace(trial, epoch=self.number)
         return replace(trial, l2=self.penalty.l2, iterations=self.penalty.iterations)
 
+    def try_epoch(self, implies: Pairs) -> list[Trial | None]:
+        """Return the trials of an epoch: of the solutions for its head, else its own."""
+        if not self.trials:
+            return [self.try_out(implies)]
+        return [trial and replace(trial, epoch=self.number) for trial in self.trials]
+
     def beats(self, other: "Candidate") -> bool:
         """Tell whether the mAP is higher than that of `other`, an earlier candidate.
 

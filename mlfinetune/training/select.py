@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.errors import LostError, MlfinetuneError
-from mlfinetune.metrics.selection import Trial
 from mlfinetune.runs import checkpoint, directory
 from mlfinetune.runs.checkpoint import Checkpoint
 from mlfinetune.runtime.log import RunLog
@@ -107,11 +106,7 @@ def _select_epoch(setup: TrainingSetup, saver: StateSaver, run: Path, log: RunLo
         # A resumed run may have stopped just after the epoch at which it would stop early.
         if not _stops_early(setup, saver, saver.position.epoch(setup.train.steps), log):
             for candidate in epochs:
-                saver.trials += (
-                    _name_epoch(candidate, candidate.number)
-                    if each
-                    else [candidate.try_out(setup.implies)]
-                )
+                saver.trials += candidate.try_epoch(setup.implies)
                 log.lap("validation")
                 if saver.best is None or candidate.beats(saver.best):
                     saver.best = candidate
@@ -175,8 +170,9 @@ def _solve_last(
     with _saying_how_to_go_on("train.solve_head_last", log):
         solved = _solve_tuned(setup, run, only, log)
     name = f"the head solved for after epoch {epoch}"
-    trials = (*best.trials, *_name_epoch(solved, epoch))
-    solved = replace(solved, number=epoch, name=name, trials=trials)
+    solved = replace(solved, number=epoch, name=name)
+    trials = (*best.trials, *solved.try_epoch(setup.implies))
+    solved = replace(solved, trials=trials)
     best = solved if solved.beats(best) else replace(best, trials=trials)
     _save_candidate(setup, solved, run, best is solved, log)
     head.load_state_dict(trained)
@@ -194,11 +190,6 @@ def _solve_epoch(
         solved = _solve_tuned(setup, run, only, log)
     setup.tagger.head.load_state_dict(setup.eval_tagger.head.state_dict())
     return solved
-
-
-def _name_epoch(solved: Candidate, epoch: int) -> list[Trial | None]:
-    """Return the solutions that were tried, as those of an epoch."""
-    return [None if trial is None else replace(trial, epoch=epoch) for trial in solved.trials]
 
 
 @contextmanager

@@ -100,6 +100,13 @@ def history(run: Path, *keys: str) -> list[list[float]]:
     return [[json.loads(line)[key] for key in keys] for line in lines]
 
 
+def assert_same_weights(one: Path, two: Path) -> None:
+    """Bit for bit, of the best and of the last candidate."""
+    for name in ("best.safetensors", "last.safetensors"):
+        ours, theirs = (checkpoint.load(run / name) for run in (one, two))
+        torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
+
+
 def assert_same(one: Path, two: Path) -> None:
     """Heads, epochs and metrics of two runs.
 
@@ -499,9 +506,7 @@ def test_a_run_stopped_in_its_last_solution_goes_on(
     assert done.returncode == 0, done.stderr
     assert "the head solved for after epoch 1" in done.stderr
     train("whole", *LAST, "train.epochs=1")
-    for name in ("best.safetensors", "last.safetensors"):
-        ours, theirs = (checkpoint.load(folder / name) for folder in (run, tmp_path / "whole"))
-        torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
+    assert_same_weights(run, tmp_path / "whole")
     done = cli("train", str(run / "config.yaml"), "--resume", cwd=first)
     assert "solving" not in done.stderr
     assert "features of train" not in done.stderr
@@ -554,9 +559,7 @@ def test_a_signal_ends_the_solution_after_an_epoch_at_once(
     done = cli("train", str(run / "config.yaml"), "--resume", cwd=first)
     assert done.returncode == 0, done.stderr
     train("whole", *EACH, "train.epochs=2")
-    for name in ("best.safetensors", "last.safetensors"):
-        ours, theirs = (checkpoint.load(folder / name) for folder in (run, tmp_path / "whole"))
-        torch.testing.assert_close(ours.weights, theirs.weights, rtol=0, atol=0)
+    assert_same_weights(run, tmp_path / "whole")
 
 
 def test_a_failed_solution_after_an_epoch_says_how_to_go_on(

@@ -272,6 +272,14 @@ def test_a_label_that_denies_another_is_noted(tmp_path: Path, denied: str) -> No
     assert finding.remedy == line
 
 
+@pytest.mark.parametrize(("said", "denied"), [("+cat", "-cat"), ("HER2+", "HER2-")])
+def test_plus_and_minus_are_noted(tmp_path: Path, said: str, denied: str) -> None:
+    notes = train_on(tmp_path, [said, "dog", f"dog|{denied}", said])
+    (line,) = take_lines(notes)
+    left = train_on(tmp_path, [said, denied, "dog"], line)[-1].removeprefix("labels ").split("|")
+    assert sorted(left) == [said, "dog"]
+
+
 @pytest.mark.parametrize("name", ["no smoking", "-50", "x-ray", "notice", "- dog", "_dog", "dog_"])
 def test_a_label_that_denies_no_other_is_not_noted(tmp_path: Path, name: str) -> None:
     """Nor is a hyphen with a space, as of a list, or an underscore."""

@@ -52,6 +52,7 @@ CASES = {
         "train.solve_head_last=true",
         "train.ema=auto",
         "loss.pos_weight=auto",
+        "eval.views=mirror",
     ),
     "heads solved for after each epoch": (
         "train.solve_head_each=true",

@@ -260,7 +260,10 @@ class Columns:
             is_free = name and name not in self._taken and name not in self._roles.left_out
             is_measure = any(state and state.kind == "fraction" for state in column.states)
             is_named = simplify_name(name) in SURE_VALUE_NAMES and column.is_numeric
-            if is_free and (is_named or (column.holds_verdicts and not is_measure)):
+            is_verdict = column.holds_verdicts and (
+                not is_measure or name in self._roles.more_lists
+            )
+            if is_free and (is_named or is_verdict):
                 raise DataError(
                     f"{self.path}: pictures stand in several rows, and "
                     f"{self._sample.describe([name])} may say whether the label of its row is "

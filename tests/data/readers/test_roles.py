@@ -401,7 +401,7 @@ def test_verdicts_on_the_labels_of_rows_are_asked_for(tmp_path: Path, yes: str, 
 
 
 @pytest.mark.parametrize("name", ["tag", "class", "concept", "attribute"])
-@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("yes", "no"), ("true", "false")])
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("yes", "no"), ("0.9", "0.2")])
 def test_values_under_the_name_of_labels_are_asked_for(
     tmp_path: Path, name: str, yes: str, no: str
 ) -> None:
