@@ -22,15 +22,22 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from levels_tuned import read_labels, write_subset
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import RandomErasing
 
 from mlfinetune.config import load_config
+from mlfinetune.config.sections import LOSS_SETTINGS
 from mlfinetune.data.batches.loader import Loader
 from mlfinetune.data.load import load_splits
+from mlfinetune.loss import Loss
 from mlfinetune.metrics.comparison import compare_tables
 from mlfinetune.metrics.measure import measure
 from mlfinetune.metrics.types import ScoreTable
@@ -46,7 +53,7 @@ from mlfinetune.training.loop import (
 from mlfinetune.training.network import build_transform_spec
 from mlfinetune.training.optim import build_ema_model, build_optimizer, compute_lr_factor
 from mlfinetune.training.select import solve_first
-from mlfinetune.training.setup import TrainingSetup, set_up
+from mlfinetune.training.setup import TrainingSetup, set_up, with_features
 
 CONFIG = Path(__file__).parents[1] / "configs" / "finetune.yaml"
 RESULT = Path(__file__).parent / "results" / "finetune.json"
@@ -80,6 +87,13 @@ class Way:
         go_on: training goes on from that head, as with `train.solve_head_each`.
         sharpness: radius of the step uphill where gradients are taken (SAM); 0: none.
         dropout: share of the features that a step sets to 0.
+        loss: as `loss.name`.
+        teach: share of a teacher in each target: the probabilities that heads of the pretrained
+            backbone give to pictures that they were not fitted to.
+        teach_negatives: the teacher has a share in negative targets alone, as tags may be missing.
+        cutmix: as `mixup`, the share being that of a rectangle cut from another picture.
+        soup: number of runs, of other seeds, whose weights are averaged.
+        joined: solve for one more head, on features of the pretrained and the tuned backbone.
     """
 
     optimizer: str = "adamw"
@@ -113,6 +127,12 @@ class Way:
     go_on: bool = False
     sharpness: float = 0.0
     dropout: float = 0.0
+    loss: str = "sce"
+    teach: float = 0.0
+    teach_negatives: bool = False
+    cutmix: float = 0.0
+    soup: int = 1
+    joined: bool = False
 
 
 MILD = Way(crop=0.8, jitter=0.0, solve_last=True)
@@ -165,6 +185,13 @@ WAYS = {
     "SAM 0.05": replace(RECIPE, solve_each=True, sharpness=0.05),
     "SAM 0.2": replace(RECIPE, solve_each=True, sharpness=0.2),
     "dropout 0.5": replace(RECIPE, solve_each=True, dropout=0.5),
+    "asl": replace(RECIPE, solve_each=True, loss="asl"),
+    "cutmix 1": replace(RECIPE, solve_each=True, cutmix=1.0),
+    "teacher 0.5": replace(RECIPE, solve_each=True, teach=0.5),
+    "teacher 0.5 of negatives": replace(RECIPE, solve_each=True, teach=0.5, teach_negatives=True),
+    "teacher 0.9": replace(RECIPE, solve_each=True, teach=0.9),
+    "joined with the pretrained backbone": replace(RECIPE, joined=True),
+    "mean of three runs": replace(RECIPE, soup=3),
     "10 epochs": replace(RECIPE, epochs=10),
     "20 epochs": replace(RECIPE, epochs=20),
 }
@@ -193,6 +220,7 @@ class Trial:
         assert best.scores is not None
         self.solved: ScoreTable = best.scores
         self.start = copy.deepcopy(self.setup.tagger.state_dict())
+        self.taught: Tensor | None = None
         self.folder, self.seed, self.every_epoch = folder, seed, asked.every_epoch
 
     def run(self, way: Way) -> dict[str, Any]:
@@ -216,11 +244,44 @@ class Trial:
             assert scored is not None
             scores = scored
             history.append(averages["mAP"])
+        if way.soup > 1:
+            net = self._average_runs(setup, way, start, net)
+            scores = self._validate_average(replace(setup, tagger=net, net=net), found)
         seconds = time.monotonic() - started
         found |= {"epochs": history, "seconds": round(seconds), **self._compare(scores)}
+        if way.joined:
+            found["joined"] = self._solve_joined(setup, net, start)
         if way.mix != 1.0 or way.solve_last:
             found |= self._finish(replace(setup, tagger=net, net=net), way, start)
         return found
+
+    def _average_runs(
+        self, setup: TrainingSetup, way: Way, start: dict[str, Tensor], first: Tagger
+    ) -> Tagger:
+        """Train as many more copies as the way asks for; return the mean of all, as a copy."""
+        mean = copy.deepcopy(first)
+        for number in range(1, way.soup):
+            torch.manual_seed(self.seed + 1000 * number)
+            setup.tagger.load_state_dict(start)
+            config = setup.config.update_section("train", seed=self.seed + 1000 * number)
+            loader = build_loader(
+                config, setup.splits.train, setup.spec, setup.device, 0, train=True
+            )
+            epochs = train(replace(setup, config=config, train=loader), way, start)
+            net = list(epochs)[-1][0]
+            for into, value in zip(
+                mean.state_dict().values(), net.state_dict().values(), strict=True
+            ):
+                if into.is_floating_point():
+                    into.lerp_(value, 1 / (number + 1))
+        return mean
+
+    def _validate_average(self, setup: TrainingSetup, found: dict[str, Any]) -> ScoreTable:
+        """Validate the mean of several runs."""
+        _, scores = validate(setup, self.log)
+        assert scores is not None
+        found["mean of runs"] = self._compare(scores)
+        return scores
 
     def _solve_each(
         self, setup: TrainingSetup, way: Way, found: dict[str, Any], trained: Tagger
@@ -266,6 +327,16 @@ class Trial:
         (solution,) = re.findall(r"starts from the head of (.*), mAP", self.said.getvalue())
         return {**self._compare(best.scores), "solution": solution}
 
+    def _solve_joined(
+        self, setup: TrainingSetup, net: Tagger, start: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Solve for a head on the features of two backbones, the pretrained and the tuned one."""
+        pretrained = copy.deepcopy(net)
+        pretrained.load_state_dict(start)
+        joined = net.with_features(Joined(pretrained.features, net.features))
+        joined = joined.with_head(nn.Linear(2 * net.head.in_features, net.head.bias.numel()))
+        return self._solve(replace(setup, tagger=joined, net=joined))
+
     def _compare(self, scores: ScoreTable) -> dict[str, Any]:
         """Return the mAP of scores, and its difference to the solved head with an interval."""
         even = [0.5] * len(scores.labels)
@@ -290,6 +361,8 @@ class Trial:
                 "horizontal_flip": way.flip,
             },
             "loss": {
+                **LOSS_SETTINGS.get(way.loss, {}),
+                "name": way.loss,
                 "label_smoothing": way.smoothing,
                 "pos_weight": way.pos_weight,
             },
@@ -307,7 +380,81 @@ class Trial:
         small = replace(spec, image_size=way.train_side or spec.image_size)
         train = build_loader(config, splits.train, small, device, 0, train=True)
         loss, _ = build_training_loss(config, splits.train, device)
+        if way.teach:
+            loss = Taught(loss, self._teach(), way.teach, way.teach_negatives)
         return replace(self.setup, config=config, spec=spec, train=train, loss=loss)
+
+    def _teach(self) -> Tensor:
+        """Return the (N, L) probabilities of the training pictures, out of five folds.
+
+        The penalty is that of the smallest log loss. Probabilities are of features of the
+        pretrained backbone, standardized.
+        """
+        if self.taught is None:
+            features = with_features(self.setup, Path(tempfile.mkdtemp(dir=self.folder)), self.log)
+            assert features is not None
+            batches = list(features.train.sweep())
+            order = torch.cat([batch.indices for batch in batches]).argsort()
+            x = torch.cat([batch.images for batch in batches])[order].numpy()
+            y = torch.cat([batch.targets for batch in batches])[order].numpy()
+            tried = [predict_out_of_fold(x, y == 1, c, self.seed) for c in (3e-4, 1e-3, 3e-3, 1e-2)]
+            losses = [log_loss((y == 1).ravel(), p.ravel()) for p in tried]
+            print("teacher", [f"{loss:.4f}" for loss in losses], flush=True)
+            self.taught = torch.from_numpy(tried[losses.index(min(losses))]).float()
+        return self.taught
+
+
+class Taught(nn.Module):
+    """Sigmoid cross entropy with targets that a teacher has a share in."""
+
+    def __init__(self, loss: Loss, probabilities: Tensor, share: float, negatives: bool) -> None:
+        """Keep the teacher's (N, L) probabilities; `negatives`: positive targets stay."""
+        super().__init__()
+        self.loss, self.share, self.negatives = loss, share, negatives
+        self.probabilities = probabilities
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, indices: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """(B, L) logits and targets, (B,) rows of the teacher -> the mean loss.
+
+        Without rows, as in validation and in the solver, it is that of the targets alone.
+        """
+        if indices is None:
+            return self.loss(logits, targets, **options)
+        hard = (targets == 1).float()
+        soft = torch.lerp(hard, self.probabilities[indices], self.share)
+        soft = torch.where(hard == 1, hard, soft) if self.negatives else soft
+        return nn.functional.binary_cross_entropy_with_logits(logits, soft)
+
+
+class Joined(nn.Module):
+    """Features of two backbones, side by side."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        """Keep both backbones."""
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, F1 + F2)."""
+        return torch.cat([self.first(x), self.second(x)], 1)
+
+
+def predict_out_of_fold(x: Any, y: Any, c: float, seed: int) -> Any:
+    """Return (N, L) probabilities of logistic regressions that were fitted to the other folds."""
+    p = np.full(y.shape, 0.0)
+    for fit, held in KFold(5, shuffle=True, random_state=seed).split(x):
+        scaler = StandardScaler().fit(x[fit])
+        for label in range(y.shape[1]):
+            if len(set(y[fit, label])) == 1:
+                p[held, label] = y[fit, label].mean()
+                continue
+            model = LogisticRegression(C=c, max_iter=200).fit(
+                scaler.transform(x[fit]), y[fit, label]
+            )
+            p[held, label] = model.predict_proba(scaler.transform(x[held]))[:, 1]
+    return p
 
 
 def train(
@@ -337,12 +484,13 @@ def train(
                 group["lr"] = factor * group["initial_lr"]
             optimizer.zero_grad(set_to_none=True)
             images = torch.stack([erase(image) for image in batch.images])
-            targets, share, other = batch.targets, draw_share(way), None
-            if share < 1:
-                other = torch.randperm(len(images))
-                mixed = share * images + (1 - share) * images[other]
-                images = mixed.round().to(torch.uint8)
-            backward = partial(backpropagate, setup, way, images, targets, share, other)
+            order = torch.randperm(len(images))
+            images, share = mix(images, order, way)
+            compute_loss = setup.loss
+            if isinstance(compute_loss, Taught):
+                compute_loss = partial(compute_loss, indices=batch.indices)
+            loss = partial(mix_losses, compute_loss, batch.targets, share, order)
+            backward = partial(backpropagate, setup, way, images, loss)
             backward()
             if way.sharpness:
                 climb(tagger, parameters, way.sharpness, backward)
@@ -356,21 +504,41 @@ def train(
 
 
 def backpropagate(
-    setup: TrainingSetup,
-    way: Way,
-    images: Tensor,
-    targets: Tensor,
-    share: float,
-    other: Tensor | None,
+    setup: TrainingSetup, way: Way, images: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> None:
-    """Compute the gradients of a step; pictures may be mixed with others by their share."""
+    """Compute the gradients of a step."""
     tagger = setup.tagger
     with torch.autocast("cpu", torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
         logits = tagger.head(nn.functional.dropout(tagger.embed(images), way.dropout))
-    loss = setup.loss(logits, targets)
-    if other is not None:
-        loss = share * loss + (1 - share) * setup.loss(logits, targets[other])
-    loss.backward()
+    loss(logits).backward()
+
+
+def mix_losses(
+    loss: Callable[..., Tensor], targets: Tensor, share: float, order: Tensor, logits: Tensor
+) -> Tensor:
+    """Return the loss of pictures that are mixed with others, by their shares."""
+    if share == 1:
+        return loss(logits, targets)
+    return share * loss(logits, targets) + (1 - share) * loss(logits, targets[order])
+
+
+def mix(images: Tensor, order: Tensor, way: Way) -> tuple[Tensor, float]:
+    """Mix pictures with others, as a whole or in a rectangle; return them and their own share."""
+    if way.mixup:
+        share = float(torch.distributions.Beta(way.mixup, way.mixup).sample())
+        mixed = share * images + (1 - share) * images[order]
+        return mixed.round().to(torch.uint8), share
+    if way.cutmix:
+        share = float(torch.distributions.Beta(way.cutmix, way.cutmix).sample())
+        height, width = images.shape[2:]
+        h, w = (round(side * (1 - share) ** 0.5) for side in (height, width))
+        top = int(torch.randint(height - h + 1, ()))
+        left = int(torch.randint(width - w + 1, ()))
+        mixed = images.clone()
+        area = (..., slice(top, top + h), slice(left, left + w))
+        mixed[area] = images[order][area]
+        return mixed, 1 - h * w / (height * width)
+    return images, 1.0
 
 
 @torch.no_grad()
@@ -394,13 +562,6 @@ def climb(
         module.momentum = momentum
     for parameter, value in zip(parameters, kept, strict=True):
         parameter.copy_(value)
-
-
-def draw_share(way: Way) -> float:
-    """Draw the share of a picture in its mixture with another one; 1: they are not mixed."""
-    if not way.mixup:
-        return 1.0
-    return float(torch.distributions.Beta(way.mixup, way.mixup).sample())
 
 
 @torch.no_grad()
@@ -486,6 +647,8 @@ def run_seed(asked: argparse.Namespace, seed: int, folder: Path) -> None:
             "solved on wide crops",
             "mixed",
             "mixed, solved again",
+            "joined",
+            "mean of runs",
         ):
             if part in found:
                 print(f"    {part} {found[part]['mAP']:.3f} {found[part]['gain']:+.3f}", flush=True)

@@ -12,8 +12,8 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -162,11 +162,14 @@ def prefetched(names: Iterable[str]) -> Iterator[None]:
 
 
 def fetch_objects(urls: Iterable[str]) -> dict[str, bytes | OSError]:
-    """Fetch objects at the same time; return the content of each, or the reason there is none."""
+    """Fetch objects at the same time; return the content of each, or the reason there is none.
+
+    Ctrl-C ends it at once: nobody waits for threads that wait for a server.
+    """
     wanted = list(dict.fromkeys(urls))
     if not wanted:
         return {}
-    with ThreadPoolExecutor(min(PARALLEL_FETCHES, len(wanted))) as pool:
+    with ThreadPool(min(PARALLEL_FETCHES, len(wanted))) as pool:
         return dict(zip(wanted, pool.map(_fetch_or_error, wanted), strict=True))
 
 

@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import os
+import signal
 import socket
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -147,6 +149,24 @@ def test_a_batch_is_asked_for_at_once(folder: Path, server: Server) -> None:
         for name in names:
             content(name)
     assert set(server.asked.values()) == {1}
+
+
+def test_ctrl_c_does_not_wait_for_a_server() -> None:
+    """Fetches wait half a minute each, four times over."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        urls = [f"http://127.0.0.1:{silent.getsockname()[1]}/{n}.jpg" for n in range(3)]
+        code = f"from mlfinetune.storage.files import fetch_objects; fetch_objects({urls})"
+        child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        connections = [silent.accept()[0] for _ in urls]
+        child.send_signal(signal.SIGINT)
+        try:
+            _, said = child.communicate(timeout=20)
+        finally:
+            child.kill()
+            for connection in connections:
+                connection.close()
+    assert said.endswith("KeyboardInterrupt\n")
 
 
 @pytest.mark.parametrize("images", [None, "images", "elsewhere"])
