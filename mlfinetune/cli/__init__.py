@@ -160,8 +160,12 @@ def main() -> None:
         return
     try:
         open_streams()
-        with catch_signals():
-            _run_app()
+        with catch_signals() as heard:
+            try:
+                _run_app()
+            except ImportError:  # an extension in C makes one of a signal while it is loaded
+                heard.check()
+                raise
     except KeyboardInterrupt:  # outside of typer's own code, which turns it into an exit
         sys.exit(128 + signal.SIGINT)
     except ReaderGoneError:

@@ -211,3 +211,23 @@ def test_ctrl_c_ends_quietly_and_says_what_is_saved(pictures: Path) -> None:
     assert "stopped by Ctrl-C; everything is saved; resume with\n" in text
     assert "  mlfinetune train runs/pets/config.yaml --resume\n" in text
     assert checkpoint.load(pictures / "runs/pets/best.safetensors").epoch >= 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_an_extension_is_loaded_is_no_bug(
+    tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    """Where C code makes an ImportError of it, as one of scipy does; others stay bugs."""
+
+    def load(stopped: bool) -> None:
+        try:
+            if stopped:
+                signal.raise_signal(number)
+        finally:
+            raise ImportError("initialization failed")
+
+    for stopped, wanted in ((True, code), (False, 1)):
+        monkeypatch.setattr("mlfinetune.cli.app", lambda stopped=stopped: load(stopped))
+        done = cli("train", cwd=tmp_path)
+        assert done.returncode == wanted
+        assert ("this is a bug" in done.stderr) is not stopped
