@@ -69,7 +69,10 @@ def compute_feature_stats(
         positives = positives + (weights * to_float64(targets == 1)).sum(0)
         negatives = negatives + (weights * to_float64(targets == 0)).sum(0)
     if not moments.squares.isfinite().all():
-        raise TrainingError("features or their squares are not finite: look at model.weights")
+        raise TrainingError(
+            "features or their squares are not finite: look at model.weights, or lower train.lr "
+            "where the backbone trains"
+        )
     share = ((positives + 1) / (positives + negatives + 2)).float().to(device)
     constant, spread = _fit_constant(loss, share)
     known = (positives + negatives).sum().clamp(min=1)

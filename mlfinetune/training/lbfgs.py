@@ -281,8 +281,8 @@ class _Problem:
         self.loss = float(total)
         if not abs(self.loss) < float("inf"):
             raise TrainingError(
-                f"not finite while the head was solved for: loss {self.loss:g}; "
-                f"set train.optimizer: adamw"
+                f"not finite while the head was solved for: loss {self.loss:g}; set "
+                "train.optimizer: adamw, or where the backbone trains train.solve_head_first: false"
             )
         return total * labels + ridge.detach()
 

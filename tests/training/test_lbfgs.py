@@ -382,8 +382,14 @@ def test_features_that_are_not_finite_are_an_error_to_mend(bad: float, where: sl
     """One of them, or all: weights that overflow in their precision make such."""
     x, y = data()
     x[where] = bad
-    with pytest.raises(TrainingError, match="not finite"):
+    with pytest.raises(TrainingError, match=r"look at model.weights, or lower train.lr"):
         solved(x, y, PENALTIES)
+
+
+def test_a_loss_that_overflows_is_an_error_to_mend() -> None:
+    """A frozen run trains instead; fine-tuning has an optimizer already."""
+    with pytest.raises(TrainingError, match=r"set .*: adamw, .* train.solve_head_first: false"):
+        solved(*data(), PENALTIES, pos_weight=torch.full((3,), 1e38))
 
 
 @pytest.mark.parametrize("mean", [0, 1, 10])
