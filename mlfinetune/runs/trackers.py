@@ -36,19 +36,35 @@ def opened_trackers(names: Sequence[str], run: Path, config: dict[str, Any]) -> 
         names: keys of the config's `train.trackers`.
         run: the run directory.
         config: the resolved config, nested, as the services show it beside the numbers.
+
+    Raises:
+        ConfigError: a service cannot be used, now or at an epoch: no login, a server that is gone.
     """
     with ExitStack() as stack:
-        trackers: list[Tracker] = []
+        trackers: dict[str, Tracker] = {}
         for name in names:
-            tracker = _TRACKERS[name](run, config)
-            stack.callback(tracker.close)
-            trackers.append(tracker)
+            with _naming(name):
+                trackers[name] = _TRACKERS[name](run, config)
+            stack.callback(trackers[name].close)
 
         def write(epoch: int, numbers: dict[str, float]) -> None:
-            for tracker in trackers:
-                tracker.write(epoch, numbers)
+            for name, tracker in trackers.items():
+                with _naming(name):
+                    tracker.write(epoch, numbers)
 
         yield write
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Raise a ConfigError for every error of a service: each package has its own kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ConfigError(
+            f"train.trackers: {name} cannot be used: {reason}; mend its settings, or take it out"
+        ) from error
 
 
 def require_trackers(names: Sequence[str]) -> None:

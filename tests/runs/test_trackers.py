@@ -16,6 +16,7 @@ import pytest
 from conftest import Run, prepare, run_child
 
 from mlfinetune.errors import ConfigError
+from mlfinetune.runs import trackers
 from mlfinetune.runs.trackers import require_trackers
 
 
@@ -105,3 +106,28 @@ def test_one_that_is_not_installed_says_how_to_install_it(
         require_trackers(["wandb"])
     done = cli("train", "pets.yaml", "train.trackers=[wandb]", cwd=pictures)
     assert (done.returncode, (pictures / "runs").exists()) == (2, False)
+
+
+@pytest.mark.parametrize("gone", ["opened", "written"])
+def test_a_service_that_cannot_be_used_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """At the start, as without a login, or at an epoch; the message names it."""
+
+    class Service:
+        def __init__(self, *_: object) -> None:
+            if gone == "opened":
+                raise RuntimeError("no\nlogin")
+
+        def write(self, epoch: int, numbers: dict[str, float]) -> None:
+            raise OSError("no\nlogin")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setitem(trackers._TRACKERS, "mlflow", Service)
+    with (
+        pytest.raises(ConfigError, match=r"train.trackers: mlflow cannot be used: no login; mend"),
+        trackers.opened_trackers(["mlflow"], tmp_path, {}) as write,
+    ):
+        write(1, {"mAP": 0.5})
