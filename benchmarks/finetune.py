@@ -91,7 +91,6 @@ class Way:
         teach: share of a teacher in each target: the probabilities that heads of the pretrained
             backbone give to pictures that they were not fitted to.
         teach_negatives: the teacher has a share in negative targets alone, as tags may be missing.
-        cutmix: as `mixup`, the share being that of a rectangle cut from another picture.
         soup: number of runs, of other seeds, whose weights are averaged.
         joined: solve for one more head, on features of the pretrained and the tuned backbone.
     """
@@ -130,7 +129,6 @@ class Way:
     loss: str = "sce"
     teach: float = 0.0
     teach_negatives: bool = False
-    cutmix: float = 0.0
     soup: int = 1
     joined: bool = False
 
@@ -186,10 +184,8 @@ WAYS = {
     "SAM 0.2": replace(RECIPE, solve_each=True, sharpness=0.2),
     "dropout 0.5": replace(RECIPE, solve_each=True, dropout=0.5),
     "asl": replace(RECIPE, solve_each=True, loss="asl"),
-    "cutmix 1": replace(RECIPE, solve_each=True, cutmix=1.0),
     "teacher 0.5": replace(RECIPE, solve_each=True, teach=0.5),
     "teacher 0.5 of negatives": replace(RECIPE, solve_each=True, teach=0.5, teach_negatives=True),
-    "teacher 0.9": replace(RECIPE, solve_each=True, teach=0.9),
     "joined with the pretrained backbone": replace(RECIPE, joined=True),
     "mean of three runs": replace(RECIPE, soup=3),
     "10 epochs": replace(RECIPE, epochs=10),
@@ -484,8 +480,7 @@ def train(
                 group["lr"] = factor * group["initial_lr"]
             optimizer.zero_grad(set_to_none=True)
             images = torch.stack([erase(image) for image in batch.images])
-            order = torch.randperm(len(images))
-            images, share = mix(images, order, way)
+            images, share, order = mix(images, way)
             compute_loss = setup.loss
             if isinstance(compute_loss, Taught):
                 compute_loss = partial(compute_loss, indices=batch.indices)
@@ -514,31 +509,21 @@ def backpropagate(
 
 
 def mix_losses(
-    loss: Callable[..., Tensor], targets: Tensor, share: float, order: Tensor, logits: Tensor
+    loss: Callable[..., Tensor], targets: Tensor, share: float, order: Tensor | None, logits: Tensor
 ) -> Tensor:
     """Return the loss of pictures that are mixed with others, by their shares."""
-    if share == 1:
-        return loss(logits, targets)
-    return share * loss(logits, targets) + (1 - share) * loss(logits, targets[order])
+    own = loss(logits, targets)
+    return own if order is None else share * own + (1 - share) * loss(logits, targets[order])
 
 
-def mix(images: Tensor, order: Tensor, way: Way) -> tuple[Tensor, float]:
-    """Mix pictures with others, as a whole or in a rectangle; return them and their own share."""
-    if way.mixup:
-        share = float(torch.distributions.Beta(way.mixup, way.mixup).sample())
-        mixed = share * images + (1 - share) * images[order]
-        return mixed.round().to(torch.uint8), share
-    if way.cutmix:
-        share = float(torch.distributions.Beta(way.cutmix, way.cutmix).sample())
-        height, width = images.shape[2:]
-        h, w = (round(side * (1 - share) ** 0.5) for side in (height, width))
-        top = int(torch.randint(height - h + 1, ()))
-        left = int(torch.randint(width - w + 1, ()))
-        mixed = images.clone()
-        area = (..., slice(top, top + h), slice(left, left + w))
-        mixed[area] = images[order][area]
-        return mixed, 1 - h * w / (height * width)
-    return images, 1.0
+def mix(images: Tensor, way: Way) -> tuple[Tensor, float, Tensor | None]:
+    """Mix pictures with others; return them, their own share, and the order of the others."""
+    if not way.mixup:
+        return images, 1.0, None
+    share = float(torch.distributions.Beta(way.mixup, way.mixup).sample())
+    order = torch.randperm(len(images))
+    mixed = share * images + (1 - share) * images[order]
+    return mixed.round().to(torch.uint8), share, order
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""A frozen run, the recipe of fine-tuning, and that of before: mAP on the same validation pictures.
+"""Frozen runs, the recipe of fine-tuning, and that of before: mAP on the same validation pictures.
 
 python benchmarks/recipe.py --train train.csv --val val.csv --images images --weights FILE
 
 Runs are processes of the command line on random rows of train, or on all: configs/frozen.yaml
-and configs/finetune.yaml with all pictures of one size and as many epochs as asked for. Differences
-to the frozen run have 95 % intervals. Prints a line a run; adds to benchmarks/results/recipe.json.
+and configs/finetune.yaml with all pictures of one size and as many epochs as asked for. One frozen
+run has features of one level, the network of the design card. Differences to both frozen runs have
+95 % intervals. Prints a line a run; adds to benchmarks/results/recipe.json.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def train(config: str, data: list[str], output: Path) -> dict[str, Any]:
 
 
 FROZEN = "frozen.yaml"
+ONE_LEVEL = "frozen, one level"
 
 
 def compare(frozen: Path, other: Path) -> dict[str, Any]:
@@ -73,14 +75,19 @@ def main() -> None:
         data += [f"data.ignore_labels={json.dumps(unseen)}", f"model.image_size={asked.side}"]
         data += [f"model.weights={asked.weights.absolute()}"]
         tuning = [f"train.epochs={asked.epochs}", "train.early_stopping=null"]
-        ways = {"frozen": (FROZEN, data), "recipe": ("finetune.yaml", [*data, *tuning])}
+        ways = {
+            ONE_LEVEL: (FROZEN, [*data, "model.levels=1"]),
+            "frozen": (FROZEN, data),
+            "recipe": ("finetune.yaml", [*data, *tuning]),
+        }
         if not asked.without_before:
             ways["before"] = ("finetune.yaml", [*data, *tuning, *BEFORE])
         key = f"{asked.rows or 'all'} pictures, {asked.side} px, seed {asked.seed}"
         for way, (config, settings) in ways.items():
             found = train(config, settings, folder / way)
-            if way != "frozen":
+            if config != FROZEN:
                 found |= compare(folder / "frozen", folder / way)
+                found["over one level"] = compare(folder / ONE_LEVEL, folder / way)
             print(f"{key}  {way}  {json.dumps(found)}", flush=True)
             result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
             result.setdefault(key, {})[way] = found

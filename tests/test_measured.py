@@ -361,7 +361,10 @@ def test_heads_of_epochs() -> None:
         "training goes on from its own head": (160, 0, f"{each}, trained head kept"),
         **{f"that, SAM 0.05{name}": (160, n, "SAM 0.05") for n, name in enumerate(subsets)},
         "that, SAM 0.2": (160, 0, "SAM 0.2"),
-        "that, dropout 0.5": (160, 0, "dropout 0.5"),
+        **{
+            f"that, {way}": (160, 0, way)
+            for way in ("dropout 0.5", "asl", "teacher 0.5", "teacher 0.5 of negatives")
+        },
     }
     assert list(rows) == list(wanted)
     for name, (side, seed, way) in wanted.items():
@@ -379,6 +382,11 @@ def test_heads_of_epochs() -> None:
     assert f"(SAM) gain {least:.3f} to {most:.3f}" in page("decisions")
     above = [measured[one.format(160, seed)][each]["solved again"]["gain"] for seed in range(3)]
     assert "is {:.3f}, {:.3f} and {:.3f} above".format(*above) in page("decisions")
+    joined = measured[one.format(160, 0)]["joined with the pretrained backbone"]
+    two, own = joined["joined"]["mAP"], joined["solved again"]["mAP"]
+    assert f"together has {two:.3f}, where the tuned one's has {own:.3f}" in page("decisions")
+    means = [measured[one.format(160, n)]["mean of three runs"]["solved again"] for n in (0, 1)]
+    assert "heads of {:.3f} and {:.3f} on".format(*(m["mAP"] for m in means)) in page("decisions")
     frozen = {key: row["frozen"]["mAP"] for key, row in result("recipe").items()}
     for key, row in result("recipe").items():
         assert min(row["recipe"]["epochs"]) > frozen[key]
