@@ -68,6 +68,11 @@ def looks_bare(text: str) -> bool:
     return is_list or bool(_ANGLES.fullmatch(text)) or bool(_TUPLE.fullmatch(text))
 
 
+def is_round(text: str) -> bool:
+    """Return whether a cell is `(cat, dog)` or `(cat)`: a list where all cells are so."""
+    return bool(re.fullmatch(r"\([^()]*\)", text))
+
+
 def is_cut_short(text: str) -> bool:
     """Return whether a cell begins as a list of bare words, and does not end as one."""
     return text[:1] in ("[", "{") and _strip_brackets(text) is None

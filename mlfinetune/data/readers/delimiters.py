@@ -13,9 +13,9 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from mlfinetune.text import pluralize
+from mlfinetune.text import pluralize, quote_yaml
 
-DELIMITERS = ("|", ";", ",", "；", "，", "、", "\n")
+DELIMITERS = ("|", ";", ",", "；", "，", "、", "،", "؛", "\n")
 """Signs that may separate labels, the likeliest first; a space is judged apart."""
 
 _ANY = re.compile("([" + re.escape("".join(DELIMITERS)) + "])")
@@ -24,6 +24,10 @@ _VOTERS = 5000
 _SHARE = 0.25
 """Votes of a likelier sign, as a share of the most votes, that are no accident."""
 _SHOWN = 5
+_RARE = ("/", "::", "+", "&", "\\n", "#", "~", "\\", " - ", "\t", "\u3000", "<br>", "\0")
+"""Signs that may separate labels, where their parts recur."""
+_COMMON = (":", "_", "-")
+"""Signs that labels often hold: they may separate labels where each part is a label too."""
 
 
 def detect_delimiter(cells: Iterable[str]) -> str | None:
@@ -131,19 +135,22 @@ def _sort_pair(pair: tuple[str, str]) -> tuple[str, str]:
 def suggest_delimiter(cells: Iterable[str], noun: str = "cell") -> str | None:
     """Return a note on a sign that is no usual delimiter, where its parts stand in many cells.
 
-    `cat/dog`, `dog/fox`, `cat`: a slash may separate labels; `AC/DC` alone may not. `noun` is the
-    word for a cell in the note.
+    `cat/dog`, `dog/fox`, `cat`: a slash may separate labels; `AC/DC` alone may not. Of `cat_dog`
+    all parts must be cells: `cat`, `dog`. `noun` is the word for a cell in the note.
     """
     counts = Counter(text for cell in cells if (text := cell.strip()))
     voters = list(islice(counts, _VOTERS))
-    for sign in ("/", "::", "+", "&", "\\n", "#", "~", "\\", " - "):
+    for sign in (*_RARE, *_COMMON):
         signed = [cell for cell in voters if sign in cell.strip(sign)]
         parts = Counter(part.strip() for cell in voters for part in cell.split(sign))
-        again = sum(any(parts[p.strip()] > 1 for p in cell.split(sign)) for cell in signed)
+        is_sure = all if sign in _COMMON else any
+        known = counts if sign in _COMMON else {p for p, times in parts.items() if times > 1}
+        again = sum(is_sure(p.strip() in known for p in cell.split(sign)) for cell in signed)
         if signed and 4 * len(signed) >= len(voters) and 2 * again > len(signed):
             return (
-                f"{pluralize(len(signed), noun)} with {sign!r}, and the parts recur, as in "
-                f'{signed[0][:60]!r}; if it separates labels: data.label_delimiter: "{sign}"'
+                f"{pluralize(len(signed), noun)} with {name_delimiter(sign)}, and the parts recur, "
+                f"as in {signed[0][:60]!r}; if it separates labels: "
+                f"data.label_delimiter: {quote_yaml(sign)}"
             )
     return None
 
@@ -209,4 +216,5 @@ def find_inseparable(
 
 def name_delimiter(delimiter: str) -> str:
     """Return the delimiter as a message names it: `a space`, `a line end`, or in quotes."""
-    return {" ": "a space", "\n": "a line end", "\t": "a tab"}.get(delimiter, f"'{delimiter}'")
+    names = {" ": "a space", "\n": "a line end", "\t": "a tab", "\u3000": "a wide space"}
+    return names.get(delimiter, f"'{delimiter}'")

@@ -19,6 +19,7 @@ import numpy as np
 from mlfinetune.data.readers.cells import Cell, RowFaults, find_bit_width, format_cell, quote_names
 from mlfinetune.data.readers.containers import (
     is_cut_short,
+    is_round,
     looks_bare,
     looks_quoted,
     may_be_list,
@@ -33,7 +34,7 @@ from mlfinetune.data.readers.delimiters import (
     suggest_delimiter,
 )
 from mlfinetune.data.readers.state_words import THRESHOLD, read_state, read_verdict
-from mlfinetune.data.readers.tags import find_valued
+from mlfinetune.data.readers.tags import find_odd_cells, find_valued
 from mlfinetune.data.table import LabelLists
 from mlfinetune.data.targets import NEGATIVE, POSITIVE, UNKNOWN, LabelSpace, Targets
 from mlfinetune.errors import DataError
@@ -94,7 +95,10 @@ class ListColumns:
             )
         parsed = self._parse_containers(faults)
         if self.delimiter is None and not self._whole:
-            self.delimiter = detect_delimiter(text for _, text in self._iter_texts())
+            texts = [text for _, text in self._iter_texts()]
+            self.delimiter = detect_delimiter(texts)
+            if odd := find_odd_cells(texts, self.delimiter):
+                raise DataError(f"{faults.path}: the cells of {quote_names(self.labels)} {odd}")
         lists = LabelLists()
         for row, cells in enumerate(zip(*self._cells, strict=True)):
             positive = self._split_cell(cells[0])
@@ -129,7 +133,8 @@ class ListColumns:
         """Replace cells that print lists by tuples of labels; return their number.
 
         A cell such as `["cat"]` is always a list. One such as `[cat]` or `{cat}` is one only if
-        most cells are lists. A list that cannot be parsed is a fault.
+        most cells are lists, `(cat)` if all are in round brackets. A list that cannot be parsed is
+        a fault.
         """
         likely = [
             (cells, row, column)
@@ -140,11 +145,12 @@ class ListColumns:
         texts = [text for cells, row, _ in likely if (text := _strip_text(cells[row]))]
         bare = sum(looks_bare(text) or looks_quoted(text) for text in texts)
         total = sum(1 for cells in self._cells for cell in cells if cell) if bare else 0
-        take_bare = 2 * bare > total
+        take_round = bare > 0 and len(texts) == total and all(map(is_round, texts))
+        take_bare = 2 * bare > total or take_round
         parsed = 0
         for cells, row, column in likely:
             cell, text = cells[row], _strip_text(cells[row])
-            is_bare = looks_bare(text) or is_cut_short(text)
+            is_bare = looks_bare(text) or is_cut_short(text) or (take_round and is_round(text))
             is_text_list = looks_quoted(text) or (take_bare and is_bare)
             if not is_text_list and not isinstance(cell, dict | list | tuple | set):
                 continue
@@ -250,7 +256,7 @@ def _is_value(name: str) -> bool:
     return _VALUES.fullmatch(name) is not None
 
 
-_PART_OF_LABELS = (",", ";", " ", "，", "；", "、")
+_PART_OF_LABELS = (",", ";", " ", "，", "；", "、", "،", "؛")
 """Delimiters that labels often hold themselves."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from mlfinetune.data.readers.delimiters import detect_delimiter, name_delimiter, suggest_delimiter
 from mlfinetune.data.table import LabelLists
 from mlfinetune.errors import DataError
+from mlfinetune.text import quote_yaml
 
 MAX_BYTES = 1_000_000
 """Largest text file, in bytes, that is taken for a list of tags."""
@@ -25,10 +26,22 @@ _SHARE = r"(?:0?[.,]\d+|1[.,]0+)"
 _WITH_VALUE = re.compile(
     rf".+[:=]\s*(?:[01]?[.,]\d+|[01])|.+\s{_SHARE}|.+\s\({_SHARE}\)|{_SHARE}\s.+"
     r"|.+[:=\s(]\d{1,3}(?:[.,]\d+)?\s?%\)?|\(.+:\d*[.,]?\d+\)"
+    r"|.+[:=]\s*(?:yes|no|true|false|Yes|No|True|False)"
 )
-"""A label with its value: `cat:0.9`, `cat 0.9`, `cat (0.9)`, `0.9 cat`, `cat 90%`; `(cat:1.2)`, as
-image generators weigh it."""
-_VALUE = re.compile(r"^[\d.,]+\s+|[:=\s(]\s*[\d.,]+\s?%?\)?$")
+"""A label with its value: `cat:0.9`, `cat 0.9`, `cat (0.9)`, `0.9 cat`, `cat 90%`, `cat: yes`;
+`(cat:1.2)`, as image generators weigh it."""
+_VALUE = re.compile(r"^[\d.,]+\s+|[:=\s(]\s*(?:[\d.,]+\s?%?\)?|[A-Za-z]+)$")
+_ESCAPE = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,6});")
+"""A sign as HTML writes it, such as `&amp;`."""
+_QUOTED = re.compile(r"""(?:"[^"]*"|'[^']*'|“[^”]*”|„[^“”]*[“”]|«[^»]*»)""")
+_ALL_QUOTED = re.compile(rf"{_QUOTED.pattern}(?:(?:\s*+[,;|]\s*+|\s++){_QUOTED.pattern})*")
+"""One label in quotes, or several."""
+_SMALL_WORDS = frozenset(
+    ("a", "an", "the", "of", "on", "in", "with", "and", "is", "are", "to", "at")
+)
+"""Words of English sentences."""
+_LOOKED_AT = 20_000
+"""Cells among which sentences are looked for."""
 _LONG, _SENTENCE = 8, 4
 """Words in a tag, on average, above which a text is prose; and from which on if it ends so."""
 
@@ -156,5 +169,44 @@ def suggest_separator(origin: object, lists: LabelLists, ending: str) -> Iterato
     yield (
         f"{len(signed)} of {len(texts)} {ending} files hold {name_delimiter(sign)} and no comma, "
         f"and the parts recur, as in {signed[0][:60]!r}; if it separates tags: "
-        f'data.label_delimiter: "{sign}"'
+        f"data.label_delimiter: {quote_yaml(sign)}"
     )
+
+
+def find_odd_cells(cells: Sequence[str], delimiter: str | None) -> str:
+    """Return why the cells of a label column would be misread, and what to do; else nothing.
+
+    cells, most of them                               read with the delimiter
+    `A cat on a sofa.`, `Two dogs run on the grass`   a space, or none: words, or sentences
+    `"black cat", "dog"`, `'cat'`                     any: quotes are no part of a label
+    `R&amp;B;cat`: a single one                       `;`: `R&amp` and `B`
+
+    Args:
+        cells: the texts of all cells that are no lists.
+        delimiter: the sign between labels that was detected.
+    """
+    texts = [text for cell in cells if (text := cell.strip())]
+    quoted = [text for text in texts if _ALL_QUOTED.fullmatch(text)]
+    if 2 * len(quoted) > len(texts):
+        return (
+            f"hold labels in quotes ({quoted[0][:60]}); write cat|dog or a list such as "
+            f'["cat", "dog"]; data.label_delimiter reads them with their quotes'
+        )
+    if delimiter == ";" and (escaped := next(filter(_ESCAPE.search, texts), "")):
+        return (
+            f"hold signs as HTML writes them ({escaped[:60]!r}), and ';' between labels; write the "
+            f"sign itself, or set data.label_delimiter"
+        )
+    if delimiter in (None, " "):
+        texts = texts[:_LOOKED_AT]
+        words = [text.casefold().split() for text in texts]
+        small = [some for some in words if not _SMALL_WORDS.isdisjoint(some)]
+        ends = [text for text in texts if len(text.split()) >= _SENTENCE and text.endswith(".")]
+        long = sum(map(len, words)) > _SENTENCE * len(words)
+        recur = 2 * len(set(texts)) <= len(texts)  # names of classes
+        if 2 * len(ends) > len(texts) or (long and 2 * len(small) > len(texts) and not recur):
+            return (
+                f"hold sentences ({(ends or texts)[0][:60]!r}), no labels; write labels with a "
+                f"sign between them, as cat|dog. Where they are labels: data.label_delimiter"
+            )
+    return ""

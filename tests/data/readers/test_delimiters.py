@@ -7,6 +7,7 @@ import pytest
 from mlfinetune.data.readers.csv_table import read_csv
 from mlfinetune.data.readers.delimiters import detect_delimiter
 from mlfinetune.data.table import SourceOptions, Table
+from mlfinetune.errors import DataError
 
 
 def read(folder: Path, *cells: str) -> Table:
@@ -26,6 +27,7 @@ def read(folder: Path, *cells: str) -> Table:
         (["tench, Tinca tinca|cat", "tench, Tinca tinca", "cat", "dog|cat"], "|"),
         (["cat，dog", "dog，fox", "cat"], "，"),
         (["cat、dog", "dog"], "、"),
+        (["قط، كلب", "كلب"], "،"),
         (["cat\ndog", "dog"], "\n"),
         (["haze primary", "clear primary", "haze clear", "haze"], " "),
         ([f"{sky} {ground}" for sky in "abcd" for ground in "efg"] + ["a, e"], " "),
@@ -84,6 +86,96 @@ def test_another_sign_whose_parts_recur_is_said(tmp_path: Path, sign: str) -> No
     table = read(tmp_path, f"cat{sign}dog", f"dog{sign}fox", "cat", "fox")
     assert any(f'data.label_delimiter: "{sign}"' in note for note in table.notes)
     assert not any("label_delimiter" in note for note in read(tmp_path, "AC/DC", "Queen").notes)
+
+
+@pytest.mark.parametrize(
+    ("sign", "line"),
+    [
+        ("<br>", '"<br>"'),
+        ("\t", '"\\U00000009"'),
+        ("\u3000", '"\\U00003000"'),
+        ("\\n", '"\\\\n"'),
+        ("\\", '"\\\\"'),
+    ],
+)
+def test_the_line_of_a_rare_sign_is_yaml(tmp_path: Path, sign: str, line: str) -> None:
+    """A backslash in quotes would begin an escape, and a tab cannot be seen."""
+    notes = read(tmp_path, f"cat{sign}dog", f"dog{sign}fox", "cat", "fox").notes
+    assert any(note.endswith(f"data.label_delimiter: {line}") for note in notes)
+
+
+@pytest.mark.parametrize("sign", ["_", ":", "-"])
+def test_a_sign_of_many_labels_is_said_where_all_parts_are_labels(
+    tmp_path: Path, sign: str
+) -> None:
+    """`cat_dog` beside `cat` and `dog` is two; `hot_dog` and `hot_cup` are one each."""
+    notes = read(tmp_path, f"cat{sign}dog", "cat", "dog", f"dog{sign}fox", "fox").notes
+    assert any(note.endswith(f'data.label_delimiter: "{sign}"') for note in notes)
+    notes = read(tmp_path, f"hot{sign}dog", f"hot{sign}cup", "hot", f"big{sign}dog").notes
+    assert not any("label_delimiter" in note for note in notes)
+
+
+def refusal(folder: Path, *cells: str) -> str:
+    """Return the message with which a column of these cells is refused."""
+    with pytest.raises(DataError) as caught:
+        read(folder, *(cell.replace('"', '""') for cell in cells))
+    return str(caught.value)
+
+
+def test_labels_in_quotes_are_refused(tmp_path: Path) -> None:
+    """They would keep their quotes, and `"black cat, old"` would be two labels."""
+    for cells in (
+        ['"black cat, old","dog"', '"dog"', '"fox"'],
+        ["'cat', 'dog'", "'dog'", "'fox'"],
+        ["“cat, dog”", "“dog”"],
+    ):
+        message = refusal(tmp_path, *cells)
+        assert "the cells of 'tags' hold labels in quotes" in message
+        assert "data.label_delimiter" in message
+    path = tmp_path / "t.csv"
+    table = read_csv(path, SourceOptions(label_delimiter=","))
+    assert table.labels.names == ("“cat", "dog”", "“dog”")
+    assert read(tmp_path, "the '90s'", "'60s'", "rock").labels.names == (
+        "the '90s'",
+        "'60s'",
+        "rock",
+    )
+
+
+def test_a_semicolon_of_html_does_not_separate(tmp_path: Path) -> None:
+    """`R&amp;B;rock` would have labels `R&amp` and `B`."""
+    assert "HTML" in refusal(tmp_path, "R&amp;B;rock", "rock;pop", "pop")
+    assert "HTML" in refusal(tmp_path, "cat&#39;s;rock", "rock;pop", "pop")
+    table = read(tmp_path, "R&amp;B|rock", "rock|pop", "pop")
+    assert "R&amp;B" in table.labels.names
+    assert read(tmp_path, "R&B;rock", "rock;pop").labels.names == ("R&B", "rock", "pop")
+
+
+def test_sentences_are_no_labels(tmp_path: Path) -> None:
+    """Captions would become a label for each word, or for each picture."""
+    endings = "sofa", "grass", "road", "sea", "roof", "bed", "bus", "tree"
+    for stop in ("", "."):
+        cells = [
+            f"a {what} is on the {place}{stop}" for place in endings for what in ("cat", "dog")
+        ]
+        assert "hold sentences ('a cat is on the sofa" in refusal(tmp_path, *cells)
+    names = ["a cat on the sofa at night", "a dog in the park at noon"]
+    assert read(tmp_path, *names * 3).labels.names == tuple(names)
+    tags = [f"solo {a} {b} smile hat sky" for a in ("1girl", "dog") for b in "defghijk"]
+    assert "solo" in read(tmp_path, *tags).labels.names
+
+
+def test_labels_with_yes_and_no_have_values(tmp_path: Path) -> None:
+    """`cat: no` would be a label, and most pictures would have it."""
+    cells = ["cat: yes, dog: no", "cat: no, dog: yes", "cat: no, dog: no"]
+    assert "has a value, such as 'cat: yes'" in refusal(tmp_path, *cells)
+
+
+def test_one_label_in_round_brackets_is_a_list_as_others(tmp_path: Path) -> None:
+    """`(cat)` beside `(cat, dog)`; `(cat)` beside `cat` is a label of its own."""
+    table = read(tmp_path, "(cat, dog)", "(dog)", "(cat)", "")
+    assert table.labels.names == ("cat", "dog")
+    assert read(tmp_path, "(cat)", "dog", "(dog)").labels.names == ("(cat)", "dog", "(dog)")
 
 
 def test_a_given_delimiter_that_no_cell_holds_is_said(tmp_path: Path) -> None:
