@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from mlfinetune.data.images.names import is_image_name, is_lost_folder, walk_files
+from mlfinetune.data.images.names import is_hidden_name, is_image_name, is_lost_folder, walk_files
 from mlfinetune.errors import DataError
 from mlfinetune.location import Location, is_url, parse_location, to_slashes
 from mlfinetune.storage import files
@@ -85,7 +85,7 @@ def find_input_in(folder: Path, inputs: Iterable[str]) -> str | None:
 
 def _is_hidden(path: Path) -> bool:
     """Tell whether a folder of the path is one that `walk_files` leaves out."""
-    return any(part.startswith(".") for part in path.parts)
+    return any(map(is_hidden_name, path.parts))
 
 
 def expand_inputs(inputs: Iterable[str], stdin: Iterable[str | None]) -> Iterator[str | None]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from mlfinetune.data.images.names import DECODED, UNDECODED, is_image_name
+from mlfinetune.data.images.names import DECODED, UNDECODED, is_hidden_name, is_image_name
 from mlfinetune.location import to_slashes
 from mlfinetune.text import quote_yaml
 
@@ -201,7 +201,7 @@ def _list_entries(folder: str) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, sorted; hidden ones are left out."""
     try:
         with os.scandir(folder) as entries:
-            listed = [entry for entry in entries if not entry.name.startswith(".")]
+            listed = [entry for entry in entries if not is_hidden_name(entry.name)]
     except OSError:
         return []
     return sorted(listed, key=lambda entry: entry.name)

@@ -45,6 +45,12 @@ _MAGIC = re.compile(
 _ENDING_OF = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "heic")
 """File ending for each group of `_MAGIC`, the first bytes of a picture."""
 
+_SYSTEM = frozenset(
+    {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found"}
+    | {"system volume information"}
+)
+"""Folders that macOS, network disks and Windows keep: copies, thumbnails, what was deleted."""
+
 ENDINGS = ".jpg, .png, .webp, .avif, .heic, .gif, .bmp or .tiff"
 """The usual endings, for messages."""
 
@@ -58,6 +64,11 @@ def is_image_name(path: Path) -> bool:
 def is_decoded_name(path: Path) -> bool:
     """Return whether the name has the ending of a format that is decoded."""
     return path.suffix.lower() in DECODED
+
+
+def is_hidden_name(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that a system keeps for itself."""
+    return name.startswith(".") or name.casefold() in _SYSTEM
 
 
 def is_lost_folder(path: Path) -> bool:
@@ -85,7 +96,7 @@ def _walk_folder(folder: Path, above: tuple[str, ...], followed: set[str] | None
     """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
-        visible = sorted((e.name, e) for e in entries if not e.name.startswith("."))
+        visible = sorted((e.name, e) for e in entries if not is_hidden_name(e.name))
     for name, entry in visible:
         if not _is_folder(entry):
             yield folder / name

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlfinetune.data.images.names import is_image_name, walk_files
+from mlfinetune.data.images.names import is_hidden_name, is_image_name, walk_files
 from mlfinetune.data.readers.column_names import find_split
 from mlfinetune.data.readers.text_file import opening_bytes
 from mlfinetune.errors import DataError
@@ -260,7 +260,7 @@ def is_written(path: Path) -> bool:
 
 
 def _list_visible(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [path for path in sorted(folder.iterdir()) if not is_hidden_name(path.name)]
 
 
 def _find_stem(path: Path) -> str:

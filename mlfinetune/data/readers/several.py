@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlfinetune.data.images.names import is_image_name, walk_files
+from mlfinetune.data.images.names import is_hidden_name, is_image_name, walk_files
 from mlfinetune.data.readers import beside, coco, parquet, sidecar, voc, webdataset
 from mlfinetune.data.readers.cells import quote_names
 from mlfinetune.data.readers.column_names import find_split
@@ -123,7 +123,7 @@ def _find_split_folders(path: Path) -> dict[str, str]:
 
 def _list_folders(path: Path) -> list[str]:
     entries = os.scandir(path)
-    return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return [entry.name for entry in entries if entry.is_dir() and not is_hidden_name(entry.name)]
 
 
 def _read_split_folders(

@@ -124,6 +124,17 @@ def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path: Path) 
     assert "3 files not named like a picture: ignored" in table.notes
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "lost+found"])
+def test_a_folder_of_the_system_is_no_label(tmp_path: Path, name: str) -> None:
+    """Network disks keep thumbnails in @eaDir, beside the classes and inside of them."""
+    for folder in ("cat", "dog", name, f"cat/{name}"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "a.jpg").write_bytes(folder.encode())
+    table = read(tmp_path)
+    assert table.labels.names == ("cat", "dog")
+    assert len(table) == 2
+
+
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     """Files that macOS and tools leave behind are neither labels nor counted."""
     plant(tmp_path, **{"cat__a": "1", "cat__._a": "22", ".cache__b": "333", "cat__.x__c": "4444"})
