@@ -96,7 +96,9 @@ def _describe_error(error: ErrorDetails, model: type[BaseModel]) -> tuple[str, s
         return str(context["error"]), ""
     wanted = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     wanted = _WANTED.get(kind, context.get("expected", wanted))
-    quote = "; quote it" if kind == "string_type" and isinstance(value, int | float) else ""
+    is_item = value is None and len(error["loc"]) > 2  # null is the default of many keys
+    is_other = is_item or isinstance(value, int | float)
+    quote = "; quote it" if kind == "string_type" and is_other else ""
     got = _format_value(value)
     return f"wanted {wanted}", f", got {got if len(got) <= 80 else got[:77] + '...'}{quote}"
 

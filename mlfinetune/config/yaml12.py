@@ -145,7 +145,7 @@ def dump(tree: Any) -> str:
 
 def name_kind(value: object) -> str:
     """Return the type of a value in YAML's words: `list`, `mapping`, `text`, `int`, ..."""
-    names: dict[type, str] = {list: "list", dict: "mapping", str: "text"}
+    names: dict[type, str] = {list: "list", dict: "mapping", str: "text", type(None): "null"}
     return names.get(type(value), type(value).__name__)
 
 

@@ -108,7 +108,7 @@ def test_a_label_that_is_no_string_is_refused(tmp_path: Path, scalar: str) -> No
     """Labels are never turned into strings behind the user's back."""
     message = fault(write(tmp_path, f"data:\n  train: a.csv\n  labels:\n  - cat\n  - {scalar}"))
     assert "line 5: data.labels.1: wanted string, got " in message
-    assert ("; quote it" in message) == (scalar[0] in "01.t")
+    assert "; quote it" in message
 
 
 @pytest.mark.parametrize(("text", "truth"), [("true", True), ("True", True), ("FALSE", False)])
