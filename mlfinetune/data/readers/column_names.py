@@ -129,7 +129,8 @@ _EXACT = _collect_words(
     "fold folds kfold cvfold stratifiedfold split splits set subset partition group groups "
     "source origin dataset version timestamp width height breite höhe largeur hauteur ancho "
     "largura altura area size filesize taille größe bytes channels orientation aspectratio "
-    "resolution dpi pixels megapixels count counts total anzahl nombre cantidad número numéro "
+    "resolution dpi pixels megapixels count counts total totals sum summe gesamt somme suma "
+    "insgesamt anzahl nombre cantidad número numéro "
     "weight weights sampleweight score confidence conf prob probability loss "
     "public private verified reviewed approved deleted hidden valid invalid duplicate duplicated "
     "corrupt corrupted labeled labelled annotated completed skipped ignored excluded included "
@@ -149,6 +150,8 @@ _FLAGS = _collect_words(
 """Words that make `is_...` or `was_...` a mark of the row, and no label."""
 
 _LAST_WORDS = _collect_words("by cnt id ids idx uid uuid guid hash md5 count counts")
+_GUESSED = _collect_words("pred preds predicted prediction predictions logit logits probs")
+"""First or last words of what a model has said: `pred_cat`, `cat_logit`."""
 _COUNTS = _collect_words("num nb count")
 """Words that make any name a number of things: `num_dogs`."""
 _SHORT_COUNTS = _collect_words("n nr no total")
@@ -194,6 +197,8 @@ def is_bookkeeping(name: str) -> bool:
     if joined in BARE_TRAIN:
         return False
     if joined in _EXACT or joined in SPLIT_MARKS or re.fullmatch(r"(indexlevel|level)\d+", joined):
+        return True
+    if _GUESSED & {*words[:1], *words[-1:]}:
         return True
     if len(words) < 2:
         return False

@@ -18,12 +18,16 @@ import numpy as np
 from mlfinetune.data.readers.cells import Cell, format_cell, quote_names
 from mlfinetune.data.readers.column_names import (
     LABEL_COLUMNS,
+    METADATA,
     SPLIT_NAMES,
     SURE_VALUE_NAMES,
     find_split,
+    is_bookkeeping,
     simplify_name,
+    split_words,
 )
 from mlfinetune.data.readers.column_sample import Sample
+from mlfinetune.data.readers.delimiters import detect_delimiter
 from mlfinetune.data.readers.list_columns import ListColumns, ValuedLabels
 from mlfinetune.data.readers.roles import choose_roles
 from mlfinetune.data.readers.split_columns import SplitColumns
@@ -334,7 +338,16 @@ class Columns:
         texts = [name for name in free if not self._sample[name].is_numeric]
         if not texts:
             return ""
-        return f"\nif '{texts[0]}' holds labels: data.label_column: {quote_yaml(texts[0])}"
+        again = [
+            name for name in texts if len(self._sample[name].counts) < len(self._sample[name].texts)
+        ]
+        texts = [name for name in again if not METADATA & {*split_words(name)}] or texts[:1]
+        marks = {text for name in texts for text in self._sample[name].counts}
+        if len(texts) > 1 and len(marks) <= 2 and marks.isdisjoint(texts):
+            return f"\nif {quote_names(sorted(marks))} mark labels: write 1 and 0 in their place"
+        named = ", ".join(map(quote_yaml, texts))
+        holds, named = ("holds", named) if len(texts) == 1 else ("hold", f"[{named}]")
+        return f"\nif {quote_names(texts)} {holds} labels: data.label_column: {named}"
 
     # ---- notes ------------------------------------------------------------------------------
 
@@ -364,5 +377,22 @@ class Columns:
         used |= {roles.value} if self._labels is self._valued else set()
         used |= set(labels.names) if roles.states else set()
         unused = [name for name in self.header if name not in used]
+        alike = [name for name in unused if self._holds_labels(name, labels)]
+        if alike:
+            both = ", ".join(map(quote_yaml, (*roles.lists, *alike)))
+            yield (
+                f"labels of {quote_names(roles.lists)} stand in {quote_names(alike)} too; "
+                f"data.label_column: [{both}] takes all"
+            )
         if any(unused) or any(self._sample[""].texts for name in unused if not name):
             yield f"columns not used: {self._sample.describe(unused)}"
+
+    def _holds_labels(self, name: str, labels: LabelSpace) -> bool:
+        """Return whether most cells of a column are labels that the label column holds."""
+        column = self._sample[name] if name and not is_bookkeeping(name) else None
+        if column is None or column.is_numeric or not isinstance(self._labels, ListColumns):
+            return False
+        delimiter = detect_delimiter(column.texts) or "\0"
+        parts = {part.strip() for text in column.counts for part in text.split(delimiter)}
+        known = parts.intersection(labels.names)
+        return len(known) > 1 and 2 * len(known) > len(parts)

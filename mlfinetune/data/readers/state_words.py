@@ -120,7 +120,7 @@ def read_state(text: str) -> CellState | None:
 
     A word has one meaning here; whether a column as a whole holds states, `judge_column` says.
     """
-    word = text.casefold()
+    word = text.casefold().rstrip("\ufe0e\ufe0f")  # how an emoji is drawn: `✔️`
     if word in _UNKNOWN:
         return CellState(UNKNOWN, "blank")
     if _NUMBER.fullmatch(word):
@@ -165,5 +165,5 @@ _NEGATIVE_LETTERS = frozenset(no for _, no in _LETTERS)
 
 def is_pair(words: set[str]) -> bool:
     """Return whether the words are of one pair: `Ja` and `nein` are, `m` and `f` are not."""
-    folded = {word.casefold() for word in words}
+    folded = {word.casefold().rstrip("\ufe0e\ufe0f") for word in words}
     return any(folded <= set(pair) for pair in (*_TRUTH, *_LETTERS))

@@ -35,7 +35,7 @@ def states(table: Table) -> list[list[int]]:
 BOOKKEEPING = """
 fold fold_1 Fold kfold is_public isPublic Is_Verified Unnamed:_0 id image_id PatientId
 index __index_level_0__ num_labels n_objects label_count width image_height size set subset
-partition IsOccluded is_train is_duplicate was_cancelled iscrowd row_number Nr. Anzahl"""
+PLACEHOLDER is_train is_duplicate was_cancelled iscrowd row_number Nr. Anzahl"""
 
 
 @pytest.mark.parametrize("name", BOOKKEEPING.split())
@@ -496,3 +496,35 @@ def test_boxes_beside_labels_are_no_values(tmp_path: Path) -> None:
     rows = "a.jpg,0,0.1,cat\na.jpg,0.2,0.3,dog\nb.jpg,0,1,cat\n"
     table = read(tmp_path, f"image,x_min,x_max,label\n{rows}")
     assert states(table) == [[1, 0], [0, 1], [1, 0]]
+
+
+# ---- several columns that may hold labels ------------------------------------------------
+
+
+def test_all_columns_that_may_hold_labels_are_in_the_line_to_paste(tmp_path: Path) -> None:
+    """One of three would silently lose the others; captions and dates are not among them."""
+    rows = "".join(f"{n}.jpg,cat,{'dog' if n % 2 else ''},night,note {n}\n" for n in range(4))
+    message = refusal(tmp_path, f"image,primary,secondary,light,comment\n{rows}")
+    assert message.endswith('data.label_column: ["primary", "secondary", "light"]')
+    named = refusal(tmp_path, "image,cat,dog\na.jpg,cat,\nb.jpg,cat,dog\nc.jpg,,dog\n")
+    assert named.endswith('data.label_column: ["cat", "dog"]')
+
+
+def test_marks_that_are_not_known_are_no_labels(tmp_path: Path) -> None:
+    """`P` and `N` in each column: the line to paste would make them the labels."""
+    message = refusal(tmp_path, "image,cat,dog\na.jpg,P,N\nb.jpg,N,N\nc.jpg,N,P\n")
+    assert message.endswith("if 'N', 'P' mark labels: write 1 and 0 in their place")
+
+
+def test_a_second_column_of_the_same_labels_is_said(tmp_path: Path) -> None:
+    """`other_labels` is no usual name; `prediction` is what a model has said."""
+    rows = "a.jpg,cat,dog|fox\nb.jpg,dog,\nc.jpg,fox,cat\nd.jpg,cat,dog\n"
+    notes = read(tmp_path, f"image,label,other_labels\n{rows}").notes
+    assert (
+        "labels of 'label' stand in 'other_labels' too; "
+        'data.label_column: ["label", "other_labels"] takes all'
+    ) in notes
+    notes = read(tmp_path, f"image,label,prediction\n{rows}").notes
+    assert not any("takes all" in note for note in notes)
+    notes = read(tmp_path, "image,label,place\na.jpg,cat,wood\nb.jpg,dog,sea\n").notes
+    assert not any("takes all" in note for note in notes)

@@ -41,6 +41,7 @@ PAIRS = [
     ("Y", "N"),
     ("t", "f"),
     ("✓", "✗"),
+    ("✔\ufe0f", "✘"),
     ("x", "-"),
     ("+", "-"),
     ("pos", "neg"),
@@ -67,7 +68,7 @@ def test_unusual_words_are_said(tmp_path: Path) -> None:
     assert "cells read: 'Ja' as present; 'Nein' as absent" in table.notes
 
 
-@pytest.mark.parametrize("tick", ["x", "X", "✓", "y"])
+@pytest.mark.parametrize("tick", ["x", "X", "✓", "y", "✔\ufe0f", "☑\ufe0f"])
 def test_a_tick_and_blank(tmp_path: Path, tick: str) -> None:
     """A tick is present; blank stays unknown, as everywhere."""
     table = read(tmp_path, f"image;sofa;cat\na.jpg;{tick};\nb.jpg;;{tick}\n")
