@@ -74,6 +74,10 @@ _DENIAL = re.compile(
 """A label that may say that another one is absent: `-cat`, `!cat`, `no cat`, `her2-`."""
 _DOUBT = re.compile(r"(?P<of>.*?[^\s(?])[\s(]*\?+\)?")
 """A label that may say that another one is not sure: `cat?`."""
+_NUMBERED = re.compile(
+    r"\d+(?:[.)]\s*|\s+)(?P<after>[^\W\d].*)|(?P<before>.*[^\W\d])\s*(?:[x×]\s?\d+|\(\d+\))"
+)
+"""A label with the number of its line, or of things: `1. cat`, `2 cat`, `cat x2`, `cat (2)`."""
 _SEPARATORS = re.compile(
     r"[,;|/\\+&\n\t\r\u3001\u00b7\u2022\u30fb]|\s(?i:and|und|et|och|og|en|y|e|i|и|ve)\s"
 )
@@ -96,6 +100,7 @@ def note_labels(
         *_note_spellings(counts, options),
         *_note_no_labels(counts, options),
         *_note_denials(counts, options),
+        *_note_numbered(counts, options),
         *_note_unlearnable_labels(train, val, given),
         *_note_common_labels(train),
     ]
@@ -119,7 +124,7 @@ def _note_spellings(positives: Mapping[str, int], options: SourceOptions) -> lis
 
 def _note_no_labels(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
     """Return a note for labels that may mean `no label`, with the line that leaves them out."""
-    names = [name for name in positives if means_no_label(name)]
+    names = _find_no_labels(positives)
     if not names:
         return []
     line = format_ignored(names, options.ignore_labels)
@@ -136,7 +141,7 @@ def _note_denials(positives: Mapping[str, int], options: SourceOptions) -> list[
     notes = []
     if names := _find_marked(positives, _DENIAL):
         # Where words for no label get a line too, this one has them as well, and may replace it.
-        given = [*options.ignore_labels, *filter(means_no_label, positives)]
+        given = [*options.ignore_labels, *_find_no_labels(positives)]
         line = format_ignored(names, given)
         notes.append(
             f"{pluralize(len(names), 'label')} that may say that another one is absent "
@@ -150,6 +155,42 @@ def _note_denials(positives: Mapping[str, int], options: SourceOptions) -> list[
             f"a column 'unknown' lists labels that are not known"
         )
     return notes
+
+
+def _note_numbered(positives: Mapping[str, int], options: SourceOptions) -> list[str]:
+    """Return a note for labels that differ in a number alone, of a line or of things."""
+    groups, renames = _group_numbered(positives)
+    if not groups:
+        return []
+    line = format_renames(renames, dict(options.rename_labels))
+    if len(renames) > _MOST_PASTED:
+        line = "data.rename_labels"
+    listed = list_some([_join_spellings(names, positives) for names in groups])
+    return [
+        f"{pluralize(len(groups), 'label')} that stand with several numbers, each a label of its "
+        f"own ({listed}); if these count lines or things, this joins them: {line}"
+    ]
+
+
+def _group_numbered(positives: Mapping[str, int]) -> tuple[list[list[str]], dict[str, str]]:
+    """Return the labels that differ in a number alone, and old name -> name without a number.
+
+    `1. cat`, `2. cat`, `1. dog`, `3. dog`; one such label alone may be called so: `2 door`.
+    """
+    by_name: dict[str, list[str]] = {}
+    for name in positives:
+        if match := _NUMBERED.fullmatch(name):
+            by_name.setdefault((match["after"] or match["before"]).strip(), []).append(name)
+    several = {name: names for name, names in by_name.items() if len(names) > 1}
+    if len(several) < 2:
+        return [], {}
+    return [*several.values()], {old: new for new, names in by_name.items() for old in names}
+
+
+def _find_no_labels(positives: Mapping[str, int]) -> list[str]:
+    """Return the labels that may mean that there is none; 0 does among words."""
+    is_zero = sum(map(str.isdecimal, positives)) == 1 and len(positives) > 2
+    return [name for name in positives if means_no_label(name) or (is_zero and name == "0")]
 
 
 def _find_marked(positives: Mapping[str, int], pattern: re.Pattern[str]) -> list[str]:
@@ -218,7 +259,7 @@ def find_doubtful_labels(positives: Mapping[str, int], options: SourceOptions) -
     return [
         *find_spellings(positives, dict(options.rename_labels)),
         *find_no_labels(positives, options.ignore_labels),
-        *find_denials(positives, [*options.ignore_labels, *filter(means_no_label, positives)]),
+        *find_denials(positives, [*options.ignore_labels, *_find_no_labels(positives)]),
         *find_double_labels(positives),
     ]
 
@@ -276,7 +317,7 @@ def find_no_labels(positives: Mapping[str, int], given: Sequence[str] = ()) -> l
         positives: label -> number of its images.
         given: `ignore_labels` of the config, which the line to paste keeps.
     """
-    names = [name for name in positives if means_no_label(name)]
+    names = _find_no_labels(positives)
     message = (
         f'{pluralize(len(names), "label")} that may mean "no label"; data.ignore_labels leaves '
         f"them out, and their pictures then have none of the labels"

@@ -76,6 +76,14 @@ class Folder:
         stems = {_cut_ending(name): name for name in sorted(self.entries)}
         return {stem: name for stem, name in stems.items() if stem != name.casefold()}
 
+    @cached_property
+    def _by_number(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name in sorted(self.entries):
+            if (number := _find_number(name)) is not None:
+                names.setdefault(number, []).append(name)
+        return names
+
     def find_problem(self, base: str) -> str | None:
         """Return why the file cannot be used, as far as a look-up tells; None if it can."""
         path = os.path.join(self._path, base)
@@ -114,8 +122,15 @@ class Folder:
         return self._by_form.get(unicodedata.normalize("NFC", base))
 
     def suggest_name(self, base: str) -> str:
-        """Return `; there is 'A.jpg'` where only case or ending of the name are wrong, or ''."""
+        """Return `; there is 'A.jpg'` where case, ending or zeros of a name are wrong, or ''.
+
+        Spreadsheets write 7 for 007, and pandas 7.0.
+        """
         other = self._by_case.get(base.casefold()) or self._by_stem.get(_cut_ending(base))
+        if other is None and (number := _find_number(base)) is not None:
+            alike = self._by_number.get(number, [])
+            if len(alike) == 1 and self.find_problem(alike[0]) is None:
+                return f"; there is {alike[0]!r}: a spreadsheet may have dropped the zeros"
         return f"; there is {other!r}" if other and self.find_problem(other) is None else ""
 
     def _is_inside(self, path: str) -> bool:
@@ -135,3 +150,9 @@ def _cut_ending(base: str) -> str:
     """Return the name of a file without the ending of a picture, and without regard to case."""
     stem, ending = os.path.splitext(base.casefold())
     return stem if ending in DECODED else base.casefold()
+
+
+def _find_number(base: str) -> str | None:
+    """Return the number that a file is named by, without zeros before it; None without one."""
+    stem = _cut_ending(base).removesuffix(".0")
+    return (stem.lstrip("0") or "0") if stem.isdecimal() and stem.isascii() else None

@@ -18,6 +18,8 @@ _NUMBER = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*)|,([0-9]{1,2}))?(?:e([+-]?[0-
 """A number; three digits after a comma would be thousands."""
 NUMBER_FORM = "number "
 """Start of the form of a number; no other form has a space."""
+_WEIGHTED = re.compile(r"\(+([^():]+):[0-9.]+\)+")
+"""A label with its weight, as prompts of image generators have it."""
 _QUOTES = str.maketrans(dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", '"'))
 _BRACKETS = ("''", '""')
 """Pairs of signs around a label that are no part of it."""
@@ -41,12 +43,15 @@ def fold_label(name: str) -> str:
     ｃａｔ, cat + a no-width space  cat        width and invisible characters
     R&amp;B, caf\\u00e9, “cat”, cat.  R&B, café, cat, cat
     1.0, 01, +1, 1e0                one form   numbers, see `fold_number`
+    (cat:1.2)                       cat        the weight of a prompt
     C, C++, C#; 1-2, 12; -1, 1      different
     cat, -cat, her2, her2-          different  a minus at one end may say that it is absent
     """
     form = clean_label(name).casefold()
     if number := fold_number(form):
         return number
+    if match := _WEIGHTED.fullmatch(form):
+        form = match[1]
     stripped = form.rstrip(_TRAILING + " ") or form
     if stripped[:1] + stripped[-1:] in _BRACKETS and len(stripped) > 2:
         stripped = stripped[1:-1].strip()

@@ -246,6 +246,30 @@ def test_words_spelled_twice_are_noted(tmp_path: Path, odd: str, shown: str) -> 
     assert train_on(tmp_path, cells, line)[-1] == "labels café|cat"
 
 
+@pytest.mark.parametrize("form", ["{0}. {1}", "{0}) {1}", "{0} {1}", "{1} x{0}", "{1} ({0})"])
+def test_labels_with_the_number_of_a_line_are_noted(tmp_path: Path, form: str) -> None:
+    """`1. cat` on one picture is `2. cat` on another; the line joins them."""
+    said = [form.format(number, name) for number in (1, 2) for name in ("cat", "dog")]
+    cells = [f"{said[0]}|{said[3]}", f"{said[1]}|{said[2]}", said[0], said[1], form.format(1, "ox")]
+    notes = train_on(tmp_path, cells)
+    assert any("2 labels that stand with several numbers" in note for note in notes)
+    (line,) = take_lines(notes)
+    assert train_on(tmp_path, cells, line)[-1] == "labels cat|dog|ox"
+
+
+def test_labels_whose_number_is_a_name_are_not_noted(tmp_path: Path) -> None:
+    """One thing with several numbers may be several things; so may `stage 1`."""
+    cells = ["2 door", "4 door", "stage 1|grade 1", "stage 2|grade 2", "1girl", "2girls"]
+    assert take_lines(train_on(tmp_path, cells)) == []
+
+
+def test_a_zero_among_words_may_mean_none(tmp_path: Path) -> None:
+    """It stands in the cells without a label; among numbers it is a class."""
+    notes = train_on(tmp_path, ["cat", "dog", "0", "0", "cat|dog"])
+    assert take_lines(notes) == ['data.ignore_labels: ["0"]']
+    assert take_lines(train_on(tmp_path, ["0", "1", "cat", "0"])) == []
+
+
 def test_labels_that_mean_none_are_noted(tmp_path: Path) -> None:
     """They stay labels until the line is pasted; with old entries it replaces the old line."""
     cells = ["cat", "Unlabeled", "__background__", "dog", "misc", "misc|cat", "NA", "cat|dog"]

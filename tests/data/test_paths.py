@@ -59,6 +59,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True)
         for name in ("a.jpg", "B.JPG", f"{NFC}.jpg", "two\nlines.jpg", "both.jpg", "Both.jpg"):
             (folder / name).touch()
+        for name in ("007.jpg", "08.jpg", "008.jpg"):
+            (folder / name).touch()
         (folder / f"{NFD} 2.jpg").touch()
     (root / "a.jpg").touch()
     os.mkfifo(root / "sub" / "fifo")
@@ -83,6 +85,10 @@ VERDICTS = {
     "gone": "no such file",
     "A.jpg": "no such file; there is 'a.jpg'",
     "b.jpg": "no such file; there is 'B.JPG'",
+    "7": "no such file; there is '007.jpg': a spreadsheet may have dropped the zeros",
+    "7.0": "no such file; there is '007.jpg': a spreadsheet may have dropped the zeros",
+    "07.jpg": "no such file; there is '007.jpg': a spreadsheet may have dropped the zeros",
+    "8": "no such file",
     "GONE": "no such file",
     "DIR": "no such file",
     "IN": "no such file; there is 'in'",

@@ -29,6 +29,8 @@ from mlfinetune.text import quote_yaml
         ("❤\ufe0f", "❤"),
         ("cat\u2060", "ｃａｔ"),
         ("cat\x7f", "cat;"),
+        ("(cat:1.2)", "cat"),
+        ("((hot dog:.9))", "hot_dog"),
     ],
 )
 def test_spellings_have_one_form(one: str, other: str) -> None:

@@ -11,6 +11,7 @@ a.jpg,dog,0
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 
@@ -233,11 +234,24 @@ class ListColumns:
                 f"data.label_delimiter: {quote_yaml(found)}"
             )
 
+    def _note_merged_cells(self) -> Iterator[str]:
+        """Yield a note where each label stands above blank cells, as merged cells are exported."""
+        cells = self._cells[0]
+        filled = [row for row, cell in enumerate(cells) if format_cell(cell)]
+        gaps = [below - row for row, below in pairwise([*filled, len(cells)])]
+        if len(gaps) > 1 and not filled[0] and min(gaps) > 1 and 3 * len(gaps) <= len(cells):
+            yield (
+                f"each of {len(gaps)} labels stands above blank cells, as merged cells of a "
+                f"spreadsheet do; if it holds for the rows below: write it into each row"
+            )
+
     def _list_doubts(self, faults: RowFaults, lists: LabelLists) -> Iterator[str]:
         """Yield notes on cells that another delimiter would split, and on parts never apart."""
         if self._given:
             yield from self._note_absent_delimiter()
             return
+        if self.delimiter is None and len(self._cells) == 1:
+            yield from self._note_merged_cells()
         if self.delimiter is None and not self._whole:
             note = suggest_delimiter(text for _, text in self._iter_texts())
             yield from [note] if note else []

@@ -178,6 +178,14 @@ def test_one_label_in_round_brackets_is_a_list_as_others(tmp_path: Path) -> None
     assert read(tmp_path, "(cat)", "dog", "(dog)").labels.names == ("(cat)", "dog", "(dog)")
 
 
+def test_labels_of_merged_cells_are_said(tmp_path: Path) -> None:
+    """The label of ten rows stands in the first one; the others would be negatives."""
+    merged = ["cat", "", "", "", "dog", "", "", "fox", "", ""]
+    assert any("each of 3 labels stands above" in note for note in read(tmp_path, *merged).notes)
+    for cells in (["", *merged], ["cat", "dog", "", "", "", "", ""], ["cat", "dog"]):
+        assert not any("stands above" in note for note in read(tmp_path, *cells).notes)
+
+
 def test_a_given_delimiter_that_no_cell_holds_is_said(tmp_path: Path) -> None:
     """A typing error would make one label of each cell."""
     read(tmp_path, "cat|dog", "dog|fox", "cat")

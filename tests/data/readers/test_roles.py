@@ -35,7 +35,8 @@ def states(table: Table) -> list[list[int]]:
 BOOKKEEPING = """
 fold fold_1 Fold kfold is_public isPublic Is_Verified Unnamed:_0 id image_id PatientId
 index __index_level_0__ num_labels n_objects label_count width image_height size set subset
-PLACEHOLDER is_train is_duplicate was_cancelled iscrowd row_number Nr. Anzahl"""
+partition sum Totals Summe pred_cat cat_logit predicted_dog prediction
+IsOccluded is_train is_duplicate was_cancelled iscrowd row_number Nr. Anzahl"""
 
 
 @pytest.mark.parametrize("name", BOOKKEEPING.split())
