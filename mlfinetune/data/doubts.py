@@ -23,6 +23,7 @@ from mlfinetune.data.spellings import (
     list_patterns,
 )
 from mlfinetune.data.table import SourceOptions
+from mlfinetune.data.targets import POSITIVE, UNKNOWN
 from mlfinetune.text import list_labels, list_some, pluralize, quote_exact
 
 NEARLY_ALL = 0.95
@@ -103,6 +104,7 @@ def note_labels(
         *_note_numbered(counts, options),
         *_note_unlearnable_labels(train, val, given),
         *_note_common_labels(train),
+        *_note_totals(train, options),
     ]
 
 
@@ -241,6 +243,31 @@ def _note_common_labels(train: Manifest) -> list[str]:
     ]
     count = pluralize(len(listed), "label")
     return [f"{count} in nearly every picture of train ({list_some(listed)}): little to learn"]
+
+
+def _note_totals(train: Manifest, options: SourceOptions) -> list[str]:
+    """Return a note for labels that are present exactly where one of the others is.
+
+    Such a column may be a total, or a check mark; with `implies` it is a label that follows.
+    """
+    positives, negatives, _ = train.targets.counts()
+    enough = (positives > 0) & (negatives > 0) & (positives + negatives >= _FEW)
+    columns = np.flatnonzero(enough & (len(train.labels) > 2) & (not options.implies))
+    for _, block in train.targets.blocks():
+        if not columns.size:
+            return []
+        present = block[:, columns] == POSITIVE
+        others = (block == POSITIVE).sum(axis=1)[:, None] > present
+        wrong = (block[:, columns] != UNKNOWN) & (present != others)
+        columns = columns[~wrong.any(axis=0)]
+    names = [train.labels.names[column] for column in columns]
+    if not names:
+        return []
+    line = format_ignored(names, options.ignore_labels)
+    return [
+        f"{list_labels(names)} in exactly the pictures that have another label; if it is a total, "
+        f"or a mark of those that are done: {line}"
+    ]
 
 
 def _join_spellings(names: Sequence[str], positives: Mapping[str, int]) -> str:

@@ -270,6 +270,16 @@ def test_a_zero_among_words_may_mean_none(tmp_path: Path) -> None:
     assert take_lines(train_on(tmp_path, ["0", "1", "cat", "0"])) == []
 
 
+def test_a_label_of_all_that_have_a_label_is_noted(tmp_path: Path) -> None:
+    """It may be a total or a check mark of the table; a label that follows is said in `implies`."""
+    cells = ["cat|any", "dog|any", "fox|cat|any", "", "any|fox"] * 6
+    (line,) = take_lines(train_on(tmp_path, cells))
+    assert line == 'data.ignore_labels: ["any"]'
+    line = "implies: {cat: any, dog: any, fox: any}"
+    assert take_lines(train_on(tmp_path, cells, line)) == []
+    assert take_lines(train_on(tmp_path, [*cells, "any", "dog"])) == []
+
+
 def test_labels_that_mean_none_are_noted(tmp_path: Path) -> None:
     """They stay labels until the line is pasted; with old entries it replaces the old line."""
     cells = ["cat", "Unlabeled", "__background__", "dog", "misc", "misc|cat", "NA", "cat|dog"]

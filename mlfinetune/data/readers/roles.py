@@ -276,6 +276,7 @@ class _Chooser:
         if lists:
             if lists[0] not in usual or lists[0].casefold() not in LABEL_COLUMNS:
                 self.choices.append(("label_column", lists[0]))
+            self._refuse_states_beside(lists[0], states)
             roles = self._describe_lists(lists[:1], unknown)
             return replace(roles, more_lists=tuple(lists[1:]))
         if numbered := self._find_numbered(may_be_labels):
@@ -286,6 +287,18 @@ class _Chooser:
             self.choices.append(("label_column", text))
             return self._describe_lists([text], unknown)
         return Roles(states=tuple(may_be_labels), left_out=left_out)
+
+    def _refuse_states_beside(self, label: str, states: Sequence[str]) -> None:
+        """Raise DataError where a column named `label` holds 0 and 1, and others do so too."""
+        images = self.sample[self.image].texts
+        alike = [name for name in states if self.sample[name].holds_digits]
+        is_state = self.sample[label].holds_digits and len(set(images)) == len(images)
+        if alike and is_state and self.options.value_column is None:
+            raise DataError(
+                f"{self.path}: {self.sample.describe([label, *alike])}: is '{label}' a label as "
+                f"the others are? If so: data.label_columns: [{quote_names([label, *alike])}]; if it holds the "
+                f"labels 0 and 1: data.label_column: {label}"
+            )
 
     def _put_verdicts_last(self, lists: list[str], names: Sequence[str]) -> list[str]:
         """Return columns of labels; those that may say whether the label of a row is there last.

@@ -529,3 +529,13 @@ def test_a_second_column_of_the_same_labels_is_said(tmp_path: Path) -> None:
     assert not any("takes all" in note for note in notes)
     notes = read(tmp_path, "image,label,place\na.jpg,cat,wood\nb.jpg,dog,sea\n").notes
     assert not any("takes all" in note for note in notes)
+
+
+def test_a_label_column_of_states_beside_others_is_asked_for(tmp_path: Path) -> None:
+    """`label` may be a label as `cat` is; the others would be lost."""
+    content = "image,cat,label\na.jpg,1,0\nb.jpg,0,1\n"
+    message = refusal(tmp_path, content)
+    assert "data.label_columns: ['label', 'cat']; " in message
+    assert read(tmp_path, content, label_columns=("label", "cat")).labels.names == ("label", "cat")
+    assert read(tmp_path, content, label_column=("label",)).labels.names == ("0", "1")
+    assert read(tmp_path, "image,fold,label\na.jpg,1,0\nb.jpg,0,1\n").labels.names == ("0", "1")
