@@ -296,8 +296,8 @@ class _Chooser:
         if alike and is_state and self.options.value_column is None:
             raise DataError(
                 f"{self.path}: {self.sample.describe([label, *alike])}: is '{label}' a label as "
-                f"the others are? If so: data.label_columns: [{quote_names([label, *alike])}]; if it holds the "
-                f"labels 0 and 1: data.label_column: {label}"
+                f"the others are? If so: data.label_columns: [{quote_names([label, *alike])}]; "
+                f"if it holds the labels 0 and 1: data.label_column: {label}"
             )
 
     def _put_verdicts_last(self, lists: list[str], names: Sequence[str]) -> list[str]:
