@@ -1,5 +1,7 @@
 """Small real pictures and runs, and the account of what is promised, shared by the tests."""
 
+import functools
+import gc
 import io
 import json
 import multiprocessing
@@ -10,13 +12,15 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import demo_data
 import pytest
 import torch
+import typer.main
 
 if not torch.cuda.is_available():  # before triton is imported: its kernels are then interpreted
     os.environ["TRITON_INTERPRET"] = "1"
@@ -26,6 +30,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before timm is imported: its hub is never 
 from faults import children  # before the tagger: it registers the tiny network
 
 from mlfinetune.cli import main
+from mlfinetune.runtime import loading
 from mlfinetune.runtime.device import count_cores
 from mlfinetune.runtime.log import RunLog
 from mlfinetune.storage.cache import _reported
@@ -87,6 +92,22 @@ FAULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Use a cache folder of the tests' own."""
     os.environ["MLFINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lasting() -> Iterator[None]:
+    """Make once what each new process makes: a million objects of modules, the command line.
+
+    The collector would look through the modules again and again, a quarter of the time of tiny
+    runs; commands in this process import nothing, and do not hand them back to it.
+    """
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "loading_modules", nullcontext)
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

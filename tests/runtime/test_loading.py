@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ from conftest import run_command
 from mlfinetune.runtime.loading import loading_modules
 
 
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Leave the collector as it was before the tests: nothing is frozen."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("thawed")
 def test_nothing_is_collected_while_modules_load() -> None:
     """It goes on afterwards, after an error too."""
     with loading_modules():
@@ -23,6 +34,7 @@ def test_nothing_is_collected_while_modules_load() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.usefixtures("thawed")
 def test_what_was_loaded_is_old() -> None:
     """Collections of young objects, which come often, do not look at it; it is not frozen."""
     with loading_modules():
