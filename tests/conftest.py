@@ -1,7 +1,9 @@
 """Small real pictures and runs, and the account of what is promised, shared by the tests."""
 
+import atexit
 import functools
 import gc
+import importlib
 import io
 import json
 import multiprocessing
@@ -101,13 +103,13 @@ def lasting() -> Iterator[None]:
     The collector would look through the modules again and again, a quarter of the time of tiny
     runs; commands in this process import nothing, and do not hand them back to it.
     """
-    gc.collect()
+    importlib.import_module("hypothesis")  # it asks the collector for what refers to its numbers
     gc.freeze()
+    atexit.register(gc.unfreeze)  # some modules then look whether all of theirs is freed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "loading_modules", nullcontext)
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ def thawed() -> Iterator[None]:
     """Leave the collector as it was before the tests: nothing is frozen."""
     gc.unfreeze()
     yield
-    gc.collect()
     gc.freeze()
 
 

@@ -5,13 +5,12 @@ with those of the CPU; a copy may go from one to the other. Below the level of P
 are the CPU's, so that autograd needs no threads of a device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 MPS = torch.device("mps:0")
 REFUSED = (torch.float64, torch.complex128, torch.bfloat16)
@@ -47,18 +46,25 @@ class OnMps(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
         """Return the operation on the CPU; what it returns is on the stand-in."""
-        kwargs = kwargs or {}
-        tensors: list[torch.Tensor] = []
-        tree_map_only(torch.Tensor, tensors.append, (args, kwargs))
-        others = [x for x in tensors if not isinstance(x, OnMps) and x.dim()]
         copies = function is torch.ops.aten.copy_.default
-        assert copies or not others, f"{function} mixes mps and cpu"
-        given = args[0] if args else None
-        args, kwargs = tree_map_only(OnMps, lambda x: x.held, (args, kwargs))
-        done = function(*args, **kwargs)
-        if copies:
-            return given
-        return tree_map_only(torch.Tensor, OnMps, done)
+
+        def take(x: torch.Tensor) -> torch.Tensor:
+            assert isinstance(x, OnMps) or copies or not x.dim(), f"{function} mixes mps and cpu"
+            return x.held if isinstance(x, OnMps) else x
+
+        done = function(*_change(args, take), **_change(kwargs or {}, take))
+        return args[0] if copies else _change(done, OnMps)
+
+
+def _change(given: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return what an operation is given or returns, with its tensors changed; torch's is slow."""
+    if isinstance(given, torch.Tensor):
+        return change(given)
+    if isinstance(given, tuple | list):
+        return type(given)([_change(each, change) for each in given])
+    if isinstance(given, dict):
+        return {name: _change(each, change) for name, each in given.items()}
+    return given
 
 
 class _Move(torch.autograd.Function):
