@@ -46,7 +46,12 @@ def init(cli: Run, folder: Path, *arguments: str) -> list[str]:
     return str(done.stdout).splitlines()
 
 
-SHARED = ["model.backbone=resnet6_tiny", "model.weights=null", "model.image_size=32"]
+SHARED = [
+    "model.backbone=resnet6_tiny",
+    "model.weights=null",
+    "model.image_size=32",
+    "train.workers=0",
+]
 
 
 @pytest.mark.parametrize(
