@@ -74,7 +74,7 @@ test: .venv/tested
 	$(MAKE) check
 	touch $@
 
-# Processes of one thread each, one more than cores (tests/conftest.py): several with several threads
+# Processes of one thread each, two more than cores (tests/conftest.py): several with several threads
 # would wait for each other.
 .venv/passed: .venv/done $(CHECKED) | tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

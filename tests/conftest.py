@@ -239,8 +239,8 @@ def run_child(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker more than cores: a test waits a third of its time, as for the disk."""
-    return count_cores() + 1
+    """Return two workers more than cores: tests wait, as for the disk and for processes."""
+    return count_cores() + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
