@@ -76,7 +76,7 @@ _DENIAL = re.compile(
 _DOUBT = re.compile(r"(?P<of>.*?[^\s(?])[\s(]*\?+\)?")
 """A label that may say that another one is not sure: `cat?`."""
 _NUMBERED = re.compile(
-    r"\d+(?:[.)]\s*|\s+)(?P<after>[^\W\d].*)|(?P<before>.*[^\W\d])\s*(?:[x×]\s?\d+|\(\d+\))"
+    r"#?\d+(?:[.:)]\s*|\s+)(?P<after>[^\W\d].*)|(?P<before>.*[^\W\d])\s*(?:[x×*]\s?\d+|\(\d+\))"
 )
 """A label with the number of its line, or of things: `1. cat`, `2 cat`, `cat x2`, `cat (2)`."""
 _SEPARATORS = re.compile(

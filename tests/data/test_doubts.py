@@ -246,7 +246,13 @@ def test_words_spelled_twice_are_noted(tmp_path: Path, odd: str, shown: str) -> 
     assert train_on(tmp_path, cells, line)[-1] == "labels café|cat"
 
 
-@pytest.mark.parametrize("form", ["{0}. {1}", "{0}) {1}", "{0} {1}", "{1} x{0}", "{1} ({0})"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("{0}. {1}", "{0}) {1}", "{0}: {1}", "{0} {1}", "#{0} {1}"),
+        *("{1} x{0}", "{1}*{0}", "{1} ({0})"),
+    ],
+)
 def test_labels_with_the_number_of_a_line_are_noted(tmp_path: Path, form: str) -> None:
     """`1. cat` on one picture is `2. cat` on another; the line joins them."""
     said = [form.format(number, name) for number in (1, 2) for name in ("cat", "dog")]

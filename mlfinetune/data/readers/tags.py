@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mlfinetune.data.readers.delimiters import detect_delimiter, name_delimiter, suggest_delimiter
+from mlfinetune.data.readers.state_words import read_state
 from mlfinetune.data.table import LabelLists
 from mlfinetune.errors import DataError
 from mlfinetune.text import quote_yaml
@@ -26,14 +27,15 @@ _SHARE = r"(?:0?[.,]\d+|1[.,]0+)"
 _WITH_VALUE = re.compile(
     rf".+[:=]\s*(?:[01]?[.,]\d+|[01])|.+\s{_SHARE}|.+\s\({_SHARE}\)|{_SHARE}\s.+"
     r"|.+[:=\s(]\d{1,3}(?:[.,]\d+)?\s?%\)?|\(.+:\d*[.,]?\d+\)"
-    r"|.+[:=]\s*(?:yes|no|true|false|Yes|No|True|False)"
 )
-"""A label with its value: `cat:0.9`, `cat 0.9`, `cat (0.9)`, `0.9 cat`, `cat 90%`, `cat: yes`;
-`(cat:1.2)`, as image generators weigh it."""
-_VALUE = re.compile(r"^[\d.,]+\s+|[:=\s(]\s*(?:[\d.,]+\s?%?\)?|[A-Za-z]+)$")
+"""A label with its value: `cat:0.9`, `cat 0.9`, `cat (0.9)`, `0.9 cat`, `cat 90%`; `(cat:1.2)`, as
+image generators weigh it."""
+_WITH_WORD = re.compile(r".+[:=]\s*([^\s:=]+)")
+"""A label with a word, which may be its state: `cat: yes`, `cat=nein`."""
+_VALUE = re.compile(r"^[\d.,]+\s+|[:=\s(]\s*(?:[\d.,]+\s?%?\)?|[^\W\d]+)$")
 _ESCAPE = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,6});")
 """A sign as HTML writes it, such as `&amp;`."""
-_QUOTED = re.compile(r"""(?:"[^"]*"|'[^']*'|“[^”]*”|„[^“”]*[“”]|«[^»]*»)""")
+_QUOTED = re.compile(r"""(?:"[^"]*"|'[^']*'|`[^`]*`|“[^”]*”|„[^“”]*[“”]|«[^»]*»)""")
 _ALL_QUOTED = re.compile(rf"{_QUOTED.pattern}(?:(?:\s*+[,;|]\s*+|\s++){_QUOTED.pattern})*")
 """One label in quotes, or several."""
 _SMALL_WORDS = frozenset(
@@ -133,9 +135,18 @@ def find_valued(names: Sequence[str]) -> str:
 
     `version 0.9`, `version 1.0` are labels: one word before all numbers.
     """
-    if not all(map(_WITH_VALUE.fullmatch, names)):
+    if not all(map(_has_value, names)):
         return ""
     return names[0] if len({_VALUE.sub("", name) for name in names}) > 1 else ""
+
+
+def _has_value(name: str) -> bool:
+    """Return whether a label has a number, or a word for present or absent in any language."""
+    if _WITH_VALUE.fullmatch(name):
+        return True
+    word = _WITH_WORD.fullmatch(name)
+    state = read_state(word[1]) if word else None
+    return state is not None and state.kind == "word"
 
 
 def suggest_separator(origin: object, lists: LabelLists, ending: str) -> Iterator[str]:
@@ -204,7 +215,8 @@ def find_odd_cells(cells: Sequence[str], delimiter: str | None) -> str:
         ends = [text for text in texts if len(text.split()) >= _SENTENCE and text.endswith(".")]
         long = sum(map(len, words)) > _SENTENCE * len(words)
         recur = 2 * len(set(texts)) <= len(texts)  # names of classes
-        if 2 * len(ends) > len(texts) or (long and 2 * len(small) > len(texts) and not recur):
+        worded = delimiter is None or 2 * len(small) > len(texts)  # tags in a row are as long
+        if 2 * len(ends) > len(texts) or (long and worded and not recur):
             return (
                 f"hold sentences ({(ends or texts)[0][:60]!r}), no labels; write labels with a "
                 f"sign between them, as cat|dog. Where they are labels: data.label_delimiter"

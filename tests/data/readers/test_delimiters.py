@@ -128,13 +128,14 @@ def test_labels_in_quotes_are_refused(tmp_path: Path) -> None:
         ['"black cat, old","dog"', '"dog"', '"fox"'],
         ["'cat', 'dog'", "'dog'", "'fox'"],
         ["“cat, dog”", "“dog”"],
+        ["`cat`, `dog`", "`dog`"],
     ):
         message = refusal(tmp_path, *cells)
         assert "the cells of 'tags' hold labels in quotes" in message
         assert "data.label_delimiter" in message
     path = tmp_path / "t.csv"
     table = read_csv(path, SourceOptions(label_delimiter=","))
-    assert table.labels.names == ("“cat", "dog”", "“dog”")
+    assert table.labels.names == ("`cat`", "`dog`")
     assert read(tmp_path, "the '90s'", "'60s'", "rock").labels.names == (
         "the '90s'",
         "'60s'",
@@ -159,6 +160,8 @@ def test_sentences_are_no_labels(tmp_path: Path) -> None:
             f"a {what} is on the {place}{stop}" for place in endings for what in ("cat", "dog")
         ]
         assert "hold sentences ('a cat is on the sofa" in refusal(tmp_path, *cells)
+    cells = [f"eine Katze liegt auf {place}" for place in endings]
+    assert "hold sentences ('eine Katze" in refusal(tmp_path, *cells)
     names = ["a cat on the sofa at night", "a dog in the park at noon"]
     assert read(tmp_path, *names * 3).labels.names == tuple(names)
     tags = [f"solo {a} {b} smile hat sky" for a in ("1girl", "dog") for b in "defghijk"]
@@ -169,6 +172,10 @@ def test_labels_with_yes_and_no_have_values(tmp_path: Path) -> None:
     """`cat: no` would be a label, and most pictures would have it."""
     cells = ["cat: yes, dog: no", "cat: no, dog: yes", "cat: no, dog: no"]
     assert "has a value, such as 'cat: yes'" in refusal(tmp_path, *cells)
+    for yes, no in (("ja", "nein"), ("sí", "no"), ("True", "False")):
+        cells = [f"cat={yes}, dog={no}", f"cat={no}, dog={yes}"]
+        assert "has a value" in refusal(tmp_path, *cells)
+    assert "breed: pug" in read(tmp_path, "breed: pug, size: s", "breed: cur").labels.names
 
 
 def test_one_label_in_round_brackets_is_a_list_as_others(tmp_path: Path) -> None:
